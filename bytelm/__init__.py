@@ -1,0 +1,6 @@
+"""bytelm trains language models under a wall-clock budget.
+
+Start with `gpt.py` for the network, `language_model.py` for what is trained, `cli.py` for how a run is put together.
+"""
+
+__version__ = "0.1.0"

@@ -1,0 +1,123 @@
+"""ByteData: a corpus as a LightningDataModule. A subclass says only where the bytes come from."""
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+
+from bytelm.data.rows import EvalBatches, Order, RowLoader
+from bytelm.values import ConfigError, NonNegativeInt, PositiveInt, UnitInterval
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Text as bytes.
+
+    Attributes:
+        name: What a run record calls it.
+        stream: uint8, (n,).
+    """
+
+    name: str
+    stream: Tensor
+
+    @cached_property
+    def sha256(self) -> str:
+        """Hash of the bytes: which text it was, whatever its name."""
+        return hashlib.sha256(self.stream.numpy().data).hexdigest()
+
+
+class ByteData(LightningDataModule):
+    """Base of the corpora whose tokens are bytes: splits, rows, batches.
+
+    The first part of the corpus trains, the rest validates. `validate` scores the first `eval_bytes` of the validation
+    split, the challenge's measure; `test` and `predict` take the whole split.
+
+    Args:
+        batch_size: Rows of one batch of one rank.
+        seq_len: Bytes of a row.
+        order: `sequential`, or `shuffled` by epoch.
+        train_fraction: Share of the corpus that trains.
+        eval_bytes: Bytes of the validation split that `val/bpb` is measured on, at most.
+        seed: Seed of the shuffled orders.
+    """
+
+    vocab_size = 256
+    token_bytes: Tensor | None = None  # a token is a byte
+
+    def __init__(
+        self,
+        batch_size: PositiveInt = 16,
+        seq_len: PositiveInt = 256,
+        order: Order = "sequential",
+        train_fraction: UnitInterval = 0.9,
+        eval_bytes: PositiveInt = 131_072,
+        seed: NonNegativeInt = 0,
+    ) -> None:
+        super().__init__()
+        self.batch_size = batch_size
+        self.seq_len = seq_len
+        self.order: Order = order
+        self.train_fraction = train_fraction
+        self.eval_bytes = eval_bytes
+        self.seed = seed
+        self._corpus: Corpus | None = None
+
+    def read(self) -> Corpus:
+        """Finds the corpus.
+
+        Raises:
+            ConfigError: It is not there; the message says what to place where.
+        """
+        raise NotImplementedError
+
+    @property
+    def corpus(self) -> Corpus:
+        """The corpus, read when it is first asked for."""
+        if self._corpus is None:
+            self._corpus = self.read()
+        return self._corpus
+
+    def setup(self, stage: str) -> None:
+        stream = self.corpus.stream
+        cut = int(len(stream) * self.train_fraction)
+        self.train_split, self.val_split = stream[:cut], stream[cut:]
+        needed = {"train": self.train_split} if stage == "fit" else {}
+        for name, split in {**needed, "validation": self.val_split}.items():
+            if len(split) < self.seq_len:
+                raise ConfigError(
+                    "seq_len",
+                    self.seq_len,
+                    f"the {name} split of {self.corpus.name} has {len(split)} bytes (train_fraction "
+                    f"{self.train_fraction} of {len(stream)}), fewer than one row",
+                )
+
+    def train_dataloader(self) -> RowLoader:
+        rank, world_size = self._rank()
+        return RowLoader(
+            self.train_split, self.batch_size, self.seq_len, self.order, self.seed, rank=rank, world_size=world_size
+        )
+
+    def val_dataloader(self) -> EvalBatches:
+        # At least one row, as a budget of fewer bytes would otherwise score nothing.
+        return self._eval_batches(self.val_split[: max(self.eval_bytes, self.seq_len)])
+
+    def test_dataloader(self) -> EvalBatches:
+        return self._eval_batches(self.val_split)
+
+    def predict_dataloader(self) -> EvalBatches:
+        return self._eval_batches(self.val_split)
+
+    def _eval_batches(self, split: Tensor) -> EvalBatches:
+        return EvalBatches(split, self.batch_size, self.seq_len, *self._rank())
+
+    def _rank(self) -> tuple[int, int]:
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+
+
+def read_bytes(data: bytes | bytearray) -> Tensor:
+    """Bytes as a uint8 tensor (n,)."""
+    return torch.frombuffer(bytearray(data), dtype=torch.uint8) if data else torch.empty(0, dtype=torch.uint8)

@@ -1,0 +1,73 @@
+"""Downloads of texts: a file appears under its name only when it is whole."""
+
+import os
+import tempfile
+from collections.abc import Callable
+from http.client import HTTPException
+from pathlib import Path
+from urllib.request import Request, urlopen
+
+from tqdm import tqdm
+
+TIMEOUT_SECONDS = 30  # without an answer; not for the whole transfer
+
+
+class DownloadError(Exception):
+    """A download did not come to its end, or is not what it should be."""
+
+
+def download(url: str, target: Path, transform: Callable[[bytes], bytes]) -> None:
+    """Fetches a text, transforms it, and moves it to `target` in one step, so that no cut leaves half a file there.
+
+    Args:
+        url: Address.
+        target: Final path; its folder is made.
+        transform: Makes the text to keep out of the one received; raises DownloadError where that is not whole.
+
+    Raises:
+        DownloadError: The address could not be reached, the transfer was cut, or the folder cannot be written to.
+    """
+    try:
+        text = transform(_fetch(url, target.name))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, partial = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, target)
+        except BaseException:
+            os.unlink(partial)
+            raise
+    except (OSError, HTTPException) as error:
+        raise DownloadError(f"{url}: {error}") from error
+
+
+def _fetch(url: str, name: str) -> bytes:
+    request = Request(url, headers={"User-Agent": "bytelm"})
+    with urlopen(request, timeout=TIMEOUT_SECONDS) as response:
+        length = int(response.headers.get("Content-Length", 0)) or None
+        received = bytearray()
+        with tqdm(total=length, unit="B", unit_scale=True, desc=f"downloading {name}") as bar:
+            while chunk := response.read(1 << 16):
+                received += chunk
+                bar.update(len(chunk))
+    # http.client ends a cut transfer like a finished one when it is read in chunks.
+    if length is not None and len(received) != length:
+        raise DownloadError(f"{url}: cut after {len(received)} of {length} bytes")
+    return bytes(received)
+
+
+def strip_gutenberg(text: bytes) -> bytes:
+    """A Project Gutenberg etext without its header and footer, with Unix line ends.
+
+    Raises:
+        DownloadError: Header or footer is missing, so that the text is not whole.
+    """
+    lines = text.removeprefix(b"\xef\xbb\xbf").replace(b"\r\n", b"\n").split(b"\n")
+    starts = [i for i, line in enumerate(lines) if line.startswith(b"*** START OF TH")]
+    ends = [i for i, line in enumerate(lines) if line.startswith(b"*** END OF TH")]
+    if not starts or not ends or ends[-1] <= starts[0]:
+        raise DownloadError("not a whole Project Gutenberg text: its header or footer line is missing")
+    return b"\n".join(lines[starts[0] + 1 : ends[-1]]).strip(b"\n") + b"\n"

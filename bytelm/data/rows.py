@@ -1,0 +1,134 @@
+"""Rows: fixed-length pieces of a byte stream, and the endless loader that cuts batches of them for training.
+
+A row of T bytes b0 ... b(T-1) has the inputs [BOS, b0, ..., b(T-2)] and the targets [b0, ..., b(T-1)]: every byte is
+predicted once, the first one from nothing. Byte 0, which text does not have, is the begin-of-row marker BOS.
+"""
+
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+BOS = 0
+Order = Literal["sequential", "shuffled"]
+
+
+def cut_rows(stream: Tensor, starts: Tensor, seq_len: int) -> tuple[Tensor, Tensor]:
+    """Inputs and targets of the rows that begin at `starts`, wrapping around at the stream's end.
+
+    Args:
+        stream: Bytes, uint8, (n,).
+        starts: First byte of each row, (B,).
+        seq_len: Row length T.
+
+    Returns:
+        Two int64 tensors (B, T).
+    """
+    targets = stream[(starts[:, None] + torch.arange(seq_len)) % len(stream)].long()
+    return targets.roll(1, dims=1).index_fill_(1, torch.tensor(0), BOS), targets
+
+
+class RowLoader:
+    """Endless batches of one rank's rows, whose position can be saved.
+
+    All ranks together take consecutive rows: batch k of rank r holds rows (k ranks + r) batch_size and following.
+    `sequential` follows the stream without overlap and wraps around at its end, in the middle of a row if need be.
+    `shuffled` takes the stream's whole rows in a new random order every epoch.
+
+    Args:
+        stream: Bytes, uint8, (n,), n >= seq_len.
+        batch_size: Rows of one batch of one rank.
+        seq_len: Row length.
+        order: `sequential` or `shuffled`.
+        seed: Seed of the shuffled orders.
+        rank: This rank.
+        world_size: Number of ranks.
+    """
+
+    def __init__(
+        self,
+        stream: Tensor,
+        batch_size: int,
+        seq_len: int,
+        order: Order = "sequential",
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        self.stream = stream
+        self.seq_len = seq_len
+        self.order = order
+        self.seed = seed
+        self.rows_per_step = batch_size * world_size
+        self.own_rows = torch.arange(batch_size) + rank * batch_size
+        self.position = 0  # rows that all ranks together have taken
+        self._epochs: dict[int, Tensor] = {}
+
+    def __len__(self) -> int:
+        # As good as endless. With a length, Lightning fetches each batch when it is due; without one it fetches one
+        # ahead, and the position in a checkpoint would be one batch beyond what was trained on.
+        return 10**12
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        while True:
+            starts = self._starts(self.position + self.own_rows)
+            self.position += self.rows_per_step
+            yield cut_rows(self.stream, starts, self.seq_len)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Lightning puts this into checkpoints."""
+        return {"position": self.position}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on from a checkpoint's position."""
+        self.position = state["position"]
+
+    def _starts(self, rows: Tensor) -> Tensor:
+        if self.order == "sequential":
+            return rows * self.seq_len % len(self.stream)
+        n_rows = len(self.stream) // self.seq_len
+        epochs = rows // n_rows
+        starts = torch.empty_like(rows)
+        for epoch in epochs.unique().tolist():
+            inside = epochs == epoch
+            starts[inside] = self._permutation(epoch, n_rows)[rows[inside] % n_rows] * self.seq_len
+        return starts
+
+    def _permutation(self, epoch: int, n_rows: int) -> Tensor:
+        if epoch not in self._epochs:
+            # A generator of its own: the order depends on seed and epoch alone, not on what else draws numbers.
+            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+            self._epochs = {k: v for k, v in self._epochs.items() if k == epoch - 1}
+            self._epochs[epoch] = torch.randperm(n_rows, generator=generator)
+        return self._epochs[epoch]
+
+
+class EvalBatches:
+    """Every row of a stream once, spread over the ranks.
+
+    All ranks get equally many batches, for a collective in the model would otherwise wait for ever; batches differ in
+    size by one row at most.
+
+    Args:
+        stream: Bytes, uint8, (n,), n >= seq_len.
+        batch_size: Largest number of rows of a batch.
+        seq_len: Row length.
+        rank: This rank.
+        world_size: Number of ranks.
+    """
+
+    def __init__(self, stream: Tensor, batch_size: int, seq_len: int, rank: int = 0, world_size: int = 1) -> None:
+        self.stream = stream
+        self.seq_len = seq_len
+        starts = torch.arange(len(stream) // seq_len) * seq_len
+        per_rank = -(-len(starts) // world_size)
+        n_batches = -(-per_rank // batch_size)
+        self.batches = starts.tensor_split(n_batches * world_size)[rank * n_batches : (rank + 1) * n_batches]
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for starts in self.batches:
+            yield cut_rows(self.stream, starts, self.seq_len)

@@ -1,0 +1,123 @@
+"""GPT: a causal transformer whose every part is injected.
+
+    tokens -> embedding -> position.embed -> n_layers x block -> norm -> head -> logits
+
+The constructor takes small factories, one a part; a config names another class to swap one. Notable:
+- one position encoding, shared by all blocks, acts on embeddings, on queries and keys, or on scores;
+- the head is tied to the token embedding unless told otherwise;
+- the last thing that happens is the initialisation, a part too.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from bytelm.parts.attention import SDPA, Attention
+from bytelm.parts.block import Block, PreNorm
+from bytelm.parts.embedding import TokenEmbedding
+from bytelm.parts.feedforward import GELU, FeedForward
+from bytelm.parts.init import Initialization, Normal
+from bytelm.parts.norm import LayerNorm, Norm
+from bytelm.parts.position import PositionEncoding, Rotary
+from bytelm.values import ConfigError, PositiveFloat, PositiveInt, UnitInterval
+
+
+class GPT(nn.Module):
+    """A causal transformer language model.
+
+    Args:
+        d_model: Width of the residual stream.
+        n_heads: Number of attention heads; divides d_model.
+        n_layers: Number of blocks.
+        d_ff: Width of the feed-forward's hidden layer; default 4 d_model.
+        vocab_size: Number of tokens; 256 for bytes.
+        max_seq_len: Longest sequence, in tokens.
+        position: Position encoding: Rotary, Learned, Sinusoidal, ALiBi, NoPosition.
+        embedding: Token embedding: TokenEmbedding, ScaledEmbedding.
+        attention: Attention: SDPA, Explicit; its options are n_kv_heads, qk_norm, dropout, bias.
+        feedforward: Feed-forward: ReLU, GELU, SiLU, ReLUSquared, SwiGLU, GeGLU.
+        norm: Normalisation: LayerNorm, RMSNorm.
+        block: Order of a block: PreNorm, PostNorm, Parallel.
+        init: Initialisation: Normal.
+        tie_embeddings: Whether the head reads logits off the token embedding's weights.
+        head_bias: Whether the head has a bias.
+        logit_softcap: Logits become c tanh(logits / c), within (-c, c) (Gemma 2, arXiv:2408.00118); none by default.
+        dropout: Probability of dropping an element of the embeddings and of what each branch adds (GPT-2's).
+
+    Raises:
+        ConfigError: Values that do not fit together; the message names them.
+    """
+
+    def __init__(
+        self,
+        d_model: PositiveInt = 128,
+        n_heads: PositiveInt = 4,
+        n_layers: PositiveInt = 4,
+        d_ff: PositiveInt | None = None,
+        vocab_size: PositiveInt = 256,
+        max_seq_len: PositiveInt = 256,
+        position: Callable[[int, int, int], PositionEncoding] = Rotary,
+        embedding: Callable[[int, int], TokenEmbedding] = TokenEmbedding,
+        attention: Callable[[int, int], Attention] = SDPA,
+        feedforward: Callable[[int, int], FeedForward] = GELU,
+        norm: Callable[[int], Norm] = LayerNorm,
+        block: Callable[[Attention, FeedForward, Callable[[], Norm], float], Block] = PreNorm,
+        init: Callable[[], Initialization] = Normal,
+        tie_embeddings: bool = True,
+        head_bias: bool = False,
+        logit_softcap: PositiveFloat | None = None,
+        dropout: UnitInterval = 0.0,
+    ) -> None:
+        super().__init__()
+        if d_model % n_heads:
+            raise ConfigError("n_heads", n_heads, f"accepted: divisors of d_model, which is {d_model}")
+        self.vocab_size = vocab_size
+        self.max_seq_len = max_seq_len
+        self.d_model = d_model
+        self.logit_softcap = logit_softcap
+        self.tie_embeddings = tie_embeddings
+
+        self.embedding = embedding(vocab_size, d_model)
+        self.position = position(d_model, n_heads, max_seq_len)
+        self.dropout = nn.Dropout(dropout)
+        self.blocks = nn.ModuleList(
+            block(
+                attention(d_model, n_heads),
+                feedforward(d_model, 4 * d_model if d_ff is None else d_ff),
+                lambda: norm(d_model),
+                dropout,
+            )
+            for _ in range(n_layers)
+        )
+        self.norm = norm(d_model)
+        self.head = nn.Linear(d_model, vocab_size, bias=head_bias)
+        if tie_embeddings:
+            self.head.weight = self.embedding.weight
+        init()(self, n_layers)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Token ids (B, T), T <= max_seq_len, to the logits of each next token, (B, T, vocab_size)."""
+        assert tokens.shape[1] <= self.max_seq_len, f"{tokens.shape[1]} tokens, max_seq_len is {self.max_seq_len}"
+        x = self.dropout(self.position.embed(self.embedding(tokens)))
+        for block in self.blocks:
+            x = block(x, self.position)
+        logits = self.head(self.norm(x))
+        if self.logit_softcap is not None:
+            logits = self.logit_softcap * torch.tanh(logits / self.logit_softcap)
+        return logits
+
+    def num_params(self) -> int:
+        """Number of parameters, shared ones counted once."""
+        return sum(p.numel() for p in self.parameters())
+
+    def flops_per_token(self, seq_len: int) -> int:
+        """FLOPs that training takes per token, forward and backward: 6 N + 12 n_layers d_model seq_len.
+
+        N leaves out tables that are only looked up. The second term is attention's, unmasked, as is the custom
+        (Chowdhery et al. 2022, arXiv:2204.02311, appendix B).
+        """
+        looked_up = sum(p.numel() for p in self.position.parameters())
+        if not self.tie_embeddings:
+            looked_up += sum(p.numel() for p in self.embedding.parameters())
+        return 6 * (self.num_params() - looked_up) + 12 * len(self.blocks) * self.d_model * seq_len

@@ -1,0 +1,169 @@
+"""LanguageModel: a GPT, a loss and an optimizer as a LightningModule. It knows nothing about schedules or time.
+
+Logged: train/loss, grad/norm (every `trainer.log_every_n_steps`), val/loss (nats per token), val/bpb.
+"""
+
+import shutil
+import warnings
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim import Optimizer
+from torchmetrics import MeanMetric
+
+from bytelm.gpt import GPT
+from bytelm.metrics import BitsPerByte
+from bytelm.optim import AdamW, ParamGroups, param_groups
+from bytelm.parts.loss import CrossEntropy, Loss
+from bytelm.values import ConfigError
+
+Batch = tuple[Tensor, Tensor]
+"""Inputs and targets, token ids, each (B, T)."""
+
+
+class TokenData(Protocol):
+    """What a model needs to know of its data."""
+
+    vocab_size: int
+    seq_len: int
+    token_bytes: Tensor | None
+
+
+class LanguageModel(LightningModule):
+    """Trains a GPT to predict the next token.
+
+    Args:
+        gpt: The network.
+        loss: Training loss; validation always reports plain cross-entropy.
+        optimizer: Optimizer and its options; it is given the parameters in groups (see optim.py).
+        compile: Whether to run the network through torch.compile, where the machine can.
+    """
+
+    def __init__(
+        self,
+        gpt: GPT,
+        loss: Callable[[], Loss] = CrossEntropy,
+        optimizer: Callable[[ParamGroups], Optimizer] = AdamW,
+        compile: bool = False,
+    ) -> None:
+        super().__init__()
+        self.gpt = gpt
+        self.loss = loss()
+        self.optimizer = optimizer
+        self.use_compile = compile
+        self.val_loss = MeanMetric()
+        self.val_bpb = BitsPerByte()
+        self._grad_norm: Tensor | None = None
+
+    def check(self, data: TokenData) -> None:
+        """Says early, and in the user's words, what would fail late: sizes that do not fit, impossible options.
+
+        Raises:
+            ConfigError: The data does not fit the network, or the optimizer refuses its options.
+        """
+        if data.seq_len > self.gpt.max_seq_len:
+            raise ConfigError("seq_len", data.seq_len, f"accepted: up to max_seq_len, which is {self.gpt.max_seq_len}")
+        if data.vocab_size > self.gpt.vocab_size:
+            raise ConfigError(
+                "vocab_size", self.gpt.vocab_size, f"accepted: from {data.vocab_size}, the tokens of the data"
+            )
+        self.configure_optimizers()
+
+    def configure_model(self) -> None:
+        if self.use_compile and _can_compile(self.device):
+            # Not torch.compile(self.gpt), which would put a prefix before every key of the state dict.
+            self.gpt.compile()
+            self.use_compile = False  # once: Lightning calls this hook for every fit, validate and test
+
+    def setup(self, stage: str) -> None:
+        datamodule = getattr(self.trainer, "datamodule", None)
+        self.val_bpb = BitsPerByte(getattr(datamodule, "token_bytes", None))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Token ids (B, T) to logits (B, T, vocab_size)."""
+        return self.gpt(tokens)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        inputs, targets = batch
+        return self.loss(self.gpt(inputs), targets)
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        # Logged here and not in training_step, at the logger's steps only: Lightning's log() costs tens of
+        # microseconds a call, whether or not anything is written.
+        if self.global_step % self.trainer.log_every_n_steps == 0:
+            # Lightning has divided the loss by the number of accumulated batches.
+            self.log("train/loss", outputs["loss"] * self.trainer.accumulate_grad_batches)
+            self.log("grad/norm", self._grad_norm if self._grad_norm is not None else self._measure_grad_norm())
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        _, targets = batch
+        nats = self._nats(batch)
+        self.val_loss.update(nats)
+        self.val_bpb.update(nats, targets)
+
+    def on_validation_epoch_end(self) -> None:
+        self._log_scores("val")
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        self.validation_step(batch, batch_idx)
+
+    def on_test_epoch_end(self) -> None:
+        self._log_scores("test")
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """What the network makes of each token: `targets` (B, T), and the `bits` that each cost, (B, T)."""
+        _, targets = batch
+        return {"targets": targets, "bits": self._nats(batch) / torch.log(torch.tensor(2.0))}
+
+    def configure_optimizers(self) -> Optimizer:
+        try:
+            return self.optimizer(param_groups(self, self.gpt.blocks))
+        except (ValueError, RuntimeError) as error:
+            raise ConfigError("optimizer", getattr(self.optimizer, "class_path", "its options"), str(error)) from error
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: int | float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clips by torch.nn.utils, for every optimizer and precision.
+
+        Lightning's own clipping refuses fused optimizers under mixed precision, because under a gradient scaler they
+        unscale by themselves, inside the step. Unscaling here, before the clipping, is what GradScaler provides for.
+        """
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        if scaler is not None and getattr(optimizer, "_step_supports_amp_scaling", False):
+            scaler.unscale_(optimizer)
+        if not gradient_clip_val:
+            self._grad_norm = None
+        elif gradient_clip_algorithm == "value":
+            nn.utils.clip_grad_value_(self.parameters(), gradient_clip_val)
+            self._grad_norm = None
+        else:
+            self._grad_norm = nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
+
+    def _measure_grad_norm(self) -> Tensor:
+        return nn.utils.get_total_norm([p.grad for p in self.parameters() if p.grad is not None])
+
+    def _nats(self, batch: Batch) -> Tensor:
+        """Plain cross-entropy of each target in nats, (B, T), whatever the training loss is."""
+        inputs, targets = batch
+        logits = self.gpt(inputs)
+        return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="none").view_as(targets)
+
+    def _log_scores(self, split: str) -> None:
+        self.log(f"{split}/loss", self.val_loss)
+        self.log(f"{split}/bpb", self.val_bpb)
+
+
+def _can_compile(device: torch.device) -> bool:
+    # On the CPU torch.compile generates C++, and fails in the middle of a run where nothing can build that.
+    if device.type != "cpu" or any(shutil.which(compiler) for compiler in ("g++", "clang++", "c++", "cl")):
+        return True
+    warnings.warn("model.compile: no C++ compiler found (g++, clang++), so the network runs uncompiled", stacklevel=2)
+    return False

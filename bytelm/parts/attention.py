@@ -1,0 +1,110 @@
+"""Causal self-attention: the projections are common, how queries meet keys and values is the variant.
+
+Queries and keys may be normalised per head (QK-norm); several query heads may share a key/value head (GQA).
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bytelm.parts.init import ResidualProjection
+from bytelm.parts.norm import Norm
+from bytelm.parts.position import PositionEncoding
+from bytelm.values import ConfigError, PositiveInt, UnitInterval
+
+
+class Attention(nn.Module):
+    """Base of the attentions: a subclass says how queries attend to keys and values.
+
+    Args:
+        d_model: Width of the residual stream.
+        n_heads: Number of query heads; divides d_model.
+        n_kv_heads: Number of key/value heads, each shared by n_heads / n_kv_heads query heads
+            (Ainslie et al. 2023, arXiv:2305.13245); default n_heads.
+        qk_norm: Normalisation of queries and keys over the head dimension, before positions
+            (Henry et al. 2020, arXiv:2010.04245); none by default.
+        dropout: Probability of dropping an attention weight.
+        bias: Whether the projections have biases.
+
+    Raises:
+        ConfigError: n_kv_heads does not divide n_heads.
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        n_heads: int,
+        n_kv_heads: PositiveInt | None = None,
+        qk_norm: Callable[[int], Norm] | None = None,
+        dropout: UnitInterval = 0.0,
+        bias: bool = True,
+    ) -> None:
+        super().__init__()
+        n_kv_heads = n_heads if n_kv_heads is None else n_kv_heads
+        if n_heads % n_kv_heads:
+            raise ConfigError("n_kv_heads", n_kv_heads, f"accepted: divisors of n_heads, which is {n_heads}")
+        self.n_heads = n_heads
+        self.n_kv_heads = n_kv_heads
+        self.head_dim = d_model // n_heads
+        self.dropout = dropout
+        self.qkv = nn.Linear(d_model, (n_heads + 2 * n_kv_heads) * self.head_dim, bias=bias)
+        self.out = ResidualProjection(d_model, d_model, bias=bias)
+        self.q_norm = qk_norm(self.head_dim) if qk_norm else nn.Identity()
+        self.k_norm = qk_norm(self.head_dim) if qk_norm else nn.Identity()
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, scores: Tensor | None) -> Tensor:
+        """Mixes values causally.
+
+        Args:
+            q: Queries, (B, n_heads, T, head_dim).
+            k: Keys, (B, n_kv_heads, T, head_dim).
+            v: Values, of the same shape.
+            scores: Added to the scores, causal mask included, (n_heads, T, T); None: the causal mask alone.
+
+        Returns:
+            (B, n_heads, T, head_dim).
+        """
+        raise NotImplementedError
+
+    def forward(self, x: Tensor, position: PositionEncoding) -> Tensor:
+        """(B, T, d_model) to the same shape; token t sees tokens 0 to t."""
+        batch, seq_len, _ = x.shape
+        heads = self.qkv(x).view(batch, seq_len, -1, self.head_dim).transpose(1, 2)
+        q, k, v = heads.split([self.n_heads, self.n_kv_heads, self.n_kv_heads], dim=1)
+        q, k = position.rotate(self.q_norm(q), self.k_norm(k))
+        mixed = self.attend(q, k, v, position.scores(seq_len))
+        return self.out(mixed.transpose(1, 2).reshape(batch, seq_len, -1))
+
+
+class SDPA(Attention):
+    """PyTorch's fused scaled_dot_product_attention (Flash, cuDNN or a CPU kernel, by device and shape)."""
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, scores: Tensor | None) -> Tensor:
+        return F.scaled_dot_product_attention(
+            q,
+            k,
+            v,
+            attn_mask=None if scores is None else scores.to(q.dtype),
+            dropout_p=self.dropout if self.training else 0.0,
+            is_causal=scores is None,
+            enable_gqa=self.n_kv_heads != self.n_heads,
+        )
+
+
+class Explicit(Attention):
+    """softmax(Q K^T / sqrt(head_dim)) V, written out: the mathematics of SDPA, with the (T, T) scores in memory."""
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, scores: Tensor | None) -> Tensor:
+        groups = self.n_heads // self.n_kv_heads
+        k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
+        logits = q @ k.transpose(-2, -1) / math.sqrt(self.head_dim)
+        if scores is None:
+            future = torch.ones(q.shape[-2], k.shape[-2], dtype=torch.bool, device=q.device).triu(1)
+            logits = logits.masked_fill(future, -math.inf)
+        else:
+            logits = logits + scores
+        weights = F.dropout(logits.softmax(dim=-1), self.dropout, self.training)
+        return weights.to(v.dtype) @ v

@@ -1,0 +1,116 @@
+"""Feed-forward networks: what a block computes on each token by itself."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bytelm.parts.init import ResidualProjection
+from bytelm.values import UnitInterval
+
+
+class FeedForward(nn.Module):
+    """Base: down(activation(up(x))); a subclass names the activation.
+
+    Args:
+        d_model: Width of the residual stream.
+        d_ff: Width of the hidden layer.
+        dropout: Probability of dropping a hidden unit.
+        bias: Whether the projections have biases.
+    """
+
+    def __init__(self, d_model: int, d_ff: int, dropout: UnitInterval = 0.0, bias: bool = True) -> None:
+        super().__init__()
+        self.up = nn.Linear(d_model, d_ff, bias=bias)
+        self.down = ResidualProjection(d_ff, d_model, bias=bias)
+        self.dropout = nn.Dropout(dropout)
+
+    def activation(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, d_model) to the same shape."""
+        return self.down(self.dropout(self.activation(self.up(x))))
+
+
+class ReLU(FeedForward):
+    """max(x, 0)."""
+
+    def activation(self, x: Tensor) -> Tensor:
+        return F.relu(x)
+
+
+class GELU(FeedForward):
+    """x Phi(x) (Hendrycks and Gimpel 2016, arXiv:1606.08415).
+
+    Args:
+        d_model: Width of the residual stream.
+        d_ff: Width of the hidden layer.
+        dropout: Probability of dropping a hidden unit.
+        bias: Whether the projections have biases.
+        approximate: `tanh` for the approximation that OpenAI's GPT-2 was trained with.
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        d_ff: int,
+        dropout: UnitInterval = 0.0,
+        bias: bool = True,
+        approximate: Literal["none", "tanh"] = "none",
+    ) -> None:
+        super().__init__(d_model, d_ff, dropout, bias)
+        self.approximate = approximate
+
+    def activation(self, x: Tensor) -> Tensor:
+        return F.gelu(x, approximate=self.approximate)
+
+
+class SiLU(FeedForward):
+    """x sigmoid(x) (Elfwing et al. 2017, arXiv:1702.03118)."""
+
+    def activation(self, x: Tensor) -> Tensor:
+        return F.silu(x)
+
+
+class ReLUSquared(FeedForward):
+    """max(x, 0)^2 (So et al. 2021, arXiv:2109.08668)."""
+
+    def activation(self, x: Tensor) -> Tensor:
+        return F.relu(x).square()
+
+
+class GatedFeedForward(FeedForward):
+    """Base of the gated ones: down(activation(gate(x)) * up(x)) (Shazeer 2020, arXiv:2002.05202).
+
+    Three matrices instead of two: at d_ff * 2 / 3 they have the parameters of an ungated one.
+
+    Args:
+        d_model: Width of the residual stream.
+        d_ff: Width of the hidden layer.
+        dropout: Probability of dropping a hidden unit.
+        bias: Whether the projections have biases.
+    """
+
+    def __init__(self, d_model: int, d_ff: int, dropout: UnitInterval = 0.0, bias: bool = True) -> None:
+        super().__init__(d_model, d_ff, dropout, bias)
+        self.gate = nn.Linear(d_model, d_ff, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden: Tensor = torch.mul(self.activation(self.gate(x)), self.up(x))
+        return self.down(self.dropout(hidden))
+
+
+class SwiGLU(GatedFeedForward):
+    """Gated by SiLU."""
+
+    def activation(self, x: Tensor) -> Tensor:
+        return F.silu(x)
+
+
+class GeGLU(GatedFeedForward):
+    """Gated by GELU."""
+
+    def activation(self, x: Tensor) -> Tensor:
+        return F.gelu(x)

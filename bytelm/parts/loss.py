@@ -1,0 +1,36 @@
+"""Training losses. Validation does not use them: it always reports plain cross-entropy."""
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bytelm.values import NonNegativeFloat, UnitInterval
+
+
+class Loss(nn.Module):
+    """Base of the training losses."""
+
+    def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Logits (B, T, vocab_size) and targets (B, T) to one number, in nats per token."""
+        raise NotImplementedError
+
+
+class CrossEntropy(Loss):
+    """Mean cross-entropy, with two optional regularisers.
+
+    Args:
+        label_smoothing: Weight that the targets share out evenly over the vocabulary
+            (Szegedy et al. 2015, arXiv:1512.00567).
+        z_loss: Weight of the mean of log(Z)^2, Z the softmax's normaliser, which keeps logits from drifting
+            (Chowdhery et al. 2022, arXiv:2204.02311, 5).
+    """
+
+    def __init__(self, label_smoothing: UnitInterval = 0.0, z_loss: NonNegativeFloat = 0.0) -> None:
+        super().__init__()
+        self.label_smoothing = label_smoothing
+        self.z_loss = z_loss
+
+    def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
+        loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), label_smoothing=self.label_smoothing)
+        if self.z_loss:
+            loss = loss + self.z_loss * logits.float().logsumexp(dim=-1).square().mean()
+        return loss

@@ -1,0 +1,157 @@
+"""Position encodings: how the network knows the order of its tokens.
+
+They act in one of three places, so the base class has three methods, each of which does nothing unless overridden:
+`embed` (added to the embeddings), `rotate` (queries and keys), `scores` (added to the attention scores).
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from bytelm.values import ConfigError, PositiveFloat
+
+
+class PositionEncoding(nn.Module):
+    """Base of the position encodings, shared by all blocks of a network.
+
+    Args:
+        d_model: Width of the residual stream.
+        n_heads: Number of query heads.
+        max_seq_len: Longest sequence, in tokens.
+    """
+
+    def __init__(self, d_model: int, n_heads: int, max_seq_len: int) -> None:
+        super().__init__()
+
+    def embed(self, x: Tensor) -> Tensor:
+        """Token embeddings (B, T, d_model) to the same, with positions."""
+        return x
+
+    def rotate(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        """Queries (B, n_heads, T, head_dim) and keys (B, n_kv_heads, T, head_dim) to the same, with positions."""
+        return q, k
+
+    def scores(self, seq_len: int) -> Tensor | None:
+        """What is added to the attention scores, causal mask included, (n_heads, T, T); None for the mask alone."""
+        return None
+
+
+class NoPosition(PositionEncoding):
+    """No encoding: only the causal mask tells positions apart (Haviv et al. 2022, arXiv:2203.16634)."""
+
+
+class Learned(PositionEncoding):
+    """One learned vector a position, added to the token embedding (GPT-2).
+
+    Args:
+        d_model: Width of the residual stream.
+        n_heads: Number of query heads.
+        max_seq_len: Longest sequence, in tokens.
+        std: Standard deviation of the initial values.
+    """
+
+    def __init__(self, d_model: int, n_heads: int, max_seq_len: int, std: PositiveFloat = 0.02) -> None:
+        super().__init__(d_model, n_heads, max_seq_len)
+        self.weight = nn.Parameter(torch.empty(max_seq_len, d_model).normal_(std=std))
+
+    def embed(self, x: Tensor) -> Tensor:
+        return x + self.weight[: x.shape[1]]
+
+
+class Sinusoidal(PositionEncoding):
+    """Fixed sines and cosines added to the token embedding (Vaswani et al. 2017, arXiv:1706.03762, 3.5).
+
+    Args:
+        d_model: Width of the residual stream; even.
+        n_heads: Number of query heads.
+        max_seq_len: Longest sequence, in tokens.
+        base: Ratio of the longest to the shortest wavelength.
+
+    Raises:
+        ConfigError: d_model is odd.
+    """
+
+    table: Tensor
+
+    def __init__(self, d_model: int, n_heads: int, max_seq_len: int, base: PositiveFloat = 10_000.0) -> None:
+        super().__init__(d_model, n_heads, max_seq_len)
+        if d_model % 2:
+            raise ConfigError("d_model", d_model, "Sinusoidal accepts even widths")
+        angles = _angles(d_model, max_seq_len, base)
+        table = torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)  # sin at even dimensions, cos at odd
+        self.register_buffer("table", table, persistent=False)
+
+    def embed(self, x: Tensor) -> Tensor:
+        return x + self.table[: x.shape[1]].to(x.dtype)
+
+
+class Rotary(PositionEncoding):
+    """RoPE: queries and keys are rotated by angles that grow with position (Su et al. 2021, arXiv:2104.09864).
+
+    Dimension i is paired with i + head_dim / 2. Scores then depend on the distance of two tokens alone.
+
+    Args:
+        d_model: Width of the residual stream.
+        n_heads: Number of query heads; d_model / n_heads must be even.
+        max_seq_len: Longest sequence, in tokens.
+        base: Base of the geometric series of wavelengths.
+
+    Raises:
+        ConfigError: The head dimension is odd.
+    """
+
+    cos: Tensor
+    sin: Tensor
+
+    def __init__(self, d_model: int, n_heads: int, max_seq_len: int, base: PositiveFloat = 10_000.0) -> None:
+        super().__init__(d_model, n_heads, max_seq_len)
+        head_dim = d_model // n_heads
+        if head_dim % 2:
+            raise ConfigError(
+                "d_model", d_model, f"Rotary accepts even head dimensions, and d_model / n_heads is {head_dim}"
+            )
+        angles = _angles(head_dim, max_seq_len, base)  # (T, head_dim / 2)
+        self.register_buffer("cos", angles.cos(), persistent=False)
+        self.register_buffer("sin", angles.sin(), persistent=False)
+
+    def rotate(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        # Rotations keep the dtype of what they rotate: under bf16 a float32 table would make attention float32.
+        cos, sin = self.cos[: q.shape[-2]].to(q.dtype), self.sin[: q.shape[-2]].to(q.dtype)
+        return _rotate(q, cos, sin), _rotate(k, cos, sin)
+
+
+class ALiBi(PositionEncoding):
+    """Each head subtracts its own slope times the distance from its scores (Press et al. 2021, arXiv:2108.12409).
+
+    With n heads, head h = 1..n has slope 2^(-8 h / n).
+
+    Args:
+        d_model: Width of the residual stream.
+        n_heads: Number of query heads.
+        max_seq_len: Longest sequence, in tokens.
+    """
+
+    bias: Tensor
+
+    def __init__(self, d_model: int, n_heads: int, max_seq_len: int) -> None:
+        super().__init__(d_model, n_heads, max_seq_len)
+        slopes = 2.0 ** (-8.0 * torch.arange(1, n_heads + 1) / n_heads)
+        position = torch.arange(max_seq_len)
+        distance = position[:, None] - position[None, :]
+        bias = (-slopes[:, None, None] * distance).masked_fill(distance < 0, -math.inf)
+        self.register_buffer("bias", bias, persistent=False)
+
+    def scores(self, seq_len: int) -> Tensor:
+        return self.bias[:, :seq_len, :seq_len]
+
+
+def _angles(dim: int, max_seq_len: int, base: float) -> Tensor:
+    """position / base^(2 i / dim), shape (max_seq_len, dim / 2)."""
+    frequencies = 1.0 / (base ** (torch.arange(0, dim, 2).float() / dim))
+    return torch.outer(torch.arange(max_seq_len).float(), frequencies)
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    a, b = x.chunk(2, dim=-1)
+    return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)

@@ -1,0 +1,157 @@
+"""RunRecord: what a run was and what it came to, as record.json in its folder and, in short, on standard output.
+
+Keys of record.json: status, val_bpb, val_loss, train_loss, total_steps, training_time_secs, total_time_secs,
+startup_time_secs, num_params_M, tokens_per_sec, tokens_seen, peak_memory_mb (of the process; on GPUs also
+peak_device_memory_mb), seed, device, strategy, world_size, precision, corpus (name, bytes, sha256), git (commit,
+dirty), versions (python, torch, lightning, bytelm), checkpoint, run.
+"""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+import bytelm
+from callbacks.time_budget import TimeBudget, process_age
+
+PRINTED = (
+    "val_bpb",
+    "train_loss",
+    "total_steps",
+    "training_time_secs",
+    "total_time_secs",
+    "num_params_M",
+    "tokens_per_sec",
+    "tokens_seen",
+    "peak_memory_mb",
+    "run",
+)
+
+
+class RunRecord(Callback):
+    """Writes record.json when training has ended, and prints its main lines as `key: value`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._train_loss: torch.Tensor | None = None
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._train_loss = outputs["loss"]  # a tensor still: reading it would wait for the device
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        record = self._record(trainer, pl_module)
+        self._write(trainer, record)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn == "validate":
+            _print_scores(trainer, "val")
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        _print_scores(trainer, "test")
+
+    def _record(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+        budget = TimeBudget.of(trainer)
+        scores = {key: float(value) for key, value in trainer.callback_metrics.items()}
+        seconds = budget.training_seconds
+        corpus = getattr(getattr(trainer, "datamodule", None), "corpus", None)
+        record: dict[str, Any] = {
+            "status": "completed",
+            "val_bpb": _rounded(scores.get("val/bpb"), 6),
+            "val_loss": _rounded(scores.get("val/loss"), 6),
+            "train_loss": self._last_train_loss(trainer),
+            "total_steps": budget.steps,
+            "training_time_secs": round(seconds, 3),
+            "total_time_secs": round(process_age(), 3),
+            "startup_time_secs": _rounded(budget.startup_seconds, 3),
+            "num_params_M": round(sum(p.numel() for p in pl_module.parameters()) / 1e6, 4),
+            "tokens_per_sec": round(budget.tokens / seconds, 1) if seconds else None,
+            "tokens_seen": budget.tokens,
+            "peak_memory_mb": peak_memory_mb(),
+            "seed": int(seed) if (seed := os.environ.get("PL_GLOBAL_SEED")) else None,
+            "device": _device_name(trainer.strategy.root_device),
+            "strategy": type(trainer.strategy).__name__,
+            "world_size": trainer.world_size,
+            "precision": str(trainer.precision),
+            "corpus": corpus and {"name": corpus.name, "bytes": len(corpus.stream), "sha256": corpus.sha256},
+            "git": git_state(),
+            "versions": {
+                "python": platform.python_version(),
+                "torch": torch.__version__,
+                "lightning": lightning.__version__,
+                "bytelm": bytelm.__version__,
+            },
+            "checkpoint": getattr(trainer.checkpoint_callback, "last_model_path", None) or None,
+            "run": trainer.log_dir,
+        }
+        if trainer.strategy.root_device.type == "cuda":
+            record["peak_device_memory_mb"] = round(torch.cuda.max_memory_allocated() / 2**20, 1)
+        return record
+
+    def _last_train_loss(self, trainer: Trainer) -> float | None:
+        if self._train_loss is None:
+            return None
+        return round(float(self._train_loss) * trainer.accumulate_grad_batches, 6)
+
+    @rank_zero_only
+    def _write(self, trainer: Trainer, record: dict[str, Any]) -> None:
+        if trainer.logger is not None and trainer.log_dir is not None:
+            path = Path(trainer.log_dir, "record.json")
+            partial = path.with_suffix(".json.part")
+            partial.parent.mkdir(parents=True, exist_ok=True)
+            partial.write_text(json.dumps(record, indent=2) + "\n")
+            partial.replace(path)
+        else:
+            record = {**record, "run": None}
+        sys.stderr.flush()
+        for key in PRINTED:
+            if record[key] is not None:
+                print(f"{key}: {record[key]:.4f}" if key.startswith(("val_", "train_l")) else f"{key}: {record[key]}")
+        sys.stdout.flush()
+
+
+@rank_zero_only
+def _print_scores(trainer: Trainer, split: str) -> None:
+    for name in ("bpb", "loss"):
+        print(f"{split}_{name}: {float(trainer.callback_metrics[f'{split}/{name}']):.4f}")
+
+
+def peak_memory_mb() -> float | None:
+    """Largest resident size of this process so far, in MiB; None where the system does not tell."""
+    try:
+        import resource  # not on Windows
+    except ImportError:
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(peak / (2**20 if sys.platform == "darwin" else 2**10), 1)
+
+
+def git_state() -> dict[str, Any] | None:
+    """Commit of the repository that the run was started in, and whether it has changes; None outside of one."""
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", *arguments], capture_output=True, text=True, check=True, timeout=10
+        ).stdout.strip()
+
+    try:
+        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def _rounded(value: float | None, digits: int) -> float | None:
+    return None if value is None else round(value, digits)

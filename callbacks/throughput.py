@@ -1,0 +1,52 @@
+"""Throughput: how fast training goes, by the budget's clock (validation and checkpoints do not count).
+
+| logged | what |
+| --- | --- |
+| throughput/tokens_per_sec | tokens trained per second, of all ranks together, since the last logging step |
+| throughput/mfu | share of the devices' peak that the network's own arithmetic takes, 0 to 1, where the peak is known |
+"""
+
+from typing import Any
+
+import torch
+from lightning.fabric.utilities.throughput import get_available_flops
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from bytelm.values import PositiveFloat
+from callbacks.time_budget import TimeBudget
+
+
+class Throughput(Callback):
+    """Logs tokens per second and MFU.
+
+    Args:
+        peak_flops: FLOP/s of one device at the run's precision; by default what Lightning knows of the GPU.
+    """
+
+    def __init__(self, peak_flops: PositiveFloat | None = None) -> None:
+        super().__init__()
+        self.peak_flops = peak_flops
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._budget = TimeBudget.of(trainer)
+        self._last = (self._budget.tokens, self._budget.training_seconds)
+        if self.peak_flops is None and trainer.strategy.root_device.type == "cuda":
+            dtype = torch.bfloat16 if "bf16" in str(trainer.precision) else torch.float32
+            self.peak_flops = get_available_flops(trainer.strategy.root_device, dtype)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.global_step % trainer.log_every_n_steps:  # type: ignore[attr-defined]
+            return
+        tokens, seconds = self._budget.tokens, self._budget.training_seconds
+        last_tokens, last_seconds = self._last
+        if tokens == last_tokens:
+            return  # a batch of several that are accumulated
+        self._last = (tokens, seconds)
+        tokens_per_sec = (tokens - last_tokens) / (seconds - last_seconds)
+        pl_module.log("throughput/tokens_per_sec", tokens_per_sec)
+        gpt = getattr(pl_module, "gpt", None)
+        if self.peak_flops and gpt is not None:
+            flops = tokens_per_sec * gpt.flops_per_token(batch[0].shape[1])
+            pl_module.log("throughput/mfu", flops / (self.peak_flops * trainer.world_size))

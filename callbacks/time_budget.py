@@ -1,0 +1,340 @@
+"""TimeBudget: ends training when the time (or the steps, or the tokens) are used up, and says how far along it is.
+
+The clock runs from batch to batch, as the clock of a plain training loop would, and stands still while Lightning
+validates or writes a checkpoint. Before it starts, a warm-up pass gets compilation and first-call costs over with.
+Other callbacks read `progress`.
+
+| logged | what |
+| --- | --- |
+| time_budget/progress | share of the budget used, 0 to 1 |
+"""
+
+import math
+import os
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from bytelm.units import Duration, Progress, Unit
+from bytelm.values import ConfigError
+
+IMPORTED_AT = time.monotonic()
+
+
+class TimeBudget(Callback):
+    """Stops training at a limit of time, steps or tokens, whichever is reached first.
+
+    Args:
+        limit: `180s`, `3m`, `1h30m`, `500 steps`, `300 Mtok`, or a list of these.
+        scope: What time counts. `training`: training steps only, not start-up, compilation, validation or
+            checkpoints. `run`: everything since the process started, for a cluster's job limit.
+        reserve: With `scope: run`, the time kept for the final validation and checkpoint; a share is one of the limit.
+        overshoot: `forbid`: a step that is predicted not to fit is not started. `allow`: training stops after the
+            first step that reaches the limit.
+    """
+
+    def __init__(
+        self,
+        limit: Duration | list[Duration] = Duration(180, "seconds"),  # noqa: B008 (frozen)
+        scope: Literal["training", "run"] = "training",
+        reserve: Duration = Duration(0.05, "fraction"),  # noqa: B008
+        overshoot: Literal["forbid", "allow"] = "forbid",
+    ) -> None:
+        super().__init__()
+        self.limits: dict[Unit, float] = {}
+        for duration in map(Duration.parse, limit if isinstance(limit, list) else [limit]):
+            if duration.unit == "fraction" or duration.value == 0:
+                raise ConfigError(
+                    "time_budget.limit", str(duration), "accepted: more than 0 of seconds, steps or tokens"
+                )
+            self.limits[duration.unit] = min(duration.value, self.limits.get(duration.unit, float("inf")))
+        if not self.limits:
+            raise ConfigError("time_budget.limit", limit, "accepted: one duration, or a list of at least one")
+        self.scope = scope
+        self.overshoot = overshoot
+        if scope == "run" and "seconds" in self.limits:
+            self.limits["seconds"] -= self._reserve_seconds(Duration.parse(reserve))
+
+        self.steps = 0
+        self.tokens = 0
+        self.startup_seconds: float | None = None  # from the start of the process to that of the clock
+        self._stopwatch = Stopwatch()
+        self._earlier_seconds = 0.0  # `scope: run`: used before this process, by the run that it resumes
+        self._reading = Reading(step=0, seconds=0.0)
+        self._next_reading = 0  # the step after which it is due
+        self._step_seconds: deque[float] = deque(maxlen=64)  # one a reading
+        self._tokens_per_step = 0
+        self._step_tokens = 0  # of the step under way
+        self._exact = True
+        self._over = False
+        self.progress = self._measure()
+
+    @property
+    def training_seconds(self) -> float:
+        """Time spent in training steps so far."""
+        return self._stopwatch.seconds
+
+    @staticmethod
+    def of(trainer: Trainer) -> "TimeBudget":
+        """The budget that a trainer runs under.
+
+        Raises:
+            ConfigError: There is none among its callbacks.
+        """
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, TimeBudget):
+                return callback
+        raise ConfigError("trainer.callbacks", "no TimeBudget", "schedules need one to know how far along the run is")
+
+    # Hooks
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage == "fit":
+            self.check(trainer)
+
+    def check(self, trainer: Trainer) -> None:
+        """Refuses the trainer's own limits, which would end a run without its final validation.
+
+        Raises:
+            ConfigError: One of them is set.
+        """
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        for key, value, unset in (
+            ("max_steps", trainer.max_steps, -1),
+            ("max_epochs", trainer.max_epochs, -1),
+            ("min_steps", trainer.min_steps, None),
+            ("min_epochs", trainer.min_epochs, None),
+        ):
+            if value not in (unset, 0, None):
+                raise ConfigError(
+                    f"trainer.{key}", value, "time_budget.limit decides when a run ends (500 steps, 3m, …)"
+                )
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._exact = trainer.world_size == 1 and pl_module.device.type == "cpu"
+        batch = _next_batch(trainer)
+        step_seconds = _warm_up(trainer, pl_module, batch) * trainer.accumulate_grad_batches
+        self._step_seconds.append(trainer.strategy.broadcast(step_seconds))
+        self._tokens_per_step = batch[0].numel() * trainer.world_size * trainer.accumulate_grad_batches
+        self.steps = trainer.global_step  # more than 0 where a checkpoint was loaded
+        self._next_reading = self.steps + 1
+        self.startup_seconds = process_age()
+        self._start_clock(trainer)
+        self.progress = self._measure()
+        if self.steps == 0 and self.overshoot == "forbid":
+            self._refuse_less_than_a_step()
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        if not self._stopwatch.running:
+            self._start_clock(trainer)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._step_tokens += batch[0].numel() * trainer.world_size
+        if trainer.global_step == self.steps:
+            return  # one of several batches that are accumulated into a step
+        self.steps = trainer.global_step
+        self.tokens += self._step_tokens
+        self._tokens_per_step, self._step_tokens = self._step_tokens, 0
+        if self._exact or self.steps >= self._next_reading:
+            self._read_clock(trainer)
+        self.progress = self._measure()
+        if self._is_over():
+            self._over = trainer.should_stop = True  # Lightning then validates, as it does not at its own max_steps
+            self._stopwatch.pause()
+        if self.steps % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            pl_module.log("time_budget/progress", self.progress.fraction)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._pause_clock(trainer)
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        self._pause_clock(trainer)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "training_seconds": self.training_seconds,
+            "run_seconds": self._earlier_seconds + process_age(),
+            "tokens": self.tokens,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._stopwatch = Stopwatch(state_dict["training_seconds"])
+        self._earlier_seconds = state_dict["run_seconds"]
+        self.tokens = state_dict["tokens"]
+
+    # The clock
+    #
+    # A single process on the CPU reads it after every step, for nothing. Elsewhere a reading has a price: a device runs
+    # behind the program and must be waited for, and ranks must agree on one clock, that of rank 0. So readings are a
+    # second apart, and closer as the limit nears. In between, the last reading is carried on at the pace of the last
+    # stretch, by the same arithmetic on all ranks, so that they agree on progress (and with it on the learning rate)
+    # and on the last step without a collective in every step.
+
+    def _start_clock(self, trainer: Trainer) -> None:
+        self._stopwatch.start()
+        self._reading = self._shared_reading(trainer)
+
+    def _pause_clock(self, trainer: Trainer) -> None:
+        if self._stopwatch.running:
+            if not self._exact:
+                _wait_for_device(trainer)
+            self._stopwatch.pause()
+
+    def _read_clock(self, trainer: Trainer) -> None:
+        if not self._exact:
+            _wait_for_device(trainer)
+        last, self._reading = self._reading, self._shared_reading(trainer)
+        self._step_seconds.append((self._reading.seconds - last.seconds) / (self._reading.step - last.step))
+        if not self._exact:
+            left = self.limits.get("seconds", float("inf")) - self._reading.seconds
+            self._next_reading = self.steps + max(1, int(min(left / 4, 1.0) / max(self._step_seconds[-1], 1e-9)))
+
+    def _shared_reading(self, trainer: Trainer) -> "Reading":
+        seconds = self._stopwatch.seconds if self.scope == "training" else self._earlier_seconds + process_age()
+        return Reading(self.steps, seconds if self._exact else trainer.strategy.broadcast(seconds))
+
+    def _measure(self) -> Progress:
+        pace = self._step_seconds[-1] if self._step_seconds else 0.0
+        used = {
+            "seconds": self._reading.seconds + (self.steps - self._reading.step) * pace,
+            "steps": float(self.steps),
+            "tokens": float(self.tokens),
+        }
+        per_step = {"seconds": pace, "steps": 1.0, "tokens": float(self._tokens_per_step)}
+        fraction = max(used[unit] / limit for unit, limit in self.limits.items())
+        return Progress(min(fraction, 1.0), used, per_step, self.limits)
+
+    def _is_over(self) -> bool:
+        used = self.progress.used
+        if self.overshoot == "allow":
+            return any(used[unit] >= limit for unit, limit in self.limits.items())
+        return any(used[unit] + self._next_step(unit) > limit for unit, limit in self.limits.items())
+
+    def _next_step(self, unit: str) -> float:
+        """What the next step may take: for seconds, the mean of the last ones and three standard deviations."""
+        if unit != "seconds":
+            return self.progress.per_step[unit]
+        mean = sum(self._step_seconds) / len(self._step_seconds)
+        variance = sum((seconds - mean) ** 2 for seconds in self._step_seconds) / len(self._step_seconds)
+        return mean + 3 * math.sqrt(variance)
+
+    def _reserve_seconds(self, reserve: Duration) -> float:
+        limit = self.limits["seconds"]
+        seconds = reserve.value * limit if reserve.unit == "fraction" else reserve.value
+        if reserve.unit not in ("fraction", "seconds") or seconds >= limit:
+            raise ConfigError("time_budget.reserve", str(reserve), f"accepted: a time or a share, below {limit:g}s")
+        return seconds
+
+    def _refuse_less_than_a_step(self) -> None:
+        for unit, limit in self.limits.items():
+            step = self._next_step(unit)
+            if self.progress.used[unit] + step > limit:
+                raise ConfigError(
+                    "time_budget.limit",
+                    str(Duration(limit, unit)),
+                    f"it is shorter than one step, which takes about {step:.3g} {unit}",
+                )
+
+
+class Reading(NamedTuple):
+    """What the clock, the same for all ranks, showed after a step."""
+
+    step: int
+    seconds: float
+
+
+class Stopwatch:
+    """Adds up the time between starts and pauses.
+
+    Args:
+        seconds: What it shows at first.
+    """
+
+    def __init__(self, seconds: float = 0.0) -> None:
+        self._seconds = seconds
+        self._started: float | None = None
+
+    @property
+    def running(self) -> bool:
+        return self._started is not None
+
+    @property
+    def seconds(self) -> float:
+        return self._seconds if self._started is None else self._seconds + time.perf_counter() - self._started
+
+    def start(self) -> None:
+        self._started = time.perf_counter()
+
+    def pause(self) -> None:
+        self._seconds, self._started = self.seconds, None
+
+
+def _wait_for_device(trainer: Trainer) -> None:
+    if trainer.strategy.root_device.type != "cpu":
+        torch.accelerator.synchronize()
+
+
+def _next_batch(trainer: Trainer) -> Any:
+    """The batch that training begins with, on the device; the loader stays where it was."""
+    loader = trainer.train_dataloader
+    position = loader.state_dict() if hasattr(loader, "state_dict") else None
+    batch = next(iter(loader))  # type: ignore[call-overload]
+    if position is not None:
+        loader.load_state_dict(position)  # type: ignore[union-attr]
+    return trainer.strategy.batch_to_device(batch)
+
+
+def _warm_up(trainer: Trainer, pl_module: LightningModule, batch: Any) -> float:
+    """Runs forward and backward twice and forgets both; returns the seconds of the second pass.
+
+    The first pass compiles, picks kernels and fills caches. Weights, optimizer, buffers, random state and gradients
+    are afterwards as they were.
+    """
+    buffers = {name: buffer.clone() for name, buffer in pl_module.named_buffers()}
+    devices = [] if pl_module.device.type == "cpu" else [pl_module.device]
+    seconds = 0.0
+    with torch.random.fork_rng(devices, device_type=pl_module.device.type if devices else "cuda"), _muted(pl_module):
+        for _ in range(2):
+            start = time.perf_counter()
+            output = trainer.strategy.training_step(batch, 0)
+            loss = output["loss"] if isinstance(output, dict) else output
+            trainer.strategy.backward(loss, trainer.optimizers[0])
+            _wait_for_device(trainer)
+            seconds = time.perf_counter() - start
+    pl_module.zero_grad()
+    with torch.no_grad():
+        for name, buffer in pl_module.named_buffers():
+            buffer.copy_(buffers[name])
+    return seconds
+
+
+@contextmanager
+def _muted(pl_module: LightningModule) -> Iterator[None]:
+    """Makes a module's own log calls do nothing, as Lightning refuses them outside of its steps."""
+    names = ("log", "log_dict")
+    for name in names:
+        setattr(pl_module, name, lambda *args, **kwargs: None)
+    try:
+        yield
+    finally:
+        for name in names:
+            delattr(pl_module, name)
+
+
+def process_age() -> float:
+    """Seconds since this process started; where the system does not tell (/proc), since this module was imported."""
+    try:
+        fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+        started = int(fields[19]) / os.sysconf("SC_CLK_TCK")  # starttime, in ticks since boot
+        return time.clock_gettime(time.CLOCK_BOOTTIME) - started
+    except (OSError, AttributeError, IndexError, ValueError):
+        return time.monotonic() - IMPORTED_AT
