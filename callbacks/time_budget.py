@@ -20,6 +20,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from torch.optim import Optimizer
 
 from bytelm.units import Duration, Progress, Unit
 from bytelm.values import ConfigError
@@ -71,6 +72,8 @@ class TimeBudget(Callback):
         self._step_seconds: deque[float] = deque(maxlen=64)  # one a reading
         self._tokens_per_step = 0
         self._step_tokens = 0  # of the step under way
+        self._trainer_step = 0  # Lightning's count, which goes on where a step is dropped
+        self._update_began = self._update_seconds = 0.0  # the optimizer's share of a step
         self._exact = True
         self._over = False
         self.progress = self._measure()
@@ -123,7 +126,7 @@ class TimeBudget(Callback):
         step_seconds = _warm_up(trainer, pl_module, batch) * trainer.accumulate_grad_batches
         self._step_seconds.append(trainer.strategy.broadcast(step_seconds))
         self._tokens_per_step = batch[0].numel() * trainer.world_size * trainer.accumulate_grad_batches
-        self.steps = trainer.global_step  # more than 0 where a checkpoint was loaded
+        self._trainer_step = trainer.global_step
         self._next_reading = self.steps + 1
         self.startup_seconds = process_age()
         self._start_clock(trainer)
@@ -135,17 +138,34 @@ class TimeBudget(Callback):
         if not self._stopwatch.running:
             self._start_clock(trainer)
 
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        """Drops a last step that has taken longer than was predicted and would end beyond the limit.
+
+        Without gradients an optimizer changes nothing. On devices this would have to wait for the backward pass.
+        """
+        if self._exact and self.overshoot == "forbid":
+            self._update_began = self._shared_reading(trainer).seconds
+            end = self._update_began + self._update_seconds
+            if self.steps > 0 and end > self.limits.get("seconds", math.inf):
+                pl_module.zero_grad()
+                self._stopwatch = Stopwatch(self.training_seconds - (self._update_began - self._reading.seconds))
+                self._over = trainer.should_stop = True
+
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        if self._over:
+            return  # this step was dropped
         self._step_tokens += batch[0].numel() * trainer.world_size
-        if trainer.global_step == self.steps:
+        if trainer.global_step == self._trainer_step:
             return  # one of several batches that are accumulated into a step
-        self.steps = trainer.global_step
+        self._trainer_step = trainer.global_step
+        self.steps += 1
         self.tokens += self._step_tokens
         self._tokens_per_step, self._step_tokens = self._step_tokens, 0
         if self._exact or self.steps >= self._next_reading:
             self._read_clock(trainer)
+            self._update_seconds = self._reading.seconds - self._update_began
         self.progress = self._measure()
         if self._is_over():
             self._over = trainer.should_stop = True  # Lightning then validates, as it does not at its own max_steps
@@ -163,12 +183,14 @@ class TimeBudget(Callback):
         return {
             "training_seconds": self.training_seconds,
             "run_seconds": self._earlier_seconds + process_age(),
+            "steps": self.steps,
             "tokens": self.tokens,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._stopwatch = Stopwatch(state_dict["training_seconds"])
         self._earlier_seconds = state_dict["run_seconds"]
+        self.steps = state_dict["steps"]
         self.tokens = state_dict["tokens"]
 
     # The clock
@@ -220,12 +242,14 @@ class TimeBudget(Callback):
         return any(used[unit] + self._next_step(unit) > limit for unit, limit in self.limits.items())
 
     def _next_step(self, unit: str) -> float:
-        """What the next step may take: for seconds, the mean of the last ones and three standard deviations."""
+        """What the next step is predicted to take of a limit.
+
+        Of seconds, as long as the last ones did on average; the slowest of them, where a step that has begun cannot be
+        dropped any more.
+        """
         if unit != "seconds":
             return self.progress.per_step[unit]
-        mean = sum(self._step_seconds) / len(self._step_seconds)
-        variance = sum((seconds - mean) ** 2 for seconds in self._step_seconds) / len(self._step_seconds)
-        return mean + 3 * math.sqrt(variance)
+        return sum(self._step_seconds) / len(self._step_seconds) if self._exact else max(self._step_seconds)
 
     def _reserve_seconds(self, reserve: Duration) -> float:
         limit = self.limits["seconds"]
