@@ -22,7 +22,10 @@ from torch.utils.tensorboard.summary import hparams
 
 import bytelm.data.corpora  # noqa: F401 (makes the corpora's short names known)
 from bytelm.data.bytes import ByteData
+from bytelm.gpt import GPT
 from bytelm.language_model import LanguageModel
+from bytelm.messages import clarify
+from bytelm.parts.attention import Attention
 from bytelm.run_folder import RunLogger
 from bytelm.units import Duration
 from bytelm.values import ConfigError
@@ -35,6 +38,14 @@ TRAINER_DEFAULTS = {
     "log_every_n_steps": 10,
     "num_sanity_val_steps": 0,  # a validation before training tells nothing that the final one does not
     "enable_model_summary": False,
+}
+KEYS = {
+    "trainer": Trainer,
+    "model": LanguageModel,
+    "data": ByteData,
+    "time_budget": TimeBudget,
+    "lr_schedule": LRSchedule,
+    "checkpoint": ModelCheckpoint,
 }
 METHOD_DEFAULTS = {
     "weights_only": True,  # checkpoints load without unpickling code
@@ -73,7 +84,7 @@ class Parser(LightningArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         if not self.exit_on_error:
             super().error(message, ex)
-        fail(message)
+        fail(clarify(message, KEYS, nested=(GPT, Attention)))
 
 
 def fail(message: str) -> NoReturn:
@@ -105,7 +116,7 @@ class BytelmCLI(LightningCLI):
         """Finds what cannot work before the run has a folder."""
         self.model.check(self.datamodule)
         TimeBudget.of(self.trainer).check(self.trainer)
-        if rank_zero_only.rank == 0:  # other ranks might look for a corpus while this one still downloads it
+        if rank_zero_only.rank == 0:  # type: ignore[attr-defined]  # others might look while this one downloads
             self.datamodule.prepare_data()
             self.datamodule.setup(self.subcommand)
 
@@ -151,8 +162,17 @@ def main(args: list[str] | None = None) -> None:
             parser_class=Parser,
             args=args,
         )
-    except ConfigError as error:
-        fail(str(error))
+    except ValueError as error:
+        if (cause := _config_error(error)) is None:
+            raise
+        fail(str(cause))
+
+
+def _config_error(error: BaseException | None) -> ConfigError | None:
+    """The ConfigError that an exception is or came from: jsonargparse wraps those of some constructors."""
+    while error is not None and not isinstance(error, ConfigError):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def _quieten_lightning() -> None:

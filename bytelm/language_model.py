@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from torchmetrics import MeanMetric
 
 from bytelm.gpt import GPT
+from bytelm.log_steps import is_log_step
 from bytelm.metrics import BitsPerByte
 from bytelm.optim import AdamW, ParamGroups, param_groups
 from bytelm.parts.loss import CrossEntropy, Loss
@@ -92,9 +93,7 @@ class LanguageModel(LightningModule):
         return self.loss(self.gpt(inputs), targets)
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
-        # Logged here and not in training_step, at the logger's steps only: Lightning's log() costs tens of
-        # microseconds a call, whether or not anything is written.
-        if self.global_step % self.trainer.log_every_n_steps == 0:
+        if is_log_step(self.trainer):
             # Lightning has divided the loss by the number of accumulated batches.
             self.log("train/loss", outputs["loss"] * self.trainer.accumulate_grad_batches)
             self.log("grad/norm", self._grad_norm if self._grad_norm is not None else self._measure_grad_norm())

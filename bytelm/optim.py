@@ -109,7 +109,7 @@ class MuonAdamW(Optimizer):
         super().__init__([group for part, _ in self._parts for group in part.param_groups], {})
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Performs one step of both optimizers.
 
         Args:

@@ -30,7 +30,7 @@ class RunLogger(TensorBoardLogger):
     def version(self) -> int:
         if self._claimed is None:
             # Other ranks are told the folder by rank 0; what they would claim is not used.
-            self._claimed = self._claim() if rank_zero_only.rank == 0 else 0
+            self._claimed = self._claim() if rank_zero_only.rank == 0 else 0  # type: ignore[attr-defined]
         return self._claimed
 
     def save(self) -> None:

@@ -99,9 +99,9 @@ class Progress:
     """
 
     fraction: float
-    used: Mapping[str, float]
-    per_step: Mapping[str, float] = field(default_factory=dict)
-    limits: Mapping[str, float] = field(default_factory=dict)
+    used: Mapping[Unit, float]
+    per_step: Mapping[Unit, float] = field(default_factory=dict)
+    limits: Mapping[Unit, float] = field(default_factory=dict)
 
     def share(self, duration: Duration) -> float:
         """What share of the whole run `duration` is.

@@ -9,11 +9,13 @@ budget does, on any machine. To write one, subclass LRSchedule and define `multi
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, Literal
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from bytelm.log_steps import is_log_step
 from bytelm.units import Duration, Progress
 from bytelm.values import ConfigError, NonNegativeFloat, NonNegativeInt, PositiveInt, UnitInterval
 from callbacks.time_budget import TimeBudget
@@ -66,13 +68,13 @@ class LRSchedule(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+        if is_log_step(trainer):
             for optimizer in trainer.optimizers:
                 for i, group in enumerate(optimizer.param_groups):
                     pl_module.log(f"lr/{group.get('name', i)}", group["lr"])
 
 
-class WithWarmup(LRSchedule):
+class WithWarmup(LRSchedule, ABC):
     """Base of the schedules that begin with a warm-up.
 
     Args:
@@ -98,9 +100,9 @@ class WithWarmup(LRSchedule):
             return self.warmup_from + (1 - self.warmup_from) * self.warmup_shape(risen)
         return self.after_warmup(progress)
 
+    @abstractmethod
     def after_warmup(self, progress: Progress) -> float:
         """The multiplier once the warm-up is over."""
-        raise NotImplementedError
 
 
 class Constant(WithWarmup):
@@ -125,8 +127,6 @@ class FullDecay(WithWarmup):
         kwargs: The options of WithWarmup.
     """
 
-    shape: Callable[[float], float]
-
     def __init__(self, min_lr_factor: UnitInterval = 0.0, until: Duration = WHOLE_RUN, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.min_lr_factor = min_lr_factor
@@ -135,7 +135,11 @@ class FullDecay(WithWarmup):
     def after_warmup(self, progress: Progress) -> float:
         begin, end = progress.share(self.warmup), progress.share(self.until)
         fallen = 1.0 if end <= begin else min(max((progress.fraction - begin) / (end - begin), 0.0), 1.0)
-        return self.min_lr_factor + (1 - self.min_lr_factor) * type(self).shape(fallen)
+        return self.min_lr_factor + (1 - self.min_lr_factor) * self.shape(fallen)
+
+    @abstractmethod
+    def shape(self, fallen: float) -> float:
+        """From 1 to 0, as `fallen` goes from 0 to 1."""
 
 
 class Linear(FullDecay):
@@ -147,7 +151,8 @@ class Linear(FullDecay):
         kwargs: The options of WithWarmup.
     """
 
-    shape = staticmethod(DECAY_SHAPES["linear"])
+    def shape(self, fallen: float) -> float:
+        return DECAY_SHAPES["linear"](fallen)
 
 
 class Cosine(FullDecay):
@@ -161,7 +166,8 @@ class Cosine(FullDecay):
         kwargs: The options of WithWarmup.
     """
 
-    shape = staticmethod(DECAY_SHAPES["cosine"])
+    def shape(self, fallen: float) -> float:
+        return DECAY_SHAPES["cosine"](fallen)
 
 
 class WarmupStableDecay(WithWarmup):

@@ -12,6 +12,7 @@ import torch
 from lightning.fabric.utilities.throughput import get_available_flops
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from bytelm.log_steps import is_log_step
 from bytelm.values import PositiveFloat
 from callbacks.time_budget import TimeBudget
 
@@ -37,7 +38,7 @@ class Throughput(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if trainer.global_step % trainer.log_every_n_steps:  # type: ignore[attr-defined]
+        if not is_log_step(trainer):
             return
         tokens, seconds = self._budget.tokens, self._budget.training_seconds
         last_tokens, last_seconds = self._last

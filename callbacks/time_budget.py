@@ -22,6 +22,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.optim import Optimizer
 
+from bytelm.log_steps import is_log_step
 from bytelm.units import Duration, Progress, Unit
 from bytelm.values import ConfigError
 
@@ -170,7 +171,7 @@ class TimeBudget(Callback):
         if self._is_over():
             self._over = trainer.should_stop = True  # Lightning then validates, as it does not at its own max_steps
             self._stopwatch.pause()
-        if self.steps % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+        if is_log_step(trainer):
             pl_module.log("time_budget/progress", self.progress.fraction)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -226,12 +227,12 @@ class TimeBudget(Callback):
 
     def _measure(self) -> Progress:
         pace = self._step_seconds[-1] if self._step_seconds else 0.0
-        used = {
+        used: dict[Unit, float] = {
             "seconds": self._reading.seconds + (self.steps - self._reading.step) * pace,
             "steps": float(self.steps),
             "tokens": float(self.tokens),
         }
-        per_step = {"seconds": pace, "steps": 1.0, "tokens": float(self._tokens_per_step)}
+        per_step: dict[Unit, float] = {"seconds": pace, "steps": 1.0, "tokens": float(self._tokens_per_step)}
         fraction = max(used[unit] / limit for unit, limit in self.limits.items())
         return Progress(min(fraction, 1.0), used, per_step, self.limits)
 
@@ -241,7 +242,7 @@ class TimeBudget(Callback):
             return any(used[unit] >= limit for unit, limit in self.limits.items())
         return any(used[unit] + self._next_step(unit) > limit for unit, limit in self.limits.items())
 
-    def _next_step(self, unit: str) -> float:
+    def _next_step(self, unit: Unit) -> float:
         """What the next step is predicted to take of a limit.
 
         Of seconds, as long as the last ones did on average; the slowest of them, where a step that has begun cannot be
@@ -309,11 +310,11 @@ def _wait_for_device(trainer: Trainer) -> None:
 
 def _next_batch(trainer: Trainer) -> Any:
     """The batch that training begins with, on the device; the loader stays where it was."""
-    loader = trainer.train_dataloader
+    loader: Any = trainer.train_dataloader
     position = loader.state_dict() if hasattr(loader, "state_dict") else None
-    batch = next(iter(loader))  # type: ignore[call-overload]
+    batch = next(iter(loader))
     if position is not None:
-        loader.load_state_dict(position)  # type: ignore[union-attr]
+        loader.load_state_dict(position)
     return trainer.strategy.batch_to_device(batch)
 
 
@@ -329,7 +330,7 @@ def _warm_up(trainer: Trainer, pl_module: LightningModule, batch: Any) -> float:
     with torch.random.fork_rng(devices, device_type=pl_module.device.type if devices else "cuda"), _muted(pl_module):
         for _ in range(2):
             start = time.perf_counter()
-            output = trainer.strategy.training_step(batch, 0)
+            output: Any = trainer.strategy.training_step(batch, 0)
             loss = output["loss"] if isinstance(output, dict) else output
             trainer.strategy.backward(loss, trainer.optimizers[0])
             _wait_for_device(trainer)

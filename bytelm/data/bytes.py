@@ -1,6 +1,7 @@
 """ByteData: a corpus as a LightningDataModule. A subclass says only where the bytes come from."""
 
 import hashlib
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -30,7 +31,7 @@ class Corpus:
         return hashlib.sha256(self.stream.numpy().data).hexdigest()
 
 
-class ByteData(LightningDataModule):
+class ByteData(LightningDataModule, ABC):
     """Base of the corpora whose tokens are bytes: splits, rows, batches.
 
     The first part of the corpus trains, the rest validates. `validate` scores the first `eval_bytes` of the validation
@@ -66,13 +67,13 @@ class ByteData(LightningDataModule):
         self.seed = seed
         self._corpus: Corpus | None = None
 
+    @abstractmethod
     def read(self) -> Corpus:
         """Finds the corpus.
 
         Raises:
             ConfigError: It is not there; the message says what to place where.
         """
-        raise NotImplementedError
 
     @property
     def corpus(self) -> Corpus:

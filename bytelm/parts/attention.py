@@ -4,6 +4,7 @@ Queries and keys may be normalised per head (QK-norm); several query heads may s
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 import torch
@@ -16,7 +17,7 @@ from bytelm.parts.position import PositionEncoding
 from bytelm.values import ConfigError, PositiveInt, UnitInterval
 
 
-class Attention(nn.Module):
+class Attention(nn.Module, ABC):
     """Base of the attentions: a subclass says how queries attend to keys and values.
 
     Args:
@@ -55,6 +56,7 @@ class Attention(nn.Module):
         self.q_norm = qk_norm(self.head_dim) if qk_norm else nn.Identity()
         self.k_norm = qk_norm(self.head_dim) if qk_norm else nn.Identity()
 
+    @abstractmethod
     def attend(self, q: Tensor, k: Tensor, v: Tensor, scores: Tensor | None) -> Tensor:
         """Mixes values causally.
 
@@ -67,7 +69,6 @@ class Attention(nn.Module):
         Returns:
             (B, n_heads, T, head_dim).
         """
-        raise NotImplementedError
 
     def forward(self, x: Tensor, position: PositionEncoding) -> Tensor:
         """(B, T, d_model) to the same shape; token t sees tokens 0 to t."""

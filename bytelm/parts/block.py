@@ -1,5 +1,6 @@
 """Block orders: where the normalisation stands, and whether attention and feed-forward follow each other."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 from torch import Tensor, nn
@@ -10,7 +11,7 @@ from bytelm.parts.norm import Norm
 from bytelm.parts.position import PositionEncoding
 
 
-class Block(nn.Module):
+class Block(nn.Module, ABC):
     """Base of the blocks: holds the parts; a subclass orders them.
 
     Args:
@@ -30,9 +31,9 @@ class Block(nn.Module):
         self.feedforward = feedforward
         self.dropout = nn.Dropout(dropout)
 
+    @abstractmethod
     def forward(self, x: Tensor, position: PositionEncoding) -> Tensor:
         """(B, T, d_model) to the same shape."""
-        raise NotImplementedError
 
 
 class PreNorm(Block):

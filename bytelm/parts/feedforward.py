@@ -1,5 +1,6 @@
 """Feed-forward networks: what a block computes on each token by itself."""
 
+from abc import ABC, abstractmethod
 from typing import Literal
 
 import torch
@@ -10,7 +11,7 @@ from bytelm.parts.init import ResidualProjection
 from bytelm.values import UnitInterval
 
 
-class FeedForward(nn.Module):
+class FeedForward(nn.Module, ABC):
     """Base: down(activation(up(x))); a subclass names the activation.
 
     Args:
@@ -26,8 +27,9 @@ class FeedForward(nn.Module):
         self.down = ResidualProjection(d_ff, d_model, bias=bias)
         self.dropout = nn.Dropout(dropout)
 
+    @abstractmethod
     def activation(self, x: Tensor) -> Tensor:
-        raise NotImplementedError
+        """The nonlinearity, (B, T, d_ff) to the same shape."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, d_model) to the same shape."""

@@ -1,6 +1,7 @@
 """Initialisations: what values the weights start from."""
 
 import math
+from abc import ABC, abstractmethod
 
 from torch import nn
 
@@ -11,11 +12,12 @@ class ResidualProjection(nn.Linear):
     """A linear layer that writes into the residual stream; initialisations may treat it apart."""
 
 
-class Initialization:
+class Initialization(ABC):
     """Base of the initialisations: called once with the finished network, changes its parameters in place."""
 
+    @abstractmethod
     def __call__(self, network: nn.Module, n_layers: int) -> None:
-        raise NotImplementedError
+        """Initialises a network of so many blocks."""
 
 
 class Normal(Initialization):

@@ -1,17 +1,19 @@
 """Training losses. Validation does not use them: it always reports plain cross-entropy."""
 
+from abc import ABC, abstractmethod
+
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bytelm.values import NonNegativeFloat, UnitInterval
 
 
-class Loss(nn.Module):
+class Loss(nn.Module, ABC):
     """Base of the training losses."""
 
+    @abstractmethod
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Logits (B, T, vocab_size) and targets (B, T) to one number, in nats per token."""
-        raise NotImplementedError
 
 
 class CrossEntropy(Loss):

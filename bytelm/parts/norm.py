@@ -1,5 +1,7 @@
 """Normalisations over the last dimension, with or without learned weights."""
 
+from abc import ABC, abstractmethod
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -7,7 +9,7 @@ from torch.nn import functional as F
 from bytelm.values import PositiveFloat
 
 
-class Norm(nn.Module):
+class Norm(nn.Module, ABC):
     """Base of the normalisations.
 
     Args:
@@ -18,8 +20,9 @@ class Norm(nn.Module):
         super().__init__()
         self.shape = (dim,)
 
+    @abstractmethod
     def forward(self, x: Tensor) -> Tensor:
-        raise NotImplementedError
+        """(..., dim) to the same shape."""
 
 
 class LayerNorm(Norm):

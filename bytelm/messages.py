@@ -1,0 +1,123 @@
+"""Rewrites jsonargparse's reports of a bad config as one line: the key, the value, what is accepted.
+
+jsonargparse tells what failed at each level of a nested value; a user wants the innermost key and the reason. A report
+in a form that is not known here is passed on as it is, and tests hold these forms against the installed version.
+"""
+
+import inspect
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from difflib import get_close_matches
+from pydoc import locate
+from typing import Any, get_args, get_type_hints
+
+NUMBERS = {
+    "PositiveInt": "a whole number above 0",
+    "NonNegativeInt": "a whole number from 0",
+    "PositiveFloat": "a number above 0",
+    "NonNegativeFloat": "a number from 0",
+    "ClosedUnitInterval": "a number from 0 to 1",
+}
+
+
+def clarify(message: str, roots: Mapping[str, type], nested: Iterable[type] = ()) -> str:
+    """One line for a report of jsonargparse.
+
+    Args:
+        message: The report.
+        roots: Class behind each top-level key.
+        nested: Further classes whose constructors take other classes.
+
+    Returns:
+        `key: value …; accepted: …`, or the message itself where its form is not known.
+    """
+    key = ".".join(re.findall(r'Parser key "([^"]+)"', message))
+    name = key.rpartition(".")[2]
+
+    if match := re.search(r"does not accept option '([\w.]+)'", message):
+        return _unknown_key(match[1], roots)
+    if match := re.search(
+        r"Option '(\w+)' is not accepted(?:\. Got value: Namespace\(class_path='([\w.]+)')?", message
+    ):
+        owner = match[2] or re.findall(r"class_path '([\w.]+)'", message[: match.start()])[-1]
+        return f"{key}.{match[1]}: unknown key; {_choices(match[1], _parameters(locate(owner)))}"
+    if matches := re.findall(r"Not of type Duration: (.*?)\s?is no duration; (.*?\(5%\))", message):
+        given, accepted = matches[-1]  # of a list, the last attempt is at its element
+        given = given or "".join(re.findall(r"Given value: (.*)", message))
+        return f"{key}: {given} is no duration; {accepted}"
+    number = rf"Not of type ({'|'.join(NUMBERS)}): (?:invalid literal.*?: |could not.*?: )?(\S+)"
+    if match := re.search(number, message):
+        return f"{key}: {match[2]} is not accepted; accepted: {NUMBERS[match[1]]}"
+    if match := re.search(r"Expected a typing\.Literal\[(.*?)\]\. Got value: (\S+)", message):
+        return f"{key}: {match[2]!r} is not accepted; accepted: {match[1]}"
+    if match := re.search(r"Expected '([\w.]+)' to be a subclass of", message):
+        return f"{key}: {match[1]!r} is not one of its classes; {_class_choices(name, match[1], roots, nested)}"
+    if match := re.search(r"callable class: (.+?)\. Got value: ([\w.]+)$", message, re.MULTILINE):
+        return f"{key}: {match[2]!r} cannot be imported ({match[1]}); {_class_choices(name, match[2], roots, nested)}"
+    if match := re.search(r"Expected a dot import path string: (\S+)", message):
+        return f"{key}: {match[1]!r} is not known; {_class_choices(name, match[1], roots, nested)}"
+    if match := re.search(r"Given value: (.*)$", message, re.MULTILINE):
+        types = dict.fromkeys(re.findall(r"Expected a <class '(?:\w+\.)*(\w+)'>", message))
+        if types:
+            accepted = ", ".join(types).replace("NoneType", "null")
+            return f"{key}: {match[1]!r} is not accepted; accepted: {accepted}"
+    if match := re.search(r"Expected a <class '(\w+)'>\. Got value: (.*?)\. Got value", message):
+        return f"{key}: {match[2]!r} is not accepted; accepted: {match[1]}"
+    return message
+
+
+def _unknown_key(key: str, roots: Mapping[str, type]) -> str:
+    parent, _, name = key.rpartition(".")
+    accepted = list(roots) if not parent else list(_parameters(roots.get(parent)))
+    return f"{key}: unknown key; {_choices(name, accepted)}"
+
+
+def _class_choices(name: str, given: str, roots: Mapping[str, type], nested: Iterable[type]) -> str:
+    names = set()
+    for owner in [*roots.values(), *nested]:
+        if base := _class_in(_hints(owner).get(name)) or roots.get(name):
+            default = inspect.signature(owner).parameters.get(name)
+            names |= {c.__name__ for c in _concrete(base) if c is not base or (default and c is default.default)}
+    return _choices(given, sorted(names)) + ", or an import path"
+
+
+def _choices(given: str, accepted: Iterable[str]) -> str:
+    accepted = list(accepted)
+    close = get_close_matches(given, accepted, n=1)
+    hint = f"did you mean {close[0]}? " if close else ""
+    return f"{hint}accepted: {', '.join(accepted) or 'see --help'}"
+
+
+def _parameters(owner: Any) -> Iterator[str]:
+    """Options of a class: constructor parameters with defaults, along its bases as far as it passes them on."""
+    for cls in inspect.getmro(owner) if inspect.isclass(owner) else ():
+        if "__init__" in vars(cls):
+            parameters = inspect.signature(vars(cls)["__init__"]).parameters.values()
+            yield from (p.name for p in parameters if p.default is not p.empty)
+            if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+                return
+
+
+def _hints(owner: type) -> dict[str, Any]:
+    try:
+        return get_type_hints(vars(owner)["__init__"])
+    except (KeyError, NameError, TypeError):
+        return {}
+
+
+def _class_in(hint: Any) -> type | None:
+    """The class that an annotation asks for: X itself, or the X of Callable[..., X] and of X | None."""
+    if inspect.isclass(hint) and hint is not type(None) and not get_args(hint):
+        return hint
+    arguments = [argument for argument in get_args(hint) if argument is not type(None)]
+    return _class_in(arguments[-1]) if arguments else None
+
+
+def _concrete(base: type) -> Iterator[type]:
+    """A class and those below it that can be used as they are."""
+    if not inspect.isabstract(base):
+        yield base
+    subclass: type
+    for subclass in base.__subclasses__():
+        if not subclass.__name__.startswith("_"):
+            yield from _concrete(subclass)
