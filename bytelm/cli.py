@@ -39,7 +39,9 @@ TRAINER_DEFAULTS = {
     "num_sanity_val_steps": 0,  # a validation before training tells nothing that the final one does not
     "enable_model_summary": False,
 }
-KEYS = {
+KEYS: dict[str, type] = {
+    "experiment": str,
+    "seed_everything": int,
     "trainer": Trainer,
     "model": LanguageModel,
     "data": ByteData,
@@ -108,7 +110,8 @@ class BytelmCLI(LightningCLI):
     def after_instantiate_classes(self) -> None:
         self._check()
         # What a checkpoint needs to rebuild the model: plain values, so that it loads without unpickling code.
-        config = json.loads(self.parser.dump(self.config, skip_none=False, format="json"))[self.subcommand]
+        config = json.loads(self.parser.dump(self.config, skip_unset=False, format="json"))
+        config = config.get(self.subcommand, config)
         instantiator = "lightning.pytorch.cli.instantiate_module"
         self.model.save_hyperparameters({**config["model"], "_instantiator": instantiator}, logger=False)
 
@@ -118,7 +121,7 @@ class BytelmCLI(LightningCLI):
         TimeBudget.of(self.trainer).check(self.trainer)
         if rank_zero_only.rank == 0:  # type: ignore[attr-defined]  # others might look while this one downloads
             self.datamodule.prepare_data()
-            self.datamodule.setup(self.subcommand)
+            self.datamodule.setup(self.subcommand or "fit")
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         settings = self._get(self.config_init, "trainer")
@@ -129,6 +132,8 @@ class BytelmCLI(LightningCLI):
             kwargs["logger"] = RunLogger("runs", self._experiment())
         if logger is False:
             self.save_config_callback = None
+        if settings.get("enable_checkpointing") is False:
+            self._parser(self.subcommand).callback_keys.remove("checkpoint")
         extra = [Throughput(), RunRecord(), PredictionWriter()]
         if settings.get("enable_progress_bar") in (None, True):
             extra.append(BudgetBar())
@@ -143,29 +148,40 @@ class BytelmCLI(LightningCLI):
 
 
 def main(args: list[str] | None = None) -> None:
-    """Runs the command line.
+    """Runs the command line: a value that cannot work ends it with a message and exit status 2.
 
     Args:
         args: Arguments; default those that the program was started with.
     """
-    _quieten_lightning()
     try:
-        BytelmCLI(
-            LanguageModel,
-            ByteData,
-            subclass_mode_data=True,
-            trainer_defaults=TRAINER_DEFAULTS,
-            save_config_callback=RunConfig,
-            seed_everything_default=42,
-            auto_configure_optimizers=False,
-            load_from_checkpoint_support=False,
-            parser_class=Parser,
-            args=args,
-        )
+        build(args)
     except ValueError as error:
         if (cause := _config_error(error)) is None:
             raise
         fail(str(cause))
+
+
+def build(args: list[str] | None = None, run: bool = True) -> BytelmCLI:
+    """Makes all that a config describes, as `model`, `datamodule` and `trainer` of what is returned.
+
+    Args:
+        args: Arguments, with a subcommand if it is to be run, and without one if not: `["--config", "my.yaml"]`.
+        run: Whether to run the subcommand.
+    """
+    _quieten_lightning()
+    return BytelmCLI(
+        LanguageModel,
+        ByteData,
+        subclass_mode_data=True,
+        trainer_defaults=TRAINER_DEFAULTS,
+        save_config_callback=RunConfig,
+        seed_everything_default=42,
+        auto_configure_optimizers=False,
+        load_from_checkpoint_support=False,  # it would keep class instances; see after_instantiate_classes
+        parser_class=Parser,
+        args=args,
+        run=run,
+    )
 
 
 def _config_error(error: BaseException | None) -> ConfigError | None:

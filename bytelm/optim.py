@@ -12,8 +12,6 @@ from lion_pytorch import Lion
 from torch import nn
 from torch.optim import Adam, AdamW, Muon, Optimizer
 
-from bytelm.values import NonNegativeFloat, PositiveFloat
-
 __all__ = ["Adam", "AdamW", "Lion", "Muon", "MuonAdamW", "ParamGroup", "ParamGroups", "param_groups"]
 
 ParamGroup = dict[str, Any]
@@ -68,16 +66,16 @@ class MuonAdamW(Optimizer):
     def __init__(
         self,
         params: Iterable[ParamGroup],
-        lr: NonNegativeFloat = 0.02,
-        weight_decay: NonNegativeFloat = 0.1,
-        momentum: NonNegativeFloat = 0.95,
+        lr: float = 0.02,
+        weight_decay: float = 0.1,
+        momentum: float = 0.95,
         nesterov: bool = True,
         ns_steps: int = 5,
         adjust_lr_fn: str | None = None,
-        adamw_lr: NonNegativeFloat = 3e-3,
+        adamw_lr: float = 3e-3,
         adamw_betas: tuple[float, float] = (0.9, 0.95),
-        adamw_weight_decay: NonNegativeFloat = 0.1,
-        adamw_eps: PositiveFloat = 1e-8,
+        adamw_weight_decay: float = 0.1,
+        adamw_eps: float = 1e-8,
         adamw_fused: bool | None = None,
     ) -> None:
         groups = list(params)

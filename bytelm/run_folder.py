@@ -1,5 +1,6 @@
 """The run's folder: runs/<experiment>/version_N, one for each run, also when several start at the same moment."""
 
+import os
 from pathlib import Path
 
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -23,7 +24,7 @@ class RunLogger(TensorBoardLogger):
     """
 
     def __init__(self, root: str, experiment: str) -> None:
-        super().__init__(root, name=experiment, default_hp_metric=False)
+        super().__init__(os.path.expandvars(Path(root).expanduser()), name=experiment, default_hp_metric=False)
         self._claimed: int | None = None
 
     @property
@@ -41,7 +42,7 @@ class RunLogger(TensorBoardLogger):
         try:
             root.mkdir(parents=True, exist_ok=True)
             taken = [path.name.removeprefix("version_") for path in root.glob("version_*")]
-            version = max((int(number) for number in taken if number.isdigit()), default=-1) + 1
+            version = max((int(number) for number in taken if number.isdecimal()), default=-1) + 1
             while True:
                 try:
                     (root / f"version_{version}").mkdir()

@@ -4,23 +4,27 @@ Three clocks measure a run: seconds, steps and tokens. A percentage is a share o
 A `Progress` holds all of them at once, so that a schedule can ask for any duration without knowing what the limit is.
 """
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from decimal import Decimal
 from typing import Literal, Union
 
 Unit = Literal["seconds", "steps", "tokens", "fraction"]
 
+DECIMALS = 6  # of seconds and of percentages: microseconds, and parts per hundred million of a run
+MOST = 10**15  # larger counts are not exact as floating-point numbers
 ACCEPTED = "accepted: a time (180s, 3m, 1h30m, 250ms), steps (500 steps), tokens (300 Mtok) or a share of the run (5%)"
 
-_NUMBER = r"\d[\d_]*(?:\.\d+)?|\.\d+"
+_NUMBER = r"\d+(?:_\d+)*(?:\.\d+)?|\.\d+"
 _TIME = re.compile(
     rf"(?:(?P<d>{_NUMBER})\s*d)?\s*(?:(?P<h>{_NUMBER})\s*h)?\s*(?:(?P<m>{_NUMBER})\s*m(?:in)?)?\s*"
     rf"(?:(?P<s>{_NUMBER})\s*s)?\s*(?:(?P<ms>{_NUMBER})\s*ms)?"
 )
 _COUNT = re.compile(rf"(?P<number>{_NUMBER})\s*(?P<scale>[kMGB]?)\s*(?P<noun>steps?|tok(?:ens?)?)")
 _SHARE = re.compile(rf"(?P<number>{_NUMBER})\s*%")
-_SECONDS = {"d": 86_400, "h": 3_600, "m": 60, "s": 1, "ms": 1e-3}
+_SECONDS = {"d": Decimal(86_400), "h": Decimal(3_600), "m": Decimal(60), "s": Decimal(1), "ms": Decimal("0.001")}
 _SCALES = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "B": 10**9}
 
 
@@ -59,15 +63,17 @@ class Duration:
             return text
         stripped = text.strip() if isinstance(text, str) else ""
         if match := _SHARE.fullmatch(stripped):
-            percent = float(match["number"])
+            percent = Decimal(match["number"])
             if percent <= 100:
-                return cls(percent / 100, "fraction")
+                return cls(round(float(percent / 100), DECIMALS + 2), "fraction")
         elif match := _COUNT.fullmatch(stripped):
-            count = round(float(match["number"]) * _SCALES[match["scale"]], 6)
-            if count.is_integer():
-                return cls(count, "steps" if match["noun"].startswith("step") else "tokens")
+            count = Decimal(match["number"]) * _SCALES[match["scale"]]
+            if count == count.to_integral_value() and count <= MOST:
+                return cls(float(count), "steps" if match["noun"].startswith("step") else "tokens")
         elif stripped and (match := _TIME.fullmatch(stripped)):
-            return cls(sum(float(number) * _SECONDS[unit] for unit, number in match.groupdict("0").items()), "seconds")
+            seconds = sum(Decimal(number) * _SECONDS[unit] for unit, number in match.groupdict("0").items())
+            if seconds <= MOST:
+                return cls(round(float(seconds), DECIMALS), "seconds")
         raise ValueError(f"{text!r} is no duration; {ACCEPTED}")
 
     def __str__(self) -> str:
@@ -83,8 +89,7 @@ class Duration:
 
 
 def _shortest(number: float) -> str:
-    number = round(number, 12)  # a percentage went through / 100 * 100
-    return str(int(number)) if number == int(number) else f"{number:.12f}".rstrip("0")
+    return f"{number:.{DECIMALS}f}".rstrip("0").rstrip(".")
 
 
 @dataclass(frozen=True)
@@ -113,9 +118,10 @@ class Progress:
             return duration.value
         if len(self.limits) == 1 and duration.unit in self.limits:
             return duration.value / self.limits[duration.unit]
-        if self.fraction == 0 or self.used[duration.unit] == 0:
-            return duration.value / self.limits.get(duration.unit, float("inf"))
-        return duration.value * self.fraction / self.used[duration.unit]
+        if self.fraction > 0 and self.used[duration.unit] > 0:
+            return duration.value * self.fraction / self.used[duration.unit]
+        step = self.per_step.get(duration.unit, 0.0)  # nothing is used yet: as if all steps were like the coming one
+        return duration.value / step * self._step_share() if step else math.inf
 
     def through(self, duration: Duration) -> float:
         """How far the step that now begins takes the run through a first phase of length `duration`: 0 to 1.
@@ -126,8 +132,11 @@ class Progress:
         if duration.value == 0:
             return 1.0
         if duration.unit == "fraction":
-            used = self.fraction
-            step = max((self.per_step.get(unit, 0.0) / limit for unit, limit in self.limits.items()), default=0.0)
+            used, step = self.fraction, self._step_share()
         else:
             used, step = self.used[duration.unit], self.per_step.get(duration.unit, 0.0)
         return min(1.0, (used + step) / (duration.value + step))
+
+    def _step_share(self) -> float:
+        """What share of the budget one step is."""
+        return max((self.per_step.get(unit, 0.0) / limit for unit, limit in self.limits.items()), default=0.0)

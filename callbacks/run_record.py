@@ -20,7 +20,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 import bytelm
-from callbacks.time_budget import TimeBudget, process_age
+from bytelm.process import peak_memory_mb, process_age
+from callbacks.time_budget import TimeBudget
 
 PRINTED = (
     "val_bpb",
@@ -49,8 +50,7 @@ class RunRecord(Callback):
         self._train_loss = outputs["loss"]  # a tensor still: reading it would wait for the device
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        record = self._record(trainer, pl_module)
-        self._write(trainer, record)
+        self._write(self._record(trainer, pl_module))
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn == "validate":
@@ -91,7 +91,8 @@ class RunRecord(Callback):
                 "bytelm": bytelm.__version__,
             },
             "checkpoint": getattr(trainer.checkpoint_callback, "last_model_path", None) or None,
-            "run": trainer.log_dir,
+            # Asked for here, on all ranks: log_dir is a broadcast.
+            "run": trainer.log_dir if trainer.logger is not None else None,
         }
         if trainer.strategy.root_device.type == "cuda":
             record["peak_device_memory_mb"] = round(torch.cuda.max_memory_allocated() / 2**20, 1)
@@ -103,15 +104,13 @@ class RunRecord(Callback):
         return round(float(self._train_loss) * trainer.accumulate_grad_batches, 6)
 
     @rank_zero_only
-    def _write(self, trainer: Trainer, record: dict[str, Any]) -> None:
-        if trainer.logger is not None and trainer.log_dir is not None:
-            path = Path(trainer.log_dir, "record.json")
+    def _write(self, record: dict[str, Any]) -> None:
+        if record["run"] is not None:
+            path = Path(record["run"], "record.json")
             partial = path.with_suffix(".json.part")
             partial.parent.mkdir(parents=True, exist_ok=True)
             partial.write_text(json.dumps(record, indent=2) + "\n")
             partial.replace(path)
-        else:
-            record = {**record, "run": None}
         sys.stderr.flush()
         for key in PRINTED:
             if record[key] is not None:
@@ -123,16 +122,6 @@ class RunRecord(Callback):
 def _print_scores(trainer: Trainer, split: str) -> None:
     for name in ("bpb", "loss"):
         print(f"{split}_{name}: {float(trainer.callback_metrics[f'{split}/{name}']):.4f}")
-
-
-def peak_memory_mb() -> float | None:
-    """Largest resident size of this process so far, in MiB; None where the system does not tell."""
-    try:
-        import resource  # not on Windows
-    except ImportError:
-        return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return round(peak / (2**20 if sys.platform == "darwin" else 2**10), 1)
 
 
 def git_state() -> dict[str, Any] | None:

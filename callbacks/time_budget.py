@@ -10,12 +10,10 @@ Other callbacks read `progress`.
 """
 
 import math
-import os
 import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -23,10 +21,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.optim import Optimizer
 
 from bytelm.log_steps import is_log_step
+from bytelm.process import process_age
 from bytelm.units import Duration, Progress, Unit
 from bytelm.values import ConfigError
-
-IMPORTED_AT = time.monotonic()
 
 
 class TimeBudget(Callback):
@@ -353,13 +350,3 @@ def _muted(pl_module: LightningModule) -> Iterator[None]:
     finally:
         for name in names:
             delattr(pl_module, name)
-
-
-def process_age() -> float:
-    """Seconds since this process started; where the system does not tell (/proc), since this module was imported."""
-    try:
-        fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
-        started = int(fields[19]) / os.sysconf("SC_CLK_TCK")  # starttime, in ticks since boot
-        return time.clock_gettime(time.CLOCK_BOOTTIME) - started
-    except (OSError, AttributeError, IndexError, ValueError):
-        return time.monotonic() - IMPORTED_AT

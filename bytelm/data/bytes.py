@@ -4,6 +4,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule
@@ -66,6 +67,8 @@ class ByteData(LightningDataModule, ABC):
         self.eval_bytes = eval_bytes
         self.seed = seed
         self._corpus: Corpus | None = None
+        self._loader: RowLoader | None = None
+        self._position: dict[str, Any] | None = None  # of the loader, in the checkpoint that is resumed
 
     @abstractmethod
     def read(self) -> Corpus:
@@ -98,9 +101,20 @@ class ByteData(LightningDataModule, ABC):
 
     def train_dataloader(self) -> RowLoader:
         rank, world_size = self._rank()
-        return RowLoader(
+        self._loader = RowLoader(
             self.train_split, self.batch_size, self.seq_len, self.order, self.seed, rank=rank, world_size=world_size
         )
+        if self._position is not None:
+            self._loader.load_state_dict(self._position)
+        return self._loader
+
+    def state_dict(self) -> dict[str, Any]:
+        # Lightning saves the loader's state too, but restores it only from checkpoints that it takes to be from the
+        # middle of an epoch, and the end of a budget counts as the end of one.
+        return {} if self._loader is None else self._loader.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._position = state_dict or None
 
     def val_dataloader(self) -> EvalBatches:
         # At least one row, as a budget of fewer bytes would otherwise score nothing.

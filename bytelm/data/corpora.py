@@ -86,6 +86,8 @@ class Bytes(ByteData):
     def __init__(self, path: str | list[str], **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.paths = [path] if isinstance(path, str) else path
+        if not self.paths:
+            raise ConfigError("path", path, "accepted: at least one file, folder or glob")
 
     def read(self) -> Corpus:
         files = [file for path in self.paths for file in _files(path)]

@@ -36,11 +36,12 @@ def download(url: str, target: Path, transform: Callable[[bytes], bytes]) -> Non
                 file.write(text)
                 file.flush()
                 os.fsync(file.fileno())
+            os.chmod(partial, 0o644)  # mkstemp makes it private, and a cache may be shared
             os.replace(partial, target)
         except BaseException:
             os.unlink(partial)
             raise
-    except (OSError, HTTPException) as error:
+    except (OSError, HTTPException, ValueError) as error:  # ValueError: no address, or a header that is no number
         raise DownloadError(f"{url}: {error}") from error
 
 

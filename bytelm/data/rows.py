@@ -108,7 +108,7 @@ class EvalBatches:
     """Every row of a stream once, spread over the ranks.
 
     All ranks get equally many batches, for a collective in the model would otherwise wait for ever; batches differ in
-    size by one row at most.
+    size by one row at most. Where there are fewer rows than batches, some are empty, (0, T).
 
     Args:
         stream: Bytes, uint8, (n,), n >= seq_len.

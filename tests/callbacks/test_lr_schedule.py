@@ -1,0 +1,283 @@
+"""Proves that schedules give the rates of their formulas, under every kind of budget, and set them in a run."""
+
+import math
+from collections.abc import Callable
+from itertools import pairwise
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch.utils.data import DataLoader, TensorDataset
+
+from bytelm.units import Duration, Progress
+from bytelm.values import ConfigError
+from callbacks.lr_schedule import Constant, Cosine, FromFunction, Linear, LRSchedule, WarmupStableDecay
+from callbacks.time_budget import TimeBudget
+
+PEAK, MIN_LR, MAX_ITERS = 6e-4, 6e-5, 5_000
+
+
+def at_step(it: int, max_iters: int = MAX_ITERS) -> Progress:
+    """Where a run limited to `max_iters` steps is when step `it` begins."""
+    used = {"steps": float(it), "seconds": 0.0, "tokens": 0.0}
+    return Progress(it / max_iters, used, {"steps": 1.0, "seconds": 0.0, "tokens": 0.0}, {"steps": max_iters})
+
+
+def at_second(seconds: float, limit: float = 180.0, steps_per_second: float = 8.0) -> Progress:
+    """Where a run limited to `limit` seconds is after some of them."""
+    used = {"steps": seconds * steps_per_second, "seconds": seconds, "tokens": 0.0}
+    per_step = {"steps": 1.0, "seconds": 1 / steps_per_second, "tokens": 0.0}
+    return Progress(seconds / limit, used, per_step, {"seconds": limit})
+
+
+def duration(text: str) -> Duration:
+    return Duration.parse(text)
+
+
+def nanogpt(it: int, warmup_iters: int, lr_decay_iters: int, learning_rate: float, min_lr: float) -> float:
+    if it < warmup_iters:
+        return learning_rate * (it + 1) / (warmup_iters + 1)
+    if it > lr_decay_iters:
+        return min_lr
+    decayed = (it - warmup_iters) / (lr_decay_iters - warmup_iters)
+    return min_lr + (learning_rate - min_lr) * (math.cos(math.pi * decayed) + 1) / 2
+
+
+def warmup_stable_cosine(it: int, warmup_iters: int, lr_decay_iters: int, learning_rate: float, min_lr: float) -> float:
+    warmup = max(warmup_iters, int(0.05 * lr_decay_iters))
+    stable_until = int(0.72 * lr_decay_iters)
+    if it < warmup:
+        height = (1 - math.cos(math.pi * (it + 1) / (warmup + 1))) / 2
+    elif it < stable_until:
+        height = 1.0
+    elif it <= lr_decay_iters:
+        height = (1 + math.cos(math.pi * (it - stable_until) / (lr_decay_iters - stable_until))) / 2
+    else:
+        height = 0.0
+    return min_lr + (learning_rate - min_lr) * height
+
+
+def assert_same_rates(schedule: LRSchedule, expected: Callable[[int], float]) -> None:
+    rates = [schedule.lr(PEAK, at_step(it)) for it in range(MAX_ITERS)]
+    worst = max(range(MAX_ITERS), key=lambda it: abs(rates[it] - expected(it)))
+    assert abs(rates[worst] - expected(worst)) < 1e-12, f"step {worst}: {rates[worst]} is not {expected(worst)}"
+
+
+@pytest.mark.parametrize("lr_decay_iters", [4_000, MAX_ITERS])
+@pytest.mark.parametrize("warmup_iters", [0, 100, 2_000])
+def test_cosine_is_nanogpt_at_every_step(warmup_iters, lr_decay_iters):
+    schedule = Cosine(
+        warmup=duration(f"{warmup_iters} steps"), until=duration(f"{lr_decay_iters} steps"), min_lr_factor=MIN_LR / PEAK
+    )
+    assert_same_rates(schedule, lambda it: nanogpt(it, warmup_iters, lr_decay_iters, PEAK, MIN_LR))
+
+
+@pytest.mark.parametrize("decay", ["1400 steps", "28%"])
+@pytest.mark.parametrize("warmup_iters", [100, 2_000])
+def test_warmup_stable_decay_is_the_warmup_stable_cosine_at_every_step(warmup_iters, decay):
+    schedule = WarmupStableDecay(
+        decay=duration(decay),
+        decay_shape="cosine",
+        min_lr_factor=MIN_LR / PEAK,
+        warmup=duration(f"{max(warmup_iters, 250)} steps"),
+        warmup_shape="cosine",
+        warmup_from=MIN_LR / PEAK,
+    )
+    assert_same_rates(schedule, lambda it: warmup_stable_cosine(it, warmup_iters, MAX_ITERS, PEAK, MIN_LR))
+
+
+@pytest.mark.parametrize("function", [nanogpt, warmup_stable_cosine])
+@pytest.mark.parametrize(("warmup_iters", "lr_decay_iters"), [(2_000, 4_000), (100, None)])
+def test_from_function_gives_the_functions_rates_at_every_step(function, warmup_iters, lr_decay_iters):
+    schedule = FromFunction(function, warmup_iters, lr_decay_iters, MIN_LR)
+    assert_same_rates(schedule, lambda it: function(it, warmup_iters, lr_decay_iters or MAX_ITERS, PEAK, MIN_LR))
+
+
+@pytest.mark.parametrize(
+    ("options", "progress", "it", "lr_decay_iters"),
+    [
+        ({}, at_step(29, 100), 29, 100),
+        ({}, at_second(45), 1_250, 5_000),
+        ({"max_iters": 1_000}, at_second(45), 250, 1_000),
+        ({"max_iters": 1_000, "lr_decay_iters": 800}, at_second(180), 1_000, 800),
+        ({"max_iters": 1_000}, at_step(25, 100), 250, 1_000),
+        ({}, Progress(0.5, {"steps": 7.0, "seconds": 9.0}, limits={"steps": 100, "seconds": 18}), 50, 100),
+    ],
+)
+def test_from_function_presents_any_run_as_one_of_max_iters_iterations(options, progress, it, lr_decay_iters):
+    received = []
+    schedule = FromFunction(lambda *arguments: received.append(arguments) or 0.5, 9, min_lr=0.1, **options)
+    assert schedule.lr(2.0, progress) == 0.5
+    assert received == [(it, 9, lr_decay_iters, 2.0, 0.1)]
+    assert isinstance(received[0][0], int)
+
+
+@pytest.mark.parametrize(
+    ("shape", "half"), [("linear", 0.5), ("cosine", 0.5), ("sqrt", math.sqrt(0.5)), ("1-sqrt", 1 - math.sqrt(0.5))]
+)
+@pytest.mark.parametrize("min_lr_factor", [0.0, 0.1])
+def test_decay_shapes_begin_at_the_peak_and_end_exactly_at_the_floor(shape, half, min_lr_factor):
+    schedule = WarmupStableDecay(decay=duration("25%"), decay_shape=shape, min_lr_factor=min_lr_factor)
+    multipliers = [schedule.multiplier(at_second(share * 180)) for share in (0.0, 0.5, 0.75, 0.875, 1.0)]
+    assert multipliers[:3] == [1.0, 1.0, 1.0]
+    assert multipliers[3] == pytest.approx(min_lr_factor + (1 - min_lr_factor) * half, abs=1e-15)
+    assert multipliers[4] == min_lr_factor
+
+
+@pytest.mark.parametrize("decay", ["20%", "36s", "36000ms", "288 steps"])  # of 180 s, at 8 steps a second
+def test_under_a_time_limit_any_unit_of_decay_ends_with_the_run(decay):
+    schedule = WarmupStableDecay(decay=duration(decay), min_lr_factor=0.2, warmup=duration("100 steps"))
+    assert schedule.multiplier(at_second(0)) == pytest.approx(1 / 101)
+    assert schedule.multiplier(at_second(5)) == pytest.approx(41 / 101)
+    assert schedule.multiplier(at_second(12.5)) == 1.0
+    assert schedule.multiplier(at_second(143.9)) == 1.0
+    assert schedule.multiplier(at_second(144 + 9)) == pytest.approx(1 - 0.8 * 0.25)
+    assert schedule.multiplier(at_second(144 + 27)) == pytest.approx(1 - 0.8 * 0.75)
+    assert schedule.multiplier(at_second(180)) == 0.2
+
+
+@pytest.mark.parametrize("warmup", ["10%", "18s"])
+def test_a_warmup_in_time_or_percent_moves_with_the_first_step_and_ends_on_time(warmup):
+    schedule = Constant(warmup=duration(warmup))
+    step = 1 / 8
+    assert schedule.multiplier(at_second(0)) == pytest.approx(step / (18 + step))
+    assert schedule.multiplier(at_second(9)) == pytest.approx((9 + step) / (18 + step))
+    assert schedule.multiplier(at_second(18 - step)) < 1
+    assert schedule.multiplier(at_second(18)) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("shape", "expected"), [("linear", 0.2 + 0.8 * 0.25), ("cosine", 0.2 + 0.8 * (1 - math.sqrt(0.5)) / 2)]
+)
+def test_warmup_shapes_rise_from_the_share_given(shape, expected):
+    schedule = Constant(warmup=duration("3 steps"), warmup_shape=shape, warmup_from=0.2)
+    assert schedule.multiplier(at_step(0)) == pytest.approx(expected, abs=1e-15)
+
+
+def test_constant_stays_at_the_peak():
+    assert [Constant().multiplier(at_step(it)) for it in (0, 2_500, 4_999, 5_000)] == [1.0] * 4
+
+
+def test_linear_falls_in_a_straight_line_from_the_end_of_the_warmup():
+    schedule = Linear(warmup=duration("1000 steps"), min_lr_factor=0.5)
+    multipliers = [schedule.multiplier(at_step(it)) for it in (1_000, 2_000, 3_000, 5_000)]
+    assert multipliers == pytest.approx([1.0, 0.875, 0.75, 0.5], abs=1e-15)
+
+
+@pytest.mark.parametrize("schedule", [Cosine, Linear])
+def test_a_fall_until_a_step_begins_at_the_peak_under_a_time_limit_too(schedule):
+    assert schedule(until=duration("1000 steps")).multiplier(at_second(0)) > 0.9
+
+
+@pytest.mark.parametrize(("warmup", "decay"), [("30%", "80%"), ("0.1%", "100%"), ("100%", "0.1%")])
+def test_warmup_and_decay_beyond_the_whole_run_are_refused(warmup, decay):
+    with pytest.raises(ConfigError, match=f"^decay: '{decay}' cannot be used; .*{warmup}.* leaves of 100%"):
+        WarmupStableDecay(decay=duration(decay), warmup=duration(warmup))
+
+
+@pytest.mark.parametrize("percent", range(0, 101, 5))
+def test_warmup_and_decay_may_fill_the_whole_run(percent):
+    WarmupStableDecay(decay=duration(f"{100 - percent}%"), warmup=duration(f"{percent}%"))
+
+
+@given(
+    make=st.sampled_from(
+        [Constant, Cosine, Linear]
+        + [
+            lambda shape=shape, decay=decay, **options: WarmupStableDecay(duration(decay), shape, **options)
+            for shape in ("linear", "cosine", "sqrt", "1-sqrt")
+            for decay in ("0%", "20%", "30 steps", "100%")
+        ]
+    ),
+    steps=st.integers(1, 60),
+    warmup=st.integers(0, 70),
+    warmup_shape=st.sampled_from(["linear", "cosine"]),
+    warmup_from=st.floats(0, 1),
+    min_lr_factor=st.floats(0, 1),
+    timed=st.booleans(),
+)
+def test_a_warmup_never_falls_and_a_decay_never_rises(
+    make, steps, warmup, warmup_shape, warmup_from, min_lr_factor, timed
+):
+    options = {"warmup": duration(f"{warmup} steps"), "warmup_shape": warmup_shape, "warmup_from": warmup_from}
+    if make is not Constant:
+        options["min_lr_factor"] = min_lr_factor
+    schedule = make(**options)
+    run = [at_second(it / 8, steps / 8) if timed else at_step(it, steps) for it in range(steps + 1)]
+    rates = [schedule.multiplier(progress) for progress in run]
+    rising, falling = rates[:warmup], rates[warmup:]
+    assert all(later >= earlier for earlier, later in pairwise(rising))
+    assert all(later <= earlier + 1e-12 for earlier, later in pairwise(falling))
+    assert all(0 <= rate <= 1 for rate in rates)
+
+
+class Remaining(LRSchedule):
+    def multiplier(self, progress: Progress) -> float:
+        return 1 - progress.fraction
+
+
+class TwoGroups(LightningModule):
+    def __init__(self, **options: float) -> None:
+        super().__init__()
+        self.body, self.head = torch.nn.Linear(4, 4), torch.nn.Linear(4, 1)
+        self.options = options
+
+    def training_step(self, batch, batch_idx):
+        return self.head(self.body(batch[0])).square().mean()
+
+    def configure_optimizers(self):
+        body = {"params": self.body.parameters(), "lr": 0.5, "name": "body", **self.options}
+        return torch.optim.SGD([body, {"params": self.head.parameters(), "lr": 0.1}])
+
+
+class Watch(Callback):
+    """Notes the rates that the optimizer steps with, and what is logged of them."""
+
+    def __init__(self) -> None:
+        self.rates: list[tuple[float, ...]] = []
+        self.logged: list[tuple[float, ...]] = []
+
+    def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+        self.rates.append(tuple(group["lr"] for group in optimizer.param_groups))
+        self.initial = [group["initial_lr"] for group in optimizer.param_groups]
+
+    def on_train_end(self, trainer, pl_module):
+        self.logged = [float(trainer.callback_metrics[f"lr/{name}"]) for name in ("body", 1)]
+
+
+def fit(module: TwoGroups, *callbacks: Callback) -> Watch:
+    watch = Watch()
+    Trainer(
+        accelerator="cpu",
+        max_epochs=-1,
+        log_every_n_steps=1,
+        callbacks=[*callbacks, watch],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    ).fit(module, DataLoader(TensorDataset(torch.ones(6, 4)), batch_size=2))
+    return watch
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers")
+def test_a_users_own_schedule_sets_and_logs_the_rate_of_every_group_before_each_step():
+    watch = fit(TwoGroups(), TimeBudget(duration("5 steps")), Remaining())
+    left = [1.0, 0.8, 0.6, 0.4, 0.2]
+    assert watch.rates == [pytest.approx((0.5 * share, 0.1 * share), abs=1e-15) for share in left]
+    assert watch.initial == [0.5, 0.1]
+    assert watch.logged == pytest.approx([0.1, 0.02])
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers")
+def test_the_initial_rate_of_a_resumed_group_is_kept():
+    watch = fit(TwoGroups(initial_lr=2.0), TimeBudget(duration("2 steps")), Remaining())
+    assert watch.rates == [(2.0, 0.1), (1.0, 0.05)]
+    assert watch.initial == [2.0, 0.1]
+
+
+def test_a_schedule_without_a_budget_is_refused():
+    with pytest.raises(ConfigError, match=r"^trainer\.callbacks: .*TimeBudget"):
+        fit(TwoGroups(), Constant())

@@ -1,0 +1,246 @@
+"""The budget is kept: on a clock that the tests turn, so that every figure is exact."""
+
+import json
+import os
+import subprocess
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.pytorch import Callback
+
+from bytelm.cli import BytelmCLI
+from bytelm.units import Duration
+from bytelm.values import ConfigError
+from callbacks import TimeBudget, time_budget
+
+PROJECT = Path(__file__).resolve().parents[2]
+
+
+class Clock:
+    """Stands for the module `time`; stands still unless told."""
+
+    def __init__(self):
+        self.now = 1000.0
+
+    def perf_counter(self):
+        return self.now
+
+
+class Slow(Callback):
+    """Turns the clock: by `seconds[step]` in each step's backward pass, by 100 in validation and in checkpoints."""
+
+    def __init__(self, clock, seconds):
+        self.clock, self.seconds = clock, seconds
+        self.fractions = []
+
+    def on_before_backward(self, trainer, pl_module, loss):
+        self.clock.now += self.seconds[min(trainer.global_step, len(self.seconds) - 1)]
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        self.fractions.append(TimeBudget.of(trainer).progress.fraction)
+
+    def on_validation_batch_start(self, trainer, pl_module, batch, batch_idx, dataloader_idx=0):
+        self.clock.now += 100
+
+
+@contextmanager
+def added_callback(callback):
+    """Puts a callback, which the test holds in its hands, before the others of the next trainer."""
+    original = BytelmCLI.instantiate_trainer
+
+    def instantiate_trainer(cli, **kwargs):
+        trainer = original(cli, **kwargs)
+        trainer.callbacks.insert(0, callback)
+        return trainer
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(BytelmCLI, "instantiate_trainer", instantiate_trainer)
+        yield
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(time_budget, "time", clock)
+    monkeypatch.setattr(time_budget, "process_age", lambda: clock.now - 1000.0)
+    return clock
+
+
+@pytest.fixture
+def timed(run, clock):
+    """Runs with steps of so many seconds; returns the budget and the callback."""
+
+    def timed(seconds, *options):
+        slow = Slow(clock, seconds)
+        with added_callback(slow):
+            return TimeBudget.of(run(*options).trainer), slow
+
+    return timed
+
+
+@pytest.mark.parametrize(
+    ("seconds", "limit", "steps", "used"),
+    [([1.0], "10s", 10, 10.0), ([3.0], "10s", 3, 9.0), ([0.5], "2.2s", 4, 2.0), ([2, 1], "5500ms", 4, 5.0)],
+)
+def test_a_step_that_does_not_fit_is_not_started(timed, seconds, limit, steps, used):
+    budget, _ = timed(seconds, "--time_budget.limit", limit)
+    assert (budget.steps, budget.training_seconds) == (steps, pytest.approx(used))
+
+
+def test_overshoot_stops_after_the_first_step_that_reaches_the_limit(timed):
+    budget, _ = timed([3.0], "--time_budget.limit", "10s", "--time_budget.overshoot", "allow")
+    assert (budget.steps, budget.training_seconds) == (4, pytest.approx(12.0))
+
+
+def test_a_last_step_that_turns_out_too_slow_is_dropped(timed):
+    budget, _ = timed([1, 1, 1, 1, 7], "--time_budget.limit", "6.5s", "--experiment", "slow")
+    assert (budget.steps, budget.training_seconds) == (4, pytest.approx(4.0))
+    timed([1.0], "--time_budget.limit", "4 steps", "--experiment", "even")
+    slow, even = (torch.load(f"runs/{name}/version_0/checkpoints/last.ckpt") for name in ("slow", "even"))
+    for name, value in even["state_dict"].items():
+        assert torch.equal(slow["state_dict"][name], value), name
+    torch.testing.assert_close(slow["optimizer_states"][0]["state"], even["optimizer_states"][0]["state"])
+
+
+def test_validation_and_checkpoints_do_not_count(timed, clock, monkeypatch):
+    def on_save_checkpoint(self, checkpoint):
+        clock.now += 100
+
+    monkeypatch.setattr("bytelm.language_model.LanguageModel.on_save_checkpoint", on_save_checkpoint)
+    budget, _ = timed([1.0], "--time_budget.limit", "8s", "--trainer.val_check_interval", "3")
+    assert (budget.steps, budget.training_seconds) == (8, pytest.approx(8.0))
+    assert clock.now > 1400  # they did take their time
+
+
+def test_scope_run_counts_all_and_keeps_a_reserve(timed, clock):
+    clock.now += 5  # start-up
+    budget, _ = timed([1.0], "--time_budget={limit: 20s, scope: run, reserve: 4s}")
+    # 5 s of start-up, 2 in the warm-up pass, 9 steps; 4 are kept.
+    assert (budget.steps, budget.training_seconds) == (9, pytest.approx(9.0))
+
+
+@pytest.mark.parametrize(
+    ("options", "steps"),
+    [
+        (["--time_budget.limit", "7 steps"], 7),
+        (["--time_budget.limit", "1000 tok"], 7),  # 128 a step
+        (["--time_budget.limit", "1000 tok", "--time_budget.overshoot", "allow"], 8),
+        (["--time_budget.limit", "[100s, 7 steps]"], 7),
+        (["--time_budget.limit", "[3s, 7 steps]"], 3),
+        (["--time_budget.limit", "1000 tok", "--trainer.accumulate_grad_batches", "2"], 3),
+        (["--time_budget.limit", "6s", "--trainer.accumulate_grad_batches", "2"], 3),
+    ],
+)
+def test_the_first_limit_that_is_reached_ends_the_run(timed, options, steps):
+    budget, _ = timed([1.0], *options)
+    assert budget.steps == steps
+
+
+def test_progress_follows_the_clock(timed):
+    _, slow = timed([1.0, 3.0, 2.0], "--time_budget.limit", "10s")
+    assert slow.fractions == pytest.approx([0.0, 0.1, 0.4, 0.6, 0.8])
+
+
+def test_progress_follows_the_limit_that_is_nearest(timed):
+    _, slow = timed([1.0], "--time_budget.limit", "[100s, 4 steps]")
+    assert slow.fractions == pytest.approx([0.0, 0.25, 0.5, 0.75])
+
+
+def test_the_final_validation_always_runs(timed):
+    budget, _ = timed([1.0], "--time_budget.limit", "3s", "--trainer.val_check_interval", "1000")
+    record = json.loads(Path("runs/tiny/version_0/record.json").read_text())
+    assert record["total_steps"] == budget.steps == 3
+    assert record["val_bpb"] > 0
+
+
+def losses(cli_run, *options):
+    """Training losses of a run, step by step, exactly."""
+
+    class Losses(Callback):
+        def __init__(self):
+            self.values = []
+
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            self.values.append(float(outputs["loss"]))
+
+    recorder = Losses()
+    with added_callback(recorder):
+        cli_run(*options)
+    return recorder.values
+
+
+DROPOUT = ("--model.gpt.dropout", "0.2", "--model.gpt.attention", "{class_path: SDPA, init_args: {dropout: 0.2}}")
+
+
+@pytest.mark.parametrize("options", [(), DROPOUT, ("--data.order", "shuffled"), ("--model.optimizer", "MuonAdamW")])
+def test_the_warm_up_pass_changes_nothing(run, monkeypatch, options):
+    with_warm_up = losses(run, *options)
+    passes = []
+    monkeypatch.setattr(time_budget, "_warm_up", lambda *args: passes.append(1) or 0.0)
+    assert losses(run, *options) == with_warm_up
+    assert passes == [1]
+
+
+@pytest.mark.parametrize("options", [(), ("--data.order", "shuffled"), ("--model.optimizer", "MuonAdamW")])
+def test_a_resumed_run_has_what_was_left_and_goes_on_as_if_uncut(run, options):
+    uncut = losses(run, "--time_budget.limit", "9 steps", *options)
+    first = losses(run, "--time_budget.limit", "4 steps", "--experiment", "cut", *options)
+    checkpoint = "runs/cut/version_0/checkpoints/last.ckpt"
+    rest = losses(run, "--time_budget.limit", "9 steps", "--ckpt_path", checkpoint, *options)
+    assert first + rest == uncut
+
+
+def test_a_resumed_run_has_the_time_that_was_left(timed, clock):
+    timed([1.0], "--time_budget.limit", "4s", "--experiment", "cut")
+    budget, _ = timed([1.0], "--time_budget.limit", "10s", "--ckpt_path", "runs/cut/version_0/checkpoints/last.ckpt")
+    assert (budget.steps, budget.training_seconds) == (10, pytest.approx(10.0))
+
+
+def test_a_budget_shorter_than_a_step_is_refused(refused):
+    line = refused("--time_budget.limit", "100 tok")
+    assert "time_budget.limit" in line
+    assert "100 tok" in line
+    assert "128 tokens" in line
+
+
+@pytest.mark.parametrize("option", ["max_steps", "max_epochs", "min_steps", "min_epochs"])
+def test_the_trainers_own_limits_are_refused(refused, option):
+    line = refused(f"--trainer.{option}", "3")
+    assert f"trainer.{option}: 3" in line
+    assert "time_budget.limit" in line
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"limit": Duration.parse("5%")},
+        {"limit": Duration.parse("0s")},
+        {"limit": []},
+        {"limit": Duration.parse("10s"), "scope": "run", "reserve": Duration.parse("10s")},
+        {"limit": Duration.parse("10s"), "scope": "run", "reserve": Duration.parse("3 steps")},
+    ],
+)
+def test_impossible_budgets_are_refused(arguments):
+    with pytest.raises(ConfigError, match=r"time_budget\.(limit|reserve)"):
+        TimeBudget(**arguments)
+
+
+def test_two_ranks_train_on_their_own_rows_and_stop_together(folder):
+    """Two ranks of batch 2 see what one of batch 4 sees, and so come to the same weights and score."""
+
+    def train(*options):
+        command = [sys.executable, "-m", "bytelm", "fit", "--config", "tiny.yaml", "--time_budget.limit", "6 steps"]
+        environment = os.environ | {"PYTHONPATH": str(PROJECT), "OMP_NUM_THREADS": "1"}
+        ended = subprocess.run([*command, *options], env=environment, capture_output=True, text=True, timeout=120)
+        assert ended.returncode == 0, ended.stderr
+
+    train("--experiment", "one")
+    train("--experiment", "two", "--trainer.strategy", "ddp", "--trainer.devices", "2", "--data.batch_size", "2")
+    one, two = (json.loads(Path(f"runs/{name}/version_0/record.json").read_text()) for name in ("one", "two"))
+    assert (two["world_size"], two["total_steps"], two["tokens_seen"]) == (2, 6, one["tokens_seen"])
+    assert two["val_bpb"] == pytest.approx(one["val_bpb"], abs=1e-5)
+    weights = [torch.load(f"runs/{name}/version_0/checkpoints/last.ckpt")["state_dict"] for name in ("one", "two")]
+    torch.testing.assert_close(weights[0], weights[1], atol=1e-5, rtol=0)

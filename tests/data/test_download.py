@@ -1,0 +1,142 @@
+"""Proves that a downloaded text appears under its name whole or not at all, and that failures say what happened."""
+
+import os
+import socket
+import threading
+from http.server import BaseHTTPRequestHandler
+
+import pytest
+
+from bytelm.data.corpora import Shakespeare
+from bytelm.data.download import DownloadError, download, strip_gutenberg
+from bytelm.values import ConfigError
+
+
+@pytest.fixture(
+    params=[
+        "cut_before_declared_length",
+        "cut_inside_a_chunk",
+        "cut_without_declared_length",
+        "empty",
+        "not_found",
+        "refused",
+        "no_address",
+    ]
+)
+def broken_url(request, serve, answer, etext):
+    half = etext[: len(etext) // 2]
+    match request.param:
+        case "cut_before_declared_length":
+            yield serve(answer(half, Content_Length=len(etext)))
+        case "cut_inside_a_chunk":
+            yield serve(answer(b"%x\r\n%b" % (len(etext), half), Transfer_Encoding="chunked"))
+        case "cut_without_declared_length":
+            yield serve(answer(half))
+        case "empty":
+            yield serve(answer(b"", Content_Length=0))
+        case "not_found":
+            yield serve(lambda handler: handler.send_error(404))
+        case "refused":
+            with socket.create_server(("127.0.0.1", 0)) as closed:
+                port = closed.getsockname()[1]
+            yield f"http://127.0.0.1:{port}/pg100.txt"
+        case "no_address":
+            yield "pg100.txt"
+
+
+def test_a_whole_text_is_stripped_and_placed(serve, answer, etext, text, tmp_path):
+    target = tmp_path / "new" / "folder" / "text.txt"
+    download(serve(answer(etext, Content_Length=len(etext))), target, strip_gutenberg)
+    assert target.read_bytes() == text
+    assert [path.name for path in target.parent.iterdir()] == ["text.txt"]
+
+
+def test_a_text_of_undeclared_length_is_placed_too(serve, answer, etext, text, tmp_path):
+    download(serve(answer(etext)), tmp_path / "text.txt", strip_gutenberg)
+    assert (tmp_path / "text.txt").read_bytes() == text
+
+
+def test_a_failure_leaves_nothing_behind(broken_url, tmp_path):
+    with pytest.raises(DownloadError):
+        download(broken_url, tmp_path / "text.txt", strip_gutenberg)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_server_that_falls_silent_is_given_up(serve, answer, etext, tmp_path, monkeypatch):
+    over = threading.Event()
+
+    def half(handler: BaseHTTPRequestHandler) -> None:
+        answer(etext[:99], Content_Length=len(etext))(handler)
+        over.wait(5)
+
+    monkeypatch.setattr("bytelm.data.download.TIMEOUT_SECONDS", 0.1)
+    with pytest.raises(DownloadError, match="timed out"):
+        download(serve(half), tmp_path / "text.txt", strip_gutenberg)
+    over.set()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failure_does_not_touch_an_existing_file(serve, answer, etext, tmp_path):
+    target = tmp_path / "text.txt"
+    target.write_bytes(b"kept")
+    with pytest.raises(DownloadError, match=r"cut after 9 of \d+ bytes"):
+        download(serve(answer(etext[:9], Content_Length=len(etext))), target, strip_gutenberg)
+    assert target.read_bytes() == b"kept"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_the_next_attempt_after_a_cut_succeeds(serve, answer, etext, text, tmp_path):
+    target = tmp_path / "text.txt"
+    url = serve(answer(etext[:-20], Content_Length=len(etext)), answer(etext, Content_Length=len(etext)))
+    with pytest.raises(DownloadError):
+        download(url, target, strip_gutenberg)
+    download(url, target, strip_gutenberg)
+    assert target.read_bytes() == text
+
+
+@pytest.mark.parametrize("failure", [KeyboardInterrupt, OSError])
+def test_an_interrupt_before_the_last_step_leaves_no_partial_file(failure, serve, answer, etext, tmp_path, monkeypatch):
+    def interrupted(*paths: object) -> None:
+        raise failure
+
+    monkeypatch.setattr(os, "replace", interrupted)
+    with pytest.raises(DownloadError if failure is OSError else failure):
+        download(serve(answer(etext)), tmp_path / "text.txt", strip_gutenberg)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_in_the_way_of_the_folder_is_a_download_error(serve, answer, etext, tmp_path):
+    (tmp_path / "file").write_bytes(b"kept")
+    with pytest.raises(DownloadError, match="file"):
+        download(serve(answer(etext)), tmp_path / "file" / "text.txt", strip_gutenberg)
+    assert (tmp_path / "file").read_bytes() == b"kept"
+
+
+def test_shakespeare_says_where_to_place_the_text_when_the_download_fails(broken_url, tmp_path, monkeypatch):
+    monkeypatch.delenv("BYTELM_DATA", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    target = tmp_path / "cache" / "bytelm" / "shakespeare.txt"
+    with pytest.raises(ConfigError, match="download failed") as refusal:
+        Shakespeare(url=broken_url).prepare_data()
+    assert f"Place the text at {target}, or set BYTELM_DATA" in str(refusal.value)
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+@pytest.mark.parametrize("missing", [b"*** START OF TH", b"*** END OF TH", b"***"])
+def test_a_text_without_header_or_footer_is_not_whole(missing, etext):
+    with pytest.raises(DownloadError, match="header or footer"):
+        strip_gutenberg(etext.replace(missing, b"* * *"))
+
+
+def test_a_footer_before_the_header_is_not_whole():
+    with pytest.raises(DownloadError, match="header or footer"):
+        strip_gutenberg(b"*** END OF THE TEXT\nwords\n*** START OF THE TEXT\n")
+
+
+@pytest.mark.parametrize("the", [b"THE", b"THIS"])
+def test_stripping_keeps_the_text_byte_for_byte(the):
+    etext = b"\xef\xbb\xbf*** START OF %b EBOOK\n\n  indented\n\n\nlast \xff line  \n\n*** END OF %b EBOOK\nfoot" % (
+        the,
+        the,
+    )
+    assert strip_gutenberg(etext) == b"  indented\n\n\nlast \xff line  \n"

@@ -1,0 +1,177 @@
+"""Proves that durations are read and written as documented, and that Progress converts them into shares of a run."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bytelm.units import Duration, Progress
+
+LOOKS_LIKE_A_DURATION = st.text("0123456789_. -+%kMGBdhmsteptoin", max_size=20)
+
+
+@pytest.mark.parametrize(
+    ("text", "value", "unit"),
+    [
+        ("180s", 180, "seconds"),
+        ("180 s", 180, "seconds"),
+        ("0s", 0, "seconds"),
+        ("1.5s", 1.5, "seconds"),
+        ("3m", 180, "seconds"),
+        ("3 min", 180, "seconds"),
+        ("250ms", 0.25, "seconds"),
+        ("2h", 7_200, "seconds"),
+        (".5h", 1_800, "seconds"),
+        ("1d", 86_400, "seconds"),
+        ("1h30m", 5_400, "seconds"),
+        ("1h 30m", 5_400, "seconds"),
+        ("1d2h3m4s500ms", 93_784.5, "seconds"),
+        ("  3m\n", 180, "seconds"),
+        ("500 steps", 500, "steps"),
+        ("500steps", 500, "steps"),
+        ("1 step", 1, "steps"),
+        ("5_000 steps", 5_000, "steps"),
+        ("2k steps", 2_000, "steps"),
+        ("1.5k steps", 1_500, "steps"),
+        ("7 tok", 7, "tokens"),
+        ("1 token", 1, "tokens"),
+        ("9 tokens", 9, "tokens"),
+        ("300 Mtok", 300_000_000, "tokens"),
+        ("300M tokens", 300_000_000, "tokens"),
+        ("2.5 Gtok", 2_500_000_000, "tokens"),
+        ("2.5 Btok", 2_500_000_000, "tokens"),
+        ("5%", 0.05, "fraction"),
+        ("12.5 %", 0.125, "fraction"),
+        ("0%", 0, "fraction"),
+        ("100%", 1, "fraction"),
+    ],
+)
+def test_every_accepted_form_is_read(text, value, unit):
+    assert Duration.parse(text) == Duration(value, unit)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "  ", "180", "1.5", "-3s", "- 3 steps", "+3s", "-5%", "nan", "nan s", "inf", "inf s", "1e3 steps"),
+        *("101%", "100.1%", "1.5 steps", "0.5 tok", "1.0005k steps", "3 bananas", "h", "s", "%", "steps", "m30"),
+        *("1h30", "30m1h", "3m 3m", "3s and 5%", "1,5s", "1..5s", "5 Mtokk", "3 kelvin", "three minutes", "3M"),
+        "1__0s",
+        "10_ steps",
+        "0.0000001 steps",
+        "9" * 400 + "s",
+    ],
+)
+def test_what_is_refused_is_quoted_beside_what_is_accepted(text):
+    with pytest.raises(ValueError, match=r"accepted: a time .* steps .* tokens .* share") as refusal:
+        Duration.parse(text)
+    assert repr(text) in str(refusal.value)
+
+
+@pytest.mark.parametrize("value", [None, 3, 0, 180.0, True, b"3m", ["3m"], {"value": 3, "unit": "steps"}, object()])
+def test_what_is_no_text_is_refused_in_the_same_way(value):
+    with pytest.raises(ValueError, match="accepted: ") as refusal:
+        Duration.parse(value)
+    assert repr(value) in str(refusal.value)
+
+
+@given(st.text() | LOOKS_LIKE_A_DURATION)
+def test_any_text_is_read_or_refused_with_a_value_error(text):
+    try:
+        duration = Duration.parse(text)
+    except ValueError:
+        return
+    assert duration.value >= 0
+    assert duration.unit in ("seconds", "steps", "tokens", "fraction")
+
+
+def test_a_duration_is_read_as_itself():
+    duration = Duration(3, "steps")
+    assert Duration.parse(duration) is duration
+
+
+DECIMALS = st.decimals(0, 100, places=4)
+COUNTS = st.integers(0, 10**12)
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        st.builds("{}%".format, DECIMALS),
+        st.builds("{} s".format, DECIMALS),
+        st.builds("{}d{}h{}min".format, *[st.integers(0, 500)] * 3),
+        st.builds("{} steps".format, COUNTS),
+        st.builds("{} {}tok".format, COUNTS, st.sampled_from(["", "k"])),
+        st.builds("{} {}tok".format, DECIMALS, st.sampled_from(["M", "G"])),
+        st.builds("{}h{}m{}s{}ms".format, *[DECIMALS] * 4),
+    ],
+)
+@given(data=st.data())
+def test_what_is_written_is_read_back_as_the_same_duration(written, data):
+    duration = Duration.parse(data.draw(written))
+    again = Duration.parse(str(duration))
+    assert again == duration
+    assert hash(again) == hash(duration)
+
+
+@pytest.mark.parametrize(
+    ("duration", "text"),
+    [
+        (Duration(180, "seconds"), "180s"),
+        (Duration(0.25, "seconds"), "0.25s"),
+        (Duration(500, "steps"), "500 steps"),
+        (Duration(300e6, "tokens"), "300 Mtok"),
+        (Duration(2_000, "tokens"), "2 ktok"),
+        (Duration(1_234, "tokens"), "1234 tok"),
+        (Duration(0.05, "fraction"), "5%"),
+        (Duration(0.07, "fraction"), "7%"),  # 0.07 * 100 is not 7
+        (Duration(93_784.005, "seconds"), "93784.005s"),
+    ],
+)
+def test_a_duration_is_written_as_short_as_it_can_be(duration, text):
+    assert str(duration) == text
+
+
+def progress(fraction: float, limits: dict[str, float], **used: float) -> Progress:
+    return Progress(
+        fraction, {"seconds": 0.0, "steps": 0.0, "tokens": 0.0, **used}, {"seconds": 2.0, "steps": 1.0}, limits
+    )
+
+
+@pytest.mark.parametrize(
+    ("at", "duration", "share"),
+    [
+        # Exact, whatever the pace.
+        (progress(0.7, {"seconds": 100}, seconds=70, steps=3), Duration(0.05, "fraction"), 0.05),
+        (progress(0.0, {"steps": 5_000}), Duration(500, "steps"), 0.1),
+        (progress(0.5, {"steps": 5_000}, steps=2_500, seconds=9), Duration(500, "steps"), 0.1),
+        (progress(0.5, {"seconds": 200}, steps=9, seconds=100), Duration(50, "seconds"), 0.25),
+        (progress(0.5, {"seconds": 200}, steps=9, seconds=100), Duration(0, "steps"), 0.0),
+        # By pace: 50 steps took a quarter of the run, so that it will have 200.
+        (progress(0.25, {"seconds": 100}, seconds=25, steps=50), Duration(20, "steps"), 0.1),
+        (progress(0.25, {"steps": 400}, seconds=5, steps=100), Duration(2, "seconds"), 0.1),
+        # By pace, although steps are limited too: the time runs out after 2,000 of the 5,000.
+        (progress(0.5, {"seconds": 100, "steps": 5_000}, seconds=50, steps=1_000), Duration(500, "steps"), 0.25),
+        # Before there is a pace, by the coming step: at 2 s a step the run will have 50.
+        (progress(0.0, {"seconds": 100, "steps": 5_000}), Duration(5, "steps"), 0.1),
+    ],
+)
+def test_share_of_the_run(at, duration, share):
+    assert at.share(duration) == pytest.approx(share, abs=1e-15)
+
+
+@pytest.mark.parametrize(
+    ("at", "duration", "through"),
+    [
+        (progress(0.0, {"seconds": 100}), Duration(0, "steps"), 1.0),
+        (progress(0.0, {"seconds": 100}), Duration(9, "steps"), 0.1),
+        (progress(0.1, {"seconds": 100}, seconds=10, steps=4), Duration(9, "steps"), 0.5),
+        (progress(0.2, {"seconds": 100}, seconds=20, steps=9), Duration(9, "steps"), 1.0),
+        (progress(0.9, {"seconds": 100}, seconds=90, steps=500), Duration(9, "steps"), 1.0),
+        (progress(0.04, {"seconds": 100}, seconds=4), Duration(10, "seconds"), 6 / 12),
+        (progress(0.04, {"seconds": 100}, seconds=4), Duration(0.1, "fraction"), 0.06 / 0.12),
+        # Of two limits, the one that a step takes more of: 2 of 100 seconds, not 1 of 1,000 steps.
+        (progress(0.04, {"seconds": 100, "steps": 1_000}), Duration(0.1, "fraction"), 0.06 / 0.12),
+    ],
+)
+def test_how_far_a_step_takes_the_run_through_a_phase(at, duration, through):
+    assert at.through(duration) == pytest.approx(through, abs=1e-15)
