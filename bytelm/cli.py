@@ -2,8 +2,8 @@
 
     python -m bytelm {fit,validate,test,predict} --config FILE [--config FILE …] [--key value …]
 
-What it adds to LightningCLI: `time_budget`, `lr_schedule` and `checkpoint` as top-level keys, durations with units, a
-run folder runs/<experiment>/version_N, the run record, and errors that are one message and exit status 2.
+What it adds to LightningCLI: `time_budget`, `lr_schedule`, `checkpoint` and `throughput` as top-level keys, durations
+with units, a run folder runs/<experiment>/version_N, the run record, and errors that are one line and exit status 2.
 """
 
 import json
@@ -48,6 +48,7 @@ KEYS: dict[str, type] = {
     "time_budget": TimeBudget,
     "lr_schedule": LRSchedule,
     "checkpoint": ModelCheckpoint,
+    "throughput": Throughput,
 }
 METHOD_DEFAULTS = {
     "weights_only": True,  # checkpoints load without unpickling code
@@ -105,6 +106,7 @@ class BytelmCLI(LightningCLI):
         parser.add_lightning_class_args(TimeBudget, "time_budget")
         parser.add_lightning_class_args(LRSchedule, "lr_schedule", subclass_mode=True)
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(Throughput, "throughput")
         parser.set_defaults({"lr_schedule": {"class_path": "callbacks.Constant"}, **CHECKPOINT_DEFAULTS})
 
     def after_instantiate_classes(self) -> None:
@@ -134,7 +136,7 @@ class BytelmCLI(LightningCLI):
             self.save_config_callback = None
         if settings.get("enable_checkpointing") is False:
             self._parser(self.subcommand).callback_keys.remove("checkpoint")
-        extra = [Throughput(), RunRecord(), PredictionWriter()]
+        extra = [RunRecord(), PredictionWriter()]
         if settings.get("enable_progress_bar") in (None, True):
             extra.append(BudgetBar())
         self.trainer_defaults = {**self.trainer_defaults, "callbacks": extra}

@@ -122,7 +122,7 @@ class LanguageModel(LightningModule):
         try:
             return self.optimizer(param_groups(self, self.gpt.blocks))
         except (ValueError, RuntimeError) as error:
-            raise ConfigError("optimizer", getattr(self.optimizer, "class_path", "its options"), str(error)) from error
+            raise ConfigError("model.optimizer", _class_name(self.optimizer), str(error)) from error
 
     def configure_gradient_clipping(
         self,
@@ -158,6 +158,12 @@ class LanguageModel(LightningModule):
     def _log_scores(self, split: str) -> None:
         self.log(f"{split}/loss", self.val_loss)
         self.log(f"{split}/bpb", self.val_bpb)
+
+
+def _class_name(factory: Any) -> str:
+    """What a factory makes: a class itself, or a partial (also the command line's) of one."""
+    candidates = [factory, getattr(factory, "func", None), *getattr(factory, "args", ())]
+    return next((candidate.__name__ for candidate in candidates if isinstance(candidate, type)), repr(factory))
 
 
 def _can_compile(device: torch.device) -> bool:

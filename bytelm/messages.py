@@ -67,17 +67,19 @@ def clarify(message: str, roots: Mapping[str, type], nested: Iterable[type] = ()
 
 
 def _unknown_key(key: str, roots: Mapping[str, type]) -> str:
-    parent, _, name = key.rpartition(".")
-    accepted = list(roots) if not parent else list(_parameters(roots.get(parent)))
-    return f"{key}: unknown key; {_choices(name, accepted)}"
+    root, _, rest = key.partition(".")
+    if root not in roots:
+        return f"{root}: unknown key; {_choices(root, roots)}"
+    name = rest.partition(".")[0]
+    return f"{root}.{name}: unknown key; {_choices(name, inspect.signature(roots[root]).parameters)}"
 
 
 def _class_choices(name: str, given: str, roots: Mapping[str, type], nested: Iterable[type]) -> str:
     names = set()
     for owner in [*roots.values(), *nested]:
         if base := _class_in(_hints(owner).get(name)) or roots.get(name):
-            default = inspect.signature(owner).parameters.get(name)
-            names |= {c.__name__ for c in _concrete(base) if c is not base or (default and c is default.default)}
+            # The base itself only where it is the default, else it is there to be derived from.
+            names |= {c.__name__ for c in _concrete(base) if c is not base or c is _default(owner, name)}
     return _choices(given, sorted(names)) + ", or an import path"
 
 
@@ -96,6 +98,11 @@ def _parameters(owner: Any) -> Iterator[str]:
             yield from (p.name for p in parameters if p.default is not p.empty)
             if not any(p.kind is p.VAR_KEYWORD for p in parameters):
                 return
+
+
+def _default(owner: type, name: str) -> Any:
+    parameter = inspect.signature(owner).parameters.get(name) if "__init__" in vars(owner) else None
+    return parameter and parameter.default
 
 
 def _hints(owner: type) -> dict[str, Any]:

@@ -1,0 +1,338 @@
+"""The command line: what a config may say, what a run leaves behind, what is refused and how."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from bytelm.cli import build, main
+from bytelm.language_model import LanguageModel
+from callbacks import Constant, Cosine
+
+PROJECT = Path(__file__).resolve().parents[1]
+
+
+def printed(text):
+    """The `key: value` lines of standard output."""
+    return dict(line.split(": ", 1) for line in text.splitlines())
+
+
+# What a run leaves
+
+
+def test_a_run_leaves_config_events_checkpoints_and_record(run, capsys):
+    run("--trainer.val_check_interval", "2")
+    folder = Path("runs/tiny/version_0")
+    names = {path.relative_to(folder).as_posix().split(".out.")[0] for path in folder.rglob("*") if path.is_file()}
+    assert names == {"config.yaml", "events", "checkpoints/best.ckpt", "checkpoints/last.ckpt", "record.json"}
+
+    record = json.loads((folder / "record.json").read_text())
+    assert record["status"] == "completed"
+    assert record["total_steps"] == 4
+    assert record["tokens_seen"] == 4 * 4 * 32
+    assert record["num_params_M"] == 0.0064
+    assert record["seed"] == 42
+    assert (record["device"], record["strategy"], record["precision"]) == ("cpu", "SingleDeviceStrategy", "32-true")
+    assert record["corpus"]["name"] == "corpus.txt"
+    assert record["corpus"]["bytes"] == Path("corpus.txt").stat().st_size
+    assert re.fullmatch("[0-9a-f]{64}", record["corpus"]["sha256"])
+    assert set(record["versions"]) == {"python", "torch", "lightning", "bytelm"}
+    assert 0 < record["training_time_secs"] < record["total_time_secs"]
+    assert record["tokens_per_sec"] == pytest.approx(record["tokens_seen"] / record["training_time_secs"], rel=0.01)
+    assert record["peak_memory_mb"] > 100
+    assert record["git"] is None  # the folder is no repository
+
+    output = printed(capsys.readouterr().out)
+    assert output["val_bpb"] == f"{record['val_bpb']:.4f}"
+    assert output["train_loss"] == f"{record['train_loss']:.4f}"
+    assert output["total_steps"] == "4"
+    assert output["run"] == str(folder)
+
+
+def test_tensorboard_has_every_tag_and_compares_runs_by_val_bpb(run):
+    run("--trainer.val_check_interval", "2")
+    events = EventAccumulator("runs/tiny/version_0")
+    events.Reload()
+    record = json.loads(Path("runs/tiny/version_0/record.json").read_text())
+    assert {
+        *("train/loss", "val/loss", "val/bpb", "lr/hidden", "lr/embedding", "lr/vector"),
+        *("throughput/tokens_per_sec", "time_budget/progress", "grad/norm"),
+    } <= set(events.Tags()["scalars"])
+    assert [event.step for event in events.Scalars("train/loss")] == [0, 1, 2, 3]
+    assert len(events.Scalars("val/bpb")) == 2
+    assert events.Scalars("val/bpb")[-1].value == pytest.approx(record["val_bpb"], abs=1e-5)
+    assert [event.value for event in events.Scalars("time_budget/progress")] == pytest.approx([0.25, 0.5, 0.75, 1.0])
+
+    summaries = events.summary_metadata
+    assert {"_hparams_/experiment", "_hparams_/session_start_info"} <= set(summaries)
+    start = summaries["_hparams_/session_start_info"].plugin_data.content
+    assert b"model.gpt.init_args.d_model" in start
+    assert b"time_budget.limit" in start
+    assert b"val/bpb" in summaries["_hparams_/experiment"].plugin_data.content
+
+
+def test_mfu_is_logged_where_the_peak_is_known(run):
+    run("--throughput.peak_flops", "1e9")
+    events = EventAccumulator("runs/tiny/version_0")
+    events.Reload()
+    speed, mfu = (events.Scalars(f"throughput/{name}")[-1].value for name in ("tokens_per_sec", "mfu"))
+    params = 256 * 16 + (16 * 48 + 48) + (16 * 16 + 16) + (16 * 32 + 32) + (32 * 16 + 16) + 3 * 32
+    assert mfu == pytest.approx(speed * (6 * params + 12 * 16 * 32) / 1e9, rel=1e-4)
+
+
+def test_every_run_has_a_folder_of_its_own(run):
+    run()
+    run()
+    run("--experiment", "other")
+    assert sorted(path.as_posix() for path in Path("runs").glob("*/*")) == [
+        "runs/other/version_0",
+        "runs/tiny/version_0",
+        "runs/tiny/version_1",
+    ]
+
+
+def test_the_resolved_config_repeats_the_run_exactly(run):
+    run("--lr_schedule", "Cosine", "--lr_schedule.warmup", "2 steps", "--data.order", "shuffled")
+    run(config="runs/tiny/version_0/config.yaml")
+    first, second = (json.loads(Path(f"runs/{n}/version_0/record.json").read_text()) for n in ("tiny", "config"))
+    assert (first["val_bpb"], first["train_loss"]) == (second["val_bpb"], second["train_loss"])
+
+
+def test_what_is_shown_does_not_change_what_is_trained(run):
+    run("--trainer.log_every_n_steps", "1", "--experiment", "shown")
+    run("--trainer.log_every_n_steps", "1000", "--trainer.enable_progress_bar", "false", "--experiment", "silent")
+    shown, silent = (torch.load(f"runs/{name}/version_0/checkpoints/last.ckpt") for name in ("shown", "silent"))
+    for name, value in shown["state_dict"].items():
+        assert torch.equal(value, silent["state_dict"][name]), name
+
+
+def test_the_bar_shows_steps_loss_speed_and_time_left_on_standard_error(run, capsys):
+    run("--time_budget.limit", "300ms")
+    captured = capsys.readouterr()
+    assert re.search(r"step [\d,]+ \| loss \d\.\d+ \| [\d,]+ tok/s \| \d:\d\d left", captured.err)
+    assert "tok/s |" not in captured.out
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--trainer.logger", "false", "--trainer.enable_checkpointing", "false"],
+        ["--trainer.fast_dev_run", "true"],
+        ["--trainer.enable_progress_bar", "false"],
+    ],
+)
+def test_loggers_checkpoints_and_bar_can_be_switched_off(run, capsys, options):
+    run(*options)
+    assert float(printed(capsys.readouterr().out)["val_bpb"]) > 0
+
+
+# The other subcommands
+
+
+def test_validate_repeats_the_score_and_test_takes_the_whole_split(run, capsys):
+    run()
+    fitted = printed(capsys.readouterr().out)
+    checkpoint = ["--ckpt_path", "runs/tiny/version_0/checkpoints/last.ckpt"]
+    run(*checkpoint, subcommand="validate")
+    assert printed(capsys.readouterr().out)["val_bpb"] == fitted["val_bpb"]
+    run(*checkpoint, "--data.eval_bytes", "1000000", subcommand="validate")
+    whole = printed(capsys.readouterr().out)["val_bpb"]
+    assert whole != fitted["val_bpb"]
+    run(*checkpoint, subcommand="test")
+    assert printed(capsys.readouterr().out)["test_bpb"] == whole
+    assert [path.name for path in Path("runs/tiny").iterdir()] == ["version_0"]
+
+
+def test_predict_keeps_what_every_byte_cost(run, capsys):
+    run()
+    checkpoint = "runs/tiny/version_0/checkpoints/last.ckpt"
+    run("--ckpt_path", checkpoint, "--data.eval_bytes", "1000000", subcommand="validate")
+    score = float(printed(capsys.readouterr().out)["val_bpb"])
+    run("--ckpt_path", checkpoint, subcommand="predict")
+    predictions = torch.load(printed(capsys.readouterr().out)["predictions"])
+    text = Path("corpus.txt").read_bytes()
+    split = text[int(len(text) * 0.9) :]
+    assert bytes(predictions["targets"].flatten().tolist()) == split[: len(split) // 32 * 32]
+    assert predictions["bits"].mean().item() == pytest.approx(score, abs=1e-4)
+
+
+def test_a_checkpoint_rebuilds_its_model_without_the_config(run):
+    cli = run("--model.gpt.position", "ALiBi", "--model.gpt.d_model", "24")
+    checkpoint = "runs/tiny/version_0/checkpoints/last.ckpt"
+    torch.load(checkpoint, weights_only=True)
+    model = LanguageModel.load_from_checkpoint(checkpoint, weights_only=True)
+    tokens = torch.randint(256, (2, 32))
+    torch.testing.assert_close(model.eval()(tokens), cli.model.eval()(tokens))
+
+
+# Configs
+
+
+def test_several_configs_merge_in_order_and_options_come_last(folder):
+    Path("second.yaml").write_text("model: {gpt: {d_ff: 48, n_layers: 2}}\nlr_schedule: Cosine\n")
+    cli = build(
+        ["--config", "tiny.yaml", "--config", "second.yaml", "--model.gpt.n_layers=3", "--lr_schedule.warmup=5%"],
+        run=False,
+    )
+    assert [len(cli.model.gpt.blocks), cli.model.gpt.blocks[0].feedforward.up.out_features] == [3, 48]
+    assert cli.model.gpt.d_model == 16
+    (schedule,) = [c for c in cli.trainer.callbacks if isinstance(c, Constant | Cosine)]
+    assert isinstance(schedule, Cosine)
+    assert str(schedule.warmup) == "5%"
+    assert str(cli.trainer.logger.name) == "tiny+second"
+
+
+def test_print_config_prints_what_would_run(folder, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["fit", "--config", "tiny.yaml", "--model.gpt.position", "Learned", "--print_config"])
+    assert ended.value.code == 0
+    config = yaml.safe_load(capsys.readouterr().out)
+    assert config["model"]["gpt"]["init_args"]["position"] == {
+        "class_path": "bytelm.parts.position.Learned",
+        "init_args": {"std": 0.02},
+    }
+    assert config["time_budget"]["limit"] == "4 steps"
+    assert config["lr_schedule"]["class_path"].endswith("Constant")
+
+
+MY_PARTS = """
+from torch import nn
+from bytelm.parts.feedforward import FeedForward
+from callbacks import LRSchedule
+
+class Tanh(FeedForward):
+    def activation(self, x):
+        return x.tanh()
+
+class Halving(LRSchedule):
+    def multiplier(self, progress):
+        return 0.5 ** (4 * progress.fraction)
+"""
+
+
+@pytest.mark.parametrize("name", ["my_parts.Tanh", "{class_path: my_parts.Tanh, init_args: {dropout: 0.1}}"])
+def test_parts_of_the_users_own_are_named_by_import_path(run, folder, name):
+    Path("my_parts.py").write_text(MY_PARTS)
+    cli = run("--model.gpt.feedforward", name, "--lr_schedule", "my_parts.Halving")
+    assert type(cli.model.gpt.blocks[0].feedforward).__name__ == "Tanh"
+    assert cli.trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(3e-3 * 0.5**3)
+
+
+PARTS = {
+    "position": ["Learned", "Rotary", "Sinusoidal", "ALiBi", "NoPosition"],
+    "embedding": ["TokenEmbedding", "ScaledEmbedding"],
+    "attention": ["SDPA", "Explicit", "{class_path: SDPA, init_args: {qk_norm: RMSNorm, n_kv_heads: 1}}"],
+    "feedforward": ["ReLU", "GELU", "SiLU", "ReLUSquared", "SwiGLU", "GeGLU"],
+    "norm": ["LayerNorm", "RMSNorm", "{class_path: RMSNorm, init_args: {weight: false}}"],
+    "block": ["PreNorm", "PostNorm", "Parallel"],
+}
+
+
+@pytest.mark.parametrize(("key", "name"), [(key, name) for key, names in PARTS.items() for name in names])
+def test_every_part_is_one_option_away(run, capsys, key, name):
+    run(f"--model.gpt.{key}", name, "--time_budget.limit", "2 steps", "--trainer.logger", "false")
+    assert float(printed(capsys.readouterr().out)["val_bpb"]) < 9
+
+
+@pytest.mark.parametrize("optimizer", ["AdamW", "Adam", "Lion", "MuonAdamW", "SGD"])
+def test_every_optimizer_is_one_option_away(run, optimizer):
+    cli = run("--model.optimizer", optimizer, "--time_budget.limit", "2 steps", "--trainer.logger", "false")
+    assert type(cli.trainer.optimizers[0]).__name__ == optimizer
+
+
+@pytest.mark.parametrize(
+    ("config", "params"),
+    [
+        ("configs/autoresearch/00-baseline.yaml", 891_904),
+        ("configs/autoresearch/32-rope-d80-ff256.yaml", 223_248),
+        ("configs/quickstart.yaml", 626_048),
+    ],
+)
+def test_the_configs_build_and_say_how_they_are_run(folder, monkeypatch, config, params):
+    monkeypatch.setenv("BYTELM_DATA", str(folder))
+    Path("shakespeare.txt").write_bytes(Path("corpus.txt").read_bytes())
+    cli = build(["--config", str(PROJECT / config)], run=False)
+    assert cli.model.gpt.num_params() == params
+    assert (PROJECT / config).read_text().startswith(f"# python -m bytelm fit --config {config}\n")
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        # unknown keys
+        ("--model.gpt.d_modell=3", ["model.gpt.d_modell", "did you mean d_model?"]),
+        ("--data.batchsize=3", ["data.batchsize", "did you mean batch_size?"]),
+        ("--lr_schedule.warmpu=3%", ["lr_schedule.warmpu", "accepted: warmup"]),
+        (
+            "--model.gpt.position={class_path: Rotary, init_args: {bse: 3}}",
+            ["model.gpt.position.bse", "base"],
+        ),
+        ("--model.optimizer.weight_decy=0.1", ["model.optimizer.weight_decy", "did you mean weight_decay?"]),
+        # unknown classes
+        ("--model.gpt.position=Rotray", ["model.gpt.position", "'Rotray'", "did you mean Rotary?", "ALiBi"]),
+        ("--model.gpt.position=nowhere.Mine", ["model.gpt.position", "'nowhere.Mine'", "No module named 'nowhere'"]),
+        ("--model.gpt.position=torch.nn.Linear", ["model.gpt.position", "'torch.nn.Linear'", "Learned"]),
+        ("--model.gpt.norm=Rotary", ["model.gpt.norm", "'Rotary'", "LayerNorm, RMSNorm"]),
+        ("--model.optimizer=AdamX", ["model.optimizer", "'AdamX'", "MuonAdamW"]),
+        ("--lr_schedule=Cosin", ["lr_schedule", "'Cosin'", "did you mean Cosine?"]),
+        ("--data=Shakespear", ["data", "'Shakespear'", "did you mean Shakespeare?"]),
+        ("--trainer.callbacks=[Thrughput]", ["trainer.callbacks", "'Thrughput'"]),
+        # wrong types and values out of range
+        ("--model.gpt.d_model=abc", ["model.gpt.d_model", "'abc'", "a whole number above 0"]),
+        ("--model.gpt.n_layers=0", ["model.gpt.n_layers", "0", "a whole number above 0"]),
+        ("--model.gpt.dropout=1.5", ["model.gpt.dropout", "1.5", "a number from 0 to 1"]),
+        ("--data.order=random", ["data.order", "'random'", "'sequential', 'shuffled'"]),
+        ("--trainer.gradient_clip_val=abc", ["trainer.gradient_clip_val", "'abc'", "float"]),
+        ("--time_budget.limit=-3s", ["time_budget.limit", "'-3s'", "180s, 3m"]),
+        ("--time_budget.limit=180", ["time_budget.limit", "180", "180s, 3m"]),
+        ("--time_budget.limit=[60s, 3 stops]", ["time_budget.limit", "'3 stops'", "500 steps"]),
+        ("--time_budget.limit=0s", ["time_budget.limit", "'0s'", "more than 0"]),
+        ("--time_budget.scope=all", ["time_budget.scope", "'all'", "'training', 'run'"]),
+        ("--lr_schedule.warmup=9 stops", ["lr_schedule.warmup", "'9 stops'", "500 steps"]),
+        # values that do not fit together
+        ("--model.gpt.n_heads=3", ["n_heads", "3", "divisors of d_model, which is 16"]),
+        ("--model.gpt.n_heads=16", ["d_model", "16", "even head dimensions"]),
+        (
+            "--model.gpt.attention={class_path: SDPA, init_args: {n_kv_heads: 4}}",
+            ["n_kv_heads", "4", "divisors of"],
+        ),
+        ("--data.seq_len=64", ["seq_len", "64", "up to max_seq_len, which is 32"]),
+        ("--model.gpt.vocab_size=100", ["vocab_size", "100", "from 256"]),
+        ("--model.optimizer.lr=-1", ["model.optimizer", "AdamW", "-1"]),
+        (
+            "--lr_schedule={class_path: WarmupStableDecay, init_args: {warmup: 60%, decay: 50%}}",
+            ["decay", "50%"],
+        ),
+        ("--data.path=nowhere.txt", ["path", "nowhere.txt", "a file, a folder"]),
+        ("--data.train_fraction=0.0001", ["seq_len", "32", "train split"]),
+    ],
+)
+def test_a_bad_value_is_refused_in_one_line_before_anything_is_made(refused, option, said):
+    line = refused(option)
+    assert line.startswith("bytelm: error: ")
+    assert [part for part in said if part not in line] == []
+    assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ("foo: 3\n", "foo"),
+        ("trainer: {acelerator: cpu}\n", "trainer.acelerator"),
+        ("model: {gtp: {d_model: 3}}\n", "model.gtp"),
+    ],
+)
+def test_an_unknown_key_of_a_config_is_named(refused, text, key):
+    Path("more.yaml").write_text(text)
+    assert f"{key}: unknown key" in refused("--config", "more.yaml")
+
+
+def test_a_missing_config_is_named(refused):
+    assert "nowhere.yaml" in refused("--config", "nowhere.yaml")
