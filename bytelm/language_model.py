@@ -3,6 +3,7 @@
 Logged: train/loss, grad/norm (every `trainer.log_every_n_steps`), val/loss (nats per token), val/bpb.
 """
 
+import math
 import shutil
 import warnings
 from collections.abc import Callable
@@ -13,11 +14,10 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
-from torchmetrics import MeanMetric
 
 from bytelm.gpt import GPT
 from bytelm.log_steps import is_log_step
-from bytelm.metrics import BitsPerByte
+from bytelm.metrics import BitsPerByte, NatsPerToken
 from bytelm.optim import AdamW, ParamGroups, param_groups
 from bytelm.parts.loss import CrossEntropy, Loss
 from bytelm.values import ConfigError
@@ -56,7 +56,7 @@ class LanguageModel(LightningModule):
         self.loss = loss()
         self.optimizer = optimizer
         self.use_compile = compile
-        self.val_loss = MeanMetric()
+        self.val_loss = NatsPerToken()
         self.val_bpb = BitsPerByte()
         self._grad_norm: Tensor | None = None
 
@@ -74,13 +74,11 @@ class LanguageModel(LightningModule):
             )
         self.configure_optimizers()
 
-    def configure_model(self) -> None:
-        if self.use_compile and _can_compile(self.device):
+    def setup(self, stage: str) -> None:
+        if self.use_compile and _can_compile(self.trainer.strategy.root_device):
             # Not torch.compile(self.gpt), which would put a prefix before every key of the state dict.
             self.gpt.compile()
-            self.use_compile = False  # once: Lightning calls this hook for every fit, validate and test
-
-    def setup(self, stage: str) -> None:
+        self.use_compile = False  # once: Lightning calls this hook for every fit, validate and test
         datamodule = getattr(self.trainer, "datamodule", None)
         self.val_bpb = BitsPerByte(getattr(datamodule, "token_bytes", None))
 
@@ -101,7 +99,7 @@ class LanguageModel(LightningModule):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         _, targets = batch
         nats = self._nats(batch)
-        self.val_loss.update(nats)
+        self.val_loss.update(nats, targets)
         self.val_bpb.update(nats, targets)
 
     def on_validation_epoch_end(self) -> None:
@@ -116,13 +114,13 @@ class LanguageModel(LightningModule):
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """What the network makes of each token: `targets` (B, T), and the `bits` that each cost, (B, T)."""
         _, targets = batch
-        return {"targets": targets, "bits": self._nats(batch) / torch.log(torch.tensor(2.0))}
+        return {"targets": targets, "bits": self._nats(batch) / math.log(2)}
 
     def configure_optimizers(self) -> Optimizer:
         try:
             return self.optimizer(param_groups(self, self.gpt.blocks))
-        except (ValueError, RuntimeError) as error:
-            raise ConfigError("model.optimizer", _class_name(self.optimizer), str(error)) from error
+        except (AssertionError, RuntimeError, ValueError) as error:  # Lion asserts
+            raise ConfigError("model.optimizer", _class_name(self.optimizer), str(error) or "its options") from error
 
     def configure_gradient_clipping(
         self,

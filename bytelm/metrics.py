@@ -1,4 +1,4 @@
-"""The score: bits per byte."""
+"""The scores: cross-entropy in nats per token, and in bits per byte of text."""
 
 import math
 
@@ -7,29 +7,20 @@ from torch import Tensor
 from torchmetrics import Metric
 
 
-class BitsPerByte(Metric):
-    """Cross-entropy in bits per byte of text: sum of nats / ln 2 / bytes, over all batches and ranks.
-
-    Counted per byte, models with different vocabularies can be compared.
-
-    Args:
-        token_bytes: Number of bytes that each token stands for, (vocab_size,); None where every token is a byte.
-    """
+class NatsPerToken(Metric):
+    """Mean cross-entropy: sum of nats / number of targets, over all batches and ranks."""
 
     full_state_update = False
     higher_is_better = False
     is_differentiable = False
 
     nats: Tensor
-    bytes: Tensor
-    token_bytes: Tensor | None
+    count: Tensor
 
-    def __init__(self, token_bytes: Tensor | None = None) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        # Double precision: a sum of 10^5 and more float32 terms would lose the digits that runs differ in.
         self.add_state("nats", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("bytes", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
-        self.register_buffer("token_bytes", token_bytes, persistent=False)
+        self.add_state("count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, nats: Tensor, targets: Tensor) -> None:
         """Adds a batch.
@@ -38,9 +29,38 @@ class BitsPerByte(Metric):
             nats: Cross-entropy of each target in nats, any shape.
             targets: The tokens predicted, of the same shape.
         """
-        self.nats += nats.sum(dtype=torch.float64)
-        self.bytes += targets.numel() if self.token_bytes is None else self.token_bytes[targets].sum()
+        # In double precision: a float32 sum of 10^5 and more terms would lose the digits that runs differ in. Again
+        # each time, as a network that is converted to bf16 as a whole takes this state along.
+        self.nats = self.nats.double() + nats.sum(dtype=torch.float64)
+        self.count = self.count + self.size(targets)
+
+    def size(self, targets: Tensor) -> Tensor | int:
+        """What the targets count for."""
+        return targets.numel()
+
+    def compute(self) -> Tensor:
+        """The mean of all that was added."""
+        return self.nats / self.count
+
+
+class BitsPerByte(NatsPerToken):
+    """Cross-entropy in bits per byte of text: sum of nats / ln 2 / bytes, over all batches and ranks.
+
+    Counted per byte, models with different vocabularies can be compared.
+
+    Args:
+        token_bytes: Number of bytes that each token stands for, (vocab_size,); None where every token is a byte.
+    """
+
+    token_bytes: Tensor | None
+
+    def __init__(self, token_bytes: Tensor | None = None) -> None:
+        super().__init__()
+        self.register_buffer("token_bytes", token_bytes, persistent=False)
+
+    def size(self, targets: Tensor) -> Tensor | int:
+        return targets.numel() if self.token_bytes is None else self.token_bytes[targets].sum()
 
     def compute(self) -> Tensor:
         """Bits per byte of all that was added."""
-        return self.nats / math.log(2) / self.bytes
+        return super().compute() / math.log(2)

@@ -103,8 +103,23 @@ class MuonAdamW(Optimizer):
                 fused=adamw_fused,
             )
             self._parts.append((adamw, len(rest)))
+        self._complete = False
         # The halves have filled their defaults into the groups, so none are left to give here.
         super().__init__([group for part, _ in self._parts for group in part.param_groups], {})
+        self._complete = True
+
+    def add_param_group(self, param_group: ParamGroup) -> None:
+        """For the constructor.
+
+        Raises:
+            RuntimeError: It is called later, when a group could not be given to one of the two optimizers any more.
+        """
+        if self._complete:
+            raise RuntimeError("MuonAdamW takes all of its parameter groups when it is made")
+        super().add_param_group(param_group)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_parts": self._parts, "_complete": self._complete}
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:

@@ -1,6 +1,7 @@
 """A tiny experiment that whole runs are tested on: it takes milliseconds a step, and its corpus is made here."""
 
 import random
+import sys
 
 import pytest
 
@@ -28,7 +29,9 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setattr("sys.argv", ["bytelm"])  # LightningCLI warns where there are both sys.argv and args
-    return tmp_path
+    yield tmp_path
+    for name in [name for name in sys.modules if name.startswith("my_")]:
+        del sys.modules[name]  # a user's file of the same name in another test is another module
 
 
 @pytest.fixture

@@ -32,7 +32,8 @@ class CrossEntropy(Loss):
         self.z_loss = z_loss
 
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
+        logits = logits.float()  # a bf16 network's too: bf16 has three digits
         loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), label_smoothing=self.label_smoothing)
         if self.z_loss:
-            loss = loss + self.z_loss * logits.float().logsumexp(dim=-1).square().mean()
+            loss = loss + self.z_loss * logits.logsumexp(dim=-1).square().mean()
         return loss

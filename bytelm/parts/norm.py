@@ -60,4 +60,6 @@ class RMSNorm(Norm):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, self.shape, self.weight, self.eps)
+        # In x's own dtype: of bf16 queries and float32 weights, torch's kernel would make a slow, mixed product.
+        weight = None if self.weight is None else self.weight.to(x.dtype)
+        return F.rms_norm(x, self.shape, weight, self.eps)

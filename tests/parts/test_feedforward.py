@@ -1,0 +1,65 @@
+"""Feed-forward networks against formulas of their activations."""
+
+import math
+
+import pytest
+import torch
+
+from bytelm.parts.feedforward import GELU, GeGLU, ReLU, ReLUSquared, SiLU, SwiGLU
+
+ACTIVATIONS = [
+    (ReLU, {}, lambda x: max(x, 0.0)),
+    (ReLUSquared, {}, lambda x: max(x, 0.0) ** 2),
+    (SiLU, {}, lambda x: x / (1 + math.exp(-x))),
+    (GELU, {}, lambda x: x * 0.5 * math.erfc(-x / math.sqrt(2))),
+    (
+        GELU,
+        {"approximate": "tanh"},
+        lambda x: 0.5 * x * (1 + math.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))),
+    ),
+]
+GATED = [
+    (SwiGLU, lambda x: x / (1 + math.exp(-x))),
+    (GeGLU, lambda x: x * 0.5 * math.erfc(-x / math.sqrt(2))),
+]
+
+
+def linear(layer, x):
+    return x @ layer.weight.T + layer.bias
+
+
+def elementwise(function, x):
+    return torch.tensor([function(value) for value in x.flatten().tolist()], dtype=x.dtype).view_as(x)
+
+
+@pytest.mark.parametrize(("feedforward", "options", "activation"), ACTIVATIONS)
+def test_feedforward_is_down_of_activation_of_up(feedforward, options, activation):
+    torch.manual_seed(0)
+    module = feedforward(6, 20, **options).double()
+    x = 3 * torch.randn(2, 5, 6, dtype=torch.float64)
+    hidden = elementwise(activation, linear(module.up, x))
+    torch.testing.assert_close(module(x), linear(module.down, hidden), rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize(("feedforward", "activation"), GATED)
+def test_gated_feedforward_multiplies_up_by_the_activated_gate(feedforward, activation):
+    torch.manual_seed(0)
+    module = feedforward(6, 20).double()
+    x = 3 * torch.randn(2, 5, 6, dtype=torch.float64)
+    hidden = elementwise(activation, linear(module.gate, x)) * linear(module.up, x)
+    torch.testing.assert_close(module(x), linear(module.down, hidden), rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("feedforward", [ReLU, SwiGLU])
+def test_dropout_drops_hidden_units_in_training_only(feedforward):
+    module = feedforward(6, 20, dropout=1.0)
+    x = torch.randn(2, 5, 6)
+    torch.testing.assert_close(module.train()(x), module.down.bias.expand(2, 5, 6))
+    undropped = feedforward(6, 20)
+    undropped.load_state_dict(module.state_dict())
+    torch.testing.assert_close(module.eval()(x), undropped(x))
+
+
+@pytest.mark.parametrize(("feedforward", "matrices"), [(GELU, 2), (GeGLU, 3)])
+def test_bias_false_leaves_only_matrices(feedforward, matrices):
+    assert [p.numel() for p in feedforward(6, 20, bias=False).parameters()] == matrices * [6 * 20]

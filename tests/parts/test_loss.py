@@ -1,0 +1,44 @@
+"""The training loss and its regularisers against formulas."""
+
+import math
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from bytelm.parts.loss import CrossEntropy
+
+
+@pytest.fixture
+def batch():
+    generator = torch.Generator().manual_seed(0)
+    logits = 3 * torch.randn(2, 5, 7, generator=generator, dtype=torch.float64) + 2
+    return logits, torch.randint(7, (2, 5), generator=generator)
+
+
+@pytest.mark.parametrize(("label_smoothing", "z_loss"), [(0.0, 0.0), (0.1, 0.0), (1.0, 0.0), (0.0, 1e-2), (0.3, 1e-1)])
+def test_loss_is_the_formula(batch, label_smoothing, z_loss):
+    logits, targets = batch
+    total = 0.0
+    for row, row_targets in zip(logits.tolist(), targets.tolist(), strict=True):
+        for scores, target in zip(row, row_targets, strict=True):
+            log_z = math.log(sum(math.exp(score) for score in scores))
+            smooth = sum(log_z - score for score in scores) / 7
+            total += (1 - label_smoothing) * (log_z - scores[target]) + label_smoothing * smooth + z_loss * log_z**2
+    loss = CrossEntropy(label_smoothing, z_loss)(logits, targets)
+    assert loss.shape == ()
+    assert loss.item() == pytest.approx(total / 10, rel=1e-5)
+
+
+def test_loss_without_regularisers_is_plain_cross_entropy_to_the_bit(batch):
+    logits, targets = batch
+    logits = logits.float()
+    assert torch.equal(CrossEntropy()(logits, targets), F.cross_entropy(logits.transpose(1, 2), targets))
+
+
+def test_z_loss_pushes_the_normaliser_towards_one(batch):
+    logits, targets = batch
+    logits.requires_grad_()
+    (CrossEntropy(z_loss=1.0)(logits, targets) - CrossEntropy()(logits, targets)).backward()
+    log_z = logits.detach().exp().sum(dim=-1).log()
+    torch.testing.assert_close(logits.grad.sum(dim=-1), 2 * log_z / 10, rtol=1e-5, atol=1e-6)

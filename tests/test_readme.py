@@ -1,0 +1,39 @@
+"""The README's examples run as they stand, and its map of the tree is true."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+PROJECT = Path(__file__).resolve().parents[1]
+README = (PROJECT / "README.md").read_text()
+EXAMPLES = re.findall(r"```python\n# (\w+\.py): (.*?)\n(.*?)```", README, re.DOTALL)
+
+
+@pytest.mark.parametrize(("file", "options", "code"), EXAMPLES, ids=[example[0] for example in EXAMPLES])
+def test_an_example_runs_and_is_short(run, file, options, code):
+    assert len(code.strip().splitlines()) < 15
+    Path(file).write_text(code)
+    run(*options.split())
+    assert Path("runs/tiny/version_0/record.json").exists()
+
+
+def test_there_is_an_example_of_a_callback_a_part_and_a_schedule():
+    assert [file for file, _, _ in EXAMPLES] == ["my_callbacks.py", "my_parts.py", "my_schedules.py"]
+
+
+def test_every_path_that_is_named_exists():
+    named = set(re.findall(r"`((?:bytelm|callbacks|configs|scripts|docs|tests)/[\w./-]*)`", README))
+    named |= set(re.findall(r"\]\((docs/[\w./-]+)\)", README))
+    assert len(named) > 15
+    assert [path for path in sorted(named) if not (PROJECT / path).exists()] == []
+
+
+def test_every_part_that_is_named_is_known():
+    import bytelm.cli  # noqa: F401
+    from bytelm.parts import attention, block, embedding, feedforward, init, norm, position
+
+    for row in re.findall(r"^\| `\w+` \| (\*\*.*?) \| `bytelm/parts/", README, re.MULTILINE):
+        names = re.findall(r"\b[A-Z]\w+", re.sub(r"`.*?`|\(.*?\)", "", row))
+        modules = (attention, block, embedding, feedforward, init, norm, position)
+        assert [name for name in names if not any(hasattr(module, name) for module in modules)] == []
