@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from jsonargparse.typing import register_type
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
@@ -136,7 +136,9 @@ class BytelmCLI(LightningCLI):
             self.save_config_callback = None
         if settings.get("enable_checkpointing") is False:
             self._parser(self.subcommand).callback_keys.remove("checkpoint")
-        extra = [RunRecord(), PredictionWriter()]
+        extra: list[Callback] = [RunRecord()]
+        if self.subcommand == "predict":
+            extra.append(PredictionWriter())
         if settings.get("enable_progress_bar") in (None, True):
             extra.append(BudgetBar())
         self.trainer_defaults = {**self.trainer_defaults, "callbacks": extra}

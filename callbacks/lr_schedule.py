@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from bytelm.log_steps import is_log_step
+from bytelm.log_steps import is_log_step, log_metrics
 from bytelm.units import Duration, Progress
 from bytelm.values import ConfigError, NonNegativeFloat, NonNegativeInt, PositiveInt, UnitInterval
 from callbacks.time_budget import TimeBudget
@@ -69,9 +69,8 @@ class LRSchedule(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if is_log_step(trainer):
-            for optimizer in trainer.optimizers:
-                for i, group in enumerate(optimizer.param_groups):
-                    pl_module.log(f"lr/{group.get('name', i)}", group["lr"])
+            groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
+            log_metrics(trainer, {f"lr/{group.get('name', i)}": group["lr"] for i, group in enumerate(groups)})
 
 
 class WithWarmup(LRSchedule, ABC):

@@ -12,7 +12,7 @@ import torch
 from lightning.fabric.utilities.throughput import get_available_flops
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from bytelm.log_steps import is_log_step
+from bytelm.log_steps import is_log_step, log_metrics
 from bytelm.values import PositiveFloat
 from callbacks.time_budget import TimeBudget
 
@@ -46,8 +46,9 @@ class Throughput(Callback):
             return  # a batch of several that are accumulated
         self._last = (tokens, seconds)
         tokens_per_sec = (tokens - last_tokens) / (seconds - last_seconds)
-        pl_module.log("throughput/tokens_per_sec", tokens_per_sec)
+        metrics = {"throughput/tokens_per_sec": tokens_per_sec}
         gpt = getattr(pl_module, "gpt", None)
         if self.peak_flops and gpt is not None:
             flops = tokens_per_sec * gpt.flops_per_token(batch[0].shape[1])
-            pl_module.log("throughput/mfu", flops / (self.peak_flops * trainer.world_size))
+            metrics["throughput/mfu"] = flops / (self.peak_flops * trainer.world_size)
+        log_metrics(trainer, metrics)

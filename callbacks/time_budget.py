@@ -18,12 +18,15 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import Timer
 from torch.optim import Optimizer
 
-from bytelm.log_steps import is_log_step
+from bytelm.log_steps import is_log_step, log_metrics
 from bytelm.process import process_age
 from bytelm.units import Duration, Progress, Unit
 from bytelm.values import ConfigError
+
+ENDS_A_RUN = "time_budget.limit decides when a run ends (500 steps, 3m, …)"
 
 
 class TimeBudget(Callback):
@@ -114,9 +117,10 @@ class TimeBudget(Callback):
             ("min_epochs", trainer.min_epochs, None),
         ):
             if value not in (unset, 0, None):
-                raise ConfigError(
-                    f"trainer.{key}", value, "time_budget.limit decides when a run ends (500 steps, 3m, …)"
-                )
+                raise ConfigError(f"trainer.{key}", value, ENDS_A_RUN)
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, Timer):
+                raise ConfigError("trainer.max_time", "Timer", ENDS_A_RUN)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._exact = trainer.world_size == 1 and pl_module.device.type == "cpu"
@@ -129,8 +133,8 @@ class TimeBudget(Callback):
         self.startup_seconds = process_age()
         self._start_clock(trainer)
         self.progress = self._measure()
-        if self.steps == 0 and self.overshoot == "forbid":
-            self._refuse_less_than_a_step()
+        if self._is_over():
+            raise self._no_step_fits()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         if not self._stopwatch.running:
@@ -169,7 +173,7 @@ class TimeBudget(Callback):
             self._over = trainer.should_stop = True  # Lightning then validates, as it does not at its own max_steps
             self._stopwatch.pause()
         if is_log_step(trainer):
-            pl_module.log("time_budget/progress", self.progress.fraction)
+            log_metrics(trainer, {"time_budget/progress": self.progress.fraction})
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._pause_clock(trainer)
@@ -256,15 +260,12 @@ class TimeBudget(Callback):
             raise ConfigError("time_budget.reserve", str(reserve), f"accepted: a time or a share, below {limit:g}s")
         return seconds
 
-    def _refuse_less_than_a_step(self) -> None:
-        for unit, limit in self.limits.items():
-            step = self._next_step(unit)
-            if self.progress.used[unit] + step > limit:
-                raise ConfigError(
-                    "time_budget.limit",
-                    str(Duration(limit, unit)),
-                    f"it is shorter than one step, which takes about {step:.3g} {unit}",
-                )
+    def _no_step_fits(self) -> ConfigError:
+        unit = max(self.limits, key=lambda unit: (self.progress.used[unit] + self._next_step(unit)) / self.limits[unit])
+        reason = f"it is shorter than one step, which takes about {self._next_step(unit):.3g} {unit}"
+        if self.steps:
+            reason = "the run that is resumed has used it up; give it more, or score its checkpoint with validate"
+        return ConfigError("time_budget.limit", str(Duration(self.limits[unit], unit)), reason)
 
 
 class Reading(NamedTuple):

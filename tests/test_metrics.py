@@ -63,7 +63,7 @@ def test_ranks_merge_into_the_score_of_one(token_bytes):
         alone.update(*batch)
         ranks[i % 2].update(*batch)
     # What torchmetrics does with a process group: gather each state from all ranks, then reduce it.
-    gathered = iter([[getattr(rank, state) for rank in ranks] for state in ("nats", "bytes")])
+    gathered = iter([[getattr(rank, state) for rank in ranks] for state in ("nats", "count")])
     ranks[0].distributed_available_fn = lambda: True
     ranks[0].dist_sync_fn = lambda state, group: next(gathered)
     assert ranks[0].compute().item() == pytest.approx(alone.compute().item(), rel=1e-12)

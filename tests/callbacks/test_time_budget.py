@@ -206,6 +206,13 @@ def test_a_budget_shorter_than_a_step_is_refused(refused):
     assert "128 tokens" in line
 
 
+def test_a_budget_that_the_resumed_run_has_used_up_is_refused(run, refused):
+    run("--experiment", "done")
+    line = refused("--ckpt_path", "runs/done/version_0/checkpoints/last.ckpt")
+    assert "time_budget.limit: '4 steps'" in line
+    assert "used it up" in line
+
+
 @pytest.mark.parametrize("option", ["max_steps", "max_epochs", "min_steps", "min_epochs"])
 def test_the_trainers_own_limits_are_refused(refused, option):
     line = refused(f"--trainer.{option}", "3")
