@@ -43,6 +43,10 @@ class RunRecord(Callback):
     def __init__(self) -> None:
         super().__init__()
         self._train_loss: torch.Tensor | None = None
+        self._num_params = 0
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._num_params = sum(p.numel() for p in pl_module.parameters())  # before a strategy shards them
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -50,7 +54,7 @@ class RunRecord(Callback):
         self._train_loss = outputs["loss"]  # a tensor still: reading it would wait for the device
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._write(self._record(trainer, pl_module))
+        self._write(self._record(trainer))
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn == "validate":
@@ -59,7 +63,7 @@ class RunRecord(Callback):
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         _print_scores(trainer, "test")
 
-    def _record(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+    def _record(self, trainer: Trainer) -> dict[str, Any]:
         budget = TimeBudget.of(trainer)
         scores = {key: float(value) for key, value in trainer.callback_metrics.items()}
         seconds = budget.training_seconds
@@ -73,7 +77,7 @@ class RunRecord(Callback):
             "training_time_secs": round(seconds, 3),
             "total_time_secs": round(process_age(), 3),
             "startup_time_secs": _rounded(budget.startup_seconds, 3),
-            "num_params_M": round(sum(p.numel() for p in pl_module.parameters()) / 1e6, 4),
+            "num_params_M": round(self._num_params / 1e6, 4),
             "tokens_per_sec": round(budget.tokens / seconds, 1) if seconds else None,
             "tokens_seen": budget.tokens,
             "peak_memory_mb": peak_memory_mb(),

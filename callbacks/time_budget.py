@@ -70,7 +70,7 @@ class TimeBudget(Callback):
         self._earlier_seconds = 0.0  # `scope: run`: used before this process, by the run that it resumes
         self._reading = Reading(step=0, seconds=0.0)
         self._next_reading = 0  # the step after which it is due
-        self._step_seconds: deque[float] = deque(maxlen=64)  # one a reading
+        self._step_seconds: deque[float] = deque(maxlen=16)  # one a reading: a dozen of them fall into the last second
         self._tokens_per_step = 0
         self._step_tokens = 0  # of the step under way
         self._trainer_step = 0  # Lightning's count, which goes on where a step is dropped

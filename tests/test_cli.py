@@ -42,7 +42,7 @@ def test_a_run_leaves_config_events_checkpoints_and_record(run, capsys):
     assert re.fullmatch("[0-9a-f]{64}", record["corpus"]["sha256"])
     assert set(record["versions"]) == {"python", "torch", "lightning", "bytelm"}
     assert 0 < record["training_time_secs"] < record["total_time_secs"]
-    assert record["tokens_per_sec"] == pytest.approx(record["tokens_seen"] / record["training_time_secs"], rel=0.01)
+    assert record["tokens_per_sec"] == pytest.approx(record["tokens_seen"] / record["training_time_secs"], rel=0.1)
     assert record["peak_memory_mb"] > 100
     assert record["git"] is None  # the folder is no repository
 

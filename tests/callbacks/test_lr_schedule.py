@@ -9,6 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import Logger
+from memory_logger import MemoryLogger
 from torch.utils.data import DataLoader, TensorDataset
 
 from bytelm.units import Duration, Progress
@@ -233,28 +235,24 @@ class TwoGroups(LightningModule):
 
 
 class Watch(Callback):
-    """Notes the rates that the optimizer steps with, and what is logged of them."""
+    """Notes the rates that the optimizer steps with."""
 
     def __init__(self) -> None:
         self.rates: list[tuple[float, ...]] = []
-        self.logged: list[tuple[float, ...]] = []
 
     def on_before_optimizer_step(self, trainer, pl_module, optimizer):
         self.rates.append(tuple(group["lr"] for group in optimizer.param_groups))
         self.initial = [group["initial_lr"] for group in optimizer.param_groups]
 
-    def on_train_end(self, trainer, pl_module):
-        self.logged = [float(trainer.callback_metrics[f"lr/{name}"]) for name in ("body", 1)]
 
-
-def fit(module: TwoGroups, *callbacks: Callback) -> Watch:
+def fit(module: TwoGroups, *callbacks: Callback, logger: Logger | bool = False) -> Watch:
     watch = Watch()
     Trainer(
         accelerator="cpu",
         max_epochs=-1,
         log_every_n_steps=1,
         callbacks=[*callbacks, watch],
-        logger=False,
+        logger=logger,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -264,11 +262,13 @@ def fit(module: TwoGroups, *callbacks: Callback) -> Watch:
 
 @pytest.mark.filterwarnings("ignore:.*does not have many workers")
 def test_a_users_own_schedule_sets_and_logs_the_rate_of_every_group_before_each_step():
-    watch = fit(TwoGroups(), TimeBudget(duration("5 steps")), Remaining())
+    logger = MemoryLogger()
+    watch = fit(TwoGroups(), TimeBudget(duration("5 steps")), Remaining(), logger=logger)
     left = [1.0, 0.8, 0.6, 0.4, 0.2]
     assert watch.rates == [pytest.approx((0.5 * share, 0.1 * share), abs=1e-15) for share in left]
     assert watch.initial == [0.5, 0.1]
-    assert watch.logged == pytest.approx([0.1, 0.02])
+    for tag, peak in (("lr/body", 0.5), ("lr/1", 0.1)):
+        assert logger.values[tag] == [(step, pytest.approx(peak * share)) for step, share in enumerate(left)]
 
 
 @pytest.mark.filterwarnings("ignore:.*does not have many workers")

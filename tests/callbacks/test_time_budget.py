@@ -206,8 +206,9 @@ def test_a_budget_shorter_than_a_step_is_refused(refused):
     assert "128 tokens" in line
 
 
-def test_a_budget_that_the_resumed_run_has_used_up_is_refused(run, refused):
+def test_a_budget_that_the_resumed_run_has_used_up_is_refused(run, refused, capsys):
     run("--experiment", "done")
+    capsys.readouterr()
     line = refused("--ckpt_path", "runs/done/version_0/checkpoints/last.ckpt")
     assert "time_budget.limit: '4 steps'" in line
     assert "used it up" in line

@@ -1,0 +1,21 @@
+"""A logger that keeps what it is given, for tests to read."""
+
+from lightning.pytorch.loggers import Logger
+
+
+class MemoryLogger(Logger):
+    """`values[tag]` is the list of (step, value) logged."""
+
+    name = "memory"
+    version = 0
+
+    def __init__(self):
+        super().__init__()
+        self.values = {}
+
+    def log_metrics(self, metrics, step=None):
+        for tag, value in metrics.items():
+            self.values.setdefault(tag, []).append((step, value))
+
+    def log_hyperparams(self, *args, **kwargs):
+        pass
