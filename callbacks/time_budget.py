@@ -12,11 +12,8 @@ Other callbacks read `progress`.
 import math
 import time
 from collections import deque
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Timer
 from torch.optim import Optimizer
@@ -25,6 +22,7 @@ from bytelm.log_steps import is_log_step, log_metrics
 from bytelm.process import process_age
 from bytelm.units import Duration, Progress, Unit
 from bytelm.values import ConfigError
+from callbacks.warm_up import next_batch, wait_for_device, warm_up
 
 ENDS_A_RUN = "time_budget.limit decides when a run ends (500 steps, 3m, …)"
 
@@ -124,8 +122,8 @@ class TimeBudget(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._exact = trainer.world_size == 1 and pl_module.device.type == "cpu"
-        batch = _next_batch(trainer)
-        step_seconds = _warm_up(trainer, pl_module, batch) * trainer.accumulate_grad_batches
+        batch = next_batch(trainer)
+        step_seconds = warm_up(trainer, pl_module, batch) * trainer.accumulate_grad_batches
         self._step_seconds.append(trainer.strategy.broadcast(step_seconds))
         self._tokens_per_step = batch[0].numel() * trainer.world_size * trainer.accumulate_grad_batches
         self._trainer_step = trainer.global_step
@@ -139,6 +137,7 @@ class TimeBudget(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         if not self._stopwatch.running:
             self._start_clock(trainer)
+            self.progress = self._measure()
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Drops a last step that has taken longer than was predicted and would end beyond the limit.
@@ -210,12 +209,12 @@ class TimeBudget(Callback):
     def _pause_clock(self, trainer: Trainer) -> None:
         if self._stopwatch.running:
             if not self._exact:
-                _wait_for_device(trainer)
+                wait_for_device(trainer)
             self._stopwatch.pause()
 
     def _read_clock(self, trainer: Trainer) -> None:
         if not self._exact:
-            _wait_for_device(trainer)
+            wait_for_device(trainer)
         last, self._reading = self._reading, self._shared_reading(trainer)
         self._step_seconds.append((self._reading.seconds - last.seconds) / (self._reading.step - last.step))
         if not self._exact:
@@ -299,55 +298,3 @@ class Stopwatch:
 
     def pause(self) -> None:
         self._seconds, self._started = self.seconds, None
-
-
-def _wait_for_device(trainer: Trainer) -> None:
-    if trainer.strategy.root_device.type != "cpu":
-        torch.accelerator.synchronize()
-
-
-def _next_batch(trainer: Trainer) -> Any:
-    """The batch that training begins with, on the device; the loader stays where it was."""
-    loader: Any = trainer.train_dataloader
-    position = loader.state_dict() if hasattr(loader, "state_dict") else None
-    batch = next(iter(loader))
-    if position is not None:
-        loader.load_state_dict(position)
-    return trainer.strategy.batch_to_device(batch)
-
-
-def _warm_up(trainer: Trainer, pl_module: LightningModule, batch: Any) -> float:
-    """Runs forward and backward twice and forgets both; returns the seconds of the second pass.
-
-    The first pass compiles, picks kernels and fills caches. Weights, optimizer, buffers, random state and gradients
-    are afterwards as they were.
-    """
-    buffers = {name: buffer.clone() for name, buffer in pl_module.named_buffers()}
-    devices = [] if pl_module.device.type == "cpu" else [pl_module.device]
-    seconds = 0.0
-    with torch.random.fork_rng(devices, device_type=pl_module.device.type if devices else "cuda"), _muted(pl_module):
-        for _ in range(2):
-            start = time.perf_counter()
-            output: Any = trainer.strategy.training_step(batch, 0)
-            loss = output["loss"] if isinstance(output, dict) else output
-            trainer.strategy.backward(loss, trainer.optimizers[0])
-            _wait_for_device(trainer)
-            seconds = time.perf_counter() - start
-    pl_module.zero_grad()
-    with torch.no_grad():
-        for name, buffer in pl_module.named_buffers():
-            buffer.copy_(buffers[name])
-    return seconds
-
-
-@contextmanager
-def _muted(pl_module: LightningModule) -> Iterator[None]:
-    """Makes a module's own log calls do nothing, as Lightning refuses them outside of its steps."""
-    names = ("log", "log_dict")
-    for name in names:
-        setattr(pl_module, name, lambda *args, **kwargs: None)
-    try:
-        yield
-    finally:
-        for name in names:
-            delattr(pl_module, name)

@@ -222,6 +222,30 @@ def test_parts_of_the_users_own_are_named_by_import_path(run, folder, name):
     assert cli.trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(3e-3 * 0.5**3)
 
 
+def test_a_function_of_nanogpts_form_sets_the_rate(run):
+    Path("my_schedules.py").write_text(
+        "def get_lr(it, warmup_iters, lr_decay_iters, learning_rate, min_lr):\n"
+        "    return learning_rate * (it + 1) / warmup_iters if it < warmup_iters else min_lr\n"
+    )
+    schedule = "{class_path: FromFunction, init_args: {function: my_schedules.get_lr, warmup_iters: 2, min_lr: 1e-5}}"
+    run("--lr_schedule", schedule)
+    events = EventAccumulator("runs/tiny/version_0")
+    events.Reload()
+    rates = [event.value for event in events.Scalars("lr/hidden")]
+    assert rates == pytest.approx([1.5e-3, 3e-3, 1e-5, 1e-5])
+    assert "function: my_schedules.get_lr" in Path("runs/tiny/version_0/config.yaml").read_text()
+
+
+def test_the_runs_seed_decides_on_the_shuffled_order_unless_the_data_have_one(run):
+    scores = {}
+    for seed, data_seed in (("1", "null"), ("2", "null"), ("1", "7"), ("1", "7")):
+        cli = run("--seed_everything", seed, "--data.order", "shuffled", "--data.seed", data_seed)
+        scores.setdefault((seed, data_seed), set()).add(cli.datamodule.train_dataloader()._starts(torch.arange(3)).sum())
+    orders = [{int(total) for total in totals} for totals in scores.values()]
+    assert [len(order) for order in orders] == [1, 1, 1]
+    assert len(set.union(*orders)) == 3
+
+
 PARTS = {
     "position": ["Learned", "Rotary", "Sinusoidal", "ALiBi", "NoPosition"],
     "embedding": ["TokenEmbedding", "ScaledEmbedding"],

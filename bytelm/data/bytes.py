@@ -1,6 +1,7 @@
 """ByteData: a corpus as a LightningDataModule. A subclass says only where the bytes come from."""
 
 import hashlib
+import os
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
@@ -44,7 +45,7 @@ class ByteData(LightningDataModule, ABC):
         order: `sequential`, or `shuffled` by epoch.
         train_fraction: Share of the corpus that trains.
         eval_bytes: Bytes of the validation split that `val/bpb` is measured on, at most.
-        seed: Seed of the shuffled orders.
+        seed: Seed of the shuffled orders; default that of the run (`seed_everything`).
     """
 
     vocab_size = 256
@@ -57,7 +58,7 @@ class ByteData(LightningDataModule, ABC):
         order: Order = "sequential",
         train_fraction: UnitInterval = 0.9,
         eval_bytes: PositiveInt = 131_072,
-        seed: NonNegativeInt = 0,
+        seed: NonNegativeInt | None = None,
     ) -> None:
         super().__init__()
         self.batch_size = batch_size
@@ -101,8 +102,9 @@ class ByteData(LightningDataModule, ABC):
 
     def train_dataloader(self) -> RowLoader:
         rank, world_size = self._rank()
+        seed = int(os.environ.get("PL_GLOBAL_SEED", 0)) if self.seed is None else self.seed
         self._loader = RowLoader(
-            self.train_split, self.batch_size, self.seq_len, self.order, self.seed, rank=rank, world_size=world_size
+            self.train_split, self.batch_size, self.seq_len, self.order, seed, rank=rank, world_size=world_size
         )
         if self._position is not None:
             self._loader.load_state_dict(self._position)

@@ -14,7 +14,7 @@ from lightning.pytorch import Callback
 from bytelm.cli import BytelmCLI
 from bytelm.units import Duration
 from bytelm.values import ConfigError
-from callbacks import TimeBudget, time_budget
+from callbacks import TimeBudget, time_budget, warm_up
 
 PROJECT = Path(__file__).resolve().parents[2]
 
@@ -65,6 +65,7 @@ def added_callback(callback):
 def clock(monkeypatch):
     clock = Clock()
     monkeypatch.setattr(time_budget, "time", clock)
+    monkeypatch.setattr(warm_up, "time", clock)
     monkeypatch.setattr(time_budget, "process_age", lambda: clock.now - 1000.0)
     return clock
 
@@ -179,7 +180,7 @@ DROPOUT = ("--model.gpt.dropout", "0.2", "--model.gpt.attention", "{class_path: 
 def test_the_warm_up_pass_changes_nothing(run, monkeypatch, options):
     with_warm_up = losses(run, *options)
     passes = []
-    monkeypatch.setattr(time_budget, "_warm_up", lambda *args: passes.append(1) or 0.0)
+    monkeypatch.setattr(time_budget, "warm_up", lambda *args: passes.append(1) or 0.0)
     assert losses(run, *options) == with_warm_up
     assert passes == [1]
 
