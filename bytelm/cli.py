@@ -50,6 +50,7 @@ KEYS: dict[str, type] = {
     "checkpoint": ModelCheckpoint,
     "throughput": Throughput,
 }
+COMPARED_TRAINER_KEYS = ("devices", "strategy", "precision", "gradient_clip_val", "accumulate_grad_batches")
 METHOD_DEFAULTS = {
     "weights_only": True,  # checkpoints load without unpickling code
     "verbose": False,  # the run record prints the scores
@@ -68,7 +69,10 @@ class RunConfig(SaveConfigCallback):
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage != "fit" or not isinstance(trainer.logger, RunLogger):
             return
-        values = _flat({key: value for key, value in self.config.as_dict().items() if key != "config"})
+        config = self.config.as_dict()
+        varied = {key: config[key] for key in ("seed_everything", "data", "time_budget", "lr_schedule")}
+        varied["trainer"] = {key: config["trainer"][key] for key in COMPARED_TRAINER_KEYS}
+        values = _flat({**varied, **config["model"]})
         writer = trainer.logger.experiment.file_writer
         # Only the metric's name is written: logger.log_hyperparams would also log a first value of it at step 0.
         for summary in hparams(values, {"val/bpb": 0.0}):
@@ -183,6 +187,7 @@ def build(args: list[str] | None = None, run: bool = True) -> BytelmCLI:
         auto_configure_optimizers=False,
         load_from_checkpoint_support=False,  # it would keep class instances; see after_instantiate_classes
         parser_class=Parser,
+        parser_kwargs={"prog": "python -m bytelm", "description": "Trains language models under a wall-clock budget."},
         args=args,
         run=run,
     )
@@ -203,12 +208,15 @@ def _quieten_lightning() -> None:
         warnings.filterwarnings("ignore", message=message)
 
 
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested values as `a.b.c: value`, in the types that TensorBoard's table takes."""
+def _flat(value: Any, key: str = "") -> dict[str, Any]:
+    """A nested value as `{"gpt.d_model": 80, "gpt.position": "Rotary", …}`, in types that TensorBoard takes."""
+    if not isinstance(value, dict):
+        plain = value if isinstance(value, bool | int | float) else str(value)
+        return {} if value is None else {key: plain}
     flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{key}.")
-        elif value is not None:
-            flat[prefix + key] = value if isinstance(value, bool | int | float) else str(value)
+    if "class_path" in value:
+        flat = {key: value["class_path"].rpartition(".")[2]}
+        value = value.get("init_args") or {}
+    for name, inner in value.items():
+        flat |= _flat(inner, f"{key}.{name}" if key else name)
     return flat

@@ -1,6 +1,7 @@
 """The run's folder: runs/<experiment>/version_N, one for each run, also when several start at the same moment."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -33,6 +34,10 @@ class RunLogger(TensorBoardLogger):
             # Other ranks are told the folder by rank 0; what they would claim is not used.
             self._claimed = self._claim() if rank_zero_only.rank == 0 else 0  # type: ignore[attr-defined]
         return self._claimed
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        # Lightning adds the epoch to what it logs; a budgeted run has none.
+        super().log_metrics({tag: value for tag, value in metrics.items() if tag != "epoch"}, step)
 
     def save(self) -> None:
         self.experiment.flush()  # and no hparams.yaml beside config.yaml

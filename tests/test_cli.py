@@ -58,10 +58,10 @@ def test_tensorboard_has_every_tag_and_compares_runs_by_val_bpb(run):
     events = EventAccumulator("runs/tiny/version_0")
     events.Reload()
     record = json.loads(Path("runs/tiny/version_0/record.json").read_text())
-    assert {
+    assert set(events.Tags()["scalars"]) == {
         *("train/loss", "val/loss", "val/bpb", "lr/hidden", "lr/embedding", "lr/vector"),
         *("throughput/tokens_per_sec", "time_budget/progress", "grad/norm"),
-    } <= set(events.Tags()["scalars"])
+    }
     assert [event.step for event in events.Scalars("train/loss")] == [0, 1, 2, 3]
     assert len(events.Scalars("val/bpb")) == 2
     assert events.Scalars("val/bpb")[-1].value == pytest.approx(record["val_bpb"], abs=1e-5)
@@ -70,8 +70,8 @@ def test_tensorboard_has_every_tag_and_compares_runs_by_val_bpb(run):
     summaries = events.summary_metadata
     assert {"_hparams_/experiment", "_hparams_/session_start_info"} <= set(summaries)
     start = summaries["_hparams_/session_start_info"].plugin_data.content
-    assert b"model.gpt.init_args.d_model" in start
-    assert b"time_budget.limit" in start
+    for key in (b"gpt.d_model", b"gpt.position", b"Rotary", b"optimizer.lr", b"time_budget.limit", b"lr_schedule"):
+        assert key in start
     assert b"val/bpb" in summaries["_hparams_/experiment"].plugin_data.content
 
 
@@ -237,13 +237,13 @@ def test_a_function_of_nanogpts_form_sets_the_rate(run):
 
 
 def test_the_runs_seed_decides_on_the_shuffled_order_unless_the_data_have_one(run):
-    scores = {}
-    for seed, data_seed in (("1", "null"), ("2", "null"), ("1", "7"), ("1", "7")):
+    batches = []
+    for seed, data_seed in (("1", "null"), ("2", "null"), ("1", "7"), ("2", "7")):
         cli = run("--seed_everything", seed, "--data.order", "shuffled", "--data.seed", data_seed)
-        scores.setdefault((seed, data_seed), set()).add(cli.datamodule.train_dataloader()._starts(torch.arange(3)).sum())
-    orders = [{int(total) for total in totals} for totals in scores.values()]
-    assert [len(order) for order in orders] == [1, 1, 1]
-    assert len(set.union(*orders)) == 3
+        _, targets = next(iter(cli.datamodule.train_dataloader()))
+        batches.append(bytes(targets.flatten().tolist()))
+    assert batches[2] == batches[3]
+    assert len(set(batches)) == 3
 
 
 PARTS = {
