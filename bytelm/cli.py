@@ -140,11 +140,12 @@ class BytelmCLI(LightningCLI):
             self.save_config_callback = None
         if settings.get("enable_checkpointing") is False:
             self._parser(self.subcommand).callback_keys.remove("checkpoint")
-        extra: list[Callback] = [RunRecord()]
+        extra: list[Callback] = []
+        if settings.get("enable_progress_bar") in (None, True):
+            extra.append(BudgetBar())  # before the record, so that the bar is closed when that is printed
+        extra.append(RunRecord())
         if self.subcommand == "predict":
             extra.append(PredictionWriter())
-        if settings.get("enable_progress_bar") in (None, True):
-            extra.append(BudgetBar())
         self.trainer_defaults = {**self.trainer_defaults, "callbacks": extra}
         return super().instantiate_trainer(**kwargs)
 

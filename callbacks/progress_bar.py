@@ -1,4 +1,7 @@
-"""BudgetBar: a progress bar of the budget, on standard error: steps, loss, tokens per second, time left."""
+"""BudgetBar: a progress bar of the budget, on standard error: steps, loss, tokens per second, time left.
+
+Validation, test and prediction by themselves get a plain bar of their batches.
+"""
 
 import sys
 from typing import Any
@@ -9,7 +12,8 @@ from tqdm import tqdm
 
 from callbacks.time_budget import TimeBudget
 
-REFRESH_SECONDS = 0.5
+TERMINAL_REFRESH_SECONDS = 0.5
+FILE_REFRESH_SECONDS = 30.0
 
 
 class BudgetBar(ProgressBar):
@@ -25,7 +29,7 @@ class BudgetBar(ProgressBar):
         self._bar: tqdm | None = None
         self._next_refresh = 0.0
         self._status = ""
-        self._interval = REFRESH_SECONDS if sys.stderr.isatty() else 30.0
+        self._interval = TERMINAL_REFRESH_SECONDS if sys.stderr.isatty() else FILE_REFRESH_SECONDS
 
     def disable(self) -> None:
         # Lightning calls this on all ranks but the first.
@@ -34,13 +38,12 @@ class BudgetBar(ProgressBar):
     def enable(self) -> None:
         self._enabled = True
 
+    # Training
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._budget = TimeBudget.of(trainer)
         self._first = (self._budget.tokens, self._budget.training_seconds)
-        if self._enabled:
-            self._bar = tqdm(
-                total=100, file=sys.stderr, dynamic_ncols=True, bar_format="{percentage:3.0f}%|{bar:20}| {desc}"
-            )
+        self._open(100, bar_format="{percentage:3.0f}%|{bar:20}| {desc}")
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -57,13 +60,58 @@ class BudgetBar(ProgressBar):
         self._status = f"step {self._budget.steps:,} | loss {loss:.3f} | {tokens_per_sec:,.0f} tok/s"
         self._bar.set_description_str(f"{self._status} | {_clock(left)} left")
 
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._close(f"{self._status} | done")
+
+    # Validation (also in training), test, prediction
+
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._bar is not None:
+        if trainer.state.fn == "validate":
+            self._open(sum(trainer.num_val_batches), desc="validating")
+        elif self._bar is not None:
             self._bar.set_description_str(f"{self._status} | validating")
 
+    def on_validation_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
+        if trainer.state.fn == "validate":
+            self._advance()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn == "validate":
+            self._close()
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._open(sum(trainer.num_test_batches), desc="testing")
+
+    def on_test_batch_end(self, *args: Any, **kwargs: Any) -> None:
+        self._advance()
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._close()
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._open(sum(trainer.num_predict_batches), desc="predicting")
+
+    def on_predict_batch_end(self, *args: Any, **kwargs: Any) -> None:
+        self._advance()
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._close()
+
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._close(f"{self._status} | stopped")  # before its end, if the bar is still there
+
+    def _open(self, total: float, **options: Any) -> None:
+        if self._enabled:
+            self._bar = tqdm(total=total, file=sys.stderr, dynamic_ncols=True, mininterval=self._interval, **options)
+
+    def _advance(self) -> None:
         if self._bar is not None:
-            self._bar.set_description_str(f"{self._status} | done")
+            self._bar.update()
+
+    def _close(self, description: str | None = None) -> None:
+        if self._bar is not None:
+            if description is not None:
+                self._bar.set_description_str(description)
             self._bar.close()
             self._bar = None
 

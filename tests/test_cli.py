@@ -143,7 +143,9 @@ def test_validate_repeats_the_score_and_test_takes_the_whole_split(run, capsys):
     whole = printed(capsys.readouterr().out)["val_bpb"]
     assert whole != fitted["val_bpb"]
     run(*checkpoint, subcommand="test")
-    assert printed(capsys.readouterr().out)["test_bpb"] == whole
+    captured = capsys.readouterr()
+    assert printed(captured.out)["test_bpb"] == whole
+    assert "testing: 100%" in captured.err
     assert [path.name for path in Path("runs/tiny").iterdir()] == ["version_0"]
 
 
