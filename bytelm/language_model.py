@@ -92,7 +92,7 @@ class LanguageModel(LightningModule):
         return self.loss(self.gpt(inputs), targets)
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
-        if is_log_step(self.trainer):
+        if is_log_step(self.trainer, batch_idx):
             # Lightning has divided the loss by the number of accumulated batches.
             loss = outputs["loss"] * self.trainer.accumulate_grad_batches
             grad_norm = self._measure_grad_norm() if self._grad_norm is None else self._grad_norm

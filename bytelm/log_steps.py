@@ -11,9 +11,10 @@ from lightning.pytorch import Trainer
 from torch import Tensor
 
 
-def is_log_step(trainer: Trainer) -> bool:
-    """Whether the step that has just ended is one to log."""
-    return trainer.global_step % trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
+def is_log_step(trainer: Trainer, batch_idx: int) -> bool:
+    """Whether the batch that has just ended has ended a step, as not all do that are accumulated, and one to log."""
+    ended = (batch_idx + 1) % trainer.accumulate_grad_batches == 0  # Lightning's own rule
+    return ended and trainer.global_step % trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
 
 
 def log_metrics(trainer: Trainer, metrics: Mapping[str, Tensor | float]) -> None:

@@ -68,7 +68,7 @@ class LRSchedule(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if is_log_step(trainer):
+        if is_log_step(trainer, batch_idx):
             groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
             log_metrics(trainer, {f"lr/{group.get('name', i)}": group["lr"] for i, group in enumerate(groups)})
 

@@ -38,12 +38,12 @@ class Throughput(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if not is_log_step(trainer):
+        if not is_log_step(trainer, batch_idx):
             return
         tokens, seconds = self._budget.tokens, self._budget.training_seconds
         last_tokens, last_seconds = self._last
         if tokens == last_tokens:
-            return  # a batch of several that are accumulated
+            return  # the budget has dropped the step
         self._last = (tokens, seconds)
         tokens_per_sec = (tokens - last_tokens) / (seconds - last_seconds)
         metrics = {"throughput/tokens_per_sec": tokens_per_sec}

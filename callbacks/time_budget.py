@@ -171,7 +171,7 @@ class TimeBudget(Callback):
         if self._is_over():
             self._over = trainer.should_stop = True  # Lightning then validates, as it does not at its own max_steps
             self._stopwatch.pause()
-        if is_log_step(trainer):
+        if is_log_step(trainer, batch_idx):
             log_metrics(trainer, {"time_budget/progress": self.progress.fraction})
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

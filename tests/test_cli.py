@@ -75,6 +75,14 @@ def test_tensorboard_has_every_tag_and_compares_runs_by_val_bpb(run):
     assert b"val/bpb" in summaries["_hparams_/experiment"].plugin_data.content
 
 
+def test_accumulated_batches_log_once_a_step(run):
+    run("--trainer.accumulate_grad_batches", "3", "--time_budget.limit", "5 steps", "--trainer.log_every_n_steps", "2")
+    events = EventAccumulator("runs/tiny/version_0")
+    events.Reload()
+    for tag in ("train/loss", "grad/norm", "lr/hidden", "throughput/tokens_per_sec", "time_budget/progress"):
+        assert [event.step for event in events.Scalars(tag)] == [1, 3], tag
+
+
 def test_mfu_is_logged_where_the_peak_is_known(run):
     run("--throughput.peak_flops", "1e9")
     events = EventAccumulator("runs/tiny/version_0")
