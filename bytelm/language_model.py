@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 
 from bytelm.gpt import GPT
-from bytelm.log_steps import is_log_step, log_metrics
+from bytelm.log_steps import batch_loss, is_log_step, log_metrics
 from bytelm.metrics import BitsPerByte, NatsPerToken
 from bytelm.optim import AdamW, ParamGroups, param_groups
 from bytelm.parts.loss import CrossEntropy, Loss
@@ -93,10 +93,8 @@ class LanguageModel(LightningModule):
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         if is_log_step(self.trainer, batch_idx):
-            # Lightning has divided the loss by the number of accumulated batches.
-            loss = outputs["loss"] * self.trainer.accumulate_grad_batches
             grad_norm = self._measure_grad_norm() if self._grad_norm is None else self._grad_norm
-            log_metrics(self.trainer, {"train/loss": loss, "grad/norm": grad_norm})
+            log_metrics(self.trainer, {"train/loss": batch_loss(self.trainer, outputs), "grad/norm": grad_norm})
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         _, targets = batch

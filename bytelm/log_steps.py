@@ -6,15 +6,24 @@ that. Validation scores do go through `log()`, so that checkpoints and other cal
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 from lightning.pytorch import Trainer
 from torch import Tensor
 
 
 def is_log_step(trainer: Trainer, batch_idx: int) -> bool:
-    """Whether the batch that has just ended has ended a step, as not all do that are accumulated, and one to log."""
+    """Whether a step has just ended, and not only one of the batches accumulated into it, and is one to log."""
     ended = (batch_idx + 1) % trainer.accumulate_grad_batches == 0  # Lightning's own rule
     return ended and trainer.global_step % trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
+
+
+def batch_loss(trainer: Trainer, outputs: Any) -> Tensor:
+    """The training loss of a batch, out of what Lightning hands to `on_train_batch_end`.
+
+    Lightning has divided it by the number of batches that are accumulated into a step.
+    """
+    return outputs["loss"] * trainer.accumulate_grad_batches
 
 
 def log_metrics(trainer: Trainer, metrics: Mapping[str, Tensor | float]) -> None:

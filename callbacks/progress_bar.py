@@ -10,6 +10,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from tqdm import tqdm
 
+from bytelm.log_steps import batch_loss
 from callbacks.time_budget import TimeBudget
 
 TERMINAL_REFRESH_SECONDS = 0.5
@@ -53,7 +54,7 @@ class BudgetBar(ProgressBar):
             return
         self._next_refresh = seconds + self._interval
         progress = self._budget.progress
-        loss = float(outputs["loss"]) * trainer.accumulate_grad_batches
+        loss = float(batch_loss(trainer, outputs))
         tokens_per_sec = (self._budget.tokens - self._first[0]) / max(seconds - self._first[1], 1e-9)
         left = seconds * (1 - progress.fraction) / max(progress.fraction, 1e-9)
         self._bar.n = 100 * progress.fraction

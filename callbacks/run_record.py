@@ -20,6 +20,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 import bytelm
+from bytelm.log_steps import batch_loss
 from bytelm.process import peak_memory_mb, process_age
 from callbacks.time_budget import TimeBudget
 
@@ -42,7 +43,7 @@ class RunRecord(Callback):
 
     def __init__(self) -> None:
         super().__init__()
-        self._train_loss: torch.Tensor | None = None
+        self._last_outputs: Any = None
         self._num_params = 0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -51,7 +52,7 @@ class RunRecord(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self._train_loss = outputs["loss"]  # a tensor still: reading it would wait for the device
+        self._last_outputs = outputs  # not read before the end: that would wait for the device
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._write(self._record(trainer))
@@ -67,12 +68,13 @@ class RunRecord(Callback):
         budget = TimeBudget.of(trainer)
         scores = {key: float(value) for key, value in trainer.callback_metrics.items()}
         seconds = budget.training_seconds
+        last = self._last_outputs
         corpus = getattr(getattr(trainer, "datamodule", None), "corpus", None)
         record: dict[str, Any] = {
             "status": "completed",
             "val_bpb": _rounded(scores.get("val/bpb"), 6),
             "val_loss": _rounded(scores.get("val/loss"), 6),
-            "train_loss": self._last_train_loss(trainer),
+            "train_loss": _rounded(last and float(batch_loss(trainer, last)), 6),
             "total_steps": budget.steps,
             "training_time_secs": round(seconds, 3),
             "total_time_secs": round(process_age(), 3),
@@ -101,11 +103,6 @@ class RunRecord(Callback):
         if trainer.strategy.root_device.type == "cuda":
             record["peak_device_memory_mb"] = round(torch.cuda.max_memory_allocated() / 2**20, 1)
         return record
-
-    def _last_train_loss(self, trainer: Trainer) -> float | None:
-        if self._train_loss is None:
-            return None
-        return round(float(self._train_loss) * trainer.accumulate_grad_batches, 6)
 
     @rank_zero_only
     def _write(self, record: dict[str, Any]) -> None:

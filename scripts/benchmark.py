@@ -99,9 +99,8 @@ def plain_loop(config: Path, seconds: float) -> Result:
 
     sys.argv = sys.argv[:1]  # LightningCLI warns where it is given both
     cli = build(["--config", str(config)], run=False)
-    model, data = cli.model, cli.datamodule
-    data.setup("fit")
-    batches = iter(data.train_dataloader())
+    model = cli.model
+    batches = iter(cli.datamodule.train_dataloader())
     optimizer = model.configure_optimizers()
     clip = cli.trainer.gradient_clip_val
     start, steps = time.perf_counter(), 0
