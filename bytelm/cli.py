@@ -3,7 +3,7 @@
     python -m bytelm {fit,validate,test,predict} --config FILE [--config FILE …] [--key value …]
 
 What it adds to LightningCLI: `time_budget`, `lr_schedule`, `checkpoint` and `throughput` as top-level keys, durations
-with units, a run folder runs/<experiment>/version_N, the run record, and errors that are one line and exit status 2.
+with units, a run folder runs/<experiment>/version_N, the run record, and errors that are one line and an exit status (errors.py).
 """
 
 import json
@@ -22,13 +22,13 @@ from torch.utils.tensorboard.summary import hparams
 
 import bytelm.data.corpora  # noqa: F401 (makes the corpora's short names known)
 from bytelm.data.bytes import ByteData
+from bytelm.errors import ConfigError, RunError
 from bytelm.gpt import GPT
 from bytelm.language_model import LanguageModel
 from bytelm.messages import clarify
 from bytelm.parts.attention import Attention
 from bytelm.run_folder import RunLogger
 from bytelm.units import Duration
-from bytelm.values import ConfigError
 from callbacks import BudgetBar, LRSchedule, PredictionWriter, RunRecord, Throughput, TimeBudget
 
 register_type(Duration, serializer=str, deserializer=Duration.parse, deserializer_exceptions=(ValueError,))
@@ -94,10 +94,10 @@ class Parser(LightningArgumentParser):
         fail(clarify(message, KEYS, nested=(GPT, Attention)))
 
 
-def fail(message: str) -> NoReturn:
-    """Ends the program because of what the user gave it."""
+def fail(message: str, exit_status: int = ConfigError.exit_status) -> NoReturn:
+    """Ends the program with one line that says why."""
     print(f"bytelm: error: {message}", file=sys.stderr)
-    sys.exit(2)
+    sys.exit(exit_status)
 
 
 class BytelmCLI(LightningCLI):
@@ -157,17 +157,17 @@ class BytelmCLI(LightningCLI):
 
 
 def main(args: list[str] | None = None) -> None:
-    """Runs the command line: a value that cannot work ends it with a message and exit status 2.
+    """Runs the command line: what ends a run (errors.py) is said in one line, with an exit status of its own.
 
     Args:
         args: Arguments; default those that the program was started with.
     """
     try:
         build(args)
-    except ValueError as error:
-        if (cause := _config_error(error)) is None:
+    except Exception as error:
+        if (cause := _run_error(error)) is None:
             raise
-        fail(str(cause))
+        fail(str(cause), cause.exit_status)
 
 
 def build(args: list[str] | None = None, run: bool = True) -> BytelmCLI:
@@ -194,9 +194,9 @@ def build(args: list[str] | None = None, run: bool = True) -> BytelmCLI:
     )
 
 
-def _config_error(error: BaseException | None) -> ConfigError | None:
-    """The ConfigError that an exception is or came from: jsonargparse wraps those of some constructors."""
-    while error is not None and not isinstance(error, ConfigError):
+def _run_error(error: BaseException | None) -> RunError | None:
+    """The RunError that an exception is or came from: jsonargparse wraps those of some constructors."""
+    while error is not None and not isinstance(error, RunError):
         error = error.__cause__ or error.__context__
     return error
 

@@ -13,6 +13,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from bytelm.errors import ConfigError
 from bytelm.parts.attention import SDPA, Attention
 from bytelm.parts.block import Block, PreNorm
 from bytelm.parts.embedding import TokenEmbedding
@@ -20,7 +21,7 @@ from bytelm.parts.feedforward import GELU, FeedForward
 from bytelm.parts.init import Initialization, Normal
 from bytelm.parts.norm import LayerNorm, Norm
 from bytelm.parts.position import PositionEncoding, Rotary
-from bytelm.values import ConfigError, PositiveFloat, PositiveInt, UnitInterval
+from bytelm.values import PositiveFloat, PositiveInt, UnitInterval
 
 
 class GPT(nn.Module):

@@ -16,12 +16,12 @@ from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.nn import functional as F
 from torch.optim import Optimizer
 
+from bytelm.errors import ConfigError
 from bytelm.gpt import GPT
 from bytelm.log_steps import batch_loss, is_log_step, log_metrics
 from bytelm.metrics import BitsPerByte, NatsPerToken
 from bytelm.optim import AdamW, ParamGroups, param_groups
 from bytelm.parts.loss import CrossEntropy, Loss
-from bytelm.values import ConfigError
 
 Batch = tuple[Tensor, Tensor]
 """Inputs and targets, token ids, each (B, T)."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from bytelm.values import ConfigError
+from bytelm.errors import ConfigError
 
 
 class RunLogger(TensorBoardLogger):

@@ -1,7 +1,8 @@
 """Values that users give: checked once, where they enter, with a message that names key, value and what is accepted.
 
 Ranges of single numbers are types, which the command line checks against the key that they came from. What depends on
-several values (n_heads divides d_model) is checked by the constructor that sees them all, which raises ConfigError.
+several values (n_heads divides d_model) is checked by the constructor that sees them all, which raises
+bytelm.errors.ConfigError.
 """
 
 from typing import TYPE_CHECKING
@@ -16,17 +17,4 @@ else:
     from jsonargparse.typing import ClosedUnitInterval as UnitInterval
     from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-__all__ = ["ConfigError", "NonNegativeFloat", "NonNegativeInt", "PositiveFloat", "PositiveInt", "UnitInterval"]
-
-
-class ConfigError(ValueError):
-    """A value that cannot work. The command line prints its message, without a traceback, and exits with status 2.
-
-    Args:
-        key: The key as the user wrote it, such as `n_heads`.
-        value: The value given for it.
-        accepted: What would be accepted, or why this is not.
-    """
-
-    def __init__(self, key: str, value: object, accepted: str) -> None:
-        super().__init__(f"{key}: {value!r} cannot be used; {accepted}")
+__all__ = ["NonNegativeFloat", "NonNegativeInt", "PositiveFloat", "PositiveInt", "UnitInterval"]

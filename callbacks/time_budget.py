@@ -18,10 +18,10 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Timer
 from torch.optim import Optimizer
 
+from bytelm.errors import ConfigError
 from bytelm.log_steps import is_log_step, log_metrics
 from bytelm.process import process_age
 from bytelm.units import Duration, Progress, Unit
-from bytelm.values import ConfigError
 from callbacks.warm_up import next_batch, wait_for_device, warm_up
 
 ENDS_A_RUN = "time_budget.limit decides when a run ends (500 steps, 3m, …)"

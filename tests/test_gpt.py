@@ -5,13 +5,13 @@ import functools
 import pytest
 import torch
 
+from bytelm.errors import ConfigError
 from bytelm.gpt import GPT
 from bytelm.parts.attention import SDPA, Explicit
 from bytelm.parts.block import Parallel, PostNorm, PreNorm
 from bytelm.parts.feedforward import ReLU
 from bytelm.parts.init import Normal
 from bytelm.parts.position import ALiBi, Learned, NoPosition, Rotary, Sinusoidal
-from bytelm.values import ConfigError
 
 CHALLENGE_BASELINE = {
     "d_model": 128,

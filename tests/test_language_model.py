@@ -16,11 +16,11 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
+from bytelm.errors import ConfigError
 from bytelm.gpt import GPT
 from bytelm.language_model import LanguageModel
 from bytelm.optim import AdamW, Lion, Muon, MuonAdamW, param_groups
 from bytelm.parts.loss import CrossEntropy
-from bytelm.values import ConfigError
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),

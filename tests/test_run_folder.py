@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from bytelm.errors import ConfigError
 from bytelm.run_folder import RunLogger
-from bytelm.values import ConfigError
 
 
 def test_runs_of_an_experiment_get_folders_of_their_own(tmp_path):

@@ -12,7 +12,8 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
 from bytelm.data.rows import EvalBatches, Order, RowLoader
-from bytelm.values import ConfigError, NonNegativeInt, PositiveInt, UnitInterval
+from bytelm.errors import ConfigError
+from bytelm.values import NonNegativeInt, PositiveInt, UnitInterval
 
 
 @dataclass(frozen=True)

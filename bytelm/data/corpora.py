@@ -11,7 +11,7 @@ import torch
 
 from bytelm.data.bytes import ByteData, Corpus, read_bytes
 from bytelm.data.download import DownloadError, download, strip_gutenberg
-from bytelm.values import ConfigError
+from bytelm.errors import ConfigError
 
 
 class Shakespeare(ByteData):

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bytelm.errors import ConfigError
 from bytelm.parts.init import ResidualProjection
 from bytelm.parts.norm import Norm
 from bytelm.parts.position import PositionEncoding
-from bytelm.values import ConfigError, PositiveInt, UnitInterval
+from bytelm.values import PositiveInt, UnitInterval
 
 
 class Attention(nn.Module, ABC):

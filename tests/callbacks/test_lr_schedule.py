@@ -13,8 +13,8 @@ from lightning.pytorch.loggers import Logger
 from memory_logger import MemoryLogger
 from torch.utils.data import DataLoader, TensorDataset
 
+from bytelm.errors import ConfigError
 from bytelm.units import Duration, Progress
-from bytelm.values import ConfigError
 from callbacks.lr_schedule import Constant, Cosine, FromFunction, Linear, LRSchedule, WarmupStableDecay
 from callbacks.time_budget import TimeBudget
 

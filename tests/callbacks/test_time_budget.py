@@ -12,8 +12,8 @@ import torch
 from lightning.pytorch import Callback
 
 from bytelm.cli import BytelmCLI
+from bytelm.errors import ConfigError
 from bytelm.units import Duration
-from bytelm.values import ConfigError
 from callbacks import TimeBudget, time_budget, warm_up
 
 PROJECT = Path(__file__).resolve().parents[2]

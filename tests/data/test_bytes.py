@@ -9,7 +9,7 @@ from reference import REFERENCE, needs_reference
 from bytelm.data.bytes import read_bytes
 from bytelm.data.corpora import Bytes
 from bytelm.data.rows import RowLoader
-from bytelm.values import ConfigError
+from bytelm.errors import ConfigError
 
 
 @pytest.fixture

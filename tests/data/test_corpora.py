@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from bytelm.data.corpora import Bytes, PythonSource, Shakespeare
-from bytelm.values import ConfigError
+from bytelm.errors import ConfigError
 
 
 def content(data) -> bytes:

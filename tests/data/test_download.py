@@ -9,7 +9,7 @@ import pytest
 
 from bytelm.data.corpora import Shakespeare
 from bytelm.data.download import DownloadError, download, strip_gutenberg
-from bytelm.values import ConfigError
+from bytelm.errors import ConfigError
 
 
 @pytest.fixture(

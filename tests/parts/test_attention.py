@@ -5,10 +5,10 @@ import math
 import pytest
 import torch
 
+from bytelm.errors import ConfigError
 from bytelm.parts.attention import SDPA, Explicit
 from bytelm.parts.norm import LayerNorm, RMSNorm
 from bytelm.parts.position import ALiBi, NoPosition, Rotary
-from bytelm.values import ConfigError
 
 D_MODEL, N_HEADS, SEQ_LEN = 16, 4, 10
 VARIANTS = pytest.mark.parametrize(

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
+from bytelm.errors import ConfigError
 from bytelm.parts.position import ALiBi, Learned, NoPosition, Rotary, Sinusoidal
-from bytelm.values import ConfigError
 
 
 def test_rotary_scores_depend_on_distance_alone():

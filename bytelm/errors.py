@@ -1,0 +1,84 @@
+"""What ends a run, each kind with an exit status of its own, so that a queue's script can tell them apart.
+
+| status | error | what |
+| --- | --- | --- |
+| 1 | Diverged, and whatever is not named here | training failed |
+| 2 | ConfigError | a value, a key, a config file or an option that cannot work |
+| 3 | DataError | a corpus that is missing, unreadable, too short, or not the one that a checkpoint was trained on |
+| 4 | CheckpointError | a checkpoint that is missing, damaged, unsafe, or of another model |
+| 5 | StorageError | the run's folder cannot be written to, or its disk is full |
+| 6 | OutOfMemory | the model and its batch do not fit into memory |
+| 7 | RankLost | another process of a distributed run died |
+| 128 + n | Interrupted | signal n: 130 for SIGINT, 143 for SIGTERM |
+"""
+
+import signal
+
+
+class RunError(Exception):
+    """Base of what ends a run with a message in place of a traceback."""
+
+    exit_status = 1
+
+
+class ConfigError(RunError, ValueError):
+    """A value that cannot work.
+
+    Args:
+        key: The key as the user wrote it, such as `n_heads`.
+        value: The value given for it.
+        accepted: What would be accepted, or why this is not.
+    """
+
+    exit_status = 2
+
+    def __init__(self, key: str, value: object, accepted: str) -> None:
+        super().__init__(f"{key}: {value!r} cannot be used; {accepted}")
+
+
+class DataError(ConfigError):
+    """A corpus that cannot be trained on."""
+
+    exit_status = 3
+
+
+class CheckpointError(RunError):
+    """A checkpoint that cannot be resumed from or scored."""
+
+    exit_status = 4
+
+
+class StorageError(RunError):
+    """The run's folder cannot be written to."""
+
+    exit_status = 5
+
+
+class OutOfMemory(RunError):
+    """The memory of the machine or its GPU is too small."""
+
+    exit_status = 6
+
+
+class RankLost(RunError):
+    """Another process of a distributed run died."""
+
+    exit_status = 7
+
+
+class Diverged(RunError):
+    """The training loss, or the weights, became NaN or infinite."""
+
+
+class Interrupted(RunError):
+    """A signal asked the run to end.
+
+    Args:
+        signum: Number of the signal.
+        message: What was kept, and how to go on.
+    """
+
+    def __init__(self, signum: int, message: str = "") -> None:
+        name = signal.Signals(signum).name
+        super().__init__(f"interrupted by {name}{message and '; ' + message}")
+        self.exit_status = 128 + signum
