@@ -2,17 +2,20 @@
 
     python -m bytelm {fit,validate,test,predict} --config FILE [--config FILE …] [--key value …]
 
-What it adds to LightningCLI: `time_budget`, `lr_schedule`, `checkpoint` and `throughput` as top-level keys, durations
-with units, a run folder runs/<experiment>/version_N, the run record, and errors that are one line and an exit status (errors.py).
+What it adds to LightningCLI: `time_budget`, `lr_schedule`, `checkpoint`, `last_checkpoint`, `divergence` and
+`throughput` as top-level keys, durations with units, a run folder runs/<experiment>/version_N, `--ckpt_path last`, the
+run record, and errors that are one line and an exit status (errors.py).
 """
 
 import json
 import logging
+import signal
 import sys
 import warnings
 from pathlib import Path
 from typing import Any, NoReturn
 
+from jsonargparse import Namespace
 from jsonargparse.typing import register_type
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -21,15 +24,30 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch.utils.tensorboard.summary import hparams
 
 import bytelm.data.corpora  # noqa: F401 (makes the corpora's short names known)
+from bytelm.checkpoints import AtomicCheckpointIO, fits, fits_optimizer, flat, read, replacing
 from bytelm.data.bytes import ByteData
-from bytelm.errors import ConfigError, RunError
+from bytelm.errors import CheckpointError, ConfigError, Interrupted, run_error
 from bytelm.gpt import GPT
 from bytelm.language_model import LanguageModel
-from bytelm.messages import clarify
+from bytelm.messages import clarify, note
 from bytelm.parts.attention import Attention
-from bytelm.run_folder import RunLogger
+from bytelm.run_folder import RUNS, RunLogger, newest_checkpoint, version_of
 from bytelm.units import Duration
-from callbacks import BudgetBar, LRSchedule, PredictionWriter, RunRecord, Throughput, TimeBudget
+from callbacks import (
+    BudgetBar,
+    Divergence,
+    Interruption,
+    LastCheckpoint,
+    LRSchedule,
+    PredictionWriter,
+    RankWatch,
+    Resume,
+    RunRecord,
+    Signals,
+    Throughput,
+    TimeBudget,
+    TrainLog,
+)
 
 register_type(Duration, serializer=str, deserializer=Duration.parse, deserializer_exceptions=(ValueError,))
 
@@ -48,6 +66,8 @@ KEYS: dict[str, type] = {
     "time_budget": TimeBudget,
     "lr_schedule": LRSchedule,
     "checkpoint": ModelCheckpoint,
+    "last_checkpoint": LastCheckpoint,
+    "divergence": Divergence,
     "throughput": Throughput,
 }
 COMPARED_TRAINER_KEYS = ("devices", "strategy", "precision", "gradient_clip_val", "accumulate_grad_batches")
@@ -58,7 +78,7 @@ METHOD_DEFAULTS = {
 CHECKPOINT_DEFAULTS = {
     "checkpoint.filename": "best",
     "checkpoint.monitor": "val/bpb",
-    "checkpoint.save_last": True,
+    "checkpoint.save_last": False,  # LastCheckpoint does
     "checkpoint.enable_version_counter": False,
 }
 
@@ -66,13 +86,28 @@ CHECKPOINT_DEFAULTS = {
 class RunConfig(SaveConfigCallback):
     """Saves the resolved config in the run's folder, and as hyper-parameters that TensorBoard compares runs by."""
 
+    def __init__(self, parser: LightningArgumentParser, config: Namespace) -> None:
+        super().__init__(parser, config, save_to_log_dir=False)  # but below, whole or not at all
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._folder = Path(trainer.log_dir or trainer.default_root_dir)  # a broadcast, so on all ranks
+        super().setup(trainer, pl_module, stage)
+
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        without_checkpoint: Any = self.config.clone()
+        without_checkpoint.pop("ckpt_path", None)  # `fit --config` on it repeats the run, from its beginning
+        self._folder.mkdir(parents=True, exist_ok=True)
+        with replacing(self._folder / self.config_filename) as partial:
+            self.parser.save(without_checkpoint, partial, skip_unset=False, overwrite=True)
         if stage != "fit" or not isinstance(trainer.logger, RunLogger):
             return
         config = self.config.as_dict()
         varied = {key: config[key] for key in ("seed_everything", "data", "time_budget", "lr_schedule")}
         varied["trainer"] = {key: config["trainer"][key] for key in COMPARED_TRAINER_KEYS}
-        values = _flat({**varied, **config["model"]})
+        values = {
+            key: value if isinstance(value, bool | int | float) else str(value)
+            for key, value in flat({**varied, **config["model"]}).items()
+        }
         writer = trainer.logger.experiment.file_writer
         # Only the metric's name is written: logger.log_hyperparams would also log a first value of it at step 0.
         for summary in hparams(values, {"val/bpb": 0.0}):
@@ -103,6 +138,8 @@ def fail(message: str, exit_status: int = ConfigError.exit_status) -> NoReturn:
 class BytelmCLI(LightningCLI):
     """LightningCLI with a time budget, a schedule and a run record."""
 
+    resumed: Path | None = None  # the checkpoint of the run that goes on in its own folder
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument(
             "--experiment", type=str | None, help="Name of the run's folder in runs/; default: the configs' names."
@@ -110,16 +147,31 @@ class BytelmCLI(LightningCLI):
         parser.add_lightning_class_args(TimeBudget, "time_budget")
         parser.add_lightning_class_args(LRSchedule, "lr_schedule", subclass_mode=True)
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(LastCheckpoint, "last_checkpoint")
+        parser.add_lightning_class_args(Divergence, "divergence")
         parser.add_lightning_class_args(Throughput, "throughput")
         parser.set_defaults({"lr_schedule": {"class_path": "callbacks.Constant"}, **CHECKPOINT_DEFAULTS})
+
+    def before_instantiate_classes(self) -> None:
+        plain = json.loads(self.parser.dump(self.config, skip_unset=False, format="json"))
+        self.plain_config: dict[str, Any] = plain.get(self.subcommand, plain)
+        given = self._get(self.config, "ckpt_path")
+        if given not in ("last", "best"):
+            return
+        found = newest_checkpoint(self._experiment(), given)
+        self.config[self.subcommand].ckpt_path = found and str(found)
+        if given == "last" and self.subcommand == "fit":
+            self.resumed = found
+            if found is None:  # so that a queue's script can give the same command the first time and every time
+                note(f"no last.ckpt in {RUNS}/{self._experiment()} yet: the run begins at the beginning")
+        elif found is None:
+            raise CheckpointError(f"ckpt_path: no {given}.ckpt in {RUNS}/{self._experiment()}; accepted: a path, too")
 
     def after_instantiate_classes(self) -> None:
         self._check()
         # What a checkpoint needs to rebuild the model: plain values, so that it loads without unpickling code.
-        config = json.loads(self.parser.dump(self.config, skip_unset=False, format="json"))
-        config = config.get(self.subcommand, config)
         instantiator = "lightning.pytorch.cli.instantiate_module"
-        self.model.save_hyperparameters({**config["model"], "_instantiator": instantiator}, logger=False)
+        self.model.save_hyperparameters({**self.plain_config["model"], "_instantiator": instantiator}, logger=False)
 
     def _check(self) -> None:
         """Finds what cannot work before the run has a folder."""
@@ -128,6 +180,17 @@ class BytelmCLI(LightningCLI):
         if rank_zero_only.rank == 0:  # type: ignore[attr-defined]  # others might look while this one downloads
             self.datamodule.prepare_data()
             self.datamodule.setup(self.subcommand or "fit")
+            if path := self._get(self.config, "ckpt_path"):
+                self._check_checkpoint(path)
+
+    def _check_checkpoint(self, path: str) -> None:
+        checkpoint = read(path)
+        differing = fits(path, checkpoint, self.model, self.plain_config)
+        if self.subcommand == "fit":
+            fits_optimizer(path, checkpoint, self.plain_config)
+            self.datamodule.check_resume(checkpoint.get(type(self.datamodule).__qualname__, {}))
+        if differing:
+            note(f"{path} was written with other values: {'; '.join(differing)}")
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         settings = self._get(self.config_init, "trainer")
@@ -135,19 +198,29 @@ class BytelmCLI(LightningCLI):
         if logger is None and self.subcommand in ("validate", "test"):
             kwargs["logger"] = logger = False  # they print their scores and leave nothing
         elif logger in (None, True):
-            kwargs["logger"] = RunLogger("runs", self._experiment())
+            kwargs["logger"] = self._logger()
         if logger is False:
             self.save_config_callback = None
         if settings.get("enable_checkpointing") is False:
-            self._parser(self.subcommand).callback_keys.remove("checkpoint")
-        extra: list[Callback] = []
+            for key in ("checkpoint", "last_checkpoint"):
+                self._parser(self.subcommand).callback_keys.remove(key)
+        signals = Signals()
+        extra: list[Callback] = [TrainLog(), Interruption(signals), Resume(self.plain_config), RankWatch(), RunRecord()]
         if settings.get("enable_progress_bar") in (None, True):
-            extra.append(BudgetBar())  # before the record, so that the bar is closed when that is printed
-        extra.append(RunRecord())
+            extra.insert(0, BudgetBar())  # before the record, so that the bar is closed when that is printed
         if self.subcommand == "predict":
             extra.append(PredictionWriter())
         self.trainer_defaults = {**self.trainer_defaults, "callbacks": extra}
-        return super().instantiate_trainer(**kwargs)
+        trainer = super().instantiate_trainer(**kwargs)
+        trainer.callbacks.insert(0, signals)  # type: ignore[attr-defined]
+        trainer.strategy.checkpoint_io = AtomicCheckpointIO()
+        return trainer
+
+    def _logger(self) -> RunLogger:
+        if self.resumed is None:
+            return RunLogger(RUNS, self._experiment())
+        steps = read(self.resumed)["callbacks"]["TimeBudget"]["steps"]
+        return RunLogger(RUNS, self._experiment(), resumed=version_of(self.resumed), purge_step=steps)
 
     def _experiment(self) -> str:
         if name := self._get(self.config, "experiment"):
@@ -164,9 +237,13 @@ def main(args: list[str] | None = None) -> None:
     """
     try:
         build(args)
+    except KeyboardInterrupt:
+        fail("interrupted", Interrupted(signal.SIGINT).exit_status)
     except Exception as error:
-        if (cause := _run_error(error)) is None:
+        if (cause := run_error(error)) is None:
             raise
+        if cause.on_all_ranks and rank_zero_only.rank:  # type: ignore[attr-defined]
+            sys.exit(cause.exit_status)  # rank 0 says why
         fail(str(cause), cause.exit_status)
 
 
@@ -194,30 +271,14 @@ def build(args: list[str] | None = None, run: bool = True) -> BytelmCLI:
     )
 
 
-def _run_error(error: BaseException | None) -> RunError | None:
-    """The RunError that an exception is or came from: jsonargparse wraps those of some constructors."""
-    while error is not None and not isinstance(error, RunError):
-        error = error.__cause__ or error.__context__
-    return error
-
-
 def _quieten_lightning() -> None:
     # Hints on hardware and services, and warnings about what is so on purpose: nothing that a user could act on.
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    for message in (".*LeafSpec.*is deprecated", "The dirpath has changed from", "Couldn't infer the batch indices"):
+    for message in (
+        ".*LeafSpec.*is deprecated",
+        "The dirpath has changed from",
+        "Checkpoint directory .* exists and is not empty",
+        "Couldn't infer the batch indices",
+    ):
         warnings.filterwarnings("ignore", message=message)
-
-
-def _flat(value: Any, key: str = "") -> dict[str, Any]:
-    """A nested value as `{"gpt.d_model": 80, "gpt.position": "Rotary", …}`, in types that TensorBoard takes."""
-    if not isinstance(value, dict):
-        plain = value if isinstance(value, bool | int | float) else str(value)
-        return {} if value is None else {key: plain}
-    flat: dict[str, Any] = {}
-    if "class_path" in value:
-        flat = {key: value["class_path"].rpartition(".")[2]}
-        value = value.get("init_args") or {}
-    for name, inner in value.items():
-        flat |= _flat(inner, f"{key}.{name}" if key else name)
-    return flat

@@ -14,11 +14,19 @@
 
 import signal
 
+import torch
+
 
 class RunError(Exception):
-    """Base of what ends a run with a message in place of a traceback."""
+    """Base of what ends a run with a message in place of a traceback.
+
+    Attributes:
+        exit_status: Of the program.
+        on_all_ranks: Whether all ranks of a distributed run end for this reason, and know it.
+    """
 
     exit_status = 1
+    on_all_ranks = False
 
 
 class ConfigError(RunError, ValueError):
@@ -67,7 +75,9 @@ class RankLost(RunError):
 
 
 class Diverged(RunError):
-    """The training loss, or the weights, became NaN or infinite."""
+    """The loss became NaN or infinite."""
+
+    on_all_ranks = True
 
 
 class Interrupted(RunError):
@@ -76,9 +86,27 @@ class Interrupted(RunError):
     Args:
         signum: Number of the signal.
         message: What was kept, and how to go on.
+        on_all_ranks: Whether all ranks have agreed to end.
     """
 
-    def __init__(self, signum: int, message: str = "") -> None:
+    def __init__(self, signum: int, message: str = "", on_all_ranks: bool = False) -> None:
         name = signal.Signals(signum).name
-        super().__init__(f"interrupted by {name}{message and '; ' + message}")
+        super().__init__(f"interrupted by {name}{message and ' ' + message}")
         self.exit_status = 128 + signum
+        self.on_all_ranks = on_all_ranks
+
+
+def run_error(error: BaseException | None) -> RunError | None:
+    """The RunError that an exception is, came from, or amounts to, if there is one."""
+    while error is not None and not isinstance(error, RunError):
+        if isinstance(error, torch.OutOfMemoryError | MemoryError) or CPU_IS_OUT_OF_MEMORY in str(error):
+            return OutOfMemory(HOW_TO_SAVE_MEMORY)
+        error = error.__cause__ or error.__context__
+    return error
+
+
+CPU_IS_OUT_OF_MEMORY = "can't allocate memory"  # in torch's RuntimeError
+HOW_TO_SAVE_MEMORY = (
+    "out of memory; lower data.batch_size (and raise trainer.accumulate_grad_batches to keep the tokens of a step), "
+    "data.seq_len or the sizes in model.gpt; --trainer.precision bf16-mixed and --trainer.strategy fsdp save memory too"
+)

@@ -1,6 +1,6 @@
 """LanguageModel: a GPT, a loss and an optimizer as a LightningModule. It knows nothing about schedules or time.
 
-Logged: train/loss, grad/norm (every `trainer.log_every_n_steps`), val/loss (nats per token), val/bpb.
+Logged: val/loss (nats per token), val/bpb.
 """
 
 import math
@@ -18,7 +18,6 @@ from torch.optim import Optimizer
 
 from bytelm.errors import ConfigError
 from bytelm.gpt import GPT
-from bytelm.log_steps import batch_loss, is_log_step, log_metrics
 from bytelm.metrics import BitsPerByte, NatsPerToken
 from bytelm.optim import AdamW, ParamGroups, param_groups
 from bytelm.parts.loss import CrossEntropy, Loss
@@ -91,11 +90,6 @@ class LanguageModel(LightningModule):
         inputs, targets = batch
         return self.loss(self.gpt(inputs), targets)
 
-    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
-        if is_log_step(self.trainer, batch_idx):
-            grad_norm = self._measure_grad_norm() if self._grad_norm is None else self._grad_norm
-            log_metrics(self.trainer, {"train/loss": batch_loss(self.trainer, outputs), "grad/norm": grad_norm})
-
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         _, targets = batch
         nats = self._nats(batch)
@@ -148,7 +142,10 @@ class LanguageModel(LightningModule):
         else:
             self._grad_norm = nn.utils.clip_grad_norm_(params, gradient_clip_val)
 
-    def _measure_grad_norm(self) -> Tensor:
+    def grad_norm(self) -> Tensor:
+        """Norm of the last step's gradients before clipping, ()."""
+        if self._grad_norm is not None:
+            return self._grad_norm
         return nn.utils.get_total_norm([p.grad for p in self.parameters() if p.grad is not None])
 
     def _nats(self, batch: Batch) -> Tensor:

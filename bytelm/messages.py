@@ -1,4 +1,4 @@
-"""Rewrites jsonargparse's reports of a bad config as one line: the key, the value, what is accepted.
+"""What users are told: notes, and jsonargparse's reports of a bad config as one line (key, value, what is accepted).
 
 jsonargparse tells what failed at each level of a nested value; a user wants the innermost key and the reason. A report
 in a form that is not known here is passed on as it is, and tests hold these forms against the installed version.
@@ -6,10 +6,13 @@ in a form that is not known here is passed on as it is, and tests hold these for
 
 import inspect
 import re
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from difflib import get_close_matches
 from pydoc import locate
 from typing import Any, get_args, get_type_hints
+
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 NUMBERS = {
     "PositiveInt": "a whole number above 0",
@@ -18,6 +21,12 @@ NUMBERS = {
     "NonNegativeFloat": "a number from 0",
     "ClosedUnitInterval": "a number from 0 to 1",
 }
+
+
+@rank_zero_only
+def note(text: str) -> None:
+    """Tells the user something that is no error."""
+    print(f"bytelm: note: {text}", file=sys.stderr, flush=True)
 
 
 def clarify(message: str, roots: Mapping[str, type], nested: Iterable[type] = ()) -> str:

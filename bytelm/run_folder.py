@@ -1,13 +1,25 @@
-"""The run's folder: runs/<experiment>/version_N, one for each run, also when several start at the same moment."""
+"""The run's folder: runs/<experiment>/version_N, one for each run, also when several start at the same moment.
+
+`--ckpt_path last` goes on in the folder of the newest run, so that TensorBoard shows one curve. A lock keeps a second
+process out of it as long as the first one lives.
+"""
 
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from bytelm.errors import ConfigError
+from bytelm.errors import ConfigError, StorageError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+RUNS = "runs"
 
 
 class RunLogger(TensorBoardLogger):
@@ -19,40 +31,101 @@ class RunLogger(TensorBoardLogger):
     Args:
         root: Folder of all experiments.
         experiment: Name of this one.
+        resumed: Number of the version to go on in; default a new one.
+        kwargs: Passed on to torch's SummaryWriter, such as `purge_step`: TensorBoard forgets what was logged from that
+            step on, before the run was cut.
 
     Raises:
         ConfigError: The folder cannot be made.
+        StorageError: Another process is at work in it.
     """
 
-    def __init__(self, root: str, experiment: str) -> None:
-        super().__init__(os.path.expandvars(Path(root).expanduser()), name=experiment, default_hp_metric=False)
+    def __init__(self, root: str, experiment: str, resumed: int | None = None, **kwargs: Any) -> None:
+        folder = os.path.expandvars(Path(root).expanduser())
+        super().__init__(folder, name=experiment, default_hp_metric=False, **kwargs)
+        self._resumed = resumed
         self._claimed: int | None = None
+        self._lock: int | None = None
 
     @property
     def version(self) -> int:
         if self._claimed is None:
             # Other ranks are told the folder by rank 0; what they would claim is not used.
-            self._claimed = self._claim() if rank_zero_only.rank == 0 else 0  # type: ignore[attr-defined]
+            self._claimed = self._claim() if rank_zero_only.rank == 0 else self._resumed or 0  # type: ignore[attr-defined]
         return self._claimed
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         # Lightning adds the epoch to what it logs; a budgeted run has none.
-        super().log_metrics({tag: value for tag, value in metrics.items() if tag != "epoch"}, step)
+        self._write(super().log_metrics, {tag: value for tag, value in metrics.items() if tag != "epoch"}, step)
 
     def save(self) -> None:
-        self.experiment.flush()  # and no hparams.yaml beside config.yaml
+        self._write(self.experiment.flush)  # and no hparams.yaml beside config.yaml
+
+    def finalize(self, status: str) -> None:
+        self._write(super().finalize, status)
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def _write(self, function: Any, *args: Any) -> None:
+        try:
+            function(*args)
+        except OSError as error:  # of TensorBoard's writing thread, handed on by the next call
+            raise StorageError(f"{self.log_dir}: the log could not be written ({error.strerror or error})") from error
 
     def _claim(self) -> int:
+        if self._resumed is not None:
+            self._lock = _lock(Path(self.root_dir, f"version_{self._resumed}"))
+            return self._resumed
         root = Path(self.root_dir)
         try:
             root.mkdir(parents=True, exist_ok=True)
-            taken = [path.name.removeprefix("version_") for path in root.glob("version_*")]
-            version = max((int(number) for number in taken if number.isdecimal()), default=-1) + 1
+            version = max(_versions(root), default=-1) + 1
             while True:
                 try:
                     (root / f"version_{version}").mkdir()
-                    return version
+                    break
                 except FileExistsError:
                     version += 1
         except OSError as error:
             raise ConfigError("runs", str(root), f"the run's folder cannot be made there: {error}") from error
+        self._lock = _lock(root / f"version_{version}")
+        return version
+
+
+def newest_checkpoint(experiment: str, name: str = "last", root: str = RUNS) -> Path | None:
+    """The checkpoint of an experiment's newest run that has one.
+
+    Args:
+        experiment: Name of the experiment.
+        name: `last` or `best`.
+        root: Folder of all experiments.
+    """
+    folder = Path(root, experiment)
+    found = [folder / f"version_{version}" / "checkpoints" / f"{name}.ckpt" for version in sorted(_versions(folder))]
+    return next((path for path in reversed(found) if path.is_file()), None)
+
+
+def version_of(checkpoint: Path) -> int:
+    """The version whose folder a path from `newest_checkpoint` is in."""
+    return int(checkpoint.parent.parent.name.removeprefix("version_"))
+
+
+def _versions(folder: Path) -> list[int]:
+    taken = [path.name.removeprefix("version_") for path in folder.glob("version_*")]
+    return [int(number) for number in taken if number.isdecimal()]
+
+
+def _lock(folder: Path) -> int | None:
+    """Keeps other processes out of a run's folder until this one ends, in whatever way."""
+    if fcntl is None:
+        return None
+    file = os.open(folder / ".lock", os.O_CREAT | os.O_RDWR, 0o644)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(file)
+        raise StorageError(f"{folder}: another process is at work on this run") from None
+    except OSError:
+        pass  # a file system without locks
+    return file

@@ -98,6 +98,9 @@ class BudgetBar(ProgressBar):
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._close()
 
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._close(f"{self._status} | stopped")
+
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._close(f"{self._status} | stopped")  # before its end, if the bar is still there
 

@@ -1,11 +1,14 @@
 """RunRecord: what a run was and what it came to, as record.json in its folder and, in short, on standard output.
 
-Keys of record.json: status, val_bpb, val_loss, train_loss, total_steps, training_time_secs, total_time_secs,
-startup_time_secs, num_params_M, tokens_per_sec, tokens_seen, peak_memory_mb (of the process; on GPUs also
-peak_device_memory_mb), seed, device, strategy, world_size, precision, corpus (name, bytes, sha256), git (commit,
-dirty), versions (python, torch, lightning, bytelm), checkpoint, run.
+Keys of record.json: status (completed, interrupted, diverged or error), reason (why it was not completed), val_bpb,
+val_loss, train_loss, total_steps, training_time_secs, total_time_secs, startup_time_secs, num_params_M, tokens_per_sec,
+tokens_seen, peak_memory_mb (of the process; on GPUs also peak_device_memory_mb), seed, device, strategy, world_size,
+precision, corpus (name, bytes, sha256), git (commit, dirty), versions (python, torch, lightning, bytelm), checkpoint,
+run. Of a run that went on after a cut, steps, tokens and training time are those of the whole; total and start-up time
+and memory those of the last process.
 """
 
+import contextlib
 import json
 import os
 import platform
@@ -20,8 +23,11 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 import bytelm
+from bytelm.checkpoints import replacing
+from bytelm.errors import Diverged, Interrupted, run_error
 from bytelm.log_steps import batch_loss
 from bytelm.process import peak_memory_mb, process_age
+from callbacks.last_checkpoint import LastCheckpoint
 from callbacks.time_budget import TimeBudget
 
 PRINTED = (
@@ -39,15 +45,28 @@ PRINTED = (
 
 
 class RunRecord(Callback):
-    """Writes record.json when training has ended, and prints its main lines as `key: value`."""
+    """Writes record.json when a run has ended, however it did; prints the main lines of one that was completed."""
 
     def __init__(self) -> None:
         super().__init__()
         self._last_outputs: Any = None
+        self._train_loss: float | None = None
         self._num_params = 0
+        self._folder: str | None = None
+        self._trainer: Trainer | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        self._read_loss()
+        return {"train_loss": self._train_loss}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._train_loss = state_dict["train_loss"]
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._trainer = trainer
         self._num_params = sum(p.numel() for p in pl_module.parameters())  # before a strategy shards them
+        # Asked for here, on all ranks, and not at the end, which one of them may come to alone: log_dir is a broadcast.
+        self._folder = trainer.log_dir if trainer.logger is not None else None
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -55,7 +74,22 @@ class RunRecord(Callback):
         self._last_outputs = outputs  # not read before the end: that would wait for the device
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._write(self._record(trainer))
+        self._read_loss()
+        record = self._record(trainer)
+        self._write(record)
+        _print_record(record)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        if trainer.state.fn == "fit":
+            self.write_failure(trainer, exception)
+
+    def write_failure(self, trainer: Trainer, error: BaseException) -> None:
+        """Writes the record of a run that has ended before its time."""
+        cause = run_error(error) or error
+        status = "interrupted" if isinstance(cause, Interrupted | KeyboardInterrupt) else "error"
+        status = "diverged" if isinstance(cause, Diverged) else status
+        with contextlib.suppress(OSError):  # a full disk is told of by the error itself
+            self._write({**self._record(trainer), "status": status, "reason": str(cause) or type(cause).__name__})
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn == "validate":
@@ -68,13 +102,14 @@ class RunRecord(Callback):
         budget = TimeBudget.of(trainer)
         scores = {key: float(value) for key, value in trainer.callback_metrics.items()}
         seconds = budget.training_seconds
-        last = self._last_outputs
+        last = LastCheckpoint.of(trainer)
         corpus = getattr(getattr(trainer, "datamodule", None), "corpus", None)
         record: dict[str, Any] = {
             "status": "completed",
+            "reason": None,
             "val_bpb": _rounded(scores.get("val/bpb"), 6),
             "val_loss": _rounded(scores.get("val/loss"), 6),
-            "train_loss": _rounded(last and float(batch_loss(trainer, last)), 6),
+            "train_loss": _rounded(self._train_loss, 6),
             "total_steps": budget.steps,
             "training_time_secs": round(seconds, 3),
             "total_time_secs": round(process_age(), 3),
@@ -96,27 +131,32 @@ class RunRecord(Callback):
                 "lightning": lightning.__version__,
                 "bytelm": bytelm.__version__,
             },
-            "checkpoint": getattr(trainer.checkpoint_callback, "last_model_path", None) or None,
-            # Asked for here, on all ranks: log_dir is a broadcast.
-            "run": trainer.log_dir if trainer.logger is not None else None,
+            "checkpoint": str(last.path) if last and last.path and last.path.exists() else None,
+            "run": self._folder,
         }
         if trainer.strategy.root_device.type == "cuda":
             record["peak_device_memory_mb"] = round(torch.cuda.max_memory_allocated() / 2**20, 1)
         return record
 
+    def _read_loss(self) -> None:
+        if self._trainer is not None and self._last_outputs is not None:
+            self._train_loss = float(batch_loss(self._trainer, self._last_outputs))
+
     @rank_zero_only
     def _write(self, record: dict[str, Any]) -> None:
         if record["run"] is not None:
-            path = Path(record["run"], "record.json")
-            partial = path.with_suffix(".json.part")
-            partial.parent.mkdir(parents=True, exist_ok=True)
-            partial.write_text(json.dumps(record, indent=2) + "\n")
-            partial.replace(path)
-        sys.stderr.flush()
-        for key in PRINTED:
-            if record[key] is not None:
-                print(f"{key}: {record[key]:.4f}" if key.startswith(("val_", "train_l")) else f"{key}: {record[key]}")
-        sys.stdout.flush()
+            with replacing(Path(record["run"], "record.json")) as partial:
+                partial.parent.mkdir(parents=True, exist_ok=True)
+                partial.write_text(json.dumps(record, indent=2) + "\n")
+
+
+@rank_zero_only
+def _print_record(record: dict[str, Any]) -> None:
+    sys.stderr.flush()
+    for key in PRINTED:
+        if record[key] is not None:
+            print(f"{key}: {record[key]:.4f}" if key.startswith(("val_", "train_l")) else f"{key}: {record[key]}")
+    sys.stdout.flush()
 
 
 @rank_zero_only

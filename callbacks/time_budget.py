@@ -2,7 +2,8 @@
 
 The clock runs from batch to batch, as the clock of a plain training loop would, and stands still while Lightning
 validates or writes a checkpoint. Before it starts, a warm-up pass gets compilation and first-call costs over with.
-Other callbacks read `progress`.
+Other callbacks read `progress`, and
+`is_meeting`: whether this is a step at whose end all ranks have read the clock together.
 
 | logged | what |
 | --- | --- |
@@ -20,6 +21,7 @@ from torch.optim import Optimizer
 
 from bytelm.errors import ConfigError
 from bytelm.log_steps import is_log_step, log_metrics
+from bytelm.messages import note
 from bytelm.process import process_age
 from bytelm.units import Duration, Progress, Unit
 from callbacks.warm_up import next_batch, wait_for_device, warm_up
@@ -75,6 +77,8 @@ class TimeBudget(Callback):
         self._update_began = self._update_seconds = 0.0  # the optimizer's share of a step
         self._exact = True
         self._over = False
+        self._position: dict[str, Any] | None = None  # of the data, after the last step
+        self.is_meeting = False
         self.progress = self._measure()
 
     @property
@@ -122,17 +126,26 @@ class TimeBudget(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._exact = trainer.world_size == 1 and pl_module.device.type == "cpu"
+        self._trainer_step = trainer.global_step
+        self._reading = self._shared_reading(trainer)
+        self.progress = self._measure()
+        if self.steps and self._is_over():
+            note(f"the run had used up its budget ({self.steps} steps): nothing is trained, it is scored")
+            trainer.should_stop = True
+            return
         batch = next_batch(trainer)
+        self._position = _position(trainer)
         step_seconds = warm_up(trainer, pl_module, batch) * trainer.accumulate_grad_batches
         self._step_seconds.append(trainer.strategy.broadcast(step_seconds))
         self._tokens_per_step = batch[0].numel() * trainer.world_size * trainer.accumulate_grad_batches
-        self._trainer_step = trainer.global_step
         self._next_reading = self.steps + 1
         self.startup_seconds = process_age()
         self._start_clock(trainer)
         self.progress = self._measure()
         if self._is_over():
-            raise self._no_step_fits()
+            if not self.steps:
+                raise self._no_step_fits()
+            trainer.should_stop = True  # what is left to the run that goes on is no whole step
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         if not self._stopwatch.running:
@@ -149,12 +162,15 @@ class TimeBudget(Callback):
             end = self._update_began + self._update_seconds
             if self.steps > 0 and end > self.limits.get("seconds", math.inf):
                 pl_module.zero_grad()
+                if self._position is not None:
+                    trainer.train_dataloader.load_state_dict(self._position)  # type: ignore[union-attr]
                 self._stopwatch = Stopwatch(self.training_seconds - (self._update_began - self._reading.seconds))
                 self._over = trainer.should_stop = True
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        self.is_meeting = self._over
         if self._over:
             return  # this step was dropped
         self._step_tokens += batch[0].numel() * trainer.world_size
@@ -165,12 +181,15 @@ class TimeBudget(Callback):
         self.tokens += self._step_tokens
         self._tokens_per_step, self._step_tokens = self._step_tokens, 0
         if self._exact or self.steps >= self._next_reading:
+            self.is_meeting = True
             self._read_clock(trainer)
             self._update_seconds = self._reading.seconds - self._update_began
         self.progress = self._measure()
         if self._is_over():
-            self._over = trainer.should_stop = True  # Lightning then validates, as it does not at its own max_steps
+            self._over = trainer.should_stop = self.is_meeting = True  # Lightning then validates
             self._stopwatch.pause()
+        elif self._exact:
+            self._position = _position(trainer)
         if is_log_step(trainer, batch_idx):
             log_metrics(trainer, {"time_budget/progress": self.progress.fraction})
 
@@ -184,6 +203,7 @@ class TimeBudget(Callback):
         return {
             "training_seconds": self.training_seconds,
             "run_seconds": self._earlier_seconds + process_age(),
+            "step_seconds": list(self._step_seconds),
             "steps": self.steps,
             "tokens": self.tokens,
         }
@@ -191,8 +211,10 @@ class TimeBudget(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._stopwatch = Stopwatch(state_dict["training_seconds"])
         self._earlier_seconds = state_dict["run_seconds"]
+        self._step_seconds.extend(state_dict["step_seconds"])
         self.steps = state_dict["steps"]
         self.tokens = state_dict["tokens"]
+        self._tokens_per_step = self.tokens // max(self.steps, 1)
 
     # The clock
     #
@@ -262,8 +284,6 @@ class TimeBudget(Callback):
     def _no_step_fits(self) -> ConfigError:
         unit = max(self.limits, key=lambda unit: (self.progress.used[unit] + self._next_step(unit)) / self.limits[unit])
         reason = f"it is shorter than one step, which takes about {self._next_step(unit):.3g} {unit}"
-        if self.steps:
-            reason = "the run that is resumed has used it up; give it more, or score its checkpoint with validate"
         return ConfigError("time_budget.limit", str(Duration(self.limits[unit], unit)), reason)
 
 
@@ -298,3 +318,9 @@ class Stopwatch:
 
     def pause(self) -> None:
         self._seconds, self._started = self.seconds, None
+
+
+def _position(trainer: Trainer) -> dict[str, Any] | None:
+    """Of the data, where they have one."""
+    loader: Any = trainer.train_dataloader
+    return loader.state_dict() if hasattr(loader, "state_dict") else None

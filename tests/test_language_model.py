@@ -21,6 +21,7 @@ from bytelm.gpt import GPT
 from bytelm.language_model import LanguageModel
 from bytelm.optim import AdamW, Lion, Muon, MuonAdamW, param_groups
 from bytelm.parts.loss import CrossEntropy
+from callbacks import TrainLog
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),
@@ -158,7 +159,7 @@ def test_logged_loss_and_gradient_norm_are_those_before_clipping(accumulate, cli
     data = batches(4, 4)
     logger = MemoryLogger()
     options = {"max_steps": 1, "accumulate_grad_batches": accumulate, "log_every_n_steps": 1}
-    trainer(gradient_clip_val=clip, logger=logger, **options).fit(model, data)
+    trainer(gradient_clip_val=clip, logger=logger, callbacks=[TrainLog()], **options).fit(model, data)
     losses = [F.cross_entropy(model(x).flatten(0, 1), y.flatten()) for x, y in list(data)[:accumulate]]
     grads = torch.autograd.grad(sum(losses) / accumulate, list(model.parameters()))
     norm = math.sqrt(sum(g.square().sum().item() for g in grads))

@@ -77,4 +77,4 @@ def test_saving_leaves_only_events(tmp_path):
     logger.log_metrics({"val/bpb": 2.0}, step=1)
     logger.save()
     logger.finalize("success")
-    assert {path.name.split(".")[0] for path in Path(logger.log_dir).iterdir()} == {"events"}
+    assert {path.name.split(".")[0] for path in Path(logger.log_dir).glob("[!.]*")} == {"events"}

@@ -12,7 +12,7 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
 from bytelm.data.rows import EvalBatches, Order, RowLoader
-from bytelm.errors import ConfigError
+from bytelm.errors import ConfigError, DataError
 from bytelm.values import NonNegativeInt, PositiveInt, UnitInterval
 
 
@@ -89,6 +89,8 @@ class ByteData(LightningDataModule, ABC):
 
     def setup(self, stage: str) -> None:
         stream = self.corpus.stream
+        if stage == "fit":
+            self.corpus.sha256  # noqa: B018  (now, not when the first checkpoint is written and the clock runs)
         cut = int(len(stream) * self.train_fraction)
         self.train_split, self.val_split = stream[:cut], stream[cut:]
         needed = {"train": self.train_split} if stage == "fit" else {}
@@ -114,7 +116,21 @@ class ByteData(LightningDataModule, ABC):
     def state_dict(self) -> dict[str, Any]:
         # Lightning saves the loader's state too, but restores it only from checkpoints that it takes to be from the
         # middle of an epoch, and the end of a budget counts as the end of one.
-        return {} if self._loader is None else self._loader.state_dict()
+        return {} if self._loader is None else {**self._loader.state_dict(), "corpus": self.corpus.sha256}
+
+    def check_resume(self, state_dict: dict[str, Any]) -> None:
+        """Whether a run can go on with these data.
+
+        Raises:
+            DataError: The corpus is not the one that the run began with.
+        """
+        if state_dict and state_dict["corpus"] != self.corpus.sha256:
+            raise DataError(
+                "data",
+                self.corpus.name,
+                f"it has changed since the checkpoint was written: its sha256 is {self.corpus.sha256[:12]}…, and was "
+                f"{state_dict['corpus'][:12]}…",
+            )
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._position = state_dict or None

@@ -4,14 +4,13 @@ import json
 import os
 import subprocess
 import sys
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
+from added_callback import added_callback
 from lightning.pytorch import Callback
 
-from bytelm.cli import BytelmCLI
 from bytelm.errors import ConfigError
 from bytelm.units import Duration
 from callbacks import TimeBudget, time_budget, warm_up
@@ -44,21 +43,6 @@ class Slow(Callback):
 
     def on_validation_batch_start(self, trainer, pl_module, batch, batch_idx, dataloader_idx=0):
         self.clock.now += 100
-
-
-@contextmanager
-def added_callback(callback):
-    """Puts a callback, which the test holds in its hands, before the others of the next trainer."""
-    original = BytelmCLI.instantiate_trainer
-
-    def instantiate_trainer(cli, **kwargs):
-        trainer = original(cli, **kwargs)
-        trainer.callbacks.insert(0, callback)
-        return trainer
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(BytelmCLI, "instantiate_trainer", instantiate_trainer)
-        yield
 
 
 @pytest.fixture
@@ -207,12 +191,17 @@ def test_a_budget_shorter_than_a_step_is_refused(refused):
     assert "128 tokens" in line
 
 
-def test_a_budget_that_the_resumed_run_has_used_up_is_refused(run, refused, capsys):
-    run("--experiment", "done")
-    capsys.readouterr()
-    line = refused("--ckpt_path", "runs/done/version_0/checkpoints/last.ckpt")
-    assert "time_budget.limit: '4 steps'" in line
-    assert "used it up" in line
+@pytest.mark.parametrize("limit", ["4 steps", "4s", "520 tok"])
+def test_a_run_that_has_used_up_its_budget_is_only_scored_when_it_goes_on(timed, capsys, limit):
+    first, _ = timed([1.0], "--time_budget.limit", limit)
+    before = torch.load("runs/tiny/version_0/checkpoints/last.ckpt")
+    again, _ = timed([1.0], "--time_budget.limit", limit, "--ckpt_path", "last")
+    after = torch.load("runs/tiny/version_0/checkpoints/last.ckpt")
+    assert (first.steps, again.steps) == (4, 4)
+    assert "nothing is trained" in capsys.readouterr().err
+    assert json.loads(Path("runs/tiny/version_0/record.json").read_text())["total_steps"] == 4
+    for name, value in before["state_dict"].items():
+        assert torch.equal(after["state_dict"][name], value), name
 
 
 @pytest.mark.parametrize("option", ["max_steps", "max_epochs", "min_steps", "min_epochs"])

@@ -1,0 +1,172 @@
+"""Checkpoint files: written whole or not at all, read without running code, held against the config before training.
+
+A checkpoint is written beside its final name, flushed to the disk, and renamed, which file systems do in one step: what
+carries the name `last.ckpt` is always a whole checkpoint, whenever the power goes. It holds plain values and tensors
+only, so that `torch.load(weights_only=True)` reads it and a checkpoint from a stranger cannot run anything.
+"""
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins import TorchCheckpointIO
+from torch import nn
+
+from bytelm.errors import CheckpointError, StorageError
+
+COMPARED = ("data", "lr_schedule", "model")  # what is trained; a run may go on with another budget, on other devices
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Reads and writes checkpoints.
+
+    Lightning's own collects a whole checkpoint in memory, writes it to the system's temporary folder and copies it from
+    there, so that a cut leaves half a file under the final name.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Writes a checkpoint.
+
+        Args:
+            checkpoint: Plain values and tensors.
+            path: Where to; a file there is replaced.
+            storage_options: Not used.
+
+        Raises:
+            StorageError: It could not be written; what was at `path` is as it was.
+        """
+        try:
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            with replacing(Path(path)) as partial:
+                torch.save(checkpoint, partial)
+        except (OSError, RuntimeError) as error:  # torch's own writer raises RuntimeError on a full disk
+            raise StorageError(
+                f"{path}: the checkpoint could not be written ({reason(error)}); an earlier one is as it was"
+            ) from error
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+        """Reads a checkpoint into main memory, whatever `weights_only` says, without running code from it.
+
+        Raises:
+            CheckpointError: See `read`.
+        """
+        return read(path, map_location=map_location or (lambda storage, location: storage))
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A path beside `path`, whose file takes the place of that at `path` when the block ends without an error."""
+    partial = path.with_name(f".{path.name}.part")
+    try:
+        yield partial
+        with open(partial, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+        if hasattr(os, "O_DIRECTORY"):
+            folder = os.open(path.parent, os.O_DIRECTORY)
+            try:
+                os.fsync(folder)  # the name too
+            finally:
+                os.close(folder)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def read(path: str | Path, map_location: str | Callable[..., Any] = "meta") -> dict[str, Any]:
+    """Reads a checkpoint; with the default `map_location` only the shapes and types of its tensors.
+
+    Raises:
+        CheckpointError: It is not there, damaged, no checkpoint of Lightning's, or holds more than plain values.
+    """
+    try:
+        checkpoint = torch.load(path, map_location=map_location, weights_only=True)
+    except OSError as error:
+        raise CheckpointError(f"ckpt_path: {str(path)!r} cannot be read: {error.strerror or error}") from error
+    except Exception as error:  # torch.load raises whatever the damage makes of the file
+        if "weights_only" in str(error):
+            raise CheckpointError(
+                f"ckpt_path: {str(path)!r} holds more than tensors and plain values, and reading that could run code; "
+                "accepted: checkpoints as bytelm writes them"
+            ) from error
+        raise CheckpointError(f"ckpt_path: {str(path)!r} is damaged or no checkpoint ({reason(error)})") from error
+    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
+        raise CheckpointError(f"ckpt_path: {str(path)!r} is no checkpoint of a run; accepted: files like last.ckpt")
+    return checkpoint
+
+
+def fits(path: str | Path, checkpoint: Mapping[str, Any], model: nn.Module, config: Mapping[str, Any]) -> list[str]:
+    """Whether a model can take on a checkpoint's weights.
+
+    Args:
+        path: The checkpoint, for the message.
+        checkpoint: What it holds.
+        model: The module that is to be given its state.
+        config: The config of the run that begins.
+
+    Returns:
+        The keys whose values differ but do not stand in the way, each as `key: a in the checkpoint, b now`.
+
+    Raises:
+        CheckpointError: It cannot; the message names the keys of the config that differ.
+    """
+    saved = checkpoint.get("config", {})
+    differing = differences(saved, config)
+    theirs = {name: tuple(value.shape) for name, value in checkpoint["state_dict"].items()}
+    ours = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    if theirs != ours:
+        of_network = [line for line in differing if line.startswith("model.gpt.")]
+        if not of_network:
+            name = next(name for name in sorted({**theirs, **ours}) if theirs.get(name) != ours.get(name))
+            of_network = [f"{name}: {theirs.get(name, 'absent')} in the checkpoint, {ours.get(name, 'absent')} now"]
+        raise CheckpointError(f"ckpt_path: {str(path)!r} is of another model; {'; '.join(of_network)}")
+    return differing
+
+
+def fits_optimizer(path: str | Path, checkpoint: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+    """Whether training can go on with a checkpoint's optimizer.
+
+    Raises:
+        CheckpointError: The checkpoint holds weights alone, or the state of an optimizer of another class.
+    """
+    if not checkpoint.get("optimizer_states"):
+        raise CheckpointError(f"ckpt_path: {str(path)!r} holds weights but no state of an optimizer to go on with")
+    theirs, ours = (
+        given.get("model", {}).get("optimizer", {}).get("class_path")
+        for given in (checkpoint.get("config", {}), config)
+    )
+    if theirs is not None and theirs != ours:
+        raise CheckpointError(f"ckpt_path: {str(path)!r}; model.optimizer: {theirs} in the checkpoint, {ours} now")
+
+
+def differences(saved: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]:
+    """Keys of two configs that differ in what is trained, each as `key: a in the checkpoint, b now`."""
+    theirs, ours = flat(saved), flat(config)
+    return [
+        f"{key}: {theirs.get(key, 'absent')} in the checkpoint, {ours.get(key, 'absent')} now"
+        for key in sorted({**theirs, **ours})
+        if theirs.get(key) != ours.get(key) and key.partition(".")[0] in COMPARED and key != "model.compile"
+    ]
+
+
+def flat(value: Any, key: str = "") -> dict[str, Any]:
+    """A nested config as `{"model.gpt.d_model": 80, "model.gpt.position": "Rotary", …}`."""
+    if not isinstance(value, Mapping):
+        return {} if value is None else {key: value}
+    values: dict[str, Any] = {}
+    if "class_path" in value:
+        values = {key: value["class_path"].rpartition(".")[2]}
+        value = value.get("init_args") or {}
+    for name, inner in value.items():
+        values |= flat(inner, f"{key}.{name}" if key else name)
+    return values
+
+
+def reason(error: Exception) -> str:
+    """The first line of what an exception, or the one behind it, says."""
+    cause = error.__cause__ or error.__context__ or error
+    text = getattr(cause, "strerror", None) or str(cause).strip() or type(cause).__name__
+    return text.splitlines()[0]

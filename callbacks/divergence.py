@@ -1,0 +1,100 @@
+"""Divergence: ends a run whose loss has become NaN or infinite, or takes it back to where it was good.
+
+On the CPU the loss is looked at after every step. A device would have to be waited for, so there the losses are kept
+and looked at together when the budget's clock is read, a second later at most, and before anything is saved.
+"""
+
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from bytelm.errors import ConfigError, Diverged
+from bytelm.messages import note
+from bytelm.values import NonNegativeInt, UnitInterval
+from callbacks.last_checkpoint import LastCheckpoint
+from callbacks.time_budget import TimeBudget
+
+NEVER = 2**62
+
+
+class Divergence(Callback):
+    """What is done when training diverges.
+
+    Args:
+        on_divergence: `stop`: the run ends with status 1, `diverged` in its record, and the last good checkpoint kept.
+            `rewind`: weights and optimizer go back to the last good checkpoint and training goes on from there, with a
+            lower learning rate and on the rows that come next; the time that was lost stays lost.
+        max_rewinds: After so many, the run ends as with `stop`.
+        lr_factor: What the learning rates are multiplied with at every rewind.
+    """
+
+    def __init__(
+        self,
+        on_divergence: Literal["stop", "rewind"] = "stop",
+        max_rewinds: NonNegativeInt = 3,
+        lr_factor: UnitInterval = 0.5,
+    ) -> None:
+        super().__init__()
+        self.on_divergence = on_divergence
+        self.max_rewinds = max_rewinds
+        self.lr_factor = lr_factor
+        self.rewinds = 0
+        self._losses: list[tuple[int, Tensor]] = []  # of the steps since the last look
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"rewinds": self.rewinds}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.rewinds = state_dict["rewinds"]
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.on_divergence == "stop":
+            return
+        last = LastCheckpoint.of(trainer)
+        if last is None or last.path is None:
+            raise ConfigError(
+                "divergence.on_divergence", "rewind", "accepted: stop, for a run that keeps no checkpoints"
+            )
+        last.save(trainer)  # there may be no other one to go back to
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        budget = TimeBudget.of(trainer)
+        self._losses.append((trainer.global_step, outputs["loss"]))
+        if budget.is_meeting and (step := self._first_bad_step(trainer)) is not None:
+            self._diverged(trainer, f"the training loss of step {step} is NaN or infinite")
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        loss = trainer.callback_metrics.get("val/loss")
+        if trainer.state.fn == "fit" and loss is not None and not bool(torch.isfinite(loss)):
+            self._diverged(trainer, f"the validation loss after step {trainer.global_step} is {float(loss)}")
+
+    def _first_bad_step(self, trainer: Trainer) -> int | None:
+        steps, losses = zip(*self._losses, strict=True)
+        self._losses.clear()
+        finite = torch.stack(losses).isfinite().tolist()
+        step = NEVER if all(finite) else steps[finite.index(False)]
+        if trainer.world_size > 1:
+            step = int(trainer.strategy.reduce(torch.tensor(step, device=losses[0].device), reduce_op="min"))
+        return None if step == NEVER else step
+
+    def _diverged(self, trainer: Trainer, what: str) -> None:
+        last = LastCheckpoint.of(trainer)
+        path = last.path if last is not None and last.path is not None and last.path.exists() else None
+        if path is None or self.on_divergence == "stop" or self.rewinds == self.max_rewinds or trainer.should_stop:
+            kept = f"; the last good checkpoint is {path}" if path else ""
+            raise Diverged(f"{what}{f', after {self.rewinds} rewinds' if self.rewinds else ''}{kept}")
+        self.rewinds += 1
+        checkpoint = trainer.strategy.load_checkpoint(path, weights_only=True)
+        trainer.strategy.load_model_state_dict(checkpoint, strict=True)
+        trainer.strategy.load_optimizer_state_dict(checkpoint)
+        states = checkpoint["callbacks"]
+        lower = self.lr_factor ** (self.rewinds - states["Divergence"]["rewinds"])
+        for optimizer in trainer.optimizers:
+            for group in optimizer.param_groups:
+                group["initial_lr"] *= lower
+        back = f"back to the weights of step {states['TimeBudget']['steps']}, with learning rates times {lower:g}"
+        note(f"{what}: {back}")

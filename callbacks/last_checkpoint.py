@@ -1,0 +1,85 @@
+"""LastCheckpoint: keeps checkpoints/last.ckpt, from which `--ckpt_path last` goes on.
+
+Written every so often, before and after the final validation, and when a signal ends the run. Lightning's
+ModelCheckpoint (the key `checkpoint`) keeps best.ckpt beside it; its own interval of time would cost a collective in
+every step, and know nothing of the budget's units.
+"""
+
+from pathlib import Path
+from typing import Any, Optional
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+
+from bytelm.errors import ConfigError
+from bytelm.units import Duration
+from callbacks.time_budget import TimeBudget
+
+
+class LastCheckpoint(Checkpoint):
+    """Writes last.ckpt, which holds all that a run needs to go on.
+
+    Args:
+        every: `10m` of training time, `500 steps`, `300 Mtok`, or `5%` of the run.
+    """
+
+    def __init__(self, every: Duration = Duration(600, "seconds")) -> None:  # noqa: B008 (frozen)
+        super().__init__()
+        self.every = Duration.parse(every)
+        if self.every.value == 0:
+            raise ConfigError("last_checkpoint.every", str(self.every), "accepted: more than 0")
+        self.path: Path | None = None
+        self._written_at = 0.0  # in the unit of `every`
+
+    @staticmethod
+    def of(trainer: Trainer) -> Optional["LastCheckpoint"]:
+        """The one among a trainer's callbacks, if there is one."""
+        return next((c for c in trainer.callbacks if isinstance(c, LastCheckpoint)), None)  # type: ignore[attr-defined]
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage == "fit" and (folder := trainer.log_dir) is not None:  # a broadcast, so on all ranks
+            self.path = Path(folder, "checkpoints", "last.ckpt")
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._written_at = self._used(trainer)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        # The budget's figures are the same on all ranks, and change with the last batch of a step.
+        if trainer.should_stop or self._used(trainer) - self._written_at >= self.every.value:
+            self.save(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.save(trainer)  # once more: it now holds what the final validation has found
+
+    def save(self, trainer: Trainer) -> bool:
+        """Writes last.ckpt, on all ranks together; not where weights have become NaN or infinite.
+
+        Returns:
+            Whether the file is now that of the last step.
+
+        Raises:
+            StorageError: It could not be written; the one before is as it was.
+        """
+        if self.path is None or not weights_are_finite(trainer):
+            return False
+        for logger in trainer.loggers:
+            logger.save()  # what was logged up to here is not lost if the run is killed
+        trainer.save_checkpoint(self.path)
+        self._written_at = self._used(trainer)
+        return True
+
+    def _used(self, trainer: Trainer) -> float:
+        progress = TimeBudget.of(trainer).progress
+        return progress.fraction if self.every.unit == "fraction" else progress.used[self.every.unit]
+
+
+def weights_are_finite(trainer: Trainer) -> bool:
+    """Whether no weight is NaN or infinite, on any rank."""
+    with torch.no_grad():
+        # A sum is finite only if all of its terms are, and where it overflows the weights are lost as well.
+        sums = torch.stack([parameter.float().sum() for parameter in trainer.lightning_module.parameters()])
+        finite = bool(sums.isfinite().all())
+    return trainer.strategy.reduce_boolean_decision(finite)

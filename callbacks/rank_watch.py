@@ -1,0 +1,138 @@
+"""RankWatch: when one rank of a distributed run dies, the others end within a minute and say which one it was.
+
+Without it they would wait in their next collective: NCCL's for ten minutes, and then name a time-out and not a rank. A
+thread of every rank counts up a number in a store on rank 0 and looks whether the others still do.
+"""
+
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from datetime import timedelta
+from typing import Any
+
+import torch.distributed as dist
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from bytelm.errors import RankLost, run_error
+from callbacks.run_record import RunRecord
+
+BEAT_SECONDS = 1.0
+PATIENCE = 25  # beats that a rank may miss; counted, not timed: a machine that was asleep has missed none
+GRACE_SECONDS = 10.0  # for the program to end by itself, and for the ranks to take leave of each other
+EVERY_COLLECTIVE = ("gloo", "nccl")  # in the text of errors that a dead rank causes in the others
+
+
+class RankWatch(Callback):
+    """Watches over the ranks of a distributed run while they train."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._store: dist.TCPStore | None = None
+        self._over = threading.Event()  # this rank ends, for whatever reason
+        self._known = threading.Event()  # which rank was lost
+        self._lost = ""
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.world_size == 1:
+            return
+        self._trainer = trainer
+        self._rank, self._world_size = trainer.global_rank, trainer.world_size
+        self._launched: list[Any] = getattr(trainer.strategy.launcher, "procs", [])  # ranks 1, 2, … of this host
+        address = trainer.strategy.cluster_environment.main_address  # type: ignore[attr-defined]
+        patience = timedelta(seconds=BEAT_SECONDS * PATIENCE)
+        if self._rank == 0:
+            self._store = dist.TCPStore(address, 0, is_master=True, wait_for_workers=False, timeout=patience)
+        port = trainer.strategy.broadcast(self._store.port if self._store else 0)
+        if self._store is None:
+            self._store = dist.TCPStore(address, port, is_master=False, timeout=patience)
+        self._store.set(f"name/{self._rank}", f"rank {self._rank} ({socket.gethostname()}, pid {os.getpid()})")
+        trainer.strategy.barrier()
+        self._names = {rank: self._store.get(f"name/{rank}").decode() for rank in range(self._world_size)}
+        _dismiss_lightnings_observer()
+        threading.Thread(target=self._watch, args=(self._store,), name="rank-watch", daemon=True).start()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        if self._store is None:
+            return
+        cause = run_error(exception)
+        if cause is not None and cause.on_all_ranks:
+            self._take_leave(self._store)
+        elif any(name in str(exception).lower() for name in EVERY_COLLECTIVE):
+            if self._known.wait(BEAT_SECONDS * (PATIENCE + 5)):
+                exception.__cause__ = RankLost(self._lost)
+        else:
+            self._store.set("lost", f"{self._names[self._rank]} failed: {type(exception).__name__}: {exception}")
+            self._over.set()
+            time.sleep(2 * BEAT_SECONDS)  # for the others to read it: the store ends with rank 0
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._store is not None:
+            self._take_leave(self._store)
+
+    # The watching thread
+
+    def _watch(self, store: dist.TCPStore) -> None:
+        counts: dict[int, int] = {}
+        missed: dict[int, int] = {}
+        while not self._over.wait(BEAT_SECONDS):
+            try:
+                store.add(f"beat/{self._rank}", 1)
+                if store.check(["lost"]):
+                    return self._end(store.get("lost").decode())
+                # Rank 0 watches all others, and they watch rank 0, which tells them.
+                for rank in range(1, self._world_size) if self._rank == 0 else [0]:
+                    if store.check([f"goodbye/{rank}"]):
+                        continue
+                    count = store.add(f"beat/{rank}", 0)
+                    missed[rank] = 0 if count != counts.get(rank) else missed[rank] + 1
+                    counts[rank] = count
+                    if (how := self._how_it_died(rank)) or missed[rank] > PATIENCE:
+                        lost = f"{self._names[rank]} {how or 'does not answer any more'}"
+                        store.set("lost", lost)
+                        return self._end(lost)
+            except dist.DistError:
+                if not self._over.is_set():
+                    return self._end(f"{self._names[0]} is gone")
+
+    def _how_it_died(self, rank: int) -> str | None:
+        """What the system says of a rank that this process has started."""
+        process = self._launched[rank - 1] if 0 < rank <= len(self._launched) else None
+        status = process and process.poll()
+        if status is None:
+            return None
+        return f"was ended by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
+
+    def _end(self, lost: str) -> None:
+        self._lost = lost
+        self._known.set()
+        if self._over.wait(GRACE_SECONDS):
+            return
+        # The program waits in a collective that will not come to its end.
+        error = RankLost(lost)
+        for callback in self._trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, RunRecord):
+                callback.write_failure(self._trainer, error)
+        print(f"bytelm: error: {error}", file=sys.stderr, flush=True)
+        os._exit(error.exit_status)
+
+    def _take_leave(self, store: dist.TCPStore) -> None:
+        """Ends the watch over this rank. Rank 0, whose store the others need for that, goes last."""
+        if self._over.is_set():
+            return
+        self._over.set()
+        try:
+            store.set(f"goodbye/{self._rank}", "")
+            if self._rank == 0:
+                store.wait([f"goodbye/{rank}" for rank in range(self._world_size)], timedelta(seconds=GRACE_SECONDS))
+        except dist.DistError:
+            pass  # the others have ended
+
+
+def _dismiss_lightnings_observer() -> None:
+    """Ends the thread with which Lightning's launcher kills all ranks, without a word, if one ends with an error."""
+    for thread in threading.enumerate():
+        if thread.name == "child-process-observer":
+            thread._child_processes = []  # type: ignore[attr-defined]

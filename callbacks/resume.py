@@ -1,0 +1,120 @@
+"""Resume: puts a run that goes on exactly where its checkpoint left it.
+
+Weights, optimizer, budget and data position are restored by those that they belong to. Here is what would be nobody's:
+random states, Lightning's counters, and a validation that was due when the run was cut.
+"""
+
+import random
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from callbacks.time_budget import TimeBudget
+
+
+class Resume(Callback):
+    """Saves and restores random states; makes up for the validation that a cut run still owes.
+
+    Args:
+        config: The run's config as plain values: checkpoints keep it, to be held against that of a run that goes on.
+    """
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        super().__init__()
+        self.config = config
+        self._validated_step = -1
+        self._random_states: list[dict[str, Any]] | None = None
+        self._trainer: Trainer | None = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._trainer = trainer
+
+    def state_dict(self) -> dict[str, Any]:
+        own = random_states()
+        states = [own]
+        if self._trainer is not None and self._trainer.world_size > 1:
+            states = [own] * self._trainer.world_size
+            torch.distributed.all_gather_object(states, own)
+        return {"random_states": states, "validated_step": self._validated_step}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._random_states = state_dict["random_states"]
+        self._validated_step = state_dict["validated_step"]
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        checkpoint["config"] = self.config
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Sets Lightning's counters to those after the last finished step.
+
+        They depend on where in Lightning's loop a checkpoint was written (after a step, in a validation, at the end),
+        and for some of these places Lightning would go on with a step more or less.
+        """
+        budget = checkpoint["callbacks"].get("TimeBudget")
+        if budget is None:
+            return
+        if budget["steps"] == 0:
+            checkpoint.pop("loops")
+            return
+        loops = checkpoint["loops"]["fit_loop"]
+        batches = budget["steps"] * trainer.accumulate_grad_batches
+        ended = {"ready": batches, "started": batches, "processed": batches, "completed": batches - 1}
+        loops["epoch_loop.batch_progress"] = {"total": ended, "current": ended, "is_last_batch": False}
+        loops["epoch_loop.state_dict"]["_batches_that_stepped"] = budget["steps"] - 1
+        for event in loops["epoch_loop.automatic_optimization.optim_progress"]["optimizer"].values():
+            for count in event.values():
+                count.update(dict.fromkeys(count, budget["steps"]))
+        first_epoch = {"ready": 1, "started": 1, "processed": 0, "completed": 0}
+        loops["epoch_progress"] = {"total": first_epoch, "current": first_epoch}
+        nothing = dict.fromkeys(ended, 0)
+        loops["epoch_loop.val_loop.batch_progress"] = {"total": nothing, "current": nothing, "is_last_batch": False}
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._random_states is None:
+            return
+        if len(self._random_states) == trainer.world_size:  # with another number of ranks there is nothing to restore
+            set_random_states(self._random_states[trainer.global_rank])
+        self._random_states = None
+        steps = TimeBudget.of(trainer).steps
+        if steps != self._validated_step and _is_due(trainer, steps):
+            trainer.validating = True
+            trainer.fit_loop.epoch_loop.val_loop.run()
+            trainer.training = True
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn == "fit":
+            self._validated_step = TimeBudget.of(trainer).steps
+
+
+def random_states() -> dict[str, Any]:
+    """States of the generators that this process may draw from, as plain values and tensors."""
+    of_numpy: Any = np.random.get_state(legacy=False)
+    of_numpy["state"]["key"] = torch.tensor(of_numpy["state"]["key"].tolist())  # checkpoints hold no arrays of numpy
+    states: dict[str, Any] = {
+        "torch": torch.get_rng_state(),
+        "python": random.getstate(),
+        "numpy": of_numpy,
+    }
+    if torch.cuda.is_available():
+        states["cuda"] = torch.cuda.get_rng_state()
+    return states
+
+
+def set_random_states(states: dict[str, Any]) -> None:
+    """Makes the generators go on where `random_states` found them."""
+    torch.set_rng_state(states["torch"].cpu())
+    random.setstate(states["python"])
+    of_numpy = states["numpy"]
+    np.random.set_state({**of_numpy, "state": {**of_numpy["state"], "key": of_numpy["state"]["key"].tolist()}})
+    if "cuda" in states and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states["cuda"].cpu())
+
+
+def _is_due(trainer: Trainer, steps: int) -> bool:
+    """Whether a validation follows the step that a checkpoint was written after."""
+    if trainer.should_stop:
+        return True
+    every = trainer.val_check_batch
+    return isinstance(every, int) and steps * trainer.accumulate_grad_batches % every == 0
