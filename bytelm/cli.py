@@ -32,6 +32,7 @@ from bytelm.language_model import LanguageModel
 from bytelm.messages import clarify, note
 from bytelm.parts.attention import Attention
 from bytelm.run_folder import RUNS, RunLogger, newest_checkpoint, version_of
+from bytelm.strategies import FSDP
 from bytelm.units import Duration
 from callbacks import (
     BudgetBar,
@@ -204,6 +205,8 @@ class BytelmCLI(LightningCLI):
         if settings.get("enable_checkpointing") is False:
             for key in ("checkpoint", "last_checkpoint"):
                 self._parser(self.subcommand).callback_keys.remove(key)
+        if settings.get("strategy") == "fsdp":
+            kwargs["strategy"] = FSDP()
         signals = Signals()
         extra: list[Callback] = [TrainLog(), Interruption(signals), Resume(self.plain_config), RankWatch(), RunRecord()]
         if settings.get("enable_progress_bar") in (None, True):

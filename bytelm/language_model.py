@@ -21,6 +21,7 @@ from bytelm.gpt import GPT
 from bytelm.metrics import BitsPerByte, NatsPerToken
 from bytelm.optim import AdamW, ParamGroups, param_groups
 from bytelm.parts.loss import CrossEntropy, Loss
+from bytelm.strategies import shard
 
 Batch = tuple[Tensor, Tensor]
 """Inputs and targets, token ids, each (B, T)."""
@@ -81,6 +82,10 @@ class LanguageModel(LightningModule):
         self.use_compile = False  # once: Lightning calls this hook for every fit, validate and test
         datamodule = getattr(self.trainer, "datamodule", None)
         self.val_bpb = BitsPerByte(getattr(datamodule, "token_bytes", None))
+
+    def configure_model(self) -> None:
+        if self.device_mesh is not None:
+            shard(self.gpt, self.device_mesh, str(self.trainer.precision))
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Token ids (B, T) to logits (B, T, vocab_size)."""

@@ -1,0 +1,47 @@
+"""FSDP: weights, gradients and optimizer state spread over the ranks, on CPUs and GPUs alike.
+
+`trainer.strategy: fsdp` means this one. Lightning's own of that name wraps FSDP1, which torch keeps for GPUs alone and
+which joins the parameters of a module to one flat tensor; here every parameter is sharded by itself (FSDP2), so that
+optimizers see matrices, and tests on CPU ranks run what GPUs run.
+"""
+
+import torch
+from lightning.pytorch.strategies import ModelParallelStrategy
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+
+from bytelm.gpt import GPT
+
+
+class FSDP(ModelParallelStrategy):
+    """Fully sharded data-parallel training (Zhao et al. 2023, arXiv:2304.11277).
+
+    A checkpoint is one file with whole tensors, as that of any other strategy: runs go on under another strategy or
+    with another number of ranks.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(save_distributed_checkpoint=False)
+
+    def setup_environment(self) -> None:
+        # Every rank has data of its own; Lightning's default splits the matrices within a host.
+        self._data_parallel_size = self.num_nodes * self.num_processes
+        self._tensor_parallel_size = 1
+        super().setup_environment()
+
+
+def shard(gpt: GPT, mesh: DeviceMesh, precision: str) -> None:
+    """Spreads a network over the ranks, block by block: a block's weights are whole while it computes.
+
+    Args:
+        gpt: The network.
+        mesh: The ranks, with a dimension `data_parallel`.
+        precision: The trainer's; under `bf16-mixed` weights travel as bfloat16, and gradients are summed in float32.
+    """
+    if isinstance(gpt, FSDPModule):
+        return  # Lightning asks for every fit, validate and test
+    mixed = precision == "bf16-mixed"
+    policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if mixed else MixedPrecisionPolicy()
+    for block in gpt.blocks:
+        fully_shard(block, mesh=mesh["data_parallel"], mp_policy=policy)
+    fully_shard(gpt, mesh=mesh["data_parallel"], mp_policy=policy)
