@@ -191,7 +191,8 @@ class BytelmCLI(LightningCLI):
             fits_optimizer(path, checkpoint, self.plain_config)
             self.datamodule.check_resume(checkpoint.get(type(self.datamodule).__qualname__, {}))
         if differing:
-            note(f"{path} was written with other values: {'; '.join(differing)}")
+            kept = " (the optimizer keeps those of the checkpoint)" if "model.optimizer" in str(differing) else ""
+            note(f"{path} was written with other values{kept}: {'; '.join(differing)}")
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         settings = self._get(self.config_init, "trainer")
@@ -208,9 +209,11 @@ class BytelmCLI(LightningCLI):
         if settings.get("strategy") == "fsdp":
             kwargs["strategy"] = FSDP()
         signals = Signals()
-        extra: list[Callback] = [TrainLog(), Interruption(signals), Resume(self.plain_config), RankWatch(), RunRecord()]
+        # The bar before the record, so that it is closed when that is printed; the interruption last, when all others
+        # are done with the step.
+        extra: list[Callback] = [TrainLog(), Resume(self.plain_config), RankWatch(), RunRecord(), Interruption(signals)]
         if settings.get("enable_progress_bar") in (None, True):
-            extra.insert(0, BudgetBar())  # before the record, so that the bar is closed when that is printed
+            extra.insert(0, BudgetBar())
         if self.subcommand == "predict":
             extra.append(PredictionWriter())
         self.trainer_defaults = {**self.trainer_defaults, "callbacks": extra}

@@ -63,6 +63,7 @@ class LastCheckpoint(Checkpoint):
         Raises:
             StorageError: It could not be written; the one before is as it was.
         """
+        TimeBudget.of(trainer).pause(trainer)
         if self.path is None or not weights_are_finite(trainer):
             return False
         for logger in trainer.loggers:

@@ -86,6 +86,13 @@ class TimeBudget(Callback):
         """Time spent in training steps so far."""
         return self._stopwatch.seconds
 
+    def pause(self, trainer: Trainer) -> None:
+        """Stops the clock until the next step begins: for work that is no training."""
+        if self._stopwatch.running:
+            if not self._exact:
+                wait_for_device(trainer)
+            self._stopwatch.pause()
+
     @staticmethod
     def of(trainer: Trainer) -> "TimeBudget":
         """The budget that a trainer runs under.
@@ -194,10 +201,10 @@ class TimeBudget(Callback):
             log_metrics(trainer, {"time_budget/progress": self.progress.fraction})
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._pause_clock(trainer)
+        self.pause(trainer)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        self._pause_clock(trainer)
+        self.pause(trainer)
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -227,12 +234,6 @@ class TimeBudget(Callback):
     def _start_clock(self, trainer: Trainer) -> None:
         self._stopwatch.start()
         self._reading = self._shared_reading(trainer)
-
-    def _pause_clock(self, trainer: Trainer) -> None:
-        if self._stopwatch.running:
-            if not self._exact:
-                wait_for_device(trainer)
-            self._stopwatch.pause()
 
     def _read_clock(self, trainer: Trainer) -> None:
         if not self._exact:

@@ -10,6 +10,10 @@ Runs, in turn and `repeats` times over, each in a process of its own and for the
   --reference) names the folder that holds its harness and the corpus.
 
 Prints medians and ratios. Leave the machine alone meanwhile: each of these uses every core.
+
+    BYTELM_DATA=… python scripts/benchmark.py --callbacks --budget 30s
+
+Trains once, and prints what each callback's hooks took of a step, in microseconds.
 """
 
 import argparse
@@ -29,11 +33,22 @@ from bytelm.units import Duration
 
 ROOT = Path(__file__).resolve().parent.parent
 Result = dict[str, Any]
+HOOKS_OF_A_STEP = (
+    "on_train_batch_start",
+    "on_before_zero_grad",
+    "on_before_backward",
+    "on_after_backward",
+    "on_before_optimizer_step",
+    "on_train_batch_end",
+)
 
 
 def main() -> None:
     options = parse()
     seconds = options.budget.value
+    if options.callbacks:
+        print(time_callbacks(options.config, seconds))
+        return
     contenders: dict[str, Callable[[], Result]] = {
         "bytelm": lambda: run_bytelm(options.config, seconds),
         "plain loop": lambda: run_plain_loop(options.config, seconds),
@@ -57,6 +72,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--budget", type=Duration.parse, default=Duration.parse("30s"), help="time of each run")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--reference", type=Path, default=os.environ.get("BYTELM_REFERENCE"))
+    parser.add_argument("--callbacks", action="store_true", help="what the callbacks take of a step, in place of that")
     parser.add_argument("--plain-loop", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.budget.unit != "seconds":
@@ -115,6 +131,35 @@ def plain_loop(config: Path, seconds: float) -> Result:
         loss.item()  # as the challenge's script reads it
         steps += 1
     return {"total_steps": steps, "training_time_secs": time.perf_counter() - start}
+
+
+def time_callbacks(config: Path, seconds: float) -> str:
+    """Markdown: microseconds of a step that each callback's hooks take, on average."""
+    from bytelm.cli import build
+    from callbacks import TimeBudget
+
+    sys.argv = sys.argv[:1]
+    options = ["--config", str(config), "--time_budget.limit", f"{seconds}s", "--experiment", "callbacks"]
+    cli = build(options, run=False)
+    taken: dict[str, float] = {}
+
+    def timed(name: str, hook: Callable[..., None]) -> Callable[..., None]:
+        def call(*args: Any, **kwargs: Any) -> None:
+            start = time.perf_counter()
+            hook(*args, **kwargs)
+            taken[name] = taken.get(name, 0.0) + time.perf_counter() - start
+
+        return call
+
+    callbacks = cli.trainer.callbacks  # type: ignore[attr-defined]
+    for callback in callbacks:
+        for hook in HOOKS_OF_A_STEP:
+            setattr(callback, hook, timed(type(callback).__name__, getattr(callback, hook)))
+    cli.trainer.fit(cli.model, cli.datamodule)
+    steps = TimeBudget.of(cli.trainer).steps
+    rows = [f"| {name} | {1e6 * seconds / steps:.1f} |" for name, seconds in taken.items()]
+    total = f"| all | {1e6 * sum(taken.values()) / steps:.1f} |"
+    return "\n".join([f"{steps} steps", "", "| callback | microseconds a step |", "| --- | --- |", *rows, total])
 
 
 def table(results: dict[str, list[Result]], seconds: float) -> str:

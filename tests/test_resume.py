@@ -88,28 +88,72 @@ def assert_equal(one, two, where="checkpoint"):
         assert one == two, where
 
 
+CUTS = [
+    ("on_train_batch_start", 1),
+    ("on_before_backward", 4),
+    ("on_before_optimizer_step", 5),
+    ("on_train_batch_end", 6),  # followed by a validation
+    ("on_validation_batch_start", 3),
+    ("on_validation_end", 1),
+    ("on_save_checkpoint", 2),
+    ("on_validation_batch_end", 21),  # in the final one
+]
+
+
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
-@pytest.mark.parametrize(
-    ("hook", "n"),
-    [
-        ("on_train_batch_start", 1),
-        ("on_before_backward", 4),
-        ("on_before_optimizer_step", 5),
-        ("on_train_batch_end", 6),  # followed by a validation
-        ("on_validation_batch_start", 3),
-        ("on_validation_end", 1),
-        ("on_save_checkpoint", 2),
-        ("on_validation_batch_end", 21),  # in the final one
-    ],
-)
-def test_a_run_that_is_cut_anywhere_goes_on_as_if_uncut(run, cut, hook, n, options):
+def test_a_run_that_is_cut_anywhere_goes_on_as_if_uncut(run, cut, options):
     common = ("--time_budget.limit", "9 steps", "--trainer.val_check_interval", "3", *options)
     run("--experiment", "uncut", *common)
-    cut(hook, n, "--experiment", "cut", *common)
+    uncut = json.loads(Path("runs/uncut/version_0/record.json").read_text())
+    for hook, n in CUTS:
+        name = f"{hook}-{n}"
+        cut(hook, n, "--experiment", name, *common)
+        assert json.loads(Path(f"runs/{name}/version_0/record.json").read_text())["status"] == "interrupted"
+        run("--experiment", name, "--ckpt_path", "last", *common)
+        assert [path.name for path in Path("runs", name).iterdir()] == ["version_0"]
+        assert_same_checkpoints("runs/uncut/version_0", f"runs/{name}/version_0")
+        assert curves(f"runs/{name}/version_0") == curves("runs/uncut/version_0")
+        record = json.loads(Path(f"runs/{name}/version_0/record.json").read_text())
+        for key in ("status", "val_bpb", "val_loss", "train_loss", "total_steps", "tokens_seen"):
+            assert record[key] == uncut[key], (name, key)
+
+
+def test_a_run_may_be_cut_again_and_again(run, cut):
+    common = ("--time_budget.limit", "9 steps", "--trainer.val_check_interval", "3", *OPTIONS["dropout"])
+    run("--experiment", "uncut", *common)
+    cut("on_before_backward", 4, "--experiment", "cut", *common)  # two are in the warm-up pass
+    for hook, n in (("on_train_batch_end", 2), ("on_validation_batch_end", 4), ("on_before_optimizer_step", 3)):
+        cut(hook, n, "--experiment", "cut", "--ckpt_path", "last", *common)
     run("--experiment", "cut", "--ckpt_path", "last", *common)
-    assert [path.name for path in Path("runs/cut").iterdir()] == ["version_0"]
     assert_same_checkpoints("runs/uncut/version_0", "runs/cut/version_0")
     assert curves("runs/cut/version_0") == curves("runs/uncut/version_0")
-    one, two = (json.loads(Path(f"runs/{name}/version_0/record.json").read_text()) for name in ("uncut", "cut"))
-    for key in ("status", "val_bpb", "val_loss", "train_loss", "total_steps", "tokens_seen"):
-        assert one[key] == two[key], key
+
+
+def test_the_best_checkpoint_of_before_the_cut_is_kept(run, cut):
+    common = ("--time_budget.limit", "9 steps", "--trainer.val_check_interval", "3")
+    Path("my_schedules.py").write_text(
+        "from callbacks import LRSchedule\nclass Huge(LRSchedule):\n    def multiplier(self, progress):\n        return 1e3\n"
+    )
+    worse_and_worse = ("--lr_schedule", "my_schedules.Huge")
+    cut("on_before_optimizer_step", 5, *common)
+    before = torch.load("runs/tiny/version_0/checkpoints/best.ckpt", weights_only=True)
+    run(*common, *worse_and_worse, "--ckpt_path", "last")
+    after = torch.load("runs/tiny/version_0/checkpoints/best.ckpt", weights_only=True)
+    assert_equal(after["state_dict"], before["state_dict"])
+
+
+def test_a_path_begins_a_new_run_and_last_goes_on_in_the_old_one(run):
+    run()
+    run("--ckpt_path", "runs/tiny/version_0/checkpoints/last.ckpt", "--time_budget.limit", "6 steps")
+    run("--ckpt_path", "last", "--time_budget.limit", "8 steps")
+    steps = {
+        path.parent.name: json.loads(path.read_text())["total_steps"] for path in Path("runs/tiny").rglob("record.json")
+    }
+    assert steps == {"version_0": 4, "version_1": 8}
+
+
+def test_the_config_of_a_run_that_went_on_repeats_it_from_its_beginning(run):
+    run()
+    run("--ckpt_path", "last", "--time_budget.limit", "6 steps")
+    run(config="runs/tiny/version_0/config.yaml")
+    assert json.loads(Path("runs/config/version_0/record.json").read_text())["total_steps"] == 6

@@ -180,8 +180,9 @@ def test_a_resumed_run_has_what_was_left_and_goes_on_as_if_uncut(run, options):
 
 def test_a_resumed_run_has_the_time_that_was_left(timed, clock):
     timed([1.0], "--time_budget.limit", "4s", "--experiment", "cut")
-    budget, _ = timed([1.0], "--time_budget.limit", "10s", "--ckpt_path", "runs/cut/version_0/checkpoints/last.ckpt")
+    budget, slow = timed([1.0], "--time_budget.limit", "10s", "--ckpt_path", "runs/cut/version_0/checkpoints/last.ckpt")
     assert (budget.steps, budget.training_seconds) == (10, pytest.approx(10.0))
+    assert slow.fractions == pytest.approx([0.4, 0.5, 0.6, 0.7, 0.8, 0.9])  # and its schedule from the same progress
 
 
 def test_a_budget_shorter_than_a_step_is_refused(refused):
