@@ -1,5 +1,6 @@
 """Proves that a downloaded text appears under its name whole or not at all, and that failures say what happened."""
 
+import hashlib
 import os
 import socket
 import threading
@@ -8,8 +9,8 @@ from http.server import BaseHTTPRequestHandler
 import pytest
 
 from bytelm.data.corpora import Shakespeare
-from bytelm.data.download import DownloadError, download, strip_gutenberg
-from bytelm.errors import ConfigError
+from bytelm.data.download import DownloadError, download, kept_hash, strip_gutenberg
+from bytelm.errors import DataError
 
 
 @pytest.fixture(
@@ -48,7 +49,8 @@ def test_a_whole_text_is_stripped_and_placed(serve, answer, etext, text, tmp_pat
     target = tmp_path / "new" / "folder" / "text.txt"
     download(serve(answer(etext, Content_Length=len(etext))), target, strip_gutenberg)
     assert target.read_bytes() == text
-    assert [path.name for path in target.parent.iterdir()] == ["text.txt"]
+    assert sorted(path.name for path in target.parent.iterdir()) == ["text.txt", "text.txt.sha256"]
+    assert kept_hash(target) == hashlib.sha256(text).hexdigest()
 
 
 def test_a_text_of_undeclared_length_is_placed_too(serve, answer, etext, text, tmp_path):
@@ -116,7 +118,7 @@ def test_shakespeare_says_where_to_place_the_text_when_the_download_fails(broken
     monkeypatch.delenv("BYTELM_DATA", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     target = tmp_path / "cache" / "bytelm" / "shakespeare.txt"
-    with pytest.raises(ConfigError, match="download failed") as refusal:
+    with pytest.raises(DataError, match="download failed") as refusal:
         Shakespeare(url=broken_url).prepare_data()
     assert f"Place the text at {target}, or set BYTELM_DATA" in str(refusal.value)
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
