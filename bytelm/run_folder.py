@@ -7,7 +7,7 @@ from pathlib import Path
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from bytelm.errors import ConfigError
+from bytelm.errors import StorageError
 
 
 class RunLogger(TensorBoardLogger):
@@ -21,7 +21,7 @@ class RunLogger(TensorBoardLogger):
         experiment: Name of this one.
 
     Raises:
-        ConfigError: The folder cannot be made.
+        StorageError: The folder cannot be made.
     """
 
     def __init__(self, root: str, experiment: str) -> None:
@@ -55,4 +55,6 @@ class RunLogger(TensorBoardLogger):
                 except FileExistsError:
                     version += 1
         except OSError as error:
-            raise ConfigError("runs", str(root), f"the run's folder cannot be made there: {error}") from error
+            raise StorageError(
+                f"runs: {str(root)!r} cannot be used; the run's folder cannot be made there: {error}"
+            ) from error
