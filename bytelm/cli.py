@@ -21,6 +21,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch.utils.tensorboard.summary import hparams
 
 import bytelm.data.corpora  # noqa: F401 (makes the corpora's short names known)
+from bytelm.config_file import ConfigFileParser
 from bytelm.data.bytes import ByteData
 from bytelm.errors import ConfigError, RunError
 from bytelm.gpt import GPT
@@ -79,7 +80,7 @@ class RunConfig(SaveConfigCallback):
             writer.add_summary(summary)
 
 
-class Parser(LightningArgumentParser):
+class Parser(ConfigFileParser):
     """A parser whose errors are a message, without the hundred lines of usage before it."""
 
     def add_method_arguments(self, *args: Any, **kwargs: Any) -> list[str]:
@@ -96,7 +97,8 @@ class Parser(LightningArgumentParser):
 
 def fail(message: str, exit_status: int = ConfigError.exit_status) -> NoReturn:
     """Ends the program with one line that says why."""
-    print(f"bytelm: error: {message}", file=sys.stderr)
+    line = " ".join(part.strip() for part in message.splitlines() if part.strip())
+    print(f"bytelm: error: {line}", file=sys.stderr)
     sys.exit(exit_status)
 
 

@@ -344,8 +344,6 @@ def test_the_configs_build_and_say_how_they_are_run(folder, monkeypatch, config,
             "--lr_schedule={class_path: WarmupStableDecay, init_args: {warmup: 60%, decay: 50%}}",
             ["decay", "50%"],
         ),
-        ("--data.path=nowhere.txt", ["path", "nowhere.txt", "a file, a folder"]),
-        ("--data.train_fraction=0.0001", ["seq_len", "32", "train split"]),
     ],
 )
 def test_a_bad_value_is_refused_in_one_line_before_anything_is_made(refused, option, said):
