@@ -58,6 +58,7 @@ class ConfigFileParser(LightningArgumentParser):
                 )  # an option without its value; an empty file only changes nothing
             content = "{}"
         known = self.get_defaults(skip_validation=True)
+        known.pop("config", None)  # an option, but no key of a file
         if "subcommand" not in known:
             self._check_keys(config, known)
         return super().parse_string(content, path, *args, **kwargs)

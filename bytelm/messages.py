@@ -66,7 +66,7 @@ def clarify(message: str, roots: Mapping[str, type], nested: Iterable[type] = ()
         if types:
             accepted = ", ".join(types).replace("NoneType", "null")
             return f"{key}: {match[1]!r} is not accepted; accepted: {accepted}"
-    if match := re.search(r"Expected a <class '(\w+)'>\. Got value: (.*?)\. Got value", message):
+    if match := re.search(r"Expected a <class '(\w+)'>\. Got value: (.*?)(?:\. Got value|$)", message):
         return f"{key}: {match[2]!r} is not accepted; accepted: {match[1]}"
     return message
 

@@ -61,7 +61,12 @@ class Shakespeare(ByteData):
             path = _cache_folder() / "shakespeare.txt"
         text = path.read_bytes()
         if kept_hash(path) not in (None, hashlib.sha256(text).hexdigest()):
-            raise DataError("data", str(path), "it has changed since it was downloaded; delete it to download it again")
+            raise DataError(
+                "data",
+                str(path),
+                "it has changed since it was downloaded; delete it to download it again, or delete "
+                f"{path.name}.sha256 to train on it as it is",
+            )
         return Corpus("shakespeare", read_bytes(text))
 
     def _find(self) -> Path | None:
