@@ -53,9 +53,7 @@ class ConfigFileParser(LightningArgumentParser):
         config = read(content)
         if not config:
             if not path:
-                raise BadText(
-                    f"it is empty; {ACCEPTED}"
-                )  # an option without its value; an empty file only changes nothing
+                raise BadText(f"it is empty; {ACCEPTED}")  # an empty file changes nothing, but this is a slip
             content = "{}"
         known = self.get_defaults(skip_validation=True)
         known.pop("config", None)  # an option, but no key of a file
@@ -76,7 +74,7 @@ class ConfigFileParser(LightningArgumentParser):
                 continue
             if isinstance(inner, Mapping):
                 self._check_keys(inner, group, f"{prefix}{name}.")
-            elif inner is not None:
+            elif not isinstance(inner, str | None):  # text may be the path of a config for this key
                 raise ConfigError(f"{prefix}{name}", inner, f"accepted: a mapping of {', '.join(vars(group))}")
 
 

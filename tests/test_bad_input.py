@@ -140,6 +140,7 @@ def test_a_file_that_is_no_config_is_refused_by_file_and_line(refuses, text, sai
         ("print_config: 3\n", ["print_config: unknown key"]),
         ("fit: {model: {}}\n", ["fit: unknown key"]),
         ("model: [1, 2]\n", ["model: [1, 2] cannot be used", "gpt, loss, optimizer"]),
+        ("model: nowhere.yaml\n", ["model"]),
         ("model: 3\n", ["model: 3 cannot be used", "gpt, loss, optimizer"]),
         ("time_budget: [3 steps]\n", ["time_budget: ['3 steps'] cannot be used", "limit"]),
         ("trainer: {max_steps: many}\n", ["trainer.max_steps", "'many'", "int"]),
@@ -183,6 +184,11 @@ trainer: {callbacks+: {class_path: LambdaCallback}, max_epochs: -1}
         ("nowhere.yaml", ["nowhere.yaml' cannot be used", "does not exist"]),
         (".", ["cannot be used", "not a file"]),
         ("dangling.yaml", ["dangling.yaml' cannot be used", "does not exist"]),
+        pytest.param(
+            "/proc/self/mem",  # may be opened, but not read from its beginning
+            ["config: '/proc/self/mem' cannot be used", "Input/output error"],
+            marks=pytest.mark.skipif(not os.path.exists("/proc/self/mem"), reason="needs Linux"),
+        ),
         ("", ["config", "empty"]),
         ("{seed_everything: 1, seed_everything: 2}", ["config", "'seed_everything'", "twice"]),
         ("{seed_everything: 1", ["config", "line 1", "'}'"]),
@@ -434,7 +440,7 @@ CONFIGS = st.recursive(
 )
 YAML_TEXT = st.text("abgmopt:{}[]-&*<>!'\"#,|?\n\t 0123.%@`", max_size=40)
 fuzzed = settings(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 )
 
 

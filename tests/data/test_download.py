@@ -224,3 +224,22 @@ def test_nor_do_links_in_the_cache_folder(serve, answer, etext, text, cache, tmp
     assert not (tmp_path / "outside.txt").exists()
     assert (tmp_path / "hash").read_text() == "kept"
     assert not any(path.is_symlink() for path in cache.iterdir())
+
+
+def test_a_text_whose_hash_could_not_be_written_is_not_held_against_an_earlier_one(
+    serve, answer, etext, text, cache, monkeypatch
+):
+    cache.mkdir(parents=True)
+    (cache / "shakespeare.txt.sha256").write_text(hashlib.sha256(b"earlier").hexdigest())
+    place = os.replace
+
+    def place_texts_only(source: str, target: os.PathLike[str]) -> None:
+        if os.fspath(target).endswith(".sha256"):
+            raise OSError("no space")
+        place(source, target)
+
+    monkeypatch.setattr(os, "replace", place_texts_only)
+    data = Shakespeare(url=serve(answer(etext)))
+    with pytest.raises(DataError, match="no space"):
+        data.prepare_data()
+    assert bytes(data.corpus.stream.tolist()) == text
