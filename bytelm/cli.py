@@ -20,11 +20,13 @@ from jsonargparse.typing import register_type
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch.utils.tensorboard.summary import hparams
 
 import bytelm.data.corpora  # noqa: F401 (makes the corpora's short names known)
 from bytelm.checkpoints import AtomicCheckpointIO, fits, fits_optimizer, flat, read, replacing
+from bytelm.config_file import ConfigFileParser
 from bytelm.data.bytes import ByteData
 from bytelm.errors import CheckpointError, ConfigError, Interrupted, run_error
 from bytelm.gpt import GPT
@@ -115,7 +117,7 @@ class RunConfig(SaveConfigCallback):
             writer.add_summary(summary)
 
 
-class Parser(LightningArgumentParser):
+class Parser(ConfigFileParser):
     """A parser whose errors are a message, without the hundred lines of usage before it."""
 
     def add_method_arguments(self, *args: Any, **kwargs: Any) -> list[str]:
@@ -132,7 +134,8 @@ class Parser(LightningArgumentParser):
 
 def fail(message: str, exit_status: int = ConfigError.exit_status) -> NoReturn:
     """Ends the program with one line that says why."""
-    print(f"bytelm: error: {message}", file=sys.stderr)
+    line = " ".join(part.strip() for part in message.splitlines() if part.strip())
+    print(f"bytelm: error: {line}", file=sys.stderr)
     sys.exit(exit_status)
 
 
@@ -217,7 +220,12 @@ class BytelmCLI(LightningCLI):
         if self.subcommand == "predict":
             extra.append(PredictionWriter())
         self.trainer_defaults = {**self.trainer_defaults, "callbacks": extra}
-        trainer = super().instantiate_trainer(**kwargs)
+        try:
+            trainer = super().instantiate_trainer(**kwargs)
+        except (ImportError, MisconfigurationException, ValueError) as error:  # Lightning's, about its options
+            if run_error(error) is not None:
+                raise
+            raise ConfigError("trainer", "what it was given", str(error)) from error
         trainer.callbacks.insert(0, signals)  # type: ignore[attr-defined]
         trainer.strategy.checkpoint_io = AtomicCheckpointIO()
         return trainer
@@ -230,6 +238,8 @@ class BytelmCLI(LightningCLI):
 
     def _experiment(self) -> str:
         if name := self._get(self.config, "experiment"):
+            if Path(name).is_absolute() or ".." in Path(name).parts:
+                raise ConfigError("experiment", name, f"accepted: the name of a folder in {RUNS}/")
             return name
         configs = self._get(self.config, "config") or []
         return "+".join(Path(str(config)).stem for config in configs) or "default"

@@ -43,6 +43,8 @@ def clarify(message: str, roots: Mapping[str, type], nested: Iterable[type] = ()
     key = ".".join(re.findall(r'Parser key "([^"]+)"', message))
     name = key.rpartition(".")[2]
 
+    if match := re.search(r"^Parser key \"config\": (.*): ('.*')$", message):
+        return f"config: {match[2]} cannot be used; {match[1]}"
     if match := re.search(r"does not accept option '([\w.]+)'", message):
         return _unknown_key(match[1], roots)
     if match := re.search(
@@ -61,16 +63,19 @@ def clarify(message: str, roots: Mapping[str, type], nested: Iterable[type] = ()
         return f"{key}: {match[2]!r} is not accepted; accepted: {match[1]}"
     if match := re.search(r"Expected '([\w.]+)' to be a subclass of", message):
         return f"{key}: {match[1]!r} is not one of its classes; {_class_choices(name, match[1], roots, nested)}"
-    if match := re.search(r"callable class: (.+?)\. Got value: ([\w.]+)$", message, re.MULTILINE):
-        return f"{key}: {match[2]!r} cannot be imported ({match[1]}); {_class_choices(name, match[2], roots, nested)}"
-    if match := re.search(r"Expected a dot import path string: (\S+)", message):
+    failed = r"callable class: (?P<reason>.+?)\. Got value: (?:Namespace\(class_path=')?(?P<path>[\w.]+)"
+    failed += r"|Problem with given class_path '(?P<class>[\w.]+)':\s+(?P<why>(?!Parser key)\S.*)$"
+    if match := re.search(failed, message, re.MULTILINE):
+        path, reason = match["path"] or match["class"], match["reason"] or match["why"]
+        return f"{key}: {path!r} cannot be used ({reason}); {_class_choices(name, path, roots, nested)}"
+    if match := re.search(r"(?:Expected a dot import path string|Unexpected import path format): (\S+)", message):
         return f"{key}: {match[1]!r} is not known; {_class_choices(name, match[1], roots, nested)}"
     if match := re.search(r"Given value: (.*)$", message, re.MULTILINE):
         types = dict.fromkeys(re.findall(r"Expected a <class '(?:\w+\.)*(\w+)'>", message))
         if types:
             accepted = ", ".join(types).replace("NoneType", "null")
             return f"{key}: {match[1]!r} is not accepted; accepted: {accepted}"
-    if match := re.search(r"Expected a <class '(\w+)'>\. Got value: (.*?)\. Got value", message):
+    if match := re.search(r"Expected a <class '(\w+)'>\. Got value: (.*?)(?:\. Got value|$)", message):
         return f"{key}: {match[2]!r} is not accepted; accepted: {match[1]}"
     return message
 

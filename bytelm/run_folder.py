@@ -12,7 +12,7 @@ from typing import Any
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from bytelm.errors import ConfigError, StorageError
+from bytelm.errors import StorageError
 
 try:
     import fcntl
@@ -36,8 +36,7 @@ class RunLogger(TensorBoardLogger):
             step on, before the run was cut.
 
     Raises:
-        ConfigError: The folder cannot be made.
-        StorageError: Another process is at work in it.
+        StorageError: The folder cannot be made, or another process is at work in it.
     """
 
     def __init__(self, root: str, experiment: str, resumed: int | None = None, **kwargs: Any) -> None:
@@ -88,7 +87,9 @@ class RunLogger(TensorBoardLogger):
                 except FileExistsError:
                     version += 1
         except OSError as error:
-            raise ConfigError("runs", str(root), f"the run's folder cannot be made there: {error}") from error
+            raise StorageError(
+                f"runs: {str(root)!r} cannot be used; the run's folder cannot be made there: {error}"
+            ) from error
         self._lock = _lock(root / f"version_{version}")
         return version
 

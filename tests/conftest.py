@@ -6,6 +6,7 @@ import sys
 import pytest
 
 from bytelm.cli import build, main
+from bytelm.errors import ConfigError
 
 CONFIG = """
 model:
@@ -46,12 +47,12 @@ def run(folder):
 
 @pytest.fixture
 def refused(folder, capsys):
-    """Runs main() on options that must be refused; returns the one line that says why."""
+    """Runs main() on options that must be refused with an exit status; returns the one line that says why."""
 
-    def refused(*options):
+    def refused(*options, status=ConfigError.exit_status):
         with pytest.raises(SystemExit) as ended:
             main(["fit", "--config", "tiny.yaml", *options])
-        assert ended.value.code == 2
+        assert ended.value.code == status
         captured = capsys.readouterr()
         assert captured.out == ""
         (line,) = captured.err.splitlines()

@@ -132,7 +132,10 @@ def test_a_run_may_be_cut_again_and_again(run, cut):
 def test_the_best_checkpoint_of_before_the_cut_is_kept(run, cut):
     common = ("--time_budget.limit", "9 steps", "--trainer.val_check_interval", "3")
     Path("my_schedules.py").write_text(
-        "from callbacks import LRSchedule\nclass Huge(LRSchedule):\n    def multiplier(self, progress):\n        return 1e3\n"
+        "from callbacks import LRSchedule\n\n"
+        "class Huge(LRSchedule):\n"
+        "    def multiplier(self, progress):\n"
+        "        return 1e3\n"
     )
     worse_and_worse = ("--lr_schedule", "my_schedules.Huge")
     cut("on_before_optimizer_step", 5, *common)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bytelm.errors import ConfigError
+from bytelm.errors import StorageError
 from bytelm.run_folder import RunLogger
 
 
@@ -56,7 +56,7 @@ def test_nothing_is_made_before_the_folder_is_asked_for(tmp_path):
 def test_a_file_in_the_way_is_refused_by_its_path(in_the_way, tmp_path):
     (tmp_path / in_the_way).parent.mkdir(exist_ok=True)
     (tmp_path / in_the_way).write_text("kept")
-    with pytest.raises(ConfigError, match="the run's folder cannot be made there") as refusal:
+    with pytest.raises(StorageError, match="the run's folder cannot be made there") as refusal:
         RunLogger(str(tmp_path / "runs"), "rope").version  # noqa: B018
     assert str(tmp_path / "runs" / "rope") in str(refusal.value)
     assert (tmp_path / in_the_way).read_text() == "kept"

@@ -1,5 +1,7 @@
 """Proves that durations are read and written as documented, and that Progress converts them into shares of a run."""
 
+from fractions import Fraction
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -74,7 +76,11 @@ def test_what_is_no_text_is_refused_in_the_same_way(value):
     assert repr(value) in str(refusal.value)
 
 
-@given(st.text() | LOOKS_LIKE_A_DURATION)
+NUMBER = r"([0-9]{1,4}(_[0-9]{1,3})?(\.[0-9]{1,9})?|\.[0-9]{1,9})"
+NEARLY = st.from_regex(rf"\A\s*({NUMBER}\s*([kMGB]?\s*(d|h|m|min|s|ms|%|steps?|tok|tokens?))){{1,5}}\s*\Z")
+
+
+@given(st.text() | LOOKS_LIKE_A_DURATION | NEARLY)
 def test_any_text_is_read_or_refused_with_a_value_error(text):
     try:
         duration = Duration.parse(text)
@@ -82,6 +88,72 @@ def test_any_text_is_read_or_refused_with_a_value_error(text):
         return
     assert duration.value >= 0
     assert duration.unit in ("seconds", "steps", "tokens", "fraction")
+    assert Duration.parse(str(duration)) == duration
+
+
+SPACE = st.sampled_from(["", " ", "  ", "\t"])
+
+
+@st.composite
+def numbers(draw, most=10**6, places=6):
+    """A number as it may be written, and its value."""
+    value = Fraction(draw(st.integers(0, most * 10**places)), 10**places)
+    whole, rest = divmod(value, 1)
+    grouping = draw(st.sampled_from(["", "_"]))
+    digits = f"{int(whole):{grouping}}"
+    decimals = f".{int(rest * 10**places):0{places}}".rstrip("0") if places else "."
+    if decimals == ".":
+        decimals = draw(st.sampled_from(["", ".0"]))
+    elif whole == 0 and draw(st.booleans()):
+        digits = ""
+    return digits + decimals, value
+
+
+@given(st.data())
+def test_a_time_is_the_sum_of_its_parts(data):
+    units = {"d": 86_400, "h": 3_600, "m": 60, "min": 60, "s": 1, "ms": Fraction(1, 1_000)}
+    order = ["d", "h", data.draw(st.sampled_from(["m", "min"])), "s", "ms"]
+    taken = data.draw(
+        st.lists(st.sampled_from(order), min_size=1, unique=True).map(lambda some: sorted(some, key=order.index))
+    )
+    text, seconds = data.draw(SPACE), Fraction(0)
+    for unit in taken:
+        digits, value = data.draw(numbers())
+        text += digits + data.draw(SPACE) + unit + data.draw(SPACE)
+        seconds += value * units[unit]
+    duration = Duration.parse(text)
+    assert duration.unit == "seconds"
+    assert duration.value == pytest.approx(float(seconds), rel=1e-15, abs=5.01e-7)  # microseconds
+
+
+@given(
+    numbers(most=10**6, places=3),
+    SPACE,
+    st.sampled_from([("", 1), ("k", 10**3), ("M", 10**6), ("G", 10**9), ("B", 10**9)]),
+    st.sampled_from(["step", "steps", "tok", "token", "tokens"]),
+)
+def test_a_count_is_its_number_times_its_scale_and_whole(number, space, scale, noun):
+    digits, value = number
+    letter, factor = scale
+    text = f"{digits}{space}{letter}{noun}"
+    count = value * factor
+    if count.denominator == 1 and count <= 10**15:
+        assert Duration.parse(text) == Duration(int(count), "steps" if noun.startswith("step") else "tokens")
+    else:
+        with pytest.raises(ValueError, match="accepted: "):
+            Duration.parse(text)
+
+
+@given(numbers(most=200, places=6), SPACE)
+def test_a_percentage_is_a_share_up_to_the_whole(number, space):
+    digits, value = number
+    if value <= 100:
+        duration = Duration.parse(f"{digits}{space}%")
+        assert duration.unit == "fraction"
+        assert duration.value == pytest.approx(float(value / 100), abs=1e-15)
+    else:
+        with pytest.raises(ValueError, match="accepted: "):
+            Duration.parse(f"{digits}{space}%")
 
 
 def test_a_duration_is_read_as_itself():

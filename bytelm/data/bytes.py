@@ -12,7 +12,7 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
 from bytelm.data.rows import EvalBatches, Order, RowLoader
-from bytelm.errors import ConfigError, DataError
+from bytelm.errors import DataError
 from bytelm.values import NonNegativeInt, PositiveInt, UnitInterval
 
 
@@ -77,14 +77,22 @@ class ByteData(LightningDataModule, ABC):
         """Finds the corpus.
 
         Raises:
-            ConfigError: It is not there; the message says what to place where.
+            DataError: It is not there; the message says what to place where.
+            OSError: It cannot be read.
         """
 
     @property
     def corpus(self) -> Corpus:
-        """The corpus, read when it is first asked for."""
+        """The corpus, read when it is first asked for.
+
+        Raises:
+            DataError: It is not there, or cannot be read.
+        """
         if self._corpus is None:
-            self._corpus = self.read()
+            try:
+                self._corpus = self.read()
+            except OSError as error:
+                raise DataError("data", type(self).__name__, f"its text cannot be read: {error}") from error
         return self._corpus
 
     def setup(self, stage: str) -> None:
@@ -96,7 +104,7 @@ class ByteData(LightningDataModule, ABC):
         needed = {"train": self.train_split} if stage == "fit" else {}
         for name, split in {**needed, "validation": self.val_split}.items():
             if len(split) < self.seq_len:
-                raise ConfigError(
+                raise DataError(
                     "seq_len",
                     self.seq_len,
                     f"the {name} split of {self.corpus.name} has {len(split)} bytes (train_fraction "

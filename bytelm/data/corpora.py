@@ -4,14 +4,17 @@ import glob
 import hashlib
 import os
 import sysconfig
+from collections.abc import Iterator
+from mmap import ACCESS_COPY, mmap
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
+from torch import Tensor
 
 from bytelm.data.bytes import ByteData, Corpus, read_bytes
-from bytelm.data.download import DownloadError, download, strip_gutenberg
-from bytelm.errors import ConfigError
+from bytelm.data.download import DownloadError, download, kept_hash, strip_gutenberg
+from bytelm.errors import ConfigError, DataError
 
 
 class Shakespeare(ByteData):
@@ -22,12 +25,19 @@ class Shakespeare(ByteData):
 
     Args:
         url: Where the text is downloaded from.
+        sha256: Hash that the download must have; none by default, as Project Gutenberg revises its texts.
         kwargs: The options of ByteData.
     """
 
-    def __init__(self, url: str = "https://www.gutenberg.org/cache/epub/100/pg100.txt", **kwargs: Any) -> None:
+    def __init__(
+        self,
+        url: str = "https://www.gutenberg.org/cache/epub/100/pg100.txt",
+        sha256: str | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         self.url = url
+        self.sha256 = sha256
 
     def prepare_data(self) -> None:
         # Lightning calls this on one rank of each host.
@@ -35,9 +45,9 @@ class Shakespeare(ByteData):
             return
         target = _cache_folder() / "shakespeare.txt"
         try:
-            download(self.url, target, transform=strip_gutenberg)
+            download(self.url, target, transform=strip_gutenberg, sha256=self.sha256)
         except DownloadError as error:
-            raise ConfigError(
+            raise DataError(
                 "data",
                 "Shakespeare",
                 f"no shakespeare.txt in $BYTELM_DATA or {target.parent}, and the download failed: {error}. Place the "
@@ -49,12 +59,28 @@ class Shakespeare(ByteData):
         if path is None:  # used without a Trainer, which would have called prepare_data
             self.prepare_data()
             path = _cache_folder() / "shakespeare.txt"
-        return Corpus("shakespeare", read_bytes(path.read_bytes()))
+        text = path.read_bytes()
+        if kept_hash(path) not in (None, hashlib.sha256(text).hexdigest()):
+            raise DataError(
+                "data",
+                str(path),
+                "it has changed since it was downloaded; delete it to download it again, or delete "
+                f"{path.name}.sha256 to train on it as it is",
+            )
+        return Corpus("shakespeare", read_bytes(text))
 
     def _find(self) -> Path | None:
-        folders = [Path(folder) for folder in [os.environ.get("BYTELM_DATA")] if folder]
-        candidates = [folder / "shakespeare.txt" for folder in [*folders, _cache_folder()]]
-        return next((path for path in candidates if path.is_file()), None)
+        own = os.environ.get("BYTELM_DATA")
+        folders = [Path(own), _cache_folder()] if own else [_cache_folder()]
+        try:
+            if not folders[0].is_dir() and own:
+                raise DataError(
+                    "BYTELM_DATA", own, "it is no folder; set it to one that has shakespeare.txt, or unset it"
+                )
+            return next((path for folder in folders if (path := folder / "shakespeare.txt").is_file()), None)
+        except OSError as error:
+            advice = "set BYTELM_DATA to a folder that has shakespeare.txt and can be read"
+            raise DataError("data", "Shakespeare", f"{error}; {advice}") from error
 
 
 class PythonSource(ByteData):
@@ -68,7 +94,7 @@ class PythonSource(ByteData):
         library = Path(sysconfig.get_path("stdlib"))
         skipped = {"site-packages", "dist-packages", "test", "tests", "__pycache__"}
         names = []
-        for folder, subfolders, files in os.walk(library):
+        for folder, subfolders, files in os.walk(library, onerror=_raise):
             subfolders[:] = set(subfolders) - skipped  # not walked into: site-packages can hold 10^5 files
             names += [Path(folder, file).relative_to(library) for file in files if file.endswith(".py")]
         names.sort(key=lambda name: hashlib.sha256(name.as_posix().encode()).digest())
@@ -92,10 +118,8 @@ class Bytes(ByteData):
     def read(self) -> Corpus:
         files = [file for path in self.paths for file in _files(path)]
         name = Path(self.paths[0]).name or self.paths[0]
-        if len(files) == 1 and files[0].stat().st_size:
-            # Memory-mapped: a corpus larger than memory costs only what is read of it.
-            stream = torch.from_file(str(files[0]), size=files[0].stat().st_size, dtype=torch.uint8)
-            return Corpus(name, stream)
+        if len(files) == 1:
+            return Corpus(name, _mapped(files[0]))
         return Corpus(name, read_bytes(b"".join(file.read_bytes() for file in files)))
 
 
@@ -103,11 +127,38 @@ def _files(path: str) -> list[Path]:
     expanded = Path(path).expanduser()
     if expanded.is_file():
         return [expanded]
-    found = expanded.rglob("*") if expanded.is_dir() else map(Path, glob.glob(str(expanded), recursive=True))
+    found = _walk(expanded) if expanded.is_dir() else map(Path, glob.glob(str(expanded), recursive=True))
     files = sorted(file for file in found if file.is_file())
     if not files:
-        raise ConfigError("path", path, "accepted: a file, a folder with files in it, or a glob that matches some")
+        accepted = "accepted: a file, a folder with files in it, or a glob that matches some"
+        raise DataError("path", path, f"{_what_it_is(expanded)}; {accepted}")
     return files
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    """All in a folder; unlike Path.rglob it does not pass over what may not be read."""
+    for parent, _, names in os.walk(folder, onerror=_raise):
+        yield from (Path(parent, name) for name in names)
+
+
+def _raise(error: OSError) -> NoReturn:
+    raise error
+
+
+def _what_it_is(path: Path) -> str:
+    if path.is_dir():
+        return "it is a folder without files"
+    if path.exists():
+        return "it is neither a file nor a folder"
+    return "it is a link to what is not there" if path.is_symlink() else "it is not there"
+
+
+def _mapped(file: Path) -> Tensor:
+    """A file in memory that is read as it is used: a corpus larger than memory costs only what is read of it."""
+    with file.open("rb") as opened:
+        if not os.fstat(opened.fileno()).st_size:
+            return read_bytes(b"")  # nothing cannot be mapped
+        return torch.frombuffer(mmap(opened.fileno(), 0, access=ACCESS_COPY), dtype=torch.uint8)
 
 
 def _cache_folder() -> Path:

@@ -1,5 +1,6 @@
-"""Downloads of texts: a file appears under its name only when it is whole."""
+"""Downloads of texts: a file appears under its name only when it is whole, and its hash is kept beside it."""
 
+import hashlib
 import os
 import tempfile
 from collections.abc import Callable
@@ -16,33 +17,57 @@ class DownloadError(Exception):
     """A download did not come to its end, or is not what it should be."""
 
 
-def download(url: str, target: Path, transform: Callable[[bytes], bytes]) -> None:
+def download(url: str, target: Path, transform: Callable[[bytes], bytes], sha256: str | None = None) -> None:
     """Fetches a text, transforms it, and moves it to `target` in one step, so that no cut leaves half a file there.
+
+    The hash of what is kept is written beside it, to `<target>.sha256`.
 
     Args:
         url: Address.
         target: Final path; its folder is made.
         transform: Makes the text to keep out of the one received; raises DownloadError where that is not whole.
+        sha256: Hash that the text as received must have.
 
     Raises:
-        DownloadError: The address could not be reached, the transfer was cut, or the folder cannot be written to.
+        DownloadError: The address could not be reached, the transfer was cut, the text is another one than `sha256`
+            asks for, or the folder cannot be written to.
     """
     try:
-        text = transform(_fetch(url, target.name))
+        received = _fetch(url, target.name)
+        hashed = hashlib.sha256(received).hexdigest()
+        if sha256 is not None and hashed != sha256.lower():
+            raise DownloadError(f"{url}: its sha256 is {hashed}, not {sha256}")
+        text = transform(received)
         target.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, partial = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            os.chmod(partial, 0o644)  # mkstemp makes it private, and a cache may be shared
-            os.replace(partial, target)
-        except BaseException:
-            os.unlink(partial)
-            raise
+        _hash_file(target).unlink(missing_ok=True)  # of an earlier text
+        _place(text, target)
+        _place(hashlib.sha256(text).hexdigest().encode() + b"\n", _hash_file(target))
     except (OSError, HTTPException, ValueError) as error:  # ValueError: no address, or a header that is no number
         raise DownloadError(f"{url}: {error}") from error
+
+
+def kept_hash(path: Path) -> str | None:
+    """The hash that a text had when it was downloaded; None for one that somebody placed."""
+    file = _hash_file(path)
+    return file.read_text(errors="replace").strip() if file.is_file() else None
+
+
+def _hash_file(path: Path) -> Path:
+    return path.with_name(f"{path.name}.sha256")
+
+
+def _place(content: bytes, target: Path) -> None:
+    descriptor, partial = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(partial, 0o644)  # mkstemp makes it private, and a cache may be shared
+        os.replace(partial, target)
+    except BaseException:
+        os.unlink(partial)
+        raise
 
 
 def _fetch(url: str, name: str) -> bytes:

@@ -9,7 +9,7 @@ from reference import REFERENCE, needs_reference
 from bytelm.data.bytes import read_bytes
 from bytelm.data.corpora import Bytes
 from bytelm.data.rows import RowLoader
-from bytelm.errors import ConfigError
+from bytelm.errors import DataError
 
 
 @pytest.fixture
@@ -81,7 +81,7 @@ def test_each_rank_of_a_trainer_takes_its_own_rows(file):
     ],
 )
 def test_a_split_shorter_than_a_row_is_refused_with_key_value_and_length(n, options, stage, complaint, file):
-    with pytest.raises(ConfigError, match=r"^seq_len: 256 cannot be used; ") as refusal:
+    with pytest.raises(DataError, match=r"^seq_len: 256 cannot be used; ") as refusal:
         Bytes(str(file(n)), **options).setup(stage)
     assert complaint in str(refusal.value)
 

@@ -1,5 +1,6 @@
 """Proves that a downloaded text appears under its name whole or not at all, and that failures say what happened."""
 
+import hashlib
 import os
 import socket
 import threading
@@ -8,8 +9,8 @@ from http.server import BaseHTTPRequestHandler
 import pytest
 
 from bytelm.data.corpora import Shakespeare
-from bytelm.data.download import DownloadError, download, strip_gutenberg
-from bytelm.errors import ConfigError
+from bytelm.data.download import DownloadError, download, kept_hash, strip_gutenberg
+from bytelm.errors import DataError
 
 
 @pytest.fixture(
@@ -48,7 +49,8 @@ def test_a_whole_text_is_stripped_and_placed(serve, answer, etext, text, tmp_pat
     target = tmp_path / "new" / "folder" / "text.txt"
     download(serve(answer(etext, Content_Length=len(etext))), target, strip_gutenberg)
     assert target.read_bytes() == text
-    assert [path.name for path in target.parent.iterdir()] == ["text.txt"]
+    assert sorted(path.name for path in target.parent.iterdir()) == ["text.txt", "text.txt.sha256"]
+    assert kept_hash(target) == hashlib.sha256(text).hexdigest()
 
 
 def test_a_text_of_undeclared_length_is_placed_too(serve, answer, etext, text, tmp_path):
@@ -116,7 +118,7 @@ def test_shakespeare_says_where_to_place_the_text_when_the_download_fails(broken
     monkeypatch.delenv("BYTELM_DATA", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     target = tmp_path / "cache" / "bytelm" / "shakespeare.txt"
-    with pytest.raises(ConfigError, match="download failed") as refusal:
+    with pytest.raises(DataError, match="download failed") as refusal:
         Shakespeare(url=broken_url).prepare_data()
     assert f"Place the text at {target}, or set BYTELM_DATA" in str(refusal.value)
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
@@ -140,3 +142,104 @@ def test_stripping_keeps_the_text_byte_for_byte(the):
         the,
     )
     assert strip_gutenberg(etext) == b"  indented\n\n\nlast \xff line  \n"
+
+
+# The hash, and where a download goes
+
+
+def kept(folder):
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir())
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """The cache folder that Shakespeare downloads to."""
+    monkeypatch.delenv("BYTELM_DATA", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "bytelm"
+
+
+@pytest.mark.parametrize("form", [str.lower, str.upper])
+def test_a_download_with_the_hash_that_was_asked_for_is_kept(form, serve, answer, etext, text, cache):
+    asked = form(hashlib.sha256(etext).hexdigest())
+    data = Shakespeare(url=serve(answer(etext)), sha256=asked)
+    assert bytes(data.corpus.stream.tolist()) == text
+    assert (cache / "shakespeare.txt.sha256").read_text().strip() == data.corpus.sha256
+
+
+def test_a_download_with_another_hash_is_refused_with_both_and_not_kept(serve, answer, etext, cache, tmp_path):
+    asked = hashlib.sha256(etext + b"revised").hexdigest()
+    with pytest.raises(DataError, match="download failed") as refusal:
+        Shakespeare(url=serve(answer(etext)), sha256=asked).prepare_data()
+    assert asked in str(refusal.value)
+    assert hashlib.sha256(etext).hexdigest() in str(refusal.value)
+    assert kept(tmp_path) == []
+
+
+def test_a_text_that_changed_since_it_was_downloaded_is_refused(serve, answer, etext, text, cache):
+    url = serve(answer(etext), answer(etext))  # for two downloads
+    Shakespeare(url=url).prepare_data()
+    assert bytes(Shakespeare(url=url).corpus.stream.tolist()) == text
+    (cache / "shakespeare.txt").write_bytes(text[:-1])
+    with pytest.raises(DataError, match=r"changed since it was downloaded; delete it") as refusal:
+        Shakespeare(url=url).corpus  # noqa: B018
+    assert str(cache / "shakespeare.txt") in str(refusal.value)
+    assert (cache / "shakespeare.txt").read_bytes() == text[:-1]
+    (cache / "shakespeare.txt").unlink()
+    assert bytes(Shakespeare(url=url).corpus.stream.tolist()) == text
+
+
+def test_a_text_that_somebody_placed_is_taken_as_it_is(cache):
+    cache.mkdir(parents=True)
+    (cache / "shakespeare.txt").write_bytes(b"placed")
+    assert bytes(Shakespeare(url="http://127.0.0.1:9/").corpus.stream.tolist()) == b"placed"
+
+
+@pytest.mark.parametrize(
+    "path", ["/../../../outside.txt", "/..%2f..%2foutside.txt", "/%2ftmp%2foutside.txt", "//outside.txt?a=../b"]
+)
+def test_no_address_makes_a_download_go_elsewhere(path, serve, answer, etext, cache, tmp_path):
+    headers = {"Content_Disposition": 'attachment; filename="../../outside.txt"'}
+    Shakespeare(url=serve(answer(etext, **headers)).replace("/pg100.txt", path)).prepare_data()
+    assert kept(tmp_path) == ["cache/bytelm/shakespeare.txt", "cache/bytelm/shakespeare.txt.sha256"]
+
+
+def test_nor_does_a_redirect(serve, answer, etext, text, cache, tmp_path):
+    def redirect(request: BaseHTTPRequestHandler) -> None:
+        request.send_response(302)
+        request.send_header("Location", "/../../outside.txt")
+        request.end_headers()
+
+    data = Shakespeare(url=serve(redirect, answer(etext)))
+    assert bytes(data.corpus.stream.tolist()) == text
+    assert kept(tmp_path) == ["cache/bytelm/shakespeare.txt", "cache/bytelm/shakespeare.txt.sha256"]
+
+
+def test_nor_do_links_in_the_cache_folder(serve, answer, etext, text, cache, tmp_path):
+    cache.mkdir(parents=True)
+    (tmp_path / "hash").write_text("kept")
+    (cache / "shakespeare.txt").symlink_to(tmp_path / "outside.txt")
+    (cache / "shakespeare.txt.sha256").symlink_to(tmp_path / "hash")
+    assert bytes(Shakespeare(url=serve(answer(etext))).corpus.stream.tolist()) == text
+    assert not (tmp_path / "outside.txt").exists()
+    assert (tmp_path / "hash").read_text() == "kept"
+    assert not any(path.is_symlink() for path in cache.iterdir())
+
+
+def test_a_text_whose_hash_could_not_be_written_is_not_held_against_an_earlier_one(
+    serve, answer, etext, text, cache, monkeypatch
+):
+    cache.mkdir(parents=True)
+    (cache / "shakespeare.txt.sha256").write_text(hashlib.sha256(b"earlier").hexdigest())
+    place = os.replace
+
+    def place_texts_only(source: str, target: os.PathLike[str]) -> None:
+        if os.fspath(target).endswith(".sha256"):
+            raise OSError("no space")
+        place(source, target)
+
+    monkeypatch.setattr(os, "replace", place_texts_only)
+    data = Shakespeare(url=serve(answer(etext)))
+    with pytest.raises(DataError, match="no space"):
+        data.prepare_data()
+    assert bytes(data.corpus.stream.tolist()) == text
