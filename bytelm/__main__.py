@@ -1,6 +1,11 @@
 """`python -m bytelm fit --config …`"""
 
-from bytelm.cli import main
+import os
+
+# Of a rank that is gone, torch writes a C++ stack where RankWatch says it in one line. To be set before torch is imported.
+os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+
+from bytelm.cli import main  # noqa: E402
 
 if __name__ == "__main__":
     main()

@@ -50,7 +50,8 @@ class BudgetBar(ProgressBar):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         seconds = self._budget.training_seconds
-        if self._bar is None or (seconds < self._next_refresh and not trainer.should_stop):
+        too_early = seconds < self._next_refresh or self._budget.tokens == self._first[0]
+        if self._bar is None or (too_early and not trainer.should_stop):
             return
         self._next_refresh = seconds + self._interval
         progress = self._budget.progress
