@@ -2,10 +2,10 @@
 
 import os
 
-# Of a rank that is gone, torch writes a C++ stack where RankWatch says it in one line. To be set before torch is imported.
+# Of a rank that is gone torch writes a C++ stack, and RankWatch one line. To be set before torch is imported.
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
-from bytelm.cli import main  # noqa: E402
+from bytelm.cli import main
 
 if __name__ == "__main__":
     main()

@@ -92,6 +92,7 @@ class Interrupted(RunError):
     def __init__(self, signum: int, message: str = "", on_all_ranks: bool = False) -> None:
         name = signal.Signals(signum).name
         super().__init__(f"interrupted by {name}{message and ' ' + message}")
+        self.signum = signum
         self.exit_status = 128 + signum
         self.on_all_ranks = on_all_ranks
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from bytelm.errors import RankLost, run_error
+from bytelm.errors import Interrupted, RankLost, run_error
 from callbacks.run_record import RunRecord
 
 BEAT_SECONDS = 1.0
@@ -34,6 +34,7 @@ class RankWatch(Callback):
         self._over = threading.Event()  # this rank ends, for whatever reason
         self._known = threading.Event()  # which rank was lost
         self._lost = ""
+        self._rounds = 0  # of the watch
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.world_size == 1:
@@ -53,6 +54,8 @@ class RankWatch(Callback):
         self._names = {rank: self._store.get(f"name/{rank}").decode() for rank in range(self._world_size)}
         _dismiss_lightnings_observer()
         threading.Thread(target=self._watch, args=(self._store,), name="rank-watch", daemon=True).start()
+        if self._rank > 0:
+            threading.Thread(target=self._watch_store, name="store-watch", daemon=True).start()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         if self._store is None:
@@ -64,6 +67,8 @@ class RankWatch(Callback):
             if self._known.wait(BEAT_SECONDS * (PATIENCE + 5)):
                 exception.__cause__ = RankLost(self._lost)
         else:
+            if isinstance(cause, Interrupted):  # before there was a step to finish, so that it knows alone
+                self._store.set("signal", str(cause.signum))
             self._store.set("lost", f"{self._names[self._rank]} failed: {type(exception).__name__}: {exception}")
             self._over.set()
             time.sleep(2 * BEAT_SECONDS)  # for the others to read it: the store ends with rank 0
@@ -78,9 +83,12 @@ class RankWatch(Callback):
         counts: dict[int, int] = {}
         missed: dict[int, int] = {}
         while not self._over.wait(BEAT_SECONDS):
+            self._rounds += 1
             try:
                 store.add(f"beat/{self._rank}", 1)
                 if store.check(["lost"]):
+                    if store.check(["signal"]):
+                        os.kill(os.getpid(), int(store.get("signal")))  # as if it had come here
                     return self._end(store.get("lost").decode())
                 # Rank 0 watches all others, and they watch rank 0, which tells them.
                 for rank in range(1, self._world_size) if self._rank == 0 else [0]:
@@ -96,6 +104,15 @@ class RankWatch(Callback):
             except dist.DistError:
                 if not self._over.is_set():
                     return self._end(f"{self._names[0]} is gone")
+
+    def _watch_store(self) -> None:
+        """Where rank 0 hangs, its store does not answer, and the watch hangs with it."""
+        seen, missed = -1, 0
+        while not self._over.wait(BEAT_SECONDS) and not self._known.is_set():
+            missed = 0 if seen != self._rounds else missed + 1
+            seen = self._rounds
+            if missed > PATIENCE:
+                return self._end(f"{self._names[0]} does not answer any more")
 
     def _how_it_died(self, rank: int) -> str | None:
         """What the system says of a rank that this process has started."""

@@ -4,6 +4,7 @@ Weights, optimizer, budget and data position are restored by those that they bel
 random states, Lightning's counters, and a validation that was due when the run was cut.
 """
 
+import os
 import random
 from typing import Any
 
@@ -72,11 +73,13 @@ class Resume(Callback):
         loops["epoch_loop.val_loop.batch_progress"] = {"total": nothing, "current": nothing, "is_last_batch": False}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._random_states is None:
+        states = self._random_states or []
+        if len(states) == trainer.world_size:
+            set_random_states(states[trainer.global_rank])
+        elif trainer.world_size > 1:  # a new run, or one with another number of ranks
+            _seed_apart(trainer.global_rank)
+        if not states:
             return
-        if len(self._random_states) == trainer.world_size:  # with another number of ranks there is nothing to restore
-            set_random_states(self._random_states[trainer.global_rank])
-        self._random_states = None
         steps = TimeBudget.of(trainer).steps
         if steps != self._validated_step and _is_due(trainer, steps):
             trainer.validating = True
@@ -110,6 +113,14 @@ def set_random_states(states: dict[str, Any]) -> None:
     np.random.set_state({**of_numpy, "state": {**of_numpy["state"], "key": of_numpy["state"]["key"].tolist()}})
     if "cuda" in states and torch.cuda.is_available():
         torch.cuda.set_rng_state(states["cuda"].cpu())
+
+
+def _seed_apart(rank: int) -> None:
+    """Lets ranks draw different numbers. Until now they drew the same, for the same initial weights."""
+    seed = int(os.environ.get("PL_GLOBAL_SEED", 0)) + rank
+    torch.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
 
 
 def _is_due(trainer: Trainer, steps: int) -> bool:
