@@ -7,10 +7,12 @@ only, so that `torch.load(weights_only=True)` reads it and a checkpoint from a s
 
 import contextlib
 import os
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import lightning
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from torch import nn
@@ -40,9 +42,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """
         try:
             Path(path).parent.mkdir(parents=True, exist_ok=True)
-            with replacing(Path(path)) as partial:
-                torch.save(checkpoint, partial)
-        except (OSError, RuntimeError) as error:  # torch's own writer raises RuntimeError on a full disk
+            # A file, and not its path: what torch opens itself fails without the system's reason.
+            with replacing(Path(path)) as partial, open(partial, "wb") as file:
+                torch.save(checkpoint, file)
+        except (OSError, RuntimeError) as error:  # torch wraps the file's errors
             raise StorageError(
                 f"{path}: the checkpoint could not be written ({reason(error)}); an earlier one is as it was"
             ) from error
@@ -53,7 +56,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         Raises:
             CheckpointError: See `read`.
         """
-        return read(path, map_location=map_location or (lambda storage, location: storage))
+        checkpoint = read(path, map_location=map_location or (lambda storage, location: storage))
+        checkpoint.setdefault("pytorch-lightning_version", lightning.__version__)  # weights alone can be scored, too
+        return checkpoint
 
 
 @contextlib.contextmanager
@@ -76,18 +81,29 @@ def replacing(path: Path) -> Iterator[Path]:
         raise
 
 
-def read(path: str | Path, map_location: str | Callable[..., Any] = "meta") -> dict[str, Any]:
+def read(path: str | Path, map_location: str | Callable[..., Any] = "meta", check: bool = False) -> dict[str, Any]:
     """Reads a checkpoint; with the default `map_location` only the shapes and types of its tensors.
+
+    Args:
+        path: Its file.
+        map_location: As for torch.load.
+        check: Whether to hold all of it against its checksums, which torch does not do.
 
     Raises:
         CheckpointError: It is not there, damaged, no checkpoint of Lightning's, or holds more than plain values.
     """
     try:
-        checkpoint = torch.load(path, map_location=map_location, weights_only=True)
+        file = open(path, "rb")  # noqa: SIM115 (closed below; here, for errors that are not those of the contents)
     except OSError as error:
         raise CheckpointError(f"ckpt_path: {str(path)!r} cannot be read: {error.strerror or error}") from error
+    try:
+        with file:
+            if check and zipfile.is_zipfile(file) and (damaged := zipfile.ZipFile(file).testzip()):
+                raise ValueError(f"{damaged} in it is not what was written")
+            file.seek(0)
+            checkpoint = torch.load(file, map_location=map_location, weights_only=True)
     except Exception as error:  # torch.load raises whatever the damage makes of the file
-        if "weights_only" in str(error):
+        if "Unsupported global" in str(error) or "Unsupported class" in str(error):
             raise CheckpointError(
                 f"ckpt_path: {str(path)!r} holds more than tensors and plain values, and reading that could run code; "
                 "accepted: checkpoints as bytelm writes them"
@@ -114,10 +130,11 @@ def fits(path: str | Path, checkpoint: Mapping[str, Any], model: nn.Module, conf
         CheckpointError: It cannot; the message names the keys of the config that differ.
     """
     saved = checkpoint.get("config", {})
-    differing = differences(saved, config)
+    differing = differences(saved, config) if saved else []
     theirs = {name: tuple(value.shape) for name, value in checkpoint["state_dict"].items()}
     ours = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-    if theirs != ours:
+    # Tied or not, the embeddings have the same keys and shapes, and only half of an untied pair would be loaded.
+    if theirs != ours or any(line.startswith("model.gpt.tie_embeddings:") for line in differing):
         of_network = [line for line in differing if line.startswith("model.gpt.")]
         if not of_network:
             name = next(name for name in sorted({**theirs, **ours}) if theirs.get(name) != ours.get(name))
@@ -134,6 +151,9 @@ def fits_optimizer(path: str | Path, checkpoint: Mapping[str, Any], config: Mapp
     """
     if not checkpoint.get("optimizer_states"):
         raise CheckpointError(f"ckpt_path: {str(path)!r} holds weights but no state of an optimizer to go on with")
+    needed = ("callbacks", "loops", "lr_schedulers", "global_step", "epoch")
+    if missing := [key for key in needed if key not in checkpoint]:
+        raise CheckpointError(f"ckpt_path: {str(path)!r} is none to go on from: it lacks {', '.join(missing)}")
     theirs, ours = (
         given.get("model", {}).get("optimizer", {}).get("class_path")
         for given in (checkpoint.get("config", {}), config)
@@ -166,7 +186,9 @@ def flat(value: Any, key: str = "") -> dict[str, Any]:
 
 
 def reason(error: Exception) -> str:
-    """The first line of what an exception, or the one behind it, says."""
-    cause = error.__cause__ or error.__context__ or error
+    """The first line of what an exception says: the system's error behind it, if there is one, or the first of all."""
+    cause: BaseException = error
+    while not isinstance(cause, OSError) and (behind := cause.__cause__ or cause.__context__) is not None:
+        cause = behind
     text = getattr(cause, "strerror", None) or str(cause).strip() or type(cause).__name__
     return text.splitlines()[0]

@@ -11,8 +11,12 @@ import json
 import logging
 import signal
 import sys
+import threading
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any, NoReturn
 
 from jsonargparse import Namespace
@@ -51,6 +55,7 @@ from callbacks import (
     TimeBudget,
     TrainLog,
 )
+from callbacks.interruption import SIGNALS
 
 register_type(Duration, serializer=str, deserializer=Duration.parse, deserializer_exceptions=(ValueError,))
 
@@ -144,6 +149,9 @@ class BytelmCLI(LightningCLI):
 
     resumed: Path | None = None  # the checkpoint of the run that goes on in its own folder
 
+    def _parse_ckpt_path(self) -> None:
+        """Nothing: LightningCLI would put a checkpoint's model in place of the config's, without a word."""
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument(
             "--experiment", type=str | None, help="Name of the run's folder in runs/; default: the configs' names."
@@ -188,7 +196,7 @@ class BytelmCLI(LightningCLI):
                 self._check_checkpoint(path)
 
     def _check_checkpoint(self, path: str) -> None:
-        checkpoint = read(path)
+        checkpoint = read(path, check=True)
         differing = fits(path, checkpoint, self.model, self.plain_config)
         if self.subcommand == "fit":
             fits_optimizer(path, checkpoint, self.plain_config)
@@ -234,7 +242,7 @@ class BytelmCLI(LightningCLI):
         if self.resumed is None:
             return RunLogger(RUNS, self._experiment())
         steps = read(self.resumed)["callbacks"]["TimeBudget"]["steps"]
-        return RunLogger(RUNS, self._experiment(), resumed=version_of(self.resumed), purge_step=steps)
+        return RunLogger(RUNS, self._experiment(), resumed=version_of(self.resumed), purge_step=steps - 1)
 
     def _experiment(self) -> str:
         if name := self._get(self.config, "experiment"):
@@ -252,15 +260,37 @@ def main(args: list[str] | None = None) -> None:
         args: Arguments; default those that the program was started with.
     """
     try:
-        build(args)
-    except KeyboardInterrupt:
-        fail("interrupted", Interrupted(signal.SIGINT).exit_status)
+        with interruptible():
+            build(args)
     except Exception as error:
         if (cause := run_error(error)) is None:
             raise
         if cause.on_all_ranks and rank_zero_only.rank:  # type: ignore[attr-defined]
             sys.exit(cause.exit_status)  # rank 0 says why
         fail(str(cause), cause.exit_status)
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Inside, SIGTERM and SIGINT end the program at once, with a line of its own. In training there is more to it: see
+    callbacks/interruption.py."""
+
+    def end(signum: int, frame: FrameType | None) -> None:
+        raise Interrupted(signum)
+
+    def report(failed: threading.ExceptHookArgs) -> None:
+        # TensorBoard's writing thread: its error is raised by the next call of the logger, too.
+        if not type(failed.thread).__module__.startswith("tensorboard"):
+            threading.__excepthook__(failed)
+
+    before = {signum: signal.signal(signum, end) for signum in SIGNALS}
+    threading.excepthook = report
+    try:
+        yield
+    finally:
+        threading.excepthook = threading.__excepthook__
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
 
 
 def build(args: list[str] | None = None, run: bool = True) -> BytelmCLI:

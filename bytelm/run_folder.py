@@ -35,6 +35,9 @@ class RunLogger(TensorBoardLogger):
         kwargs: Passed on to torch's SummaryWriter, such as `purge_step`: TensorBoard forgets what was logged from that
             step on, before the run was cut.
 
+    Attributes:
+        latest: The last step that was logged, and its values by tag.
+
     Raises:
         StorageError: The folder cannot be made, or another process is at work in it.
     """
@@ -42,6 +45,7 @@ class RunLogger(TensorBoardLogger):
     def __init__(self, root: str, experiment: str, resumed: int | None = None, **kwargs: Any) -> None:
         folder = os.path.expandvars(Path(root).expanduser())
         super().__init__(folder, name=experiment, default_hp_metric=False, **kwargs)
+        self.latest: tuple[int, dict[str, float]] = (-1, {})
         self._resumed = resumed
         self._claimed: int | None = None
         self._lock: int | None = None
@@ -55,7 +59,10 @@ class RunLogger(TensorBoardLogger):
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         # Lightning adds the epoch to what it logs; a budgeted run has none.
-        self._write(super().log_metrics, {tag: value for tag, value in metrics.items() if tag != "epoch"}, step)
+        values = {tag: float(value) for tag, value in metrics.items() if tag != "epoch"}
+        if step is not None:
+            self.latest = (step, {**(self.latest[1] if step == self.latest[0] else {}), **values})
+        self._write(super().log_metrics, values, step)
 
     def save(self) -> None:
         self._write(self.experiment.flush)  # and no hparams.yaml beside config.yaml

@@ -63,7 +63,8 @@ class Divergence(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         budget = TimeBudget.of(trainer)
-        self._losses.append((trainer.global_step, outputs["loss"]))
+        ended = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        self._losses.append((trainer.global_step + (not ended), outputs["loss"]))
         if budget.is_meeting and (step := self._first_bad_step(trainer)) is not None:
             self._diverged(trainer, f"the training loss of step {step} is NaN or infinite")
 

@@ -1,7 +1,9 @@
 """Resume: puts a run that goes on exactly where its checkpoint left it.
 
 Weights, optimizer, budget and data position are restored by those that they belong to. Here is what would be nobody's:
-random states, Lightning's counters, and a validation that was due when the run was cut.
+random states, Lightning's counters, a validation that was due when the run was cut, and the logs of the last step.
+TensorBoard forgets that step and what the cut run had logged after it: whether its validation was logged before the cut
+or not, each value is there once.
 """
 
 import os
@@ -12,6 +14,7 @@ import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from bytelm.run_folder import RunLogger
 from callbacks.time_budget import TimeBudget
 
 
@@ -27,6 +30,7 @@ class Resume(Callback):
         self.config = config
         self._validated_step = -1
         self._random_states: list[dict[str, Any]] | None = None
+        self._logged: dict[int, dict[str, float]] = {}
         self._trainer: Trainer | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -38,11 +42,14 @@ class Resume(Callback):
         if self._trainer is not None and self._trainer.world_size > 1:
             states = [own] * self._trainer.world_size
             torch.distributed.all_gather_object(states, own)
-        return {"random_states": states, "validated_step": self._validated_step}
+        loggers = self._trainer.loggers if self._trainer is not None else []
+        logged = [logger.latest for logger in loggers if isinstance(logger, RunLogger)]
+        return {"random_states": states, "validated_step": self._validated_step, "logged": dict(logged)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._random_states = state_dict["random_states"]
         self._validated_step = state_dict["validated_step"]
+        self._logged = state_dict["logged"]
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         checkpoint["config"] = self.config
@@ -81,7 +88,14 @@ class Resume(Callback):
         if not states:
             return
         steps = TimeBudget.of(trainer).steps
-        if steps != self._validated_step and _is_due(trainer, steps):
+        # A run that was at its end is validated again even if it had been: the record needs the scores.
+        validates = trainer.should_stop or (steps != self._validated_step and _is_due(trainer, steps))
+        logged = self._logged.get(steps - 1, {})
+        logged = {tag: value for tag, value in logged.items() if not (validates and tag.startswith("val/"))}
+        for logger in trainer.loggers:
+            if logged and isinstance(logger, RunLogger):
+                logger.log_metrics(logged, steps - 1)
+        if validates:
             trainer.validating = True
             trainer.fit_loop.epoch_loop.val_loop.run()
             trainer.training = True
@@ -125,7 +139,5 @@ def _seed_apart(rank: int) -> None:
 
 def _is_due(trainer: Trainer, steps: int) -> bool:
     """Whether a validation follows the step that a checkpoint was written after."""
-    if trainer.should_stop:
-        return True
     every = trainer.val_check_batch
     return isinstance(every, int) and steps * trainer.accumulate_grad_batches % every == 0

@@ -279,19 +279,10 @@ def test_every_optimizer_is_one_option_away(run, optimizer):
     assert type(cli.trainer.optimizers[0]).__name__ == optimizer
 
 
-@pytest.mark.parametrize(
-    ("config", "params"),
-    [
-        ("configs/autoresearch/00-baseline.yaml", 891_904),
-        ("configs/autoresearch/32-rope-d80-ff256.yaml", 223_248),
-        ("configs/quickstart.yaml", 626_048),
-    ],
-)
-def test_the_configs_build_and_say_how_they_are_run(folder, monkeypatch, config, params):
-    monkeypatch.setenv("BYTELM_DATA", str(folder))
-    Path("shakespeare.txt").write_bytes(Path("corpus.txt").read_bytes())
+def test_the_quickstart_builds_and_says_how_it_is_run(folder):
+    config = "configs/quickstart.yaml"
     cli = build(["--config", str(PROJECT / config)], run=False)
-    assert cli.model.gpt.num_params() == params
+    assert cli.model.gpt.num_params() == 626_048
     assert (PROJECT / config).read_text().startswith(f"# python -m bytelm fit --config {config}\n")
 
 
