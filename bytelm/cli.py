@@ -19,6 +19,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
+import yaml
 from jsonargparse import Namespace
 from jsonargparse.typing import register_type
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -92,24 +93,30 @@ CHECKPOINT_DEFAULTS = {
 
 
 class RunConfig(SaveConfigCallback):
-    """Saves the resolved config in the run's folder, and as hyper-parameters that TensorBoard compares runs by."""
+    """Saves the resolved config in the run's folder, and as hyper-parameters that TensorBoard compares runs by.
 
-    def __init__(self, parser: LightningArgumentParser, config: Namespace) -> None:
+    Args:
+        parser: The command line's.
+        config: As it was parsed.
+        plain: As plain values.
+    """
+
+    def __init__(self, parser: LightningArgumentParser, config: Namespace, plain: dict[str, Any]) -> None:
         super().__init__(parser, config, save_to_log_dir=False)  # but below, whole or not at all
+        self.plain = plain
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._folder = Path(trainer.log_dir or trainer.default_root_dir)  # a broadcast, so on all ranks
         super().setup(trainer, pl_module, stage)
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        without_checkpoint: Any = self.config.clone()
-        without_checkpoint.pop("ckpt_path", None)  # `fit --config` on it repeats the run, from its beginning
+        # Without the checkpoint: `fit --config` on it repeats the run from its beginning.
+        config = {key: value for key, value in self.plain.items() if key != "ckpt_path"}
         self._folder.mkdir(parents=True, exist_ok=True)
         with replacing(self._folder / self.config_filename) as partial:
-            self.parser.save(without_checkpoint, partial, skip_unset=False, overwrite=True)
+            partial.write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), encoding="utf-8")
         if stage != "fit" or not isinstance(trainer.logger, RunLogger):
             return
-        config = self.config.as_dict()
         varied = {key: config[key] for key in ("seed_everything", "data", "time_budget", "lr_schedule")}
         varied["trainer"] = {key: config["trainer"][key] for key in COMPARED_TRAINER_KEYS}
         values = {
@@ -167,6 +174,7 @@ class BytelmCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         plain = json.loads(self.parser.dump(self.config, skip_unset=False, format="json"))
         self.plain_config: dict[str, Any] = plain.get(self.subcommand, plain)
+        self.save_config_kwargs = {"plain": self.plain_config}
         given = self._get(self.config, "ckpt_path")
         if given not in ("last", "best"):
             return
