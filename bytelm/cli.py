@@ -280,8 +280,9 @@ def main(args: list[str] | None = None) -> None:
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Inside, SIGTERM and SIGINT end the program at once, with a line of its own. In training there is more to it: see
-    callbacks/interruption.py."""
+    """Inside, SIGTERM and SIGINT end the program with a line of its own: at once, until callbacks/interruption.py knows
+    of something to finish first.
+    """
 
     def end(signum: int, frame: FrameType | None) -> None:
         raise Interrupted(signum)
