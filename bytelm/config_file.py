@@ -26,6 +26,16 @@ class BadText(ValueError):
 class ConfigFileParser(LightningArgumentParser):
     """A parser that refuses bad config files, and import paths whose modules fail, with what the user has to know."""
 
+    def get_defaults(self, *args: Any, **kwargs: Any) -> Namespace:
+        """Default values; of a class its name alone, its options' defaults being filled in at the end of a parse.
+
+        Otherwise they would count as given: where a config names another class, jsonargparse keeps the options that the
+        two have in common, and RMSNorm would begin with LayerNorm's eps, SGD with AdamW's weight decay.
+        """
+        defaults = super().get_defaults(*args, **kwargs)
+        _forget_options(defaults)
+        return defaults
+
     def parse_args(self, *args: Any, **kwargs: Any) -> Namespace:  # type: ignore[override]
         """Parses a command line."""
         with failures_as_import_errors():
@@ -76,6 +86,15 @@ class ConfigFileParser(LightningArgumentParser):
                 self._check_keys(inner, group, f"{prefix}{name}.")
             elif not isinstance(inner, str | None):  # text may be the path of a config for this key
                 raise ConfigError(f"{prefix}{name}", inner, f"accepted: a mapping of {', '.join(vars(group))}")
+
+
+def _forget_options(defaults: Namespace) -> None:
+    for value in vars(defaults).values():
+        if isinstance(value, Namespace):
+            if "class_path" in value:
+                value.pop("init_args", None)
+            else:
+                _forget_options(value)
 
 
 def read(text: str) -> dict[Any, Any]:

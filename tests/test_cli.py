@@ -257,6 +257,16 @@ def test_the_runs_seed_decides_on_the_shuffled_order_unless_the_data_have_one(ru
     assert len(set(batches)) == 3
 
 
+@pytest.mark.parametrize("by", ["option", "config"])
+def test_a_part_in_the_place_of_another_has_its_own_defaults_and_keeps_what_was_given(folder, by):
+    Path("swap.yaml").write_text("model: {gpt: {norm: RMSNorm}, optimizer: SGD}\n")
+    swap = ["--config", "swap.yaml"] if by == "config" else ["--model.gpt.norm=RMSNorm", "--model.optimizer=SGD"]
+    cli = build(["--config", "tiny.yaml", *swap], run=False)
+    assert cli.model.gpt.blocks[0].attention_norm.eps == 1e-6  # LayerNorm has 1e-5
+    (group, *_) = cli.model.configure_optimizers().param_groups
+    assert (group["lr"], group["weight_decay"]) == (3e-3, 0)  # of tiny.yaml; AdamW has 0.01
+
+
 PARTS = {
     "position": ["Learned", "Rotary", "Sinusoidal", "ALiBi", "NoPosition"],
     "embedding": ["TokenEmbedding", "ScaledEmbedding"],
