@@ -24,6 +24,7 @@ from callbacks.time_budget import TimeBudget
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 SAME_SECONDS = 1.0  # a launcher passes on what the terminal has sent to every process: that is one signal, not two
+ENDING_SECONDS = 10.0  # what a process has to end in, without being disturbed
 
 
 class Signals(Callback):
@@ -39,6 +40,7 @@ class Signals(Callback):
         self.received = 0
         self.deferred = False
         self._received_at = 0.0
+        self._deaf_seconds = SAME_SECONDS
         self._launcher: Any = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -50,10 +52,11 @@ class Signals(Callback):
 
     def _receive(self, signum: int, frame: FrameType | None) -> None:
         now = time.monotonic()
-        if self.received and now - self._received_at < SAME_SECONDS:
+        if self.received and now - self._received_at < self._deaf_seconds:
             return
         again, self.received, self._received_at = self.received, signum, now
         if again or not self.deferred:
+            self._deaf_seconds = ENDING_SECONDS
             if self._launcher is not None:
                 self._launcher.kill(signum)  # the ranks that this process has started
             raise Interrupted(signum)
