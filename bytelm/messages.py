@@ -13,6 +13,7 @@ from pydoc import locate
 from typing import Any, get_args, get_type_hints
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from tqdm import tqdm
 
 NUMBERS = {
     "PositiveInt": "a whole number above 0",
@@ -26,7 +27,7 @@ NUMBERS = {
 @rank_zero_only
 def note(text: str) -> None:
     """Tells the user something that is no error."""
-    print(f"bytelm: note: {text}", file=sys.stderr, flush=True)
+    tqdm.write(f"bytelm: note: {text}", file=sys.stderr)  # which makes room for it above a progress bar
 
 
 def clarify(message: str, roots: Mapping[str, type], nested: Iterable[type] = ()) -> str:

@@ -16,12 +16,13 @@ from typing import Any
 import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from bytelm.errors import Interrupted, RankLost, run_error
+from bytelm.errors import Interrupted, RankLost, RunError, run_error
 from callbacks.run_record import RunRecord
 
 BEAT_SECONDS = 1.0
 PATIENCE = 25  # beats that a rank may miss; counted, not timed: a machine that was asleep has missed none
-GRACE_SECONDS = 10.0  # for the program to end by itself, and for the ranks to take leave of each other
+GRACE_SECONDS = 5.0  # for the program to end by itself, once it is known which rank was lost
+GOODBYE_SECONDS = 10.0  # for the ranks to take leave of each other
 EVERY_COLLECTIVE = ("gloo", "nccl")  # in the text of errors that a dead rank causes in the others
 
 
@@ -32,8 +33,8 @@ class RankWatch(Callback):
         super().__init__()
         self._store: dist.TCPStore | None = None
         self._over = threading.Event()  # this rank ends, for whatever reason
-        self._known = threading.Event()  # which rank was lost
-        self._lost = ""
+        self._lost: RunError | None = None
+        self._known = threading.Event()  # what was lost
         self._rounds = 0  # of the watch
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -65,7 +66,7 @@ class RankWatch(Callback):
             self._take_leave(self._store)
         elif any(name in str(exception).lower() for name in EVERY_COLLECTIVE):
             if self._known.wait(BEAT_SECONDS * (PATIENCE + 5)):
-                exception.__cause__ = RankLost(self._lost)
+                exception.__cause__ = self._lost
         else:
             if isinstance(cause, Interrupted):  # before there was a step to finish, so that it knows alone
                 self._store.set("signal", str(cause.signum))
@@ -87,9 +88,12 @@ class RankWatch(Callback):
             try:
                 store.add(f"beat/{self._rank}", 1)
                 if store.check(["lost"]):
-                    if store.check(["signal"]):
-                        os.kill(os.getpid(), int(store.get("signal")))  # as if it had come here
-                    return self._end(store.get("lost").decode())
+                    lost = store.get("lost").decode()
+                    if not store.check(["signal"]):
+                        return self._end(RankLost(lost))
+                    signum = int(store.get("signal"))
+                    os.kill(os.getpid(), signum)  # as if it had come here
+                    return self._end(Interrupted(signum, f"as {lost}"))
                 # Rank 0 watches all others, and they watch rank 0, which tells them.
                 for rank in range(1, self._world_size) if self._rank == 0 else [0]:
                     if store.check([f"goodbye/{rank}"]):
@@ -100,10 +104,10 @@ class RankWatch(Callback):
                     if (how := self._how_it_died(rank)) or missed[rank] > PATIENCE:
                         lost = f"{self._names[rank]} {how or 'does not answer any more'}"
                         store.set("lost", lost)
-                        return self._end(lost)
+                        return self._end(RankLost(lost))
             except dist.DistError:
                 if not self._over.is_set():
-                    return self._end(f"{self._names[0]} is gone")
+                    return self._end(RankLost(f"{self._names[0]} is gone"))
 
     def _watch_store(self) -> None:
         """Where rank 0 hangs, its store does not answer, and the watch hangs with it."""
@@ -112,7 +116,7 @@ class RankWatch(Callback):
             missed = 0 if seen != self._rounds else missed + 1
             seen = self._rounds
             if missed > PATIENCE:
-                return self._end(f"{self._names[0]} does not answer any more")
+                return self._end(RankLost(f"{self._names[0]} does not answer any more"))
 
     def _how_it_died(self, rank: int) -> str | None:
         """What the system says of a rank that this process has started."""
@@ -122,13 +126,12 @@ class RankWatch(Callback):
             return None
         return f"was ended by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
 
-    def _end(self, lost: str) -> None:
-        self._lost = lost
+    def _end(self, error: RunError) -> None:
+        self._lost = error
         self._known.set()
         if self._over.wait(GRACE_SECONDS):
             return
         # The program waits in a collective that will not come to its end.
-        error = RankLost(lost)
         for callback in self._trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, RunRecord):
                 callback.write_failure(self._trainer, error)
@@ -143,7 +146,7 @@ class RankWatch(Callback):
         try:
             store.set(f"goodbye/{self._rank}", "")
             if self._rank == 0:
-                store.wait([f"goodbye/{rank}" for rank in range(self._world_size)], timedelta(seconds=GRACE_SECONDS))
+                store.wait([f"goodbye/{rank}" for rank in range(self._world_size)], timedelta(seconds=GOODBYE_SECONDS))
         except dist.DistError:
             pass  # the others have ended
 
