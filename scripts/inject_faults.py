@@ -314,9 +314,10 @@ def inject(folder: Path, kills: int, seed: int) -> tuple[list[Kill], list[str]]:
     problems: list[str] = []
     moments = cycle(rng)
     moment: str | None = next(moments)
+    chains = itertools.count()  # not the kills: a run may come to its end before it is killed
     with tqdm(total=kills, unit="kill") as bar:
         while len(made) < kills and len(problems) < GIVE_UP:
-            chain = Chain(folder, f"chain-{len(made)}", startup, seconds)
+            chain = Chain(folder, f"chain-{next(chains)}", startup, seconds)
             while moment is not None and chain.most(moment) and not chain.over:
                 chain.run(moment, rng)
                 bar.set_postfix_str(moment, refresh=False)
