@@ -12,10 +12,14 @@ from lightning.pytorch import Trainer
 from torch import Tensor
 
 
+def ends_step(trainer: Trainer, batch_idx: int) -> bool:
+    """Whether a batch is the last of those that are accumulated into a step."""
+    return (batch_idx + 1) % trainer.accumulate_grad_batches == 0  # Lightning's own rule
+
+
 def is_log_step(trainer: Trainer, batch_idx: int) -> bool:
-    """Whether a step has just ended, and not only one of the batches accumulated into it, and is one to log."""
-    ended = (batch_idx + 1) % trainer.accumulate_grad_batches == 0  # Lightning's own rule
-    return ended and trainer.global_step % trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
+    """Whether a step has just ended that is one to log."""
+    return ends_step(trainer, batch_idx) and trainer.global_step % trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
 
 
 def batch_loss(trainer: Trainer, outputs: Any) -> Tensor:

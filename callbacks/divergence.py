@@ -12,6 +12,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from bytelm.errors import ConfigError, Diverged
+from bytelm.log_steps import ends_step
 from bytelm.messages import note
 from bytelm.values import NonNegativeInt, UnitInterval
 from callbacks.last_checkpoint import LastCheckpoint
@@ -64,8 +65,8 @@ class Divergence(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         budget = TimeBudget.of(trainer)
-        ended = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
-        self._losses.append((trainer.global_step + (not ended), outputs["loss"]))
+        step_of_batch = trainer.global_step + (0 if ends_step(trainer, batch_idx) else 1)
+        self._losses.append((step_of_batch, outputs["loss"]))
         if budget.is_meeting and (step := self._first_bad_step(trainer)) is not None:
             self._diverged(trainer, f"the training loss of step {step} is NaN or infinite")
 

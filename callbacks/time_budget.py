@@ -2,8 +2,8 @@
 
 The clock runs from batch to batch, as the clock of a plain training loop would, and stands still while Lightning
 validates or writes a checkpoint. Before it starts, a warm-up pass gets compilation and first-call costs over with.
-Other callbacks read `progress`, and
-`is_meeting`: whether this is a step at whose end all ranks have read the clock together.
+Other callbacks read `progress`, and `is_meeting`: whether this is a step at whose end all ranks have read the clock
+together.
 
 | logged | what |
 | --- | --- |
@@ -24,7 +24,7 @@ from bytelm.log_steps import is_log_step, log_metrics
 from bytelm.messages import note
 from bytelm.process import process_age
 from bytelm.units import Duration, Progress, Unit
-from callbacks.warm_up import next_batch, wait_for_device, warm_up
+from callbacks.warm_up import data_position, next_batch, wait_for_device, warm_up
 
 ENDS_A_RUN = "time_budget.limit decides when a run ends (500 steps, 3m, …)"
 
@@ -141,7 +141,7 @@ class TimeBudget(Callback):
             trainer.should_stop = True
             return
         batch = next_batch(trainer)
-        self._position = _position(trainer)
+        self._position = data_position(trainer)
         step_seconds = warm_up(trainer, pl_module, batch) * trainer.accumulate_grad_batches
         self._step_seconds.append(trainer.strategy.broadcast(step_seconds))
         self._tokens_per_step = batch[0].numel() * trainer.world_size * trainer.accumulate_grad_batches
@@ -196,7 +196,7 @@ class TimeBudget(Callback):
             self._over = trainer.should_stop = self.is_meeting = True  # Lightning then validates
             self._stopwatch.pause()
         elif self._exact:
-            self._position = _position(trainer)
+            self._position = data_position(trainer)
         if is_log_step(trainer, batch_idx):
             log_metrics(trainer, {"time_budget/progress": self.progress.fraction})
 
@@ -319,9 +319,3 @@ class Stopwatch:
 
     def pause(self) -> None:
         self._seconds, self._started = self.seconds, None
-
-
-def _position(trainer: Trainer) -> dict[str, Any] | None:
-    """Of the data, where they have one."""
-    loader: Any = trainer.train_dataloader
-    return loader.state_dict() if hasattr(loader, "state_dict") else None

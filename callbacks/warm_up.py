@@ -44,11 +44,17 @@ def warm_up(trainer: Trainer, pl_module: LightningModule, batch: Any) -> float:
 def next_batch(trainer: Trainer) -> Any:
     """The batch that training begins with, on the device; the loader stays where it was."""
     loader: Any = trainer.train_dataloader
-    position = loader.state_dict() if hasattr(loader, "state_dict") else None
+    position = data_position(trainer)
     batch = next(iter(loader))
     if position is not None:
         loader.load_state_dict(position)
     return trainer.strategy.batch_to_device(batch)
+
+
+def data_position(trainer: Trainer) -> dict[str, Any] | None:
+    """Where the training data stand, if they know it; their `load_state_dict` takes it back."""
+    loader: Any = trainer.train_dataloader
+    return loader.state_dict() if hasattr(loader, "state_dict") else None
 
 
 def wait_for_device(trainer: Trainer) -> None:
