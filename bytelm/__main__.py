@@ -1,14 +1,23 @@
-"""`python -m bytelm fit --config …`"""
+"""`python -m bytelm fit --config …`, and the other commands."""
 
 import os
 import signal
+import sys
+from importlib import import_module
 
 signal.signal(signal.SIGINT, signal.SIG_DFL)  # a Ctrl-C while torch is imported needs no traceback
 # Of a rank that is gone torch writes a C++ stack, and RankWatch one line. To be set before torch is imported.
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
-from bytelm.cli import main
+# Those beside LightningCLI's (cli.py). Imported when asked for: they need what `pip install bytelm[experiments]` adds.
+COMMANDS = {
+    "experiments": "bytelm.experiments.runner",
+    "report": "bytelm.experiments.report",
+    "serve": "bytelm.experiments.service",
+}
 
 if __name__ == "__main__":
+    command, *arguments = sys.argv[1:] or [""]
+    module = import_module(COMMANDS.get(command, "bytelm.cli"))
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    main()
+    module.main(arguments if command in COMMANDS else None)

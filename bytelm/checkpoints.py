@@ -5,10 +5,8 @@ carries the name `last.ckpt` is always a whole checkpoint, whenever the power go
 only, so that `torch.load(weights_only=True)` reads it and a checkpoint from a stranger cannot run anything.
 """
 
-import contextlib
-import os
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,7 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from torch import nn
 
 from bytelm.errors import CheckpointError, StorageError
+from bytelm.files import replacing
 
 COMPARED = ("data", "lr_schedule", "model")  # what is trained; a run may go on with another budget, on other devices
 
@@ -59,26 +58,6 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         checkpoint = read(path, map_location=map_location or (lambda storage, location: storage))
         checkpoint.setdefault("pytorch-lightning_version", lightning.__version__)  # weights alone can be scored, too
         return checkpoint
-
-
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A path beside `path`, whose file takes the place of that at `path` when the block ends without an error."""
-    partial = path.with_name(f".{path.name}.part")
-    try:
-        yield partial
-        with open(partial, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-        if hasattr(os, "O_DIRECTORY"):
-            folder = os.open(path.parent, os.O_DIRECTORY)
-            try:
-                os.fsync(folder)  # the name too
-            finally:
-                os.close(folder)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
 
 
 def read(path: str | Path, map_location: str | Callable[..., Any] = "meta", check: bool = False) -> dict[str, Any]:

@@ -30,14 +30,16 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch.utils.tensorboard.summary import hparams
 
 import bytelm.data.corpora  # noqa: F401 (makes the corpora's short names known)
-from bytelm.checkpoints import AtomicCheckpointIO, fits, fits_optimizer, flat, read, replacing
+from bytelm.checkpoints import AtomicCheckpointIO, fits, fits_optimizer, flat, read
 from bytelm.config_file import ConfigFileParser
 from bytelm.data.bytes import ByteData
 from bytelm.errors import CheckpointError, ConfigError, Interrupted, run_error
+from bytelm.files import replacing
 from bytelm.gpt import GPT
 from bytelm.language_model import LanguageModel
 from bytelm.messages import clarify, note
 from bytelm.parts.attention import Attention
+from bytelm.process import end_with_parent
 from bytelm.run_folder import RUNS, RunLogger, newest_checkpoint, version_of
 from bytelm.strategies import FSDP
 from bytelm.units import Duration
@@ -262,14 +264,22 @@ class BytelmCLI(LightningCLI):
 
 
 def main(args: list[str] | None = None) -> None:
-    """Runs the command line: what ends a run (errors.py) is said in one line, with an exit status of its own.
+    """Runs the command line.
 
     Args:
         args: Arguments; default those that the program was started with.
     """
+    with errors_in_one_line():
+        end_with_parent()
+        build(args)
+
+
+@contextmanager
+def errors_in_one_line() -> Iterator[None]:
+    """Inside, what ends a run (errors.py) is said in one line, and ends the program with an exit status of its own."""
     try:
         with interruptible():
-            build(args)
+            yield
     except Exception as error:
         if (cause := run_error(error)) is None:
             raise

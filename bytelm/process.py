@@ -1,11 +1,15 @@
-"""What the system knows of this process: how old it is, how much memory it has used."""
+"""This process: how old it is, how much memory it has used, and that it ends when the one that started it is gone."""
 
 import os
+import signal
 import sys
+import threading
 import time
+from datetime import datetime, timezone
 from pathlib import Path
 
 IMPORTED_AT = time.monotonic()
+LIFELINE = "BYTELM_LIFELINE"  # names the file descriptor of a pipe that only the parent can write to
 
 
 def process_age() -> float:
@@ -18,6 +22,15 @@ def process_age() -> float:
         return time.monotonic() - IMPORTED_AT
 
 
+def utc(timestamp: float) -> str:
+    """ISO 8601 text of a moment, which sorts as the moments do.
+
+    Args:
+        timestamp: Seconds since 1970, as time.time() gives them.
+    """
+    return datetime.fromtimestamp(timestamp, timezone.utc).isoformat(timespec="milliseconds")
+
+
 def peak_memory_mb() -> float | None:
     """Largest resident size of this process so far, in MiB; None where the system does not tell."""
     try:
@@ -26,3 +39,15 @@ def peak_memory_mb() -> float | None:
         return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return round(peak / (2**20 if sys.platform == "darwin" else 2**10), 1)
+
+
+def end_with_parent() -> None:
+    """Sends this process a SIGTERM when its parent ends, in whatever way, if that gave it a lifeline to hold on to."""
+    if (lifeline := os.environ.pop(LIFELINE, None)) is None:  # taken, so that processes of this one do not look for it
+        return
+
+    def watch() -> None:
+        os.read(int(lifeline), 1)  # nobody writes: this returns when the other end is closed
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True, name="lifeline").start()

@@ -81,7 +81,7 @@ class RunLogger(TensorBoardLogger):
 
     def _claim(self) -> int:
         if self._resumed is not None:
-            self._lock = _lock(Path(self.root_dir, f"version_{self._resumed}"))
+            self._lock = _lock_run(Path(self.root_dir, f"version_{self._resumed}"))
             return self._resumed
         root = Path(self.root_dir)
         try:
@@ -97,7 +97,7 @@ class RunLogger(TensorBoardLogger):
             raise StorageError(
                 f"runs: {str(root)!r} cannot be used; the run's folder cannot be made there: {error}"
             ) from error
-        self._lock = _lock(root / f"version_{version}")
+        self._lock = _lock_run(root / f"version_{version}")
         return version
 
 
@@ -114,6 +114,16 @@ def newest_checkpoint(experiment: str, name: str = "last", root: str = RUNS) -> 
     return next((path for path in reversed(found) if path.is_file()), None)
 
 
+def newest_run(experiment: Path) -> Path | None:
+    """The folder of an experiment's newest run.
+
+    Args:
+        experiment: Folder of the experiment.
+    """
+    versions = _versions(experiment)
+    return experiment / f"version_{max(versions)}" if versions else None
+
+
 def version_of(checkpoint: Path) -> int:
     """The version whose folder a path from `newest_checkpoint` is in."""
     return int(checkpoint.parent.parent.name.removeprefix("version_"))
@@ -124,16 +134,40 @@ def _versions(folder: Path) -> list[int]:
     return [int(number) for number in taken if number.isdecimal()]
 
 
-def _lock(folder: Path) -> int | None:
-    """Keeps other processes out of a run's folder until this one ends, in whatever way."""
-    if fcntl is None:
-        return None
-    file = os.open(folder / ".lock", os.O_CREAT | os.O_RDWR, 0o644)
+def is_running(run: Path) -> bool:
+    """Whether a process is at work in a run's folder."""
+    if not (run / ".lock").exists():
+        return False
+    file = os.open(run / ".lock", os.O_RDWR)
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+        return not lock(file)
+    finally:
         os.close(file)
-        raise StorageError(f"{folder}: another process is at work on this run") from None
-    except OSError:
-        pass  # a file system without locks
+
+
+def lock(file: int) -> bool:
+    """Keeps other processes from locking a file, until all that this process and its children hold of it is closed.
+
+    Args:
+        file: Its descriptor.
+
+    Returns:
+        Whether no other process has it locked; true also where the system has no locks.
+    """
+    if fcntl is not None:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        except OSError:
+            pass  # a file system without locks
+    return True
+
+
+def _lock_run(folder: Path) -> int:
+    """Keeps other processes out of a run's folder until this one ends, in whatever way."""
+    file = os.open(folder / ".lock", os.O_CREAT | os.O_RDWR, 0o644)
+    if not lock(file):
+        os.close(file)
+        raise StorageError(f"{folder}: another process is at work on this run")
     return file

@@ -2,10 +2,10 @@
 
 Keys of record.json: status (completed, interrupted, diverged or error), reason (why it was not completed), val_bpb,
 val_loss, train_loss, total_steps, training_time_secs, total_time_secs, startup_time_secs, num_params_M, tokens_per_sec,
-tokens_seen, peak_memory_mb (of the process; on GPUs also peak_device_memory_mb), seed, device, strategy, world_size,
-precision, corpus (name, bytes, sha256), git (commit, dirty), versions (python, torch, lightning, bytelm), checkpoint,
-run. Of a run that went on after a cut, steps, tokens and training time are those of the whole; total and start-up time
-and memory those of the last process.
+tokens_seen, peak_memory_mb (of the process; on GPUs also peak_device_memory_mb), started_at and ended_at (ISO 8601,
+UTC), seed, device, strategy, world_size, precision, corpus (name, bytes, sha256), git (commit, dirty), versions
+(python, torch, lightning, bytelm), checkpoint, run. Of a run that went on after a cut, steps, tokens and training time
+are those of the whole; started_at, total and start-up time and memory those of the last process.
 """
 
 import contextlib
@@ -14,6 +14,7 @@ import os
 import platform
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,10 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 import bytelm
-from bytelm.checkpoints import replacing
 from bytelm.errors import Diverged, Interrupted, run_error
+from bytelm.files import replacing
 from bytelm.log_steps import batch_loss
-from bytelm.process import peak_memory_mb, process_age
+from bytelm.process import peak_memory_mb, process_age, utc
 from callbacks.last_checkpoint import LastCheckpoint
 from callbacks.time_budget import TimeBudget
 
@@ -118,6 +119,8 @@ class RunRecord(Callback):
             "tokens_per_sec": round(budget.tokens / seconds, 1) if seconds else None,
             "tokens_seen": budget.tokens,
             "peak_memory_mb": peak_memory_mb(),
+            "started_at": utc(time.time() - process_age()),
+            "ended_at": utc(time.time()),
             "seed": int(seed) if (seed := os.environ.get("PL_GLOBAL_SEED")) else None,
             "device": _device_name(trainer.strategy.root_device),
             "strategy": type(trainer.strategy).__name__,

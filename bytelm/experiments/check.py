@@ -1,0 +1,67 @@
+"""Checker: tells what cannot run before it costs a run.
+
+The check builds all that a config describes, short of training it, in a process of its own, which has imported torch
+once and is kept for the next check: a bad config can neither end nor change the process that asks.
+"""
+
+import contextlib
+import io
+import json
+import multiprocessing
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any
+
+
+class Checker:
+    """Use it in a `with` block, which ends its process."""
+
+    def __init__(self) -> None:
+        self._pool: ProcessPoolExecutor | None = None
+
+    def __enter__(self) -> "Checker":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def check(self, options: Sequence[str]) -> tuple[dict[str, Any] | None, str]:
+        """Checks a run.
+
+        Args:
+            options: What would follow `python -m bytelm fit`.
+
+        Returns:
+            The resolved config, or None; and what is wrong with it then.
+        """
+        if self._pool is None:
+            self._pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
+        try:
+            return self._pool.submit(_check, list(options)).result()
+        except BrokenProcessPool:
+            self.close()
+            return None, "the process that checks it died (out of memory?)"
+
+    def close(self) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+            self._pool = None
+
+
+def _check(options: list[str]) -> tuple[dict[str, Any] | None, str]:
+    from bytelm.cli import build, fail
+    from bytelm.errors import run_error
+
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
+            try:
+                return json.loads(json.dumps(build(options, run=False).plain_config)), ""
+            except Exception as error:
+                if (cause := run_error(error)) is None:
+                    return None, f"{type(error).__name__}: {' '.join(str(error).split())}"
+                fail(str(cause))
+    except SystemExit:
+        lines = said.getvalue().strip().splitlines() or ["it was refused without a word"]
+        return None, lines[-1].removeprefix("bytelm: error: ")

@@ -1,0 +1,191 @@
+"""Job: one run as a process of its own, which is ended at its limit, and leaves a record whatever became of it.
+
+A run that fails, hangs or is killed by the system takes nothing else with it. When this process ends, in whatever way,
+the run does too, and leaves a last.ckpt to go on from.
+"""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bytelm.errors import CheckpointError, ConfigError, DataError, StorageError
+from bytelm.files import replacing
+from bytelm.process import LIFELINE, utc
+from bytelm.run_folder import RUNS, lock, newest_run
+
+REFUSALS = (ConfigError.exit_status, DataError.exit_status, CheckpointError.exit_status)
+ENDING_SECONDS = 30.0  # for what a run does at a SIGTERM: finish a step, write a checkpoint
+
+
+@dataclass
+class Outcome:
+    """What became of a run.
+
+    Attributes:
+        status: completed, error, timeout, diverged, interrupted; or refused, which leaves no folder.
+        reason: Why it was not completed.
+        folder: Where its record is.
+        record: What record.json says.
+    """
+
+    status: str
+    reason: str | None = None
+    folder: Path | None = None
+    record: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def val_bpb(self) -> float | None:
+        """The score; None where the run was not completed."""
+        return self.record.get("val_bpb") if self.status == "completed" else None
+
+
+class Job:
+    """Starts a run, or goes on with one that was cut.
+
+    Args:
+        options: What follows `python -m bytelm fit`.
+        experiment: Its folder in runs/, which is no other run's. Its output is written there, to log.txt.
+        timeout: Seconds after which it is ended; None for no such limit.
+
+    Attributes:
+        log: Its output.
+
+    Raises:
+        StorageError: Another process is at work on it.
+    """
+
+    def __init__(self, options: Sequence[str], experiment: str, timeout: float | None = None) -> None:
+        self.folder = Path(RUNS, experiment)
+        self.timeout = timeout
+        self._started = time.time()
+        self._clock = time.monotonic()
+        self._ended_by: str | None = None
+        self._kill_at = float("inf")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.log = self.folder / "log.txt"
+        command = [sys.executable, "-m", "bytelm", "fit", *options, "--experiment", experiment, "--ckpt_path", "last"]
+        lifeline, self._lifeline = os.pipe()
+        with open(self.log, "ab") as log:
+            if not lock(log.fileno()):  # which the run inherits with the file
+                raise StorageError(f"{self.folder}: another process is at work on this run")
+            self._log_start = log.tell()
+            self._earlier_record = self._record_time()
+            self._earlier_seconds = wall_time(self._read_record())
+            self.process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                pass_fds=[lifeline],
+                env={**os.environ, LIFELINE: str(lifeline)},
+                start_new_session=True,  # a Ctrl-C is for this process, and the run's processes are a group
+            )
+        os.close(lifeline)
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the start."""
+        return time.monotonic() - self._clock
+
+    def end(self, status: str = "interrupted") -> None:
+        """Asks the run to end; `poll` insists if it does not.
+
+        Args:
+            status: What its record will say.
+        """
+        if self._ended_by is None:
+            self._ended_by = status
+            self._kill_at = time.monotonic() + ENDING_SECONDS
+            self._signal(signal.SIGTERM)
+
+    def poll(self) -> Outcome | None:
+        """Sees to the limit; returns the outcome when the run has ended."""
+        if self.process.poll() is None:
+            if self.timeout is not None and self.elapsed > self.timeout:
+                self.end("timeout")
+            if time.monotonic() > self._kill_at:
+                self._signal(signal.SIGKILL)
+            return None
+        with contextlib.suppress(OSError):
+            os.close(self._lifeline)
+        self._signal(signal.SIGKILL)  # what the run may have left of its own processes
+        return self._outcome(self.process.returncode)
+
+    def wait(self, interval: float = 0.2) -> Outcome:
+        """Waits for the end."""
+        while (outcome := self.poll()) is None:
+            time.sleep(interval)
+        return outcome
+
+    def tail(self, size: int = 4000) -> str:
+        """The last characters of what the run has printed, without what a progress bar has overwritten."""
+        return tail(self.log, size, self._log_start)
+
+    def _signal(self, signum: int) -> None:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.process.pid, signum)
+
+    def _record_time(self) -> int | None:
+        run = newest_run(self.folder)
+        return run.joinpath("record.json").stat().st_mtime_ns if run and (run / "record.json").exists() else None
+
+    def _read_record(self) -> dict[str, Any]:
+        run = newest_run(self.folder)
+        return json.loads((run / "record.json").read_text()) if run and (run / "record.json").exists() else {}
+
+    def _outcome(self, exit_status: int) -> Outcome:
+        run = newest_run(self.folder)
+        said = [line for line in self.tail().splitlines() if line.startswith("bytelm: error: ")]
+        reason = said[-1].removeprefix("bytelm: error: ") if said else f"ended with exit status {exit_status}"
+        if exit_status in REFUSALS and run is None and self._ended_by is None:
+            self.log.unlink()
+            with contextlib.suppress(OSError):
+                self.folder.rmdir()
+            return Outcome("refused", reason)
+
+        record = self._read_record()
+        if self._record_time() == self._earlier_record:  # there is none, or it tells of an earlier attempt
+            record = {**record, "status": None, "started_at": utc(self._started), "ended_at": utc(time.time())}
+            if exit_status < 0:
+                reason = f"killed by {signal.Signals(-exit_status).name}"
+        if exit_status == 0:
+            status = "completed"
+        elif self._ended_by is not None:
+            status = self._ended_by
+            reason = f"not done after {self.timeout:g} s" if status == "timeout" else record.get("reason") or reason
+        else:
+            status, reason = record["status"] or "error", record.get("reason") or reason
+        if run is None:
+            run = self.folder / "version_0"
+            run.mkdir()
+        final = {"total_time_secs": round(self.elapsed, 3), **record, "status": status, "run": str(run)}
+        final["reason"] = None if status == "completed" else reason
+        if self._earlier_seconds:
+            final["wall_time_secs"] = round(self._earlier_seconds + self.elapsed, 3)
+        if final != record:
+            with replacing(run / "record.json") as partial:
+                partial.write_text(json.dumps(final, indent=2) + "\n")
+        return Outcome(status, final["reason"], run, final)
+
+
+def tail(log: Path, size: int = 4000, start: int = 0) -> str:
+    """The end of a run's log, without what a progress bar has overwritten."""
+    if not log.exists():
+        return ""
+    with open(log, "rb") as file:
+        file.seek(max(start, log.stat().st_size - 4 * size))
+        text = file.read().decode(errors="replace")
+    return "\n".join(line.rpartition("\r")[2] for line in text.replace("\r\n", "\n").split("\n"))[-size:]
+
+
+def wall_time(record: Mapping[str, Any]) -> float:
+    """Seconds that a run has taken, over all processes that it took."""
+    return record.get("wall_time_secs") or record.get("total_time_secs") or 0.0

@@ -1,0 +1,147 @@
+"""The ledger: every run below a folder, one row each, as ledger.csv for people and programs.
+
+The runs' folders are the truth: the ledger is read from their record.json and config.yaml, and can be made anew at any
+time. Runs of the same study (the folder that holds their experiments) with the same corpus and budget compete: one that
+was the best when it ended is marked `keep`, all others `discard`.
+"""
+
+import csv
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from bytelm.files import replacing
+from bytelm.process import utc
+from bytelm.run_folder import is_running
+
+LEDGER = "ledger.csv"
+FIGURES = (
+    "val_bpb",
+    "train_loss",
+    "total_steps",
+    "training_time_secs",
+    "total_time_secs",
+    "num_params_M",
+    "tokens_per_sec",
+    "peak_memory_mb",
+    "seed",
+    "started_at",
+    "ended_at",
+)
+COLUMNS = ("run", "study", "experiment", "status", "decision", *FIGURES, "budget", "corpus", "reason")
+
+
+@dataclass
+class Run:
+    """A run, as its folder tells.
+
+    Attributes:
+        folder: runs/<study>/<experiment>/version_N.
+        config: Its resolved config.
+        record: What record.json says; of a run that has left none, what is known all the same.
+        decision: `keep` or `discard`; None for one that is still running.
+    """
+
+    folder: Path
+    config: dict[str, Any]
+    record: dict[str, Any]
+    decision: str | None = None
+
+    @property
+    def experiment(self) -> str:
+        return self.folder.parent.name
+
+    @property
+    def study(self) -> str:
+        return self.folder.parent.parent.name
+
+    @property
+    def status(self) -> str:
+        """completed, error, timeout, diverged, interrupted or running."""
+        return self.record["status"]
+
+    @property
+    def val_bpb(self) -> float | None:
+        """The score; None where the run was not completed."""
+        return self.record.get("val_bpb") if self.status == "completed" else None
+
+    @property
+    def budget(self) -> str | None:
+        """The limits, as in the config."""
+        limit = (self.config.get("time_budget") or {}).get("limit")
+        return ", ".join(map(str, limit)) if isinstance(limit, list) else limit
+
+    @property
+    def competes_with(self) -> tuple[Any, ...]:
+        """What is the same for all runs that can be compared with this one."""
+        return self.folder.parent.parent, self.budget, (self.record.get("corpus") or {}).get("sha256")
+
+    def row(self) -> dict[str, Any]:
+        """The values of COLUMNS."""
+        return {
+            "run": str(self.folder),
+            "study": self.study,
+            "experiment": self.experiment,
+            "status": self.status,
+            "decision": self.decision,
+            **{key: self.record.get(key) for key in FIGURES},
+            "budget": self.budget,
+            "corpus": (self.record.get("corpus") or {}).get("name"),
+            "reason": self.record.get("reason"),
+        }
+
+
+def read_runs(root: Path) -> list[Run]:
+    """All runs below a folder, in the order in which they ended.
+
+    Args:
+        root: `runs`, the folder of a study or of an experiment, or that of a run.
+    """
+    marks = ("config.yaml", "record.json")
+    found = {mark.parent for name in marks for mark in root.rglob(name) if mark.parent.name.startswith("version_")}
+    runs = sorted((_read(folder) for folder in found), key=lambda run: (run.record["ended_at"] or "~", run.folder))
+    best: dict[tuple[Any, ...], float] = {}
+    for run in runs:
+        if run.status != "running":
+            rival = best.get(run.competes_with, float("inf"))
+            run.decision = "discard" if run.val_bpb is None or run.val_bpb >= rival else "keep"
+            best[run.competes_with] = min(rival, run.val_bpb if run.val_bpb is not None else rival)
+    return runs
+
+
+def best_of(runs: Iterable[Run]) -> Run | None:
+    """The run with the lowest score; None if none has one."""
+    return min((run for run in runs if run.val_bpb is not None), key=lambda run: run.val_bpb or 0.0, default=None)
+
+
+def write_ledger(root: Path) -> list[Run]:
+    """Makes `root`/ledger.csv anew; returns the runs that it lists."""
+    runs = read_runs(root)
+    with replacing(root / LEDGER) as partial, open(partial, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        writer.writerows(run.row() for run in runs)
+    return runs
+
+
+def _read(folder: Path) -> Run:
+    config_file, record_file = folder / "config.yaml", folder / "record.json"
+    config = {}
+    if config_file.exists():
+        config = yaml.load(
+            config_file.read_text(encoding="utf-8"), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+        )
+    record = json.loads(record_file.read_text(encoding="utf-8")) if record_file.exists() else {}
+    if is_running(folder):
+        record = {**record, "status": "running", "reason": None, "ended_at": None}
+    elif not record:  # its process was killed, or the machine went down
+        ended = max(path.stat().st_mtime for path in [folder, *folder.iterdir()])
+        record = {"status": "interrupted", "reason": "it left no record", "ended_at": utc(ended)}
+        record["started_at"] = utc(config_file.stat().st_mtime)
+        record["seed"] = config.get("seed_everything")
+    record.setdefault("ended_at", utc(record_file.stat().st_mtime) if record_file.exists() else None)
+    return Run(folder, config, record)

@@ -1,0 +1,270 @@
+"""`python -m bytelm experiments`: runs a list of configs, a grid or a search, one after another, under common limits.
+
+What is to be done is in the study's queue (study.py), what was done in the runs' folders; so the same command goes on
+after a cut, and several workers, on as many machines or GPUs, are the same command given as many times.
+"""
+
+import statistics
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+from jsonargparse import ArgumentParser
+from tqdm import tqdm
+
+from bytelm.cli import errors_in_one_line, fail
+from bytelm.errors import ConfigError, Interrupted, StorageError
+from bytelm.experiments.check import Checker
+from bytelm.experiments.job import Job, Outcome, wall_time
+from bytelm.experiments.ledger import LEDGER, Run, best_of, read_runs, write_ledger
+from bytelm.experiments.study import Claim, Plan, Sampler, Study
+from bytelm.messages import clarify
+from bytelm.run_folder import RUNS, newest_run
+from bytelm.units import Duration
+from bytelm.values import PositiveInt
+
+MOST_CUTS = 5  # of one run, within one call of this command
+
+
+def run_experiments(
+    configs: list[str],
+    options: list[str],
+    study: str | None = None,
+    seeds: list[int] | None = None,
+    space: dict[str, Any] | None = None,
+    sampler: Sampler = "grid",
+    sampler_seed: int | None = None,
+    max_runs: PositiveInt | None = None,
+    total_time: Duration | None = None,
+    run_timeout: Duration | None = None,
+    storage: str | None = None,
+) -> int:
+    """Runs experiments.
+
+    Args:
+        configs: Config files; each is an experiment.
+        options: What is added to every run's command line.
+        study: Name of this collection of runs, and of its folder in runs/. Default: name of the folder that the configs
+            are in; of the config, if there is one only.
+        seeds: Every experiment is run once with each of them. Default: the config's own.
+        space: For each key that is searched a list of values, or, but in a grid, a range: `{model.optimizer.lr: {low:
+            1e-4, high: 1e-2, log: true}, lr_schedule: [Constant, Cosine]}`.
+        sampler: grid: every combination; random: combinations drawn at random; tpe: drawn by what was learnt from
+            those before (Tree-structured Parzen Estimator, Bergstra et al. 2011). The latter two need a limit.
+        sampler_seed: Of the draws. Default: drawn, as several workers that share one would draw the same.
+        max_runs: How many runs there may be, over all calls and workers.
+        total_time: How long all runs together may take, such as 3h. No run is begun that would not fit, going by the
+            longest so far.
+        run_timeout: How long a run may take, from its start to its end, before it is ended. Default: twice its budget
+            in time, and ten minutes.
+        storage: Where workers share the queue: a file on a file system that they share, or a database's URL, as in
+            Optuna. Default: a file in the study's folder.
+
+    Returns:
+        The exit status: 0 if every run was completed.
+    """
+    plan = Plan(configs, options, tuple(seeds) if seeds else (None,), space, sampler)
+    if sampler != "grid" and max_runs is None and total_time is None:
+        raise ConfigError("max_runs", None, f"a {sampler} search needs a limit; accepted: max_runs or total_time")
+    for key, duration in (("total_time", total_time), ("run_timeout", run_timeout)):
+        if duration is not None and (duration.unit != "seconds" or not duration.value):
+            raise ConfigError(key, str(duration), "accepted: a time (180s, 3m, 1h30m)")
+    if study is None:
+        study = Path(configs[0]).stem if len(configs) == 1 else Path(configs[0]).absolute().parent.name
+    elif Path(study).is_absolute() or ".." in Path(study).parts:
+        raise ConfigError("study", study, f"accepted: the name of a folder in {RUNS}/")
+    queue = Study(study, plan, storage, sampler_seed)
+    return Runner(queue, max_runs, total_time, run_timeout).run()
+
+
+class Runner:
+    """Takes runs from a study's queue until it is empty or a limit is reached.
+
+    Args:
+        study: The queue.
+        max_runs: Limit on the number of the study's runs.
+        total_time: Limit on their time.
+        run_timeout: Limit on one run's.
+    """
+
+    def __init__(
+        self,
+        study: Study,
+        max_runs: int | None = None,
+        total_time: Duration | None = None,
+        run_timeout: Duration | None = None,
+    ) -> None:
+        self.study = study
+        self.max_runs = max_runs
+        self.total_time = total_time.value if total_time else None
+        self.run_timeout = run_timeout.value if run_timeout else None
+        self.outcomes: list[Outcome] = []
+        self.bar: tqdm = tqdm(disable=True)
+        self._spent = 0.0  # seconds that all runs have taken
+        self._shown: tuple[str, float | None] | None = None
+
+    def run(self) -> int:
+        """Runs them all; returns the exit status."""
+        self._queue_runs()
+        cuts: Counter[int] = Counter()
+        # Where there is no terminal, a line for every run that has ended is enough.
+        with tqdm(file=sys.stderr, dynamic_ncols=True, bar_format="{desc}", disable=None) as self.bar:
+            while not self._out_of_time() and (claim := self.study.next(self.max_runs)) is not None:
+                try:
+                    job = Job(claim.task.fit_options, claim.experiment)
+                except StorageError:
+                    continue  # another worker has gone on with the same cut run
+                outcome = self._wait(job, claim)
+                cuts[claim.number] += outcome.status == "interrupted"
+                if outcome.status == "interrupted" and cuts[claim.number] < MOST_CUTS:
+                    continue  # it stays in the queue
+                if outcome.status == "refused":
+                    self.study.drop(claim.number)
+                    self._refuse(Path(claim.experiment).name, outcome.reason)
+                else:
+                    self.study.close(claim.number, outcome.val_bpb)
+                    self._tell(claim, outcome)
+        return self._sum_up()
+
+    def _queue_runs(self) -> None:
+        """Queues the runs of a list or a grid, but for those that cannot run: all are checked before one is begun."""
+        if self.study.plan.sampler != "grid" or not (missing := self.study.missing()):
+            return
+        with (
+            Checker() as checker,
+            tqdm(missing, desc="checking configs", leave=False, file=sys.stderr, disable=None) as tasks,
+        ):
+            for task in tasks:
+                config, reason = checker.check(task.fit_options)
+                if config is None:
+                    self._refuse(task.name, reason)
+                else:
+                    self.study.queue(task)
+
+    def _refuse(self, name: str, reason: str | None) -> None:
+        self.outcomes.append(Outcome("refused", reason))
+        tqdm.write(f"refused         {name}: {reason}", file=sys.stderr)
+
+    # Limits
+
+    def _runs(self) -> list[Run]:
+        return [run for run in read_runs(self.study.folder) if run.folder.parent.parent == self.study.folder]
+
+    def _out_of_time(self) -> bool:
+        times = [wall_time(run.record) for run in self._runs()]
+        self._spent = sum(times)
+        return self.total_time is not None and self._spent + max(times, default=0.0) > self.total_time
+
+    # One run
+
+    def _wait(self, job: Job, claim: Claim) -> Outcome:
+        try:
+            while (outcome := job.poll()) is None:
+                if job.timeout is None:
+                    job.timeout = self.run_timeout or default_timeout(job.folder)
+                if self.total_time is not None and self._spent + job.elapsed > self.total_time:
+                    job.end()
+                self._show(f"{Path(claim.experiment).name} {clock(job.elapsed)}", job.elapsed)
+                time.sleep(0.5)
+            return outcome
+        except Interrupted as error:
+            job.end()
+            job.wait()
+            raise Interrupted(error.signum, f"in {claim.experiment}; the same command goes on with it") from error
+
+    # What is shown
+
+    def _show(self, now: str, elapsed: float) -> None:
+        if self.bar.disable:
+            return
+        if self._shown is None:  # read once a run
+            runs = self._runs()
+            ended = [run for run in runs if run.status != "running"]
+            mean = statistics.fmean([wall_time(run.record) for run in ended]) if ended else None
+            left = self.study.queued if self.study.plan.sampler == "grid" else None
+            if self.max_runs is not None:
+                left = min(self.max_runs - len(ended), left if left is not None else self.max_runs)
+            total = "?" if left is None else str(len(ended) + left)
+            seconds = [] if left is None or mean is None else [left * mean]
+            seconds += [] if self.total_time is None else [self.total_time - self._spent]
+            best = best_of(ended)
+            self._shown = (
+                f"{len(ended)}/{total} runs | " + (f"best {best.val_bpb:.4f} {best.experiment} | " if best else ""),
+                min(seconds, default=None),
+            )
+        text, seconds_left = self._shown
+        left_text = "" if seconds_left is None else f" | {clock(max(seconds_left - elapsed, 0.0))} left"
+        self.bar.set_description_str(f"{text}{now}{left_text}")
+
+    def _tell(self, claim: Claim, outcome: Outcome) -> None:
+        """One line for a run that has ended."""
+        self.outcomes.append(outcome)
+        self._shown = None
+        name = Path(claim.experiment).name
+        runs = write_ledger(Path(RUNS))
+        decision = next((run.decision for run in runs if run.folder == outcome.folder), None)
+        score = f"val_bpb {outcome.val_bpb:.4f}, {decision}" if outcome.val_bpb is not None else outcome.reason
+        tqdm.write(f"{outcome.status:9} {clock(wall_time(outcome.record))}  {name}: {score}", file=sys.stderr)
+
+    def _sum_up(self) -> int:
+        counts = Counter(outcome.status for outcome in self.outcomes)
+        runs = self._runs()
+        print(f"runs: {len(runs)}, of which now {', '.join(f'{n} {status}' for status, n in counts.items()) or 'none'}")
+        if left := self.study.queued:
+            print(f"left: {left}; the same command with higher limits goes on")
+        if best := best_of(runs):
+            print(f"best: {best.val_bpb:.4f} {best.folder}")
+        print(f"ledger: {Path(RUNS, LEDGER)}")
+        return int(any(outcome.status != "completed" for outcome in self.outcomes))
+
+
+def default_timeout(experiment: Path) -> float | None:
+    """Twice a run's budget in time and ten minutes: what no run takes that does not hang.
+
+    Args:
+        experiment: Its folder. Before the run has written its config there, or if that has no limit in time, None.
+    """
+    run = newest_run(experiment)
+    if run is None or not (run / "config.yaml").exists():
+        return None
+    limit = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))["time_budget"]["limit"]
+    limits = [Duration.parse(text) for text in (limit if isinstance(limit, list) else [limit])]
+    seconds = [duration.value for duration in limits if duration.unit == "seconds"]
+    return 2 * min(seconds) + 600 if seconds else float("inf")
+
+
+def clock(seconds: float) -> str:
+    """`1:02:03`, or `2:03`."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+class ToolParser(ArgumentParser):
+    """A parser whose errors are one line."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        fail(clarify(message, {}))
+
+
+def main(args: list[str]) -> None:
+    """Runs the command.
+
+    Args:
+        args: What follows `python -m bytelm experiments`.
+    """
+    parser = ToolParser(
+        prog="python -m bytelm experiments",
+        description="Runs many experiments under common limits. What follows `--` is added to each run's command line.",
+    )
+    parser.add_argument("configs", nargs="+", help="Config files; each is an experiment.")
+    parser.add_argument("--seeds", nargs="+", type=int, help="Each experiment is run with each of them.")
+    parser.add_function_arguments(run_experiments, skip={"configs", "options", "seeds"})
+    at = args.index("--") if "--" in args else len(args)
+    with errors_in_one_line():
+        given = vars(parser.parse_args(args[:at]))
+        status = run_experiments(**given, options=args[at + 1 :])
+    sys.exit(status)
