@@ -12,6 +12,7 @@ os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 # Those beside LightningCLI's (cli.py). Imported when asked for: they need what `pip install bytelm[experiments]` adds.
 COMMANDS = {
     "experiments": "bytelm.experiments.runner",
+    "ledger": "bytelm.experiments.ledger",
     "report": "bytelm.experiments.report",
     "serve": "bytelm.experiments.service",
 }

@@ -92,6 +92,13 @@ def _shortest(number: float) -> str:
     return f"{number:.{DECIMALS}f}".rstrip("0").rstrip(".")
 
 
+def clock(seconds: float) -> str:
+    """Seconds as `2:03` or `1:02:03`."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
 @dataclass(frozen=True)
 class Progress:
     """Where a run stands when a step begins.

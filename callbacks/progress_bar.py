@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import ProgressBar
 from tqdm import tqdm
 
 from bytelm.log_steps import batch_loss
+from bytelm.units import clock
 from callbacks.time_budget import TimeBudget
 
 TERMINAL_REFRESH_SECONDS = 0.5
@@ -60,7 +61,7 @@ class BudgetBar(ProgressBar):
         left = seconds * (1 - progress.fraction) / max(progress.fraction, 1e-9)
         self._bar.n = 100 * progress.fraction
         self._status = f"step {self._budget.steps:,} | loss {loss:.3f} | {tokens_per_sec:,.0f} tok/s"
-        self._bar.set_description_str(f"{self._status} | {_clock(left)} left")
+        self._bar.set_description_str(f"{self._status} | {clock(left)} left")
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._close(f"{self._status} | done")
@@ -119,9 +120,3 @@ class BudgetBar(ProgressBar):
                 self._bar.set_description_str(description)
             self._bar.close()
             self._bar = None
-
-
-def _clock(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

@@ -1,12 +1,13 @@
 """The ledger: every run below a folder, one row each, as ledger.csv for people and programs.
 
-The runs' folders are the truth: the ledger is read from their record.json and config.yaml, and can be made anew at any
-time. Runs of the same study (the folder that holds their experiments) with the same corpus and budget compete: one that
-was the best when it ended is marked `keep`, all others `discard`.
+The runs' folders are the truth: the ledger is read from their record.json and config.yaml, and `python -m bytelm
+ledger` makes it anew. Runs of the same study (the folder that holds their experiments) with the same corpus and budget
+compete: one that was the best when it ended is marked `keep`, all others `discard`.
 """
 
 import csv
 import json
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +15,12 @@ from typing import Any
 
 import yaml
 
+from bytelm.cli import errors_in_one_line
+from bytelm.errors import StorageError
+from bytelm.experiments.command import CommandParser
 from bytelm.files import replacing
 from bytelm.process import utc
-from bytelm.run_folder import is_running
+from bytelm.run_folder import RUNS, is_running
 
 LEDGER = "ledger.csv"
 FIGURES = (
@@ -145,3 +149,21 @@ def _read(folder: Path) -> Run:
         record["seed"] = config.get("seed_everything")
     record.setdefault("ended_at", utc(record_file.stat().st_mtime) if record_file.exists() else None)
     return Run(folder, config, record)
+
+
+def main(args: list[str]) -> None:
+    """Runs the command.
+
+    Args:
+        args: What follows `python -m bytelm ledger`.
+    """
+    parser = CommandParser("ledger", description="Makes the ledger of all runs anew, from their folders.")
+    parser.add_argument("runs", nargs="?", default=RUNS, help="Folder with runs; the ledger is written there.")
+    with errors_in_one_line():
+        root = Path(parser.parse_args(args).runs)
+        if not root.is_dir():
+            raise StorageError(f"{root}: there is no such folder; accepted: {RUNS}, or a folder in it")
+        runs = write_ledger(root)
+        counts = Counter(run.status for run in runs)
+        print(f"runs: {len(runs)} ({', '.join(f'{n} {status}' for status, n in counts.items())})")
+        print(f"ledger: {root / LEDGER}")

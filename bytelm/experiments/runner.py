@@ -9,21 +9,20 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import yaml
-from jsonargparse import ArgumentParser
 from tqdm import tqdm
 
-from bytelm.cli import errors_in_one_line, fail
+from bytelm.cli import errors_in_one_line
 from bytelm.errors import ConfigError, Interrupted, StorageError
 from bytelm.experiments.check import Checker
+from bytelm.experiments.command import CommandParser
 from bytelm.experiments.job import Job, Outcome, wall_time
 from bytelm.experiments.ledger import LEDGER, Run, best_of, read_runs, write_ledger
 from bytelm.experiments.study import Claim, Plan, Sampler, Study
-from bytelm.messages import clarify
 from bytelm.run_folder import RUNS, newest_run
-from bytelm.units import Duration
+from bytelm.units import Duration, clock
 from bytelm.values import PositiveInt
 
 MOST_CUTS = 5  # of one run, within one call of this command
@@ -236,28 +235,14 @@ def default_timeout(experiment: Path) -> float | None:
     return 2 * min(seconds) + 600 if seconds else float("inf")
 
 
-def clock(seconds: float) -> str:
-    """`1:02:03`, or `2:03`."""
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
-
-
-class ToolParser(ArgumentParser):
-    """A parser whose errors are one line."""
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        fail(clarify(message, {}))
-
-
 def main(args: list[str]) -> None:
     """Runs the command.
 
     Args:
         args: What follows `python -m bytelm experiments`.
     """
-    parser = ToolParser(
-        prog="python -m bytelm experiments",
+    parser = CommandParser(
+        "experiments",
         description="Runs many experiments under common limits. What follows `--` is added to each run's command line.",
     )
     parser.add_argument("configs", nargs="+", help="Config files; each is an experiment.")

@@ -1,0 +1,207 @@
+"""Comparison: which runs are the same but for their seed, what was changed from one to another, and what is noise.
+
+What a run changed is worked out by comparing its resolved config with those of the runs before it: the one that it
+differs from least is the one that it was made from. What differs by more than noise is judged by the spread over seeds,
+pooled over all configs that have several.
+"""
+
+import re
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from scipy import stats
+
+from bytelm.checkpoints import flat
+from bytelm.experiments.ledger import Run
+
+# What tells one run of an experiment from another, and what makes no difference to a score.
+NO_SETTINGS = (
+    "seed_everything",
+    "experiment",
+    "ckpt_path",
+    "weights_only",
+    "last_checkpoint",
+    "checkpoint",
+    "throughput",
+    "trainer.log_every_n_steps",
+    "trainer.enable_progress_bar",
+)
+CONFIDENCE = 0.95
+
+
+@dataclass(eq=False)
+class Experiment:
+    """Runs that differ by nothing but their seed.
+
+    Attributes:
+        number: The number that its name begins with, or its place among all.
+        name: Name of the config.
+        runs: In the order in which they ended.
+        origin: The earlier experiment that it differs from least.
+        changes: What it changed of that, a line each.
+    """
+
+    number: int
+    name: str
+    runs: list[Run]
+    origin: "Experiment | None" = None
+    changes: list[str] = field(default_factory=list)
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """What it was configured to do, by key."""
+        return settings(self.runs[0].config)
+
+    @cached_property
+    def scores(self) -> list[float]:
+        """val_bpb of each completed run."""
+        return [run.val_bpb for run in self.runs if run.val_bpb is not None]
+
+    @property
+    def val_bpb(self) -> float | None:
+        """Mean score."""
+        return statistics.fmean(self.scores) if self.scores else None
+
+    @property
+    def spread(self) -> float | None:
+        """Standard deviation over seeds."""
+        return statistics.stdev(self.scores) if len(self.scores) > 1 else None
+
+    @property
+    def kept(self) -> bool:
+        """Whether one of its runs was the best when it ended."""
+        return any(run.decision == "keep" for run in self.runs)
+
+    def figure(self, key: str) -> float | None:
+        """Median of a figure of the records, such as `total_steps`."""
+        values = [run.record[key] for run in self.runs if run.record.get(key) is not None]
+        return statistics.median(values) if values else None
+
+
+def experiments_of(runs: Iterable[Run]) -> list[Experiment]:
+    """Puts runs together that differ by their seed alone, and finds what each experiment changed.
+
+    Args:
+        runs: In the order in which they ended, as the ledger gives them.
+
+    Returns:
+        Experiments in the order of their numbers.
+    """
+    groups: dict[tuple[Any, ...], list[Run]] = {}
+    for run in runs:
+        if run.status != "running":
+            name = re.sub(r",seed=-?\d+", "", run.experiment)
+            groups.setdefault((name, *sorted(map(str, settings(run.config).items()))), []).append(run)
+    found = []
+    for place, ((name, *_), members) in enumerate(groups.items(), start=1):
+        numbered = re.match(r"\d+", str(name))
+        found.append(Experiment(int(numbered[0]) if numbered else place, str(name), members))
+    found.sort(key=lambda experiment: experiment.number)
+    for place, experiment in enumerate(found):
+        experiment.origin, experiment.changes = _origin(experiment, found[:place])
+    return found
+
+
+def settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a config that can make a difference, by dotted key."""
+    return {
+        key: value
+        for key, value in flat(config).items()
+        if key not in NO_SETTINGS and key.partition(".")[0] not in NO_SETTINGS
+    }
+
+
+def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    """What was changed from one config to another, a line each, such as `d_ff 320 → 256`.
+
+    Where a part was swapped for another class, options that only one of the two has are left out.
+
+    Args:
+        before: Settings, by key.
+        after: The same of the other.
+    """
+    keys = [key for key in {**before, **after} if before.get(key) != after.get(key)]
+    swapped = tuple(f"{key}." for key in keys if key in before and key in after and _is_class(key, before, after))
+    lines = []
+    for key in keys:
+        if key.startswith(swapped) and not (key in before and key in after):
+            continue
+        old, new = (_text(values[key]) if key in values else "none" for values in (before, after))
+        lines.append(f"{_short(key)} {old} → {new}")
+    return lines
+
+
+def _origin(experiment: Experiment, earlier: Sequence[Experiment]) -> tuple[Experiment | None, list[str]]:
+    """Of experiments that differ from this one by as little, people will have gone on from the best."""
+    candidates = [(changes(other.settings, experiment.settings), other) for other in earlier]
+    if not candidates:
+        return None, []
+    lines, origin = min(candidates, key=lambda one: (len(one[0]), one[1].val_bpb or float("inf")))
+    return origin, lines
+
+
+def _is_class(key: str, *configs: Mapping[str, Any]) -> bool:
+    return any(other.startswith(f"{key}.") for config in configs for other in config)
+
+
+def _short(key: str) -> str:
+    """A key as people say it: its last part, after that of the part whose option it is."""
+    for prefix in ("model.gpt.", "model.", "trainer.", "data."):
+        if key.startswith(prefix):
+            return key.removeprefix(prefix).replace("optimizer.lr", "lr")
+    return key
+
+
+def _text(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+@dataclass(frozen=True)
+class Noise:
+    """How much scores differ by the seed alone.
+
+    Attributes:
+        deviation: Standard deviation of one run's val_bpb, pooled over experiments.
+        freedom: Degrees of freedom: runs less experiments.
+    """
+
+    deviation: float
+    freedom: int
+
+    @classmethod
+    def of(cls, experiments: Iterable[Experiment]) -> "Noise | None":
+        """The pooled spread; None where no experiment has several seeds."""
+        several = [experiment.scores for experiment in experiments if len(experiment.scores) > 1]
+        freedom = sum(len(scores) - 1 for scores in several)
+        if not freedom:
+            return None
+        squares = sum(statistics.variance(scores) * (len(scores) - 1) for scores in several)
+        return cls((squares / freedom) ** 0.5, freedom)
+
+    def error(self, one: Experiment, other: Experiment) -> float:
+        """Standard error of the difference of two mean scores."""
+        return self.deviation * (1 / len(one.scores) + 1 / len(other.scores)) ** 0.5
+
+    def margin(self, one: Experiment, other: Experiment) -> float:
+        """Half the width of the 95 % interval of their difference (Student's t)."""
+        return float(stats.t.ppf((1 + CONFIDENCE) / 2, self.freedom)) * self.error(one, other)
+
+    def significant(self, pairs: Sequence[tuple[Experiment, Experiment]]) -> list[bool]:
+        """For each pair whether their scores differ by more than noise.
+
+        Many comparisons are made at once, so what is said to differ is chosen such that of all of those 5 % at most are
+        expected to be noise (Benjamini and Hochberg 1995).
+        """
+        if not pairs:
+            return []
+        p_values = []
+        for one, other in pairs:
+            difference = abs((one.val_bpb or 0.0) - (other.val_bpb or 0.0))
+            error = self.error(one, other)
+            p_values.append(
+                2 * float(stats.t.sf(difference / error, self.freedom)) if error else float(difference == 0)
+            )
+        return [bool(p <= 1 - CONFIDENCE) for p in stats.false_discovery_control(p_values)]
