@@ -313,7 +313,7 @@ class Section:
         scored = [e for e in self.experiments if e.val_bpb is not None]
         parts = []
         ranked = [(e.val_bpb, self.reported[e]["val_bpb"]) for e in scored if "val_bpb" in self.reported.get(e, {})]
-        if len(ranked) > 2:
+        if len(ranked) > 2 and all(len(set(side)) > 1 for side in zip(*ranked, strict=True)):
             rank = float(stats.spearmanr(*zip(*ranked, strict=True)).statistic)
             parts.append(
                 f"The order of the {len(ranked)} scores agrees with that of {self.reported_by} with a rank correlation "
