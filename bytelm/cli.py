@@ -62,6 +62,10 @@ from callbacks.interruption import SIGNALS
 
 register_type(Duration, serializer=str, deserializer=Duration.parse, deserializer_exceptions=(ValueError,))
 
+DESCRIPTION = (
+    "Trains language models under a wall-clock budget. Commands for many runs, each with a --help of its own: "
+    "experiments, ledger, report, serve."
+)
 TRAINER_DEFAULTS = {
     "max_epochs": -1,  # the time budget alone ends a run
     "log_every_n_steps": 10,
@@ -330,7 +334,7 @@ def build(args: list[str] | None = None, run: bool = True) -> BytelmCLI:
         auto_configure_optimizers=False,
         load_from_checkpoint_support=False,  # it would keep class instances; see after_instantiate_classes
         parser_class=Parser,
-        parser_kwargs={"prog": "python -m bytelm", "description": "Trains language models under a wall-clock budget."},
+        parser_kwargs={"prog": "python -m bytelm", "description": DESCRIPTION},
         args=args,
         run=run,
     )

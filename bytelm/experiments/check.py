@@ -8,6 +8,9 @@ import contextlib
 import io
 import json
 import multiprocessing
+import os
+import signal
+import threading
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -36,7 +39,7 @@ class Checker:
             The resolved config, or None; and what is wrong with it then.
         """
         if self._pool is None:
-            self._pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
+            self._pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=_begin)
         try:
             return self._pool.submit(_check, list(options)).result()
         except BrokenProcessPool:
@@ -47,6 +50,19 @@ class Checker:
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
             self._pool = None
+
+
+def _begin() -> None:
+    """A Ctrl-C is for the parent, and without that nothing is left to be done."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _check(options: list[str]) -> tuple[dict[str, Any] | None, str]:

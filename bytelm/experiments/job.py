@@ -48,7 +48,9 @@ class Outcome:
 
 
 class Job:
-    """Starts a run, or goes on with one that was cut.
+    """Starts a run, or goes on with one that was cut. To be used in a `with` block, or closed.
+
+    Until it is closed nobody else can start the run, so that what came of it can be put on record first.
 
     Args:
         options: What follows `python -m bytelm fit`.
@@ -69,26 +71,40 @@ class Job:
         self._clock = time.monotonic()
         self._ended_by: str | None = None
         self._kill_at = float("inf")
+        self._result: Outcome | None = None
         self.folder.mkdir(parents=True, exist_ok=True)
         self.log = self.folder / "log.txt"
         command = [sys.executable, "-m", "bytelm", "fit", *options, "--experiment", experiment, "--ckpt_path", "last"]
+        self._log = open(self.log, "ab")  # noqa: SIM115 (closed by close)
+        if not lock(self._log.fileno()):  # the run inherits the lock with the file
+            self._log.close()
+            raise StorageError(f"{self.folder}: another process is at work on this run")
+        self._log_start = self._log.tell()
+        self._earlier_record = self._record_time()
+        self._earlier_seconds = wall_time(self._read_record())
         lifeline, self._lifeline = os.pipe()
-        with open(self.log, "ab") as log:
-            if not lock(log.fileno()):  # which the run inherits with the file
-                raise StorageError(f"{self.folder}: another process is at work on this run")
-            self._log_start = log.tell()
-            self._earlier_record = self._record_time()
-            self._earlier_seconds = wall_time(self._read_record())
-            self.process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                pass_fds=[lifeline],
-                env={**os.environ, LIFELINE: str(lifeline)},
-                start_new_session=True,  # a Ctrl-C is for this process, and the run's processes are a group
-            )
+        self.process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=self._log,
+            stderr=subprocess.STDOUT,
+            pass_fds=[lifeline],
+            env={**os.environ, LIFELINE: str(lifeline)},
+            start_new_session=True,  # a Ctrl-C is for this process, and the run's processes are a group
+        )
         os.close(lifeline)
+
+    def __enter__(self) -> "Job":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Lets go of the run: one that has not ended is told to."""
+        if not self._log.closed:
+            self._log.close()
+            os.close(self._lifeline)
 
     @property
     def elapsed(self) -> float:
@@ -108,16 +124,16 @@ class Job:
 
     def poll(self) -> Outcome | None:
         """Sees to the limit; returns the outcome when the run has ended."""
-        if self.process.poll() is None:
+        if self._result is None and self.process.poll() is None:
             if self.timeout is not None and self.elapsed > self.timeout:
                 self.end("timeout")
             if time.monotonic() > self._kill_at:
                 self._signal(signal.SIGKILL)
             return None
-        with contextlib.suppress(OSError):
-            os.close(self._lifeline)
-        self._signal(signal.SIGKILL)  # what the run may have left of its own processes
-        return self._outcome(self.process.returncode)
+        if self._result is None:
+            self._signal(signal.SIGKILL)  # what the run may have left of its own processes
+            self._result = self._outcome(self.process.returncode)
+        return self._result
 
     def wait(self, interval: float = 0.2) -> Outcome:
         """Waits for the end."""

@@ -7,6 +7,7 @@ compete: one that was the best when it ended is marked `keep`, all others `disca
 
 import csv
 import json
+import time
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -141,7 +142,8 @@ def _read(folder: Path) -> Run:
         )
     record = json.loads(record_file.read_text(encoding="utf-8")) if record_file.exists() else {}
     if is_running(folder):
-        record = {**record, "status": "running", "reason": None, "ended_at": None}
+        seconds = time.time() - config_file.stat().st_mtime if config else None
+        record = {**record, "status": "running", "reason": None, "ended_at": None, "total_time_secs": seconds}
     elif not record:  # its process was killed, or the machine went down
         ended = max(path.stat().st_mtime for path in [folder, *folder.iterdir()])
         record = {"status": "interrupted", "reason": "it left no record", "ended_at": utc(ended)}

@@ -116,16 +116,17 @@ class Runner:
                     job = Job(claim.task.fit_options, claim.experiment)
                 except StorageError:
                     continue  # another worker has gone on with the same cut run
-                outcome = self._wait(job, claim)
-                cuts[claim.number] += outcome.status == "interrupted"
-                if outcome.status == "interrupted" and cuts[claim.number] < MOST_CUTS:
-                    continue  # it stays in the queue
-                if outcome.status == "refused":
-                    self.study.drop(claim.number)
-                    self._refuse(Path(claim.experiment).name, outcome.reason)
-                else:
-                    self.study.close(claim.number, outcome.val_bpb)
-                    self._tell(claim, outcome)
+                with job:
+                    outcome = self._wait(job, claim)
+                    cuts[claim.number] += outcome.status == "interrupted"
+                    if outcome.status == "interrupted" and cuts[claim.number] < MOST_CUTS:
+                        continue  # it stays in the queue
+                    if outcome.status == "refused":
+                        self.study.drop(claim.number)
+                        self._refuse(Path(claim.experiment).name, outcome.reason)
+                    else:
+                        self.study.close(claim.number, outcome.val_bpb)
+                        self._tell(claim, outcome)
         return self._sum_up()
 
     def _queue_runs(self) -> None:
@@ -224,7 +225,10 @@ def default_timeout(experiment: Path) -> float | None:
     """Twice a run's budget in time and ten minutes: what no run takes that does not hang.
 
     Args:
-        experiment: Its folder. Before the run has written its config there, or if that has no limit in time, None.
+        experiment: Its folder.
+
+    Returns:
+        Seconds; infinitely many for a budget that is none in time, None before the run has written its config.
     """
     run = newest_run(experiment)
     if run is None or not (run / "config.yaml").exists():

@@ -1,0 +1,558 @@
+"""The queue: what is to be run, in which order, under which name, and that no two workers take the same run."""
+
+import json
+import multiprocessing
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import yaml
+
+from bytelm.cli import build
+from bytelm.errors import ConfigError
+from bytelm.run_folder import lock
+from callbacks import Cosine
+
+optuna = pytest.importorskip("optuna")
+
+from bytelm.experiments.study import LOG, LONGEST_NAME, Plan, Study, Task, as_text  # noqa: E402
+
+WORKERS = 3
+LR = {"low": 1e-4, "high": 1e-2, "log": True}
+
+
+@pytest.fixture
+def study(folder):
+    """Makes a study, with the runs of a list or a grid in its queue."""
+
+    def study(*configs, name="s", storage=None, sampler_seed=0, **plan):
+        made = Study(name, Plan(configs or ("tiny.yaml",), **plan), storage, sampler_seed)
+        if made.plan.sampler == "grid":
+            for task in made.missing():
+                made.queue(task)
+        return made
+
+    return study
+
+
+@pytest.fixture
+def soon_used_up(monkeypatch):
+    """A space is taken to be used up after fewer draws in vain: each costs some writing to disk."""
+    monkeypatch.setattr("bytelm.experiments.study.MOST_REPEATS", 30)
+
+
+def take(study, most=100, **options):
+    """Takes runs, each of which ends at once, until nothing is left, or so many; returns their claims."""
+    claims = []
+    while len(claims) < most and (claim := study.next(**options)) is not None:
+        study.close(claim.number, 2.0)
+        claims.append(claim)
+    return claims
+
+
+def values(claims):
+    """Of the only key that is searched."""
+    return [value for claim in claims for _, value in claim.task.point]
+
+
+def trials(name="s"):
+    """What Optuna knows of a study."""
+    journal = optuna.storages.journal.JournalFileBackend(f"runs/{name}/study.journal")
+    return optuna.load_study(study_name=name, storage=optuna.storages.JournalStorage(journal)).trials
+
+
+# What is to be run
+
+
+def test_everything_is_run_once_before_anything_is_run_again(study):
+    Path("other.yaml").write_text("seed_everything: 3\n")
+    queue = study("tiny.yaml", "other.yaml", seeds=(2, 1), space={"model.lr": [0.1, 1], "b": ["x", "y"]})
+    assert [(claim.task.seed, claim.task.config, claim.task.point) for claim in take(queue)] == [
+        (seed, config, (("model.lr", lr), ("b", b)))
+        for seed in (2, 1)
+        for config in ("tiny.yaml", "other.yaml")
+        for lr in ("0.1", "1")
+        for b in ("x", "y")
+    ]
+
+
+def test_a_task_is_what_follows_fit(study):
+    queue = study(options=("--trainer.devices", "1"), seeds=(7,), space={"model.gpt.d_ff": [48]})
+    (claim,) = take(queue)
+    config, options, point, seed = ("--config", "tiny.yaml"), ("--trainer.devices", "1"), ("48",), ("7",)
+    assert claim.task.fit_options == [*config, *options, "--model.gpt.d_ff", *point, "--seed_everything", *seed]
+    assert Task.load(claim.task.dump()) == claim.task
+
+
+def test_without_a_seed_the_configs_own_counts(study):
+    (claim,) = take(study())
+    assert claim.task.fit_options == ["--config", "tiny.yaml"]
+
+
+def test_what_is_queued_is_not_missing(study):
+    assert study(seeds=(1, 2)).missing() == []
+    more = Study("s", Plan(["tiny.yaml"], seeds=(1, 2, 3)))
+    assert [task.seed for task in more.missing()] == [3]
+    assert Study("another", more.plan).missing() == more.plan.grid()
+
+
+def test_what_is_given_twice_is_run_once(study):
+    queue = study("tiny.yaml", "tiny.yaml", seeds=(1, 1), space={"a": [2, 2]})
+    assert len(take(queue)) == 1
+
+
+def test_what_was_dropped_is_missing_again(study):
+    queue = study(seeds=(1, 2))
+    dropped = queue.next()
+    queue.drop(dropped.number)
+    assert queue.missing() == [dropped.task]
+
+
+@pytest.mark.parametrize(
+    ("change", "is_another"),
+    [
+        (lambda text: text.replace("n_layers: 1", "n_layers: 2"), True),
+        (lambda text: text + "seed_everything: 3\n", True),
+        (lambda text: "# what this is\n" + text + "\n\n", False),
+        (lambda text: yaml.safe_dump(yaml.safe_load(text)), False),  # other order, other style
+    ],
+    ids=["value", "key", "comment", "style"],
+)
+def test_a_config_is_what_it_says(study, change, is_another):
+    take(study())
+    config = Path("tiny.yaml")
+    config.write_text(change(config.read_text()))
+    assert len(study().missing()) == 0  # as study() has queued it
+    assert len(take(study())) == is_another
+
+
+def test_other_options_make_another_run(study):
+    take(study())
+    assert len(take(study(options=("--model.gpt.n_layers", "2")))) == 1
+    assert take(study(options=("--model.gpt.n_layers", "2"))) == []
+
+
+def test_a_config_that_cannot_be_read_can_be_queued_for_the_check_to_refuse(study):
+    Path("bad.yaml").write_text("a: [1\n")
+    Path("latin.yaml").write_bytes(b"a: \xff\n")
+    assert len(study("bad.yaml", "latin.yaml", "nowhere.yaml").plan.grid()) == 3
+
+
+# Values on the command line
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (1, "1"),
+        (0.001, "0.001"),
+        (True, "true"),
+        (None, "null"),
+        ("5%", "5%"),
+        ("Cosine", "Cosine"),
+        ([1, 2], "[1, 2]"),
+        ({"class_path": "Cosine", "init_args": {"warmup": "5%"}}, "{class_path: Cosine, init_args: {warmup: 5%}}"),
+    ],
+)
+def test_a_value_is_written_as_the_command_line_takes_it(value, text):
+    assert as_text(value) == text
+
+
+@pytest.mark.parametrize("value", [1e-5, 123456789.25, {"class_path": "a" * 60, "init_args": {"b" * 40: "c d" * 20}}])
+def test_no_value_is_changed_by_being_written(value):
+    assert yaml.safe_load(as_text(value)) == value
+
+
+def test_a_class_with_options_is_one_value_of_a_list(study):
+    space = {"lr_schedule": [{"class_path": "Cosine", "init_args": {"warmup": "5%"}}], "model.gpt.d_ff": [48]}
+    (claim,) = take(study(seeds=(7,), space=space))
+    cli = build(claim.task.fit_options, run=False)
+    (schedule,) = [callback for callback in cli.trainer.callbacks if isinstance(callback, Cosine)]
+    assert str(schedule.warmup) == "5%"
+    assert cli.model.gpt.blocks[0].feedforward.up.out_features == 48
+    assert cli.plain_config["seed_everything"] == 7
+
+
+# Names
+
+
+@pytest.mark.parametrize(
+    ("task", "name"),
+    [
+        (Task("configs/a/00-base.yaml", ""), "00-base"),
+        (Task("base.yaml", "", seed=7), "base,seed=7"),
+        (Task("base.yaml", "", ("--a", "b"), 7), "base,seed=7"),
+        (
+            Task("base.yaml", "", (), 1, (("model.optimizer.lr", "1e-3"), ("lr_schedule", "Cosine"))),
+            "base,lr=1e-3,lr_schedule=Cosine,seed=1",
+        ),
+        (
+            Task("base.yaml", "", point=(("lr_schedule", "{class_path: Cosine, init_args: {warmup: 5%}}"),)),
+            "base,lr_schedule=_class_path_Cosine,_init_args_warmup_5_",
+        ),
+        (Task("my base.yaml", "", point=(("data.path", "../../else where"),)), "my_base,path=.._.._else_where"),
+    ],
+)
+def test_a_name_tells_config_point_and_seed(task, name):
+    assert task.name == name
+
+
+def test_a_name_is_short_enough_for_a_folder():
+    task = Task("base.yaml", "", point=(("a", "x" * 500),), seed=1)
+    assert task.name == ("base,a=" + "x" * 500)[:LONGEST_NAME]
+
+
+def test_tasks_of_the_same_name_are_numbered_the_same_for_all_workers(study):
+    for name in ("a", "b", "c"):
+        Path(name).mkdir()
+        Path(name, "tiny.yaml").write_text(f"experiment: {name}\n")
+    configs = [f"{name}/tiny.yaml" for name in ("a", "b", "c")]
+    one, two = study(*configs), study(*configs)
+    names = []
+    for _ in configs:
+        claim = one.next()
+        assert two.next() == claim  # as its process is gone, the other worker goes on with it
+        names.append(claim.experiment)
+        two.close(claim.number)
+    assert names == ["s/tiny", "s/tiny,2", "s/tiny,3"]
+
+
+def test_names_that_are_cut_short_are_told_apart(study):
+    queue = study(space={"a": ["x" * 200 + end for end in "yz"]})
+    first, second = [claim.experiment for claim in take(queue)]
+    assert second == first + ",2"
+
+
+def test_a_task_never_gets_the_folder_of_another(study):
+    # It was refused once, another of its name was run in the meantime, and now it comes again.
+    config = Path("tiny.yaml")
+    text = config.read_text()
+    refused = study()
+    refused.drop(refused.next().number)
+    config.write_text(text + "seed_everything: 3\n")
+    (other,) = take(study())
+    config.write_text(text)
+    (again,) = take(study())
+    assert other.task.name == again.task.name
+    assert other.experiment != again.experiment
+
+
+# Claims
+
+
+def log(claim):
+    return Path("runs", claim.experiment, LOG)
+
+
+def test_a_run_is_offered_again_when_its_process_is_gone_and_not_before(study, at_work):
+    one, two = study(seeds=(1, 2)), study(seeds=(1, 2))
+    claim = one.next()
+    process = at_work(log(claim))
+    other = two.next()
+    assert (claim.task.seed, other.task.seed) == (1, 2)
+    at_work(log(other))
+    assert one.next() is None
+    assert two.next() is None
+    assert one.queued == 2
+    process.kill()
+    process.wait()
+    assert two.next() == claim
+
+
+def test_a_run_that_was_cut_comes_before_those_that_wait(study):
+    queue = study(seeds=(1, 2))
+    cut = queue.next()
+    log(cut).parent.mkdir(parents=True)
+    log(cut).touch()
+    assert queue.next() == cut
+    queue.close(cut.number, 2.0)
+    assert queue.next().task.seed == 2
+
+
+def test_a_run_that_has_ended_is_never_offered_again(study):
+    queue = study(seeds=(1, 2))
+    queue.close(queue.next().number, 2.0)
+    queue.close(queue.next().number)  # failed
+    assert queue.next() is None
+    assert study(seeds=(1, 2)).next() is None
+    assert queue.queued == 0
+
+
+def work(number, plan, max_runs, barrier):
+    """A worker whose runs last until all workers have found nothing more to do; notes what it has taken."""
+    study = Study("s", plan)
+    missing = study.missing() if plan.sampler == "grid" else []
+    barrier.wait(60)  # all have seen the same queue before any of them adds to it
+    for task in missing:
+        study.queue(task)
+    taken = {}
+    while (claim := study.next(max_runs)) is not None:
+        log(claim).parent.mkdir(parents=True, exist_ok=True)
+        file = open(log(claim), "ab")  # noqa: SIM115 (held until the end, as a run's process does)
+        if lock(file.fileno()):
+            taken[file] = claim.task
+        else:
+            file.close()  # another worker was faster to go on with it
+    barrier.wait(60)
+    Path(f"taken-{number}").write_text(json.dumps([task.dump() for task in taken.values()]))
+
+
+@pytest.fixture(params=["threads", "processes"])
+def workers(request, folder):
+    """Lets workers loose on the same queue at the same moment; returns the tasks that they took, all together."""
+
+    def workers(plan, max_runs=None):
+        if request.param == "threads":
+            barrier = threading.Barrier(WORKERS)
+            with ThreadPoolExecutor(WORKERS) as pool:
+                list(pool.map(lambda number: work(number, plan, max_runs, barrier), range(WORKERS)))
+        else:
+            fork = multiprocessing.get_context("fork")
+            barrier = fork.Barrier(WORKERS)
+            processes = [fork.Process(target=work, args=(n, plan, max_runs, barrier)) for n in range(WORKERS)]
+            for process in processes:
+                process.start()
+            for process in processes:
+                process.join(120)
+                assert process.exitcode == 0
+        texts = [text for path in folder.glob("taken-*") for text in json.loads(path.read_text())]
+        return [Task.load(text) for text in texts]
+
+    return workers
+
+
+def test_workers_that_queue_the_same_runs_at_once_take_each_of_them_once(workers):
+    tasks = workers(Plan(["tiny.yaml"], seeds=tuple(range(6))))
+    assert sorted(task.seed for task in tasks) == list(range(6))
+
+
+def test_workers_keep_to_the_number_of_runs_together(study, workers):
+    queue = study(seeds=tuple(range(8)))
+    tasks = workers(queue.plan, max_runs=4)
+    assert len(set(tasks)) == len(tasks) == 4
+    assert queue.queued == 8  # four of them under way
+
+
+def test_workers_that_draw_keep_to_the_number_of_runs_together(workers):
+    tasks = workers(Plan(["tiny.yaml"], space={"lr": LR}, sampler="random"), max_runs=4)
+    assert len(set(tasks)) == len(tasks) == 4
+
+
+# The number of runs
+
+
+def test_runs_count_whatever_became_of_them_but_not_what_was_no_run(study, at_work):
+    queue = study(seeds=range(8))
+    queue.close(queue.next(max_runs=3).number, 2.0)
+    queue.close(queue.next(max_runs=3).number)  # failed
+    queue.drop(queue.next(max_runs=3).number)
+    at_work(log(queue.next(max_runs=3)))  # under way
+    assert queue.next(max_runs=3) is None
+    assert queue.next(max_runs=4).task.seed == 4
+
+
+def test_a_run_that_was_cut_goes_on_though_there_may_be_no_more_runs(study):
+    queue = study(seeds=(1, 2))
+    cut = queue.next(max_runs=1)
+    assert queue.next(max_runs=1) == cut
+
+
+def test_a_worker_that_was_killed_while_it_took_a_run_has_taken_none(study):
+    queue = study(name="s", seeds=())
+    journal = optuna.storages.journal.JournalFileBackend("runs/s/study.journal")
+    optuna.load_study(study_name="s", storage=optuna.storages.JournalStorage(journal)).ask()
+    queue = study(seeds=(1, 2))
+    assert queue.queued == 2
+    assert len(take(queue, max_runs=2)) == 2
+
+
+# Search
+
+
+def test_a_range_on_a_logarithmic_scale_is_drawn_from_evenly(study):
+    numbers = list(map(float, values(take(study(space={"lr": LR}, sampler="random"), most=60))))
+    assert len(set(numbers)) == 60
+    assert all(1e-4 <= number <= 1e-2 for number in numbers)
+    assert 15 <= sum(number < 1e-3 for number in numbers) <= 45
+
+
+@pytest.mark.parametrize(
+    ("limits", "possible"),
+    [
+        ({"low": 1, "high": 4}, {"1", "2", "3", "4"}),
+        ({"low": 2, "high": 10, "step": 4}, {"2", "6", "10"}),
+        ({"low": 0.1, "high": 0.5, "step": 0.1}, {"0.1", "0.2", "0.3", "0.4", "0.5"}),
+        ({"low": 0, "high": 1, "step": 0.25}, {"0.0", "0.25", "0.5", "0.75", "1.0"}),
+        ({"low": 20000, "high": 20001, "step": 0.5}, {"20000.0", "20000.5", "20001.0"}),
+        (["x", "y", 3], {"x", "y", "3"}),
+    ],
+    ids=str,
+)
+@pytest.mark.usefixtures("soon_used_up")
+def test_all_that_is_possible_is_drawn_once_and_nothing_else(study, limits, possible):
+    drawn = values(take(study(space={"a": limits}, sampler="random")))
+    assert sorted(drawn) == sorted(possible)
+
+
+def test_whole_numbers_are_drawn_from_a_range_of_whole_numbers(study):
+    limits = {"low": 16, "high": 1024, "log": True}
+    drawn = values(take(study(space={"model.gpt.d_ff": limits}, sampler="random"), most=20))
+    assert all(16 <= int(text) <= 1024 for text in drawn)
+
+
+@pytest.mark.parametrize("limits", [{"low": 0.12341, "high": 0.12344}, {"low": 0.99, "high": 0.99999}], ids=str)
+def test_no_draw_is_rounded_out_of_its_range(study, limits):
+    drawn = values(take(study(space={"a": limits}, sampler="random"), most=30))
+    assert len(drawn) == 30
+    assert all(limits["low"] <= float(text) <= limits["high"] for text in drawn)
+
+
+def test_several_keys_and_configs_are_drawn_together(study):
+    Path("other.yaml").write_text("seed_everything: 3\n")
+    space = {"lr": LR, "lr_schedule": ["Constant", {"class_path": "Cosine", "init_args": {"warmup": "5%"}}]}
+    tasks = [claim.task for claim in take(study("tiny.yaml", "other.yaml", space=space, sampler="random"), most=20)]
+    assert {task.config for task in tasks} == {"tiny.yaml", "other.yaml"}
+    assert {dict(task.point)["lr_schedule"] for task in tasks} == {
+        "Constant",
+        "{class_path: Cosine, init_args: {warmup: 5%}}",
+    }
+    assert all([key for key, _ in task.point] == ["lr", "lr_schedule"] for task in tasks)
+
+
+def test_every_point_is_run_with_all_seeds_before_the_next_is_drawn(study):
+    tasks = [claim.task for claim in take(study(seeds=(1, 2), space={"lr": LR}, sampler="random"), most=6)]
+    assert [task.seed for task in tasks] == [1, 2] * 3
+    assert [task.point for task in tasks[::2]] == [task.point for task in tasks[1::2]]
+    assert len({task.point for task in tasks}) == 3
+
+
+def test_the_same_seed_draws_the_same(study):
+    one, same, other = (
+        values(take(study(name=name, sampler_seed=seed, space={"lr": LR}, sampler="random"), most=5))
+        for name, seed in (("one", 1), ("same", 1), ("other", 2))
+    )
+    assert one == same
+    assert not set(one) & set(other)
+
+
+@pytest.mark.parametrize("sampler", ["random", "tpe"])
+def test_a_search_that_goes_on_does_not_draw_again_what_it_has_drawn(study, sampler):
+    drawn = [values(take(study(space={"lr": LR}, sampler=sampler), most=3)) for _ in range(2)]
+    assert len({*drawn[0], *drawn[1]}) == 6
+    assert len(trials()) == 6  # nothing was drawn in vain
+
+
+@pytest.mark.parametrize("seeds", [(None,), (1, 2), (1, 2, 3)], ids=str)
+@pytest.mark.usefixtures("soon_used_up")
+def test_a_space_that_is_used_up_ends_the_search(study, seeds):
+    queue = study(seeds=seeds, space={"a": ["x", "y"]}, sampler="random")
+    tasks = [claim.task for claim in take(queue)]
+    assert len(set(tasks)) == len(tasks) == 2 * len(seeds)
+    assert queue.queued == 0
+
+
+@pytest.mark.usefixtures("soon_used_up")
+def test_a_point_that_was_refused_is_not_drawn_again(study):
+    queue = study(seeds=(1, 2), space={"a": ["x", "y"]}, sampler="random")
+    refused = []
+    while len(refused) < 20 and (claim := queue.next(max_runs=3)) is not None:
+        queue.drop(claim.number)
+        refused.append(claim.task)
+    assert len(set(refused)) == len(refused) == 4
+
+
+def test_scores_and_failures_are_in_the_study_for_a_sampler_to_learn_from(study):
+    queue = study(space={"lr": LR}, sampler="tpe")
+    scored, failed = queue.next(), None
+    queue.close(scored.number, 2.5)
+    failed = queue.next()
+    queue.close(failed.number)
+    one, two = trials()
+    assert (one.state.name, one.value) == ("COMPLETE", 2.5)
+    assert one.params["lr"] == pytest.approx(float(scored.task.point[0][1]), rel=1e-3)
+    assert (two.state.name, two.value) == ("FAIL", None)
+
+
+def test_tpe_learns_where_the_low_scores_are(study):
+    queue = study(space={"a": {"low": 0.0, "high": 1.0}}, sampler="tpe")
+    distances = []
+    for _ in range(30):
+        claim = queue.next()
+        distances.append(abs(float(claim.task.point[0][1]) - 0.3))
+        queue.close(claim.number, distances[-1])
+    assert sum(distances[-10:]) < sum(distances[:10]) / 2
+
+
+# Storage
+
+
+@pytest.mark.parametrize("storage", ["sqlite:///queue.db", "queue.journal"])
+def test_a_queue_can_be_kept_elsewhere(study, at_work, storage):
+    one, two = (study(storage=storage, seeds=(1, 2)) for _ in range(2))
+    claim = one.next()
+    at_work(log(claim))
+    other = two.next()
+    at_work(log(other))
+    assert [claim.experiment, other.experiment] == ["s/tiny,seed=1", "s/tiny,seed=2"]
+    assert two.next() is None
+    one.close(claim.number, 2.0)
+    two.drop(other.number)
+    assert one.queued == 0
+    assert [task.seed for task in one.missing()] == [2]
+    assert not Path("runs/s/study.journal").exists()
+
+
+def test_studies_share_a_storage_without_mixing(study):
+    one, two = (study(name=name, storage="queue.journal", seeds=(1, 2)) for name in ("one", "two"))
+    assert [claim.experiment for claim in take(one)] == ["one/tiny,seed=1", "one/tiny,seed=2"]
+    assert len(take(two)) == 2
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("space", "accepted"),
+    [
+        (3, "a list of values, or {low: …, high: …}"),
+        ("x", "a list of values, or {low: …, high: …}"),
+        ([], "a list of values, or {low: …, high: …}"),
+        ({}, "{low: 1e-4, high: 1e-2}, with log: true or a step"),
+        ({"low": 1}, "{low: 1e-4, high: 1e-2}"),
+        ({"low": 1, "high": 2, "lgo": True}, "{low: 1e-4, high: 1e-2}"),
+        ({"low": "1", "high": 2}, "{low: 1e-4, high: 1e-2}"),
+        ({"low": False, "high": True}, "{low: 1e-4, high: 1e-2}"),
+        ({"low": 2, "high": 2}, "a low that is below high"),
+        ({"low": 3, "high": 2}, "a low that is below high"),
+        ({"low": 0, "high": 1, "log": True}, "a low above 0"),
+        ({"low": -1.0, "high": 1.0, "log": True}, "a low above 0"),
+        ({"low": 1, "high": 2, "log": True, "step": 1}, "no step"),
+        ({"low": 1, "high": 2, "step": 0}, "step"),
+        ({"low": 1, "high": 2, "step": -0.5}, "step"),
+        ({"low": 1, "high": 2, "step": "small"}, "step"),
+        ({"low": 1, "high": 2, "log": "maybe"}, "log"),
+        ({"low": 0.0, "high": float("inf")}, "{low: 1e-4, high: 1e-2}"),
+        ({"low": float("nan"), "high": 1.0}, "{low: 1e-4, high: 1e-2}"),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("sampler", ["random", "tpe"])
+def test_a_space_that_cannot_be_searched_is_refused_by_key_and_value(space, accepted, sampler):
+    with pytest.raises(ConfigError) as refused:
+        Plan(["tiny.yaml"], space={"ok": [1], "model.lr": space}, sampler=sampler)
+    message = str(refused.value)
+    assert message.startswith(f"space.model.lr: {space!r} cannot be used; ")
+    assert accepted in message.partition("cannot be used; ")[2]
+
+
+def test_a_grid_takes_lists_only():
+    with pytest.raises(ConfigError, match=r"space.lr: .* a grid takes a list .* --sampler random or tpe"):
+        Plan(["tiny.yaml"], space={"lr": LR})
+
+
+@pytest.mark.parametrize("space", [None, {}], ids=str)
+@pytest.mark.parametrize("sampler", ["random", "tpe"])
+def test_a_search_needs_a_space(sampler, space):
+    with pytest.raises(ConfigError, match=f"sampler: '{sampler}' cannot be used; .* accepted: grid"):
+        Plan(["tiny.yaml"], space=space, sampler=sampler)
