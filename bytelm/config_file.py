@@ -97,17 +97,18 @@ def _forget_options(defaults: Namespace) -> None:
                 _forget_options(value)
 
 
-def read(text: str) -> dict[Any, Any]:
+def read(text: str, aliases: bool = True) -> dict[Any, Any]:
     """What a config says; nothing, if there are but blanks and comments.
 
     Args:
         text: YAML.
+        aliases: Whether values may be written once and named again.
 
     Raises:
         BadText: It is no YAML, no mapping, says something twice, contains itself, or is nested too deeply.
     """
     try:
-        _check(yaml.parse(text, Loader=yaml.SafeLoader))
+        _check(yaml.parse(text, Loader=yaml.SafeLoader), aliases)
         value = get_loader("yaml")(text)
     except BadText:
         raise
@@ -134,7 +135,7 @@ class _Open:
     at_key: bool = True
 
 
-def _check(events: Iterable[yaml.Event]) -> None:
+def _check(events: Iterable[yaml.Event], aliases: bool) -> None:
     around: list[_Open] = []
     for event in events:
         if isinstance(event, yaml.CollectionEndEvent):
@@ -150,6 +151,8 @@ def _check(events: Iterable[yaml.Event]) -> None:
                     raise BadText(f"{line}: key {event.value!r} is there twice; keep one of them")
                 keys.add(event.value)
             around[-1].at_key = not around[-1].at_key
+        if isinstance(event, yaml.AliasEvent) and not aliases:
+            raise BadText(f"{line}: '*{event.anchor}' is an alias; accepted here: values that are written out")
         if isinstance(event, yaml.AliasEvent) and event.anchor in [outer.anchor for outer in around]:
             raise BadText(f"{line}: '*{event.anchor}' contains itself; write its values out")
         if isinstance(event, yaml.CollectionStartEvent):

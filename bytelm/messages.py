@@ -57,7 +57,8 @@ def clarify(message: str, roots: Mapping[str, type], nested: Iterable[type] = ()
         given, accepted = matches[-1]  # of a list, the last attempt is at its element
         given = given or "".join(re.findall(r"Given value: (.*)", message))
         return f"{key}: {given} is no duration; {accepted}"
-    number = rf"Not of type ({'|'.join(NUMBERS)}): (?:invalid literal.*?: |could not.*?: )?(\S+)"
+    number = rf"Not of type ({'|'.join(NUMBERS)}): "
+    number += r"(?:invalid literal.*?: |could not.*?: |does not conform(?s:.*?)Given value: )?(\S+)"
     if match := re.search(number, message):
         return f"{key}: {match[2]} is not accepted; accepted: {NUMBERS[match[1]]}"
     if match := re.search(r"Expected a typing\.Literal\[(.*?)\]\. Got value: (\S+)", message):

@@ -136,13 +136,19 @@ def _versions(folder: Path) -> list[int]:
 
 def is_running(run: Path) -> bool:
     """Whether a process is at work in a run's folder."""
-    if not (run / ".lock").exists():
-        return False
-    file = os.open(run / ".lock", os.O_RDWR)
+    return not is_free(run / ".lock")
+
+
+def is_free(file: Path) -> bool:
+    """Whether no process has locked a file; so it is where there is none."""
     try:
-        return not lock(file)
+        descriptor = os.open(file, os.O_RDWR)
+    except FileNotFoundError:
+        return True
+    try:
+        return lock(descriptor)
     finally:
-        os.close(file)
+        os.close(descriptor)
 
 
 def lock(file: int) -> bool:

@@ -5,5 +5,5 @@
 * ledger.py reads what the runs' folders say;
 * `python -m bytelm report` is report.py: tables, plots.py, and compare.py, which works out what was changed from a run
   to another, and what differs by more than noise;
-* `python -m bytelm serve` is service.py.
+* `python -m bytelm serve` is api.py (HTTP), service.py (the rules) and strangers.py (what a sent config may say).
 """

@@ -12,6 +12,7 @@ import os
 import signal
 import threading
 from collections.abc import Sequence
+from concurrent import futures
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
@@ -29,11 +30,12 @@ class Checker:
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def check(self, options: Sequence[str]) -> tuple[dict[str, Any] | None, str]:
+    def check(self, options: Sequence[str], seconds: float | None = None) -> tuple[dict[str, Any] | None, str]:
         """Checks a run.
 
         Args:
             options: What would follow `python -m bytelm fit`.
+            seconds: How long that may take; default as long as it takes.
 
         Returns:
             The resolved config, or None; and what is wrong with it then.
@@ -41,10 +43,19 @@ class Checker:
         if self._pool is None:
             self._pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=_begin)
         try:
-            return self._pool.submit(_check, list(options)).result()
+            return self._pool.submit(_check, list(options)).result(seconds)
+        except futures.TimeoutError:
+            self.end()
+            return None, f"it takes more than {seconds:g} s to build; lower the sizes in model.gpt"
         except BrokenProcessPool:
             self.close()
             return None, "the process that checks it died (out of memory?)"
+
+    def end(self) -> None:
+        """Ends a check that is under way, which then has failed."""
+        for process in multiprocessing.active_children():
+            process.kill()
+        self.close()
 
     def close(self) -> None:
         if self._pool is not None:

@@ -80,6 +80,7 @@ class Job:
             self._log.close()
             raise StorageError(f"{self.folder}: another process is at work on this run")
         self._log_start = self._log.tell()
+        self._earlier_run = newest_run(self.folder)
         self._earlier_record = self._record_time()
         self._earlier_seconds = wall_time(self._read_record())
         lifeline, self._lifeline = os.pipe()
@@ -168,8 +169,15 @@ class Job:
             return Outcome("refused", reason)
 
         record = self._read_record()
-        if self._record_time() == self._earlier_record:  # there is none, or it tells of an earlier attempt
-            record = {**record, "status": None, "started_at": utc(self._started), "ended_at": utc(time.time())}
+        if not record or self._record_time() == self._earlier_record:  # there is none, or that of an earlier attempt
+            record = {
+                **record,
+                "status": None,
+                "reason": None,
+                "total_time_secs": round(self.elapsed, 3),
+                "started_at": utc(self._started),
+                "ended_at": utc(time.time()),
+            }
             if exit_status < 0:
                 reason = f"killed by {signal.Signals(-exit_status).name}"
         if exit_status == 0:
@@ -184,7 +192,7 @@ class Job:
             run.mkdir()
         final = {"total_time_secs": round(self.elapsed, 3), **record, "status": status, "run": str(run)}
         final["reason"] = None if status == "completed" else reason
-        if self._earlier_seconds:
+        if self._earlier_seconds and run == self._earlier_run:  # one that began anew is another run
             final["wall_time_secs"] = round(self._earlier_seconds + self.elapsed, 3)
         if final != record:
             with replacing(run / "record.json") as partial:

@@ -7,6 +7,7 @@ compete: one that was the best when it ended is marked `keep`, all others `disca
 
 import csv
 import json
+import os
 import time
 from collections import Counter
 from collections.abc import Iterable
@@ -21,7 +22,7 @@ from bytelm.errors import StorageError
 from bytelm.experiments.command import CommandParser
 from bytelm.files import replacing
 from bytelm.process import utc
-from bytelm.run_folder import RUNS, is_running
+from bytelm.run_folder import RUNS, is_running, lock
 
 LEDGER = "ledger.csv"
 FIGURES = (
@@ -106,8 +107,12 @@ def read_runs(root: Path) -> list[Run]:
     Args:
         root: `runs`, the folder of a study or of an experiment, or that of a run.
     """
-    marks = ("config.yaml", "record.json")
-    found = {mark.parent for name in marks for mark in root.rglob(name) if mark.parent.name.startswith("version_")}
+    found = []
+    for folder, inner, files in os.walk(root):  # which does not mind folders that vanish meanwhile
+        if Path(folder).name.startswith("version_"):
+            inner.clear()
+            if {"config.yaml", "record.json"} & set(files):
+                found.append(Path(folder))
     runs = sorted((_read(folder) for folder in found), key=lambda run: (run.record["ended_at"] or "~", run.folder))
     best: dict[tuple[Any, ...], float] = {}
     for run in runs:
@@ -125,11 +130,14 @@ def best_of(runs: Iterable[Run]) -> Run | None:
 
 def write_ledger(root: Path) -> list[Run]:
     """Makes `root`/ledger.csv anew; returns the runs that it lists."""
-    runs = read_runs(root)
-    with replacing(root / LEDGER) as partial, open(partial, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        writer.writeheader()
-        writer.writerows(run.row() for run in runs)
+    with open(root / f".{LEDGER}.lock", "ab") as turn:  # workers may come at the same moment
+        while not lock(turn.fileno()):
+            time.sleep(0.01)
+        runs = read_runs(root)
+        with replacing(root / LEDGER) as partial, open(partial, "w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, COLUMNS)
+            writer.writeheader()
+            writer.writerows(run.row() for run in runs)
     return runs
 
 
@@ -142,7 +150,7 @@ def _read(folder: Path) -> Run:
         )
     record = json.loads(record_file.read_text(encoding="utf-8")) if record_file.exists() else {}
     if is_running(folder):
-        seconds = time.time() - config_file.stat().st_mtime if config else None
+        seconds = round(time.time() - config_file.stat().st_mtime, 3) if config else None
         record = {**record, "status": "running", "reason": None, "ended_at": None, "total_time_secs": seconds}
     elif not record:  # its process was killed, or the machine went down
         ended = max(path.stat().st_mtime for path in [folder, *folder.iterdir()])

@@ -26,6 +26,7 @@ from bytelm.units import Duration, clock
 from bytelm.values import PositiveInt
 
 MOST_CUTS = 5  # of one run, within one call of this command
+MOST_REFUSALS = 20  # in a row: then a search that draws is ended
 
 
 def run_experiments(
@@ -109,9 +110,14 @@ class Runner:
         """Runs them all; returns the exit status."""
         self._queue_runs()
         cuts: Counter[int] = Counter()
+        refusals = 0
         # Where there is no terminal, a line for every run that has ended is enough.
         with tqdm(file=sys.stderr, dynamic_ncols=True, bar_format="{desc}", disable=None) as self.bar:
-            while not self._out_of_time() and (claim := self.study.next(self.max_runs)) is not None:
+            while (
+                (refusals < MOST_REFUSALS or self.study.plan.sampler == "grid")
+                and not self._out_of_time()
+                and (claim := self.study.next(self.max_runs)) is not None
+            ):
                 try:
                     job = Job(claim.task.fit_options, claim.experiment)
                 except StorageError:
@@ -121,6 +127,7 @@ class Runner:
                     cuts[claim.number] += outcome.status == "interrupted"
                     if outcome.status == "interrupted" and cuts[claim.number] < MOST_CUTS:
                         continue  # it stays in the queue
+                    refusals = refusals + 1 if outcome.status == "refused" else 0
                     if outcome.status == "refused":
                         self.study.drop(claim.number)
                         self._refuse(Path(claim.experiment).name, outcome.reason)
@@ -211,6 +218,7 @@ class Runner:
 
     def _sum_up(self) -> int:
         counts = Counter(outcome.status for outcome in self.outcomes)
+        write_ledger(Path(RUNS))
         runs = self._runs()
         print(f"runs: {len(runs)}, of which now {', '.join(f'{n} {status}' for status, n in counts.items()) or 'none'}")
         if left := self.study.queued:

@@ -11,7 +11,7 @@ comes next goes on with it.
 import hashlib
 import itertools
 import json
-import os
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from bytelm.errors import ConfigError
-from bytelm.run_folder import RUNS, lock
+from bytelm.run_folder import RUNS, is_free
 
 JOURNAL = "study.journal"
 LOG = "log.txt"
@@ -108,8 +108,12 @@ class Plan:
             raise ConfigError("sampler", self.sampler, "it draws from a space, and there is none; accepted: grid")
 
     def _check_range(self, key: str, values: dict[str, Any]) -> None:
-        if not {"low", "high"} <= set(values) <= RANGE or not all(_is_number(values[end]) for end in ("low", "high")):
+        numbers = [values.get("low"), values.get("high"), values.get("step", 1)]
+        known = set(values) <= RANGE and isinstance(values.get("log", False), bool)
+        if not known or not all(map(_is_number, numbers)):
             raise ConfigError(key, values, "accepted: {low: 1e-4, high: 1e-2}, with log: true or a step, if need be")
+        if values.get("step", 1) <= 0:
+            raise ConfigError(key, values, "accepted: a step above 0")
         if values["low"] >= values["high"]:
             raise ConfigError(key, values, "accepted: a low that is below high")
         if values.get("log") and (values["low"] <= 0 or "step" in values):
@@ -143,7 +147,9 @@ class Plan:
             elif all(isinstance(number, int) for number in values.values()):
                 value = trial.suggest_int(key, **values)
             else:
-                value = float(f"{trial.suggest_float(key, **values):.4g}")
+                value = trial.suggest_float(key, **values)
+                short = float(f"{value:.{12 if 'step' in values else 4}g}")
+                value = short if values["low"] <= short <= values["high"] else value
             point.append((key, as_text(value)))
         return config, tuple(point)
 
@@ -213,7 +219,7 @@ class Study:
             max_runs: How many runs the study may have.
         """
         trials = self._trials()
-        if cut := self._cut(trials):
+        if cut := self._cut(trials, max_runs):
             return self._claim(cut[0], trials)
         if max_runs is not None and self._runs(trials) >= max_runs:
             return None
@@ -221,16 +227,21 @@ class Study:
             if self.plan.sampler == "grid" and not any(trial.state == TrialState.WAITING for trial in self._trials()):
                 return None
             trial = self._study.ask()
-            task = _task(trial) or self._draw(trial)
+            queued = _task(trial)
+            tasks = [queued] if queued is not None else self._draw(trial)
             trials = self._trials()
-            if task is not None and max_runs is not None and self._runs(trials[: trial.number]) >= max_runs:
-                self.queue(task)  # another worker took the last one that was allowed
+            # What was dropped may be queued again, but is not to be drawn again.
+            earlier = [_task(t) for t in trials[: trial.number] if queued is None or t.state != TrialState.PRUNED]
+            if not tasks or tasks[0] in earlier:
+                self.drop(trial.number)  # another worker took the last one, or queued the same; or it was drawn before
+                continue
+            is_too_many = max_runs is not None and self._runs(trials[: trial.number]) >= max_runs
+            for task in tasks[0 if is_too_many else 1 :]:
+                self.queue(task)
+            if is_too_many:  # another worker took the last one that was allowed
                 self.drop(trial.number)
                 return None
-            earlier = [_task(t) for t in trials[: trial.number] if t.state != TrialState.PRUNED]
-            if task is not None and task not in earlier:
-                return self._claim(trial.number, trials)
-            self.drop(trial.number)  # another worker took the last one, or queued the same; or it was drawn before
+            return self._claim(trial.number, trials)
         return None
 
     def close(self, number: int, val_bpb: float | None = None) -> None:
@@ -241,9 +252,9 @@ class Study:
             val_bpb: Its score, which a TPE search learns from; None if it has none.
         """
         if val_bpb is None:
-            self._study.tell(number, state=TrialState.FAIL)
+            self._study.tell(number, state=TrialState.FAIL, skip_if_finished=True)
         else:
-            self._study.tell(number, val_bpb)
+            self._study.tell(number, val_bpb, skip_if_finished=True)
 
     def drop(self, number: int) -> None:
         """Takes out of the study what turned out to be no run.
@@ -251,40 +262,44 @@ class Study:
         Args:
             number: Of its trial.
         """
-        self._study.tell(number, state=TrialState.PRUNED)
+        self._study.tell(number, state=TrialState.PRUNED, skip_if_finished=True)
 
     def _trials(self) -> list[FrozenTrial]:
         return self._study.get_trials(deepcopy=False)
 
-    def _draw(self, trial: Trial) -> Task | None:
+    def _draw(self, trial: Trial) -> list[Task]:
+        """A point, with each of the seeds; the trial's task is the first. Nothing where there is nothing to draw."""
         if self.plan.sampler == "grid":
-            return None
+            return []
         config, point = self.plan.draw(trial)
-        task, *again = [self.plan.task(config, seed, point) for seed in self.plan.seeds]
-        trial.set_user_attr("task", task.dump())
-        for sibling in again:
-            self.queue(sibling)
-        return task
+        tasks = [self.plan.task(config, seed, point) for seed in self.plan.seeds]
+        trial.set_user_attr("task", tasks[0].dump())
+        return tasks
 
     def _runs(self, trials: Sequence[FrozenTrial]) -> int:
         return sum(trial.state in (TrialState.RUNNING, TrialState.COMPLETE, TrialState.FAIL) for trial in trials)
 
-    def _cut(self, trials: Sequence[FrozenTrial]) -> list[int]:
-        """Numbers of the trials that are under way without a process that is at work on them."""
+    def _cut(self, trials: Sequence[FrozenTrial], max_runs: int | None) -> list[int]:
+        """Numbers of the trials that are under way without a process that is at work on them.
+
+        Less those that another worker is about to give back: queued twice, or one too many.
+        """
         return [
             trial.number
             for trial in trials
             if trial.state == TrialState.RUNNING
-            and _task(trial) is not None
-            and _is_free(Path(RUNS, self._claim(trial.number, trials).experiment, LOG))
+            and (task := _task(trial)) is not None
+            and task not in [_task(t) for t in trials[: trial.number] if t.state != TrialState.PRUNED]
+            and (max_runs is None or self._runs(trials[: trial.number]) < max_runs)
+            and is_free(Path(RUNS, self._claim(trial.number, trials).experiment, LOG))
         ]
 
     def _claim(self, number: int, trials: Sequence[FrozenTrial]) -> Claim:
         task = _task(trials[number])
         assert task is not None
-        # All workers see the same trials in the same order, and so give them the same names.
-        earlier = dict.fromkeys(_task(trial) for trial in trials[:number])
-        namesakes = [other for other in earlier if other and other != task and other.name == task.name]
+        # All workers see the same trials in the same order, and so give the same task the same name whenever it comes.
+        tasks = list(dict.fromkeys(_task(trial) for trial in trials[: number + 1]))
+        namesakes = [other for other in tasks[: tasks.index(task)] if other and other.name == task.name]
         name = f"{task.name},{len(namesakes) + 1}" if namesakes else task.name
         return Claim(number, task, f"{self.name}/{name}")
 
@@ -294,20 +309,10 @@ def _task(trial: FrozenTrial | Trial) -> Task | None:
     return None if text is None else Task.load(text)
 
 
-def _is_free(log: Path) -> bool:
-    if not log.exists():
-        return True
-    file = os.open(log, os.O_RDWR)
-    try:
-        return lock(file)
-    finally:
-        os.close(file)
-
-
 def as_text(value: Any) -> str:
     """A value as the command line takes it."""
     return value if isinstance(value, str) else yaml.safe_dump(value, default_flow_style=True).split("\n...")[0].strip()
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

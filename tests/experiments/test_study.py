@@ -38,8 +38,11 @@ def study(folder):
 
 @pytest.fixture
 def soon_used_up(monkeypatch):
-    """A space is taken to be used up after fewer draws in vain: each costs some writing to disk."""
-    monkeypatch.setattr("bytelm.experiments.study.MOST_REPEATS", 30)
+    """A space is taken to be used up after fewer draws in vain: each is written to disk.
+
+    With any number of seeds but one the last of them is a draw, and not what it would queue.
+    """
+    monkeypatch.setattr("bytelm.experiments.study.MOST_REPEATS", 31)
 
 
 def take(study, most=100, **options):
@@ -56,10 +59,10 @@ def values(claims):
     return [value for claim in claims for _, value in claim.task.point]
 
 
-def trials(name="s"):
-    """What Optuna knows of a study."""
-    journal = optuna.storages.journal.JournalFileBackend(f"runs/{name}/study.journal")
-    return optuna.load_study(study_name=name, storage=optuna.storages.JournalStorage(journal)).trials
+def in_optuna():
+    """The study as Optuna knows it."""
+    journal = optuna.storages.journal.JournalFileBackend("runs/s/study.journal")
+    return optuna.load_study(study_name="s", storage=optuna.storages.JournalStorage(journal))
 
 
 # What is to be run
@@ -80,8 +83,12 @@ def test_everything_is_run_once_before_anything_is_run_again(study):
 def test_a_task_is_what_follows_fit(study):
     queue = study(options=("--trainer.devices", "1"), seeds=(7,), space={"model.gpt.d_ff": [48]})
     (claim,) = take(queue)
-    config, options, point, seed = ("--config", "tiny.yaml"), ("--trainer.devices", "1"), ("48",), ("7",)
-    assert claim.task.fit_options == [*config, *options, "--model.gpt.d_ff", *point, "--seed_everything", *seed]
+    assert claim.task.fit_options == [
+        *("--config", "tiny.yaml"),
+        *("--trainer.devices", "1"),
+        *("--model.gpt.d_ff", "48"),
+        *("--seed_everything", "7"),
+    ]
     assert Task.load(claim.task.dump()) == claim.task
 
 
@@ -123,7 +130,6 @@ def test_a_config_is_what_it_says(study, change, is_another):
     take(study())
     config = Path("tiny.yaml")
     config.write_text(change(config.read_text()))
-    assert len(study().missing()) == 0  # as study() has queued it
     assert len(take(study())) == is_another
 
 
@@ -279,6 +285,39 @@ def test_a_run_that_has_ended_is_never_offered_again(study):
     assert queue.queued == 0
 
 
+def test_a_run_that_was_one_too_many_is_not_taken_for_one_that_was_cut(study, at_work, monkeypatch):
+    one, two, three = (study(seeds=(1, 2, 3)) for _ in range(3))
+    ask, drop, offered = one._study.ask, one.drop, []
+
+    def ask_too_late():
+        at_work(log(two.next(max_runs=1)))
+        return ask()
+
+    def drop_late(number):
+        offered.append(three.next(max_runs=1))
+        drop(number)
+
+    monkeypatch.setattr(one._study, "ask", ask_too_late)
+    monkeypatch.setattr(one, "drop", drop_late)
+    assert one.next(max_runs=1) is None
+    assert offered == [None]
+
+
+def test_a_run_that_was_queued_twice_is_not_taken_for_one_that_was_cut(study, monkeypatch):
+    one, two = study(), study()
+    one.queue(one.plan.grid()[0])  # as by a worker that began at the same moment
+    one.close(one.next().number, 2.0)
+    drop, offered = one.drop, []
+
+    def drop_late(number):
+        offered.append(two.next())
+        drop(number)
+
+    monkeypatch.setattr(one, "drop", drop_late)
+    assert one.next() is None
+    assert offered == [None]
+
+
 def work(number, plan, max_runs, barrier):
     """A worker whose runs last until all workers have found nothing more to do; notes what it has taken."""
     study = Study("s", plan)
@@ -358,15 +397,6 @@ def test_a_run_that_was_cut_goes_on_though_there_may_be_no_more_runs(study):
     assert queue.next(max_runs=1) == cut
 
 
-def test_a_worker_that_was_killed_while_it_took_a_run_has_taken_none(study):
-    queue = study(name="s", seeds=())
-    journal = optuna.storages.journal.JournalFileBackend("runs/s/study.journal")
-    optuna.load_study(study_name="s", storage=optuna.storages.JournalStorage(journal)).ask()
-    queue = study(seeds=(1, 2))
-    assert queue.queued == 2
-    assert len(take(queue, max_runs=2)) == 2
-
-
 # Search
 
 
@@ -440,7 +470,7 @@ def test_the_same_seed_draws_the_same(study):
 def test_a_search_that_goes_on_does_not_draw_again_what_it_has_drawn(study, sampler):
     drawn = [values(take(study(space={"lr": LR}, sampler=sampler), most=3)) for _ in range(2)]
     assert len({*drawn[0], *drawn[1]}) == 6
-    assert len(trials()) == 6  # nothing was drawn in vain
+    assert len(in_optuna().trials) == 6  # nothing was drawn in vain
 
 
 @pytest.mark.parametrize("seeds", [(None,), (1, 2), (1, 2, 3)], ids=str)
@@ -464,11 +494,10 @@ def test_a_point_that_was_refused_is_not_drawn_again(study):
 
 def test_scores_and_failures_are_in_the_study_for_a_sampler_to_learn_from(study):
     queue = study(space={"lr": LR}, sampler="tpe")
-    scored, failed = queue.next(), None
+    scored = queue.next()
     queue.close(scored.number, 2.5)
-    failed = queue.next()
-    queue.close(failed.number)
-    one, two = trials()
+    queue.close(queue.next().number)
+    one, two = in_optuna().trials
     assert (one.state.name, one.value) == ("COMPLETE", 2.5)
     assert one.params["lr"] == pytest.approx(float(scored.task.point[0][1]), rel=1e-3)
     assert (two.state.name, two.value) == ("FAIL", None)

@@ -1,0 +1,671 @@
+"""`python -m bytelm experiments`: what is run, in which order, until when, and what is said of it.
+
+Most runs here are stand-ins, which take no time but say how long they took. Two tests run the whole program, and end it
+with a kill and with a Ctrl-C.
+"""
+
+import csv
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import NamedTuple
+
+import pytest
+import yaml
+from tqdm import tqdm
+
+from bytelm.errors import StorageError
+from bytelm.process import utc
+from bytelm.run_folder import lock
+
+pytest.importorskip("optuna")
+
+from bytelm.experiments import runner
+from bytelm.experiments.check import Checker, _check
+from bytelm.experiments.job import Outcome, wall_time
+from bytelm.experiments.runner import MOST_CUTS, default_timeout, main, run_experiments
+
+PROJECT = Path(__file__).resolve().parents[2]
+ENOUGH = 100  # runs that no test needs
+POLL = 5.0  # seconds that pass for a stand-in each time that it is looked at
+RANGE = "{model.optimizer.lr: {low: 1e-4, high: 1e-2, log: true}}"
+LIST = "{model.gpt.d_ff: [32, 48]}"
+GOES_ON = "the same command with higher limits goes on"
+
+
+@dataclass
+class Ending:
+    """How a run ends that nothing ends before.
+
+    Attributes:
+        status: As a job's outcome has it.
+        val_bpb: Its score.
+        seconds: How long the run takes, over all processes.
+        reason: Why it is not completed.
+    """
+
+    status: str = "completed"
+    val_bpb: float | None = 2.0
+    seconds: float = 10.0
+    reason: str | None = None
+
+
+@dataclass
+class World:
+    """What the stand-ins do, and what has been asked of them.
+
+    Attributes:
+        endings: How runs end, by name.
+        otherwise: How all others end.
+        refusals: Why configs cannot run.
+        limit: The budget in the runs' configs.
+        begun: Runs in the order in which they were begun or gone on with.
+        options: What follows `fit`, run by run.
+        timeouts: Their limits at their ends.
+        events: Checks and runs in their order.
+        others: What another process does at the moment that a run is begun, by name.
+    """
+
+    endings: dict = field(default_factory=dict)
+    otherwise: Ending = field(default_factory=Ending)
+    refusals: dict = field(default_factory=dict)
+    limit: object = "4 steps"
+    begun: list = field(default_factory=list)
+    options: list = field(default_factory=list)
+    timeouts: list = field(default_factory=list)
+    events: list = field(default_factory=list)
+    others: dict = field(default_factory=dict)
+
+
+class StandIn:
+    """Stands for a Job: the same folder and outcomes, but no process."""
+
+    def __init__(self, world, options, experiment):
+        self.folder = Path("runs", experiment)
+        if other := world.others.get(self.folder.name):
+            other(self.folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._log = open(self.folder / "log.txt", "ab")  # noqa: SIM115 (closed by close)
+        if not lock(self._log.fileno()):
+            self._log.close()
+            raise StorageError(f"{self.folder}: another process is at work on this run")
+        world.begun.append(experiment)
+        world.options.append(options)
+        world.events.append(f"run {self.folder.name}")
+        assert len(world.begun) < ENOUGH, "this does not end"
+        self.timeout = None
+        self.elapsed = 0.0
+        self._world = world
+        self._ending = world.endings.get(self.folder.name, world.otherwise)
+        self._ended_by = None
+        self._run = self.folder / "version_0"
+        self._run.mkdir(exist_ok=True)
+        self._lock = open(self._run / ".lock", "ab")  # noqa: SIM115 (closed when the run ends)
+        assert lock(self._lock.fileno())
+        (self._run / "config.yaml").write_text(yaml.safe_dump({"time_budget": {"limit": world.limit}}))
+        record = self._run / "record.json"
+        self._earlier = wall_time(json.loads(record.read_text())) if record.exists() else 0.0
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.close()
+
+    def close(self):
+        self._log.close()
+        self._lock.close()
+
+    def end(self, status="interrupted"):
+        self._ended_by = self._ended_by or status
+
+    def poll(self):
+        left = self._ending.seconds - self._earlier
+        if self.timeout is not None and self.elapsed > self.timeout:
+            self.end("timeout")
+        if self._ended_by is None:
+            self.elapsed = min(self.elapsed + POLL, left)
+            if self.elapsed < left:
+                return None
+        return self._outcome()
+
+    def wait(self):
+        while (outcome := self.poll()) is None:
+            pass
+        return outcome
+
+    def _outcome(self):
+        status = self._ended_by or self._ending.status
+        self._lock.close()
+        if status == "refused":
+            shutil.rmtree(self.folder)
+            return Outcome(status, self._ending.reason)
+        self._world.timeouts.append(self.timeout)
+        number = len(self._world.timeouts)
+        record = {
+            "status": status,
+            "reason": None if status == "completed" else self._ending.reason or f"it was {status}",
+            "val_bpb": self._ending.val_bpb if status == "completed" else None,
+            "total_time_secs": self.elapsed,
+            "wall_time_secs": self._earlier + self.elapsed,
+            "started_at": utc(1_000_000_000 + number),
+            "ended_at": utc(1_000_000_001 + number),
+        }
+        (self._run / "record.json").write_text(json.dumps(record))
+        return Outcome(status, record["reason"], self._run, record)
+
+
+class StandInChecker(Checker):
+    """Stands for a Checker, but asks no process."""
+
+    def __init__(self, world):
+        super().__init__()
+        self.world = world
+
+    def check(self, options):
+        config = options[options.index("--config") + 1]
+        self.world.events.append(f"check {config}")
+        return (None, reason) if (reason := self.world.refusals.get(config)) else ({}, "")
+
+
+@pytest.fixture
+def world(folder, monkeypatch):
+    """Stand-ins take the place of runs and checks. There are tiny.yaml and other.yaml."""
+    world = World()
+    Path("other.yaml").write_text("seed_everything: 3\n")
+    monkeypatch.setattr(runner, "Job", lambda options, experiment: StandIn(world, options, experiment))
+    monkeypatch.setattr(runner, "Checker", lambda: StandInChecker(world))
+    monkeypatch.setattr(runner, "time", SimpleNamespace(sleep=lambda seconds: None))
+    return world
+
+
+class Ended(NamedTuple):
+    status: int
+    out: list[str]
+    err: list[str]
+
+
+@pytest.fixture
+def experiments(folder, capsys):
+    """Runs the command in this process; returns its exit status and what it has printed."""
+
+    def experiments(*args):
+        with pytest.raises(SystemExit) as ended:
+            main(list(args))
+        captured = capsys.readouterr()
+        return Ended(ended.value.code, captured.out.splitlines(), captured.err.splitlines())
+
+    return experiments
+
+
+def on_record(experiment):
+    return json.loads(Path("runs", experiment, "version_0", "record.json").read_text())
+
+
+def ledger():
+    """Status by experiment."""
+    with open("runs/ledger.csv", newline="", encoding="utf-8") as file:
+        return {row["experiment"]: row["status"] for row in csv.DictReader(file)}
+
+
+# What is run
+
+
+def test_all_are_run_in_order_and_the_best_is_named(world, experiments):
+    world.endings = {"tiny,seed=2": Ending(val_bpb=2.5), "other,seed=2": Ending(val_bpb=1.9, seconds=3700.0)}
+    ended = experiments("tiny.yaml", "other.yaml", "--seeds", "2", "1", "--study", "s")
+    assert ended.status == 0
+    assert world.begun == ["s/tiny,seed=2", "s/other,seed=2", "s/tiny,seed=1", "s/other,seed=1"]
+    assert ended.out == [
+        "runs: 4, of which now 4 completed",
+        "best: 1.9000 runs/s/other,seed=2/version_0",
+        "ledger: runs/ledger.csv",
+    ]
+    assert ended.err == [
+        "completed 0:10  tiny,seed=2: val_bpb 2.5000, keep",
+        "completed 1:01:40  other,seed=2: val_bpb 1.9000, keep",
+        "completed 0:10  tiny,seed=1: val_bpb 2.0000, discard",
+        "completed 0:10  other,seed=1: val_bpb 2.0000, discard",
+    ]
+    assert ledger() == dict.fromkeys(("tiny,seed=2", "other,seed=2", "tiny,seed=1", "other,seed=1"), "completed")
+
+
+def test_the_same_command_runs_nothing_twice(world, experiments):
+    experiments("tiny.yaml", "--seeds", "1", "2")
+    again = experiments("tiny.yaml", "--seeds", "1", "2")
+    assert len(world.begun) == 2
+    assert again == (
+        0,
+        [
+            "runs: 2, of which now none",
+            "best: 2.0000 runs/tiny/tiny,seed=1/version_0",
+            "ledger: runs/ledger.csv",
+        ],
+        [],
+    )
+    experiments("tiny.yaml", "--seeds", "1", "2", "3")
+    assert world.begun[2:] == ["tiny/tiny,seed=3"]
+
+
+def test_what_follows_two_dashes_and_the_seeds_reach_the_run(world, experiments):
+    experiments("tiny.yaml", "--seeds", "42", "1", "--", "--trainer.devices", "1", "--lr_schedule=Cosine")
+    options = ["--config", "tiny.yaml", "--trainer.devices", "1", "--lr_schedule=Cosine", "--seed_everything"]
+    assert world.options == [[*options, "42"], [*options, "1"]]
+
+
+def test_a_grid_reaches_the_run(world, experiments):
+    space = "{model.gpt.d_ff: [32, 48], lr_schedule: [{class_path: Cosine, init_args: {warmup: 5%}}]}"
+    experiments("tiny.yaml", "--space", space)
+    schedule = ["--lr_schedule", "{class_path: Cosine, init_args: {warmup: 5%}}"]
+    assert world.options == [
+        ["--config", "tiny.yaml", "--model.gpt.d_ff", "32", *schedule],
+        ["--config", "tiny.yaml", "--model.gpt.d_ff", "48", *schedule],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("args", "study"),
+    [
+        (["sweep/a.yaml", "sweep/b.yaml"], "sweep"),
+        (["sweep/a.yaml"], "a"),
+        (["sweep/a.yaml", "--study", "of/mine"], "of/mine"),
+    ],
+    ids=str,
+)
+def test_a_study_is_named_by_its_configs_or_by_the_user(world, experiments, args, study):
+    Path("sweep").mkdir()
+    for name in ("a", "b"):
+        shutil.copy("tiny.yaml", f"sweep/{name}.yaml")
+    assert experiments(*args).status == 0
+    assert world.begun[0] == f"{study}/a"
+    assert Path("runs", study, "a", "version_0", "record.json").exists()
+
+
+def test_a_plain_run_of_the_same_config_is_not_of_the_study(world, experiments):
+    folder = Path("runs/tiny/version_0")  # as `fit --config tiny.yaml` leaves it
+    folder.mkdir(parents=True)
+    (folder / "record.json").write_text('{"status": "completed", "val_bpb": 0.5, "total_time_secs": 1e6}')
+    ended = experiments("tiny.yaml", "--total_time", "100s")
+    assert ended.out[:2] == ["runs: 1, of which now 1 completed", "best: 2.0000 runs/tiny/tiny/version_0"]
+
+
+def test_the_queue_is_where_the_user_wants_it(world, experiments):
+    assert experiments("tiny.yaml", "--storage", "queue.journal").status == 0
+    assert experiments("tiny.yaml", "--storage", "queue.journal").status == 0
+    assert world.begun == ["tiny/tiny"]
+    assert Path("queue.journal").exists()
+
+
+def test_workers_share_the_runs(world, monkeypatch):
+    monkeypatch.setattr(runner, "time", SimpleNamespace(sleep=lambda seconds: time.sleep(0.05)))
+    with ThreadPoolExecutor(3) as pool:
+        statuses = pool.map(lambda _: run_experiments(["tiny.yaml"], [], seeds=list(range(8))), range(3))
+        assert list(statuses) == [0, 0, 0]
+    assert sorted(world.begun) == [f"tiny/tiny,seed={seed}" for seed in range(8)]
+    assert ledger() == {f"tiny,seed={seed}": "completed" for seed in range(8)}
+
+
+def test_a_search_draws_as_many_as_it_may(world, experiments):
+    search = ("tiny.yaml", "--sampler", "random", "--sampler_seed", "0", "--space", RANGE, "--max_runs")
+    assert experiments(*search, "3").status == 0
+    assert experiments(*search, "5").status == 0
+    rates = [float(options[options.index("--model.optimizer.lr") + 1]) for options in world.options]
+    assert len(set(rates)) == 5
+    assert all(1e-4 <= rate <= 1e-2 for rate in rates)
+
+
+# What fails
+
+
+@pytest.mark.parametrize("status", ["error", "timeout", "diverged"])
+def test_a_run_that_fails_is_on_record_and_the_rest_go_on(world, experiments, status):
+    world.endings["tiny,seed=1"] = Ending(status, reason="the disk is full")
+    ended = experiments("tiny.yaml", "--seeds", "1", "2")
+    assert ended.status == 1
+    assert world.begun == ["tiny/tiny,seed=1", "tiny/tiny,seed=2"]
+    assert ended.err[0] == f"{status:9} 0:10  tiny,seed=1: the disk is full"
+    assert ended.out[0] == f"runs: 2, of which now 1 {status}, 1 completed"
+    assert ledger() == {"tiny,seed=1": status, "tiny,seed=2": "completed"}
+    assert experiments("tiny.yaml", "--seeds", "1", "2").status == 0  # there is nothing left to do
+    assert len(world.begun) == 2
+
+
+def test_configs_that_cannot_run_are_named_before_the_first_run_and_cost_none(world, experiments):
+    world.refusals["other.yaml"] = "n_heads: 3 cannot be used"
+    ended = experiments("other.yaml", "tiny.yaml", "--study", "s", "--max_runs", "1")
+    assert ended.status == 1
+    assert world.events == ["check other.yaml", "check tiny.yaml", "run tiny"]
+    assert ended.err[0] == "refused         other: n_heads: 3 cannot be used"
+    assert ended.out[0] == "runs: 1, of which now 1 refused, 1 completed"
+    assert not Path("runs/s/other").exists()
+    world.refusals.clear()
+    assert experiments("other.yaml", "tiny.yaml", "--study", "s").status == 0  # once it can
+    assert world.begun == ["s/tiny", "s/other"]
+
+
+def test_a_run_that_is_refused_when_it_begins_costs_none(world, experiments):
+    world.endings["tiny,seed=1"] = Ending("refused", reason="the corpus has gone")
+    ended = experiments("tiny.yaml", "--seeds", "1", "2", "--max_runs", "1")
+    assert ended.status == 1
+    assert world.begun == ["tiny/tiny,seed=1", "tiny/tiny,seed=2"]
+    assert ended.err[0] == "refused         tiny,seed=1: the corpus has gone"
+    assert list(ledger()) == ["tiny,seed=2"]
+
+
+@pytest.mark.parametrize("space", [LIST, RANGE], ids=["a few", "endless"])
+def test_a_search_all_of_whose_runs_are_refused_ends(world, experiments, space, monkeypatch):
+    monkeypatch.setattr("bytelm.experiments.study.MOST_REPEATS", 20)
+    world.otherwise = Ending("refused", reason="the corpus has gone")
+    ended = experiments("tiny.yaml", "--sampler", "random", "--space", space, "--max_runs", "3")
+    assert ended.status == 1
+    assert len(set(map(str, world.options))) == len(world.options)  # what was refused once is not tried again
+    assert 0 < len(world.begun) < ENOUGH
+
+
+def test_a_run_that_is_cut_again_and_again_is_given_up(world, experiments):
+    world.endings["tiny,seed=1"] = Ending("interrupted", reason="interrupted by SIGTERM")
+    ended = experiments("tiny.yaml", "--seeds", "1", "2")
+    assert ended.status == 1
+    assert world.begun == ["tiny/tiny,seed=1"] * MOST_CUTS + ["tiny/tiny,seed=2"]
+    assert ended.err[0] == "interrupted 0:10  tiny,seed=1: interrupted by SIGTERM"
+    assert ended.out[0] == "runs: 2, of which now 1 interrupted, 1 completed"
+
+
+def test_a_run_that_another_worker_has_gone_on_with_is_left_to_it(world, experiments, at_work):
+    world.others["tiny,seed=1"] = lambda folder: at_work(folder / "log.txt")
+    ended = experiments("tiny.yaml", "--seeds", "1", "2")
+    assert ended.status == 0
+    assert world.begun == ["tiny/tiny,seed=2"]
+    assert ended.out[:2] == ["runs: 1, of which now 1 completed", f"left: 1; {GOES_ON}"]
+
+
+# Limits
+
+
+def test_there_are_no_more_runs_than_there_may_be(world, experiments):
+    seeds = ("tiny.yaml", "--seeds", "1", "2", "3", "--max_runs")
+    ended = experiments(*seeds, "2")
+    assert ended.status == 0
+    assert len(world.begun) == 2
+    assert ended.out[:2] == ["runs: 2, of which now 2 completed", f"left: 1; {GOES_ON}"]
+    experiments(*seeds, "2")
+    assert len(world.begun) == 2
+    assert experiments(*seeds, "3").out[0] == "runs: 3, of which now 1 completed"
+    assert world.begun == ["tiny/tiny,seed=1", "tiny/tiny,seed=2", "tiny/tiny,seed=3"]
+
+
+def test_no_run_is_begun_that_would_not_fit(world, experiments):
+    world.otherwise = Ending(seconds=100.0)
+    seeds = ("tiny.yaml", "--seeds", "1", "2", "3", "4", "--total_time")
+    ended = experiments(*seeds, "250s")
+    assert ended.status == 0
+    assert len(world.begun) == 2
+    assert ended.out[1] == f"left: 2; {GOES_ON}"
+    experiments(*seeds, "5m")
+    assert len(world.begun) == 3
+
+
+def test_a_run_that_goes_beyond_the_time_is_cut_and_goes_on_when_there_is_more(world, experiments):
+    world.otherwise = Ending(seconds=100.0)
+    seeds = ("tiny.yaml", "--seeds", "1", "2", "--total_time")
+    ended = experiments(*seeds, "30s")
+    assert ended.status == 0
+    assert world.begun == ["tiny/tiny,seed=1"]
+    assert (on_record("tiny/tiny,seed=1")["status"], ended.err) == ("interrupted", [])
+    assert wall_time(on_record("tiny/tiny,seed=1")) <= 30.0 + POLL
+    assert ended.out[:2] == ["runs: 1, of which now none", f"left: 2; {GOES_ON}"]
+    ended = experiments(*seeds, "4m")
+    assert (ended.status, ended.out[0]) == (0, "runs: 2, of which now 2 completed")
+    assert world.begun[1:] == ["tiny/tiny,seed=1", "tiny/tiny,seed=2"]
+    assert ended.err[0] == "completed 1:40  tiny,seed=1: val_bpb 2.0000, keep"
+
+
+def test_a_second_run_is_cut_when_all_together_have_taken_the_time(world, experiments):
+    world.endings = {"tiny,seed=2": Ending(seconds=1000.0)}
+    experiments("tiny.yaml", "--seeds", "1", "2", "--total_time", "60s")
+    assert (on_record("tiny/tiny,seed=1")["status"], on_record("tiny/tiny,seed=2")["status"]) == (
+        "completed",
+        "interrupted",
+    )
+    assert 50.0 < wall_time(on_record("tiny/tiny,seed=2")) <= 50.0 + POLL
+
+
+@pytest.mark.parametrize(
+    ("ending", "listed"),
+    [(Ending(), {"tiny": "completed"}), (Ending(seconds=100.0), {"tiny": "interrupted"}), (Ending("refused"), {})],
+    ids=["completed", "cut", "refused"],
+)
+def test_the_ledger_that_is_named_is_there_and_has_all_runs(world, experiments, ending, listed):
+    world.otherwise = ending
+    ended = experiments("tiny.yaml", "--total_time", "30s")
+    assert ended.out[-1] == "ledger: runs/ledger.csv"
+    assert ledger() == listed
+
+
+def test_a_run_takes_no_longer_than_it_may(world, experiments):
+    world.endings["tiny,seed=1"] = Ending(seconds=1000.0)
+    ended = experiments("tiny.yaml", "--seeds", "1", "2", "--run_timeout", "20s")
+    assert ended.status == 1
+    assert ledger() == {"tiny,seed=1": "timeout", "tiny,seed=2": "completed"}
+    assert wall_time(on_record("tiny/tiny,seed=1")) <= 20.0 + POLL
+    assert world.timeouts == [20.0, 20.0]
+
+
+@pytest.mark.parametrize(
+    ("limit", "timeout"),
+    [("3m", 960.0), (["500 steps", "3m", "1h"], 960.0), ("500 steps", float("inf"))],
+    ids=str,
+)
+def test_a_run_may_take_twice_its_budget_and_ten_minutes(world, experiments, limit, timeout):
+    world.limit = limit
+    experiments("tiny.yaml")
+    assert world.timeouts == [timeout]
+    assert default_timeout(Path("runs/tiny/tiny")) == timeout
+
+
+def test_a_run_that_has_not_said_its_budget_yet_may_take_what_it_takes(tmp_path):
+    assert default_timeout(tmp_path / "nowhere") is None
+    (tmp_path / "version_0").mkdir()
+    assert default_timeout(tmp_path) is None
+
+
+# What is said
+
+
+def test_a_terminal_shows_how_far_the_runs_are(world, experiments, monkeypatch):
+    class Shown(tqdm):
+        """A bar as on a terminal."""
+
+        def __init__(self, *args, disable=None, **options):
+            super().__init__(*args, disable=bool(disable), **options)
+
+    monkeypatch.setattr(runner, "tqdm", Shown)
+    world.endings["tiny,seed=1"] = Ending(val_bpb=2.5)
+    ended = experiments("tiny.yaml", "--seeds", "1", "2")
+    shown = [text.strip() for line in ended.err for text in line.split("\r")]
+    assert "0/2 runs | tiny,seed=1 0:05" in shown
+    assert "1/2 runs | best 2.5000 tiny,seed=1 | tiny,seed=2 0:05 | 0:05 left" in shown
+    assert "completed 0:10  tiny,seed=1: val_bpb 2.5000, keep" in shown
+
+
+@pytest.mark.parametrize(
+    ("options", "shown"),
+    [
+        (("--max_runs", "5"), "1/5 runs | best 2.0000 {first} | {second} 0:05 | 0:35 left"),
+        (("--total_time", "100s"), "1/? runs | best 2.0000 {first} | {second} 0:05 | 1:25 left"),
+        (("--max_runs", "5", "--total_time", "45s"), "1/5 runs | best 2.0000 {first} | {second} 0:05 | 0:30 left"),
+    ],
+    ids=str,
+)
+def test_a_terminal_shows_how_long_a_search_may_take(world, experiments, monkeypatch, options, shown):
+    texts = []
+    show = runner.Runner._show
+
+    def note(self, now, elapsed):
+        self.bar = SimpleNamespace(disable=False, set_description_str=texts.append)
+        show(self, now, elapsed)
+
+    monkeypatch.setattr(runner.Runner, "_show", note)
+    experiments("tiny.yaml", "--sampler", "random", "--sampler_seed", "0", "--space", RANGE, *options)
+    first, second = (Path(experiment).name for experiment in world.begun[:2])
+    assert shown.format(first=first, second=second) in texts
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        ([], ["configs", "required"]),
+        (["tiny.yaml", "--seeds", "one"], ["seeds: 'one' is not accepted; accepted: int"]),
+        (["tiny.yaml", "--nothing", "3"], ["--nothing"]),
+        (["tiny.yaml", "--study", "../x"], ["study: '../x' cannot be used", "the name of a folder in runs/"]),
+        (["tiny.yaml", "--study", "a/../../x"], ["study: 'a/../../x' cannot be used"]),
+        (["tiny.yaml", "--study", "/x"], ["study: '/x' cannot be used"]),
+        (["tiny.yaml", "--max_runs", "0"], ["max_runs: 0 is not accepted; accepted: a whole number above 0"]),
+        (["tiny.yaml", "--max_runs", "many"], ["max_runs: 'many' is not accepted; accepted: a whole number above 0"]),
+        (["tiny.yaml", "--total_time", "100 steps"], ["total_time: '100 steps' cannot be used", "180s, 3m"]),
+        (["tiny.yaml", "--total_time", "5%"], ["total_time: '5%' cannot be used", "180s, 3m"]),
+        (["tiny.yaml", "--total_time", "0s"], ["total_time: '0s' cannot be used", "180s, 3m"]),
+        (["tiny.yaml", "--total_time", "soon"], ["total_time: 'soon' is no duration", "180s, 3m"]),
+        (["tiny.yaml", "--run_timeout", "3 Mtok"], ["run_timeout: '3 Mtok' cannot be used", "180s, 3m"]),
+        (["tiny.yaml", "--run_timeout", "0s"], ["run_timeout: '0s' cannot be used", "180s, 3m"]),
+        (
+            ["tiny.yaml", "--sampler", "genetic"],
+            ["sampler: 'genetic' is not accepted; accepted: 'grid', 'random', 'tpe'"],
+        ),
+        (["tiny.yaml", "--sampler", "random", "--space", RANGE], ["a random search needs a limit", "max_runs or"]),
+        (["tiny.yaml", "--sampler", "tpe", "--space", RANGE], ["a tpe search needs a limit", "max_runs or total_time"]),
+        (["tiny.yaml", "--sampler", "tpe", "--max_runs", "3"], ["sampler: 'tpe' cannot be used", "there is none"]),
+        (["tiny.yaml", "--space", RANGE], ["space.model.optimizer.lr", "a grid takes a list of values"]),
+        (["tiny.yaml", "--space", "{lr: 3}"], ["space.lr: 3 cannot be used", "a list of values"]),
+        (["tiny.yaml", "--space", "[1, 2]"], ["space: '[1, 2]' is not accepted"]),
+    ],
+    ids=str,
+)
+def test_a_bad_option_is_refused_in_one_line_before_anything_is_made(world, experiments, args, said):
+    ended = experiments(*args)
+    assert (ended.status, ended.out) == (2, [])
+    (line,) = ended.err
+    assert line.startswith("bytelm: error: ")
+    assert [part for part in said if part not in line] == [], line
+    assert not Path("runs").exists()
+
+
+def test_a_config_that_is_not_there_or_no_config_is_refused_by_its_name(world, experiments, monkeypatch):
+    class CheckerOfThisProcess(Checker):
+        def check(self, options):
+            return _check(list(options))
+
+    monkeypatch.setattr(runner, "Checker", CheckerOfThisProcess)
+    Path("broken.yaml").write_text("model: [\n")
+    ended = experiments("nowhere.yaml", "broken.yaml", "--study", "s")
+    assert (ended.status, world.begun) == (1, [])
+    nowhere, broken = ended.err
+    assert nowhere.startswith("refused         nowhere: config: ")
+    assert "nowhere.yaml' cannot be used; " in nowhere
+    assert broken.startswith("refused         broken: config: ")
+    assert "broken.yaml' cannot be used; line 2" in broken
+    assert ended.out[0] == "runs: 0, of which now 2 refused"
+
+
+# The whole program
+
+SLOW = """
+import os
+import time
+from pathlib import Path
+
+from lightning.pytorch import Callback
+
+
+class Slow(Callback):
+    def on_train_start(self, *args):
+        Path("pid").write_text(str(os.getpid()))
+
+    def on_train_batch_start(self, *args):
+        time.sleep(0.02)
+"""
+STEPS = 100
+OPTIONS = (
+    *("--time_budget.limit", f"{STEPS} steps"),
+    *("--last_checkpoint.every", "5 steps"),
+    "--trainer.callbacks+=my_slow.Slow",
+)
+
+
+@pytest.fixture
+def program(folder):
+    """Starts the program; its output goes to the files `stdout` and `stderr`."""
+    started = []
+    environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
+
+    def program(*args):
+        command = [sys.executable, "-m", "bytelm", "experiments", *args, "--", *OPTIONS]
+        with open("stdout", "w") as out, open("stderr", "w") as err:
+            started.append(subprocess.Popen(command, cwd=folder, env=environment, stdout=out, stderr=err))
+        return started[-1]
+
+    Path("my_slow.py").write_text(SLOW)
+    yield program
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+def test_a_study_goes_on_after_a_kill(program, until, alive):
+    seeds = ("tiny.yaml", "--seeds", "1", "2")
+    killed = program(*seeds)
+    until(Path("runs/tiny/tiny,seed=1/version_0/checkpoints/last.ckpt").exists, 120)
+    pid = Path("pid").read_text()
+    assert alive(pid)
+    killed.kill()
+    assert killed.wait() == -signal.SIGKILL
+    until(lambda: not alive(pid), 10)
+    assert on_record("tiny/tiny,seed=1")["status"] == "interrupted"
+    assert on_record("tiny/tiny,seed=1")["total_steps"] < STEPS
+    assert not Path("runs/tiny/tiny,seed=2").exists()
+
+    assert program(*seeds).wait(240) == 0, Path("stderr").read_text()
+    assert sorted(path.as_posix() for path in Path("runs").rglob("version_*")) == [
+        "runs/tiny/tiny,seed=1/version_0",
+        "runs/tiny/tiny,seed=2/version_0",
+    ]
+    for seed in (1, 2):
+        record = on_record(f"tiny/tiny,seed={seed}")
+        assert (record["status"], record["total_steps"], record["seed"]) == ("completed", STEPS, seed)
+    assert on_record("tiny/tiny,seed=1")["wall_time_secs"] > on_record("tiny/tiny,seed=1")["total_time_secs"]
+    log = Path("runs/tiny/tiny,seed=1/log.txt").read_text()
+    assert log.count("the run begins at the beginning") == 1  # and not once more where it went on
+    assert ledger() == {"tiny,seed=1": "completed", "tiny,seed=2": "completed"}
+    lines = Path("stderr").read_text().splitlines()
+    assert [re.sub(r" \d+:\d\d  ", " ", line).split(": ")[0] for line in lines] == [
+        "completed tiny,seed=1",
+        "completed tiny,seed=2",
+    ]
+    assert Path("stdout").read_text().startswith("runs: 2, of which now 2 completed\nbest: ")
+
+
+def test_a_study_goes_on_after_a_ctrl_c(program, until, alive):
+    interrupted = program("tiny.yaml")
+    until(Path("runs/tiny/tiny/version_0/checkpoints/last.ckpt").exists, 120)
+    pid = Path("pid").read_text()
+    interrupted.send_signal(signal.SIGINT)
+    assert interrupted.wait(60) == 130
+    assert not alive(pid)
+    assert Path("stderr").read_text() == (
+        "bytelm: error: interrupted by SIGINT in tiny/tiny; the same command goes on with it\n"
+    )
+    assert on_record("tiny/tiny")["status"] == "interrupted"
+    assert on_record("tiny/tiny")["total_steps"] < STEPS
+
+    assert program("tiny.yaml").wait(240) == 0, Path("stderr").read_text()
+    assert (on_record("tiny/tiny")["status"], on_record("tiny/tiny")["total_steps"]) == ("completed", STEPS)
+    assert [path.as_posix() for path in Path("runs").rglob("version_*")] == ["runs/tiny/tiny/version_0"]
