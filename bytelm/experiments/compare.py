@@ -160,34 +160,62 @@ def _text(value: Any) -> str:
 
 
 @dataclass(frozen=True)
-class Noise:
-    """How much scores differ by the seed alone.
+class Spread:
+    """How much the score of a run differs by its seed alone.
 
     Attributes:
-        deviation: Standard deviation of one run's val_bpb, pooled over experiments.
+        variance: Of one run's val_bpb, pooled over experiments with several seeds.
         freedom: Degrees of freedom: runs less experiments.
     """
 
-    deviation: float
+    variance: float
     freedom: int
 
     @classmethod
-    def of(cls, experiments: Iterable[Experiment]) -> "Noise | None":
-        """The pooled spread; None where no experiment has several seeds."""
+    def of(cls, experiments: Iterable[Experiment]) -> "Spread | None":
+        """That of some experiments; None where none has several seeds."""
         several = [experiment.scores for experiment in experiments if len(experiment.scores) > 1]
         freedom = sum(len(scores) - 1 for scores in several)
-        if not freedom:
-            return None
         squares = sum(statistics.variance(scores) * (len(scores) - 1) for scores in several)
-        return cls((squares / freedom) ** 0.5, freedom)
+        return cls(squares / freedom, freedom) if freedom else None
 
-    def error(self, one: Experiment, other: Experiment) -> float:
-        """Standard error of the difference of two mean scores."""
-        return self.deviation * (1 / len(one.scores) + 1 / len(other.scores)) ** 0.5
+
+class Noise:
+    """What the seed alone does, for judging differences of scores.
+
+    Runs of one kind scatter more than those of another, so the spread is pooled over each phase by itself; a phase
+    without several seeds has that of all.
+
+    Args:
+        phases: Experiments by their phase.
+        measured: Experiments to take the spread from, by the same phases; default these.
+
+    Attributes:
+        spreads: The spread in each phase; empty if it is not known.
+    """
+
+    def __init__(
+        self, phases: Mapping[str, Sequence[Experiment]], measured: Mapping[str, Sequence[Experiment]] | None = None
+    ) -> None:
+        measured = phases if measured is None else measured
+        overall = Spread.of(experiment for members in measured.values() for experiment in members)
+        self.spreads: dict[str, Spread] = {}
+        if overall is not None:
+            self.spreads = {phase: Spread.of(measured.get(phase, ())) or overall for phase in phases}
+        self._phase = {experiment: phase for phase, members in phases.items() for experiment in members}
+
+    def difference(self, one: Experiment, other: Experiment) -> tuple[float, float]:
+        """Standard error of the difference of two mean scores, and its degrees of freedom (Welch 1947)."""
+        first, second = (self.spreads[self._phase[experiment]] for experiment in (one, other))
+        parts = first.variance / len(one.scores), second.variance / len(other.scores)
+        if first is second or not sum(parts):
+            return sum(parts) ** 0.5, first.freedom
+        return sum(parts) ** 0.5, sum(parts) ** 2 / (parts[0] ** 2 / first.freedom + parts[1] ** 2 / second.freedom)
 
     def margin(self, one: Experiment, other: Experiment) -> float:
-        """Half the width of the 95 % interval of their difference (Student's t)."""
-        return float(stats.t.ppf((1 + CONFIDENCE) / 2, self.freedom)) * self.error(one, other)
+        """Half the width of the 95 % interval of the difference of two mean scores (Student's t)."""
+        error, freedom = self.difference(one, other)
+        return float(stats.t.ppf((1 + CONFIDENCE) / 2, freedom)) * error
 
     def significant(self, pairs: Sequence[tuple[Experiment, Experiment]]) -> list[bool]:
         """For each pair whether their scores differ by more than noise.
@@ -199,9 +227,7 @@ class Noise:
             return []
         p_values = []
         for one, other in pairs:
-            difference = abs((one.val_bpb or 0.0) - (other.val_bpb or 0.0))
-            error = self.error(one, other)
-            p_values.append(
-                2 * float(stats.t.sf(difference / error, self.freedom)) if error else float(difference == 0)
-            )
+            apart = abs((one.val_bpb or 0.0) - (other.val_bpb or 0.0))
+            error, freedom = self.difference(one, other)
+            p_values.append(2 * float(stats.t.sf(apart / error, freedom)) if error else float(apart == 0))
         return [bool(p <= 1 - CONFIDENCE) for p in stats.false_discovery_control(p_values)]

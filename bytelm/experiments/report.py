@@ -52,6 +52,7 @@ def report(
     reported: dict[str, dict[str, float]] | None = None,
     reported_by: str = "reported",
     effects: dict[str, list[str]] | None = None,
+    spread_of: list[str] | None = None,
 ) -> Path:
     """Writes report.md with its pictures, and report.html, which has them inside.
 
@@ -68,6 +69,8 @@ def report(
         reported_by: Whose figures those are, as the head of their columns.
         effects: Statements to look at, each with the experiment that is said to be better and the one that is said to
             be worse: `{Rotary over learned positions: [24-*, 16-*]}`.
+        spread_of: Folders with other runs of the same experiments, over whose seeds the noise is measured. Default:
+            these runs.
 
     Returns:
         The HTML page.
@@ -77,7 +80,8 @@ def report(
         ConfigError: A pattern fits no experiment.
     """
     found = find_runs(runs)
-    layout = Layout(phases, curves, reported or {}, reported_by, effects or {})
+    measured = experiments_of(find_runs(spread_of)) if spread_of else None
+    layout = Layout(phases, curves, reported or {}, reported_by, effects or {}, measured)
     contests = contests_of(found)
     layout.check([experiment for experiments in contests.values() for experiment in experiments])
     folder = Path(out) if out else Path(runs[0], "report")
@@ -135,6 +139,18 @@ class Layout:
     reported: Mapping[str, Mapping[str, float]]
     reported_by: str
     effects: Mapping[str, Sequence[str]]
+    measured: Sequence[Experiment] | None = None
+
+    def arrange(self, experiments: Sequence[Experiment]) -> dict[str, list[Experiment]]:
+        """Experiments by the phase that they belong to."""
+        phases: dict[str, list[Experiment]] = {}
+        if self.phases is None:
+            for experiment in experiments:
+                phases.setdefault(experiment.runs[0].study, []).append(experiment)
+        else:
+            phases = {name: matching(experiments, patterns) for name, patterns in self.phases.items()}
+            phases["Others"] = [e for e in experiments if not any(e in members for members in phases.values())]
+        return {name: members for name, members in phases.items() if members}
 
     def check(self, experiments: Sequence[Experiment]) -> None:
         """Refuses names and patterns that fit none of the experiments."""
@@ -170,19 +186,13 @@ class Section:
         self.experiments = experiments
         self.runs = [run for experiment in experiments for run in experiment.runs]
         self.prefix = prefix
-        self.noise = Noise.of(experiments)
         self.reported_by = layout.reported_by
         self.reported: dict[Experiment, Mapping[str, float]] = {}
         for pattern, figures in layout.reported.items():
             self.reported |= dict.fromkeys(matching(experiments, [pattern]), figures)
-        self.phases: dict[str, list[Experiment]] = {}
-        if layout.phases is None:
-            for experiment in experiments:
-                self.phases.setdefault(experiment.runs[0].study, []).append(experiment)
-        else:
-            self.phases = {name: matching(experiments, patterns) for name, patterns in layout.phases.items()}
-            self.phases["Others"] = [e for e in experiments if not any(e in some for some in self.phases.values())]
-        self.phases = {name: some for name, some in self.phases.items() if some}
+        self.phases = layout.arrange(experiments)
+        measured = None if layout.measured is None else layout.arrange(layout.measured)
+        self.noise = Noise(self.phases, measured)
         self.effects: dict[str, tuple[Experiment, Experiment]] = {}
         for statement, names in layout.effects.items():
             better, worse = (matching(experiments, [name]) for name in names)
@@ -293,7 +303,7 @@ class Section:
         reported = self.reported
         rows = []
         pairs = [(b, w) for b, w in self.effects.values() if b.scores and w.scores]
-        beyond = dict(zip(pairs, self.noise.significant(pairs), strict=True)) if self.noise else {}
+        beyond = dict(zip(pairs, self.noise.significant(pairs), strict=True)) if self.noise.spreads else {}
         for statement, (better, worse) in self.effects.items():
             row = [statement, f"{better.name} ({_score(better)})", f"{worse.name} ({_score(worse)})"]
             if better.val_bpb is None or worse.val_bpb is None:
@@ -302,8 +312,8 @@ class Section:
             gain = worse.val_bpb - better.val_bpb
             theirs = [reported.get(e, {}).get("val_bpb") for e in (worse, better)]
             told = f"{theirs[0] - theirs[1]:+.3f}" if theirs[0] is not None and theirs[1] is not None else ""
-            verdict = "shows" if gain > 0 else "does not show"
-            if self.noise is not None and not beyond[better, worse]:
+            verdict = "shows" if gain > 0 else "the opposite shows"
+            if beyond and not beyond[better, worse]:
                 verdict = "within noise"
             rows.append([*row, f"{gain:+.4f}", told, verdict])
         head = ["Statement", "Better", "Worse", "Gain here>", f"Gain {self.reported_by}>", ""]
@@ -319,17 +329,15 @@ class Section:
                 f"The order of the {len(ranked)} scores agrees with that of {self.reported_by} with a rank correlation "
                 f"(Spearman's) of {rank:.2f}."
             )
-        if self.noise is None:
+        if not self.noise.spreads:
             parts.append(
                 "No experiment was run with several seeds, so how much the seed alone does is not known here, and "
                 "nothing can be said. `python -m bytelm experiments … --seeds 42 1 2` runs each with three."
             )
             return "\n\n".join(parts)
-        several = sum(len(e.scores) > 1 for e in scored)
-        parts.append(
-            f"By the seed alone, val_bpb varies with a standard deviation of {self.noise.deviation:.4f} (pooled over "
-            f"{several} experiments with several seeds; {self.noise.freedom} degrees of freedom)."
-        )
+        parts.append("By the seed alone, val_bpb varies with these standard deviations, each pooled over a phase:")
+        rows = [[phase, f"{one.variance**0.5:.4f}", str(one.freedom)] for phase, one in self.noise.spreads.items()]
+        parts.append(_table(["Phase", "Deviation>", "Degrees of freedom>"], rows))
         pairs = [(e, e.origin) for e in scored if e.origin is not None and e.origin.val_bpb is not None]
         verdicts = self.noise.significant(pairs)
         rows = []

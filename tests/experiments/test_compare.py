@@ -5,7 +5,9 @@ pytest.importorskip("scipy")
 
 from pathlib import Path
 
-from bytelm.experiments.compare import Noise, changes, experiments_of, settings
+from scipy import stats
+
+from bytelm.experiments.compare import Noise, Spread, changes, experiments_of, settings
 from bytelm.experiments.ledger import read_runs
 
 
@@ -102,26 +104,52 @@ def several(*groups):
     return experiments()
 
 
-def test_noise_is_the_spread_over_seeds_pooled_over_experiments():
-    noise = Noise.of(several((1.0, 3.0), (5.0, 6.0, 7.0), (9.0,)))
-    assert noise.freedom == 3
-    assert noise.deviation == pytest.approx(((2 + 2) / 3) ** 0.5)  # sums of squares: 2 and 2
+def test_the_spread_over_seeds_is_pooled_over_experiments():
+    spread = Spread.of(several((1.0, 3.0), (5.0, 6.0, 7.0), (9.0,)))
+    assert spread.freedom == 3
+    assert spread.variance == pytest.approx((2 + 2) / 3)  # sums of squares: 2 and 2
 
 
 def test_without_several_seeds_noise_is_not_known():
-    assert Noise.of(several((1.0,), (2.0,))) is None
+    experiments = several((1.0,), (2.0,))
+    assert Spread.of(experiments) is None
+    assert Noise({"all": experiments}).spreads == {}
+
+
+def test_each_phase_has_its_own_noise_and_one_without_seeds_that_of_all():
+    quiet, loud, alone = several((1.0, 1.0, 1.3), (5.0, 8.0), (9.0,))
+    noise = Noise({"quiet": [quiet], "loud": [loud], "alone": [alone]})
+    assert noise.spreads["quiet"] == Spread(pytest.approx(0.03), 2)
+    assert noise.spreads["loud"] == Spread(pytest.approx(4.5), 1)
+    assert noise.spreads["alone"] == Spread(pytest.approx((0.06 + 4.5) / 3), 3)
+
+
+def test_noise_can_be_measured_on_other_runs():
+    one, other, measured = several((1.0,), (2.0,), (5.0, 7.0))
+    noise = Noise({"all": [one, other]}, {"all": [measured]})
+    assert noise.spreads == {"all": Spread(pytest.approx(2.0), 1)}
+    assert noise.significant([(one, other)]) == [False]
 
 
 def test_the_margin_is_students():
     one, other = several((1.0, 2.0, 3.0), (4.0,))
-    noise = Noise.of([one, other])
+    noise = Noise({"all": [one, other]})
     # t of 2 degrees of freedom at 97.5 % is 4.303; the error of a mean of three against one is sqrt(1/3 + 1).
     assert noise.margin(one, other) == pytest.approx(4.303 * (4 / 3) ** 0.5, rel=1e-3)
 
 
+def test_across_phases_the_margin_is_welchs():
+    one, other = several((1.0, 2.0, 3.0), (1.0, 5.0, 6.0, 8.0))
+    noise = Noise({"one": [one], "other": [other]})
+    welch = stats.ttest_ind(one.scores, other.scores, equal_var=False)
+    error, freedom = noise.difference(one, other)
+    assert (one.val_bpb - other.val_bpb) / error == pytest.approx(welch.statistic)
+    assert freedom == pytest.approx(welch.df)
+
+
 def test_what_is_far_beyond_the_noise_differs_and_what_is_within_does_not():
     base, near, far = several((2.00, 2.02, 2.01), (2.01, 2.03, 2.00), (2.50, 2.51, 2.52))
-    noise = Noise.of([base, near, far])
+    noise = Noise({"all": [base, near, far]})
     assert noise.significant([(base, near), (base, far)]) == [False, True]
     assert noise.significant([]) == []
 
@@ -129,6 +157,6 @@ def test_what_is_far_beyond_the_noise_differs_and_what_is_within_does_not():
 def test_among_many_comparisons_a_difference_must_be_larger():
     scores = [(2.0, 2.02, 2.04)] * 20 + [(2.04, 2.06, 2.08)]
     *equal, other = several(*scores)
-    noise = Noise.of([*equal, other])
+    noise = Noise({"all": [*equal, other]})
     assert noise.significant([(equal[0], other)]) == [True]
     assert not any(noise.significant([(equal[0], e) for e in [*equal[1:], other]]))

@@ -89,7 +89,7 @@ def test_effects_say_what_shows_and_what_does_not(study):
     page = text(effects=effects, reported={"00-*": {"val_bpb": 3.5}, "01-*": {"val_bpb": 3.4}})
     wide, slow, bad = rows(page, "Statement")
     assert wide[3:] == ["+0.4850", "+0.100", "shows"]
-    assert slow[3:] == ["-0.1850", "", "does not show"]
+    assert slow[3:] == ["-0.1850", "", "the opposite shows"]
     assert bad[5] == "not to be said: a run has no score"
 
 
@@ -99,7 +99,7 @@ def test_a_small_effect_is_within_noise():
         make_run(f"s/b,seed={seed}", other, at=10 + seed, settings=config(seed=seed, d_model=32))
     page = text(effects={"a over b": ["a", "b"]})
     assert rows(page, "Statement")[0][5] == "within noise"
-    assert "standard deviation of 0.1000 (pooled over 2 experiments" in page
+    assert rows(page, "Phase") == [["s", "0.1000", "4"]]
     assert "Not to be told from the best, a: b." in page
 
 
@@ -112,6 +112,17 @@ def test_what_was_made_from_another_differs_by_more_than_noise_or_does_not(study
 def test_without_seeds_nothing_is_said_of_noise():
     make_run("s/a", 2.0)
     assert "nothing can be said" in text()
+
+
+def test_noise_can_be_taken_from_other_runs():
+    make_run("s/a", 2.0, at=1)
+    make_run("s/b", 2.5, at=2, settings=config(d_model=32))
+    for seed in (1, 2, 3):
+        make_run(f"other/a,seed={seed}", 2.1 + seed / 100, at=seed, settings=config(seed=seed))
+    page = text(spread_of=["runs/other"], phases={"All": ["*"]})
+    assert rows(page, "Phase") == [["All", "0.0100", "2"]]
+    assert rows(page.split("## What differs")[1], "Run")[0][4] == "worse"
+    assert "(3)" not in page
 
 
 def test_failures_are_listed_with_their_reasons_and_cannot_break_the_page(study):
