@@ -42,6 +42,7 @@ class Experiment:
         runs: In the order in which they ended.
         origin: The earlier experiment that it differs from least.
         changes: What it changed of that, a line each.
+        kept: Whether its score is better than all before it.
     """
 
     number: int
@@ -49,6 +50,7 @@ class Experiment:
     runs: list[Run]
     origin: "Experiment | None" = None
     changes: list[str] = field(default_factory=list)
+    kept: bool = False
 
     @cached_property
     def settings(self) -> dict[str, Any]:
@@ -69,11 +71,6 @@ class Experiment:
     def spread(self) -> float | None:
         """Standard deviation over seeds."""
         return statistics.stdev(self.scores) if len(self.scores) > 1 else None
-
-    @property
-    def kept(self) -> bool:
-        """Whether one of its runs was the best when it ended."""
-        return any(run.decision == "keep" for run in self.runs)
 
     def figure(self, key: str) -> float | None:
         """Median of a figure of the records, such as `total_steps`."""
@@ -100,8 +97,11 @@ def experiments_of(runs: Iterable[Run]) -> list[Experiment]:
         numbered = re.match(r"\d+", str(name))
         found.append(Experiment(int(numbered[0]) if numbered else place, str(name), members))
     found.sort(key=lambda experiment: experiment.number)
+    best = float("inf")
     for place, experiment in enumerate(found):
         experiment.origin, experiment.changes = _origin(experiment, found[:place])
+        experiment.kept = experiment.val_bpb is not None and experiment.val_bpb < best
+        best = min(best, experiment.val_bpb or best)
     return found
 
 

@@ -152,7 +152,7 @@ def _axes(x: str, y: str) -> tuple[Figure, Axes]:
 
 
 def _points(axes: Axes, phases: Mapping[str, Sequence[Experiment]], x: Mapping[Experiment, float | None]) -> None:
-    """A point for each experiment, filled if it was the best when it ended, with the range over its seeds."""
+    """A point for each experiment, filled if it is better than all before it, with the range over its seeds."""
     for place, (phase, members) in enumerate(phases.items()):
         color = f"C{place}"
         shown = [e for e in members if e.scores and x.get(e) is not None]
