@@ -14,11 +14,17 @@ COMMANDS = {
     "experiments": "bytelm.experiments.runner",
     "ledger": "bytelm.experiments.ledger",
     "report": "bytelm.experiments.report",
-    "serve": "bytelm.experiments.service",
+    "serve": "bytelm.experiments.api",
 }
 
 if __name__ == "__main__":
     command, *arguments = sys.argv[1:] or [""]
-    module = import_module(COMMANDS.get(command, "bytelm.cli"))
+    try:
+        module = import_module(COMMANDS.get(command, "bytelm.cli"))
+    except ModuleNotFoundError as error:
+        if command not in COMMANDS:
+            raise
+        extra = 'pip install -e ".[experiments]"'
+        import_module("bytelm.cli").fail(f"{command} needs {error.name}, which is not installed; {extra} brings it")
     signal.signal(signal.SIGINT, signal.default_int_handler)
     module.main(arguments if command in COMMANDS else None)

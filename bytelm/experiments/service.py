@@ -28,7 +28,6 @@ from typing import Any
 
 import yaml
 
-from bytelm.cli import fail
 from bytelm.config_file import BadText, read
 from bytelm.errors import ConfigError, StorageError
 from bytelm.experiments.check import Checker
@@ -354,16 +353,3 @@ def _number(run_id: str) -> int:
 def _finite(value: Any) -> Any:
     """A value as JSON knows it, which has no NaN."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def main(args: list[str]) -> None:
-    """Runs the command.
-
-    Args:
-        args: What follows `python -m bytelm serve`.
-    """
-    try:
-        from bytelm.experiments import api
-    except ModuleNotFoundError as error:
-        fail(f'{error.name} is not installed; pip install "bytelm[experiments]" brings it')
-    api.main(args)

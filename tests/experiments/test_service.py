@@ -27,8 +27,9 @@ import httpx
 
 from bytelm.config_file import BadText, read
 from bytelm.errors import ConfigError, StorageError
+from bytelm.experiments.api import main
 from bytelm.experiments.check import Checker
-from bytelm.experiments.service import Busy, Service, Unusable, UsedUp, main
+from bytelm.experiments.service import Busy, Service, Unusable, UsedUp
 from bytelm.experiments.strangers import check_limit, check_meaning, check_words, rest_of
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -377,15 +378,6 @@ def test_options_that_cannot_work_are_refused_in_one_line(options, status, said,
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("bytelm: error: ")
     assert [part for part in said if part not in line] == [], line
-
-
-def test_what_is_not_installed_is_named(monkeypatch, capsys):
-    monkeypatch.setitem(sys.modules, "uvicorn", None)
-    monkeypatch.delitem(sys.modules, "bytelm.experiments.api", raising=False)
-    monkeypatch.delattr("bytelm.experiments.api", raising=False)
-    with pytest.raises(SystemExit):
-        main([])
-    assert 'pip install "bytelm[experiments]"' in capsys.readouterr().err
 
 
 # Real services
