@@ -1,7 +1,9 @@
 """The README's examples run as they stand, and its map of the tree is true."""
 
 import re
+import shlex
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -20,6 +22,27 @@ def test_an_example_runs_and_is_short(run, file, options, code):
 
 def test_there_is_an_example_of_a_callback_a_part_and_a_schedule():
     assert [file for file, _, _ in EXAMPLES] == ["my_callbacks.py", "my_parts.py", "my_schedules.py"]
+
+
+def test_the_five_runs_and_their_report_can_be_had_by_copying(monkeypatch):
+    pytest.importorskip("optuna")
+    from bytelm.cli import build
+    from bytelm.experiments import runner
+
+    block = re.search(r"```bash\n([^`]* experiments [^`]*)```", README)[1].replace("\\\n", " ")
+    install, experiments, report = [shlex.split(line) for line in block.strip().splitlines()]
+    assert install[-1] == ".[experiments]"
+    seen = []
+    monkeypatch.setattr(runner, "Study", lambda name, plan, *rest: seen.append((name, plan)))
+    monkeypatch.setattr(runner, "Runner", lambda *rest: SimpleNamespace(run=lambda: 0))
+    monkeypatch.chdir(PROJECT)
+    with pytest.raises(SystemExit):
+        runner.main(experiments[experiments.index("experiments") + 1 :])
+    ((study, plan),) = seen
+    assert len(plan.grid()) == 5
+    for task in plan.grid():
+        build(task.fit_options, run=False)
+    assert report[-2:] == ["report", f"runs/{study}"]
 
 
 def test_every_path_that_is_named_exists():
