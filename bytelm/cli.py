@@ -20,7 +20,7 @@ from types import FrameType
 from typing import Any, NoReturn
 
 import yaml
-from jsonargparse import Namespace
+from jsonargparse import Namespace, set_parsing_settings
 from jsonargparse.typing import register_type
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -60,6 +60,8 @@ from callbacks import (
 )
 from callbacks.interruption import SIGNALS
 
+# A value of no particular type stays what it is, also if it looks like a class and its options.
+set_parsing_settings(instantiate_subclass_spec_in_any=False)
 register_type(Duration, serializer=str, deserializer=Duration.parse, deserializer_exceptions=(ValueError,))
 
 DESCRIPTION = (
@@ -202,6 +204,12 @@ class BytelmCLI(LightningCLI):
     def _check(self) -> None:
         """Finds what cannot work before the run has a folder."""
         self.model.check(self.datamodule)
+        if self.trainer.accumulate_grad_batches < 1:
+            raise ConfigError(
+                "trainer.accumulate_grad_batches", self.trainer.accumulate_grad_batches, "accepted: from 1"
+            )
+        if self._get(self.config_init, "trainer").get("val_check_interval") == 0:
+            raise ConfigError("trainer.val_check_interval", 0, "accepted: steps from 1, or a share above 0")
         TimeBudget.of(self.trainer).check(self.trainer)
         if rank_zero_only.rank == 0:  # type: ignore[attr-defined]  # others might look while this one downloads
             self.datamodule.prepare_data()

@@ -119,8 +119,8 @@ def read(text: str, aliases: bool = True) -> dict[Any, Any]:
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
         raise BadText(f"line {line}: character {error.character:#x} is not allowed; {ACCEPTED}") from error
-    except ValueError as error:  # `!!int abc`
-        raise BadText(f"{error}; {ACCEPTED}") from error
+    except (AttributeError, LookupError, ValueError) as error:  # `!!timestamp abc`, `!!bool abc`, `!!int abc`
+        raise BadText(f"a value is not of its kind ({error}); {ACCEPTED}") from error
     if not isinstance(value, dict | None):  # jsonargparse leaves keys without values as the text that they are
         raise BadText(f"{value!r} is no mapping; {ACCEPTED}")
     return value or {}

@@ -19,7 +19,8 @@ def ends_step(trainer: Trainer, batch_idx: int) -> bool:
 
 def is_log_step(trainer: Trainer, batch_idx: int) -> bool:
     """Whether a step has just ended that is one to log."""
-    return ends_step(trainer, batch_idx) and trainer.global_step % trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
+    every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
+    return every > 0 and ends_step(trainer, batch_idx) and trainer.global_step % every == 0  # 0: never
 
 
 def batch_loss(trainer: Trainer, outputs: Any) -> Tensor:

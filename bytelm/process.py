@@ -9,6 +9,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 IMPORTED_AT = time.monotonic()
+ENDING_SECONDS = 30.0  # for what a run does at a SIGTERM: finish a step, write a checkpoint
 LIFELINE = "BYTELM_LIFELINE"  # names the file descriptor of a pipe that only the parent can write to
 
 
@@ -42,12 +43,17 @@ def peak_memory_mb() -> float | None:
 
 
 def end_with_parent() -> None:
-    """Sends this process a SIGTERM when its parent ends, in whatever way, if that gave it a lifeline to hold on to."""
+    """Ends this process when its parent ends, in whatever way, if that gave it a lifeline to hold on to.
+
+    First by a SIGTERM, and if that is not enough by a SIGKILL, which all of its process group gets.
+    """
     if (lifeline := os.environ.pop(LIFELINE, None)) is None:  # taken, so that processes of this one do not look for it
         return
 
     def watch() -> None:
         os.read(int(lifeline), 1)  # nobody writes: this returns when the other end is closed
         os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(ENDING_SECONDS)
+        os.killpg(os.getpgrp(), signal.SIGKILL)
 
     threading.Thread(target=watch, daemon=True, name="lifeline").start()

@@ -5,6 +5,7 @@ process out of it as long as the first one lives.
 """
 
 import os
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -146,28 +147,32 @@ def is_free(file: Path) -> bool:
     except FileNotFoundError:
         return True
     try:
-        return lock(descriptor)
+        return lock(descriptor, shared=True)  # so that two who ask at the same moment take none of them for a run
     finally:
         os.close(descriptor)
 
 
-def lock(file: int) -> bool:
+def lock(file: int, shared: bool = False) -> bool:
     """Keeps other processes from locking a file, until all that this process and its children hold of it is closed.
 
     Args:
         file: Its descriptor.
+        shared: Whether others may have it locked, too, if they share it as well.
 
     Returns:
         Whether no other process has it locked; true also where the system has no locks.
     """
-    if fcntl is not None:
+    if fcntl is None:
+        return True
+    for seconds in (0.05, 0.0):  # twice, as somebody may be asking whether it is free
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+            return True
         except BlockingIOError:
-            return False
+            time.sleep(0.0 if shared else seconds)
         except OSError:
-            pass  # a file system without locks
-    return True
+            return True  # a file system without locks
+    return False
 
 
 def _lock_run(folder: Path) -> int:

@@ -157,7 +157,8 @@ def app(service: Service, token: str | None = None) -> FastAPI:
             wanted = {"WWW-Authenticate": "Bearer"}
             return JSONResponse({"detail": "accepted: Authorization: Bearer <token>"}, 401, wanted)
         if token is None and request.method == "POST" and _is_from_elsewhere(request):
-            return JSONResponse({"detail": "the request comes from another host's page"}, 403)
+            origin = request.headers["origin"]
+            return JSONResponse({"detail": f"Origin: {origin!r} cannot be used; accepted: this service's pages"}, 403)
         return await answer(request)
 
     if token is None:

@@ -28,7 +28,10 @@ class Checker:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.close()
+        if error[0] is None:
+            self.close()
+        else:
+            self.end()
 
     def check(self, options: Sequence[str], seconds: float | None = None) -> tuple[dict[str, Any] | None, str]:
         """Checks a run.

@@ -37,7 +37,7 @@ class Experiment:
     """Runs that differ by nothing but their seed.
 
     Attributes:
-        number: The number that its name begins with, or its place among all.
+        number: The number that its name begins with; its place among all, if some have none or share one.
         name: Name of the config.
         runs: In the order in which they ended.
         origin: The earlier experiment that it differs from least.
@@ -73,8 +73,9 @@ class Experiment:
         return statistics.stdev(self.scores) if len(self.scores) > 1 else None
 
     def figure(self, key: str) -> float | None:
-        """Median of a figure of the records, such as `total_steps`."""
-        values = [run.record[key] for run in self.runs if run.record.get(key) is not None]
+        """Median of a figure of the records of runs that were completed, if there are any, such as `total_steps`."""
+        runs = [run for run in self.runs if run.val_bpb is not None] or self.runs
+        values = [run.record[key] for run in runs if run.record.get(key) is not None]
         return statistics.median(values) if values else None
 
 
@@ -88,14 +89,17 @@ def experiments_of(runs: Iterable[Run]) -> list[Experiment]:
         Experiments in the order of their numbers.
     """
     groups: dict[tuple[Any, ...], list[Run]] = {}
-    for run in runs:
+    for run in sorted(runs, key=lambda run: not run.config):
         if run.status != "running":
             name = re.sub(r",seed=-?\d+", "", run.experiment)
-            groups.setdefault((name, *sorted(map(str, settings(run.config).items()))), []).append(run)
-    found = []
-    for place, ((name, *_), members) in enumerate(groups.items(), start=1):
-        numbered = re.match(r"\d+", str(name))
-        found.append(Experiment(int(numbered[0]) if numbered else place, str(name), members))
+            key = (name, *sorted(map(str, settings(run.config).items())))
+            if not run.config:  # it ended before it could leave one
+                key = next((other for other in groups if other[0] == name), key)
+            groups.setdefault(key, []).append(run)
+    numbers = [int(match[0]) for name, *_ in groups if (match := re.match(r"\d+", str(name)))]
+    if len(set(numbers)) < len(groups):
+        numbers = list(range(1, len(groups) + 1))
+    found = [Experiment(n, str(key[0]), members) for n, (key, members) in zip(numbers, groups.items(), strict=True)]
     found.sort(key=lambda experiment: experiment.number)
     best = float("inf")
     for place, experiment in enumerate(found):
@@ -198,7 +202,7 @@ class Noise:
         self, phases: Mapping[str, Sequence[Experiment]], measured: Mapping[str, Sequence[Experiment]] | None = None
     ) -> None:
         measured = phases if measured is None else measured
-        overall = Spread.of(experiment for members in measured.values() for experiment in members)
+        overall = Spread.of(dict.fromkeys(experiment for members in measured.values() for experiment in members))
         self.spreads: dict[str, Spread] = {}
         if overall is not None:
             self.spreads = {phase: Spread.of(measured.get(phase, ())) or overall for phase in phases}

@@ -18,11 +18,10 @@ from typing import Any
 
 from bytelm.errors import CheckpointError, ConfigError, DataError, StorageError
 from bytelm.files import replacing
-from bytelm.process import LIFELINE, utc
+from bytelm.process import ENDING_SECONDS, LIFELINE, utc
 from bytelm.run_folder import RUNS, lock, newest_run
 
 REFUSALS = (ConfigError.exit_status, DataError.exit_status, CheckpointError.exit_status)
-ENDING_SECONDS = 30.0  # for what a run does at a SIGTERM: finish a step, write a checkpoint
 
 
 @dataclass

@@ -7,10 +7,11 @@ compete: one that was the best when it ended is marked `keep`, all others `disca
 
 import csv
 import json
+import math
 import os
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,7 +74,8 @@ class Run:
     @property
     def val_bpb(self) -> float | None:
         """The score; None where the run was not completed."""
-        return self.record.get("val_bpb") if self.status == "completed" else None
+        score = self.record.get("val_bpb") if self.status == "completed" else None
+        return score if score is not None and math.isfinite(score) else None
 
     @property
     def budget(self) -> str | None:
@@ -109,18 +111,27 @@ def read_runs(root: Path) -> list[Run]:
     """
     found = []
     for folder, inner, files in os.walk(root):  # which does not mind folders that vanish meanwhile
-        if Path(folder).name.startswith("version_"):
+        if Path(folder).name.startswith("version_") and {"config.yaml", "record.json"} & set(files):
             inner.clear()
-            if {"config.yaml", "record.json"} & set(files):
-                found.append(Path(folder))
+            found.append(Path(folder))
     runs = sorted((_read(folder) for folder in found), key=lambda run: (run.record["ended_at"] or "~", run.folder))
-    best: dict[tuple[Any, ...], float] = {}
+    decide(runs, lambda run: run.competes_with)
+    return runs
+
+
+def decide(runs: Iterable[Run], contest: Callable[[Run], Any]) -> None:
+    """Marks what to keep and what to discard.
+
+    Args:
+        runs: In the order in which they ended.
+        contest: Tells what a run competes in.
+    """
+    best: dict[Any, float] = {}
     for run in runs:
         if run.status != "running":
-            rival = best.get(run.competes_with, float("inf"))
+            rival = best.get(contest(run), float("inf"))
             run.decision = "discard" if run.val_bpb is None or run.val_bpb >= rival else "keep"
-            best[run.competes_with] = min(rival, run.val_bpb if run.val_bpb is not None else rival)
-    return runs
+            best[contest(run)] = min(rival, run.val_bpb if run.val_bpb is not None else rival)
 
 
 def best_of(runs: Iterable[Run]) -> Run | None:
@@ -155,7 +166,8 @@ def _read(folder: Path) -> Run:
     elif not record:  # its process was killed, or the machine went down
         ended = max(path.stat().st_mtime for path in [folder, *folder.iterdir()])
         record = {"status": "interrupted", "reason": "it left no record", "ended_at": utc(ended)}
-        record["started_at"] = utc(config_file.stat().st_mtime)
+        started = config_file.stat().st_mtime
+        record |= {"started_at": utc(started), "total_time_secs": round(ended - started, 3)}
         record["seed"] = config.get("seed_everything")
     record.setdefault("ended_at", utc(record_file.stat().st_mtime) if record_file.exists() else None)
     return Run(folder, config, record)

@@ -80,17 +80,22 @@ def report(
         ConfigError: A pattern fits no experiment.
     """
     found = find_runs(runs)
-    measured = experiments_of(find_runs(spread_of)) if spread_of else None
-    layout = Layout(phases, curves, reported or {}, reported_by, effects or {}, measured)
+    layout = Layout(phases, curves, reported or {}, reported_by, effects or {})
     contests = contests_of(found)
+    measured = contests_of(find_runs(spread_of)) if spread_of else None
     layout.check([experiment for experiments in contests.values() for experiment in experiments])
     folder = Path(out) if out else Path(runs[0], "report")
     title = title or f"Runs of {', '.join(dict.fromkeys(run.study for run in found))}"
     sections = [
-        Section(experiments, layout, f"{number}-" if len(contests) > 1 else "")
-        for number, experiments in enumerate(contests.values(), start=1)
+        Section(
+            experiments,
+            layout,
+            f"{number}-" if len(contests) > 1 else "",
+            None if measured is None else measured.get(contest, []),
+        )
+        for number, (contest, experiments) in enumerate(contests.items(), start=1)
     ]
-    text = f"# {title}\n\n" + "\n\n".join(section.markdown() for section in sections) + "\n"
+    text = f"# {_plain(title)}\n\n" + "\n\n".join(section.markdown() for section in sections) + "\n"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for section in sections:
@@ -123,11 +128,21 @@ def find_runs(roots: Iterable[str]) -> list[Run]:
 def contests_of(runs: Iterable[Run]) -> dict[tuple[Any, ...], list[Experiment]]:
     """Experiments by what their scores can be compared with: those on the same corpus, in the same budget."""
     contests: dict[tuple[Any, ...], list[Run]] = {}
-    for run in runs:
-        data = run.config.get("data") or {}
-        corpus = data.get("class_path"), str((data.get("init_args") or {}).get("path"))
-        contests.setdefault((run.budget, *corpus), []).append(run)
-    return {contest: experiments_of(members) for contest, members in contests.items()}
+    for run in sorted(runs, key=lambda run: not run.record.get("corpus")):
+        corpus = (run.record.get("corpus") or {}).get("sha256")
+        contest = (run.budget, corpus)
+        if corpus is None:  # it ended before it had read its corpus, so it goes with other runs of its study
+            akin = (
+                other
+                for other, members in contests.items()
+                if run.budget in (None, other[0]) and any(member.study == run.study for member in members)
+            )
+            contest = next(akin, contest)
+        contests.setdefault(contest, []).append(run)
+    return {
+        contest: experiments_of(sorted(members, key=lambda run: run.record["ended_at"] or ""))
+        for contest, members in contests.items()
+    }
 
 
 @dataclass(frozen=True)
@@ -139,7 +154,6 @@ class Layout:
     reported: Mapping[str, Mapping[str, float]]
     reported_by: str
     effects: Mapping[str, Sequence[str]]
-    measured: Sequence[Experiment] | None = None
 
     def arrange(self, experiments: Sequence[Experiment]) -> dict[str, list[Experiment]]:
         """Experiments by the phase that they belong to."""
@@ -149,7 +163,8 @@ class Layout:
                 phases.setdefault(experiment.runs[0].study, []).append(experiment)
         else:
             phases = {name: matching(experiments, patterns) for name, patterns in self.phases.items()}
-            phases["Others"] = [e for e in experiments if not any(e in members for members in phases.values())]
+            rest = [e for e in experiments if not any(e in members for members in phases.values())]
+            phases["Others"] = [*phases.get("Others", []), *rest]
         return {name: members for name, members in phases.items() if members}
 
     def check(self, experiments: Sequence[Experiment]) -> None:
@@ -170,7 +185,9 @@ class Layout:
 def matching(experiments: Iterable[Experiment], patterns: Iterable[str]) -> list[Experiment]:
     """The experiments whose names fit, in the order of the patterns."""
     some = list(experiments)
-    return list(dict.fromkeys(e for pattern in patterns for e in some if fnmatchcase(e.name, pattern)))
+    return list(
+        dict.fromkeys(e for pattern in patterns for e in some if e.name == pattern or fnmatchcase(e.name, pattern))
+    )
 
 
 class Section:
@@ -180,9 +197,16 @@ class Section:
         experiments: In the order of their numbers.
         layout: What goes where.
         prefix: Of its pictures' names.
+        measured: Experiments over whose seeds the noise is measured; default these.
     """
 
-    def __init__(self, experiments: Sequence[Experiment], layout: Layout, prefix: str = "") -> None:
+    def __init__(
+        self,
+        experiments: Sequence[Experiment],
+        layout: Layout,
+        prefix: str = "",
+        measured: Sequence[Experiment] | None = None,
+    ) -> None:
         self.experiments = experiments
         self.runs = [run for experiment in experiments for run in experiment.runs]
         self.prefix = prefix
@@ -191,8 +215,7 @@ class Section:
         for pattern, figures in layout.reported.items():
             self.reported |= dict.fromkeys(matching(experiments, [pattern]), figures)
         self.phases = layout.arrange(experiments)
-        measured = None if layout.measured is None else layout.arrange(layout.measured)
-        self.noise = Noise(self.phases, measured)
+        self.noise = Noise(self.phases, None if measured is None else layout.arrange(measured))
         self.effects: dict[str, tuple[Experiment, Experiment]] = {}
         for statement, names in layout.effects.items():
             better, worse = (matching(experiments, [name]) for name in names)
@@ -203,7 +226,7 @@ class Section:
             shown = list(dict.fromkeys([experiments[0], *filter(None, best)]))[:MOST_CURVES]
         else:
             shown = matching(experiments, layout.curves)
-        curves = [experiment.runs[0] for experiment in shown]
+        curves = [next((run for run in e.runs if run.val_bpb is not None), e.runs[0]) for e in shown]
         self.pictures: dict[str, Callable[[], Figure]] = {
             f"{prefix}by_number.svg": partial(plots.by_number, self.phases),
             f"{prefix}by_parameters.svg": partial(plots.by_parameters, self.phases),
@@ -215,7 +238,7 @@ class Section:
         parts = [self._summary(), "## Best configuration", self._best()]
         parts += [f"![Scores in the order of the runs, with the best so far]({self.prefix}by_number.svg)"]
         for phase, members in self.phases.items():
-            parts += [f"## {phase}", self._table(members)]
+            parts += [f"## {_plain(phase)}", self._table(members)]
         if self.effects:
             parts += ["## Effects", self._effects_table()]
         parts += ["## What differs by more than noise", self._noise()]
@@ -239,7 +262,7 @@ class Section:
             "when": f"{min(times)[:16].replace('T', ' ')} to {max(times)[:16].replace('T', ' ')} UTC" if times else "",
             "budget": all_of(run.budget for run in self.runs),
             "corpus": all_of((record.get("corpus") or {}).get("name") for record in records),
-            "seeds": all_of(sorted({str(run.record.get("seed")) for run in self.runs})),
+            "seeds": all_of(sorted({str(seed) for run in self.runs if (seed := run.record.get("seed")) is not None})),
             "device": all_of(f"{r['device']}, {r['world_size']} process(es)" for r in records),
             "versions": all_of(
                 f"bytelm {r['versions']['bytelm']}{_commit(r)}, torch {r['versions']['torch']}, "
@@ -258,24 +281,24 @@ class Section:
         assert best.val_bpb is not None
         assert first.val_bpb is not None
         text = (
-            f"**{best.name}**: val_bpb {_score(best)}, {_count(best.figure('total_steps'))} steps, {_params(best)} "
-            f"parameters, {_count(best.figure('tokens_per_sec'))} tokens/s."
+            f"**{_plain(best.name)}**: val_bpb {_score(best)}, {_count(best.figure('total_steps'))} steps, "
+            f"{_params(best)} parameters, {_count(best.figure('tokens_per_sec'))} tokens/s."
         )
         if first is not best:
             less = 100 * (1 - best.val_bpb / first.val_bpb)
-            text += f" That is {less:.1f} % less than the first, {first.name} ({first.val_bpb:.4f})."
+            text += f" That is {less:.1f} % less than the first, {_plain(first.name)} ({first.val_bpb:.4f})."
         parts, chain, at = [text], [], best
         while at.origin is not None:
-            chain.append(f"* {', '.join(at.changes) or 'no change of a setting'} (from {at.origin.name})")
+            chain.append(_plain(f"* {', '.join(at.changes) or 'no change of a setting'} (from {at.origin.name})"))
             at = at.origin
         if chain:
-            parts += [f"How it came about, beginning with {at.name}:", "\n".join(reversed(chain))]
+            parts += [f"How it came about, beginning with {_plain(at.name)}:", "\n".join(reversed(chain))]
         network = [key for key in best.settings if key.startswith("model.gpt.") and key.count(".") == 2]
         shape = ", ".join(f"{key.rpartition('.')[2]} {best.settings[key]}" for key in network)
         run = best_of(best.runs)
         assert run is not None
         again = f"To train it again: `python -m bytelm fit --config {run.folder}/config.yaml`"
-        return "\n\n".join([*parts, f"Its network: {shape}.", again])
+        return "\n\n".join([*parts, f"Its network: {_plain(shape)}.", again])
 
     def _table(self, members: Sequence[Experiment]) -> str:
         columns: dict[str, Callable[[Experiment], str]] = {
@@ -329,6 +352,8 @@ class Section:
                 f"The order of the {len(ranked)} scores agrees with that of {self.reported_by} with a rank correlation "
                 f"(Spearman's) of {rank:.2f}."
             )
+        if not scored:
+            return "No run was completed, so nothing can be said."
         if not self.noise.spreads:
             parts.append(
                 "No experiment was run with several seeds, so how much the seed alone does is not known here, and "
@@ -356,12 +381,12 @@ class Section:
         best, *others = sorted(scored, key=lambda e: e.val_bpb or 0.0)
         differ = self.noise.significant([(best, e) for e in others])
         equal = [e.name for e, differs in zip(others, differ, strict=True) if not differs]
-        parts.append(f"Not to be told from the best, {best.name}: {', '.join(equal) or 'none'}.")
+        parts.append(f"Not to be told from the best, {_plain(best.name)}: {_plain(', '.join(equal)) or 'none'}.")
         return "\n\n".join(parts)
 
     def _failures(self) -> str:
         rows = [
-            [run.experiment, run.status, escape(str(run.record.get("reason") or "")), f"`{run.folder}`"]
+            [run.experiment, run.status, str(run.record.get("reason") or ""), f"`{run.folder}`"]
             for run in self.runs
             if run.val_bpb is None
         ]
@@ -407,8 +432,13 @@ def _commit(record: Mapping[str, Any]) -> str:
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A Markdown table; columns whose heads end in `>` are aligned to the right."""
     lines = [[name.removesuffix(">") for name in head], ["---:" if name.endswith(">") else "---" for name in head]]
-    cells = [*lines, *([str(cell).replace("|", "\\|") for cell in row] for row in rows)]
+    cells = [*lines, *([_plain(cell).replace("|", "\\|") for cell in row] for row in rows)]
     return "\n".join(f"| {' | '.join(row)} |" for row in cells)
+
+
+def _plain(text: object) -> str:
+    """Text as one line, in which nothing is HTML."""
+    return escape(" ".join(str(text).split()), quote=False)
 
 
 def to_html(text: str, title: str, folder: Path) -> str:
@@ -424,7 +454,7 @@ def to_html(text: str, title: str, folder: Path) -> str:
         data = base64.b64encode(folder.joinpath(match[1]).read_bytes()).decode()
         return f'src="data:image/svg+xml;base64,{data}"'
 
-    body = re.sub(r'src="(\w+\.svg)"', inline, markdown.markdown(text, extensions=["tables", "sane_lists"]))
+    body = re.sub(r'src="([\w-]+\.svg)"', inline, markdown.markdown(text, extensions=["tables", "sane_lists"]))
     head = f'<meta charset="utf-8"><title>{escape(title)}</title><style>{CSS}</style>'
     return f"<!doctype html>\n<html lang=en><head>{head}</head>\n<body>\n{body}\n</body></html>\n"
 

@@ -26,6 +26,8 @@ from bytelm.units import Duration, clock
 from bytelm.values import PositiveInt
 
 MOST_CUTS = 5  # of one run, within one call of this command
+STARTUP_SECONDS = 1200.0  # a run that has not written its config by then hangs
+LOOK_SECONDS = 30.0  # between two looks at what other workers have spent
 MOST_REFUSALS = 20  # in a row: then a search that draws is ended
 
 
@@ -59,9 +61,9 @@ def run_experiments(
         total_time: How long all runs together may take, such as 3h. No run is begun that would not fit, going by the
             longest so far.
         run_timeout: How long a run may take, from its start to its end, before it is ended. Default: twice its budget
-            in time, and ten minutes.
-        storage: Where workers share the queue: a file on a file system that they share, or a database's URL, as in
-            Optuna. Default: a file in the study's folder.
+            in time, and ten minutes; no limit for a budget in steps or tokens.
+        storage: Where workers keep the queue that they share: a file, or a database's URL, as in Optuna. Default: a
+            file in the study's folder. They have to share runs/ in any case, on a file system with locks (flock).
 
     Returns:
         The exit status: 0 if every run was completed.
@@ -161,18 +163,31 @@ class Runner:
         return [run for run in read_runs(self.study.folder) if run.folder.parent.parent == self.study.folder]
 
     def _out_of_time(self) -> bool:
-        times = [wall_time(run.record) for run in self._runs()]
+        runs = self._runs()
+        times = [wall_time(run.record) for run in runs]
+        longest = max(times, default=0.0)
         self._spent = sum(times)
-        return self.total_time is not None and self._spent + max(times, default=0.0) > self.total_time
+        to_come = sum(longest - wall_time(run.record) for run in runs if run.status == "running")  # other workers'
+        return self.total_time is not None and self._spent + to_come + longest > self.total_time
+
+    def _spent_by_others(self, experiment: Path) -> float:
+        """Seconds that all runs but one have taken so far."""
+        return sum(wall_time(run.record) for run in self._runs() if run.folder.parent != experiment)
 
     # One run
 
     def _wait(self, job: Job, claim: Claim) -> Outcome:
+        others, look_again = self._spent_by_others(job.folder), LOOK_SECONDS
+        before = max(self._spent - others, 0.0)  # what earlier attempts at this run have taken
         try:
             while (outcome := job.poll()) is None:
                 if job.timeout is None:
                     job.timeout = self.run_timeout or default_timeout(job.folder)
-                if self.total_time is not None and self._spent + job.elapsed > self.total_time:
+                    if job.timeout is None and job.elapsed > STARTUP_SECONDS:
+                        job.timeout = STARTUP_SECONDS
+                if self.total_time is not None and job.elapsed > look_again:
+                    others, look_again = self._spent_by_others(job.folder), job.elapsed + LOOK_SECONDS
+                if self.total_time is not None and before + others + job.elapsed > self.total_time:
                     job.end()
                 self._show(f"{Path(claim.experiment).name} {clock(job.elapsed)}", job.elapsed)
                 time.sleep(0.5)
@@ -213,7 +228,8 @@ class Runner:
         name = Path(claim.experiment).name
         runs = write_ledger(Path(RUNS))
         decision = next((run.decision for run in runs if run.folder == outcome.folder), None)
-        score = f"val_bpb {outcome.val_bpb:.4f}, {decision}" if outcome.val_bpb is not None else outcome.reason
+        reason = " ".join((outcome.reason or "").split())
+        score = f"val_bpb {outcome.val_bpb:.4f}, {decision}" if outcome.val_bpb is not None else reason
         tqdm.write(f"{outcome.status:9} {clock(wall_time(outcome.record))}  {name}: {score}", file=sys.stderr)
 
     def _sum_up(self) -> int:
@@ -222,7 +238,7 @@ class Runner:
         runs = self._runs()
         print(f"runs: {len(runs)}, of which now {', '.join(f'{n} {status}' for status, n in counts.items()) or 'none'}")
         if left := self.study.queued:
-            print(f"left: {left}; the same command with higher limits goes on")
+            print(f"left: {left}; under way elsewhere, or beyond the limits; the same command goes on with them")
         if best := best_of(runs):
             print(f"best: {best.val_bpb:.4f} {best.folder}")
         print(f"ledger: {Path(RUNS, LEDGER)}")

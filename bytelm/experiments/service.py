@@ -17,6 +17,7 @@ is started again, after whatever end, goes on where it was:
 import json
 import math
 import os
+import shutil
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -31,11 +32,11 @@ import yaml
 from bytelm.config_file import BadText, read
 from bytelm.errors import ConfigError, StorageError
 from bytelm.experiments.check import Checker
-from bytelm.experiments.job import ENDING_SECONDS, Job, tail
-from bytelm.experiments.ledger import Run, best_of, read_runs, write_ledger
+from bytelm.experiments.job import Job, tail
+from bytelm.experiments.ledger import Run, best_of, decide, read_runs, write_ledger
 from bytelm.experiments.strangers import check_limit, check_meaning, check_words, rest_of
 from bytelm.files import replacing
-from bytelm.process import utc
+from bytelm.process import ENDING_SECONDS, utc
 from bytelm.run_folder import RUNS, is_free, lock
 from bytelm.units import Duration
 
@@ -136,7 +137,7 @@ class Service:
         self._keep_baseline(config)
         self._read_folder()
         if score_baseline and (BASELINE not in self._ended or self._ended[BASELINE].val_bpb is None):
-            check_limit(config, self.run_timeout)
+            check_limit(config, self.run_timeout, config)
             self._train(BASELINE, self.run_timeout)
 
     def close(self) -> None:
@@ -193,6 +194,8 @@ class Service:
             printed: Callable[[], str] = training.job.tail
         elif (run := self._ended.get(run_id)) is not None:
             record = {key: _finite(value) for key, value in run.record.items()}
+            kept = record.get("checkpoint")
+            record["checkpoint"] = kept if kept and Path(kept).exists() else None
             report = {**record, "status": run.status, "decision": run.decision}
             printed = partial(tail, self.folder / run_id / "log.txt")
         else:
@@ -211,7 +214,7 @@ class Service:
         if not self.runs_remaining:
             raise UsedUp(f"all {self.max_runs} runs are used up")
         if not self.match_time_remaining:
-            raise UsedUp(f"the match is over: its {Duration(self.match_time, 'seconds')} are used up")
+            raise UsedUp(self._over())
         if self._busy is not None:
             raise Busy(self._busy)
 
@@ -230,6 +233,10 @@ class Service:
         except UnicodeDecodeError as error:
             raise BadText(f"it is not UTF-8 ({error.reason}); accepted: a config as YAML or JSON") from error
         config = read(text, aliases=False)  # a few of them can stand for more values than fit into memory
+        try:
+            json.dumps(config, default=repr)
+        except ValueError as error:  # a whole number of thousands of digits
+            raise BadText(f"{error}; accepted: a config as YAML or JSON") from error
         if not config:
             raise BadText("it is empty; accepted: a config as YAML or JSON")
         with self._lock:
@@ -245,7 +252,7 @@ class Service:
 
     def _resolve(self, config: Mapping[Any, Any]) -> dict[str, Any]:
         try:
-            check_words(config, self._baseline_config)
+            check_words(config, self._baseline_config, self.folder)
             sent = self.folder / ".sent.yaml"
             _write(sent, json.dumps(config))
             options = ["--config", str(self.folder / "rest.yaml"), "--config", str(sent)]
@@ -253,10 +260,13 @@ class Service:
             if resolved is None:
                 raise Unusable(reason)
             check_meaning(resolved, self._baseline_config)
-            check_limit(resolved, self._most_seconds())
+            check_limit(resolved, self._most_seconds(), self._baseline_config)
         except ConfigError as error:
             raise Unusable(str(error)) from error
         return resolved
+
+    def _over(self) -> str:
+        return f"the match is over: its {Duration(self.match_time, 'seconds')} are used up"
 
     def _most_seconds(self) -> float:
         return min(self.run_timeout, self.match_time_remaining)
@@ -266,11 +276,19 @@ class Service:
             raise Busy("the service is being ended")
         number = max((_number(run_id) for run_id in self._accepted), default=-1) + 1
         run_id = f"run-{number}"
+        if not self.match_time_remaining:
+            raise UsedUp(self._over())
         if self._began is None:
-            self._began = time.time()
-            _write(self.folder / "match.json", json.dumps({"started_at": utc(self._began)}) + "\n")
-        _write(self.folder / f"{run_id}.yaml", _dump(resolved))
-        self._train(run_id, self._most_seconds())
+            began = time.time()
+            _write(self.folder / "match.json", json.dumps({"started_at": utc(began)}) + "\n")
+            self._began = began
+        config = self.folder / f"{run_id}.yaml"
+        _write(config, _dump(resolved))
+        try:
+            self._train(run_id, self._most_seconds())
+        except BaseException:
+            config.unlink()  # it has not begun, and so does not count
+            raise
         self._accepted.append(run_id)
         return run_id
 
@@ -291,8 +309,11 @@ class Service:
                     self._leave_record(run_id, "error", outcome.reason)
             write_ledger(Path(RUNS))
         finally:
-            self._ended = self._read_ended()
-            self._training = self._busy = None
+            try:
+                self._ended |= self._read_ended()  # where a folder cannot be read, no run is forgotten
+                self._drop_checkpoints()
+            finally:
+                self._training = self._busy = None
 
     # The folder
 
@@ -308,7 +329,7 @@ class Service:
 
     def _read_folder(self) -> None:
         # The run of a service that was killed ends by itself, and holds its log's lock until then.
-        give_up = time.monotonic() + ENDING_SECONDS
+        give_up = time.monotonic() + ENDING_SECONDS + 10
         for log in self.folder.glob("*/log.txt"):
             while not is_free(log):
                 if time.monotonic() > give_up:
@@ -325,8 +346,16 @@ class Service:
             self._ended = self._read_ended()
 
     def _read_ended(self) -> dict[str, Run]:
-        # Of the baseline, which may have taken several, the last.
-        return {run.experiment: run for run in read_runs(self.folder)}
+        runs = read_runs(self.folder)
+        decide(runs, lambda run: None)  # all compete, whatever budget they have asked for
+        return {run.experiment: run for run in runs}  # of the baseline, which may have taken several, the last
+
+    def _drop_checkpoints(self) -> None:
+        """Weights are kept of the best run alone: those of many large networks would fill the disk."""
+        best = self.best
+        for run_id in self._accepted:
+            if run_id in self._ended and (best is None or run_id != best[0]):
+                shutil.rmtree(self.folder / run_id / "version_0" / "checkpoints", ignore_errors=True)
 
     def _leave_record(self, run_id: str, status: str, reason: str | None) -> None:
         """The record of a run that has not come as far as to leave one."""

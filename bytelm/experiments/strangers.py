@@ -9,15 +9,28 @@ trainer's options reach all that Lightning can do. So what is accepted is listed
 What a stranger's config may not say is as in the baseline (`rest_of`): its corpus, its device, its callbacks.
 """
 
-import os
 import re
 import sys
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
+from torch.optim import Optimizer
+
 import bytelm.cli  # noqa: F401 (loads the modules of all parts)
+from bytelm.data.bytes import ByteData
 from bytelm.errors import ConfigError
+from bytelm.gpt import GPT
+from bytelm.parts.attention import Attention
+from bytelm.parts.block import Block
+from bytelm.parts.embedding import TokenEmbedding
+from bytelm.parts.feedforward import FeedForward
+from bytelm.parts.init import Initialization
+from bytelm.parts.loss import Loss
+from bytelm.parts.norm import Norm
+from bytelm.parts.position import PositionEncoding
 from bytelm.units import Duration
+from callbacks import LRSchedule
 
 # Keys that are each run's own: these with all below them, and of those in PARTLY some.
 WHOLLY = ("model", "time_budget", "lr_schedule", "divergence", "seed_everything")
@@ -32,21 +45,26 @@ PARTLY = {
 SHARED = {"data": ("class_path", "seq_len", "train_fraction", "eval_bytes"), "trainer": ("accelerator",)}
 
 ROOTS = ("bytelm.", "callbacks.", "torch.optim.", "lion_pytorch.")
-CLASSES = "accepted here: numbers, words, and classes of bytelm, callbacks, torch.optim and lion_pytorch"
+PARTS = (
+    *(GPT, PositionEncoding, TokenEmbedding, Attention, FeedForward, Norm, Block, Initialization, Loss),
+    *(Optimizer, LRSchedule, ByteData),
+)
+CLASSES = "accepted here: numbers, words, and parts of bytelm, callbacks, torch.optim and lion_pytorch"
 
 NAME = re.compile(r"[A-Za-z]\w*(\.[A-Za-z]\w*)*", re.ASCII)
 # A dot only before a digit (1.5h), so that it is neither an import path nor `file.yaml`. No brackets, quotes or colons:
 # jsonargparse reads a text as YAML once more.
 _WORD = r"[+-]?([A-Za-z0-9_%]|\.[0-9])([A-Za-z0-9_%+-]|\.(?=[0-9]))*"
-WORDS = re.compile(rf"{_WORD}( +{_WORD})*")
+WORDS = re.compile(rf"{_WORD}( {_WORD})*")
 
 
-def check_words(config: Mapping[Any, Any], baseline: Mapping[str, Any]) -> None:
+def check_words(config: Mapping[Any, Any], baseline: Mapping[str, Any], folder: Path) -> None:
     """Refuses keys and words that a stranger may not use; nothing is imported or opened for that.
 
     Args:
         config: What it says.
         baseline: The baseline's resolved config.
+        folder: Where the config will be read from, and files that it names with it.
 
     Raises:
         ConfigError: One that is not accepted.
@@ -56,7 +74,7 @@ def check_words(config: Mapping[Any, Any], baseline: Mapping[str, Any]) -> None:
         path = ".".join(part for part in key.split(".") if part != "init_args")
         path = "data.class_path" if path == "data" else path  # a class may be given by its name alone
         _check_key(key, path, value)
-        _check_value(key, value)
+        _check_value(key, value, folder)
         # Said by its name, before it is parsed: other corpora would be looked for, and downloaded.
         if path == "data.class_path" and value != {} and _last(str(value)) != corpus:
             raise ConfigError(key, value, f"accepted: {corpus}, the baseline's corpus")
@@ -73,7 +91,7 @@ def check_meaning(resolved: Mapping[str, Any], baseline: Mapping[str, Any]) -> N
         ConfigError: One of these.
     """
     for key, value in leaves({key: resolved[key] for key in WHOLLY if key in resolved}):
-        if key.endswith(".class_path") and not str(value).startswith(ROOTS):
+        if key.endswith(".class_path") and not _is_part(str(value)):
             raise ConfigError(key, value, CLASSES)
     given, wanted = _shared(resolved), _shared(baseline)
     for key in {**wanted, **given}:
@@ -82,20 +100,24 @@ def check_meaning(resolved: Mapping[str, Any], baseline: Mapping[str, Any]) -> N
             raise ConfigError(key, given.get(key), accepted)
 
 
-def check_limit(resolved: Mapping[str, Any], most: float) -> None:
-    """Refuses a budget in time that no run can use up.
+def check_limit(resolved: Mapping[str, Any], most: float, baseline: Mapping[str, Any]) -> None:
+    """Refuses a budget that no run can use up, or that is larger than the baseline's.
 
     Args:
         resolved: A resolved config.
         most: Seconds that the run may take.
+        baseline: The baseline's.
 
     Raises:
-        ConfigError: The budget is larger.
+        ConfigError: One of these.
     """
     limit = resolved["time_budget"]["limit"]
-    limits = [Duration.parse(text) for text in (limit if isinstance(limit, list) else [limit])]
-    seconds = min((duration.value for duration in limits if duration.unit == "seconds"), default=0.0)
-    if seconds > most:
+    seconds, equal = _seconds(resolved), _seconds(baseline)
+    if equal is not None and (seconds is None or seconds > equal):
+        raise ConfigError(
+            "time_budget.limit", limit, f"accepted: up to {equal:g}s, the baseline's, so that it is a match"
+        )
+    if seconds is not None and seconds > most:
         raise ConfigError("time_budget.limit", limit, f"accepted: up to {most:g}s, all that a run may take here")
 
 
@@ -142,24 +164,25 @@ def _check_key(key: str, path: str, value: Any) -> None:
         raise ConfigError(key, value, f"{rules}, the corpus too" if top == "data" else rules)
 
 
-def _check_value(key: str, value: Any) -> None:
+def _check_value(key: str, value: Any, folder: Path) -> None:
     if value is None or isinstance(value, bool | int | float) or value in ({}, []):
         return
     if not isinstance(value, str) or not (WORDS.fullmatch(value) or _is_part(value)):
         raise ConfigError(key, value, CLASSES)
-    if os.path.exists(value) and not os.path.isdir(value):
+    if (folder / value).is_file():
         raise ConfigError(key, value, "it is a file, which would be read in its place; accepted here: no files")
 
 
 def _is_part(path: str) -> bool:
-    """Whether an import path names a class of ours.
+    """Whether an import path names a part of ours; other classes of ours start processes, say.
 
     Modules have attributes that are not their own (`bytelm.files.os.system`), so what counts is where it was defined.
     Those that are not loaded hold no parts.
     """
     module, _, name = path.rpartition(".")
     found = getattr(sys.modules.get(module), name, None)
-    return path.startswith(ROOTS) and isinstance(found, type) and f"{found.__module__}.".startswith(ROOTS)
+    is_class = isinstance(found, type) and issubclass(found, PARTS)
+    return path.startswith(ROOTS) and is_class and f"{found.__module__}.".startswith(ROOTS)
 
 
 def _shared(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -167,6 +190,13 @@ def _shared(config: Mapping[str, Any]) -> dict[str, Any]:
     data |= data.pop("init_args", None) or {}
     shared = {f"data.{key}": value for key, value in _without(data, PARTLY["data"]).items()}
     return shared | {f"trainer.{key}": config["trainer"][key] for key in SHARED["trainer"]}
+
+
+def _seconds(config: Mapping[str, Any]) -> float | None:
+    """A config's limit in time, if it has one."""
+    limit = config["time_budget"]["limit"]
+    limits = [Duration.parse(text) for text in (limit if isinstance(limit, list) else [limit])]
+    return min((duration.value for duration in limits if duration.unit == "seconds"), default=None)
 
 
 def _without(values: Mapping[str, Any], keys: tuple[str, ...]) -> dict[str, Any]:

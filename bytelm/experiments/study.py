@@ -14,7 +14,7 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -65,8 +65,8 @@ class Task:
     def name(self) -> str:
         """Name of the experiment: of the config, with what is searched and the seed."""
         parts = [Path(self.config).stem, *(f"{key.rpartition('.')[2]}={value}" for key, value in self.point)]
-        parts += [] if self.seed is None else [f"seed={self.seed}"]
-        return re.sub(r"[^\w.,=+-]+", "_", ",".join(parts))[:LONGEST_NAME]
+        seed = "" if self.seed is None else f",seed={self.seed}"
+        return re.sub(r"[^\w.,=+-]+", "_", ",".join(parts))[: LONGEST_NAME - len(seed)] + seed
 
     def dump(self) -> str:
         return json.dumps(vars(self))
@@ -189,7 +189,8 @@ class Study:
         if storage is not None and "://" in storage:
             kept = RDBStorage(storage)
         else:
-            kept = JournalStorage(JournalFileBackend(storage or str(self.folder / JOURNAL)))
+            # Absolute: Optuna's lock is a link to it, and one that leads nowhere would never be taken for stale.
+            kept = JournalStorage(JournalFileBackend(str(Path(storage or self.folder / JOURNAL).absolute())))
         sampler = optuna.samplers.TPESampler if plan.sampler == "tpe" else optuna.samplers.RandomSampler
         self._study = optuna.create_study(study_name=name, storage=kept, load_if_exists=True)
         if sampler_seed is not None:  # a study that goes on is not to draw again what it has drawn
@@ -220,7 +221,13 @@ class Study:
         """
         trials = self._trials()
         if cut := self._cut(trials, max_runs):
-            return self._claim(cut[0], trials)
+            claim = self._claim(cut[0], trials)
+            if trials[cut[0]].params:  # it was drawn, and perhaps cut before its other seeds were queued
+                known = {_task(trial) for trial in trials}
+                for seed in self.plan.seeds:
+                    if (task := replace(claim.task, seed=seed)) not in known:
+                        self.queue(task)
+            return claim
         if max_runs is not None and self._runs(trials) >= max_runs:
             return None
         for _ in range(MOST_REPEATS):
@@ -228,7 +235,14 @@ class Study:
                 return None
             trial = self._study.ask()
             queued = _task(trial)
-            tasks = [queued] if queued is not None else self._draw(trial)
+            try:
+                tasks = [queued] if queued is not None else self._draw(trial)
+            except BaseException as error:
+                self.drop(trial.number)
+                if isinstance(error, ValueError):  # Optuna's
+                    reason = f"the study began with another space ({error}); accepted: that, or another --study"
+                    raise ConfigError("space", self.plan.space, reason) from error
+                raise
             trials = self._trials()
             # What was dropped may be queued again, but is not to be drawn again.
             earlier = [_task(t) for t in trials[: trial.number] if queued is None or t.state != TrialState.PRUNED]

@@ -10,6 +10,7 @@ import pytest
 from run_folders import CORPUS, config, make_run
 
 from bytelm.experiments.ledger import best_of, main, read_runs, write_ledger
+from bytelm.run_folder import lock
 
 RUNS = Path("runs")
 COLUMNS = [
@@ -91,6 +92,25 @@ def test_a_record_that_does_not_say_when_the_run_ended_tells_it_by_its_own_time(
     os.utime(folder / "record.json", (1_000_000_000, 1_000_000_000))
     (run,) = read_runs(RUNS)
     assert run.record["ended_at"] == "2001-09-09T01:46:40.000+00:00"
+
+
+def test_an_experiment_may_be_called_like_a_run():
+    make_run("s/version_2", 2.0)
+    assert statuses() == {"version_2": "completed"}
+
+
+def test_those_who_ask_at_the_same_moment_take_nobody_for_a_run():
+    run = make_run("s/a", 2.0)
+    (run / ".lock").touch()
+    with open(run / ".lock", "rb+") as asking:
+        assert lock(asking.fileno(), shared=True)
+        assert statuses() == {"a": "completed"}
+
+
+def test_a_score_that_is_no_number_is_none():
+    make_run("s/a", float("nan"))
+    assert decisions() == {"a": "discard"}
+    assert best_of(read_runs(RUNS)) is None
 
 
 def test_what_is_no_run_is_not_listed():

@@ -1,3 +1,4 @@
+import json
 import re
 
 import pytest
@@ -158,8 +159,57 @@ def test_experiments_on_other_corpora_or_budgets_are_not_compared():
     make_run("s/b", 1.0, at=2, settings=config(limit="20s", d_model=32))
     page = text()
     assert page.count("## Best configuration") == 2
+    html = Path("runs/s/report/report.html").read_text()
+    assert html.count('src="data:image/svg+xml;base64,') == 6
+    assert ".svg" not in html
     assert [row[5] for row in (rows(page, "Run")[0], rows(page.split("## Best")[2], "Run")[0])] == ["", ""]
     assert len(list(Path("runs/s/report").glob("*.svg"))) == 6
+
+
+def test_a_run_that_ended_before_it_left_a_config_is_with_the_others_of_its_name():
+    folder = make_run("s/a", status="interrupted", at=0)
+    (folder / "config.yaml").unlink()
+    record = json.loads((folder / "record.json").read_text())
+    (folder / "record.json").write_text(json.dumps({**record, "corpus": None}))
+    make_run("s/a", 2.0, at=1, version=1)
+    make_run("s/b", 3.0, at=2, settings=config(d_model=32))
+    page = text()
+    assert page.count("## Best configuration") == 1
+    assert [row[1:3] for row in rows(page, "Run")] == [["a", "**2.0000**"], ["b", "3.0000"]]
+    assert "runs | 3 (1 interrupted, 2 completed)" in page
+
+
+def test_figures_are_those_of_completed_runs():
+    write_curve(make_run("s/a", status="interrupted", at=0, total_steps=7))
+    make_run("s/a", 2.0, at=1, version=1, total_steps=1_500)
+    assert rows(text(), "Run")[0][3] == "1,500"
+
+
+def test_where_every_run_failed_there_is_a_report_all_the_same():
+    make_run("s/a", status="error", at=1, reason="two\nlines <b>of</b> it")
+    make_run("other/a,seed=1", 2.0, at=1)
+    make_run("other/a,seed=2", 2.1, at=2, settings=config(seed=2))
+    page = text(spread_of=["runs/other"])
+    assert page.count("No run was completed") == 2
+    assert rows(page, "Config | Status")[0][2] == "two lines &lt;b&gt;of&lt;/b&gt; it"
+
+
+def test_runs_whose_names_begin_with_the_same_number_are_counted():
+    for place, lr in enumerate((1e-3, 2e-3, 3e-3)):
+        make_run(f"s/24-rope,lr={lr}", 2.0, at=place, settings=config(lr=lr))
+    assert [row[0] for row in rows(text(), "Run")] == ["1", "2", "3"]
+
+
+def test_names_and_phases_are_no_html_and_no_patterns():
+    make_run("s/a[1]", 2.0)
+    page = text(title="<i>", phases={"<b>": ["a[1]"]}, curves=["a[1]"])
+    assert page.startswith("# &lt;i&gt;\n")
+    assert "## &lt;b&gt;" in page
+
+
+def test_what_a_user_calls_others_is_not_lost(study):
+    page = text(phases={"Others": ["00-*"]})
+    assert [row[1] for row in rows(page, "Run")] == ["00-base", "01-wide", "02-slow", "03-bad"]
 
 
 def test_curves_are_by_seconds_of_training_and_in_bits():

@@ -21,6 +21,7 @@ from typing import NamedTuple
 
 import pytest
 import yaml
+from run_folders import make_run
 from tqdm import tqdm
 
 from bytelm.errors import StorageError
@@ -39,7 +40,7 @@ ENOUGH = 100  # runs that no test needs
 POLL = 5.0  # seconds that pass for a stand-in each time that it is looked at
 RANGE = "{model.optimizer.lr: {low: 1e-4, high: 1e-2, log: true}}"
 LIST = "{model.gpt.d_ff: [32, 48]}"
-GOES_ON = "the same command with higher limits goes on"
+GOES_ON = "under way elsewhere, or beyond the limits; the same command goes on with them"
 
 
 @dataclass
@@ -437,6 +438,48 @@ def test_a_second_run_is_cut_when_all_together_have_taken_the_time(world, experi
         "interrupted",
     )
     assert 50.0 < wall_time(on_record("tiny/tiny,seed=2")) <= 50.0 + POLL
+
+
+def test_what_other_workers_take_counts(world, experiments, at_work):
+    other = Path("runs/tiny/elsewhere/version_0")
+    at_work(other / ".lock")
+    (other / "config.yaml").write_text("time_budget: {limit: 500 steps}")
+    os.utime(other / "config.yaml", (time.time() - 100, time.time() - 100))
+    world.otherwise = Ending(seconds=1000.0)
+    experiments("tiny.yaml", "--total_time", "250s")
+    assert on_record("tiny/tiny")["status"] == "interrupted"
+    assert 140.0 < wall_time(on_record("tiny/tiny")) <= 150.0 + POLL
+
+
+def test_no_run_is_begun_where_those_of_other_workers_will_take_the_time(world, experiments, at_work):
+    make_run("tiny/before", total_time_secs=100.0)
+    other = Path("runs/tiny/elsewhere/version_0")
+    at_work(other / ".lock")
+    (other / "config.yaml").write_text("time_budget: {limit: 500 steps}")
+    experiments("tiny.yaml", "--total_time", "290s")
+    assert world.begun == []
+    experiments("tiny.yaml", "--total_time", "310s")
+    assert world.begun == ["tiny/tiny"]
+
+
+def test_a_run_that_never_says_its_budget_is_ended(world, experiments, monkeypatch):
+    monkeypatch.setattr(runner, "default_timeout", lambda experiment: None)
+    world.otherwise = Ending(seconds=5000.0)
+    experiments("tiny.yaml")
+    assert on_record("tiny/tiny")["status"] == "timeout"
+    assert 1200.0 < wall_time(on_record("tiny/tiny")) <= 1200.0 + 2 * POLL
+
+
+def test_a_study_with_another_space_is_refused_and_nothing_is_left_of_the_try(world, experiments):
+    search = ("tiny.yaml", "--sampler", "random", "--space")
+    experiments(*search, "{model.gpt.d_model: [16, 32]}", "--max_runs", "1")
+    for _ in range(2):
+        ended = experiments(*search, "{model.gpt.d_model: [16, 32, 64]}", "--max_runs", "2")
+        assert ended.status == 2
+        assert "space: " in ended.err[-1]
+        assert "another --study" in ended.err[-1]
+    ended = experiments(*search, "{model.gpt.d_model: [16, 32]}", "--max_runs", "2")
+    assert (ended.status, len(world.begun)) == (0, 2)
 
 
 @pytest.mark.parametrize(

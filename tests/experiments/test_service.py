@@ -77,6 +77,7 @@ def test_every_config_of_the_challenge_may_be_sent(path):
     check_words(
         read(text, aliases=False),
         {**RESOLVED, "data": {"class_path": "bytelm.data.corpora.Shakespeare", "init_args": {}}},
+        Path(),
     )
 
 
@@ -103,10 +104,10 @@ def test_every_config_of_the_challenge_may_be_sent(path):
     ],
 )
 def test_what_makes_an_experiment_may_be_said(text):
-    check_words(read(text, aliases=False), RESOLVED)
+    check_words(read(text, aliases=False), RESOLVED, Path())
 
 
-CLASSES = "classes of bytelm, callbacks, torch.optim and lion_pytorch"
+CLASSES = "parts of bytelm, callbacks, torch.optim and lion_pytorch"
 FOREIGN = {  # a word that is refused, wherever it is
     "a module beside the service": "my_trap.Thing",
     "a function": "os.system",
@@ -117,6 +118,8 @@ FOREIGN = {  # a word that is refused, wherever it is
     "the same, named shortly": "bytelm.cli.ModelCheckpoint",
     "a function of ours": "bytelm.cli.main",
     "a module of ours": "bytelm.experiments.job",
+    "a class of ours that is no part, and starts processes": "bytelm.experiments.job.Job",
+    "another": "bytelm.cli.BytelmCLI",
     "a name that looks like ours": "bytelm_trap.Thing",
     "what torch.optim has imported": "torch.optim.optimizer.torch.load",
     "what ours are made of": "bytelm.gpt.__class__",
@@ -142,13 +145,13 @@ FOREIGN = {  # a word that is refused, wherever it is
 def test_words_that_lead_elsewhere_are_refused(word, key, folder):
     Path("notes").touch()
     with pytest.raises(ConfigError) as refusal:
-        check_words({key: word}, RESOLVED)
+        check_words({key: word}, RESOLVED, Path())
     assert str(refusal.value).startswith(f"{key}: {word!r} cannot be used; ")
     assert CLASSES in str(refusal.value) or "it is a file" in str(refusal.value)
     with pytest.raises(ConfigError):
-        check_words({"model": {"gpt": {"norm": {"class_path": word}}}}, RESOLVED)
+        check_words({"model": {"gpt": {"norm": {"class_path": word}}}}, RESOLVED, Path())
     with pytest.raises(ConfigError):
-        check_words({"time_budget": {"limit": ["3 steps", word]}}, RESOLVED)
+        check_words({"time_budget": {"limit": ["3 steps", word]}}, RESOLVED, Path())
 
 
 @pytest.mark.parametrize(
@@ -192,7 +195,7 @@ def test_words_that_lead_elsewhere_are_refused(word, key, folder):
 )
 def test_keys_that_are_not_a_strangers_are_refused(text, said):
     with pytest.raises(ConfigError) as refusal:
-        check_words(read(text), RESOLVED)
+        check_words(read(text), RESOLVED, Path())
     assert [part for part in said if part not in str(refusal.value)] == []
 
 
@@ -200,6 +203,7 @@ def test_keys_that_are_not_a_strangers_are_refused(text, said):
     ("key", "value", "said"),
     [
         ("lr_schedule", {"class_path": "lightning.pytorch.callbacks.Timer"}, "lr_schedule.class_path: 'lightning."),
+        ("model", {"loss": {"class_path": "bytelm.cli.BytelmCLI"}}, "model.loss.class_path: 'bytelm.cli.B"),
         ("model", {"optimizer": {"class_path": "torch.distributed.optim.X"}}, "model.optimizer.class_path: 'torch.d"),
         ("model", {"gpt": [{"class_path": "os.X"}]}, "model.gpt.class_path: 'os.X'"),
         ("data", data("PythonSource"), "data.class_path: 'bytelm.data.corpora.PythonSource' cannot be used; accepted"),
@@ -232,17 +236,21 @@ def test_the_rest_is_as_in_the_baseline():
 
 
 @pytest.mark.parametrize(
-    ("limit", "fits"),
-    [("210s", True), ("211s", False), (["1h", "60s"], True), ("5k steps", True), (["4m", "1 steps"], False)],
+    ("limit", "baseline", "accepted"),
+    [
+        *(("210s", "3 steps", None), ("211s", "3 steps", "210s"), (["1h", "60s"], "3 steps", None)),
+        *(("5k steps", "3 steps", None), (["4m", "1 steps"], "3 steps", "210s")),
+        *(("180s", "180s", None), ("181s", "180s", "180s"), ("5k steps", "180s", "180s"), ("1m", ["180s", "1h"], None)),
+    ],
     ids=str,
 )
-def test_a_budget_must_fit_into_the_time_of_a_run(limit, fits):
+def test_a_budget_is_no_larger_than_the_baselines_and_fits_into_the_time_of_a_run(limit, baseline, accepted):
     resolved = {**RESOLVED, "time_budget": {"limit": limit}}
-    if fits:
-        check_limit(resolved, 210.0)
+    if accepted is None:
+        check_limit(resolved, 210.0, {**RESOLVED, "time_budget": {"limit": baseline}})
         return
-    with pytest.raises(ConfigError, match=r"time_budget.limit: .* cannot be used; accepted: up to 210s"):
-        check_limit(resolved, 210.0)
+    with pytest.raises(ConfigError, match=rf"time_budget.limit: .* cannot be used; accepted: up to {accepted}"):
+        check_limit(resolved, 210.0, {**RESOLVED, "time_budget": {"limit": baseline}})
 
 
 def test_a_few_aliases_that_stand_for_endless_values_are_refused():
@@ -524,7 +532,11 @@ def test_a_config_is_trained_while_others_wait(idle, form):
     assert "val_bpb: " in record["log"]
     folder = idle.folder / "runs" / "service"
     kept = json.loads((folder / run_id / "version_0" / "record.json").read_text())
+    checkpoint = kept.pop("checkpoint")
     assert {key: record[key] for key in kept} == kept
+    is_best = idle.get("/runs")["best"]["run_id"] == run_id
+    assert record["checkpoint"] == (checkpoint if is_best else None)  # weights are kept of the best run alone
+    assert (idle.folder / checkpoint).exists() == is_best
     assert yaml.safe_load((folder / f"{run_id}.yaml").read_text())["data"]["init_args"]["path"] == "corpus.txt"
     assert f"/{run_id}/version_0" in (idle.folder / "runs" / "ledger.csv").read_text()
     after = idle.get("/runs")
@@ -566,8 +578,18 @@ MODEL = "model:\n  gpt: {d_model: 16, n_heads: 2, n_layers: 1, d_ff: 32, max_seq
         ("lr_schedule: {class_path: FromFunction, init_args: {function: my_trap.Thing}}", 422, ["'my_trap.Thing'"]),
         ("model: {optimizer: {class_path: AdamW, dict_kwargs: {x: my_trap.Thing}}}", 422, ["'my_trap.Thing'"]),
         ("data: my_trap.Thing", 422, ["'my_trap.Thing'"]),
+        (
+            f"{MODEL}  optimizer: {{class_path: torch.optim.Optimizer, init_args: {{defaults: {{a: "
+            "{class_path: bytelm.experiments.job.Job, init_args: {options: [], experiment: a0}}}}}",
+            422,
+            ["'bytelm.experiments.job.Job'"],
+        ),
+        ("a: !!timestamp b", 400, ["not of its kind"]),
+        ("seed_everything: 0x" + "f" * 4_000, 400, ["digits"]),
+        (f"{MODEL}trainer: {{accumulate_grad_batches: 0}}", 422, ["trainer.accumulate_grad_batches: 0"]),
+        (f"{MODEL}trainer: {{val_check_interval: 0}}", 422, ["trainer.val_check_interval: 0"]),
         ("model: /tmp/x.yaml", 422, ["model: '/tmp/x.yaml'", CLASSES]),
-        ("model: notes", 422, ["model: 'notes'", "it is a file"]),
+        ("model: notes", 422, ["model"]),
         ("data: {class_path: Bytes, init_args: {path: corpus.txt}}", 422, ["data.init_args.path", "the corpus too"]),
         (MODEL + "data: {eval_bytes: 64}", 422, ["data.eval_bytes: 64", "accepted: 1024"]),
         (MODEL + "data: {seq_len: 16}", 422, ["data.seq_len: 16", "accepted: 32"]),

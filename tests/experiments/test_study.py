@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -206,7 +207,8 @@ def test_a_name_tells_config_point_and_seed(task, name):
 
 def test_a_name_is_short_enough_for_a_folder():
     task = Task("base.yaml", "", point=(("a", "x" * 500),), seed=1)
-    assert task.name == ("base,a=" + "x" * 500)[:LONGEST_NAME]
+    assert task.name == "base,a=" + "x" * (LONGEST_NAME - 14) + ",seed=1"
+    assert len(task.name) == LONGEST_NAME
 
 
 def test_tasks_of_the_same_name_are_numbered_the_same_for_all_workers(study):
@@ -490,6 +492,28 @@ def test_a_point_that_was_refused_is_not_drawn_again(study):
         queue.drop(claim.number)
         refused.append(claim.task)
     assert len(set(refused)) == len(refused) == 4
+
+
+def test_other_seeds_of_a_point_are_run_also_if_its_draw_was_cut(study, monkeypatch):
+    queue = study(seeds=(1, 2), space={"a": ["x"]}, sampler="random")
+    with monkeypatch.context() as patch:
+        patch.setattr(queue, "queue", lambda task: pytest.fail("killed here"))
+        with pytest.raises(pytest.fail.Exception):
+            queue.next()
+    assert sorted(claim.task.seed for claim in take(study(seeds=(1, 2), space={"a": ["x"]}, sampler="random"))) == [
+        1,
+        2,
+    ]
+
+
+def test_a_lock_that_a_killed_worker_left_on_the_queue_is_known_to_be_stale(study, monkeypatch):
+    """Optuna's lock is a link to the file as it was named; it looks at the age of what the link leads to."""
+    looked = []
+    monkeypatch.setattr(
+        os, "symlink", lambda file, link, own=os.symlink: (own(file, link), looked.append(os.stat(link)))
+    )
+    study().next()
+    assert looked
 
 
 def test_scores_and_failures_are_in_the_study_for_a_sampler_to_learn_from(study):
