@@ -176,7 +176,7 @@ def test_a_run_that_ended_before_it_left_a_config_is_with_the_others_of_its_name
     page = text()
     assert page.count("## Best configuration") == 1
     assert [row[1:3] for row in rows(page, "Run")] == [["a", "**2.0000**"], ["b", "3.0000"]]
-    assert "runs | 3 (1 interrupted, 2 completed)" in page
+    assert "runs | 3 (2 completed, 1 interrupted)" in page
 
 
 def test_figures_are_those_of_completed_runs():
