@@ -35,6 +35,7 @@ from bytelm.values import PositiveInt
 TOKEN = "BYTELM_TOKEN"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 MOST_BYTES = 100_000  # of a config
+MOST_READ = 10_000_000  # of a body, and forgotten: a client that is still sending would not see the answer
 STATUS: dict[type[Exception], int] = {BadText: 400, Busy: 409, Unusable: 422, UsedUp: 429}
 
 
@@ -222,11 +223,15 @@ def _is_from_elsewhere(request: Request) -> bool:
 
 
 async def _body(request: Request) -> bytes:
-    body = bytearray()
+    body, size = bytearray(), 0
     async for part in request.stream():
-        body += part
-        if len(body) > MOST_BYTES:  # the rest is not read
-            raise HTTPException(413, f"the config is larger than {MOST_BYTES} bytes", {"Connection": "close"})
+        size += len(part)
+        if size <= MOST_BYTES:
+            body += part
+        elif size > MOST_READ:
+            break
+    if size > MOST_BYTES:
+        raise HTTPException(413, f"the config is larger than {MOST_BYTES} bytes", {"Connection": "close"})
     return bytes(body)
 
 
