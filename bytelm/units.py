@@ -92,6 +92,16 @@ def _shortest(number: float) -> str:
     return f"{number:.{DECIMALS}f}".rstrip("0").rstrip(".")
 
 
+def time_limit(limits: str | list[str]) -> float | None:
+    """Seconds of the first limit in time to be reached, if there is one.
+
+    Args:
+        limits: As in `time_budget.limit`: one or several.
+    """
+    durations = [Duration.parse(limit) for limit in (limits if isinstance(limits, list) else [limits])]
+    return min((duration.value for duration in durations if duration.unit == "seconds"), default=None)
+
+
 def clock(seconds: float) -> str:
     """Seconds as `2:03` or `1:02:03`."""
     minutes, seconds = divmod(round(seconds), 60)

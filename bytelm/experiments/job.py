@@ -21,6 +21,7 @@ from bytelm.files import replacing
 from bytelm.process import ENDING_SECONDS, LIFELINE, utc
 from bytelm.run_folder import RUNS, lock, newest_run
 
+LOG = "log.txt"
 REFUSALS = (ConfigError.exit_status, DataError.exit_status, CheckpointError.exit_status)
 
 
@@ -72,7 +73,7 @@ class Job:
         self._kill_at = float("inf")
         self._result: Outcome | None = None
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.log = self.folder / "log.txt"
+        self.log = self.folder / LOG
         command = [sys.executable, "-m", "bytelm", "fit", *options, "--experiment", experiment, "--ckpt_path", "last"]
         self._log = open(self.log, "ab")  # noqa: SIM115 (closed by close)
         if not lock(self._log.fileno()):  # the run inherits the lock with the file

@@ -13,7 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from bytelm.experiments.compare import Experiment
 from bytelm.experiments.ledger import Run
-from bytelm.units import Duration
+from bytelm.units import time_limit
 
 SIZE = (9.0, 4.8)
 STYLE: Any = {
@@ -137,10 +137,10 @@ def read_curves(run: Run) -> dict[str, tuple[np.ndarray, np.ndarray]]:
 
 def _limit(run: Run) -> float:
     """Seconds of training that a run had: its limit, or, where that is in steps or tokens, what it took."""
-    limits = ((run.config.get("time_budget") or {}).get("limit")) or []
-    durations = [Duration.parse(limit) for limit in (limits if isinstance(limits, list) else [limits])]
-    seconds = [duration.value for duration in durations if duration.unit == "seconds"]
-    return seconds[0] if len(durations) == 1 and seconds else run.record.get("training_time_secs") or 0.0
+    limits = (run.config.get("time_budget") or {}).get("limit") or []
+    is_one = isinstance(limits, str) or len(limits) == 1
+    seconds = time_limit(limits) if is_one else None
+    return run.record.get("training_time_secs") or 0.0 if seconds is None else seconds
 
 
 def _axes(x: str, y: str) -> tuple[Figure, Axes]:

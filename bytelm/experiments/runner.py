@@ -22,7 +22,7 @@ from bytelm.experiments.job import Job, Outcome, wall_time
 from bytelm.experiments.ledger import LEDGER, Run, best_of, read_runs, write_ledger
 from bytelm.experiments.study import Claim, Plan, Sampler, Study
 from bytelm.run_folder import RUNS, newest_run
-from bytelm.units import Duration, clock
+from bytelm.units import Duration, clock, time_limit
 from bytelm.values import PositiveInt
 
 MOST_CUTS = 5  # of one run, within one call of this command
@@ -257,10 +257,8 @@ def default_timeout(experiment: Path) -> float | None:
     run = newest_run(experiment)
     if run is None or not (run / "config.yaml").exists():
         return None
-    limit = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))["time_budget"]["limit"]
-    limits = [Duration.parse(text) for text in (limit if isinstance(limit, list) else [limit])]
-    seconds = [duration.value for duration in limits if duration.unit == "seconds"]
-    return 2 * min(seconds) + 600 if seconds else float("inf")
+    seconds = time_limit(yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))["time_budget"]["limit"])
+    return float("inf") if seconds is None else 2 * seconds + 600
 
 
 def main(args: list[str]) -> None:

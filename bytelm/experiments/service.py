@@ -32,7 +32,7 @@ import yaml
 from bytelm.config_file import BadText, read
 from bytelm.errors import ConfigError, StorageError
 from bytelm.experiments.check import Checker
-from bytelm.experiments.job import Job, tail
+from bytelm.experiments.job import LOG, Job, tail
 from bytelm.experiments.ledger import Run, best_of, decide, read_runs, write_ledger
 from bytelm.experiments.strangers import check_limit, check_meaning, check_words, rest_of
 from bytelm.files import replacing
@@ -197,7 +197,7 @@ class Service:
             kept = record.get("checkpoint")
             record["checkpoint"] = kept if kept and Path(kept).exists() else None
             report = {**record, "status": run.status, "decision": run.decision}
-            printed = partial(tail, self.folder / run_id / "log.txt")
+            printed = partial(tail, self.folder / run_id / LOG)
         else:
             return None
         return {"run_id": run_id, **report, **({"log": printed()} if log else {})}
@@ -330,7 +330,7 @@ class Service:
     def _read_folder(self) -> None:
         # The run of a service that was killed ends by itself, and holds its log's lock until then.
         give_up = time.monotonic() + ENDING_SECONDS + 10
-        for log in self.folder.glob("*/log.txt"):
+        for log in self.folder.glob(f"*/{LOG}"):
             while not is_free(log):
                 if time.monotonic() > give_up:
                     raise StorageError(f"{log.parent}: another process is at work on this run")

@@ -29,7 +29,7 @@ from bytelm.parts.init import Initialization
 from bytelm.parts.loss import Loss
 from bytelm.parts.norm import Norm
 from bytelm.parts.position import PositionEncoding
-from bytelm.units import Duration
+from bytelm.units import time_limit
 from callbacks import LRSchedule
 
 # Keys that are each run's own: these with all below them, and of those in PARTLY some.
@@ -112,7 +112,7 @@ def check_limit(resolved: Mapping[str, Any], most: float, baseline: Mapping[str,
         ConfigError: One of these.
     """
     limit = resolved["time_budget"]["limit"]
-    seconds, equal = _seconds(resolved), _seconds(baseline)
+    seconds, equal = time_limit(limit), time_limit(baseline["time_budget"]["limit"])
     if equal is not None and (seconds is None or seconds > equal):
         raise ConfigError(
             "time_budget.limit", limit, f"accepted: up to {equal:g}s, the baseline's, so that it is a match"
@@ -190,13 +190,6 @@ def _shared(config: Mapping[str, Any]) -> dict[str, Any]:
     data |= data.pop("init_args", None) or {}
     shared = {f"data.{key}": value for key, value in _without(data, PARTLY["data"]).items()}
     return shared | {f"trainer.{key}": config["trainer"][key] for key in SHARED["trainer"]}
-
-
-def _seconds(config: Mapping[str, Any]) -> float | None:
-    """A config's limit in time, if it has one."""
-    limit = config["time_budget"]["limit"]
-    limits = [Duration.parse(text) for text in (limit if isinstance(limit, list) else [limit])]
-    return min((duration.value for duration in limits if duration.unit == "seconds"), default=None)
 
 
 def _without(values: Mapping[str, Any], keys: tuple[str, ...]) -> dict[str, Any]:

@@ -25,10 +25,10 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from bytelm.errors import ConfigError
+from bytelm.experiments.job import LOG
 from bytelm.run_folder import RUNS, is_free
 
 JOURNAL = "study.journal"
-LOG = "log.txt"
 RANGE = {"low", "high", "log", "step"}
 LONGEST_NAME = 120  # of a folder
 MOST_REPEATS = 100  # draws in a row that were drawn before: then the space is taken to be used up
