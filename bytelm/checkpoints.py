@@ -110,8 +110,10 @@ def fits(path: str | Path, checkpoint: Mapping[str, Any], model: nn.Module, conf
     """
     saved = checkpoint.get("config", {})
     differing = differences(saved, config) if saved else []
-    theirs = {name: tuple(value.shape) for name, value in checkpoint["state_dict"].items()}
-    ours = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    theirs, ours = (
+        {name: tuple(value.shape) for name, value in state.items() if not name.endswith("_extra_state")}
+        for state in (checkpoint["state_dict"], model.state_dict())
+    )
     # Tied or not, the embeddings have the same keys and shapes, and only half of an untied pair would be loaded.
     if theirs != ours or any(line.startswith("model.gpt.tie_embeddings:") for line in differing):
         of_network = [line for line in differing if line.startswith("model.gpt.")]

@@ -25,6 +25,7 @@ from jsonargparse.typing import register_type
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch.utils.tensorboard.summary import hparams
@@ -204,6 +205,10 @@ class BytelmCLI(LightningCLI):
     def _check(self) -> None:
         """Finds what cannot work before the run has a folder."""
         self.model.check(self.datamodule)
+        strategy = self.trainer.strategy
+        over_nccl = isinstance(strategy, DDPStrategy) and strategy.root_device.type == "cuda"
+        if self.model.gpt.embedding.sparse_tables and (over_nccl or isinstance(strategy, FSDP)):
+            raise ConfigError("model.gpt.embedding.sparse", True, "accepted: false, with fsdp or with ddp on GPUs")
         if self.trainer.accumulate_grad_batches < 1:
             raise ConfigError(
                 "trainer.accumulate_grad_batches", self.trainer.accumulate_grad_batches, "accepted: from 1"

@@ -1,9 +1,10 @@
 """GPT: a causal transformer whose every part is injected.
 
-    tokens -> embedding -> position.embed -> n_layers x block -> norm -> head -> logits
+    tokens -> embedding -> memory.embed -> position.embed -> n_layers x block -> norm -> head -> memory.mix -> logits
 
 The constructor takes small factories, one a part; a config names another class to swap one. Notable:
 - one position encoding, shared by all blocks, acts on embeddings, on queries and keys, or on scores;
+- a memory, none by default, tells of what followed the same context elsewhere;
 - the head is tied to the token embedding unless told otherwise;
 - the last thing that happens is the initialisation, a part too.
 """
@@ -19,6 +20,7 @@ from bytelm.parts.block import Block, PreNorm
 from bytelm.parts.embedding import TokenEmbedding
 from bytelm.parts.feedforward import GELU, FeedForward
 from bytelm.parts.init import Initialization, Normal
+from bytelm.parts.memory import Memory, NoMemory
 from bytelm.parts.norm import LayerNorm, Norm
 from bytelm.parts.position import PositionEncoding, Rotary
 from bytelm.values import PositiveFloat, PositiveInt, UnitInterval
@@ -35,14 +37,16 @@ class GPT(nn.Module):
         vocab_size: Number of tokens; 256 for bytes.
         max_seq_len: Longest sequence, in tokens.
         position: Position encoding: Rotary, Learned, Sinusoidal, ALiBi, NoPosition.
-        embedding: Token embedding: TokenEmbedding, ScaledEmbedding.
+        embedding: Token embedding: TokenEmbedding, ScaledEmbedding, HashedNGrams.
         attention: Attention: SDPA, Explicit; its options are n_kv_heads, qk_norm, dropout, bias.
         feedforward: Feed-forward: ReLU, GELU, SiLU, ReLUSquared, SwiGLU, GeGLU.
+        memory: Memory: NoMemory, NGramMemory.
         norm: Normalisation: LayerNorm, RMSNorm.
         block: Order of a block: PreNorm, PostNorm, Parallel.
-        init: Initialisation: Normal.
+        init: Initialisation: Normal, FanIn.
         tie_embeddings: Whether the head reads logits off the token embedding's weights.
         head_bias: Whether the head has a bias.
+        norm_embeddings: Whether the embeddings are normalised before the first block.
         logit_softcap: Logits become c tanh(logits / c), within (-c, c) (Gemma 2, arXiv:2408.00118); none by default.
         dropout: Probability of dropping an element of the embeddings and of what each branch adds (GPT-2's).
 
@@ -62,11 +66,13 @@ class GPT(nn.Module):
         embedding: Callable[[int, int], TokenEmbedding] = TokenEmbedding,
         attention: Callable[[int, int], Attention] = SDPA,
         feedforward: Callable[[int, int], FeedForward] = GELU,
+        memory: Callable[[int, int], Memory] = NoMemory,
         norm: Callable[[int], Norm] = LayerNorm,
         block: Callable[[Attention, FeedForward, Callable[[], Norm], float], Block] = PreNorm,
         init: Callable[[], Initialization] = Normal,
         tie_embeddings: bool = True,
         head_bias: bool = False,
+        norm_embeddings: bool = False,
         logit_softcap: PositiveFloat | None = None,
         dropout: UnitInterval = 0.0,
     ) -> None:
@@ -80,7 +86,9 @@ class GPT(nn.Module):
         self.tie_embeddings = tie_embeddings
 
         self.embedding = embedding(vocab_size, d_model)
+        self.memory = memory(vocab_size, d_model)
         self.position = position(d_model, n_heads, max_seq_len)
+        self.embedding_norm = norm(d_model) if norm_embeddings else nn.Identity()
         self.dropout = nn.Dropout(dropout)
         self.blocks = nn.ModuleList(
             block(
@@ -96,17 +104,25 @@ class GPT(nn.Module):
         if tie_embeddings:
             self.head.weight = self.embedding.weight
         init()(self, n_layers)
+        self.memory.initialize()
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Token ids (B, T), T <= max_seq_len, to the logits of each next token, (B, T, vocab_size)."""
         assert tokens.shape[1] <= self.max_seq_len, f"{tokens.shape[1]} tokens, max_seq_len is {self.max_seq_len}"
-        x = self.dropout(self.position.embed(self.embedding(tokens)))
+        evidence = self.memory.recall(tokens)
+        x = self.memory.embed(self.embedding(tokens), evidence)
+        x = self.dropout(self.embedding_norm(self.position.embed(x)))
         for block in self.blocks:
             x = block(x, self.position)
-        logits = self.head(self.norm(x))
+        x = self.norm(x)
+        logits = self.head(x)
         if self.logit_softcap is not None:
             logits = self.logit_softcap * torch.tanh(logits / self.logit_softcap)
-        return logits
+        return self.memory.mix(logits, x, evidence)
+
+    def hidden(self) -> nn.Module:
+        """What lies between the embeddings and the head: its matrices are what Muon is for."""
+        return nn.ModuleList([*self.blocks, self.memory.reader])
 
     def num_params(self) -> int:
         """Number of parameters, shared ones counted once."""
@@ -118,7 +134,8 @@ class GPT(nn.Module):
         N leaves out tables that are only looked up. The second term is attention's, unmasked, as is the custom
         (Chowdhery et al. 2022, arXiv:2204.02311, appendix B).
         """
-        looked_up = sum(p.numel() for p in self.position.parameters())
-        if not self.tie_embeddings:
-            looked_up += sum(p.numel() for p in self.embedding.parameters())
-        return 6 * (self.num_params() - looked_up) + 12 * len(self.blocks) * self.d_model * seq_len
+        looked_up = [*self.position.parameters(), *self.embedding.looked_up()]
+        if self.tie_embeddings:  # then the head multiplies with the token embedding
+            looked_up = [p for p in looked_up if p is not self.head.weight]
+        n_looked_up = sum(p.numel() for p in looked_up)
+        return 6 * (self.num_params() - n_looked_up) + 12 * len(self.blocks) * self.d_model * seq_len

@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 from bytelm.errors import ConfigError
 from bytelm.gpt import GPT
 from bytelm.metrics import BitsPerByte, NatsPerToken
-from bytelm.optim import AdamW, ParamGroups, param_groups
+from bytelm.optim import AdamW, ParamGroups, param_groups, takes_sparse_gradients
 from bytelm.parts.loss import CrossEntropy, Loss
 from bytelm.strategies import shard
 
@@ -73,15 +73,47 @@ class LanguageModel(LightningModule):
             raise ConfigError(
                 "vocab_size", self.gpt.vocab_size, f"accepted: from {data.vocab_size}, the tokens of the data"
             )
+        if self.gpt.memory.learns_text and getattr(data, "order", None) != "folds":
+            raise ConfigError(
+                "data.order",
+                getattr(data, "order", None),
+                f"accepted with {type(self.gpt.memory).__name__}: folds, so that it does not recall what it trains on",
+            )
         self.configure_optimizers()
+        if self.gpt.embedding.sparse_tables and not takes_sparse_gradients(self.optimizer):
+            raise ConfigError(
+                "model.gpt.embedding.sparse",
+                True,
+                f"{_class_name(self.optimizer)} takes no sparse gradients; accepted: false, or the optimizer MuonAdamW",
+            )
 
     def setup(self, stage: str) -> None:
         if self.use_compile and _can_compile(self.trainer.strategy.root_device):
             # Not torch.compile(self.gpt), which would put a prefix before every key of the state dict.
             self.gpt.compile()
+            self.loss.compile()
         self.use_compile = False  # once: Lightning calls this hook for every fit, validate and test
         datamodule = getattr(self.trainer, "datamodule", None)
         self.val_bpb = BitsPerByte(getattr(datamodule, "token_bytes", None))
+
+    def on_train_start(self) -> None:
+        # The budget's clock is running by now: what a memory learns, it learns in training time.
+        if self.gpt.memory.learns_text:
+            data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+            self.gpt.memory.fill(data.train_split, data.folds(), data.seq_len)
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        if self.gpt.memory.learns_text:
+            self.gpt.memory.hold_out(self.trainer.datamodule.fold)  # type: ignore[attr-defined]
+
+    def on_validation_start(self) -> None:
+        self.gpt.memory.hold_out(None)
+
+    def on_test_start(self) -> None:
+        self.gpt.memory.hold_out(None)
+
+    def on_predict_start(self) -> None:
+        self.gpt.memory.hold_out(None)
 
     def configure_model(self) -> None:
         if self.device_mesh is not None:
@@ -117,7 +149,7 @@ class LanguageModel(LightningModule):
 
     def configure_optimizers(self) -> Optimizer:
         try:
-            return self.optimizer(param_groups(self, self.gpt.blocks))
+            return self.optimizer(param_groups(self, self.gpt.hidden()))
         except (AssertionError, RuntimeError, ValueError) as error:  # Lion asserts
             raise ConfigError("model.optimizer", _class_name(self.optimizer), str(error) or "its options") from error
 
@@ -135,8 +167,10 @@ class LanguageModel(LightningModule):
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
         if scaler is not None and getattr(optimizer, "_step_supports_amp_scaling", False):
             scaler.unscale_(optimizer)
-        # The optimizer's own list: walking through the module tree takes a quarter of a millisecond.
-        params = [param for group in optimizer.param_groups for param in group["params"]]
+        # The optimizer's own list: walking through the module tree takes a quarter of a millisecond. Without tables:
+        # their gradients may be sparse, which torch does not clip, and RowAdagrad's steps do not grow with them.
+        groups = (group for group in optimizer.param_groups if group.get("name") != "table")
+        params = [param for group in groups for param in group["params"]]
         self._grad_norm = None
         if not gradient_clip_val:
             return
@@ -148,10 +182,11 @@ class LanguageModel(LightningModule):
             self._grad_norm = nn.utils.clip_grad_norm_(params, gradient_clip_val)
 
     def grad_norm(self) -> Tensor:
-        """Norm of the last step's gradients before clipping, ()."""
+        """Norm of the last step's gradients before clipping, without those of tables, ()."""
         if self._grad_norm is not None:
             return self._grad_norm
-        return nn.utils.get_total_norm([p.grad for p in self.parameters() if p.grad is not None])
+        groups = (group for group in param_groups(self, self.gpt.hidden()) if group["name"] != "table")
+        return nn.utils.get_total_norm([p.grad for group in groups for p in group["params"] if p.grad is not None])
 
     def _nats(self, batch: Batch) -> Tensor:
         """Plain cross-entropy of each target in nats, (B, T), whatever the training loss is."""

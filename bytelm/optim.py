@@ -1,7 +1,7 @@
 """What the optimizer is given: named parameter groups; and the one optimizer that torch.optim has only in halves.
 
 Any optimizer that takes parameter groups can be named in a config: those of torch.optim, `Lion` of lion-pytorch, one of
-yours. Its `weight_decay` holds for tensors of two or more dimensions; the rest never decays.
+yours. Its `weight_decay` holds for tensors of two or more dimensions, tables aside; the rest never decays.
 """
 
 from collections.abc import Callable, Iterable
@@ -12,14 +12,28 @@ from lion_pytorch import Lion
 from torch import nn
 from torch.optim import Adam, AdamW, Muon, Optimizer
 
-__all__ = ["Adam", "AdamW", "Lion", "Muon", "MuonAdamW", "ParamGroup", "ParamGroups", "param_groups"]
+from bytelm.parts.embedding import Table
+from bytelm.row_adagrad import RowAdagrad, restore_sums
+
+__all__ = [
+    "Adam",
+    "AdamW",
+    "Lion",
+    "Muon",
+    "MuonAdamW",
+    "ParamGroup",
+    "ParamGroups",
+    "RowAdagrad",
+    "param_groups",
+    "takes_sparse_gradients",
+]
 
 ParamGroup = dict[str, Any]
 ParamGroups = list[ParamGroup]
 
 
 def param_groups(network: nn.Module, blocks: nn.Module) -> ParamGroups:
-    """Sorts a network's trained parameters into the groups `hidden`, `embedding` and `vector`; empty ones are left out.
+    """Sorts a network's trained parameters into `hidden`, `embedding`, `vector` and `table`; empty groups are left out.
 
     Args:
         network: All parameters.
@@ -27,10 +41,12 @@ def param_groups(network: nn.Module, blocks: nn.Module) -> ParamGroups:
 
     Returns:
         Groups with a `name`. `hidden` (matrices in blocks) and `embedding` (other tensors of two or more dimensions)
-        take the optimizer's weight decay; `vector` (biases, norms) has none.
+        take the optimizer's weight decay; `vector` (biases, norms) and `table` (of modules of class Table) have none.
     """
     in_blocks = {id(p) for p in blocks.parameters()}
-    trained = [p for p in network.parameters() if p.requires_grad]
+    in_tables = {id(p) for module in network.modules() if isinstance(module, Table) for p in module.parameters()}
+    all_trained = [p for p in network.parameters() if p.requires_grad]
+    trained = [p for p in all_trained if id(p) not in in_tables]
     groups: ParamGroups = [
         {"name": "hidden", "params": [p for p in trained if p.ndim == 2 and id(p) in in_blocks]},
         {
@@ -38,17 +54,30 @@ def param_groups(network: nn.Module, blocks: nn.Module) -> ParamGroups:
             "params": [p for p in trained if p.ndim >= 2 and not (p.ndim == 2 and id(p) in in_blocks)],
         },
         {"name": "vector", "params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+        {"name": "table", "params": [p for p in all_trained if id(p) in in_tables], "weight_decay": 0.0},
     ]
     return [group for group in groups if group["params"]]
+
+
+def takes_sparse_gradients(optimizer: Callable[[ParamGroups], Optimizer]) -> bool:
+    """Whether an optimizer can step on a table with a sparse gradient, found by letting it try on one of its own."""
+    table = nn.Parameter(torch.zeros(2, 2))
+    table.grad = torch.sparse_coo_tensor(torch.tensor([[0]]), torch.ones(1, 2), (2, 2), check_invariants=False)
+    try:
+        optimizer([{"name": "table", "params": [table], "weight_decay": 0.0}]).step()
+    except Exception:  # whatever an optimizer raises at what it was not written for
+        return False
+    return True
 
 
 class MuonAdamW(Optimizer):
     """Muon on the hidden matrices, AdamW on the rest (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon).
 
-    The arithmetic is torch.optim's; this class makes one optimizer of the two, with one state and one list of groups.
+    Tables, where an embedding has any, go to RowAdagrad. The arithmetic is torch.optim's and RowAdagrad's; this class
+    makes one optimizer of them, with one state and one list of groups.
 
     Args:
-        params: Groups with names; the one called `hidden` goes to Muon.
+        params: Groups with names; the one called `hidden` goes to Muon, the one called `table` to RowAdagrad.
         lr: Muon's learning rate.
         weight_decay: Muon's decoupled weight decay.
         momentum: Muon's momentum.
@@ -61,6 +90,7 @@ class MuonAdamW(Optimizer):
         adamw_weight_decay: AdamW's decoupled weight decay.
         adamw_eps: Added to AdamW's denominator.
         adamw_fused: Whether AdamW's step is one kernel; by default torch chooses.
+        table_lr: RowAdagrad's learning rate.
     """
 
     def __init__(
@@ -77,10 +107,12 @@ class MuonAdamW(Optimizer):
         adamw_weight_decay: float = 0.1,
         adamw_eps: float = 1e-8,
         adamw_fused: bool | None = None,
+        table_lr: float = 0.1,
     ) -> None:
         groups = list(params)
         hidden = [group for group in groups if group.get("name") == "hidden"]
-        rest = [group for group in groups if group.get("name") != "hidden"]
+        tables = [group for group in groups if group.get("name") == "table"]
+        rest = [group for group in groups if group.get("name") not in ("hidden", "table")]
         self._parts: list[tuple[Optimizer, int]] = []  # an optimizer and how many of the groups are its own
         if hidden:
             muon = Muon(
@@ -103,8 +135,10 @@ class MuonAdamW(Optimizer):
                 fused=adamw_fused,
             )
             self._parts.append((adamw, len(rest)))
+        if tables:
+            self._parts.append((RowAdagrad(tables, lr=table_lr), len(tables)))
         self._complete = False
-        # The halves have filled their defaults into the groups, so none are left to give here.
+        # The parts have filled their defaults into the groups, so none are left to give here.
         super().__init__([group for part, _ in self._parts for group in part.param_groups], {})
         self._complete = True
 
@@ -112,7 +146,7 @@ class MuonAdamW(Optimizer):
         """For the constructor.
 
         Raises:
-            RuntimeError: It is called later, when a group could not be given to one of the two optimizers any more.
+            RuntimeError: It is called later, when a group could not be given to one of the optimizers any more.
         """
         if self._complete:
             raise RuntimeError("MuonAdamW takes all of its parameter groups when it is made")
@@ -121,9 +155,13 @@ class MuonAdamW(Optimizer):
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_parts": self._parts, "_complete": self._complete}
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        restore_sums(self, state_dict)
+
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Performs one step of both optimizers.
+        """Performs one step of all of them.
 
         Args:
             closure: Evaluates the model again and returns the loss.

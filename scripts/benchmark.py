@@ -14,22 +14,40 @@ Prints medians and ratios. Leave the machine alone meanwhile: each of these uses
     BYTELM_DATA=… python scripts/benchmark.py --callbacks --budget 30s
 
 Trains once, and prints what each callback's hooks took of a step, in microseconds.
+
+    BYTELM_DATA=… python scripts/benchmark.py --peak --config my.yaml [-- --trainer.precision bf16-mixed …]
+
+Trains a few dozen steps, and prints what this machine's arithmetic comes to at best, on square matrices and on those of
+the network; what share of it the training reaches; and where the time of a step goes, by part and by operator.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.profilers import Profiler
+from torch import nn
+from torch.autograd import DeviceType
+from torch.profiler import profile
+from torch.utils.benchmark import Timer
 from tqdm import tqdm
 
+from bytelm.cli import BytelmCLI, build
 from bytelm.units import Duration
+from callbacks import TimeBudget
+from callbacks.warm_up import wait_for_device
 
 ROOT = Path(__file__).resolve().parent.parent
 Result = dict[str, Any]
@@ -42,10 +60,39 @@ HOOKS_OF_A_STEP = (
     "on_train_batch_end",
 )
 
+# --peak: steps of the run, in this order.
+WARM_UP_STEPS = 10
+MEASURED_STEPS = 40  # twice: for the speed, and for the parts
+PROFILED_STEPS = 5
+DEVICE_WINDOW = 5  # steps between two readings of the clock where a device runs behind the program
+TOP_OPERATORS = 12
+
+# What Lightning's profiler is told has begun, by the end of its name. Whatever else is part of what surrounds it.
+PART_OF_ACTION = {
+    "train_dataloader_next": "data",
+    "batch_to_device": "data",
+    "training_step": "forward",
+    "backward": "backward",
+    "optimizer_step": "optimizer",
+}
+REST = "rest"
+PARTS = ("data", "forward", "backward", "optimizer", REST)
+
+Shape = tuple[int, int, int]  # tokens, inputs and outputs of a linear layer
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+SQUARES = (512, 2048)
+DEVICE_SQUARES = (*SQUARES, 8192)
+PRODUCTS = {"forward": "x @ w.T", "input gradient": "g @ w", "weight gradient": "g.T @ x"}
+PRODUCT_SECONDS = 0.2  # that a product is repeated for
+PATIENCE = 5.0  # seconds that one product may take
+
 
 def main() -> None:
     options = parse()
     seconds = options.budget.value
+    if options.peak:
+        print(peak(options.config, options.overrides))
+        return
     if options.callbacks:
         print(time_callbacks(options.config, seconds))
         return
@@ -73,10 +120,14 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--reference", type=Path, default=os.environ.get("BYTELM_REFERENCE"))
     parser.add_argument("--callbacks", action="store_true", help="what the callbacks take of a step, in place of that")
+    parser.add_argument("--peak", action="store_true", help="how close training comes to the machine's arithmetic")
+    parser.add_argument("overrides", nargs="*", help="with --peak, after --: what to change in the config")
     parser.add_argument("--plain-loop", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.budget.unit != "seconds":
         parser.error(f"--budget: {options.budget} is no time; accepted: 30s, 3m")
+    if options.overrides and not options.peak:
+        parser.error(f"{options.overrides[0]}: only --peak takes options of bytelm")
     if options.plain_loop:
         print(json.dumps(plain_loop(options.config, options.budget.value)))
         sys.exit()
@@ -107,14 +158,14 @@ def run(command: list[str]) -> str:
     return finished.stdout
 
 
+def build_cli(config: Path, *options: str) -> BytelmCLI:
+    sys.argv = sys.argv[:1]  # LightningCLI warns where it is given both
+    return build(["--config", str(config), *options], run=False)
+
+
 def plain_loop(config: Path, seconds: float) -> Result:
     """Trains what the config describes, less its schedule, without Lightning, for so many seconds."""
-    import torch
-
-    from bytelm.cli import build
-
-    sys.argv = sys.argv[:1]  # LightningCLI warns where it is given both
-    cli = build(["--config", str(config)], run=False)
+    cli = build_cli(config)
     model = cli.model
     batches = iter(cli.datamodule.train_dataloader())
     optimizer = model.configure_optimizers()
@@ -135,12 +186,7 @@ def plain_loop(config: Path, seconds: float) -> Result:
 
 def time_callbacks(config: Path, seconds: float) -> str:
     """Markdown: microseconds of a step that each callback's hooks take, on average."""
-    from bytelm.cli import build
-    from callbacks import TimeBudget
-
-    sys.argv = sys.argv[:1]
-    options = ["--config", str(config), "--time_budget.limit", f"{seconds}s", "--experiment", "callbacks"]
-    cli = build(options, run=False)
+    cli = build_cli(config, "--time_budget.limit", f"{seconds}s", "--experiment", "callbacks")
     taken: dict[str, float] = {}
 
     def timed(name: str, hook: Callable[..., None]) -> Callable[..., None]:
@@ -180,6 +226,353 @@ def table(results: dict[str, list[Result]], seconds: float) -> str:
         f"training time less the budget: {min(errors):+.3f} to {max(errors):+.3f} s, where a step takes {step:.3f} s",
     ]
     return "\n".join(lines)
+
+
+def peak(config: Path, overrides: Iterable[str] = ()) -> str:
+    """Plain text: the machine's arithmetic at best, what training reaches of it, and where a step's time goes."""
+    training = measure_training(config, overrides)
+    return peak_report(training, measure_products(training.device, training.linears))
+
+
+@dataclass
+class Training:
+    """What was measured of a run.
+
+    Attributes:
+        device: The device.
+        precision: Lightning's name of it.
+        step_tokens: Tokens of a step.
+        token_flops: FLOPs that training takes per token, by the network's own account.
+        linears: How many linear layers there are of each shape; tokens are those of a batch.
+        batches: Batches that are accumulated into a step.
+        step_seconds: What steps took, undisturbed.
+        step_parts: What the parts of further steps took, in seconds.
+        profiled_seconds: What the profiled steps took together.
+        operators: Calls in the profiled steps, and seconds of their own, of each operator, longest first.
+    """
+
+    device: torch.device
+    precision: str
+    step_tokens: int
+    token_flops: int
+    linears: Counter[Shape]
+    batches: int
+    step_seconds: list[float] = field(default_factory=list)
+    step_parts: list[dict[str, float]] = field(default_factory=list)
+    profiled_seconds: float = 0.0
+    operators: dict[str, tuple[int, float]] = field(default_factory=dict)
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self.step_tokens / statistics.median(self.step_seconds)
+
+    @property
+    def gflops(self) -> float:
+        """The network's own arithmetic, GFLOP/s."""
+        return self.tokens_per_second * self.token_flops / 1e9
+
+    @property
+    def parts(self) -> dict[str, float]:
+        """Seconds of each part: means of the middle half of the steps, which sum to a step and leave outliers out."""
+        ranked = sorted(self.step_parts, key=lambda parts: sum(parts.values()))
+        middle = ranked[len(ranked) // 4 : len(ranked) - len(ranked) // 4]
+        return {part: statistics.mean(parts[part] for parts in middle) for part in PARTS}
+
+
+def measure_training(config: Path, overrides: Iterable[str] = ()) -> Training:
+    """Trains what the config describes for a few dozen steps, as `fit` would."""
+    # A limit that the steps never reach: where they end must change neither the schedule nor how the clock is read.
+    fixed = ["--time_budget.limit", "24h", "--trainer.devices", "1", "--trainer.limit_val_batches", "1"]
+    quiet = ["--trainer.enable_progress_bar", "false", "--experiment", "peak"]
+    cli = build_cli(config, *overrides, *fixed, *quiet)
+    parts = PartTimer()
+    meter = StepMeter(parts)
+    cli.trainer.profiler = parts  # type: ignore[attr-defined]
+    cli.trainer.callbacks.append(meter)  # type: ignore[attr-defined]
+    with contextlib.redirect_stdout(sys.stderr):  # the run's scores, of no use here
+        cli.trainer.fit(cli.model, cli.datamodule)
+    return meter.training
+
+
+class PartTimer(Profiler):
+    """Adds up what the parts of a step take, each without what is nested in it (backward in the optimizer's step).
+
+    Lightning tells a profiler what begins and ends; callbacks are part of the rest, wherever they are called.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._open = [REST]
+        self._wait: Callable[[], None] | None = None  # not running yet
+
+    def begin(self, wait: Callable[[], None]) -> None:
+        """Starts the clock.
+
+        Args:
+            wait: Waits until the device has done what it was given, so that a part's work is not taken for the next's.
+        """
+        self._wait = wait
+        self._since = time.perf_counter()
+        self._taken = dict.fromkeys(PARTS, 0.0)
+
+    def split(self) -> dict[str, float]:
+        """Seconds of each part since the last split."""
+        self._add()
+        taken, self._taken = self._taken, dict.fromkeys(PARTS, 0.0)
+        return taken
+
+    def end(self) -> None:
+        """Stops the clock."""
+        self._wait = None
+
+    def start(self, action_name: str) -> None:
+        part = PART_OF_ACTION.get(action_name.rpartition(".")[2], self._open[-1])
+        if action_name.startswith("[Callback]"):
+            part = REST
+        if part != self._open[-1]:
+            self._add()
+        self._open.append(part)
+
+    def stop(self, action_name: str) -> None:
+        if self._open[-1] != self._open[-2]:
+            self._add()
+        self._open.pop()
+
+    def _add(self) -> None:
+        if self._wait is None:
+            return
+        self._wait()
+        now = time.perf_counter()
+        self._taken[self._open[-1]] += now - self._since
+        self._since = now
+
+
+class StepMeter(Callback):
+    """Measures a run's speed, then the parts of its steps, then its operators, and ends it. Last among the callbacks.
+
+    Args:
+        parts: The run's profiler.
+    """
+
+    training: Training
+
+    def __init__(self, parts: PartTimer) -> None:
+        super().__init__()
+        self._parts = parts
+        self._steps = 0
+        self._profile = profile()  # of all that there is here, a GPU too
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._bar = tqdm(total=WARM_UP_STEPS + 2 * MEASURED_STEPS + PROFILED_STEPS, desc="steps", leave=False)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.global_step == self._steps:
+            return  # one of several batches that are accumulated into a step
+        self._steps = trainer.global_step
+        self._bar.update()
+        step = self._steps - WARM_UP_STEPS
+        if step == 0:
+            self.training = describe(trainer, pl_module, batch[0])
+        if 0 <= step <= MEASURED_STEPS:
+            self._measure_speed(trainer, step)
+        elif MEASURED_STEPS < step <= 2 * MEASURED_STEPS:
+            self.training.step_parts.append(self._parts.split())
+        if step == MEASURED_STEPS:
+            self._parts.begin(lambda: wait_for_device(trainer))
+        elif step == 2 * MEASURED_STEPS:
+            self._parts.end()
+            self._profile.start()
+            self._since = time.perf_counter()
+        elif step == 2 * MEASURED_STEPS + PROFILED_STEPS:
+            self._end_profile(trainer)
+            trainer.should_stop = True
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._bar.close()
+
+    def _measure_speed(self, trainer: Trainer, step: int) -> None:
+        # Waiting for a device after every step would take from it the lead that the program has otherwise.
+        window = 1 if trainer.strategy.root_device.type == "cpu" else DEVICE_WINDOW
+        if step % window:
+            return
+        wait_for_device(trainer)
+        now = time.perf_counter()
+        if step:
+            self.training.step_seconds.append((now - self._since) / window)
+        self._since = now
+
+    def _end_profile(self, trainer: Trainer) -> None:
+        wait_for_device(trainer)
+        self.training.profiled_seconds = time.perf_counter() - self._since
+        self._profile.stop()
+        # A device's kernels are listed, too; their time is in that of the operators that have launched them.
+        events = [event for event in self._profile.key_averages() if event.device_type == DeviceType.CPU]
+        cpu = trainer.strategy.root_device.type == "cpu"
+        taken = {
+            event.key: (event.count, (event.self_cpu_time_total if cpu else event.self_device_time_total) / 1e6)
+            for event in events
+        }
+        self.training.operators = dict(sorted(taken.items(), key=lambda item: -item[1][1]))
+
+
+def describe(trainer: Trainer, model: LightningModule, inputs: torch.Tensor) -> Training:
+    """A Training in which nothing is measured yet, of a run whose batches have inputs like these, (B, T)."""
+    layers = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    return Training(
+        device=trainer.strategy.root_device,
+        precision=str(trainer.precision),
+        step_tokens=inputs.numel() * trainer.accumulate_grad_batches,
+        token_flops=model.gpt.flops_per_token(inputs.shape[1]),  # type: ignore[operator, union-attr]
+        linears=Counter((inputs.numel(), layer.in_features, layer.out_features) for layer in layers),
+        batches=trainer.accumulate_grad_batches,
+    )
+
+
+@dataclass
+class Product:
+    """A product of matrices, and how fast it goes.
+
+    Attributes:
+        shape: Of the linear layer.
+        kind: Which of the layer's products it is, a key of PRODUCTS.
+        layers: How many layers of that shape the network has; 0 of a square, which is there for the peak.
+        gflops: GFLOP/s by dtype; nothing where the device cannot, or would take too long.
+    """
+
+    shape: Shape
+    kind: str
+    layers: int = 0
+    gflops: dict[torch.dtype, float | None] = field(default_factory=dict)
+
+    @property
+    def flops(self) -> int:
+        tokens, inputs, outputs = self.shape
+        return 2 * tokens * inputs * outputs
+
+
+def measure_products(device: torch.device, linears: Counter[Shape]) -> list[Product]:
+    """Measures square products, for the peak, and then those of linear layers, in each dtype."""
+    sizes = SQUARES if device.type == "cpu" else DEVICE_SQUARES
+    products = [Product((size, size, size), "forward") for size in sizes]
+    products += [Product(shape, kind, layers) for shape, layers in linears.items() for kind in PRODUCTS]
+    known = dict.fromkeys(DTYPES, float("inf"))  # the speed of the last, the smallest being the first
+    for product in tqdm(products, desc="products", leave=False):
+        for dtype in DTYPES:
+            too_long = product.flops / 1e9 / known[dtype] > PATIENCE  # emulated, as float16 is on most CPUs
+            measured = None if too_long else product_gflops(product, dtype, device)
+            product.gflops[dtype] = measured
+            known[dtype] = measured or known[dtype]
+    return products
+
+
+def product_gflops(product: Product, dtype: torch.dtype, device: torch.device) -> float | None:
+    """GFLOP/s of a product at its best; None where the device does not know the dtype."""
+    tokens, inputs, outputs = product.shape
+    sizes = {"x": (tokens, inputs), "w": (outputs, inputs), "g": (tokens, outputs)}
+    matrices = {name: torch.randn(size, device=device).to(dtype) for name, size in sizes.items()}
+    timer = Timer(PRODUCTS[product.kind], globals=matrices, num_threads=torch.get_num_threads())
+    try:
+        measured = timer.blocked_autorange(min_run_time=PRODUCT_SECONDS)
+    except RuntimeError:
+        return None
+    return product.flops / 1e9 / min(measured.times)
+
+
+def peaks(products: list[Product]) -> dict[torch.dtype, float]:
+    """The fastest that square products went, GFLOP/s by dtype; of those that the device can."""
+    rates = {dtype: [p.gflops[dtype] or 0.0 for p in products if not p.layers] for dtype in DTYPES}
+    return {dtype: max(of_dtype) for dtype, of_dtype in rates.items() if any(of_dtype)}
+
+
+def peak_report(training: Training, products: list[Product]) -> str:
+    """Plain text: what training reaches of the peak, and where a step's time goes."""
+    threads = f", {torch.get_num_threads()} threads" if training.device.type == "cpu" else ""
+    device = torch.cuda.get_device_name(training.device) if training.device.type == "cuda" else training.device.type
+    lines = [
+        f"{device}{threads}, torch {torch.__version__}, precision {training.precision}",
+        "",
+        *product_lines(products, training.batches),
+        "",
+        *speed_lines(training, peaks(products)),
+        "",
+        *part_lines(training.parts),
+        "",
+        *operator_lines(training),
+    ]
+    return "\n".join(lines)
+
+
+def product_lines(products: list[Product], batches: int) -> list[str]:
+    reached = peaks(products)
+    dtypes = list(reached)
+    rows = []
+    for product in products:
+        name = " x ".join(map(str, product.shape))
+        name += f", {product.kind}, {product.layers} of them" if product.layers else ""
+        rows.append([name, *(f"{rate:.1f}" if (rate := product.gflops[dtype]) else "-" for dtype in dtypes)])
+    rows.append(["peak (of the squares)", *(f"{reached[dtype]:.1f}" for dtype in dtypes)])
+    own = [product for product in products if product.layers]
+    gflop = batches * sum(product.layers * product.flops for product in own) / 1e9
+    seconds = {dtype: products_seconds(own, dtype, batches) for dtype in dtypes}
+    rows.append(["the network's of a step, ms", *(f"{1e3 * s:.2f}" if s else "-" for s in seconds.values())])
+    shares = [f"{gflop / s / reached[dtype]:.1%}" if s else "-" for dtype, s in seconds.items()]
+    rows.append(["the network's, share of the peak", *shares])
+    return aligned(["GFLOP/s: tokens x inputs x outputs", *(name_of(dtype) for dtype in dtypes)], rows)
+
+
+def products_seconds(products: list[Product], dtype: torch.dtype, batches: int) -> float | None:
+    """What a step's products take by themselves; None where one of them was not measured."""
+    seconds = [p.layers * p.flops / 1e9 / rate for p in products if (rate := p.gflops[dtype])]
+    return batches * sum(seconds) if len(seconds) == len(products) else None
+
+
+def speed_lines(training: Training, reached: dict[torch.dtype, float]) -> list[str]:
+    steps = training.step_seconds
+    spread = f"{1e3 * min(steps):.2f} to {1e3 * max(steps):.2f}"
+    rows = [
+        ["tokens/s, median", f"{training.tokens_per_second:,.0f}"],
+        [f"step, ms, median ({spread})", f"{1e3 * statistics.median(steps):.2f}"],
+        ["FLOPs a token", f"{training.token_flops:,}"],
+        ["model GFLOP/s", f"{training.gflops:.1f}"],
+    ]
+    shared = [dtype for dtype in (torch.float32, torch.bfloat16) if dtype in reached]
+    rows += [[f"share of the {name_of(dtype)} peak", f"{training.gflops / reached[dtype]:.1%}"] for dtype in shared]
+    return aligned(["training", ""], rows)
+
+
+def part_lines(parts: dict[str, float]) -> list[str]:
+    total = sum(parts.values())
+    names = {"optimizer": "optimizer (clipping, step, zero_grad)", REST: "rest (callbacks, Lightning)"}
+    taken = {**{names.get(part, part): seconds for part, seconds in parts.items()}, "step": total}
+    rows = [[name, f"{1e3 * seconds:.2f}", f"{seconds / total:.1%}"] for name, seconds in taken.items()]
+    return aligned(["part of a step (mean of the middle half of the steps)", "ms", "share"], rows)
+
+
+def operator_lines(training: Training) -> list[str]:
+    """The operators that take most; the step is longer here by what the profiler costs."""
+    total = training.profiled_seconds
+    taken = [(name[:60], f"{calls / PROFILED_STEPS:g}", s) for name, (calls, s) in training.operators.items()]
+    others = sum(seconds for _, _, seconds in taken[TOP_OPERATORS:])
+    idle = total - sum(seconds for _, _, seconds in taken)
+    taken[TOP_OPERATORS:] = [("other operators", "", others), ("no operator at work", "", idle), ("step", "", total)]
+    rows = [[name, calls, f"{1e3 * s / PROFILED_STEPS:.2f}", f"{s / total:.1%}"] for name, calls, s in taken]
+    return aligned(["operator by its own time, under torch.profiler", "calls", "ms", "share"], rows)
+
+
+def name_of(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def aligned(header: list[str], rows: list[list[str]]) -> list[str]:
+    """Lines of a table: the first column to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    lines = []
+    for name, *values in [header, *rows]:
+        cells = [value.rjust(width) for value, width in zip(values, widths[1:], strict=True)]
+        lines.append("  ".join([name.ljust(widths[0]), *cells]).rstrip())
+    return lines
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
-"""Parameter groups, and MuonAdamW as exactly torch's Muon and AdamW side by side."""
+"""Parameter groups, and MuonAdamW as exactly torch's Muon and AdamW, and RowAdagrad, side by side."""
 
 import copy
+import functools
 import io
 
 import pytest
@@ -8,7 +9,8 @@ import torch
 from torch import nn
 
 from bytelm.gpt import GPT
-from bytelm.optim import Lion, MuonAdamW, param_groups
+from bytelm.optim import Lion, MuonAdamW, RowAdagrad, param_groups
+from bytelm.parts.embedding import HashedNGrams
 from bytelm.parts.position import Learned
 
 OPTIONS = {
@@ -19,7 +21,9 @@ OPTIONS = {
     "adamw_betas": (0.8, 0.9),
     "adamw_weight_decay": 0.3,
     "adamw_eps": 1e-6,
+    "table_lr": 0.2,
 }
+N_GRAMS = functools.partial(HashedNGrams, buckets=64, dim=4)
 
 
 def tiny(**options):
@@ -64,6 +68,18 @@ def test_a_tied_weight_is_trained_once():
     assert sorted(listed) == sorted({id(p) for p in gpt.parameters()})
 
 
+def test_tables_are_a_group_without_weight_decay():
+    groups = names_by_group(tiny(embedding=N_GRAMS))
+    assert groups["table"] == {"embedding.table.weight"}
+    assert groups["embedding"] == {"embedding.weight", "embedding.project.weight", "position.weight"}
+    gpt = tiny(embedding=N_GRAMS)
+    optimizer = torch.optim.SGD(param_groups(gpt, gpt.blocks), weight_decay=0.3)
+    assert [group["weight_decay"] for group in optimizer.param_groups if group["name"] == "table"] == [0.0]
+    gpt.embedding.table.requires_grad_(False)
+    assert "table" not in names_by_group(gpt)
+    assert "embedding.table.weight" not in set().union(*names_by_group(gpt).values())
+
+
 def test_frozen_parameters_and_empty_groups_are_left_out():
     gpt = tiny()
     gpt.blocks.requires_grad_(False)
@@ -81,29 +97,32 @@ def test_tensors_of_three_dimensions_decay_but_are_not_for_muon():
 @pytest.mark.parametrize(
     "muon_options", [{}, {"adjust_lr_fn": "match_rms_adamw"}, {"nesterov": False, "ns_steps": 3}], ids=str
 )
-def test_muon_adamw_is_muon_and_adamw_to_the_bit(muon_options):
-    gpt = tiny()
+def test_muon_adamw_is_muon_and_adamw_and_row_adagrad_to_the_bit(muon_options):
+    gpt = tiny(embedding=N_GRAMS)
     twin = copy.deepcopy(gpt)
     optimizer = MuonAdamW(param_groups(gpt, gpt.blocks), **OPTIONS, **muon_options)
-    hidden, embedding, vector = param_groups(twin, twin.blocks)
+    hidden, embedding, vector, table = param_groups(twin, twin.blocks)
     muon = torch.optim.Muon([hidden], lr=0.05, weight_decay=0.2, momentum=0.9, **muon_options)
     adamw = torch.optim.AdamW([embedding, vector], lr=0.01, betas=(0.8, 0.9), eps=1e-6, weight_decay=0.3)
+    row_adagrad = RowAdagrad([table], lr=0.2)
+    others = (muon, adamw, row_adagrad)
     for step in range(5):
-        for group in [*optimizer.param_groups, *muon.param_groups, *adamw.param_groups]:
+        for group in [*optimizer.param_groups, *(group for other in others for group in other.param_groups)]:
             group["lr"] *= 0.9  # as a schedule does
         backward(gpt, step)
         backward(twin, step)
         optimizer.step()
-        muon.step()
-        adamw.step()
-    start = tiny()
+        for other in others:
+            other.step()
+    start = tiny(embedding=N_GRAMS)
     for (name, p), q, before in zip(gpt.named_parameters(), twin.parameters(), start.parameters(), strict=True):
         assert torch.equal(p, q), name
         assert not torch.equal(p, before), name
 
 
-def test_muon_adamw_continues_from_its_state_to_the_bit():
-    gpt = tiny()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_muon_adamw_continues_from_its_state_to_the_bit(dtype):
+    gpt = tiny(embedding=N_GRAMS).to(dtype)
     optimizer = MuonAdamW(param_groups(gpt, gpt.blocks), **OPTIONS)
     for step in range(3):
         backward(gpt, step)
@@ -138,9 +157,10 @@ def test_muon_adamw_evaluates_its_closure_once_and_returns_the_loss():
     assert all(torch.equal(p, q) for p, q in zip(gpt.parameters(), twin.parameters(), strict=True))
 
 
-@pytest.mark.parametrize("kept", ["hidden", "embedding"])
-def test_muon_adamw_works_with_either_half_alone(kept):
-    gpt = tiny()
+@pytest.mark.parametrize("kept", ["hidden", "embedding", "table"])
+def test_muon_adamw_works_with_one_part_alone(kept):
+    gpt = tiny(embedding=N_GRAMS)
+    nn.init.normal_(gpt.embedding.table.weight)  # for a gradient of the projection
     optimizer = MuonAdamW([group for group in param_groups(gpt, gpt.blocks) if group["name"] == kept])
     before = copy.deepcopy(gpt)
     backward(gpt, step=0)

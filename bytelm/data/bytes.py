@@ -11,8 +11,8 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
-from bytelm.data.rows import EvalBatches, Order, RowLoader
-from bytelm.errors import DataError
+from bytelm.data.rows import N_FOLDS, EvalBatches, Order, RowLoader, deal_rows
+from bytelm.errors import ConfigError, DataError
 from bytelm.values import NonNegativeInt, PositiveInt, UnitInterval
 
 
@@ -43,9 +43,11 @@ class ByteData(LightningDataModule, ABC):
     Args:
         batch_size: Rows of one batch of one rank.
         seq_len: Bytes of a row.
-        order: `sequential`, or `shuffled` by epoch.
+        order: `sequential`, `shuffled` by epoch, or by `folds` as an NGramMemory needs.
         train_fraction: Share of the corpus that trains.
         eval_bytes: Bytes of the validation split that `val/bpb` is measured on, at most.
+        development: Where in the training split, as fractions, a development split lies that validates instead, such
+            as [0.9, 1.0]; what is validated otherwise stays unread. For choices between experiments.
         seed: Seed of the shuffled orders; default that of the run (`seed_everything`).
     """
 
@@ -59,6 +61,7 @@ class ByteData(LightningDataModule, ABC):
         order: Order = "sequential",
         train_fraction: UnitInterval = 0.9,
         eval_bytes: PositiveInt = 131_072,
+        development: tuple[UnitInterval, UnitInterval] | None = None,
         seed: NonNegativeInt | None = None,
     ) -> None:
         super().__init__()
@@ -67,6 +70,9 @@ class ByteData(LightningDataModule, ABC):
         self.order: Order = order
         self.train_fraction = train_fraction
         self.eval_bytes = eval_bytes
+        if development is not None and not development[0] < development[1]:
+            raise ConfigError("development", list(development), "accepted: two fractions, the first below the second")
+        self.development = development
         self.seed = seed
         self._corpus: Corpus | None = None
         self._loader: RowLoader | None = None
@@ -101,6 +107,10 @@ class ByteData(LightningDataModule, ABC):
             self.corpus.sha256  # noqa: B018  (now, not when the first checkpoint is written and the clock runs)
         cut = int(len(stream) * self.train_fraction)
         self.train_split, self.val_split = stream[:cut], stream[cut:]
+        if self.development is not None:
+            start, end = (int(cut * fraction) for fraction in self.development)
+            self.val_split = stream[start:end]
+            self.train_split = torch.cat([stream[:start], stream[end:cut]])
         needed = {"train": self.train_split} if stage == "fit" else {}
         for name, split in {**needed, "validation": self.val_split}.items():
             if len(split) < self.seq_len:
@@ -117,9 +127,23 @@ class ByteData(LightningDataModule, ABC):
         self._loader = RowLoader(
             self.train_split, self.batch_size, self.seq_len, self.order, seed, rank=rank, world_size=world_size
         )
+        if self.order == "folds" and not self._loader.rows_per_epoch:
+            most = len(self.train_split) // self.seq_len // N_FOLDS // world_size
+            raise DataError("data.batch_size", self.batch_size, f"accepted: up to {most}, the rows of a fold")
         if self._position is not None:
             self._loader.load_state_dict(self._position)
         return self._loader
+
+    def folds(self) -> Tensor:
+        """Fold of each byte of the training split, uint8, (n,)."""
+        row = torch.arange(len(self.train_split)).div(self.seq_len, rounding_mode="floor")
+        fold_of_row = deal_rows(len(self.train_split) // self.seq_len).to(torch.uint8)
+        return fold_of_row[row.clamp(max=len(fold_of_row) - 1)]
+
+    @property
+    def fold(self) -> int | None:
+        """Fold that the last training batch was taken from, if rows come by folds."""
+        return None if self._loader is None else self._loader.fold
 
     def state_dict(self) -> dict[str, Any]:
         # Lightning saves the loader's state too, but restores it only from checkpoints that it takes to be from the

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 BOS = 0
-Order = Literal["sequential", "shuffled"]
+Order = Literal["sequential", "shuffled", "folds"]
+N_FOLDS, CHUNK_ROWS = 8, 64
 
 
 def cut_rows(stream: Tensor, starts: Tensor, seq_len: int) -> tuple[Tensor, Tensor]:
@@ -29,19 +30,31 @@ def cut_rows(stream: Tensor, starts: Tensor, seq_len: int) -> tuple[Tensor, Tens
     return targets.roll(1, dims=1).index_fill_(1, torch.tensor(0), BOS), targets
 
 
+def deal_rows(n_rows: int) -> Tensor:
+    """Fold of each row, (n_rows,): pieces of CHUNK_ROWS neighbouring rows are dealt to N_FOLDS folds at random.
+
+    Neighbours are kept together because text repeats itself nearby. The deal depends on nothing but the number of rows.
+    """
+    n_chunks = -(-n_rows // CHUNK_ROWS)
+    dealt = torch.randperm(n_chunks, generator=torch.Generator().manual_seed(0)) % N_FOLDS
+    return dealt.repeat_interleave(CHUNK_ROWS)[:n_rows]
+
+
 class RowLoader:
     """Endless batches of one rank's rows, whose position can be saved.
 
     All ranks together take consecutive rows: batch k of rank r holds rows (k ranks + r) batch_size and following.
     `sequential` follows the stream without overlap and wraps around at its end, in the middle of a row if need be.
     `shuffled` takes the stream's whole rows in a new random order every epoch.
+    `folds` takes one fold of the rows after the other (see deal_rows), both folds and their rows in a new random order
+    every epoch; no batch has rows of two folds, so a few rows of each are left out.
 
     Args:
         stream: Bytes, uint8, (n,), n >= seq_len.
         batch_size: Rows of one batch of one rank.
         seq_len: Row length.
-        order: `sequential` or `shuffled`.
-        seed: Seed of the shuffled orders.
+        order: `sequential`, `shuffled` or `folds`.
+        seed: Seed of the random orders.
         rank: This rank.
         world_size: Number of ranks.
     """
@@ -63,6 +76,7 @@ class RowLoader:
         self.rows_per_step = batch_size * world_size
         self.own_rows = torch.arange(batch_size) + rank * batch_size
         self.position = 0  # rows that all ranks together have taken
+        self._fold_of_row = deal_rows(len(stream) // seq_len) if order == "folds" else None
         self._epochs: dict[int, Tensor] = {}
 
     def __len__(self) -> int:
@@ -84,24 +98,46 @@ class RowLoader:
         """Goes on from a checkpoint's position."""
         self.position = state["position"]
 
+    @property
+    def fold(self) -> int | None:
+        """Fold of the batch that was last taken; None in other orders."""
+        if self._fold_of_row is None or self.position == 0:
+            return None
+        start = self._starts(torch.tensor([self.position - self.rows_per_step]))
+        return int(self._fold_of_row[start // self.seq_len])
+
+    @property
+    def rows_per_epoch(self) -> int:
+        """Rows that all ranks together take in an epoch of a random order."""
+        return len(self._permutation(0))
+
     def _starts(self, rows: Tensor) -> Tensor:
         if self.order == "sequential":
             return rows * self.seq_len % len(self.stream)
-        n_rows = len(self.stream) // self.seq_len
+        n_rows = self.rows_per_epoch
         epochs = rows // n_rows
         starts = torch.empty_like(rows)
         for epoch in epochs.unique().tolist():
             inside = epochs == epoch
-            starts[inside] = self._permutation(epoch, n_rows)[rows[inside] % n_rows] * self.seq_len
+            starts[inside] = self._permutation(epoch)[rows[inside] % n_rows] * self.seq_len
         return starts
 
-    def _permutation(self, epoch: int, n_rows: int) -> Tensor:
+    def _permutation(self, epoch: int) -> Tensor:
         if epoch not in self._epochs:
             # A generator of its own: the order depends on seed and epoch alone, not on what else draws numbers.
             generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
             self._epochs = {k: v for k, v in self._epochs.items() if k == epoch - 1}
-            self._epochs[epoch] = torch.randperm(n_rows, generator=generator)
+            if self._fold_of_row is None:
+                self._epochs[epoch] = torch.randperm(len(self.stream) // self.seq_len, generator=generator)
+            else:
+                self._epochs[epoch] = torch.cat([*self._shuffled_folds(self._fold_of_row, generator)])
         return self._epochs[epoch]
+
+    def _shuffled_folds(self, fold_of_row: Tensor, generator: torch.Generator) -> Iterator[Tensor]:
+        for fold in torch.randperm(N_FOLDS, generator=generator):
+            rows = (fold_of_row == fold).nonzero()[:, 0]
+            rows = rows[torch.randperm(len(rows), generator=generator)]
+            yield rows[: len(rows) // self.rows_per_step * self.rows_per_step]
 
 
 class EvalBatches:

@@ -27,6 +27,7 @@ from bytelm.parts.embedding import TokenEmbedding
 from bytelm.parts.feedforward import FeedForward
 from bytelm.parts.init import Initialization
 from bytelm.parts.loss import Loss
+from bytelm.parts.memory import Memory
 from bytelm.parts.norm import Norm
 from bytelm.parts.position import PositionEncoding
 from bytelm.units import time_limit
@@ -46,7 +47,7 @@ SHARED = {"data": ("class_path", "seq_len", "train_fraction", "eval_bytes"), "tr
 
 ROOTS = ("bytelm.", "callbacks.", "torch.optim.", "lion_pytorch.")
 PARTS = (
-    *(GPT, PositionEncoding, TokenEmbedding, Attention, FeedForward, Norm, Block, Initialization, Loss),
+    *(GPT, PositionEncoding, TokenEmbedding, Attention, FeedForward, Memory, Norm, Block, Initialization, Loss),
     *(Optimizer, LRSchedule, ByteData),
 )
 CLASSES = "accepted here: numbers, words, and parts of bytelm, callbacks, torch.optim and lion_pytorch"

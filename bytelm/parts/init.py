@@ -40,3 +40,32 @@ class Normal(Initialization):
                 nn.init.normal_(module.weight, std=self.std / math.sqrt(2 * n_layers) if scaled else self.std)
             if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
+
+
+class FanIn(Initialization):
+    """Each linear layer's weights by the size of its input; residual projections and the head start at zero.
+
+    So every block begins as the identity and the first prediction is uniform (zero-initialised outputs: Zhang et al.
+    2019, Fixup, arXiv:1901.09321; Yang et al. 2022, arXiv:2203.03466, for the head).
+
+    Args:
+        embedding_std: Standard deviation of embeddings' weights.
+        zero: Whether residual projections and an untied head start at zero; else they are like other layers.
+    """
+
+    def __init__(self, embedding_std: PositiveFloat = 0.02, zero: bool = True) -> None:
+        self.embedding_std = embedding_std
+        self.zero = zero
+
+    def __call__(self, network: nn.Module, n_layers: int) -> None:
+        head = network.get_submodule("head")
+        tied = head.weight is network.get_parameter("embedding.weight")
+        for module in network.modules():
+            if isinstance(module, nn.Embedding):
+                nn.init.normal_(module.weight, std=self.embedding_std)
+            elif isinstance(module, nn.Linear) and not (module is head and tied):
+                nn.init.normal_(module.weight, std=1 / math.sqrt(module.in_features))
+                if self.zero and (isinstance(module, ResidualProjection) or module is head):
+                    nn.init.zeros_(module.weight)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)

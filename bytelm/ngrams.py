@@ -1,0 +1,183 @@
+"""What followed each context in a text, counted: an index that is built once by sorting and looked up in batches.
+
+A context is what precedes a token, up to and including the token before it: its last n tokens, or all since the
+beginning of a word. Contexts are known by a hash of theirs (Karp and Rabin 1987: prefix sums of a polynomial give the
+hash of any piece). For each context the index lists the tokens that followed and how often.
+
+The text is dealt into folds, and one fold at a time can be held out: its counts are then subtracted. So a network can
+learn how far to trust the counts on text that they do not contain, which is what it will meet (deleted estimation,
+Jelinek and Mercer 1980).
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+_MULTIPLIER, _INVERSE = 0x5851F42D4C957F2D, pow(0x5851F42D4C957F2D, -1, 1 << 64)
+_HASH_BITS = 51  # beside 8 bits of a symbol and 4 of a fold they fill a positive int64
+_PIECE = 1 << 16  # tokens that are hashed at once, which keeps memory low; contexts do not reach over their edges
+MAX_FOLDS = 16
+
+
+class NGramCounts:
+    """Counts of the tokens that follow the contexts of one kind in a text.
+
+    Args:
+        text: Tokens below 256, uint8, (n,).
+        folds: Fold of each token, below MAX_FOLDS, uint8, (n,).
+        kind: Which contexts are counted.
+        device: Where it is looked up.
+    """
+
+    def __init__(self, text: Tensor, folds: Tensor, kind: "ContextKind", device: torch.device) -> None:
+        self.kind = kind
+        # One number for context, token and fold: sorted, they lie in the order in which they are counted.
+        pieces = zip(text.split(_PIECE), folds.split(_PIECE), strict=True)
+        triples = torch.cat([_triples(*piece, kind) for piece in pieces])
+        triples.numpy().sort()  # in place, and faster than torch.sort
+        triples, counts = triples.unique_consecutive(return_counts=True)
+        self._fold, self._count_in_fold = (triples & 15).to(torch.uint8).to(device), counts.int().to(device)
+        entries, per_entry = triples.bitwise_right_shift_(4).unique_consecutive(return_counts=True)
+        entry = torch.arange(len(entries), dtype=torch.int32)
+        self._entry = entry.repeat_interleave(per_entry, output_size=len(triples)).to(device)
+        self._tokens = (entries & 255).to(torch.uint8).to(device)
+        keys, per_context = entries.bitwise_right_shift_(8).unique_consecutive(return_counts=True)
+        self._keys = keys.to(device)
+        self._first = torch.nn.functional.pad(per_context.cumsum(0), (1, 0)).int().to(device)
+        self._counts = torch.zeros(len(entries), device=device).index_add_(0, self._entry, self._count_in_fold.float())
+        self.held_out: int | None = None
+
+    def hold_out(self, fold: int | None) -> None:
+        """Takes a fold's counts out, and those of the fold held out before back in; None: all are in."""
+        if fold == self.held_out:
+            return
+        for changed, sign in ((self.held_out, 1.0), (fold, -1.0)):
+            if changed is not None:
+                pairs = (self._fold == changed).nonzero()[:, 0]
+                self._counts.index_add_(0, self._entry[pairs], sign * self._count_in_fold[pairs])
+        self.held_out = fold
+
+    def look_up(self, context: Tensor, known: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What followed the context of each position: one entry for each token that did.
+
+        Args:
+            context: Hash of each position's context, (n,).
+            known: Whether it has one, (n,).
+
+        Returns:
+            The position, ascending, int32, the token, uint8, and its count, float32, each (n_entries,). A count is 0
+            where only the fold that is held out has the token.
+        """
+        at = torch.searchsorted(self._keys, context, out_int32=True).clamp_(max=len(self._keys) - 1)
+        first = self._first.index_select(0, at)
+        n_entries = self._first.index_select(0, at + 1) - first
+        n_entries *= known & (self._keys.index_select(0, at) == context)
+        last = n_entries.cumsum(0, dtype=torch.int32)
+        position = torch.arange(len(context), dtype=torch.int32, device=context.device).repeat_interleave(n_entries)
+        entry = torch.arange(len(position), dtype=torch.int32, device=context.device)
+        entry += (first - last + n_entries).index_select(0, position)
+        return position, self._tokens.index_select(0, entry), self._counts.index_select(0, entry)
+
+
+@dataclass(frozen=True)
+class ContextKind:
+    """What of the past a context is.
+
+    Attributes:
+        n: How many tokens, or how many words.
+        words: Whether it is the current word's beginning and the n - 1 words before it (case and line breaks make no
+            difference), rather than the last n tokens.
+    """
+
+    n: int
+    words: bool = False
+
+
+def contexts(tokens: Tensor, kinds: Sequence[ContextKind]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Contexts of each position, one kind after the other.
+
+    Args:
+        tokens: Inputs, a begin-of-row marker first, (B, T).
+        kinds: Which contexts.
+
+    Yields:
+        Hash, a positive int64, and whether the row has so much of a past, each (B, T).
+    """
+    plain = _PrefixSums(tokens)
+    words = _Words(tokens) if any(kind.words for kind in kinds) else None
+    time = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
+    for kind in kinds:
+        if kind.words:
+            assert words is not None
+            start = words.starts(kind.n)
+            yield words.sums.hashes(start, -kind.n), start > 1  # a row's first word may have begun before the row
+        else:
+            start = time - kind.n + 1
+            yield plain.hashes(start.clamp(min=0), kind.n), start > 0
+
+
+def _triples(text: Tensor, folds: Tensor, kind: ContextKind) -> Tensor:
+    """Context, token and fold in one number, for each token that has a context."""
+    ((context, known),) = contexts(text.long().roll(1)[None], [kind])
+    return (context << 12 | text.long() << 4 | folds.long())[known]
+
+
+class _Words:
+    """Where the words begin that a position is in, or has just left, and those before it."""
+
+    def __init__(self, tokens: Tensor) -> None:
+        time = torch.arange(tokens.shape[1], device=tokens.device)
+        in_word = _IN_WORD.to(tokens.device)[tokens]
+        self.sums = _PrefixSums(_FOLDED.to(tokens.device)[tokens])
+        self._start = torch.where(in_word, 0, time + 1).cummax(1).values
+        self._last_letter = torch.where(in_word, time, -1).cummax(1).values
+
+    def starts(self, n: int) -> Tensor:
+        """Where the n-th last word begins, (B, T); 0 if the row has not so many."""
+        start = self._start
+        for _ in range(n - 1):
+            before = self._last_letter.gather(1, (start - 1).clamp(min=0))
+            start = torch.where(before > 0, self._start.gather(1, before.clamp(min=0)), 0)
+        return start
+
+
+class _PrefixSums:
+    """Sums of code(x_j) M^-j over a row's beginnings; all arithmetic is modulo 2^64."""
+
+    def __init__(self, tokens: Tensor) -> None:
+        n = tokens.shape[1]
+        codes = (tokens + 1) * -0x61C8864680B583EB
+        codes ^= codes >> 29
+        codes *= _powers(_INVERSE, n, tokens.device)
+        self.powers = _powers(_MULTIPLIER, n + 1, tokens.device)
+        self.sums = torch.nn.functional.pad(codes.cumsum(1), (1, 0))
+
+    def hashes(self, start: Tensor, salt: int) -> Tensor:
+        """Hash of each piece from `start` to its position, (B, T)."""
+        hashes = (self.sums[:, 1:] - self.sums.gather(1, start)) * self.powers[start] + salt
+        hashes ^= hashes >> 31
+        hashes *= 0x3C79AC492BA7B653
+        hashes ^= hashes >> 33
+        return hashes & (1 << _HASH_BITS) - 1
+
+
+def _powers(base: int, n: int, device: torch.device) -> Tensor:
+    """1, base, base^2, ... modulo 2^64."""
+    signed = base - (1 << 64) if base >> 63 else base
+    powers = torch.full((n,), signed, device=device)
+    powers[0] = 1
+    return powers.cumprod(0)
+
+
+def _folded() -> Tensor:
+    """Each byte as word contexts see it: lower case, and a space for a line break."""
+    table = torch.arange(256)
+    table[65:91] += 32
+    table[10] = 32
+    return table
+
+
+_FOLDED = _folded()
+_IN_WORD = torch.tensor([chr(byte).isalpha() or byte == 39 or byte >= 128 for byte in range(256)])

@@ -1,0 +1,320 @@
+"""Memories: what a network is told, beside its weights, about what followed its context elsewhere.
+
+A memory recalls evidence for each position from the tokens alone; the evidence is added to the embeddings, and mixed
+into the logits. It learns by counting, in seconds, what weights would take many steps to learn.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bytelm.errors import ConfigError
+from bytelm.ngrams import ContextKind, NGramCounts, contexts
+from bytelm.values import PositiveInt
+
+
+@dataclass
+class Evidence:
+    """What a memory recalls for each position.
+
+    Attributes:
+        log_probs: Predictions of the next token, in nats, from the least to the most specific, (B, T, L, n_symbols).
+        counts: How often each kind of context was seen and how many tokens followed it, logarithms, (B, T, 2 n_kinds).
+    """
+
+    log_probs: Tensor
+    counts: Tensor
+
+
+class Memory(nn.Module, ABC):
+    """Base of the memories.
+
+    Attributes:
+        learns_text: Whether it is filled with the training text, fold by fold (`fill`, `hold_out`).
+        reader: The layer that reads the evidence; its matrices are hidden ones, as the blocks' are.
+    """
+
+    learns_text = False
+    reader: nn.Module
+
+    def initialize(self) -> None:
+        """Sets what the network's initialisation should not; called after it."""
+
+    def fill(self, text: Tensor, folds: Tensor, seq_len: int) -> None:
+        """Learns the training text, tokens (n,), of which token i belongs to fold folds[i]."""
+
+    def hold_out(self, fold: int | None) -> None:
+        """Forgets one fold of the text for a while; None: remembers all of it."""
+
+    @abstractmethod
+    def recall(self, tokens: Tensor) -> Any:
+        """Evidence for each position of (B, T) tokens; position t sees tokens 0 to t."""
+
+    @abstractmethod
+    def embed(self, x: Tensor, evidence: Any) -> Tensor:
+        """Adds evidence to embeddings (B, T, d_model)."""
+
+    @abstractmethod
+    def mix(self, logits: Tensor, x: Tensor, evidence: Any) -> Tensor:
+        """Mixes evidence into logits (B, T, vocab_size), where the network's output was x (B, T, d_model)."""
+
+
+class NoMemory(Memory):
+    """None.
+
+    Args:
+        vocab_size: Number of tokens.
+        d_model: Width of the residual stream.
+    """
+
+    def __init__(self, vocab_size: int, d_model: int) -> None:
+        super().__init__()
+        self.reader = nn.Identity()
+
+    def recall(self, tokens: Tensor) -> None:
+        return None
+
+    def embed(self, x: Tensor, evidence: None) -> Tensor:
+        return x
+
+    def mix(self, logits: Tensor, x: Tensor, evidence: None) -> Tensor:
+        return logits
+
+
+class NGramMemory(Memory):
+    """An n-gram model of the training text, and one of the row so far, that the network consults.
+
+    Predictions are interpolated from the shortest context to the longest, p_k = (1 - b_k) c_k / N_k + b_k p_{k-1},
+    with c_k the counts of what followed context k, N_k their sum, and weights b_k by context and counts, found by
+    expectation maximisation on text that was held out (Jelinek and Mercer 1980; Chen and Goodman 1999,
+    https://doi.org/10.1006/csla.1999.0128). After the contexts in the training text come those in the row itself (a
+    cache model: Kuhn and De Mori 1990, https://doi.org/10.1109/34.56193). The network gets the last predictions and the
+    counts as input; the logits get the log-probabilities times gates that its output sets (Mahoney 2005, "Adaptive
+    weighing of context models", mixes so in PAQ).
+
+    While the network trains on a fold of the text, that fold is held out of the counts (bytelm/ngrams.py). For bytes:
+    the work grows with the number of symbols, so the rare bytes share one.
+
+    Args:
+        vocab_size: Number of tokens, at most 256.
+        d_model: Width of the residual stream.
+        orders: Contexts in the training text: the last n tokens, for each n, ascending.
+        words: Contexts in the training text: the current word's beginning and the n - 1 words before it, ascending.
+        cache: Contexts in the row itself: the last n tokens, for each n, ascending.
+        n_symbols: The n_symbols - 1 most frequent tokens of the text have a symbol each, all others share one.
+
+    Raises:
+        ConfigError: A value that is not accepted; the message names it.
+    """
+
+    learns_text = True
+    backoff: Tensor
+    symbols: Tensor
+
+    def __init__(
+        self,
+        vocab_size: int,
+        d_model: int,
+        orders: list[PositiveInt] = [3, 4, 5, 6, 8],  # noqa: B006 (shown by --help, never changed)
+        words: list[PositiveInt] = [1, 2, 3],  # noqa: B006
+        cache: list[PositiveInt] = [3],  # noqa: B006
+        n_symbols: PositiveInt = 128,
+    ) -> None:
+        super().__init__()
+        if vocab_size > 256:
+            raise ConfigError("vocab_size", vocab_size, "accepted by NGramMemory: up to 256, as it is for bytes")
+        for name, values in (("orders", orders), ("words", words), ("cache", cache)):
+            if list(values) != sorted(set(values)) or (name == "orders" and not values):
+                raise ConfigError(name, values, "accepted: numbers in ascending order, each once, such as [2, 3, 4]")
+        self.n_symbols = min(n_symbols, vocab_size)
+        self.kinds = [*(ContextKind(n) for n in orders), *(ContextKind(n, words=True) for n in words)]
+        self.cache = [ContextKind(n) for n in cache]
+        n_kinds = len(self.kinds) + len(self.cache)
+        # Every second prediction is as good as all: neighbours say nearly the same.
+        self.levels = sorted({*range(1, n_kinds, 2), len(self.kinds) - 1, n_kinds - 1})
+        self.reader = nn.Linear(len(self.levels) * self.n_symbols + 2 * n_kinds, d_model, bias=False)
+        self.gate = nn.Linear(d_model, len(self.levels), bias=False)
+        self.gate_counts = nn.Linear(2 * n_kinds, len(self.levels))
+        self.register_buffer("backoff", torch.full((n_kinds, _N_BUCKETS), 0.5))
+        self.register_buffer("symbols", torch.arange(vocab_size).clamp(max=self.n_symbols - 1))
+        self._text: Tensor | None = None
+        self._tables: list[NGramCounts] | None = None
+
+    def initialize(self) -> None:
+        """Starts out as the n-gram model: the last prediction's gate is 1, all others are 0."""
+        for layer in (self.gate, self.gate_counts):
+            nn.init.zeros_(layer.weight)
+        nn.init.zeros_(self.gate_counts.bias)
+        with torch.no_grad():
+            self.gate_counts.bias[-1] = 1.0
+
+    def fill(self, text: Tensor, folds: Tensor, seq_len: int) -> None:
+        """Counts a text, and finds the weights of interpolation on a sample of one of its folds.
+
+        Args:
+            text: Tokens, uint8, (n,).
+            folds: Fold of each token, uint8, (n,).
+            seq_len: Length of the rows that the network will see.
+        """
+        device = self.backoff.device
+        self._text = text
+        frequency = torch.bincount(text, minlength=len(self.symbols)).argsort(descending=True, stable=True)
+        self.symbols[frequency] = torch.arange(len(self.symbols), device=device).clamp(max=self.n_symbols - 1)
+        self._count(text, folds)
+        self.hold_out(0)
+        starts = (folds[::seq_len] == 0).nonzero()[:, 0] * seq_len
+        starts = starts[starts + seq_len <= len(text)]
+        starts = starts[:: max(1, len(starts) // _SAMPLED_ROWS)]
+        self._interpolate([text[start : start + seq_len].to(device).long() for start in starts])
+
+    def hold_out(self, fold: int | None) -> None:
+        """Takes one fold of the text out of the counts; None: counts all of it."""
+        if self._tables is None and self._text is not None:  # from a checkpoint, which has the text alone
+            self._count(self._text, torch.zeros_like(self._text))
+        for table in self._tables or []:
+            table.hold_out(fold)
+
+    def _count(self, text: Tensor, folds: Tensor) -> None:
+        # The longest contexts take the most memory to count: while little else is there.
+        tables = [NGramCounts(text, folds, kind, self.backoff.device) for kind in reversed(self.kinds)]
+        self._tables = tables[::-1]
+
+    def get_extra_state(self) -> Tensor:
+        """The text: its counts are made again from it."""
+        return torch.empty(0, dtype=torch.uint8) if self._text is None else self._text
+
+    def set_extra_state(self, state: Tensor) -> None:
+        self._text, self._tables = (state.cpu() if len(state) else None), None
+
+    @torch.compiler.disable
+    @torch.no_grad()
+    def recall(self, tokens: Tensor) -> Evidence:
+        n = tokens.numel()
+        p = torch.full((n, self.n_symbols), 1 / self.n_symbols, device=tokens.device)
+        log_probs = torch.empty(n, len(self.levels), self.n_symbols, device=tokens.device)
+        counts = torch.empty(len(self.backoff), 2, n, device=tokens.device)
+        for kind, followers in enumerate(self._followers(tokens)):
+            counts[kind, 0], counts[kind, 1] = followers.total, followers.distinct
+            backoff = self._backoff(kind, followers.total, followers.distinct)
+            p *= backoff[:, None]
+            followers.add_to(p, (1 - backoff) / followers.total.clamp(min=1))
+            if kind in self.levels:
+                log_probs[:, self.levels.index(kind)] = p.clamp(min=_FLOOR).log_()
+        counts = counts.add_(1).log_().flatten(0, 1).t()
+        return Evidence(log_probs.view(*tokens.shape, -1, self.n_symbols), counts.reshape(*tokens.shape, -1))
+
+    def embed(self, x: Tensor, evidence: Evidence) -> Tensor:
+        return x + self.reader(torch.cat([evidence.log_probs.flatten(2) * _SCALE, evidence.counts], dim=-1))
+
+    def mix(self, logits: Tensor, x: Tensor, evidence: Evidence) -> Tensor:
+        gates = self.gate(x) + self.gate_counts(evidence.counts * _SCALE)
+        mixed = (gates[..., None] * evidence.log_probs).sum(dim=2)
+        # A product, as its backward pass is one too: that of indexing would add up element by element.
+        return logits + mixed @ nn.functional.one_hot(self.symbols, self.n_symbols).to(mixed.dtype).t()
+
+    def _followers(self, tokens: Tensor) -> Iterator["_Sparse | _Dense"]:
+        """What followed each position's contexts: in the text, and then in the row so far."""
+        if self._tables is None:
+            self.hold_out(None)
+        for kind, (context, known) in enumerate(contexts(tokens, self.kinds)):
+            if self._tables is None:  # not filled yet, as in a warm-up: nothing is known
+                yield _Dense(torch.zeros(tokens.numel(), self.n_symbols, device=tokens.device))
+            else:
+                position, token, count = self._tables[kind].look_up(context.flatten(), known.flatten())
+                yield _Sparse(position, self.symbols.index_select(0, token.int()), count, tokens.numel())
+        seq_len = tokens.shape[1]
+        follower = nn.functional.one_hot(self.symbols[tokens.roll(-1, dims=1)], self.n_symbols).float()
+        past = torch.ones(seq_len, seq_len, dtype=torch.bool, device=tokens.device).tril(-1)
+        for context, known in contexts(tokens, self.cache):
+            context = torch.where(known, context, -1 - torch.arange(seq_len, device=tokens.device))
+            same = (context[:, :, None] == context[:, None, :]) & past
+            yield _Dense((same.float() @ follower).flatten(0, 1))
+
+    def _backoff(self, kind: int, total: Tensor, distinct: Tensor) -> Tensor:
+        """Weight of the shorter contexts, (n,): 1 where this one was never seen."""
+        return torch.where(total > 0, self.backoff[kind].index_select(0, _bucket(total, distinct)), 1.0)
+
+    def _interpolate(self, rows: list[Tensor]) -> None:
+        """Expectation maximisation of `backoff` on rows that the counts do not contain."""
+        found = [self._shares(torch.stack(rows[i : i + 16])) for i in range(0, len(rows), 16)]
+        share, total, distinct = (torch.cat(parts, dim=1) for parts in zip(*found, strict=True))
+        bucket = _bucket(total, distinct)
+        kinds = range(len(share))
+        for _ in range(_EM_STEPS):
+            backoff = [self._backoff(kind, total[kind], distinct[kind]) for kind in kinds]
+            p = [torch.full_like(share[0], 1 / self.n_symbols)]
+            for kind in kinds:
+                p.append((1 - backoff[kind]) * share[kind] + backoff[kind] * p[kind])
+            # How probable it is, in the light of what followed, that the prediction came from this context or shorter.
+            reached = torch.ones_like(share[0])
+            passed, used = torch.zeros_like(self.backoff), torch.zeros_like(self.backoff)
+            for kind in reversed(kinds):
+                seen = (total[kind] > 0).float()
+                shorter = reached * backoff[kind] * p[kind] / p[kind + 1]
+                used[kind].index_add_(0, bucket[kind], reached * seen)
+                passed[kind].index_add_(0, bucket[kind], shorter * seen)
+                reached = shorter
+            self.backoff.copy_((passed + 0.5) / (used + 1))
+
+    def _shares(self, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Of rows (B, T): each context's share of counts for the target, its total, its distinct ones, (n_kinds, n)."""
+        tokens = targets.roll(1, dims=1).index_fill_(1, torch.tensor(0, device=targets.device), 0)
+        target = self.symbols[targets.flatten()]
+        found = [(f.of(target) / f.total.clamp(min=1), f.total, f.distinct) for f in self._followers(tokens)]
+        share, total, distinct = (torch.stack(parts) for parts in zip(*found, strict=True))
+        return share, total, distinct
+
+
+class _Sparse:
+    """Counts of symbols at n positions, as a list of those that are not zero."""
+
+    def __init__(self, position: Tensor, symbol: Tensor, count: Tensor, n: int) -> None:
+        self.position, self.symbol, self.count = position, symbol, count
+        self.total = torch.zeros(n, device=count.device).index_add_(0, position, count)
+        self.distinct = torch.zeros(n, device=count.device).index_add_(0, position, (count > 0).float())
+
+    def add_to(self, p: Tensor, weight: Tensor) -> None:
+        """Adds the counts, each position's times its weight, to p (n, n_symbols)."""
+        place = self.position * p.shape[1] + self.symbol
+        p.view(-1).index_add_(0, place, weight.index_select(0, self.position).mul_(self.count))
+
+    def of(self, symbol: Tensor) -> Tensor:
+        """Counts of one symbol a position, (n,)."""
+        hit = self.count * (self.symbol == symbol[self.position])
+        return torch.zeros_like(self.total).index_add_(0, self.position, hit)
+
+
+class _Dense:
+    """Counts of symbols at n positions, as a table (n, n_symbols)."""
+
+    def __init__(self, counts: Tensor) -> None:
+        self.counts = counts
+        self.total = counts.sum(1)
+        self.distinct = (counts > 0).sum(1).float()
+
+    def add_to(self, p: Tensor, weight: Tensor) -> None:
+        """Adds the counts, each position's times its weight, to p (n, n_symbols)."""
+        p.addcmul_(self.counts, weight[:, None])
+
+    def of(self, symbol: Tensor) -> Tensor:
+        """Counts of one symbol a position, (n,)."""
+        return self.counts.gather(1, symbol[:, None])[:, 0]
+
+
+_FLOOR = 1e-8  # of probabilities, before the logarithm
+_SCALE = 0.2
+_SAMPLED_ROWS = 512
+_EM_STEPS = 8
+_N_TOTAL, _N_DISTINCT = 24, 5
+_N_BUCKETS = _N_TOTAL * _N_DISTINCT
+
+
+def _bucket(total: Tensor, distinct: Tensor) -> Tensor:
+    """Contexts that are trusted alike: by their total, two buckets a doubling, and by how many tokens followed."""
+    by_total = (2 * total.clamp(min=1).log2()).long().clamp(max=_N_TOTAL - 1)
+    by_distinct = distinct.clamp(min=1).log2().long().clamp(max=_N_DISTINCT - 1)
+    return by_total * _N_DISTINCT + by_distinct

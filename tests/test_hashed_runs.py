@@ -1,0 +1,67 @@
+"""Whole runs with hashed n-grams: what is refused, sparse as dense, clipping, going on, two ranks."""
+
+import json
+
+import pytest
+import torch
+
+MUON = ("--model.optimizer", "MuonAdamW")
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def hashed(**options):
+    return (
+        "--model.gpt.embedding",
+        json.dumps({"class_path": "HashedNGrams", "init_args": {"buckets": 256, "dim": 4} | options}),
+    )
+
+
+def weights(cli):
+    return cli.model.state_dict()
+
+
+@pytest.mark.parametrize("optimizer", ["AdamW", "Adam"])
+def test_an_optimizer_that_takes_no_sparse_gradients_is_refused(refused, optimizer):
+    line = refused(*hashed(), "--model.optimizer", optimizer)
+    assert f"model.gpt.embedding.sparse: True cannot be used; {optimizer} takes no sparse gradients" in line
+    assert "accepted: false, or the optimizer MuonAdamW" in line
+
+
+def test_orders_are_named_in_the_line(refused):
+    assert "orders: [1, 2] cannot be used" in refused(*hashed(orders=[1, 2]), *MUON)
+
+
+def test_any_optimizer_trains_on_dense_gradients(run):
+    assert weights(run(*hashed(sparse=False), "--model.optimizer", "AdamW"))["gpt.embedding.table.weight"].any()
+
+
+@pytest.mark.parametrize("clip", ["1.0", "null"])
+@pytest.mark.parametrize("algorithm", ["norm", "value"])
+@pytest.mark.parametrize("accumulate", ["1", "2"])
+def test_sparse_is_dense(run, clip, algorithm, accumulate):
+    options = (*MUON, "--trainer.gradient_clip_val", clip, "--trainer.gradient_clip_algorithm", algorithm)
+    options += ("--trainer.accumulate_grad_batches", accumulate)
+    a, b = (weights(run(*hashed(sparse=sparse), *options)) for sparse in (True, False))
+    for name in a:
+        if accumulate == "1":
+            assert torch.equal(a[name], b[name]), name
+        else:
+            torch.testing.assert_close(a[name], b[name])
+
+
+def test_a_run_goes_on_to_the_bit(run):
+    whole = weights(run(*hashed(), *MUON, "--time_budget.limit", "8 steps"))
+    run(*hashed(), *MUON, "--time_budget.limit", "4 steps")
+    resumed = weights(run(*hashed(), *MUON, "--time_budget.limit", "8 steps", "--ckpt_path", "last"))
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_fsdp_refuses_sparse_gradients(refused):
+    assert "accepted: false, with fsdp" in refused(*hashed(), *MUON, "--trainer.strategy", "fsdp")

@@ -1,0 +1,152 @@
+"""Whole runs with an n-gram memory: better from the start, refused where it would cheat, the same when resumed."""
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from added_callback import added_callback
+from test_ranks import Run, write_inputs
+from test_resume import Signal, assert_same_checkpoints, curves
+
+from bytelm.errors import CheckpointError, Interrupted
+from bytelm.ngrams import NGramCounts
+
+FOLDS = ("--data.order", "folds")
+MEMORY = (
+    *FOLDS,
+    "--model.gpt.memory={class_path: NGramMemory, init_args: {orders: [1, 2, 4], words: [1, 2], cache: [2]}}",
+    "--model.gpt.init",
+    "FanIn",
+)
+TWELVE = ("--time_budget.limit", "12 steps", "--trainer.val_check_interval", "4")
+LAST = "runs/tiny/version_0/checkpoints/last.ckpt"
+
+
+def record(experiment="tiny", version=0):
+    return json.loads(Path(f"runs/{experiment}/version_{version}/record.json").read_text())
+
+
+def printed(out):
+    return dict(line.split(": ", 1) for line in out.splitlines() if ": " in line)
+
+
+def test_a_memory_makes_the_score_better(run):
+    run("--experiment", "with", *TWELVE, *MEMORY)
+    run("--experiment", "without", *TWELVE, *FOLDS, "--model.gpt.init", "FanIn")
+    assert record("with")["status"] == record("without")["status"]
+    assert 0 < record("with")["val_bpb"] < record("without")["val_bpb"] - 1
+
+
+def test_each_step_holds_out_the_fold_of_its_batch_and_validation_nothing(run, monkeypatch):
+    held_out = []
+    monkeypatch.setattr(NGramCounts, "look_up", spy(NGramCounts.look_up, lambda self: held_out.append(self.held_out)))
+    cli = run(*TWELVE, *MEMORY, "--data.batch_size", "16")
+    training = [fold for fold in held_out if fold is not None]
+    assert held_out.count(None) > 0
+    assert len(set(training)) >= 3
+    assert held_out[-1] is None, "the final validation knows all of the text"
+    assert cli.model.gpt.memory._tables[0].held_out is None
+
+
+def spy(method, before):
+    def called(self, *args):
+        before(self)
+        return method(self, *args)
+
+    return called
+
+
+@pytest.mark.parametrize("order", ["shuffled", "sequential"])
+def test_an_order_in_which_the_memory_would_recall_what_it_trains_on_is_refused(order, refused):
+    line = refused(*MEMORY, "--data.order", order)
+    assert f"data.order: {order!r} cannot" in line
+    assert "NGramMemory" in line
+    assert "folds" in line
+
+
+def test_options_of_the_memory_that_cannot_work_are_refused(refused):
+    line = refused(*FOLDS, "--model.gpt.memory={class_path: NGramMemory, init_args: {orders: [4, 2]}}")
+    assert "orders: [4, 2]" in line
+
+
+def test_validate_repeats_the_score(run, capsys):
+    run(*TWELVE, *MEMORY)
+    fitted = printed(capsys.readouterr().out)["val_bpb"]
+    run(*MEMORY, "--ckpt_path", LAST, subcommand="validate")
+    assert printed(capsys.readouterr().out)["val_bpb"] == fitted
+
+
+def test_the_checkpoint_holds_the_training_text_and_no_other(run):
+    text = Path("corpus.txt").read_bytes()
+    cut = int(len(text) * 0.9)
+    secret = bytes(random.Random(9).choices(range(97, 123), k=40))
+    Path("corpus.txt").write_bytes(text[: cut + 500] + secret + text[cut + 540 :])
+    run(*MEMORY)
+    saved = torch.load(LAST, weights_only=True)["state_dict"]["gpt.memory._extra_state"]
+    assert bytes(saved.tolist()) == text[:cut]
+    assert secret not in Path(LAST).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("hook", "n"), [("on_train_batch_start", 1), ("on_before_optimizer_step", 7), ("on_validation_batch_start", 3)]
+)
+def test_a_run_that_is_cut_goes_on_as_if_uncut(hook, n, run):
+    run("--experiment", "uncut", *TWELVE, *MEMORY)
+    with added_callback(Signal(hook, n)), pytest.raises(Interrupted):
+        run("--experiment", "cut", *TWELVE, *MEMORY)
+    run("--experiment", "cut", "--ckpt_path", "last", *TWELVE, *MEMORY)
+    cut, uncut = (
+        {tag: sorted(values) for tag, values in curves(f"runs/{name}/version_0").items()} for name in ("cut", "uncut")
+    )
+    assert cut == uncut
+    assert_same_checkpoints("runs/uncut/version_0", "runs/cut/version_0")
+
+
+def test_another_model_is_told_from_a_checkpoint_with_a_memory(run):
+    run(*MEMORY)
+    with pytest.raises(CheckpointError, match=r"model\.gpt\.memory"):
+        run(*FOLDS, "--ckpt_path", LAST, subcommand="validate")
+
+
+DUMP = """
+import torch
+from lightning.pytorch import Callback
+
+
+class Dump(Callback):
+    def __init__(self):
+        self.folds = []
+
+    def on_before_backward(self, trainer, module, loss):
+        self.folds.append(module.gpt.memory._tables[0].held_out if module.gpt.memory._tables else -1)
+
+    def on_train_end(self, trainer, module):
+        memory = module.gpt.memory
+        tables = [[table._keys, table._tokens, table._counts] for table in memory._tables]
+        state = {"backoff": memory.backoff, "symbols": memory.symbols, "tables": tables, "folds": self.folds}
+        state["weights"] = [p.detach() for p in module.parameters()]
+        torch.save(state, f"memory{trainer.global_rank}.pt")
+"""
+
+
+def test_two_ranks_have_the_same_memory(tmp_path):
+    write_inputs(tmp_path)
+    (tmp_path / "my_dump.py").write_text(DUMP)
+    run = Run(tmp_path, *MEMORY, "--time_budget.limit", "20 steps", "--trainer.callbacks+=my_dump.Dump")
+    try:
+        run.ended_well()
+    finally:
+        run.kill()
+    assert 0 < run.record()["val_bpb"] < 4
+    zero, one = (torch.load(tmp_path / f"memory{rank}.pt") for rank in (0, 1))
+    assert zero["folds"] == one["folds"]
+    assert len({fold for fold in zero["folds"] if fold != -1}) >= 2
+    for a, b in zip(flat(zero), flat(one), strict=True):
+        assert torch.equal(a, b)
+
+
+def flat(state):
+    tables = [tensor for table in state["tables"] for tensor in table]
+    return [state["backoff"], state["symbols"], *tables, *state["weights"]]
