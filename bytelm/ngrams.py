@@ -35,7 +35,8 @@ class NGramCounts:
         self.kind = kind
         # One number for context, token and fold: sorted, they lie in the order in which they are counted.
         pieces = zip(text.split(_PIECE), folds.split(_PIECE), strict=True)
-        triples = torch.cat([_triples(*piece, kind) for piece in pieces])
+        # One that no context has, for texts without any.
+        triples = torch.cat([torch.tensor([-1 << 12]), *(_triples(*piece, kind) for piece in pieces)])
         triples.numpy().sort()  # in place, and faster than torch.sort
         triples, counts = triples.unique_consecutive(return_counts=True)
         self._fold, self._count_in_fold = (triples & 15).to(torch.uint8).to(device), counts.int().to(device)
@@ -46,7 +47,9 @@ class NGramCounts:
         keys, per_context = entries.bitwise_right_shift_(8).unique_consecutive(return_counts=True)
         self._keys = keys.to(device)
         self._first = torch.nn.functional.pad(per_context.cumsum(0), (1, 0)).int().to(device)
-        self._counts = torch.zeros(len(entries), device=device).index_add_(0, self._entry, self._count_in_fold.float())
+        self._counts = torch.zeros(len(entries), device=device, dtype=torch.float32).index_add_(
+            0, self._entry, self._count_in_fold.float()
+        )
         self.held_out: int | None = None
 
     def hold_out(self, fold: int | None) -> None:

@@ -57,6 +57,9 @@ class RowLoader:
         seed: Seed of the random orders.
         rank: This rank.
         world_size: Number of ranks.
+
+    Attributes:
+        rows_per_epoch: Rows that all ranks together take in an epoch of a random order.
     """
 
     def __init__(
@@ -77,6 +80,10 @@ class RowLoader:
         self.own_rows = torch.arange(batch_size) + rank * batch_size
         self.position = 0  # rows that all ranks together have taken
         self._fold_of_row = deal_rows(len(stream) // seq_len) if order == "folds" else None
+        self.rows_per_epoch = len(stream) // seq_len
+        if self._fold_of_row is not None:
+            sizes = torch.bincount(self._fold_of_row)
+            self.rows_per_epoch = int((sizes - sizes % self.rows_per_step).sum())
         self._epochs: dict[int, Tensor] = {}
 
     def __len__(self) -> int:
@@ -97,6 +104,8 @@ class RowLoader:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on from a checkpoint's position."""
         self.position = state["position"]
+        if self.order == "folds":  # with another batch size batches would have rows of two folds
+            self.position -= self.position % self.rows_per_step
 
     @property
     def fold(self) -> int | None:
@@ -105,11 +114,6 @@ class RowLoader:
             return None
         start = self._starts(torch.tensor([self.position - self.rows_per_step]))
         return int(self._fold_of_row[start // self.seq_len])
-
-    @property
-    def rows_per_epoch(self) -> int:
-        """Rows that all ranks together take in an epoch of a random order."""
-        return len(self._permutation(0))
 
     def _starts(self, rows: Tensor) -> Tensor:
         if self.order == "sequential":

@@ -29,6 +29,10 @@ class Evidence:
     log_probs: Tensor
     counts: Tensor
 
+    def to(self, dtype: torch.dtype) -> "Evidence":
+        """The same in another precision."""
+        return Evidence(self.log_probs.to(dtype), self.counts.to(dtype))
+
 
 class Memory(nn.Module, ABC):
     """Base of the memories.
@@ -161,7 +165,8 @@ class NGramMemory(Memory):
             seq_len: Length of the rows that the network will see.
         """
         device = self.backoff.device
-        self._text = text
+        self._text = text.clone()  # a view would take the storage behind it, other splits too, into checkpoints
+        self.backoff.fill_(0.5)
         frequency = torch.bincount(text, minlength=len(self.symbols)).argsort(descending=True, stable=True)
         self.symbols[frequency] = torch.arange(len(self.symbols), device=device).clamp(max=self.n_symbols - 1)
         self._count(text, folds)
@@ -193,10 +198,14 @@ class NGramMemory(Memory):
     @torch.compiler.disable
     @torch.no_grad()
     def recall(self, tokens: Tensor) -> Evidence:
+        with torch.autocast(tokens.device.type, enabled=False):  # counts are numbers, not activations
+            return self._recall(tokens)
+
+    def _recall(self, tokens: Tensor) -> Evidence:
         n = tokens.numel()
-        p = torch.full((n, self.n_symbols), 1 / self.n_symbols, device=tokens.device)
-        log_probs = torch.empty(n, len(self.levels), self.n_symbols, device=tokens.device)
-        counts = torch.empty(len(self.backoff), 2, n, device=tokens.device)
+        p = torch.full((n, self.n_symbols), 1 / self.n_symbols, device=tokens.device, dtype=torch.float32)
+        log_probs = torch.empty(n, len(self.levels), self.n_symbols, device=tokens.device, dtype=torch.float32)
+        counts = torch.empty(len(self.backoff), 2, n, device=tokens.device, dtype=torch.float32)
         for kind, followers in enumerate(self._followers(tokens)):
             counts[kind, 0], counts[kind, 1] = followers.total, followers.distinct
             backoff = self._backoff(kind, followers.total, followers.distinct)
@@ -208,9 +217,11 @@ class NGramMemory(Memory):
         return Evidence(log_probs.view(*tokens.shape, -1, self.n_symbols), counts.reshape(*tokens.shape, -1))
 
     def embed(self, x: Tensor, evidence: Evidence) -> Tensor:
+        evidence = evidence.to(x.dtype)
         return x + self.reader(torch.cat([evidence.log_probs.flatten(2) * _SCALE, evidence.counts], dim=-1))
 
     def mix(self, logits: Tensor, x: Tensor, evidence: Evidence) -> Tensor:
+        evidence = evidence.to(x.dtype)
         gates = self.gate(x) + self.gate_counts(evidence.counts * _SCALE)
         mixed = (gates[..., None] * evidence.log_probs).sum(dim=2)
         # A product, as its backward pass is one too: that of indexing would add up element by element.
@@ -222,7 +233,7 @@ class NGramMemory(Memory):
             self.hold_out(None)
         for kind, (context, known) in enumerate(contexts(tokens, self.kinds)):
             if self._tables is None:  # not filled yet, as in a warm-up: nothing is known
-                yield _Dense(torch.zeros(tokens.numel(), self.n_symbols, device=tokens.device))
+                yield _Dense(torch.zeros(tokens.numel(), self.n_symbols, device=tokens.device, dtype=torch.float32))
             else:
                 position, token, count = self._tables[kind].look_up(context.flatten(), known.flatten())
                 yield _Sparse(position, self.symbols.index_select(0, token.int()), count, tokens.numel())
@@ -236,7 +247,7 @@ class NGramMemory(Memory):
 
     def _backoff(self, kind: int, total: Tensor, distinct: Tensor) -> Tensor:
         """Weight of the shorter contexts, (n,): 1 where this one was never seen."""
-        return torch.where(total > 0, self.backoff[kind].index_select(0, _bucket(total, distinct)), 1.0)
+        return torch.where(total > 0, self.backoff[kind].float().index_select(0, _bucket(total, distinct)), 1.0)
 
     def _interpolate(self, rows: list[Tensor]) -> None:
         """Expectation maximisation of `backoff` on rows that the counts do not contain."""
@@ -251,7 +262,7 @@ class NGramMemory(Memory):
                 p.append((1 - backoff[kind]) * share[kind] + backoff[kind] * p[kind])
             # How probable it is, in the light of what followed, that the prediction came from this context or shorter.
             reached = torch.ones_like(share[0])
-            passed, used = torch.zeros_like(self.backoff), torch.zeros_like(self.backoff)
+            passed, used = (torch.zeros_like(self.backoff, dtype=torch.float32) for _ in range(2))
             for kind in reversed(kinds):
                 seen = (total[kind] > 0).float()
                 shorter = reached * backoff[kind] * p[kind] / p[kind + 1]
@@ -274,8 +285,10 @@ class _Sparse:
 
     def __init__(self, position: Tensor, symbol: Tensor, count: Tensor, n: int) -> None:
         self.position, self.symbol, self.count = position, symbol, count
-        self.total = torch.zeros(n, device=count.device).index_add_(0, position, count)
-        self.distinct = torch.zeros(n, device=count.device).index_add_(0, position, (count > 0).float())
+        self.total = torch.zeros(n, device=count.device, dtype=torch.float32).index_add_(0, position, count)
+        self.distinct = torch.zeros(n, device=count.device, dtype=torch.float32).index_add_(
+            0, position, (count > 0).float()
+        )
 
     def add_to(self, p: Tensor, weight: Tensor) -> None:
         """Adds the counts, each position's times its weight, to p (n, n_symbols)."""

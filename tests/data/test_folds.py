@@ -138,9 +138,13 @@ def test_the_seed_decides_the_order_and_not_the_folds():
 def test_a_corpus_with_too_few_rows_for_a_batch_of_one_fold_is_refused(tmp_path):
     (tmp_path / "corpus").write_bytes(bytes(range(1, 251)) * 4)
     data = Bytes(str(tmp_path / "corpus"), batch_size=128, seq_len=10, order="folds")
-    with pytest.raises(RunError, match="batch_size"):
+
+    def first_batch():
         data.setup("fit")
-        next(iter(data.train_dataloader()))
+        return next(iter(data.train_dataloader()))
+
+    with pytest.raises(RunError, match="batch_size"):
+        first_batch()
 
 
 # What ByteData makes of it
