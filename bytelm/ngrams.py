@@ -39,17 +39,23 @@ class NGramCounts:
         triples = torch.cat([torch.tensor([-1 << 12]), *(_triples(*piece, kind) for piece in pieces)])
         triples.numpy().sort()  # in place, and faster than torch.sort
         triples, counts = triples.unique_consecutive(return_counts=True)
-        self._fold, self._count_in_fold = (triples & 15).to(torch.uint8).to(device), counts.int().to(device)
+        by_fold = (triples & 15).to(torch.uint8)
+        self._fold_ends = torch.bincount(by_fold, minlength=MAX_FOLDS).cumsum(0).tolist()
+        by_fold = by_fold.argsort(stable=True)
+        counts = counts.to(torch.int16 if counts.max() < 1 << 15 else torch.int32)
         entries, per_entry = triples.bitwise_right_shift_(4).unique_consecutive(return_counts=True)
-        entry = torch.arange(len(entries), dtype=torch.int32)
-        self._entry = entry.repeat_interleave(per_entry, output_size=len(triples)).to(device)
+        entry = torch.arange(len(entries), dtype=torch.int32).repeat_interleave(per_entry, output_size=len(triples))
+        del triples, per_entry
+        # Of each fold in turn, which entries it has a count of, and how large that is.
+        self._entry, self._count_in_fold = entry[by_fold].to(device), counts[by_fold].to(device)
+        del entry, counts, by_fold
         self._tokens = (entries & 255).to(torch.uint8).to(device)
         keys, per_context = entries.bitwise_right_shift_(8).unique_consecutive(return_counts=True)
         self._keys = keys.to(device)
         self._first = torch.nn.functional.pad(per_context.cumsum(0), (1, 0)).int().to(device)
-        self._counts = torch.zeros(len(entries), device=device, dtype=torch.float32).index_add_(
-            0, self._entry, self._count_in_fold.float()
-        )
+        self._counts = torch.zeros(len(self._tokens), device=device, dtype=torch.float32)
+        for fold in range(MAX_FOLDS):
+            self._add(fold, 1.0)
         self.held_out: int | None = None
 
     def hold_out(self, fold: int | None) -> None:
@@ -58,9 +64,12 @@ class NGramCounts:
             return
         for changed, sign in ((self.held_out, 1.0), (fold, -1.0)):
             if changed is not None:
-                pairs = (self._fold == changed).nonzero()[:, 0]
-                self._counts.index_add_(0, self._entry[pairs], sign * self._count_in_fold[pairs])
+                self._add(changed, sign)
         self.held_out = fold
+
+    def _add(self, fold: int, sign: float) -> None:
+        own = slice(self._fold_ends[fold - 1] if fold else 0, self._fold_ends[fold])
+        self._counts.index_add_(0, self._entry[own], sign * self._count_in_fold[own].float())
 
     def look_up(self, context: Tensor, known: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What followed the context of each position: one entry for each token that did.
