@@ -21,6 +21,7 @@ from bytelm.gpt import GPT
 from bytelm.metrics import BitsPerByte, NatsPerToken
 from bytelm.optim import AdamW, ParamGroups, param_groups, takes_sparse_gradients
 from bytelm.parts.loss import CrossEntropy, Loss
+from bytelm.process import release_memory
 from bytelm.strategies import shard
 
 Batch = tuple[Tensor, Tensor]
@@ -100,6 +101,7 @@ class LanguageModel(LightningModule):
         # The budget's clock is running by now: what a memory learns, it learns in training time.
         if self.gpt.memory.learns_text:
             data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+            release_memory()
             self.gpt.memory.fill(data.train_split, data.folds(), data.seq_len)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
