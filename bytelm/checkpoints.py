@@ -114,6 +114,12 @@ def fits(path: str | Path, checkpoint: Mapping[str, Any], model: nn.Module, conf
         {name: tuple(value.shape) for name, value in state.items() if not name.endswith("_extra_state")}
         for state in (checkpoint["state_dict"], model.state_dict())
     )
+    for name, value in model.state_dict().items():
+        text = checkpoint["state_dict"].get(name)
+        if name.endswith("_extra_state") and not (
+            isinstance(text, torch.Tensor) and text.dtype == value.dtype and text.ndim == value.ndim
+        ):
+            raise CheckpointError(f"ckpt_path: {str(path)!r} is of another model; it lacks the text of {name}")
     # Tied or not, the embeddings have the same keys and shapes, and only half of an untied pair would be loaded.
     if theirs != ours or any(line.startswith("model.gpt.tie_embeddings:") for line in differing):
         of_network = [line for line in differing if line.startswith("model.gpt.")]

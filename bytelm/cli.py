@@ -209,6 +209,8 @@ class BytelmCLI(LightningCLI):
         over_nccl = isinstance(strategy, DDPStrategy) and strategy.root_device.type == "cuda"
         if self.model.gpt.embedding.sparse_tables and (over_nccl or isinstance(strategy, FSDP)):
             raise ConfigError("model.gpt.embedding.sparse", True, "accepted: false, with fsdp or with ddp on GPUs")
+        if self.model.gpt.memory.learns_text and isinstance(strategy, FSDP):
+            raise ConfigError("trainer.strategy", "fsdp", "accepted with a memory that learns the text: auto, ddp")
         if self.trainer.accumulate_grad_batches < 1:
             raise ConfigError(
                 "trainer.accumulate_grad_batches", self.trainer.accumulate_grad_batches, "accepted: from 1"

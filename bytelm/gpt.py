@@ -47,7 +47,8 @@ class GPT(nn.Module):
         tie_embeddings: Whether the head reads logits off the token embedding's weights.
         head_bias: Whether the head has a bias.
         norm_embeddings: Whether the embeddings are normalised before the first block.
-        logit_softcap: Logits become c tanh(logits / c), within (-c, c) (Gemma 2, arXiv:2408.00118); none by default.
+        logit_softcap: Logits become c tanh(logits / c), within (-c, c), before a memory mixes into them (Gemma 2,
+            arXiv:2408.00118); none by default.
         dropout: Probability of dropping an element of the embeddings and of what each branch adds (GPT-2's).
 
     Raises:

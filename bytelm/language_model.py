@@ -58,6 +58,7 @@ class LanguageModel(LightningModule):
         self.loss = loss()
         self.optimizer = optimizer
         self.use_compile = compile
+        self._compiled = False
         self.val_loss = NatsPerToken()
         self.val_bpb = BitsPerByte()
         self._grad_norm: Tensor | None = None
@@ -93,6 +94,7 @@ class LanguageModel(LightningModule):
             # Not torch.compile(self.gpt), which would put a prefix before every key of the state dict.
             self.gpt.compile()
             self.loss.compile()
+            self._compiled = True
         self.use_compile = False  # once: Lightning calls this hook for every fit, validate and test
         datamodule = getattr(self.trainer, "datamodule", None)
         self.val_bpb = BitsPerByte(getattr(datamodule, "token_bytes", None))
@@ -100,13 +102,18 @@ class LanguageModel(LightningModule):
     def on_train_start(self) -> None:
         # The budget's clock is running by now: what a memory learns, it learns in training time.
         if self.gpt.memory.learns_text:
-            data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-            release_memory()
-            self.gpt.memory.fill(data.train_split, data.folds(), data.seq_len)
+            self._fill_memory()
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         if self.gpt.memory.learns_text:
+            if not self.gpt.memory.knows_folds:  # its state was loaded since, as by a rewind
+                self._fill_memory()
             self.gpt.memory.hold_out(self.trainer.datamodule.fold)  # type: ignore[attr-defined]
+
+    def _fill_memory(self) -> None:
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        release_memory()
+        self.gpt.memory.fill(data.train_split, data.folds(), data.seq_len)
 
     def on_validation_start(self) -> None:
         self.gpt.memory.hold_out(None)
@@ -193,8 +200,10 @@ class LanguageModel(LightningModule):
     def _nats(self, batch: Batch) -> Tensor:
         """Plain cross-entropy of each target in nats, (B, T), whatever the training loss is."""
         inputs, targets = batch
-        # On the CPU not through torch.compile, which would take longer for a graph of its own than that saves.
-        logits = self.gpt.forward(inputs) if inputs.device.type == "cpu" else self.gpt(inputs)
+        # On the CPU not through torch.compile, which would take longer for a graph of its own than that saves. FSDP has
+        # hooks on the call.
+        eager = self._compiled and inputs.device.type == "cpu" and self.device_mesh is None
+        logits = self.gpt.forward(inputs) if eager else self.gpt(inputs)
         return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="none").view_as(targets)
 
     def _log_scores(self, split: str) -> None:

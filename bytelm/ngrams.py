@@ -32,7 +32,6 @@ class NGramCounts:
     """
 
     def __init__(self, text: Tensor, folds: Tensor, kind: "ContextKind", device: torch.device) -> None:
-        self.kind = kind
         # One number for context, token and fold: sorted, they lie in the order in which they are counted.
         pieces = zip(text.split(_PIECE), folds.split(_PIECE), strict=True)
         # One that no context has, for texts without any.

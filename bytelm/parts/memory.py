@@ -39,10 +39,12 @@ class Memory(nn.Module, ABC):
 
     Attributes:
         learns_text: Whether it is filled with the training text, fold by fold (`fill`, `hold_out`).
+        knows_folds: Whether it has been filled since its state was last loaded, so that folds can be held out.
         reader: The layer that reads the evidence; its matrices are hidden ones, as the blocks' are.
     """
 
     learns_text = False
+    knows_folds = False
     reader: nn.Module
 
     def initialize(self) -> None:
@@ -92,16 +94,17 @@ class NoMemory(Memory):
 class NGramMemory(Memory):
     """An n-gram model of the training text, and one of the row so far, that the network consults.
 
-    Predictions are interpolated from the shortest context to the longest, p_k = (1 - b_k) c_k / N_k + b_k p_{k-1},
-    with c_k the counts of what followed context k, N_k their sum, and weights b_k by context and counts, found by
-    expectation maximisation on text that was held out (Jelinek and Mercer 1980; Chen and Goodman 1999,
-    https://doi.org/10.1006/csla.1999.0128). After the contexts in the training text come those in the row itself (a
-    cache model: Kuhn and De Mori 1990, https://doi.org/10.1109/34.56193). The network gets the last predictions and the
-    counts as input; the logits get the log-probabilities times gates that its output sets (Mahoney 2005, "Adaptive
-    weighing of context models", mixes so in PAQ).
+    Predictions are interpolated from context to context, in the order of the options below:
+    p_k = (1 - b_k) c_k / N_k + b_k p_{k-1}, with c_k the counts of what followed context k, N_k their sum, and weights
+    b_k by context and counts, found by expectation maximisation on text that was held out (Jelinek and Mercer 1980;
+    Chen and Goodman 1999, https://doi.org/10.1006/csla.1999.0128). After the contexts in the training text come those
+    in the row itself (a cache model: Kuhn and De Mori 1990, https://doi.org/10.1109/34.56193). The network gets every
+    second prediction, the last ones, and the counts as input; the logits get these predictions' log-probabilities times
+    gates that its output sets (Mahoney 2005, "Adaptive weighing of context models", mixes so in PAQ).
 
     While the network trains on a fold of the text, that fold is held out of the counts (bytelm/ngrams.py). For bytes:
-    the work grows with the number of symbols, so the rare bytes share one.
+    the work grows with the number of symbols, so the rare bytes share one, and each of
+    them gets that one's log-probability.
 
     Args:
         vocab_size: Number of tokens, at most 256.
@@ -165,6 +168,8 @@ class NGramMemory(Memory):
             seq_len: Length of the rows that the network will see.
         """
         device = self.backoff.device
+        self._tables = None  # those of a checkpoint, before there are others
+        self.knows_folds = True
         self._text = text.clone()  # a view would take the storage behind it, other splits too, into checkpoints
         self.backoff.fill_(0.5)
         frequency = torch.bincount(text, minlength=len(self.symbols)).argsort(descending=True, stable=True)
@@ -193,6 +198,7 @@ class NGramMemory(Memory):
         return torch.empty(0, dtype=torch.uint8) if self._text is None else self._text
 
     def set_extra_state(self, state: Tensor) -> None:
+        self.knows_folds = False
         self._text, self._tables = (state.cpu() if len(state) else None), None
 
     @torch.compiler.disable

@@ -438,3 +438,13 @@ def test_a_compiled_network_is_the_same():
         expected = network(inputs)
         network.compile()
         assert torch.allclose(network(inputs), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_a_memory_whose_state_was_loaded_is_to_be_filled_before_folds_are_held_out():
+    memory = filled()
+    assert memory.knows_folds
+    memory.load_state_dict(filled().state_dict())
+    assert not memory.knows_folds
+    text = prose(6_000)
+    memory.fill(tensor(text), folds_of(text), T)
+    assert memory.knows_folds
