@@ -292,7 +292,7 @@ def test_every_optimizer_is_one_option_away(run, optimizer):
 def test_the_quickstart_builds_and_says_how_it_is_run(folder):
     config = "configs/quickstart.yaml"
     cli = build(["--config", str(PROJECT / config)], run=False)
-    assert cli.model.gpt.num_params() == 626_048
+    assert cli.model.gpt.num_params() == 626_048 + 7 * 32 * (32_768 + 128)  # the network, tables and their projection
     assert (PROJECT / config).read_text().startswith(f"# python -m bytelm fit --config {config}\n")
 
 
