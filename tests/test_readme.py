@@ -54,9 +54,9 @@ def test_every_path_that_is_named_exists():
 
 def test_every_part_that_is_named_is_known():
     import bytelm.cli  # noqa: F401
-    from bytelm.parts import attention, block, embedding, feedforward, init, norm, position
+    from bytelm.parts import attention, block, embedding, feedforward, init, memory, norm, position
 
     for row in re.findall(r"^\| `\w+` \| (\*\*.*?) \| `bytelm/parts/", README, re.MULTILINE):
         names = re.findall(r"\b[A-Z]\w+", re.sub(r"`.*?`|\(.*?\)", "", row))
-        modules = (attention, block, embedding, feedforward, init, norm, position)
+        modules = (attention, block, embedding, feedforward, init, memory, norm, position)
         assert [name for name in names if not any(hasattr(module, name) for module in modules)] == []
