@@ -110,11 +110,12 @@ def fits(path: str | Path, checkpoint: Mapping[str, Any], model: nn.Module, conf
     """
     saved = checkpoint.get("config", {})
     differing = differences(saved, config) if saved else []
+    current = model.state_dict()
     theirs, ours = (
         {name: tuple(value.shape) for name, value in state.items() if not name.endswith("_extra_state")}
-        for state in (checkpoint["state_dict"], model.state_dict())
+        for state in (checkpoint["state_dict"], current)
     )
-    for name, value in model.state_dict().items():
+    for name, value in current.items():
         text = checkpoint["state_dict"].get(name)
         if name.endswith("_extra_state") and not (
             isinstance(text, torch.Tensor) and text.dtype == value.dtype and text.ndim == value.ndim

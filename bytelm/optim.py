@@ -13,7 +13,7 @@ from torch import nn
 from torch.optim import Adam, AdamW, Muon, Optimizer
 
 from bytelm.parts.embedding import Table
-from bytelm.row_adagrad import RowAdagrad, restore_sums
+from bytelm.row_adagrad import RowAdagrad, loss_of, restore_sums
 
 __all__ = [
     "Adam",
@@ -166,10 +166,7 @@ class MuonAdamW(Optimizer):
         Args:
             closure: Evaluates the model again and returns the loss.
         """
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = loss_of(closure)
         first = 0
         for part, n_groups in self._parts:
             # Lent anew each step, since loading a checkpoint replaces both objects.

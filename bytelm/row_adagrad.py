@@ -52,10 +52,7 @@ class RowAdagrad(Optimizer):
         Args:
             closure: Evaluates the model again and returns the loss.
         """
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = loss_of(closure)
         for group in self.param_groups:
             for table in group["params"]:
                 if table.grad is None:
@@ -68,6 +65,14 @@ class RowAdagrad(Optimizer):
                 else:
                     _step(table, state["sum"], group["lr"], group["eps"])
         return loss
+
+
+def loss_of(closure: Callable[[], Any] | None) -> Any:
+    """What a step's closure, if there is one, returns: the loss, with gradients, though the step is without."""
+    if closure is None:
+        return None
+    with torch.enable_grad():
+        return closure()
 
 
 def restore_sums(optimizer: Optimizer, state_dict: Mapping[str, Any]) -> None:

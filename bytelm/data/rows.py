@@ -47,8 +47,7 @@ class RowLoader:
     `sequential` follows the stream without overlap and wraps around at its end, in the middle of a row if need be.
     `shuffled` takes the stream's whole rows in a new random order every epoch.
     `folds` takes one fold of the rows after the other (see deal_rows), both folds and their rows in a new random order
-    every epoch; no batch has rows of two folds, so a few rows of each are left out, and a fold
-    that is smaller than the batches of all ranks is.
+    every epoch; no batch has rows of two folds, so each leaves out a few, or all if they are fewer than a step takes.
 
     Args:
         stream: Bytes, uint8, (n,), n >= seq_len.
