@@ -14,7 +14,27 @@ if TYPE_CHECKING:  # a type checker knows them as the numbers that they are
     NonNegativeFloat = float
     UnitInterval = float
 else:
-    from jsonargparse.typing import ClosedUnitInterval as UnitInterval
-    from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+    from jsonargparse import typing
+
+    def _plain(base: type, checked: type) -> type:
+        """A type of jsonargparse's whose values are plain numbers once they have been checked.
+
+        Its own are objects of subclasses, which torch.compile does not take for numbers: each one that a module keeps
+        splits the graph there. Nor could a checkpoint hold them.
+        """
+        plain = type(checked.__name__, (base,), {"__doc__": checked.__doc__})
+        typing.register_type(
+            plain,
+            serializer=lambda number: number,
+            deserializer=lambda value: base(checked(value)),
+            type_check=lambda value, of: False,  # so that plain numbers are checked, too
+        )
+        return plain
+
+    PositiveInt = _plain(int, typing.PositiveInt)
+    NonNegativeInt = _plain(int, typing.NonNegativeInt)
+    PositiveFloat = _plain(float, typing.PositiveFloat)
+    NonNegativeFloat = _plain(float, typing.NonNegativeFloat)
+    UnitInterval = _plain(float, typing.ClosedUnitInterval)
 
 __all__ = ["NonNegativeFloat", "NonNegativeInt", "PositiveFloat", "PositiveInt", "UnitInterval"]
