@@ -25,15 +25,17 @@ from jsonargparse.typing import register_type
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.plugins import Precision
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch.utils.tensorboard.summary import hparams
 
-import bytelm.data.corpora  # noqa: F401 (makes the corpora's short names known)
+import bytelm.data.corpora
+import bytelm.data.shards  # noqa: F401 (these two make the short names of all data known)
 from bytelm.checkpoints import AtomicCheckpointIO, fits, fits_optimizer, flat, read
 from bytelm.config_file import ConfigFileParser
-from bytelm.data.bytes import ByteData
+from bytelm.data.base import TokenData
 from bytelm.errors import CheckpointError, ConfigError, Interrupted, run_error
 from bytelm.files import replacing
 from bytelm.gpt import GPT
@@ -66,8 +68,8 @@ set_parsing_settings(instantiate_subclass_spec_in_any=False)
 register_type(Duration, serializer=str, deserializer=Duration.parse, deserializer_exceptions=(ValueError,))
 
 DESCRIPTION = (
-    "Trains language models under a wall-clock budget. Commands for many runs, each with a --help of its own: "
-    "experiments, ledger, report, serve."
+    "Trains language models under a wall-clock budget. Further commands, each with a --help of its own: generate and "
+    "evaluate, import and export (of trained models), experiments, ledger, report, serve (many runs)."
 )
 TRAINER_DEFAULTS = {
     "max_epochs": -1,  # the time budget alone ends a run
@@ -80,7 +82,7 @@ KEYS: dict[str, type] = {
     "seed_everything": int,
     "trainer": Trainer,
     "model": LanguageModel,
-    "data": ByteData,
+    "data": TokenData,
     "time_budget": TimeBudget,
     "lr_schedule": LRSchedule,
     "checkpoint": ModelCheckpoint,
@@ -134,8 +136,13 @@ class RunConfig(SaveConfigCallback):
         }
         writer = trainer.logger.experiment.file_writer
         # Only the metric's name is written: logger.log_hyperparams would also log a first value of it at step 0.
-        for summary in hparams(values, {"val/bpb": 0.0}):
+        for summary in hparams(values, {score_of(trainer.datamodule): 0.0}):  # type: ignore[attr-defined]
             writer.add_summary(summary)
+
+
+def score_of(data: TokenData) -> str:
+    """Tag of the score that checkpoints and runs are compared by."""
+    return "val/bpb" if data.counts_bytes else "val/loss"
 
 
 class Parser(ConfigFileParser):
@@ -198,6 +205,9 @@ class BytelmCLI(LightningCLI):
 
     def after_instantiate_classes(self) -> None:
         self._check()
+        checkpoint = self._get(self.config_init, "checkpoint")
+        if checkpoint.monitor == CHECKPOINT_DEFAULTS["checkpoint.monitor"]:
+            checkpoint.monitor = self.plain_config["checkpoint"]["monitor"] = score_of(self.datamodule)
         # What a checkpoint needs to rebuild the model: plain values, so that it loads without unpickling code.
         instantiator = "lightning.pytorch.cli.instantiate_module"
         self.model.save_hyperparameters({**self.plain_config["model"], "_instantiator": instantiator}, logger=False)
@@ -248,6 +258,9 @@ class BytelmCLI(LightningCLI):
                 self._parser(self.subcommand).callback_keys.remove(key)
         if settings.get("strategy") == "fsdp":
             kwargs["strategy"] = FSDP()
+        plugins = settings.get("plugins") or []
+        if any(isinstance(plugin, Precision) for plugin in (plugins if isinstance(plugins, list) else [plugins])):
+            kwargs["precision"] = None  # Lightning takes one or the other
         signals = Signals()
         # The bar before the record, so that it is closed when that is printed; the interruption last, when all others
         # are done with the step.
@@ -341,7 +354,7 @@ def build(args: list[str] | None = None, run: bool = True) -> BytelmCLI:
     _quieten_lightning()
     return BytelmCLI(
         LanguageModel,
-        ByteData,
+        TokenData,
         subclass_mode_data=True,
         trainer_defaults=TRAINER_DEFAULTS,
         save_config_callback=RunConfig,

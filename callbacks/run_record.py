@@ -3,9 +3,9 @@
 Keys of record.json: status (completed, interrupted, diverged or error), reason (why it was not completed), val_bpb,
 val_loss, train_loss, total_steps, training_time_secs, total_time_secs, startup_time_secs, num_params_M, tokens_per_sec,
 tokens_seen, peak_memory_mb (of the process; on GPUs also peak_device_memory_mb), started_at and ended_at (ISO 8601,
-UTC), seed, device, strategy, world_size, precision, corpus (name, bytes, sha256), git (commit, dirty), versions
-(python, torch, lightning, bytelm), checkpoint, run. Of a run that went on after a cut, steps, tokens and training time
-are those of the whole; started_at, total and start-up time and memory those of the last process.
+UTC), seed, device, strategy, world_size, precision, corpus (name, bytes or tokens, sha256), git (commit, dirty),
+versions (python, torch, lightning, bytelm), checkpoint, run. Of a run that went on after a cut, steps, tokens and
+training time are those of the whole; started_at, total and start-up time and memory those of the last process.
 """
 
 import contextlib
@@ -24,6 +24,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 import bytelm
+from bytelm.data.base import TokenData
 from bytelm.errors import Diverged, Interrupted, run_error
 from bytelm.files import replacing
 from bytelm.log_steps import batch_loss
@@ -33,6 +34,7 @@ from callbacks.time_budget import TimeBudget
 
 PRINTED = (
     "val_bpb",
+    "val_loss",  # where there is no val_bpb
     "train_loss",
     "total_steps",
     "training_time_secs",
@@ -104,7 +106,7 @@ class RunRecord(Callback):
         scores = {key: float(value) for key, value in trainer.callback_metrics.items()}
         seconds = budget.training_seconds
         last = LastCheckpoint.of(trainer)
-        corpus = getattr(getattr(trainer, "datamodule", None), "corpus", None)
+        data = getattr(trainer, "datamodule", None)
         record: dict[str, Any] = {
             "status": "completed",
             "reason": None,
@@ -126,7 +128,7 @@ class RunRecord(Callback):
             "strategy": type(trainer.strategy).__name__,
             "world_size": trainer.world_size,
             "precision": str(trainer.precision),
-            "corpus": corpus and {"name": corpus.name, "bytes": len(corpus.stream), "sha256": corpus.sha256},
+            "corpus": data.corpus_record() if isinstance(data, TokenData) else None,
             "git": git_state(),
             "versions": {
                 "python": platform.python_version(),
@@ -156,8 +158,9 @@ class RunRecord(Callback):
 @rank_zero_only
 def _print_record(record: dict[str, Any]) -> None:
     sys.stderr.flush()
+    left_out = "val_bpb" if record["val_bpb"] is None else "val_loss"
     for key in PRINTED:
-        if record[key] is not None:
+        if key != left_out and record[key] is not None:
             print(f"{key}: {record[key]:.4f}" if key.startswith(("val_", "train_l")) else f"{key}: {record[key]}")
     sys.stdout.flush()
 
@@ -165,7 +168,8 @@ def _print_record(record: dict[str, Any]) -> None:
 @rank_zero_only
 def _print_scores(trainer: Trainer, split: str) -> None:
     for name in ("bpb", "loss"):
-        print(f"{split}_{name}: {float(trainer.callback_metrics[f'{split}/{name}']):.4f}")
+        if f"{split}/{name}" in trainer.callback_metrics:
+            print(f"{split}_{name}: {float(trainer.callback_metrics[f'{split}/{name}']):.4f}")
 
 
 def git_state() -> dict[str, Any] | None:

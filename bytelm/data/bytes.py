@@ -1,16 +1,15 @@
 """ByteData: a corpus as a LightningDataModule. A subclass says only where the bytes come from."""
 
 import hashlib
-import os
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
+from bytelm.data.base import TokenData
 from bytelm.data.rows import N_FOLDS, EvalBatches, Order, RowLoader, deal_rows
 from bytelm.errors import ConfigError, DataError
 from bytelm.values import NonNegativeInt, PositiveInt, UnitInterval
@@ -34,7 +33,7 @@ class Corpus:
         return hashlib.sha256(self.stream.numpy().data).hexdigest()
 
 
-class ByteData(LightningDataModule, ABC):
+class ByteData(TokenData):
     """Base of the corpora whose tokens are bytes: splits, rows, batches.
 
     The first part of the corpus trains, the rest validates. `validate` scores the first `eval_bytes` of the validation
@@ -52,7 +51,7 @@ class ByteData(LightningDataModule, ABC):
     """
 
     vocab_size = 256
-    token_bytes: Tensor | None = None  # a token is a byte
+    _loader: RowLoader | None
 
     def __init__(
         self,
@@ -64,19 +63,14 @@ class ByteData(LightningDataModule, ABC):
         development: tuple[UnitInterval, UnitInterval] | None = None,
         seed: NonNegativeInt | None = None,
     ) -> None:
-        super().__init__()
-        self.batch_size = batch_size
-        self.seq_len = seq_len
+        super().__init__(batch_size, seq_len, seed)
         self.order: Order = order
         self.train_fraction = train_fraction
         self.eval_bytes = eval_bytes
         if development is not None and not development[0] < development[1]:
             raise ConfigError("development", list(development), "accepted: two fractions, the first below the second")
         self.development = development
-        self.seed = seed
         self._corpus: Corpus | None = None
-        self._loader: RowLoader | None = None
-        self._position: dict[str, Any] | None = None  # of the loader, in the checkpoint that is resumed
 
     @abstractmethod
     def read(self) -> Corpus:
@@ -121,18 +115,17 @@ class ByteData(LightningDataModule, ABC):
                     f"{self.train_fraction} of {len(stream)}), fewer than one row",
                 )
 
-    def train_dataloader(self) -> RowLoader:
-        rank, world_size = self._rank()
-        seed = int(os.environ.get("PL_GLOBAL_SEED", 0)) if self.seed is None else self.seed
-        self._loader = RowLoader(
+    def corpus_record(self) -> dict[str, Any]:
+        return {"name": self.corpus.name, "bytes": len(self.corpus.stream), "sha256": self.corpus.sha256}
+
+    def train_loader(self, seed: int, rank: int, world_size: int) -> RowLoader:
+        loader = RowLoader(
             self.train_split, self.batch_size, self.seq_len, self.order, seed, rank=rank, world_size=world_size
         )
-        if self.order == "folds" and not self._loader.rows_per_epoch:
+        if self.order == "folds" and not loader.rows_per_epoch:
             most = len(self.train_split) // self.seq_len // N_FOLDS // world_size
             raise DataError("data.batch_size", self.batch_size, f"accepted: up to {most}, the rows of a fold")
-        if self._position is not None:
-            self._loader.load_state_dict(self._position)
-        return self._loader
+        return loader
 
     def folds(self) -> Tensor:
         """Fold of each byte of the training split, uint8, (n,)."""
@@ -144,28 +137,6 @@ class ByteData(LightningDataModule, ABC):
     def fold(self) -> int | None:
         """Fold that the last training batch was taken from, if rows come by folds."""
         return None if self._loader is None else self._loader.fold
-
-    def state_dict(self) -> dict[str, Any]:
-        # Lightning saves the loader's state too, but restores it only from checkpoints that it takes to be from the
-        # middle of an epoch, and the end of a budget counts as the end of one.
-        return {} if self._loader is None else {**self._loader.state_dict(), "corpus": self.corpus.sha256}
-
-    def check_resume(self, state_dict: dict[str, Any]) -> None:
-        """Whether a run can go on with these data.
-
-        Raises:
-            DataError: The corpus is not the one that the run began with.
-        """
-        if state_dict and state_dict["corpus"] != self.corpus.sha256:
-            raise DataError(
-                "data",
-                self.corpus.name,
-                f"it has changed since the checkpoint was written: its sha256 is {self.corpus.sha256[:12]}…, and was "
-                f"{state_dict['corpus'][:12]}…",
-            )
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._position = state_dict or None
 
     def val_dataloader(self) -> EvalBatches:
         # At least one row, as a budget of fewer bytes would otherwise score nothing.
@@ -179,9 +150,6 @@ class ByteData(LightningDataModule, ABC):
 
     def _eval_batches(self, split: Tensor) -> EvalBatches:
         return EvalBatches(split, self.batch_size, self.seq_len, *self._rank())
-
-    def _rank(self) -> tuple[int, int]:
-        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
 
 def read_bytes(data: bytes | bytearray) -> Tensor:

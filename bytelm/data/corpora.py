@@ -116,14 +116,19 @@ class Bytes(ByteData):
             raise ConfigError("path", path, "accepted: at least one file, folder or glob")
 
     def read(self) -> Corpus:
-        files = [file for path in self.paths for file in _files(path)]
+        files = [file for path in self.paths for file in text_files(path)]
         name = Path(self.paths[0]).name or self.paths[0]
         if len(files) == 1:
             return Corpus(name, _mapped(files[0]))
         return Corpus(name, read_bytes(b"".join(file.read_bytes() for file in files)))
 
 
-def _files(path: str) -> list[Path]:
+def text_files(path: str) -> list[Path]:
+    """The files that a path means: itself, all in a folder, or those that match a glob pattern; sorted.
+
+    Raises:
+        DataError: There are none.
+    """
     expanded = Path(path).expanduser()
     if expanded.is_file():
         return [expanded]

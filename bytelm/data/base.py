@@ -1,0 +1,111 @@
+"""TokenData: what all kinds of data share, whatever their tokens are. A subclass says how batches come about.
+
+Its position is saved and restored with the run, and a run goes on only with the text that it began with.
+"""
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+
+from bytelm.errors import DataError
+
+
+class TrainLoader(Protocol):
+    """Endless training batches of one rank, whose position can be saved."""
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]: ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+class TokenData(LightningDataModule, ABC):
+    """Base of all data: batches of inputs and targets, token ids, int64, each (batch_size, seq_len).
+
+    Args:
+        batch_size: Rows of one batch of one rank.
+        seq_len: Tokens of a row.
+        seed: Seed of random orders; None for that of the run (`seed_everything`).
+
+    Attributes:
+        vocab_size: All tokens are below it.
+        token_bytes: Bytes that each token stands for, int64, (vocab_size,), known after `setup`; None where every token
+            is a byte, or where it is not known.
+        counts_bytes: Whether it is known how many bytes tokens stand for, so that there can be a score in bits per
+            byte.
+    """
+
+    vocab_size: int
+    token_bytes: Tensor | None = None
+    counts_bytes = True
+
+    def __init__(self, batch_size: int, seq_len: int, seed: int | None) -> None:
+        super().__init__()
+        self.batch_size = batch_size
+        self.seq_len = seq_len
+        self.seed = seed
+        self._loader: TrainLoader | None = None
+        self._position: dict[str, Any] | None = None  # of the loader, in the checkpoint that is resumed
+
+    @abstractmethod
+    def corpus_record(self) -> dict[str, Any]:
+        """Which text it is, for a run's record: its `name`, its size, and `sha256`, by which texts are told apart.
+
+        Raises:
+            DataError: The text is not there, or cannot be read.
+        """
+
+    @abstractmethod
+    def train_loader(self, seed: int, rank: int, world_size: int) -> TrainLoader:
+        """A rank's training batches, from the first one.
+
+        Args:
+            seed: Seed of random orders.
+            rank: This rank.
+            world_size: Number of ranks.
+
+        Raises:
+            DataError: The text does not suffice for a batch.
+        """
+
+    def train_dataloader(self) -> TrainLoader:
+        seed = int(os.environ.get("PL_GLOBAL_SEED", 0)) if self.seed is None else self.seed
+        self._loader = self.train_loader(seed, *self._rank())
+        if self._position is not None:
+            self._loader.load_state_dict(self._position)
+        return self._loader
+
+    def state_dict(self) -> dict[str, Any]:
+        # Lightning saves the loader's state too, but restores it only from checkpoints that it takes to be from the
+        # middle of an epoch, and the end of a budget counts as the end of one.
+        return {} if self._loader is None else {**self._loader.state_dict(), "corpus": self.corpus_record()["sha256"]}
+
+    def check_resume(self, state_dict: dict[str, Any]) -> None:
+        """Whether a run can go on with these data.
+
+        Raises:
+            DataError: The corpus is not the one that the run began with.
+        """
+        if not state_dict:
+            return  # nothing was taken of them yet
+        corpus = self.corpus_record()
+        if state_dict["corpus"] != corpus["sha256"]:
+            raise DataError(
+                "data",
+                corpus["name"],
+                f"it has changed since the checkpoint was written: its sha256 is {corpus['sha256'][:12]}…, and was "
+                f"{state_dict['corpus'][:12]}…",
+            )
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._position = state_dict or None
+
+    def _rank(self) -> tuple[int, int]:
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)

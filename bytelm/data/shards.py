@@ -1,0 +1,327 @@
+"""TokenShards: text that was turned into tokens beforehand (see shard_file.py), as batches.
+
+A crop of T + 1 consecutive tokens t0 ... tT, all of one shard, is a row with the inputs [t0, ..., t(T-1)] and the
+targets [t1, ..., tT]. Nothing is loaded: shards are mapped, and a batch reads its crops alone.
+"""
+
+import glob
+import hashlib
+import os
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from bytelm.data.base import TokenData
+from bytelm.data.shard_file import read_shard
+from bytelm.errors import ConfigError, DataError
+from bytelm.tokenizer import load_tokenizer
+from bytelm.values import NonNegativeInt, PositiveInt
+
+CropOrder = Literal["random", "sequential"]
+Split = Literal["train", "val"]
+Shards = Mapping[Path, NDArray[np.uint16]]
+
+MEGABYTE = 2**20
+SCANNED = 1_000_000  # tokens at either end of a shard
+
+
+class TokenShards(TokenData):
+    """Tokens in files: nanoGPT's train.bin and val.bin, or llm.c's fineweb_train_*.bin and fineweb_val_*.bin.
+
+    `validate` scores the first `eval_tokens` of the validation shards, `test` and `predict` take all. Every token is
+    predicted once, save each shard's first, which has none before it, and its last few, which fill no row.
+
+    Args:
+        path: Folder that has both, as *train*.bin and *val*.bin.
+        train: Shards to train on, in place of those in `path`: a file, a folder (its *train*.bin), a glob pattern, or a
+            list of these.
+        val: Shards to validate on, likewise (of a folder its *val*.bin).
+        batch_size: Rows of one batch of one rank.
+        seq_len: Tokens of a row.
+        order: `random` takes crops that begin anywhere, all places being equally likely, as nanoGPT does;
+            `sequential` one after the other, shard after shard, and begins anew after the last.
+        vocab_size: Number of tokens that there can be; all are below it.
+        tokenizer: What turned the text into tokens, which tells how many bytes of text each stands for. null: it is not
+            known; then there is no `val/bpb`, and `val/loss` is the score.
+        eval_tokens: Tokens that validation predicts, at most.
+        seed: Seed of the random order; default that of the run (`seed_everything`).
+
+    Raises:
+        ConfigError: It is not said where the shards are.
+    """
+
+    def __init__(
+        self,
+        path: str | None = None,
+        train: str | list[str] | None = None,
+        val: str | list[str] | None = None,
+        batch_size: PositiveInt = 12,
+        seq_len: PositiveInt = 1024,
+        order: CropOrder = "random",
+        vocab_size: PositiveInt = 50_257,
+        tokenizer: str | None = "gpt2",
+        eval_tokens: PositiveInt = 1_048_576,
+        seed: NonNegativeInt | None = None,
+    ) -> None:
+        super().__init__(batch_size, seq_len, seed)
+        if path is None and not (train and val):
+            raise ConfigError("data.path", path, "accepted: a folder with *train*.bin and *val*.bin; or train and val")
+        self.path = path
+        self.given = {"train": train, "val": val}
+        self.order: CropOrder = order
+        self.vocab_size = vocab_size
+        self.tokenizer = tokenizer
+        self.counts_bytes = tokenizer is not None
+        self.eval_tokens = eval_tokens
+        self._shards: dict[Split, Shards] = {}
+
+    def shards(self, split: Split) -> Shards:
+        """The tokens of a split's files, read when they are first asked for.
+
+        Raises:
+            DataError: They are not there, cannot be read, or have tokens from vocab_size.
+        """
+        if split not in self._shards:
+            shards = {file: read_shard(file) for file in self._files(split)}
+            for file, tokens in shards.items():
+                for end in (tokens[:SCANNED], tokens[-SCANNED:]):
+                    check_tokens(end, self.vocab_size, file)
+            self._shards[split] = shards
+        return self._shards[split]
+
+    def setup(self, stage: str) -> None:
+        splits: tuple[Split, ...] = ("train", "val") if stage == "fit" else ("val",)
+        for split in splits:
+            if (longest := max(map(len, self.shards(split).values()))) <= self.seq_len:
+                reason = f"the longest of the {split} shards has {longest} tokens; accepted: up to {longest - 1}"
+                raise DataError("data.seq_len", self.seq_len, reason)
+        if stage == "fit":
+            self._sha256  # noqa: B018  (now, not when the first checkpoint is written and the clock runs)
+        if self.tokenizer is not None and self.token_bytes is None:
+            self.token_bytes = self._read_token_bytes(self.tokenizer)
+
+    def corpus_record(self) -> dict[str, Any]:
+        """See TokenData; `sha256` is that of all shards' names, sizes, first and last megabytes."""
+        train, val = self.shards("train"), self.shards("val")
+        return {
+            "name": next(iter(train)).absolute().parent.name,
+            "tokens": {"train": sum(map(len, train.values())), "val": sum(map(len, val.values()))},
+            "sha256": self._sha256,
+        }
+
+    def train_loader(self, seed: int, rank: int, world_size: int) -> "CropLoader":
+        stride = 1 if self.order == "random" else self.seq_len
+        return CropLoader(self._crops("train", stride), self.batch_size, self.order, seed, rank, world_size)
+
+    def val_dataloader(self) -> "EvalCrops":
+        return self._eval_crops(max(self.eval_tokens // self.seq_len, 1))
+
+    def test_dataloader(self) -> "EvalCrops":
+        return self._eval_crops()
+
+    def predict_dataloader(self) -> "EvalCrops":
+        return self._eval_crops()
+
+    def _eval_crops(self, most: int | None = None) -> "EvalCrops":
+        return EvalCrops(self._crops("val", self.seq_len), self.batch_size, most, *self._rank())
+
+    def _crops(self, split: Split, stride: int) -> "Crops":
+        # A copy from pinned memory to a GPU runs beside the program, which does not wait for it.
+        on_gpu = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
+        return Crops(self.shards(split), self.seq_len, stride, self.vocab_size, pin_memory=on_gpu)
+
+    def _files(self, split: Split) -> list[Path]:
+        pattern = f"*{split}*.bin"
+        given = self.given[split]
+        if not given:
+            files = sorted(Path(str(self.path)).expanduser().glob(pattern))
+            if not files:
+                raise DataError("data.path", self.path, f"accepted: a folder with {pattern} in it")
+            return files
+        places = [given] if isinstance(given, str) else given
+        return [file for place in places for file in _files(f"data.{split}", place, pattern)]
+
+    @cached_property
+    def _sha256(self) -> str:
+        digest = hashlib.sha256()
+        splits: tuple[Split, ...] = ("train", "val")
+        for split in splits:
+            for path in self.shards(split):
+                with path.open("rb") as file:
+                    size = os.fstat(file.fileno()).st_size
+                    digest.update(f"{split} {path.name} {size}\n".encode())
+                    digest.update(file.read(MEGABYTE))
+                    file.seek(max(size - MEGABYTE, 0))
+                    digest.update(file.read(MEGABYTE))
+        return digest.hexdigest()
+
+    def _read_token_bytes(self, name: str) -> Tensor:
+        tokenizer = load_tokenizer(name)
+        if tokenizer.vocab_size > self.vocab_size:
+            accepted = f"accepted: from {tokenizer.vocab_size}, the tokens of {name}"
+            raise ConfigError("data.vocab_size", self.vocab_size, accepted)
+        return F.pad(tokenizer.token_bytes, (0, self.vocab_size - tokenizer.vocab_size))
+
+
+class Crops:
+    """The crops of some shards, numbered through; they begin at every `stride`-th token and end in the same shard.
+
+    Args:
+        shards: Their tokens.
+        seq_len: Tokens of a row, one fewer than those of a crop.
+        stride: Tokens from where one crop begins to where the next does.
+        vocab_size: All tokens must be below it.
+        pin_memory: Whether batches are put where a GPU can fetch them by itself.
+    """
+
+    def __init__(self, shards: Shards, seq_len: int, stride: int, vocab_size: int, pin_memory: bool = False) -> None:
+        self.seq_len = seq_len
+        self.stride = stride
+        self.vocab_size = vocab_size
+        self.pin_memory = pin_memory
+        self._files = list(shards)
+        self._tokens = [np.asarray(tokens) for tokens in shards.values()]  # slices of a memmap cost several times more
+        counts = [max((len(tokens) - 1 - seq_len) // stride + 1, 0) for tokens in self._tokens]
+        self._ends = np.cumsum(counts)
+        self._begins = self._ends - counts
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def take(self, numbers: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+        """A batch.
+
+        Args:
+            numbers: Which crops, (B,).
+
+        Returns:
+            Inputs and targets, int64, each (B, T).
+
+        Raises:
+            DataError: A token among them is not below vocab_size.
+        """
+        # Two copies and no views of one: what is not contiguous is not copied from pinned memory to a GPU as it is.
+        batch = torch.empty((2, len(numbers), self.seq_len), dtype=torch.int64, pin_memory=self.pin_memory)
+        inputs, targets = batch.numpy()
+        shards = np.searchsorted(self._ends, numbers, side="right")
+        starts = (numbers - self._begins[shards]) * self.stride
+        for row, (shard, start) in enumerate(zip(shards.tolist(), starts.tolist(), strict=True)):
+            crop = self._tokens[shard][start : start + self.seq_len + 1]
+            inputs[row] = crop[:-1]
+            targets[row] = crop[1:]
+        if batch.numpy().max(initial=0) >= self.vocab_size:
+            for shard, row_inputs, row_targets in zip(shards.tolist(), inputs, targets, strict=True):
+                check_tokens(np.append(row_inputs, row_targets), self.vocab_size, self._files[shard])
+        return batch[0], batch[1]
+
+
+class CropLoader:
+    """Endless batches of one rank's crops, whose position can be saved.
+
+    `random` draws each batch from a generator that is seeded by the seed, the position and the rank, so that it depends
+    on nothing that was drawn before. `sequential` gives all ranks together consecutive crops, as RowLoader does.
+
+    Args:
+        crops: What to take batches of.
+        batch_size: Crops of one batch of one rank.
+        order: `random` or `sequential`.
+        seed: Seed of the random order.
+        rank: This rank.
+        world_size: Number of ranks.
+    """
+
+    def __init__(
+        self, crops: Crops, batch_size: int, order: CropOrder, seed: int = 0, rank: int = 0, world_size: int = 1
+    ) -> None:
+        self.crops = crops
+        self.batch_size = batch_size
+        self.order = order
+        self.seed = seed
+        self.rank = rank
+        self.world_size = world_size
+        self.position = 0  # crops that all ranks together have taken
+
+    def __len__(self) -> int:
+        return 10**12  # as good as endless; with a length Lightning fetches no batch before it is due (see RowLoader)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        while True:
+            numbers = self._numbers()
+            self.position += self.batch_size * self.world_size
+            yield self.crops.take(numbers)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Lightning puts this into checkpoints."""
+        return {"position": self.position}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on from a checkpoint's position."""
+        self.position = state["position"]
+
+    def _numbers(self) -> NDArray[np.int64]:
+        if self.order == "random":
+            generator = np.random.default_rng((self.seed, self.position, self.rank))
+            return generator.integers(len(self.crops), size=self.batch_size)
+        return (self.position + self.rank * self.batch_size + np.arange(self.batch_size)) % len(self.crops)
+
+
+class EvalCrops:
+    """The first crops once, spread over the ranks: equally many batches on each, some of them perhaps empty, (0, T).
+
+    Args:
+        crops: What to take batches of.
+        batch_size: Largest number of crops of a batch.
+        most: How many crops are taken at most; default all.
+        rank: This rank.
+        world_size: Number of ranks.
+    """
+
+    def __init__(
+        self, crops: Crops, batch_size: int, most: int | None = None, rank: int = 0, world_size: int = 1
+    ) -> None:
+        self.crops = crops
+        numbers = np.arange(len(crops))[:most]
+        n_batches = -(-len(numbers) // (batch_size * world_size))
+        self.batches = np.array_split(numbers, n_batches * world_size)[rank * n_batches : (rank + 1) * n_batches]
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return map(self.crops.take, self.batches)
+
+
+def check_tokens(tokens: NDArray[Any], vocab_size: int, file: Path) -> None:
+    """Refuses tokens that a vocabulary does not have.
+
+    Args:
+        tokens: Of a shard.
+        vocab_size: All must be below it.
+        file: The shard.
+
+    Raises:
+        DataError: One is not.
+    """
+    if (largest := int(tokens.max(initial=0))) >= vocab_size:
+        raise DataError("data.vocab_size", vocab_size, f"{file} has token {largest}; accepted: from {largest + 1}")
+
+
+def _files(key: str, place: str, pattern: str) -> list[Path]:
+    path = Path(place).expanduser()
+    if path.is_dir():
+        files = sorted(path.glob(pattern))
+    elif path.is_file():
+        files = [path]
+    else:
+        files = sorted(Path(name) for name in glob.glob(str(path), recursive=True) if Path(name).is_file())
+    if not files:
+        accepted = f"accepted: a file of tokens, a folder with {pattern} in it, or a glob that matches some"
+        raise DataError(key, place, accepted)
+    return files

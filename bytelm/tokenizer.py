@@ -1,0 +1,237 @@
+"""Tokenizers: text to tokens and back, and how many bytes of text each token stands for, which val_bpb counts by.
+
+Every token of text stands for certain bytes, and text is the bytes of its tokens put together. A special token stands
+for none: it marks where a document begins, decodes to nothing, and text that merely looks like it is encoded as text.
+"""
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bytelm.data.rows import BOS
+from bytelm.errors import DataError
+
+KEY = "data.tokenizer"
+INSTALL = 'pip install "bytelm[tokens]" brings it'
+END_OF_TEXT = ("<|endoftext|>", "<|end_of_text|>", "</s>")  # its names in a tokenizer.json, the first one counts
+
+# The alphabet of byte-level BPE (GPT-2's): bytes that are printable in Latin-1 are written as themselves, and the
+# others as the characters from 256 on.
+PRINTABLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+BYTE_OF = {chr(byte): byte for byte in PRINTABLE}
+BYTE_OF |= {chr(256 + i): byte for i, byte in enumerate(sorted({*range(256)} - {*PRINTABLE}))}
+
+
+class Tokenizer(ABC):
+    """Text as tokens.
+
+    Args:
+        name: What `load_tokenizer` takes for it.
+        bytes_of: The bytes that each token stands for; none for special tokens and for numbers that are no token.
+        end_of_text: The special token that a document begins with, if there is one.
+
+    Attributes:
+        vocab_size: One more than the largest token.
+    """
+
+    def __init__(self, name: str, bytes_of: Sequence[bytes], end_of_text: int | None) -> None:
+        self.name = name
+        self.bytes_of = bytes_of
+        self.end_of_text = end_of_text
+        self.vocab_size = len(bytes_of)
+
+    @cached_property
+    def token_bytes(self) -> Tensor:
+        """How many bytes of text each token stands for, int64, (vocab_size,)."""
+        return torch.tensor([len(piece) for piece in self.bytes_of])
+
+    @abstractmethod
+    def encode(self, text: str) -> list[int]:
+        """Tokens of a text, without special ones."""
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """Tokens of each of several texts."""
+        return [self.encode(text) for text in texts]
+
+    def decode_bytes(self, tokens: Iterable[int]) -> bytes:
+        """The bytes that tokens stand for, which may begin or end within a character."""
+        return b"".join(self.bytes_of[token] for token in tokens)
+
+    def decode(self, tokens: Iterable[int]) -> str:
+        """The text that tokens stand for, with U+FFFD for bytes that are no UTF-8."""
+        return self.decode_bytes(tokens).decode("utf-8", errors="replace")
+
+
+class ByteTokenizer(Tokenizer):
+    """A token is a byte of UTF-8. Byte 0, which text does not have, marks the beginning, as in bytelm/data/rows.py."""
+
+    def __init__(self) -> None:
+        bytes_of = [bytes([byte]) for byte in range(256)]
+        bytes_of[BOS] = b""
+        super().__init__("bytes", bytes_of, BOS)
+
+    def encode(self, text: str) -> list[int]:
+        return list(text.encode())
+
+
+class TiktokenTokenizer(Tokenizer):
+    """One of tiktoken's tokenizers, which it downloads when it is first used.
+
+    Args:
+        name: tiktoken's name for it, such as gpt2.
+
+    Raises:
+        DataError: There is none of that name, it cannot be downloaded, or tiktoken is not installed.
+    """
+
+    def __init__(self, name: str) -> None:
+        try:
+            import tiktoken
+        except ImportError as error:
+            raise DataError(KEY, name, f"it needs tiktoken, which is not installed; {INSTALL}") from error
+        known = tiktoken.list_encoding_names()
+        if name not in known:
+            raise DataError(KEY, name, f"accepted: bytes, {', '.join(known)}, a tokenizer.json or a folder with one")
+        try:
+            self._encoding = tiktoken.get_encoding(name)
+        except (OSError, ValueError) as error:  # ValueError: what came is not what tiktoken expects
+            advice = "set TIKTOKEN_CACHE_DIR to a folder where tiktoken has kept it, or give a tokenizer.json"
+            raise DataError(KEY, name, f"tiktoken cannot download it ({error}); {advice}") from error
+        end_of_text = self._encoding.eot_token if END_OF_TEXT[0] in self._encoding.special_tokens_set else None
+        super().__init__(name, [*map(self._bytes, range(self._encoding.n_vocab))], end_of_text)
+
+    def _bytes(self, token: int) -> bytes:
+        try:
+            special = self._encoding.is_special_token(token)
+            return b"" if special else self._encoding.decode_single_token_bytes(token)
+        except KeyError:  # a gap between the tokens of text and the special ones
+            return b""
+
+    def encode(self, text: str) -> list[int]:
+        return self._encoding.encode_ordinary(text)
+
+
+class TokenizerFile(Tokenizer):
+    """A tokenizer.json of Hugging Face's tokenizers with byte-level BPE, as that of GPT-2, Pythia, OLMo or SmolLM.
+
+    Others are refused, as their tokens do not tell which bytes they stand for; so are those that change the text before
+    they encode it, but for NFC, which leaves nearly all text as it is.
+
+    Args:
+        path: The file, or the folder that it is in.
+
+    Raises:
+        DataError: It is not there, is of another kind, or tokenizers is not installed.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        try:
+            import tokenizers
+        except ImportError as error:
+            raise DataError(KEY, str(path), f"it needs tokenizers, which is not installed; {INSTALL}") from error
+        file = Path(path) / "tokenizer.json" if Path(path).is_dir() else Path(path)
+        try:
+            content = file.read_text(encoding="utf-8")
+            reason = _not_byte_level(json.loads(content))
+        except (OSError, ValueError) as error:
+            raise DataError(KEY, str(path), f"{file} cannot be read: {error}") from error
+        if reason:
+            raise DataError(KEY, str(path), f"{reason}; accepted: byte-level BPE, with no normalizer or NFC")
+        try:
+            self._tokenizer = tokenizers.Tokenizer.from_str(content)
+        except Exception as error:  # the only kind that tokenizers raises
+            raise DataError(KEY, str(path), f"{file} is not what tokenizers reads: {error}") from error
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        self._tokenizer.encode_special_tokens = True  # as the text that they look like
+
+        added = self._tokenizer.get_added_tokens_decoder()
+        learned = {token: text for text, token in self._tokenizer.get_vocab().items() if token not in added}
+        bytes_of = [b""] * (1 + max([*added, *learned]))
+        try:
+            for token, text in learned.items():
+                bytes_of[token] = bytes(BYTE_OF[character] for character in text)
+        except KeyError as error:
+            raise DataError(KEY, str(path), f"its token {text!r} is not written in the alphabet of bytes") from error
+        for token, one in added.items():
+            bytes_of[token] = b"" if one.special else one.content.encode()
+        special = {one.content: token for token, one in added.items() if one.special}
+        end_of_text = next((special[name] for name in END_OF_TEXT if name in special), None)
+        super().__init__(str(path), bytes_of, end_of_text)
+
+    def encode(self, text: str) -> list[int]:
+        return self._tokenizer.encode(text, add_special_tokens=False).ids
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        # Several threads, and no search for where in the text each token lies.
+        return [found.ids for found in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+
+
+def _not_byte_level(content: Any) -> str | None:
+    """Why the bytes of a tokenizer.json's tokens are not known, or not those of the text."""
+    try:
+        if (model := content["model"]["type"]) != "BPE":
+            return f"it is a {model}"
+        if (normalizer := content["normalizer"]) is not None and normalizer["type"] != "NFC":
+            return f"its normalizer {normalizer['type']} changes the text"
+        before = content["pre_tokenizer"] or {}
+        levels = [step for step in before.get("pretokenizers", [before]) if step.get("type") == "ByteLevel"]
+    except (AttributeError, KeyError, TypeError):
+        return "it is no tokenizer.json"
+    if not levels:
+        return "its BPE is not of bytes"
+    if any(level["add_prefix_space"] for level in levels):
+        return "it puts a space before the text (add_prefix_space)"
+    return None
+
+
+def load_tokenizer(name: str) -> Tokenizer:
+    """A tokenizer by name.
+
+    Args:
+        name: `bytes`; a tokenizer.json, or a folder that has one; or one of tiktoken's names, such as gpt2.
+
+    Raises:
+        DataError: It is not there, cannot be used, or needs a package that is not installed.
+    """
+    if name == "bytes":
+        return ByteTokenizer()
+    if name.endswith(".json") or (Path(name) / "tokenizer.json").is_file():
+        return TokenizerFile(name)
+    return TiktokenTokenizer(name)
+
+
+def train_tokenizer(texts: Iterator[str], vocab_size: int, file: Path) -> None:
+    """Learns a byte-level BPE as GPT-2's (Radford et al. 2019) from texts, and writes it as a tokenizer.json.
+
+    Args:
+        texts: Read once, and not kept.
+        vocab_size: Number of tokens, with the 256 bytes and <|endoftext|>; fewer if the texts do not give so many.
+        file: Where to write it.
+
+    Raises:
+        DataError: The vocabulary is too small, or tokenizers is not installed.
+    """
+    try:
+        from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    except ImportError as error:
+        raise DataError("train_tokenizer", vocab_size, f"it needs tokenizers; {INSTALL}") from error
+    if vocab_size <= len(BYTE_OF):
+        raise DataError("train_tokenizer", vocab_size, f"accepted: from {len(BYTE_OF) + 1}, the bytes and end of text")
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[END_OF_TEXT[0]],
+        initial_alphabet=[*BYTE_OF],
+        show_progress=False,  # it would write to standard output
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.save(str(file))

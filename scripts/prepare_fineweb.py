@@ -1,0 +1,226 @@
+"""Makes token shards of FineWeb, or of another data set of texts, for `data: TokenShards`.
+
+    python scripts/prepare_fineweb.py --out data/fineweb10B
+    python scripts/prepare_fineweb.py --out data/fineweb1B --tokens 1_000_000_000 --processes 8
+    python scripts/prepare_fineweb.py --out data/own --dataset 'texts/*.parquet' --tokenizer own/tokenizer.json
+
+The data set comes from the Hugging Face hub while it is used, or from a folder or files of this machine (parquet,
+jsonl, …). Its documents are put one after the other, an end-of-text token before each, and cut to shards of
+`--shard_tokens`: fineweb_val_000000.bin, which validates, fineweb_train_000001.bin, ….
+
+It can be interrupted at any time. The same command goes on after the last whole shard, and makes the very shards that
+there would be otherwise: shards.json tells where in the data set each shard ends, and with which options it was made.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from glob import glob
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from bytelm.data.shard_file import read_shard, write_shard
+from bytelm.data.tokenize import Piece, Tokens, config_lines, encoded, shard_folder, shard_tokenizer
+from bytelm.errors import ConfigError, DataError
+from bytelm.files import replacing
+from bytelm.tokenizer import Tokenizer
+from bytelm.values import PositiveInt
+
+FINEWEB, SAMPLE = "HuggingFaceFW/fineweb", "sample-10BT"
+ROWS = 1000  # of the data set, read at once
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A finished shard, and where in the data set it ends.
+
+    Attributes:
+        file: Its name.
+        tokens: Its length.
+        documents: Number of whole documents in this shard and all before it.
+        cut: Tokens of the next document that are at its end.
+    """
+
+    file: str
+    tokens: int
+    documents: int
+    cut: int
+
+
+def shards_of(
+    documents: Iterable[Tokens], sizes: Iterable[int], done: int, cut: int
+) -> Iterator[tuple[Tokens, int, int]]:
+    """Cuts documents to shards.
+
+    Args:
+        documents: Tokens of each document from the first that is not whole in earlier shards.
+        sizes: Lengths of the shards; the last may turn out shorter.
+        done: Number of documents in earlier shards.
+        cut: Tokens of the first document that are in an earlier shard.
+
+    Yields:
+        The tokens of a shard, and `done` and `cut` for the next.
+    """
+    sizes = iter(sizes)
+    shard, filled = np.empty(next(sizes), np.uint16), 0
+    for tokens in documents:
+        while cut < len(tokens):
+            n = min(len(tokens) - cut, len(shard) - filled)
+            shard[filled : filled + n] = tokens[cut : cut + n]
+            filled, cut = filled + n, cut + n
+            if filled == len(shard):
+                yield (shard, done, cut) if cut < len(tokens) else (shard, done + 1, 0)
+                if (size := next(sizes, None)) is None:
+                    return
+                shard, filled = np.empty(size, np.uint16), 0
+        done, cut = done + 1, 0
+    if filled:
+        yield shard[:filled], done, 0
+
+
+def sizes_of(shard_tokens: int, tokens: int | None, done: int) -> Iterator[int]:
+    """Lengths of the shards that are to be made where `done` tokens are; without an end if `tokens` is None."""
+    while tokens is None or done < tokens:
+        size = shard_tokens if tokens is None else min(shard_tokens, tokens - done)
+        yield size
+        done += size
+
+
+def finished(folder: Path, made_with: dict[str, Any]) -> list[Shard]:
+    """The shards that a folder has, up to the first that is not whole.
+
+    Raises:
+        ConfigError: They were made with other options, or not by this script.
+    """
+    if not (state := folder / "shards.json").is_file():
+        if found := sorted(path.name for path in folder.glob("*.bin")):
+            raise ConfigError("out", str(folder), f"accepted: an empty folder; {found[0]} is there, and no shards.json")
+        return []
+    content = json.loads(state.read_text())
+    for key, value in made_with.items():
+        if (before := content["made_with"].get(key)) != value:
+            advice = "accepted: the same options, or another folder"
+            raise ConfigError(
+                "out", str(folder), f"its shards were made with {key} {before!r}, not {value!r}; {advice}"
+            )
+    shards = [Shard(**shard) for shard in content["shards"]]
+    return shards[: next((i for i, shard in enumerate(shards) if not is_whole(folder, shard)), len(shards))]
+
+
+def is_whole(folder: Path, shard: Shard) -> bool:
+    try:
+        return len(read_shard(folder / shard.file)) == shard.tokens
+    except DataError:
+        return False
+
+
+def write_state(folder: Path, made_with: dict[str, Any], shards: list[Shard]) -> None:
+    with replacing(folder / "shards.json") as partial:
+        state = {"made_with": made_with, "shards": [asdict(shard) for shard in shards]}
+        partial.write_text(json.dumps(state, indent=2) + "\n")
+
+
+def texts(options: argparse.Namespace, skipped: int) -> Iterator[str]:
+    """The documents of a data set, but for the first ones.
+
+    Raises:
+        DataError: The data set cannot be read, or datasets is not installed.
+    """
+    try:
+        from datasets import load_dataset, load_from_disk
+    except ImportError as error:
+        advice = 'it needs datasets, which is not installed; pip install "bytelm[tokens]" brings it'
+        raise DataError("dataset", options.dataset, advice) from error
+    path = Path(options.dataset)
+    try:
+        if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():  # as save_to_disk leaves it
+            stored = load_from_disk(str(path))
+            dataset = (stored[options.split] if isinstance(stored, dict) else stored).to_iterable_dataset()
+        elif not path.is_dir() and glob(options.dataset):
+            folder = str(path.absolute().parent)
+            dataset = load_dataset(folder, data_files=path.name, split=options.split, streaming=True)
+        else:
+            name = options.name or (SAMPLE if options.dataset == FINEWEB else None)
+            dataset = load_dataset(options.dataset, name, split=options.split, streaming=True)
+        columns = dataset.select_columns([options.text_field]).skip(skipped).with_format("arrow")
+        for rows in columns.iter(ROWS):
+            yield from (text or "" for text in rows[options.text_field].cast("string").to_pylist())
+    except Exception as error:  # of many kinds: the hub's, the network's, those of each format
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise DataError("dataset", options.dataset, f"it cannot be read: {reason}") from error
+
+
+def prepare(options: argparse.Namespace) -> Tokenizer:
+    """Makes the shards that are not there yet.
+
+    Raises:
+        ConfigError: An option cannot work, or the folder's shards were made with others.
+        DataError: The data set or the tokenizer cannot be used.
+    """
+    if options.tokens is not None and options.tokens <= options.shard_tokens:
+        accepted = f"accepted: above {options.shard_tokens} (shard_tokens), as the first shard validates"
+        raise ConfigError("tokens", options.tokens, accepted)
+    tokenizer = shard_tokenizer(options.tokenizer)
+    keys = ("dataset", "name", "split", "text_field", "tokenizer", "shard_tokens", "tokens")
+    made_with = {key: getattr(options, key) for key in keys}
+    made_with["tokenizer_sha256"] = hashlib.sha256(repr(tokenizer.bytes_of).encode()).hexdigest()
+
+    folder = shard_folder(options.out)
+    shards = finished(folder, made_with)
+    write_state(folder, made_with, shards)
+    n_tokens = sum(shard.tokens for shard in shards)
+    if n_tokens == options.tokens or n_tokens < len(shards) * options.shard_tokens:
+        return tokenizer  # all are there: the last ends with the limit, or with the data set
+    done, cut = (shards[-1].documents, shards[-1].cut) if shards else (0, 0)
+
+    bar = tqdm(total=options.tokens, initial=n_tokens, unit="tok", unit_scale=True, desc="tokens")
+    documents = encoded((Piece(text) for text in texts(options, done)), tokenizer, options.processes)
+    with bar, closing(documents):
+        sizes = sizes_of(options.shard_tokens, options.tokens, n_tokens)
+        for tokens, n_documents, rest in shards_of(counted(documents, bar), sizes, done, cut):
+            if not shards and len(tokens) < options.shard_tokens:
+                accepted = f"accepted: below {len(tokens)}, all that the data set has, as the first shard validates"
+                raise ConfigError("shard_tokens", options.shard_tokens, accepted)
+            shard = Shard(
+                f"fineweb_{'train' if shards else 'val'}_{len(shards):06d}.bin", len(tokens), n_documents, rest
+            )
+            write_shard(folder / shard.file, tokens)
+            shards.append(shard)
+            write_state(folder, made_with, shards)
+    return tokenizer
+
+
+def counted(documents: Iterable[Tokens], bar: Any) -> Iterator[Tokens]:
+    for tokens in documents:
+        bar.update(len(tokens))
+        yield tokens
+
+
+def main(arguments: list[str] | None = None) -> None:
+    from bytelm.cli import errors_in_one_line  # here, as every process that encodes imports what is above
+
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
+    parser.add_argument("--dataset", default=FINEWEB, help="on the hub, a folder, a file or a glob (%(default)s)")
+    parser.add_argument("--name", help=f"which of the data set's configurations ({SAMPLE} for fineweb)")
+    parser.add_argument("--split", default="train", help="(%(default)s)")
+    parser.add_argument("--text_field", default="text", help="(%(default)s)")
+    parser.add_argument("--tokenizer", default="gpt2", help="bytes, a name of tiktoken, a tokenizer.json (%(default)s)")
+    parser.add_argument("--out", required=True, help="folder for the shards")
+    parser.add_argument("--shard_tokens", type=PositiveInt, default=100_000_000, help="(%(default)s)")
+    parser.add_argument("--tokens", type=PositiveInt, help="of all shards together (as many as there are)")
+    parser.add_argument("--processes", type=PositiveInt, default=os.cpu_count(), help="that encode (%(default)s)")
+    options = parser.parse_args(arguments)
+    with errors_in_one_line():
+        tokenizer = prepare(options)
+        print(config_lines(options.out, tokenizer))
+
+
+if __name__ == "__main__":
+    main()

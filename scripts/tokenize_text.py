@@ -1,0 +1,128 @@
+"""Makes token shards of your own text files, for `data: TokenShards`.
+
+    python scripts/tokenize_text.py my-folder --out data/own --train_tokenizer 8192
+    python scripts/tokenize_text.py 'stories/*.txt' --separator '<|endoftext|>' --out data/stories --tokenizer gpt2
+
+Each file is a document, or several with a separator between them; an end-of-text token is put before each. The last
+tokens validate (val_000000.bin, …) and the others train (train_000000.bin, …). `--train_tokenizer` learns a byte-level
+BPE from the text first, and leaves it as tokenizer.json beside the shards. What a config needs to train on them is
+printed at the end.
+"""
+
+import argparse
+import os
+from collections.abc import Iterator
+from contextlib import closing
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from bytelm.data.shard_file import write_shard
+from bytelm.data.tokenize import Piece, config_lines, encoded, shard_folder, shard_tokenizer, text_pieces
+from bytelm.errors import ConfigError, DataError
+from bytelm.tokenizer import Tokenizer, train_tokenizer
+from bytelm.values import PositiveInt
+
+LONG_TOKEN = 8  # bytes; the mean over a text is below that
+
+
+def all_pieces(files: list[Path], separator: str | None) -> Iterator[Piece]:
+    return chain.from_iterable(text_pieces(file, separator) for file in files)
+
+
+def first_texts(pieces: Iterator[Piece], n_bytes: int) -> Iterator[str]:
+    """Texts up to so many bytes, with a progress bar."""
+    with tqdm(total=n_bytes, unit="B", unit_scale=True, desc="tokenizer") as bar:
+        for piece in pieces:
+            text = piece.text.encode()[:n_bytes]
+            n_bytes -= len(text)
+            if not text:
+                return
+            yield text.decode(errors="ignore")
+            bar.update(len(text))
+
+
+def learn_tokenizer(files: list[Path], folder: Path, options: argparse.Namespace) -> str:
+    """Writes a tokenizer.json for these files, and returns its name. What validates does not choose the vocabulary."""
+    n_bytes = sum(file.stat().st_size for file in files)
+    if options.val_tokens is None:
+        n_val = int(options.val_fraction * n_bytes)
+    else:
+        n_val = min(LONG_TOKEN * options.val_tokens, n_bytes // 2)
+    file = folder / "tokenizer.json"
+    texts = first_texts(all_pieces(files, options.separator), n_bytes - n_val)
+    train_tokenizer(texts, options.train_tokenizer, file)
+    return str(file)
+
+
+def tokenize(files: list[Path], tokenizer: Tokenizer, options: argparse.Namespace) -> None:
+    """Writes the shards of these files.
+
+    Raises:
+        DataError: A file is no text, or the validation shards would take all or nothing.
+    """
+    folder = Path(options.out)
+    all_tokens = folder / ".tokens.part"  # in a file, as they can be more than fit into memory
+    documents = encoded(all_pieces(files, options.separator), tokenizer, options.processes)
+    n_bytes = sum(file.stat().st_size for file in files)
+    token_bytes = tokenizer.token_bytes.numpy()
+    try:
+        with (
+            closing(documents),
+            all_tokens.open("wb") as file,
+            tqdm(total=n_bytes, unit="B", unit_scale=True, desc="text") as bar,
+        ):
+            for piece in documents:
+                file.write(piece.tobytes())
+                bar.update(int(token_bytes[piece].sum()))
+        n_tokens = all_tokens.stat().st_size // 2
+        n_val = round(options.val_fraction * n_tokens) if options.val_tokens is None else options.val_tokens
+        if not 0 < n_val < n_tokens:
+            raise DataError(
+                "path", options.paths[0], f"of {n_tokens} tokens {n_val} would validate; accepted: some, not all"
+            )
+        tokens = np.memmap(all_tokens, np.uint16, "r")
+        for split, part in {"train": tokens[:-n_val], "val": tokens[-n_val:]}.items():
+            for i, start in enumerate(range(0, len(part), options.shard_tokens)):
+                write_shard(folder / f"{split}_{i:06d}.bin", part[start : start + options.shard_tokens])
+    finally:
+        all_tokens.unlink(missing_ok=True)
+    print(f"{n_tokens - n_val:,} tokens to train, {n_val:,} to validate; {n_bytes / n_tokens:.2f} bytes a token")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    # Here, as every process that encodes imports what is above.
+    from bytelm.cli import errors_in_one_line
+    from bytelm.data.corpora import text_files
+
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
+    parser.add_argument("paths", nargs="+", metavar="path", help="text in UTF-8: files, folders, globs")
+    parser.add_argument("--out", required=True, help="folder for the shards")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--tokenizer", default="gpt2", help="bytes, a name of tiktoken, a tokenizer.json (%(default)s)")
+    which.add_argument("--train_tokenizer", type=PositiveInt, metavar="VOCAB_SIZE", help="learn one from the text")
+    parser.add_argument("--separator", help="what stands between the documents of a file")
+    split = parser.add_mutually_exclusive_group()
+    split.add_argument("--val_fraction", type=float, default=0.1, help="of the tokens, that validate (%(default)s)")
+    split.add_argument("--val_tokens", type=PositiveInt, help="the same as a number")
+    parser.add_argument("--shard_tokens", type=PositiveInt, default=100_000_000, help="(%(default)s)")
+    parser.add_argument("--processes", type=PositiveInt, default=os.cpu_count(), help="that encode (%(default)s)")
+    options = parser.parse_args(arguments)
+    with errors_in_one_line():
+        if not 0 < options.val_fraction < 1:
+            raise ConfigError("val_fraction", options.val_fraction, "accepted: a number between 0 and 1")
+        files = [file for path in options.paths for file in text_files(path)]
+        folder = shard_folder(options.out)
+        if found := sorted(path.name for path in folder.glob("*.bin")):
+            raise ConfigError("out", str(folder), f"accepted: a folder without shards; {found[0]} is there")
+        if options.train_tokenizer:
+            options.tokenizer = learn_tokenizer(files, folder, options)
+        tokenizer = shard_tokenizer(options.tokenizer)
+        tokenize(files, tokenizer, options)
+        print(config_lines(options.out, tokenizer))
+
+
+if __name__ == "__main__":
+    main()

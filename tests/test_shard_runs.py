@@ -1,0 +1,163 @@
+"""Whole runs on token shards: what they leave, that they go on exactly, what is refused before there is a folder."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from bytelm.data.shard_file import write_shard
+from bytelm.errors import DataError
+
+CONFIG = """
+model:
+  gpt: {vocab_size: 320, d_model: 16, n_heads: 2, n_layers: 1, d_ff: 32, max_seq_len: 16}
+  optimizer: {class_path: AdamW, init_args: {lr: 3e-3}}
+data:
+  class_path: TokenShards
+  init_args: {path: tokens, batch_size: 4, seq_len: 16, vocab_size: 300, tokenizer: null, eval_tokens: 256}
+trainer: {accelerator: cpu, devices: 1, gradient_clip_val: 1.0, log_every_n_steps: 1}
+time_budget: {limit: 4 steps}
+"""
+
+
+@pytest.fixture
+def folder(folder):
+    """The folder of all runs' tests, with shards in tokens/, and with a tiny.yaml that trains on them."""
+    Path("tokens").mkdir()
+    rng = np.random.default_rng(0)
+    for name in ("train_1", "train_2", "val_1"):
+        write_shard(f"tokens/text_{name}.bin", rng.integers(1, 256, 2_000))
+    Path("tiny.yaml").write_text(CONFIG)
+    return folder
+
+
+def read_record(experiment="tiny"):
+    return json.loads(Path(f"runs/{experiment}/version_0/record.json").read_text())
+
+
+def read_checkpoint(experiment, name="last"):
+    return torch.load(f"runs/{experiment}/version_0/checkpoints/{name}.ckpt", weights_only=True)
+
+
+def scalars(experiment="tiny"):
+    events = EventAccumulator(f"runs/{experiment}/version_0")
+    events.Reload()
+    return events
+
+
+def test_a_run_without_a_tokenizer_is_scored_by_its_loss(run, capsys):
+    run("--trainer.val_check_interval", "2")
+    record = read_record()
+    assert record["status"] == "completed"
+    assert record["val_bpb"] is None
+    assert 4 < record["val_loss"] < 7  # ln 320 is 5.8
+    assert record["tokens_seen"] == 4 * 4 * 16
+    assert record["corpus"]["name"] == "tokens"
+    assert record["corpus"]["tokens"] == {"train": 4_000, "val": 2_000}
+    printed = dict(line.split(": ", 1) for line in capsys.readouterr().out.splitlines())
+    assert printed["val_loss"] == f"{record['val_loss']:.4f}"
+    assert "val_bpb" not in printed
+
+    config = yaml.safe_load(Path("runs/tiny/version_0/config.yaml").read_text())
+    assert config["checkpoint"]["monitor"] == "val/loss"
+    states = read_checkpoint("tiny", "best")["callbacks"]
+    (best,) = [state for key, state in states.items() if key.startswith("ModelCheckpoint")]
+    assert best["monitor"] == "val/loss"
+    assert float(best["best_model_score"]) == pytest.approx(min(e.value for e in scalars().Scalars("val/loss")))
+    assert "val/bpb" not in scalars().Tags()["scalars"]
+    assert b"val/loss" in scalars().summary_metadata["_hparams_/experiment"].plugin_data.content
+
+
+def test_a_run_with_a_tokenizer_is_scored_in_bits_per_byte(run, capsys):
+    run("--data.tokenizer", "bytes")
+    record = read_record()
+    assert record["val_bpb"] == pytest.approx(record["val_loss"] / np.log(2), abs=1e-5)
+    out = capsys.readouterr().out
+    assert f"val_bpb: {record['val_bpb']:.4f}" in out
+    assert "val_loss" not in out
+    config = yaml.safe_load(Path("runs/tiny/version_0/config.yaml").read_text())
+    assert config["checkpoint"]["monitor"] == "val/bpb"
+
+
+def test_what_the_config_says_of_the_checkpoint_holds(run):
+    run("--data.tokenizer", "bytes", "--checkpoint.monitor", "val/loss")
+    config = yaml.safe_load(Path("runs/tiny/version_0/config.yaml").read_text())
+    assert config["checkpoint"]["monitor"] == "val/loss"
+
+
+@pytest.mark.parametrize("order", ["random", "sequential"])
+def test_a_run_that_goes_on_is_the_run_that_was_never_cut(order, run):
+    options = ("--data.order", order, "--trainer.accumulate_grad_batches", "2")
+    run("--experiment", "whole", "--time_budget.limit", "9 steps", *options)
+    run("--experiment", "cut", "--time_budget.limit", "5 steps", *options)
+    assert read_checkpoint("cut")["TokenShards"]["position"] == 5 * 2 * 4
+    run("--experiment", "cut", "--time_budget.limit", "9 steps", "--ckpt_path", "last", *options)
+    whole, cut = read_checkpoint("whole"), read_checkpoint("cut")
+    assert whole["TokenShards"] == cut["TokenShards"]
+    assert whole["TokenShards"]["position"] == 9 * 2 * 4
+    for name, value in whole["state_dict"].items():
+        assert torch.equal(value, cut["state_dict"][name]), name
+    losses = [[event.value for event in scalars(name).Scalars("train/loss")] for name in ("whole", "cut")]
+    assert losses[0] == losses[1]
+    assert read_record("whole")["val_loss"] == read_record("cut")["val_loss"]
+
+
+def test_the_resolved_config_repeats_the_run(run):
+    run()
+    run(config="runs/tiny/version_0/config.yaml")
+    assert read_record("config")["train_loss"] == read_record()["train_loss"]
+
+
+def test_a_checkpoint_is_validated_and_tested(run, capsys):
+    run()
+    capsys.readouterr()
+    for subcommand, split in (("validate", "val"), ("test", "test")):
+        run("--ckpt_path", "runs/tiny/version_0/checkpoints/last.ckpt", subcommand=subcommand)
+        (line,) = capsys.readouterr().out.splitlines()
+        assert line.startswith(f"{split}_loss: ")
+    assert float(line.split()[1]) > 0
+
+
+def test_tokens_that_the_network_does_not_know_are_refused(refused):
+    assert "vocab_size: 320 cannot be used; accepted: from 321" in refused("--data.vocab_size", "321")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--data.path", "none"), ["data.path: 'none'", "accepted: a folder with *train*.bin"]),
+        (("--data.vocab_size", "200"), ["data.vocab_size: 200", "tokens/text_train_1.bin has token 255"]),
+        (("--data.seq_len", "16", "--data.val", "tokens/short.bin"), ["data.seq_len: 16", "accepted: up to 15"]),
+        (("--data.train", "tokens/cut.bin"), ["'tokens/cut.bin'", "it is cut short"]),
+    ],
+)
+def test_shards_that_cannot_be_used_are_refused_in_one_line(options, words, refused):
+    np.ones(16, np.uint16).tofile("tokens/short.bin")
+    Path("tokens/cut.bin").write_bytes(Path("tokens/text_val_1.bin").read_bytes()[:-100])
+    line = refused(*options, status=DataError.exit_status)
+    assert [word for word in words if word not in line] == []
+    assert not Path("runs").exists()
+
+
+def test_a_run_does_not_go_on_with_other_shards(run, refused, capsys):
+    run()
+    capsys.readouterr()
+    write_shard("tokens/text_train_2.bin", np.ones(2_000))
+    line = refused("--ckpt_path", "last", status=DataError.exit_status)
+    assert "data: 'tokens' cannot be used; it has changed since the checkpoint was written" in line
+
+
+def test_a_bad_token_in_the_middle_of_a_run_is_in_the_record(run, monkeypatch):
+    monkeypatch.setattr("bytelm.data.shards.SCANNED", 1)
+    tokens = np.ones(200, np.uint16)
+    tokens[100] = 310
+    write_shard("tokens/text_train_1.bin", tokens)
+    with pytest.raises(DataError):
+        run("--data.order", "sequential")
+    record = read_record()
+    assert record["status"] == "error"
+    assert "tokens/text_train_1.bin has token 310; accepted: from 311" in record["reason"]
