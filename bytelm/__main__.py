@@ -12,19 +12,25 @@ os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 # Those beside LightningCLI's (cli.py). Imported when asked for: they need what `pip install bytelm[experiments]` adds.
 COMMANDS = {
     "experiments": "bytelm.experiments.runner",
+    "generate": "bytelm.generate",
     "ledger": "bytelm.experiments.ledger",
     "report": "bytelm.experiments.report",
     "serve": "bytelm.experiments.api",
+    "evaluate": "bytelm.evaluate",
+    "import": "bytelm.convert:main_import",
+    "export": "bytelm.convert:main_export",
 }
+EXTRAS = {"evaluate": "eval"}  # where it is another
 
 if __name__ == "__main__":
     command, *arguments = sys.argv[1:] or [""]
     try:
-        module = import_module(COMMANDS.get(command, "bytelm.cli"))
+        name, _, function = COMMANDS.get(command, "bytelm.cli").partition(":")
+        module = import_module(name)
     except ModuleNotFoundError as error:
         if command not in COMMANDS:
             raise
-        extra = 'pip install -e ".[experiments]"'
+        extra = f'pip install -e ".[{EXTRAS.get(command, "experiments")}]"'
         import_module("bytelm.cli").fail(f"{command} needs {error.name}, which is not installed; {extra} brings it")
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    module.main(arguments if command in COMMANDS else None)
+    getattr(module, function or "main")(arguments if command in COMMANDS else None)

@@ -5,17 +5,20 @@
 The constructor takes small factories, one a part; a config names another class to swap one. Notable:
 - one position encoding, shared by all blocks, acts on embeddings, on queries and keys, or on scores;
 - a memory, none by default, tells of what followed the same context elsewhere;
+- writing token by token (generate.py), a cache keeps the keys and values of the tokens before;
 - the head is tied to the token embedding unless told otherwise;
 - the last thing that happens is the initialisation, a part too.
 """
 
+import inspect
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from bytelm.errors import ConfigError
-from bytelm.parts.attention import SDPA, Attention
+from bytelm.parts.attention import SDPA, Attention, KVCache
 from bytelm.parts.block import Block, PreNorm
 from bytelm.parts.embedding import TokenEmbedding
 from bytelm.parts.feedforward import GELU, FeedForward
@@ -37,7 +40,7 @@ class GPT(nn.Module):
         vocab_size: Number of tokens; 256 for bytes.
         max_seq_len: Longest sequence, in tokens.
         position: Position encoding: Rotary, Learned, Sinusoidal, ALiBi, NoPosition.
-        embedding: Token embedding: TokenEmbedding, ScaledEmbedding, HashedNGrams.
+        embedding: Token embedding: TokenEmbedding, ScaledEmbedding, ValueEmbedding, HashedNGrams.
         attention: Attention: SDPA, Explicit; its options are n_kv_heads, qk_norm, dropout, bias.
         feedforward: Feed-forward: ReLU, GELU, SiLU, ReLUSquared, SwiGLU, GeGLU.
         memory: Memory: NoMemory, NGramMemory.
@@ -49,6 +52,8 @@ class GPT(nn.Module):
         norm_embeddings: Whether the embeddings are normalised before the first block.
         logit_softcap: Logits become c tanh(logits / c), within (-c, c), before a memory mixes into them (Gemma 2,
             arXiv:2408.00118); none by default.
+        residual_autocast: Whether under mixed precision the residual stream is in its lower precision, too. Otherwise
+            it is in float32, as the embeddings are, and takes twice the memory's time.
         dropout: Probability of dropping an element of the embeddings and of what each branch adds (GPT-2's).
 
     Raises:
@@ -75,6 +80,7 @@ class GPT(nn.Module):
         head_bias: bool = False,
         norm_embeddings: bool = False,
         logit_softcap: PositiveFloat | None = None,
+        residual_autocast: bool = False,
         dropout: UnitInterval = 0.0,
     ) -> None:
         super().__init__()
@@ -84,6 +90,7 @@ class GPT(nn.Module):
         self.max_seq_len = max_seq_len
         self.d_model = d_model
         self.logit_softcap = logit_softcap
+        self.residual_autocast = residual_autocast
         self.tie_embeddings = tie_embeddings
 
         self.embedding = embedding(vocab_size, d_model)
@@ -100,6 +107,8 @@ class GPT(nn.Module):
             )
             for _ in range(n_layers)
         )
+        if self.embedding.gives_values:
+            self._make_values()
         self.norm = norm(d_model)
         self.head = nn.Linear(d_model, vocab_size, bias=head_bias)
         if tie_embeddings:
@@ -107,19 +116,46 @@ class GPT(nn.Module):
         init()(self, n_layers)
         self.memory.initialize()
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Token ids (B, T), T <= max_seq_len, to the logits of each next token, (B, T, vocab_size)."""
+    def forward(self, tokens: Tensor, cache: list[KVCache] | None = None) -> Tensor:
+        """Logits of each next token.
+
+        Args:
+            tokens: Token ids (B, T), T <= max_seq_len.
+            cache: Of the first tokens, as many as are in it, the keys and values, one entry a block (`new_cache`). They
+                are not computed again, and those of the others are added to it.
+
+        Returns:
+            (B, T, vocab_size); with a cache those of the tokens that were not in it.
+        """
         assert tokens.shape[1] <= self.max_seq_len, f"{tokens.shape[1]} tokens, max_seq_len is {self.max_seq_len}"
-        evidence = self.memory.recall(tokens)
-        x = self.memory.embed(self.embedding(tokens), evidence)
-        x = self.dropout(self.embedding_norm(self.position.embed(x)))
-        for block in self.blocks:
-            x = block(x, self.position)
+        seen = 0 if cache is None else cache[0].length
+        # Parts are told of a cache, and of values, only where there are any: a user's own may know of neither.
+        start: dict[str, Any] = {"start": seen} if seen else {}
+        evidence = self.memory.recall(tokens, **start)
+        x, values = self.embedding(tokens), self.embedding.values(tokens)
+        if seen:  # embeddings may look back over all tokens; what follows is of the new ones alone
+            x, values = x[:, seen:], None if values is None else values[:, seen:]
+        x = self.dropout(self.embedding_norm(self.position.embed(self.memory.embed(x, evidence), **start)))
+        if self.residual_autocast and torch.is_autocast_enabled(x.device.type):
+            x = x.to(torch.get_autocast_dtype(x.device.type))
+        beside: dict[str, Any] = {} if values is None else {"values": values}
+        for i, block in enumerate(self.blocks):
+            own = beside if cache is None else {**beside, "cache": cache[i]}
+            x = block(x, self.position, **own)
         x = self.norm(x)
         logits = self.head(x)
         if self.logit_softcap is not None:
             logits = self.logit_softcap * torch.tanh(logits / self.logit_softcap)
         return self.memory.mix(logits, x, evidence)
+
+    def new_cache(self) -> list[KVCache] | None:
+        """An empty cache for `forward`; None where a part, one of the user's own, knows of none."""
+        block: Any = self.blocks[0]
+        telling = [(part.forward, "cache") for part in (self, block, block.attention)]
+        telling += [(self.position.embed, "start"), (self.position.rotate, "start"), (self.memory.recall, "start")]
+        if not all(_takes(function, argument) for function, argument in telling):
+            return None
+        return [KVCache(self.max_seq_len) for _ in self.blocks]
 
     def hidden(self) -> nn.Module:
         """What lies between the embeddings and the head: its matrices are what Muon is for."""
@@ -140,3 +176,21 @@ class GPT(nn.Module):
             looked_up = [p for p in looked_up if p is not self.head.weight]
         n_looked_up = sum(p.numel() for p in looked_up)
         return 6 * (self.num_params() - n_looked_up) + 12 * len(self.blocks) * self.d_model * seq_len
+
+    def _make_values(self) -> None:
+        """Lets the embedding give values to the attentions, now that their width is known."""
+        block: Any = self.blocks[0]
+        for part in (block, block.attention):
+            if not _takes(part.forward, "values"):
+                raise ConfigError(
+                    "embedding",
+                    type(self.embedding).__name__,
+                    f"accepted with {type(part).__name__}, whose forward takes no `values`: embeddings without them",
+                )
+        self.embedding.make_values(block.attention.n_kv_heads * block.attention.head_dim)
+
+
+def _takes(function: Callable[..., Any], argument: str) -> bool:
+    """Whether a function has an argument of this name, or passes on what it does not know."""
+    parameters = inspect.signature(function).parameters.values()
+    return any(p.name == argument or p.kind is p.VAR_KEYWORD for p in parameters)

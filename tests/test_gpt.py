@@ -111,6 +111,16 @@ def test_logit_softcap_bounds_logits_by_a_scaled_tanh():
     torch.testing.assert_close(capped, 1.5 * (logits / 1.5).tanh())
 
 
+@pytest.mark.parametrize(("residual_autocast", "dtype"), [(False, torch.float32), (True, torch.bfloat16)])
+def test_the_residual_stream_is_in_autocasts_precision_if_told_so(residual_autocast, dtype):
+    gpt, seen = tiny(residual_autocast=residual_autocast), []
+    gpt.blocks[0].register_forward_hook(lambda block, inputs, output: seen.append(output.dtype))
+    plain = gpt(tokens())
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(gpt(tokens()).float(), plain, rtol=0.05, atol=0.05)
+    assert seen == [torch.float32, dtype]
+
+
 def test_dropout_acts_on_embeddings_and_branches_in_training_only():
     gpt, plain = tiny(dropout=1.0), tiny()
     # All embeddings and branches dropped, only the final norm's bias, which is zero, reaches the head.

@@ -1,6 +1,7 @@
 """Causal self-attention: the projections are common, how queries meet keys and values is the variant.
 
-Queries and keys may be normalised per head (QK-norm); several query heads may share a key/value head (GQA).
+Queries and keys may be normalised per head (QK-norm); several query heads may share a key/value head (GQA). A network
+that writes token by token keeps the keys and values of those before (KVCache).
 """
 
 import math
@@ -16,6 +17,32 @@ from bytelm.parts.init import ResidualProjection
 from bytelm.parts.norm import Norm
 from bytelm.parts.position import PositionEncoding
 from bytelm.values import PositiveInt, UnitInterval
+
+
+class KVCache:
+    """Keys and values of the tokens that an attention has seen, so that they are computed once. For no_grad.
+
+    Args:
+        max_seq_len: How many tokens there is room for.
+
+    Attributes:
+        length: How many are in it.
+    """
+
+    def __init__(self, max_seq_len: int) -> None:
+        self.max_seq_len = max_seq_len
+        self.length = 0
+        self._kv: Tensor | None = None
+
+    def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Takes in the keys and values of the next tokens, (B, n_kv_heads, T, head_dim); returns all so far."""
+        if self._kv is None:
+            batch, n_kv_heads, _, head_dim = k.shape
+            self._kv = k.new_empty(2, batch, n_kv_heads, self.max_seq_len, head_dim)
+        start, self.length = self.length, self.length + k.shape[2]
+        self._kv[..., start : self.length, :] = torch.stack([k, v])
+        keys, values = self._kv[..., : self.length, :]
+        return keys, values
 
 
 class Attention(nn.Module, ABC):
@@ -62,22 +89,45 @@ class Attention(nn.Module, ABC):
         """Mixes values causally.
 
         Args:
-            q: Queries, (B, n_heads, T, head_dim).
-            k: Keys, (B, n_kv_heads, T, head_dim).
+            q: Queries, (B, n_heads, T, head_dim): those of the last T of S tokens. S is T, unless there is a cache.
+            k: Keys, (B, n_kv_heads, S, head_dim).
             v: Values, of the same shape.
-            scores: Added to the scores, causal mask included, (n_heads, T, T); None: the causal mask alone.
+            scores: Added to the scores, causal mask included, (n_heads or 1, T, S); None: the causal mask alone, S = T.
 
         Returns:
             (B, n_heads, T, head_dim).
         """
 
-    def forward(self, x: Tensor, position: PositionEncoding) -> Tensor:
-        """(B, T, d_model) to the same shape; token t sees tokens 0 to t."""
+    def forward(
+        self,
+        x: Tensor,
+        position: PositionEncoding,
+        values: Tensor | None = None,
+        cache: KVCache | None = None,
+    ) -> Tensor:
+        """(B, T, d_model) to the same shape; token t sees tokens 0 to t.
+
+        Args:
+            x: The tokens; with a cache those that follow the ones in it.
+            position: Position encoding.
+            values: Added to the values, (B, T, n_kv_heads head_dim).
+            cache: Keys and values of the tokens before; it is given these tokens' too.
+        """
         batch, seq_len, _ = x.shape
         heads = self.qkv(x).view(batch, seq_len, -1, self.head_dim).transpose(1, 2)
         q, k, v = heads.split([self.n_heads, self.n_kv_heads, self.n_kv_heads], dim=1)
-        q, k = position.rotate(self.q_norm(q), self.k_norm(k))
-        mixed = self.attend(q, k, v, position.scores(seq_len))
+        if values is not None:
+            v = v + values.view(batch, seq_len, -1, self.head_dim).transpose(1, 2).to(v.dtype)
+        q, k = self.q_norm(q), self.k_norm(k)
+        if cache is None:
+            q, k = position.rotate(q, k)
+            scores = position.scores(seq_len)
+        else:
+            start = cache.length
+            q, k = position.rotate(q, k, start)
+            k, v = cache.append(k, v)
+            scores = _last_rows(position.scores(start + seq_len), start, seq_len, x.device)
+        mixed = self.attend(q, k, v, scores)
         return self.out(mixed.transpose(1, 2).reshape(batch, seq_len, -1))
 
 
@@ -110,3 +160,12 @@ class Explicit(Attention):
             logits = logits + scores
         weights = F.dropout(logits.softmax(dim=-1), self.dropout, self.training)
         return weights.to(v.dtype) @ v
+
+
+def _last_rows(scores: Tensor | None, start: int, seq_len: int, device: torch.device) -> Tensor | None:
+    """Scores of the queries from `start` on; written out where they are the causal mask alone, unless `start` is 0."""
+    if start == 0:
+        return scores
+    if scores is None:
+        return torch.full((1, seq_len, start + seq_len), -math.inf, device=device).triu(start + 1)
+    return scores[:, start:]

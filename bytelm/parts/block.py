@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -32,29 +33,29 @@ class Block(nn.Module, ABC):
         self.dropout = nn.Dropout(dropout)
 
     @abstractmethod
-    def forward(self, x: Tensor, position: PositionEncoding) -> Tensor:
-        """(B, T, d_model) to the same shape."""
+    def forward(self, x: Tensor, position: PositionEncoding, **beside: Any) -> Tensor:
+        """(B, T, d_model) to the same shape; what is given `beside` is for the attention (see Attention.forward)."""
 
 
 class PreNorm(Block):
     """x + f(norm(x)) for both branches (GPT-2)."""
 
-    def forward(self, x: Tensor, position: PositionEncoding) -> Tensor:
-        x = x + self.dropout(self.attention(self.attention_norm(x), position))
+    def forward(self, x: Tensor, position: PositionEncoding, **beside: Any) -> Tensor:
+        x = x + self.dropout(self.attention(self.attention_norm(x), position, **beside))
         return x + self.dropout(self.feedforward(self.feedforward_norm(x)))
 
 
 class PostNorm(Block):
     """norm(x + f(x)) for both branches (Vaswani et al. 2017, arXiv:1706.03762)."""
 
-    def forward(self, x: Tensor, position: PositionEncoding) -> Tensor:
-        x = self.attention_norm(x + self.dropout(self.attention(x, position)))
+    def forward(self, x: Tensor, position: PositionEncoding, **beside: Any) -> Tensor:
+        x = self.attention_norm(x + self.dropout(self.attention(x, position, **beside)))
         return self.feedforward_norm(x + self.dropout(self.feedforward(x)))
 
 
 class Parallel(Block):
     """x + attention(norm(x)) + feedforward(norm(x)), each with a norm of its own (GPT-NeoX, arXiv:2204.06745)."""
 
-    def forward(self, x: Tensor, position: PositionEncoding) -> Tensor:
-        attended = self.attention(self.attention_norm(x), position)
+    def forward(self, x: Tensor, position: PositionEncoding, **beside: Any) -> Tensor:
+        attended = self.attention(self.attention_norm(x), position, **beside)
         return x + self.dropout(attended) + self.dropout(self.feedforward(self.feedforward_norm(x)))

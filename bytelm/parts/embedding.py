@@ -1,4 +1,4 @@
-"""Token embeddings: token ids (B, T) to vectors (B, T, d_model)."""
+"""Token embeddings: token ids (B, T) to vectors (B, T, d_model), and perhaps to values for the attentions."""
 
 import math
 
@@ -19,12 +19,21 @@ class TokenEmbedding(nn.Embedding):
 
     Attributes:
         sparse_tables: Whether it has tables whose gradients are sparse, which not all optimizers and strategies take.
+        gives_values: Whether attentions get something of the tokens, too (`values`).
     """
 
     sparse_tables = False
+    gives_values = False
 
     def __init__(self, vocab_size: int, d_model: int) -> None:
         super().__init__(vocab_size, d_model)
+
+    def make_values(self, dim: int) -> None:
+        """Makes room for values of a width that is known once there are attentions; before the initialisation."""
+
+    def values(self, tokens: Tensor) -> Tensor | None:
+        """What tokens (B, T) add to the values of every attention, (B, T, n_kv_heads head_dim); None: nothing."""
+        return None
 
     def looked_up(self) -> list[Tensor]:
         """Parameters of which a token reads some rows and multiplies with none: they cost no FLOPs."""
@@ -41,6 +50,30 @@ class ScaledEmbedding(TokenEmbedding):
 
     def forward(self, tokens: Tensor) -> Tensor:
         return F.embedding(tokens, self.weight) * math.sqrt(self.embedding_dim)
+
+
+class ValueEmbedding(TokenEmbedding):
+    """A second vector a token, added to its values in the attention of every block.
+
+    So what a token hands on does not have to pass through the residual stream. After value residuals (Zhou et al. 2024,
+    arXiv:2410.17897), which add the first block's values, and the value embeddings of modded-nanogpt. The table is as
+    wide as the attention's values, n_kv_heads times the head dimension. It is looked up, so it costs no FLOPs.
+
+    Args:
+        vocab_size: Number of tokens.
+        d_model: Width of the residual stream.
+    """
+
+    gives_values = True
+
+    def make_values(self, dim: int) -> None:
+        self.token_values = nn.Embedding(self.num_embeddings, dim)
+
+    def values(self, tokens: Tensor) -> Tensor:
+        return self.token_values(tokens)
+
+    def looked_up(self) -> list[Tensor]:
+        return [*super().looked_up(), self.token_values.weight]
 
 
 class Table(nn.EmbeddingBag):

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -37,3 +38,26 @@ class CrossEntropy(Loss):
         if self.z_loss:
             loss = loss + self.z_loss * logits.logsumexp(dim=-1).square().mean()
         return loss
+
+
+class FusedCrossEntropy(Loss):
+    """Mean cross-entropy, on GPUs in one pass over the logits, which become their own gradients (bytelm/kernels.py).
+
+    For vocabularies of tens of thousands; the mathematics of CrossEntropy. Elsewhere it is the plain one.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        # What the loss was multiplied with last time, which is the share that a batch has of a step: guessed to be so
+        # again. No buffer, which ddp would send to all ranks before every batch.
+        self._factor: Tensor | None = None
+
+    @torch.compiler.disable
+    def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
+        if logits.device.type != "cuda":
+            return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
+        from bytelm.kernels import cross_entropy  # triton, which torch brings along for GPUs alone
+
+        if self._factor is None:
+            self._factor = torch.ones((), device=logits.device)
+        return cross_entropy(logits.flatten(0, 1), targets.flatten(), self._factor)

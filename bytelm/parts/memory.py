@@ -57,8 +57,8 @@ class Memory(nn.Module, ABC):
         """Forgets one fold of the text for a while; None: remembers all of it."""
 
     @abstractmethod
-    def recall(self, tokens: Tensor) -> Any:
-        """Evidence for each position of (B, T) tokens; position t sees tokens 0 to t."""
+    def recall(self, tokens: Tensor, start: int = 0) -> Any:
+        """Evidence for the positions of (B, T) tokens from `start` on; position t sees tokens 0 to t."""
 
     @abstractmethod
     def embed(self, x: Tensor, evidence: Any) -> Tensor:
@@ -81,7 +81,7 @@ class NoMemory(Memory):
         super().__init__()
         self.reader = nn.Identity()
 
-    def recall(self, tokens: Tensor) -> None:
+    def recall(self, tokens: Tensor, start: int = 0) -> None:
         return None
 
     def embed(self, x: Tensor, evidence: None) -> Tensor:
@@ -203,16 +203,17 @@ class NGramMemory(Memory):
 
     @torch.compiler.disable
     @torch.no_grad()
-    def recall(self, tokens: Tensor) -> Evidence:
+    def recall(self, tokens: Tensor, start: int = 0) -> Evidence:
         with torch.autocast(tokens.device.type, enabled=False):  # counts are numbers, not activations
-            return self._recall(tokens)
+            return self._recall(tokens, start)
 
-    def _recall(self, tokens: Tensor) -> Evidence:
-        n = tokens.numel()
+    def _recall(self, tokens: Tensor, start: int) -> Evidence:
+        shape = tokens[:, start:].shape
+        n = shape.numel()
         p = torch.full((n, self.n_symbols), 1 / self.n_symbols, device=tokens.device, dtype=torch.float32)
         log_probs = torch.empty(n, len(self.levels), self.n_symbols, device=tokens.device, dtype=torch.float32)
         counts = torch.empty(len(self.backoff), 2, n, device=tokens.device, dtype=torch.float32)
-        for kind, followers in enumerate(self._followers(tokens)):
+        for kind, followers in enumerate(self._followers(tokens, start)):
             counts[kind, 0], counts[kind, 1] = followers.total, followers.distinct
             backoff = self._backoff(kind, followers.total, followers.distinct)
             p *= backoff[:, None]
@@ -220,7 +221,7 @@ class NGramMemory(Memory):
             if kind in self.levels:
                 log_probs[:, self.levels.index(kind)] = p.clamp(min=_FLOOR).log_()
         counts = counts.add_(1).log_().flatten(0, 1).t()
-        return Evidence(log_probs.view(*tokens.shape, -1, self.n_symbols), counts.reshape(*tokens.shape, -1))
+        return Evidence(log_probs.view(*shape, -1, self.n_symbols), counts.reshape(*shape, -1))
 
     def embed(self, x: Tensor, evidence: Evidence) -> Tensor:
         evidence = evidence.to(x.dtype)
@@ -233,22 +234,24 @@ class NGramMemory(Memory):
         # A product, as its backward pass is one too: that of indexing would add up element by element.
         return logits + mixed @ nn.functional.one_hot(self.symbols, self.n_symbols).to(mixed.dtype).t()
 
-    def _followers(self, tokens: Tensor) -> Iterator["_Sparse | _Dense"]:
-        """What followed each position's contexts: in the text, and then in the row so far."""
+    def _followers(self, tokens: Tensor, start: int = 0) -> Iterator["_Sparse | _Dense"]:
+        """What followed the contexts of each position from `start` on: in the text, and then in the row so far."""
+        n = tokens[:, start:].numel()
         if self._tables is None:
             self.hold_out(None)
         for kind, (context, known) in enumerate(contexts(tokens, self.kinds)):
             if self._tables is None:  # not filled yet, as in a warm-up: nothing is known
-                yield _Dense(torch.zeros(tokens.numel(), self.n_symbols, device=tokens.device, dtype=torch.float32))
+                yield _Dense(torch.zeros(n, self.n_symbols, device=tokens.device, dtype=torch.float32))
             else:
-                position, token, count = self._tables[kind].look_up(context.flatten(), known.flatten())
-                yield _Sparse(position, self.symbols.index_select(0, token.int()), count, tokens.numel())
+                context, known = (each[:, start:].flatten().contiguous() for each in (context, known))
+                position, token, count = self._tables[kind].look_up(context, known)
+                yield _Sparse(position, self.symbols.index_select(0, token.int()), count, n)
         seq_len = tokens.shape[1]
         follower = nn.functional.one_hot(self.symbols[tokens.roll(-1, dims=1)], self.n_symbols).float()
-        past = torch.ones(seq_len, seq_len, dtype=torch.bool, device=tokens.device).tril(-1)
+        past = torch.ones(seq_len, seq_len, dtype=torch.bool, device=tokens.device).tril(-1)[start:]
         for context, known in contexts(tokens, self.cache):
             context = torch.where(known, context, -1 - torch.arange(seq_len, device=tokens.device))
-            same = (context[:, :, None] == context[:, None, :]) & past
+            same = (context[:, start:, None] == context[:, None, :]) & past
             yield _Dense((same.float() @ follower).flatten(0, 1))
 
     def _backoff(self, kind: int, total: Tensor, distinct: Tensor) -> Tensor:

@@ -25,12 +25,12 @@ class PositionEncoding(nn.Module):
     def __init__(self, d_model: int, n_heads: int, max_seq_len: int) -> None:
         super().__init__()
 
-    def embed(self, x: Tensor) -> Tensor:
-        """Token embeddings (B, T, d_model) to the same, with positions."""
+    def embed(self, x: Tensor, start: int = 0) -> Tensor:
+        """Token embeddings (B, T, d_model) to the same, with positions from `start` on."""
         return x
 
-    def rotate(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
-        """Queries (B, n_heads, T, head_dim) and keys (B, n_kv_heads, T, head_dim) to the same, with positions."""
+    def rotate(self, q: Tensor, k: Tensor, start: int = 0) -> tuple[Tensor, Tensor]:
+        """Queries (B, n_heads, T, head_dim) and keys (B, n_kv_heads, T, head_dim) to the same, from `start` on."""
         return q, k
 
     def scores(self, seq_len: int) -> Tensor | None:
@@ -56,8 +56,8 @@ class Learned(PositionEncoding):
         super().__init__(d_model, n_heads, max_seq_len)
         self.weight = nn.Parameter(torch.empty(max_seq_len, d_model).normal_(std=std))
 
-    def embed(self, x: Tensor) -> Tensor:
-        return x + self.weight[: x.shape[1]]
+    def embed(self, x: Tensor, start: int = 0) -> Tensor:
+        return x + self.weight[start : start + x.shape[1]]
 
 
 class Sinusoidal(PositionEncoding):
@@ -83,8 +83,8 @@ class Sinusoidal(PositionEncoding):
         table = torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)  # sin at even dimensions, cos at odd
         self.register_buffer("table", table, persistent=False)
 
-    def embed(self, x: Tensor) -> Tensor:
-        return x + self.table[: x.shape[1]].to(x.dtype)
+    def embed(self, x: Tensor, start: int = 0) -> Tensor:
+        return x + self.table[start : start + x.shape[1]].to(x.dtype)
 
 
 class Rotary(PositionEncoding):
@@ -116,9 +116,10 @@ class Rotary(PositionEncoding):
         self.register_buffer("cos", angles.cos(), persistent=False)
         self.register_buffer("sin", angles.sin(), persistent=False)
 
-    def rotate(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+    def rotate(self, q: Tensor, k: Tensor, start: int = 0) -> tuple[Tensor, Tensor]:
         # Rotations keep the dtype of what they rotate: under bf16 a float32 table would make attention float32.
-        cos, sin = self.cos[: q.shape[-2]].to(q.dtype), self.sin[: q.shape[-2]].to(q.dtype)
+        end = start + q.shape[-2]
+        cos, sin = self.cos[start:end].to(q.dtype), self.sin[start:end].to(q.dtype)
         return _rotate(q, cos, sin), _rotate(k, cos, sin)
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from bytelm.parts.loss import CrossEntropy
+from bytelm.parts.loss import CrossEntropy, FusedCrossEntropy
 
 
 @pytest.fixture
@@ -42,3 +42,31 @@ def test_z_loss_pushes_the_normaliser_towards_one(batch):
     (CrossEntropy(z_loss=1.0)(logits, targets) - CrossEntropy()(logits, targets)).backward()
     log_z = logits.detach().exp().sum(dim=-1).log()
     torch.testing.assert_close(logits.grad.sum(dim=-1), 2 * log_z / 10, rtol=1e-5, atol=1e-6)
+
+
+def test_the_fused_loss_is_plain_cross_entropy_where_there_is_no_gpu(batch):
+    logits, targets = batch
+    ours, plain = (logits.float().requires_grad_() for _ in range(2))
+    fused = FusedCrossEntropy()(ours, targets)
+    assert torch.equal(fused, CrossEntropy()(plain, targets))
+    assert torch.equal(
+        *(torch.autograd.grad(x, y)[0] for x, y in ((fused, ours), (CrossEntropy()(plain, targets), plain)))
+    )
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="the kernels are for GPUs")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("vocab_size", [7, 8192, 50_304])
+def test_the_fused_loss_has_the_gradients_of_cross_entropy(dtype, vocab_size):
+    generator = torch.Generator("cuda").manual_seed(0)
+    logits = 3 * torch.randn(4, 75, vocab_size, device="cuda", generator=generator).to(dtype)
+    targets = torch.randint(vocab_size, (4, 75), device="cuda", generator=generator)
+    fused = FusedCrossEntropy()
+    for factor in (1.0, 0.2, 0.2, 3.0):  # guessed wrong, then right, then wrong
+        ours, plain = (logits.clone().requires_grad_() for _ in range(2))
+        loss = fused(ours * 1.0, targets)
+        expected = CrossEntropy()(plain, targets)
+        torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-5)
+        (loss * factor).backward()
+        (expected * factor).backward()
+        torch.testing.assert_close(ours.grad, plain.grad, rtol=1e-2 if dtype == torch.bfloat16 else 1e-4, atol=1e-8)

@@ -1,0 +1,148 @@
+"""Value embeddings: what is added to the values, how wide it is, and that nothing of the future comes with it."""
+
+import functools
+
+import pytest
+import torch
+from torch import nn
+
+from bytelm.errors import ConfigError
+from bytelm.gpt import GPT
+from bytelm.optim import param_groups
+from bytelm.parts.attention import SDPA, Explicit
+from bytelm.parts.block import Parallel, PostNorm, PreNorm
+from bytelm.parts.embedding import TokenEmbedding, ValueEmbedding
+from bytelm.parts.init import FanIn, Normal
+from bytelm.parts.position import NoPosition, Rotary
+
+NAME = "embedding.token_values.weight"
+
+
+def tiny(**options):
+    torch.manual_seed(0)
+    sizes = {"d_model": 16, "n_heads": 4, "n_layers": 2, "vocab_size": 32, "max_seq_len": 12}
+    init = functools.partial(Normal, std=0.3)
+    return GPT(**{**sizes, "embedding": ValueEmbedding, "init": init, **options}).eval()
+
+
+def tokens(batch=2):
+    return torch.randint(32, (batch, 12), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("attention", [SDPA, Explicit])
+@pytest.mark.parametrize("n_kv_heads", [1, 2, 4])
+def test_attention_adds_values_to_its_own(attention, n_kv_heads):
+    torch.manual_seed(0)
+    module, position = attention(16, 4, n_kv_heads), Rotary(16, 4, 12)
+    x, values = torch.randn(2, 12, 16), torch.randn(n_kv_heads * 4)
+    width = n_kv_heads * 4
+    biased = attention(16, 4, n_kv_heads)  # the same value for every token is a bias
+    biased.load_state_dict(module.state_dict())
+    with torch.no_grad():
+        biased.qkv.bias[-width:] += values
+    given = module(x, position, values=values.expand(2, 12, width))
+    torch.testing.assert_close(given, biased(x, position), rtol=0, atol=1e-5)
+
+
+def test_each_token_has_a_value_of_its_own_in_every_head():
+    # One token sees itself alone, so that attention gives its value back; `out` is the identity.
+    attention = SDPA(16, 4, bias=False)
+    nn.init.zeros_(attention.qkv.weight)
+    nn.init.eye_(attention.out.weight)
+    embedding = ValueEmbedding(32, 16)
+    embedding.make_values(16)
+    alone = tokens().view(-1, 1)
+    mixed = attention(torch.randn(24, 1, 16), NoPosition(16, 4, 12), values=embedding.values(alone))
+    torch.testing.assert_close(mixed[:, 0], embedding.token_values.weight[alone[:, 0]])
+
+
+@pytest.mark.parametrize("block", [PreNorm, PostNorm, Parallel])
+@pytest.mark.parametrize("options", [{}, {"attention": functools.partial(Explicit, n_kv_heads=2)}])
+@torch.no_grad()
+def test_values_change_logits_from_their_own_place_on_and_none_before(block, options):
+    gpt = tiny(block=block, **options).double()
+    sequence = torch.arange(12)[None]
+    for t in (0, 5, 11):
+        before = gpt(sequence)
+        gpt.embedding.token_values.weight[t] += 1.0  # of the token that stands there alone
+        difference = (gpt(sequence) - before).abs().amax(dim=-1)[0]
+        assert difference[:t].max().item() < 1e-12 if t else True
+        assert difference[t:].min().item() > 1e-6
+
+
+def test_every_block_gets_them():
+    gpt, given = tiny(n_layers=3), []
+    for block in gpt.blocks:
+        block.attention.register_forward_pre_hook(
+            lambda module, args, kwargs: given.append(kwargs["values"]), with_kwargs=True
+        )
+    gpt(tokens())
+    assert len(given) == 3
+    assert all(torch.equal(values, gpt.embedding.token_values(tokens())) for values in given)
+
+
+def test_zero_values_are_the_plain_embedding():
+    gpt, plain = tiny(), tiny(embedding=TokenEmbedding)
+    nn.init.zeros_(gpt.embedding.token_values.weight)
+    missing = gpt.load_state_dict(plain.state_dict(), strict=False)
+    assert missing.missing_keys == [NAME]
+    torch.testing.assert_close(gpt(tokens()), plain(tokens()), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(("n_kv_heads", "width"), [(None, 16), (4, 16), (2, 8), (1, 4)])
+def test_the_table_is_as_wide_as_the_values(n_kv_heads, width):
+    gpt = tiny(attention=functools.partial(SDPA, n_kv_heads=n_kv_heads))
+    assert gpt.state_dict()[NAME].shape == (32, width)
+    assert gpt(tokens()).isfinite().all()
+
+
+@pytest.mark.parametrize("init", [functools.partial(Normal, std=0.5), functools.partial(FanIn, embedding_std=0.5)])
+def test_it_is_initialised_as_embeddings_are(init):
+    weight = tiny(vocab_size=512, init=init).state_dict()[NAME]
+    assert weight.std().item() == pytest.approx(0.5, rel=0.05)
+
+
+@pytest.mark.parametrize("tie_embeddings", [True, False])
+def test_it_is_looked_up_and_costs_no_flops(tie_embeddings):
+    gpt, plain = (tiny(embedding=e, tie_embeddings=tie_embeddings) for e in (ValueEmbedding, TokenEmbedding))
+    assert gpt.num_params() == plain.num_params() + 32 * 16
+    assert gpt.flops_per_token(12) == plain.flops_per_token(12)
+
+
+def test_it_is_trained_as_an_embedding():
+    gpt = tiny()
+    gpt(tokens()).square().mean().backward()
+    weight = gpt.get_parameter(NAME)
+    assert weight.grad.abs().sum(dim=1).count_nonzero() == len(tokens().unique())
+    (group,) = [group["name"] for group in param_groups(gpt, gpt.hidden()) if any(p is weight for p in group["params"])]
+    assert group == "embedding"
+
+
+@pytest.mark.parametrize("attention", [SDPA, Explicit])
+def test_it_stays_near_float32_under_bf16(attention):
+    gpt = tiny(attention=attention, init=Normal)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        low = gpt(tokens())
+    torch.testing.assert_close(low.float(), gpt(tokens()), rtol=0, atol=0.02)
+
+
+def test_attentions_and_blocks_that_take_no_values_are_refused():
+    class OwnAttention(SDPA):
+        def forward(self, x, position):
+            return super().forward(x, position)
+
+    class OwnBlock(PreNorm):
+        def forward(self, x, position):
+            return super().forward(x, position)
+
+    for options in ({"attention": OwnAttention}, {"block": OwnBlock}):
+        (part,) = options.values()
+        with pytest.raises(ConfigError, match=f"embedding: 'ValueEmbedding' .*{part.__name__}.*values"):
+            tiny(**options)
+        tiny(embedding=TokenEmbedding, **options)(tokens())
+
+
+def test_one_line_trains_with_it(run):
+    cli = run("--model.gpt.embedding", "ValueEmbedding", "--model.gpt.attention.n_kv_heads", "1")
+    assert cli.model.gpt.embedding.token_values.weight.shape == (256, 8)
+    assert cli.model.trainer.callback_metrics["val/bpb"] > 0
