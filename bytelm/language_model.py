@@ -1,13 +1,14 @@
 """LanguageModel: a GPT, a loss and an optimizer as a LightningModule. It knows nothing about schedules or time.
 
-Logged: val/loss (nats per token), val/bpb.
+Logged: val/loss (nats per token), and val/bpb where it is known how many bytes a token stands for.
 """
 
 import math
 import shutil
 import warnings
 from collections.abc import Callable
-from typing import Any, Protocol
+from contextlib import nullcontext
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule
@@ -16,24 +17,20 @@ from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.nn import functional as F
 from torch.optim import Optimizer
 
+from bytelm.data.base import TokenData
 from bytelm.errors import ConfigError
 from bytelm.gpt import GPT
 from bytelm.metrics import BitsPerByte, NatsPerToken
 from bytelm.optim import AdamW, ParamGroups, param_groups, takes_sparse_gradients
 from bytelm.parts.loss import CrossEntropy, Loss
 from bytelm.process import release_memory
-from bytelm.strategies import shard
+from bytelm.strategies import FSDP, shard
 
 Batch = tuple[Tensor, Tensor]
 """Inputs and targets, token ids, each (B, T)."""
 
 
-class TokenData(Protocol):
-    """What a model needs to know of its data."""
-
-    vocab_size: int
-    seq_len: int
-    token_bytes: Tensor | None
+SCORED_AT_ONCE = 16_384  # tokens whose logits are in float32 at a time: 3 GB where there are 50,304 logits each
 
 
 class LanguageModel(LightningModule):
@@ -43,7 +40,9 @@ class LanguageModel(LightningModule):
         gpt: The network.
         loss: Training loss; validation always reports plain cross-entropy.
         optimizer: Optimizer and its options; it is given the parameters in groups (see optim.py).
-        compile: Whether to run the network through torch.compile, where the machine can.
+        compile: Whether to run the network through torch.compile, where the machine can. `blocks` compiles it block by
+            block, all alike with one result: with many layers that takes a fraction of the time, and ranks exchange a
+            block's gradients while the one before is still computed. fsdp always does so.
     """
 
     def __init__(
@@ -51,7 +50,7 @@ class LanguageModel(LightningModule):
         gpt: GPT,
         loss: Callable[[], Loss] = CrossEntropy,
         optimizer: Callable[[ParamGroups], Optimizer] = AdamW,
-        compile: bool = False,
+        compile: bool | Literal["blocks"] = False,
     ) -> None:
         super().__init__()
         self.gpt = gpt
@@ -60,7 +59,7 @@ class LanguageModel(LightningModule):
         self.use_compile = compile
         self._compiled = False
         self.val_loss = NatsPerToken()
-        self.val_bpb = BitsPerByte()
+        self.val_bpb: BitsPerByte | None = BitsPerByte()
         self._grad_norm: Tensor | None = None
 
     def check(self, data: TokenData) -> None:
@@ -91,13 +90,17 @@ class LanguageModel(LightningModule):
 
     def setup(self, stage: str) -> None:
         if self.use_compile and _can_compile(self.trainer.strategy.root_device):
-            # Not torch.compile(self.gpt), which would put a prefix before every key of the state dict.
-            self.gpt.compile()
+            if self.use_compile == "blocks" or isinstance(self.trainer.strategy, FSDP):
+                for block in self.gpt.blocks:  # their forward alone, as fsdp's hooks on the call are not to be traced
+                    block.forward = torch.compile(block.forward)
+            else:
+                self.gpt.compile()  # not torch.compile(self.gpt): that puts a prefix before every key of the state dict
             self.loss.compile()
             self._compiled = True
         self.use_compile = False  # once: Lightning calls this hook for every fit, validate and test
-        datamodule = getattr(self.trainer, "datamodule", None)
-        self.val_bpb = BitsPerByte(getattr(datamodule, "token_bytes", None))
+        data = getattr(self.trainer, "datamodule", None)
+        # Without a datamodule, as where a user's own code calls fit, every token counts as a byte.
+        self.val_bpb = BitsPerByte(getattr(data, "token_bytes", None)) if getattr(data, "counts_bytes", True) else None
 
     def on_train_start(self) -> None:
         # The budget's clock is running by now: what a memory learns, it learns in training time.
@@ -140,7 +143,8 @@ class LanguageModel(LightningModule):
         _, targets = batch
         nats = self._nats(batch)
         self.val_loss.update(nats, targets)
-        self.val_bpb.update(nats, targets)
+        if self.val_bpb is not None:
+            self.val_bpb.update(nats, targets)
 
     def on_validation_epoch_end(self) -> None:
         self._log_scores("val")
@@ -200,15 +204,21 @@ class LanguageModel(LightningModule):
     def _nats(self, batch: Batch) -> Tensor:
         """Plain cross-entropy of each target in nats, (B, T), whatever the training loss is."""
         inputs, targets = batch
-        # On the CPU not through torch.compile, which would take longer for a graph of its own than that saves. FSDP has
-        # hooks on the call.
-        eager = self._compiled and inputs.device.type == "cpu" and self.device_mesh is None
-        logits = self.gpt.forward(inputs) if eager else self.gpt(inputs)
-        return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="none").view_as(targets)
+        # Not compiled: that would take longer, for a graph of each size of batch, than it saves.
+        with torch.compiler.set_stance("force_eager") if self._compiled else nullcontext():
+            logits = self.gpt(inputs)
+        nats = [
+            F.cross_entropy(some.float(), answers, reduction="none")
+            for some, answers in zip(
+                logits.flatten(0, 1).split(SCORED_AT_ONCE), targets.flatten().split(SCORED_AT_ONCE), strict=True
+            )
+        ]
+        return torch.cat(nats).view_as(targets)
 
     def _log_scores(self, split: str) -> None:
         self.log(f"{split}/loss", self.val_loss)
-        self.log(f"{split}/bpb", self.val_bpb)
+        if self.val_bpb is not None:
+            self.log(f"{split}/bpb", self.val_bpb)
 
 
 def _class_name(factory: Any) -> str:

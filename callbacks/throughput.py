@@ -16,6 +16,9 @@ from bytelm.log_steps import is_log_step, log_metrics
 from bytelm.values import PositiveFloat
 from callbacks.time_budget import TimeBudget
 
+# FLOP/s of GPUs that Lightning does not know: the data sheet's, without sparsity.
+BF16_PEAKS = {"NVIDIA H200": 989e12}
+
 
 class Throughput(Callback):
     """Logs tokens per second and MFU.
@@ -32,8 +35,12 @@ class Throughput(Callback):
         self._budget = TimeBudget.of(trainer)
         self._last = (self._budget.tokens, self._budget.training_seconds)
         if self.peak_flops is None and trainer.strategy.root_device.type == "cuda":
-            dtype = torch.bfloat16 if "bf16" in str(trainer.precision) else torch.float32
-            self.peak_flops = get_available_flops(trainer.strategy.root_device, dtype)
+            half = "bf16" in str(trainer.precision)
+            if half and torch.cuda.get_device_name(trainer.strategy.root_device) in BF16_PEAKS:
+                self.peak_flops = BF16_PEAKS[torch.cuda.get_device_name(trainer.strategy.root_device)]
+            else:
+                dtype = torch.bfloat16 if half else torch.float32
+                self.peak_flops = get_available_flops(trainer.strategy.root_device, dtype)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
