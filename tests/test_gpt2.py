@@ -1,0 +1,289 @@
+"""The GPT-2 configs are GPT-2, and every line of docs/gpt2.md does over them what it says."""
+
+import math
+import re
+import shlex
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from jsonargparse import ArgumentParser
+from torch import nn
+
+from bytelm.cli import build
+from bytelm.data.shard_file import write_shard
+from bytelm.data.shards import TokenShards
+from bytelm.language_model import LanguageModel
+from bytelm.optim import Lion, MuonAdamW
+from bytelm.parts.block import Parallel, PostNorm
+from bytelm.parts.embedding import HashedNGrams, ValueEmbedding
+from bytelm.parts.feedforward import GELU, GeGLU, ReLUSquared, SwiGLU
+from bytelm.parts.norm import LayerNorm, RMSNorm
+from bytelm.parts.position import Learned, Rotary
+from bytelm.units import Progress
+from callbacks import LRSchedule
+
+PROJECT = Path(__file__).resolve().parents[1]
+DOCS = (PROJECT / "docs/gpt2.md").read_text()
+CHANGES = dict(re.findall(r"^\| ([^|]+) \| `(--[^`]+)` \|", DOCS, re.MULTILINE))
+BASE = str(PROJECT / "configs/gpt2/124m.yaml")
+SCHEDULES = sorted((PROJECT / "configs/schedules").glob("*.yaml"))
+CONFIGS = [*sorted((PROJECT / "configs/gpt2").glob("*.yaml")), *SCHEDULES]
+STEPS = 5_000
+
+TINY = [
+    *("--model.gpt.d_model=32", "--model.gpt.n_heads=2", "--model.gpt.n_layers=2", "--model.gpt.vocab_size=64"),
+    *("--model.gpt.max_seq_len=32", "--model.compile=false"),
+    *(
+        "--data.path=shards",
+        "--data.seq_len=32",
+        "--data.batch_size=2",
+        "--data.vocab_size=61",
+        "--data.tokenizer=null",
+    ),
+    *("--trainer.accelerator=cpu", "--trainer.devices=1", "--trainer.accumulate_grad_batches=2"),
+    *("--trainer.logger=false", "--trainer.enable_checkpointing=false", "--trainer.enable_progress_bar=false"),
+    "--time_budget.limit=2 steps",
+]
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Several would wait for each other longer than a tiny network computes."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def shards(folder):
+    """A folder `shards` with a thousand tokens to train on, and half as many that validate."""
+    tokens = np.random.default_rng(0).integers(61, size=1_500).astype(np.uint16)
+    Path("shards").mkdir()
+    write_shard(Path("shards/tiny_train_000001.bin"), tokens[:1_000])
+    write_shard(Path("shards/tiny_val_000000.bin"), tokens[1_000:])
+
+
+# The configs
+
+
+def network(config):
+    """The network of a config, without memory for its weights."""
+    parser = ArgumentParser()
+    parser.add_class_arguments(LanguageModel, "model")
+    said = parser.parse_object({"model": yaml.safe_load(config.read_text())["model"]})
+    with torch.device("meta"):
+        return parser.instantiate(said).model.gpt
+
+
+@pytest.mark.parametrize(
+    ("name", "n_layers", "d_model", "millions"),
+    [("124m", 12, 768, 124), ("345m", 24, 1024, 355), ("1.5b", 48, 1600, 1557)],
+)
+def test_a_size_has_gpt2s_parameters(name, n_layers, d_model, millions):
+    gpt = network(PROJECT / f"configs/gpt2/{name}.yaml")
+    block = 12 * d_model**2 + 2 * d_model  # four matrices of attention and eight of the feed-forward; two norms
+    assert gpt.num_params() == (50_304 + 1_024) * d_model + n_layers * block + d_model
+    assert round(gpt.num_params() / 1e6) == millions
+    assert f"{gpt.num_params() / 1e6:,.1f} million" in DOCS
+    assert {block.attention.n_heads for block in gpt.blocks} == {d_model // 64}
+
+
+def test_the_sizes_differ_in_what_docs_say_alone():
+    base, medium, large = (
+        yaml.safe_load((PROJECT / f"configs/gpt2/{n}.yaml").read_text()) for n in ("124m", "345m", "1.5b")
+    )
+    for other in (medium, large):
+        for key in ("d_model", "n_heads", "n_layers"):
+            other["model"]["gpt"][key] = base["model"]["gpt"][key]
+        other["model"]["optimizer"]["init_args"]["lr"] = base["model"]["optimizer"]["init_args"]["lr"]
+    assert medium == base
+    trainer = large["trainer"]
+    rows = large["data"]["init_args"]["batch_size"] * trainer["accumulate_grad_batches"]
+    assert rows == base["data"]["init_args"]["batch_size"] * base["trainer"]["accumulate_grad_batches"] == 60
+    assert trainer["val_check_interval"] / trainer["accumulate_grad_batches"] == 250
+    assert (trainer["devices"], trainer["strategy"]) == (4, "ddp")
+    assert {**large, "data": 0, "trainer": 0} == {**base, "data": 0, "trainer": 0}
+
+
+def test_the_base_is_nanogpts_recipe(shards):
+    cli = build(["--config", BASE, *TINY], run=False)
+    gpt = cli.model.gpt
+    assert isinstance(gpt.position, Learned)
+    assert gpt.position.weight.std().item() == pytest.approx(0.02, rel=0.1)
+    assert isinstance(gpt.norm, LayerNorm)
+    assert isinstance(gpt.blocks[0].feedforward, GELU)
+    assert gpt.blocks[0].feedforward.approximate == "none"
+    assert gpt.blocks[0].feedforward.down.weight.std().item() == pytest.approx(0.02 / math.sqrt(2 * 2), rel=0.1)
+    assert gpt.head.weight is gpt.embedding.weight
+    assert [name for name, _ in gpt.named_parameters() if "bias" in name] == []
+    assert [module.p for module in gpt.modules() if isinstance(module, nn.Dropout) and module.p] == []
+    optimizer = cli.model.configure_optimizers()
+    assert {group["name"]: (group["weight_decay"], group["betas"]) for group in optimizer.param_groups} == {
+        "hidden": (0.1, (0.9, 0.95)),
+        "embedding": (0.1, (0.9, 0.95)),
+        "vector": (0.0, (0.9, 0.95)),
+    }
+    assert (cli.trainer.precision, cli.trainer.gradient_clip_val) == ("bf16-mixed", 1.0)
+    assert isinstance(cli.datamodule, TokenShards)
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
+def test_a_config_begins_with_the_command_that_runs_it(shards, monkeypatch, config):
+    command = config.read_text().splitlines()[0].removeprefix("# python -m bytelm fit ").split()
+    assert command[-1 if config in SCHEDULES else 1] == config.relative_to(PROJECT).as_posix()
+    assert all((PROJECT / name).exists() for name in command if name.endswith(".yaml"))
+    named = [str(PROJECT / word) if word.endswith(".yaml") else word for word in command]
+    cli = build([*named, *TINY, "--trainer.strategy=auto", "--model.gpt.n_heads=2"], run=False)
+    assert len(cli.model.gpt.blocks) == 2
+
+
+# The schedules
+
+
+def schedule(*options):
+    cli = build(["--config", BASE, *TINY, *options], run=False)
+    (schedule,) = [callback for callback in cli.trainer.callbacks if isinstance(callback, LRSchedule)]
+    return schedule
+
+
+def multipliers(*options):
+    """What the rates are multiplied with at each of the run's steps."""
+    multiplier = schedule(*options).multiplier
+    return [
+        multiplier(Progress(it / STEPS, {"steps": it, "seconds": 0, "tokens": 0}, {"steps": 1}, {"steps": STEPS}))
+        for it in range(STEPS)
+    ]
+
+
+@pytest.mark.parametrize("config", SCHEDULES, ids=lambda path: path.stem)
+def test_schedules_differ_in_shape_alone(shards, config):
+    rates = multipliers("--config", str(config))
+    assert max(rates) == rates[250] == 1  # 5% of the run
+    assert all(earlier < later for earlier, later in pairwise(rates[:251]))
+    assert all(earlier >= later for earlier, later in pairwise(rates[250:]))
+    assert rates[-1] == (1 if config.stem == "constant" else pytest.approx(0.1, abs=0.02))
+
+
+AT_TENTHS_OF_THE_DECAY = {
+    "trapezoidal": lambda x: 1 - x,
+    "wsd": lambda x: (1 + math.cos(math.pi * x)) / 2,
+    "wsd-sqrt": lambda x: 1 - math.sqrt(x),
+}
+
+
+@pytest.mark.parametrize("name", AT_TENTHS_OF_THE_DECAY)
+def test_the_last_fifth_falls_by_its_shape(shards, name):
+    rates = multipliers("--config", str(PROJECT / f"configs/schedules/{name}.yaml"))
+    assert set(rates[250:4_000]) == {1}
+    shape = AT_TENTHS_OF_THE_DECAY[name]
+    assert rates[4_000::100] == pytest.approx([0.1 + 0.9 * shape(tenth / 10) for tenth in range(10)])
+
+
+def test_cosine_is_what_the_base_has(shards):
+    assert multipliers() == multipliers("--config", str(PROJECT / "configs/schedules/cosine.yaml"))
+
+
+def test_warmup_stable_cosine_is_the_benchmarks_entry(shards):
+    def get_lr(it):
+        if it < 250:
+            return 0.1 + 0.9 * (1 - math.cos(math.pi * (it + 1) / 251)) / 2
+        return 0.1 + 0.9 * (1 + math.cos(math.pi * max(it - 3_600, 0) / 1_400)) / 2
+
+    rates = multipliers("--config", str(PROJECT / "configs/schedules/wsc.yaml"))
+    assert rates == pytest.approx([get_lr(it) for it in range(STEPS)])
+
+
+def test_all_schedules_are_one_study(shards, monkeypatch):
+    pytest.importorskip("optuna")
+    from bytelm.experiments.study import Plan
+
+    (space,) = re.findall(r"--space '(\{config:.*?\})'", DOCS, re.DOTALL)
+    tiny = [*TINY, f"--data.path={Path('shards').absolute()}"]
+    plan = Plan([BASE], tiny, space=yaml.safe_load(space))
+    assert sorted(value for task in plan.grid() for _, value in task.point) == [
+        path.relative_to(PROJECT).as_posix() for path in SCHEDULES
+    ]
+    monkeypatch.chdir(PROJECT)
+    shapes = {type(schedule(*task.fit_options[2:])).__name__ for task in plan.grid()}
+    assert shapes == {"Constant", "Cosine", "WarmupStableDecay"}
+
+
+def test_the_benchmarks_own_function_runs_as_it_is(shards):
+    Path("my_schedules.py").write_text(
+        "def get_lr(it, warmup_iters, lr_decay_iters, learning_rate, min_lr):\n"
+        "    return learning_rate if it < warmup_iters else min_lr\n"
+    )
+    (options,) = re.findall(r"^    (--lr_schedule FromFunction .*)$", DOCS, re.MULTILINE)
+    cli = build(["fit", "--config", BASE, *TINY, *options.split(), "--lr_schedule.warmup_iters=1"])
+    assert cli.trainer.optimizers[0].param_groups[0]["lr"] == 6e-5
+
+
+# The changes of docs/gpt2.md
+
+IS_THERE = {
+    "RoPE": lambda cli, gpt: isinstance(gpt.position, Rotary),
+    "QK-norm": lambda cli, gpt: all(isinstance(block.attention.q_norm, RMSNorm) for block in gpt.blocks),
+    "Hashed bigrams": lambda cli, gpt: isinstance(gpt.embedding, HashedNGrams) and gpt.embedding.orders == [2],
+    "Value embeddings": lambda cli, gpt: isinstance(gpt.embedding, ValueEmbedding),
+    "Untied head": lambda cli, gpt: gpt.head.weight is not gpt.embedding.weight,
+    "SwiGLU": lambda cli, gpt: all(isinstance(block.feedforward, SwiGLU) for block in gpt.blocks),
+    "GeGLU": lambda cli, gpt: all(isinstance(block.feedforward, GeGLU) for block in gpt.blocks),
+    "ReLU squared": lambda cli, gpt: all(isinstance(block.feedforward, ReLUSquared) for block in gpt.blocks),
+    "RMSNorm": lambda cli, gpt: isinstance(gpt.norm, RMSNorm) and isinstance(gpt.blocks[1].attention_norm, RMSNorm),
+    "Parallel blocks": lambda cli, gpt: all(isinstance(block, Parallel) for block in gpt.blocks),
+    "Post-norm": lambda cli, gpt: all(isinstance(block, PostNorm) for block in gpt.blocks),
+    "Lion": lambda cli, gpt: options(cli, Lion, "betas", "weight_decay") == (6e-5, (0.9, 0.99), 1.0),
+    "Nesterov AdamW": lambda cli, gpt: (
+        options(cli, torch.optim.NAdam, "betas", "weight_decay", "decoupled_weight_decay")
+        == (6e-4, (0.9, 0.95), 0.1, True)
+    ),
+    "Muon": lambda cli, gpt: (
+        options(cli, MuonAdamW, "adjust_lr_fn", "weight_decay") == (6e-4, "match_rms_adamw", 0.1)
+        and cli.trainer.optimizers[0].param_groups[1]["initial_lr"] == 6e-4
+    ),
+    "Label smoothing": lambda cli, gpt: cli.model.loss.label_smoothing == 0.1,
+    "Soft-capped logits": lambda cli, gpt: gpt.logit_softcap == 30,
+    "z-loss": lambda cli, gpt: cli.model.loss.z_loss == 1e-4,
+    "float32": lambda cli, gpt: cli.trainer.precision == "32-true",
+    "FP8": lambda cli, gpt: type(gpt.blocks[1].feedforward.down).__name__ == "Float8Linear",
+}
+
+
+def options(cli, optimizer, *names):
+    """Rate and options of the hidden matrices, where the optimizer is of that class."""
+    assert isinstance(cli.trainer.optimizers[0], optimizer)
+    group = cli.trainer.optimizers[0].param_groups[0]
+    return (group["initial_lr"], *(group[name] for name in names))
+
+
+def test_every_change_is_tested():
+    assert list(CHANGES) == list(IS_THERE)
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_change_is_one_line_and_trains(shards, name):
+    line = shlex.split(CHANGES[name])
+    if name == "FP8":
+        pytest.importorskip("torchao")
+        line.append("--trainer.plugins.emulate=true")
+    cli = build(["--config", BASE, *TINY, *line], run=False)
+    before = {key: param.clone() for key, param in cli.model.named_parameters()}
+    cli.trainer.fit(cli.model, cli.datamodule)
+    assert IS_THERE[name](cli, cli.model.gpt)
+    assert cli.trainer.global_step == 2
+    assert math.isfinite(cli.trainer.callback_metrics["val/loss"])
+    assert {*before} == {key for key, _ in cli.model.named_parameters()}
+    assert [key for key, param in cli.model.named_parameters() if torch.equal(param, before[key])] == []
+    assert [key for key in before if "bias" in key] == []  # what is not named stays as the config has it
+
+
+def test_a_part_does_not_keep_the_options_of_the_part_that_it_replaces(shards):
+    Path("spread.yaml").write_text("model: {gpt: {position: {class_path: Learned, init_args: {std: 0.1}}}}\n")
+    cli = build(["--config", BASE, *TINY, "--config", "spread.yaml", *shlex.split(CHANGES["RoPE"])], run=False)
+    said = cli.config.model.gpt.init_args.position
+    assert (said.class_path, dict(said.init_args)) == ("bytelm.parts.position.Rotary", {"base": 10_000.0})

@@ -1,0 +1,171 @@
+"""FP8: which layers are converted, what they compute, that checkpoints know nothing of it, and what is refused."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.pytorch import Trainer
+from torch import nn
+from torch.nn import functional as F
+
+from bytelm.cli import build
+from bytelm.errors import ConfigError
+from bytelm.gpt import GPT
+from bytelm.language_model import LanguageModel
+from bytelm.precision import FP8
+
+RECIPES = ["tensorwise", "rowwise", "rowwise_with_gw_hp"]
+ROWWISE = "{recipe: rowwise, emulate: true}"
+PLUGIN = ["--trainer.plugins=bytelm.precision.FP8"]
+
+
+@pytest.fixture
+def torchao():
+    pytest.importorskip("torchao")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # several would wait for each other longer than a tiny network computes
+    yield
+    torch.set_num_threads(threads)
+
+
+TRAINER = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_model_summary=False)
+
+
+def model(**options):
+    torch.manual_seed(0)
+    module = LanguageModel(GPT(d_model=32, n_heads=2, n_layers=2, vocab_size=64, max_seq_len=32, **options))
+    module.trainer = TRAINER
+    return module
+
+
+def converted(network):
+    return [name for name, module in network.named_modules() if type(module).__name__ == "Float8Linear"]
+
+
+# What is converted
+
+
+def test_the_blocks_linear_layers_are_converted_and_nothing_else(torchao):
+    plain = model()
+    names = set(plain.state_dict())
+    weights = {name: id(param) for name, param in plain.named_parameters()}
+    fp8 = FP8(emulate=True).convert_module(plain)
+    layers = ("attention.qkv", "attention.out", "feedforward.up", "feedforward.down")
+    assert converted(fp8.gpt) == [f"blocks.{block}.{layer}" for block in range(2) for layer in layers]
+    assert set(fp8.state_dict()) == names
+    assert {name: id(param) for name, param in fp8.named_parameters()} == weights
+
+
+def test_sizes_that_are_no_multiples_of_16_are_left_alone(torchao):
+    fp8 = FP8(emulate=True).convert_module(model(d_ff=72))
+    assert {name.rpartition(".")[2] for name in converted(fp8.gpt)} == {"qkv", "out"}
+
+
+def test_layers_that_compute_something_of_their_own_are_left_alone(torchao):
+    class Scaled(nn.Linear):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    network = model()
+    network.gpt.blocks[0].feedforward.up = Scaled(32, 128)
+    FP8(emulate=True).convert_module(network)
+    assert type(network.gpt.blocks[0].feedforward.up) is Scaled
+    assert len(converted(network.gpt)) == 7
+
+
+def test_what_is_converted_is_not_converted_again(torchao):
+    plugin = FP8(emulate=True)
+    fp8 = plugin.convert_module(model())
+    layer = fp8.gpt.blocks[0].attention.qkv
+    assert plugin.convert_module(fp8).gpt.blocks[0].attention.qkv is layer  # as for `validate` after `fit`
+
+
+# What is computed
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("seq_len", [32, 19])  # with 2 rows the products for weights' gradients sum over 64, over 38
+def test_logits_and_gradients_are_those_of_bf16_but_for_rounding(torchao, recipe, seq_len):
+    plain = model()
+    fp8 = FP8(recipe, emulate=True).convert_module(model())
+    tokens = torch.randint(64, (2, seq_len))
+    logits = []
+    for network in (plain, fp8):
+        with FP8(emulate=True).forward_context():
+            logits.append(network(tokens))
+            F.cross_entropy(logits[-1].float().flatten(0, 1), tokens.flatten()).backward()
+    error = (logits[1] - logits[0]).norm() / logits[0].norm()
+    assert 1e-3 < error < 0.1
+    for (name, theirs), ours in zip(plain.named_parameters(), fp8.parameters(), strict=True):
+        assert F.cosine_similarity(theirs.grad.flatten(), ours.grad.flatten(), dim=0) > 0.95, name
+
+
+# Runs
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        [*PLUGIN, "--trainer.plugins.recipe=rowwise", "--trainer.plugins.emulate=true"],
+        [
+            PLUGIN[0],
+            "--trainer.plugins=[{class_path: bytelm.precision.FP8, init_args: {recipe: rowwise, emulate: true}}]",
+        ],
+    ],
+)
+def test_the_command_line_takes_it_by_name_and_in_a_list(torchao, folder, options):
+    cli = build(["--config", "tiny.yaml", *options], run=False)
+    plugin = cli.trainer.precision_plugin
+    assert isinstance(plugin, FP8)
+    assert plugin.config.emulate
+    assert plugin.config.cast_config_input.scaling_granularity.value == "axiswise"
+
+
+def test_a_config_takes_it(torchao, folder):
+    Path("fp8.yaml").write_text("trainer: {plugins: {class_path: bytelm.precision.FP8, init_args: {emulate: true}}}\n")
+    cli = build(["--config", "tiny.yaml", "--trainer.precision=bf16-mixed", "--config", "fp8.yaml"], run=False)
+    assert isinstance(cli.trainer.precision_plugin, FP8)
+
+
+def test_a_run_goes_on_and_is_scored_with_or_without_it(torchao, run):
+    fp8 = [*PLUGIN, "--trainer.plugins.emulate=true"]
+    scores = [run(*fp8).trainer.callback_metrics["val/bpb"]]
+    checkpoint = ["--ckpt_path", "runs/tiny/version_0/checkpoints/last.ckpt"]
+    for options in (fp8, []):
+        cli = run(*checkpoint, *options, subcommand="validate")
+        scores.append(cli.trainer.callback_metrics["val/bpb"])
+        assert bool(converted(cli.model.gpt)) == bool(options)
+    assert scores[0] == scores[1]
+    assert 0 < abs(scores[2] - scores[0]) < 0.01
+    assert run(*checkpoint, "--time_budget.limit=6 steps").trainer.global_step == 6
+
+
+# What is refused
+
+
+def test_without_a_gpu_it_is_refused(refused):
+    line = refused(*PLUGIN)
+    assert line.startswith("bytelm: error: trainer.plugins: 'FP8' cannot be used; it needs a GPU")
+    assert "there is none" in line
+    assert not Path("runs").exists()
+
+
+def test_an_older_gpu_is_refused_by_its_name(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA A100")
+    with pytest.raises(ConfigError, match=r"8\.9 or higher .*this one is NVIDIA A100"):
+        FP8()
+
+
+def test_without_torchao_it_is_refused(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchao.float8", None)
+    with pytest.raises(ConfigError, match=r"trainer\.plugins: 'FP8' .*needs torchao .*\[fp8\]"):
+        FP8(emulate=True)
+
+
+def test_a_sharded_model_is_refused(torchao, monkeypatch):
+    monkeypatch.setattr("bytelm.precision.FSDPModule", GPT)  # to shard one really takes a group of processes
+    with pytest.raises(ConfigError, match=r"trainer\.strategy: 'fsdp' cannot be used; accepted with FP8: auto, ddp"):
+        FP8(emulate=True).convert_module(model())
