@@ -11,6 +11,11 @@ Runs, in turn and `repeats` times over, each in a process of its own and for the
 
 Prints medians and ratios. Leave the machine alone meanwhile: each of these uses every core.
 
+    python scripts/benchmark.py --config configs/gpt2/124m.yaml --random_tokens [--alone] [-- --trainer.devices 2 …]
+
+The same for tokens in shards, here random ones, on GPUs. What follows `--` is added to bytelm's command line and changes
+the plain loop likewise: it knows precision, accumulation and torch.compile, and runs on one device.
+
     BYTELM_DATA=… python scripts/benchmark.py --callbacks --budget 30s
 
 Trains once, and prints what each callback's hooks took of a step, in microseconds.
@@ -30,21 +35,23 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.profilers import Profiler
-from torch import nn
+from torch import Tensor, nn
 from torch.autograd import DeviceType
 from torch.profiler import profile
 from torch.utils.benchmark import Timer
 from tqdm import tqdm
 
 from bytelm.cli import BytelmCLI, build
+from bytelm.data.shard_file import write_shard
 from bytelm.units import Duration
 from callbacks import TimeBudget
 from callbacks.warm_up import wait_for_device
@@ -90,6 +97,13 @@ PATIENCE = 5.0  # seconds that one product may take
 def main() -> None:
     options = parse()
     seconds = options.budget.value
+    if options.random_tokens:
+        options.overrides += [
+            "--data.path",
+            str(random_shards(ROOT / "runs" / "random-tokens")),
+            "--data.tokenizer",
+            "null",
+        ]
     if options.peak:
         print(peak(options.config, options.overrides))
         return
@@ -97,9 +111,11 @@ def main() -> None:
         print(time_callbacks(options.config, seconds))
         return
     contenders: dict[str, Callable[[], Result]] = {
-        "bytelm": lambda: run_bytelm(options.config, seconds),
-        "plain loop": lambda: run_plain_loop(options.config, seconds),
+        "bytelm": lambda: run_bytelm(options.config, seconds, options.overrides),
+        "plain loop": lambda: run_plain_loop(options.config, seconds, options.overrides),
     }
+    if options.alone:
+        del contenders["plain loop"]
     if options.reference is not None:
         contenders["challenge script"] = lambda: run_challenge_script(options.reference, seconds)
     results: dict[str, list[Result]] = {name: [] for name in contenders}
@@ -121,29 +137,31 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--reference", type=Path, default=os.environ.get("BYTELM_REFERENCE"))
     parser.add_argument("--callbacks", action="store_true", help="what the callbacks take of a step, in place of that")
     parser.add_argument("--peak", action="store_true", help="how close training comes to the machine's arithmetic")
-    parser.add_argument("overrides", nargs="*", help="with --peak, after --: what to change in the config")
+    parser.add_argument("--random_tokens", action="store_true", help="train on shards of random tokens, made for this")
+    parser.add_argument("--alone", action="store_true", help="leave out the plain loop, as with several devices")
+    parser.add_argument("overrides", nargs="*", help="after --: what to change in the config")
     parser.add_argument("--plain-loop", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.budget.unit != "seconds":
         parser.error(f"--budget: {options.budget} is no time; accepted: 30s, 3m")
-    if options.overrides and not options.peak:
-        parser.error(f"{options.overrides[0]}: only --peak takes options of bytelm")
+    if options.overrides and options.callbacks:
+        parser.error(f"{options.overrides[0]}: --callbacks takes no options of bytelm")
     if options.plain_loop:
-        print(json.dumps(plain_loop(options.config, options.budget.value)))
+        print(json.dumps(plain_loop(options.config, options.budget.value, options.overrides)))
         sys.exit()
     return options
 
 
-def run_bytelm(config: Path, seconds: float) -> Result:
-    command = [sys.executable, "-m", "bytelm", "fit", "--config", str(config), "--time_budget.limit", f"{seconds}s"]
+def run_bytelm(config: Path, seconds: float, overrides: Sequence[str] = ()) -> Result:
+    limit = ["--time_budget.limit", f"{seconds}s"]
+    command = [sys.executable, "-m", "bytelm", "fit", "--config", str(config), *limit, *overrides]
     folder = next(line for line in run(command).splitlines() if line.startswith("run: "))
     return json.loads(Path(ROOT, folder.removeprefix("run: "), "record.json").read_text())
 
 
-def run_plain_loop(config: Path, seconds: float) -> Result:
-    return json.loads(
-        run([sys.executable, __file__, "--plain-loop", "--config", str(config), "--budget", f"{seconds}s"])
-    )
+def run_plain_loop(config: Path, seconds: float, overrides: Sequence[str] = ()) -> Result:
+    command = [sys.executable, __file__, "--plain-loop", "--config", str(config), "--budget", f"{seconds}s"]
+    return json.loads(run([*command, "--", *overrides]).splitlines()[-1])
 
 
 def run_challenge_script(reference: Path, seconds: float) -> Result:
@@ -163,25 +181,64 @@ def build_cli(config: Path, *options: str) -> BytelmCLI:
     return build(["--config", str(config), *options], run=False)
 
 
-def plain_loop(config: Path, seconds: float) -> Result:
-    """Trains what the config describes, less its schedule, without Lightning, for so many seconds."""
-    cli = build_cli(config)
-    model = cli.model
+def random_shards(folder: Path, tokens: int = 20_000_000) -> Path:
+    """A folder with shards of random tokens of GPT-2's vocabulary, for training and validation."""
+    for split, count in {"train": tokens, "val": tokens // 10}.items():
+        path = folder / f"random_{split}_000000.bin"
+        if not path.exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            write_shard(path, np.random.default_rng(0).integers(50_257, size=count, dtype=np.uint16))
+    return folder
+
+
+def plain_loop(config: Path, seconds: float, overrides: Sequence[str] = ()) -> Result:
+    """Trains what the config describes, less its schedule, without Lightning, for so many seconds on one device."""
+    cli = build_cli(config, *overrides, "--trainer.devices", "1", "--trainer.strategy", "auto")
+    model, device = cli.model.train(), cli.trainer.strategy.root_device
+    model.gpt.to(device)
+    precision, accumulated = str(cli.trainer.precision), cli.trainer.accumulate_grad_batches
+    log_every: int = cli.trainer.log_every_n_steps  # type: ignore[attr-defined]
     batches = iter(cli.datamodule.train_dataloader())
     optimizer = model.configure_optimizers()
     clip = cli.trainer.gradient_clip_val
-    start, steps = time.perf_counter(), 0
-    while time.perf_counter() - start < seconds:
-        inputs, targets = next(batches)
-        loss = model.loss(model.gpt(inputs), targets)
-        optimizer.zero_grad()
-        loss.backward()
+
+    def loss_of(inputs: Tensor, targets: Tensor) -> Tensor:
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16-mixed"):
+            return model.loss(model.gpt(inputs), targets)
+
+    forward = torch.compile(loss_of) if model.use_compile else loss_of  # as one graph, as nanoGPT's loop does
+
+    def step() -> Tensor:
+        for _ in range(accumulated):
+            inputs, targets = (
+                tokens.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tokens
+                for tokens in next(batches)
+            )
+            loss = forward(inputs, targets)
+            (loss / accumulated).backward()
         if clip:
             torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
         optimizer.step()
-        loss.item()  # as the challenge's script reads it
+        optimizer.zero_grad()
+        return loss
+
+    for _ in range(3 if model.use_compile else 0):
+        step()
+    wait_for_device(cli.trainer)
+    start, steps = time.perf_counter(), 0
+    while time.perf_counter() - start < seconds:
+        loss = step()
         steps += 1
-    return {"total_steps": steps, "training_time_secs": time.perf_counter() - start}
+        if device.type == "cpu" or steps % log_every == 0:
+            loss.item()  # on the CPU at every step, as the challenge's script reads it
+    wait_for_device(cli.trainer)
+    seconds = time.perf_counter() - start
+    row_tokens = cli.datamodule.batch_size * cli.datamodule.seq_len
+    tokens_per_sec = steps * accumulated * row_tokens / seconds
+    result = {"total_steps": steps, "training_time_secs": seconds, "tokens_per_sec": tokens_per_sec}
+    if device.type == "cuda":
+        result["peak_device_memory_mb"] = torch.cuda.max_memory_allocated() / 2**20
+    return result
 
 
 def time_callbacks(config: Path, seconds: float) -> str:
@@ -211,10 +268,22 @@ def time_callbacks(config: Path, seconds: float) -> str:
 def table(results: dict[str, list[Result]], seconds: float) -> str:
     """Markdown: steps per second of each contender, bytelm's ratio to it, and how bytelm kept time."""
     speeds = {name: [r["total_steps"] / r["training_time_secs"] for r in runs] for name, runs in results.items()}
-    lines = ["| contender | steps/s, median (min to max) | bytelm / it, median of pairs |", "| --- | --- | --- |"]
+    lines = [
+        "| contender | steps/s, median (min to max) | bytelm / it, median of pairs | tokens/s | device memory, GiB |",
+        "| --- | --- | --- | --- | --- |",
+    ]
     for name, own in speeds.items():
         ratio = statistics.median(ours / theirs for ours, theirs in zip(speeds["bytelm"], own, strict=True))
-        lines.append(f"| {name} | {statistics.median(own):.3f} ({min(own):.3f} to {max(own):.3f}) | {ratio:.4f} |")
+        tokens = [r["tokens_per_sec"] for r in results[name] if "tokens_per_sec" in r]
+        memory = [r["peak_device_memory_mb"] / 1024 for r in results[name] if "peak_device_memory_mb" in r]
+        cells = [
+            name,
+            f"{statistics.median(own):.3f} ({min(own):.3f} to {max(own):.3f})",
+            f"{ratio:.4f}",
+            f"{statistics.median(tokens):,.0f}" if tokens else "",
+            f"{max(memory):.1f}" if memory else "",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
     ours = results["bytelm"]
     errors = [r["training_time_secs"] - seconds for r in ours]
     step = statistics.median(r["training_time_secs"] / r["total_steps"] for r in ours)

@@ -1,5 +1,6 @@
 """The commands for many runs are found, and say what they need."""
 
+import re
 import runpy
 import signal
 import subprocess
@@ -21,13 +22,14 @@ runpy.run_module("bytelm", run_name="__main__")
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_command_tells_its_options(command, capsys):
-    module = pytest.importorskip(COMMANDS[command])
+    name, _, function = COMMANDS[command].partition(":")
+    module = pytest.importorskip(name)
     with pytest.raises(SystemExit) as ended:
-        module.main(["--help"])
+        getattr(module, function or "main")(["--help"])
     assert ended.value.code == 0
     said = capsys.readouterr().out
     assert said.startswith(f"usage: python -m bytelm {command} ")
-    assert "(required, type: str)" not in said
+    assert not re.search(r"^ *-?-?\w+( \w+)? +\(required, type: str\)", said, re.MULTILINE), "an option without help"
 
 
 @pytest.mark.parametrize(("command", "missing"), [("experiments", "optuna"), ("serve", "uvicorn")])
