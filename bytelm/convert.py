@@ -35,7 +35,8 @@ from bytelm.parts.position import Learned
 Format = Literal["nanogpt", "huggingface"]
 
 GPT2_TOKENS = 50_257  # of the tokenizer called gpt2, whose last one ends a text
-OF_TRAINING = ("dropout", "init", "std")  # options that change nothing of what a trained network computes
+# Options that change nothing of what a trained network computes in float32.
+OF_TRAINING = ("dropout", "init", "std", "residual_autocast")
 ACTIVATIONS = {"gelu_new": "tanh", "gelu_pytorch_tanh": "tanh", "gelu": "none"}  # Hugging Face's names for GELU's kinds
 # What else a config of Hugging Face's may say of how the network computes, and all that bytelm can follow.
 HUGGINGFACE_CONSTANTS = {
@@ -151,6 +152,7 @@ def import_weights(source: str, target: str, tokenizer: str | None = None) -> No
         source: The checkpoint or the folder.
         target: The checkpoint to write; one that is there is replaced.
         tokenizer: What the network's tokens are, as for TokenShards; default gpt2, if the network has as many tokens.
+            Without one it can be scored on shards, but generate and evaluate refuse it.
 
     Raises:
         CheckpointError: The source is not there, damaged, or no GPT-2.
@@ -191,7 +193,7 @@ def read_nanogpt(path: Path) -> GPT2:
             with zipfile.ZipFile(path) as archive:
                 if damaged := archive.testzip():
                     raise ValueError(f"{damaged} in it is not what was written")
-        # Mapped: of the optimizer's state, two thirds of the file, nothing is read.
+        # Mapped: the optimizer's state, two thirds of the file, takes no memory.
         checkpoint = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
     except Exception as error:  # torch.load raises whatever the damage makes of the file
         raise CheckpointError(f"{path} cannot be read ({reason(error)}); {what}") from error
@@ -226,6 +228,9 @@ def read_huggingface(folder: Path) -> GPT2:
     for key, constant in HUGGINGFACE_CONSTANTS.items():
         _accept(path, config, key, constant, [constant])
     activation = _accept(path, config, "activation_function", "gelu_new", list(ACTIVATIONS))
+    eps = config.get("layer_norm_epsilon", 1e-5)
+    if not isinstance(eps, float) or not eps > 0:
+        raise CheckpointError(f"{path}: layer_norm_epsilon: {eps!r} cannot be used; accepted: a number above 0")
     gpt2 = GPT2(
         d_model=_size(path, config, "n_embd"),
         n_heads=_size(path, config, "n_head"),
@@ -234,7 +239,7 @@ def read_huggingface(folder: Path) -> GPT2:
         vocab_size=_size(path, config, "vocab_size"),
         max_seq_len=_size(path, config, "n_positions"),
         approximate=ACTIVATIONS[activation],
-        eps=config.get("layer_norm_epsilon", 1e-5),
+        eps=eps,
     )
     tensors = {
         # The head has no prefix; what was saved without one has none anywhere.

@@ -6,7 +6,6 @@ accepted. A network with parts of one's own is loaded with the config that one g
 """
 
 import json
-import sys
 from argparse import ArgumentError
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from bytelm.checkpoints import fits, read, reason
 from bytelm.cli import KEYS, METHOD_DEFAULTS
 from bytelm.config_file import ConfigFileParser
 from bytelm.errors import CheckpointError, ConfigError
-from bytelm.experiments.strangers import PARTS, ROOTS, leaves
+from bytelm.experiments.strangers import is_part, leaves
 from bytelm.gpt import GPT
 from bytelm.messages import clarify, note
 from bytelm.parts.attention import Attention
@@ -120,7 +119,7 @@ def _own_config(path: str | Path, checkpoint: Mapping[str, Any]) -> dict[str, An
         raise CheckpointError(f"ckpt_path: {str(path)!r}: {error}") from error
     for key, value in values:
         plain = value is None or isinstance(value, bool | int | float) or value in ({}, [])
-        if not plain and not (isinstance(value, str) and (value.isidentifier() or _is_part(value))):
+        if not plain and not (isinstance(value, str) and (value.isidentifier() or is_part(value))):
             raise CheckpointError(
                 f"ckpt_path: {str(path)!r}: {key}: {value!r} is no part of bytelm, and to import it is to "
                 "run its code; accepted: a config that you trust, such as the run's (--config)"
@@ -128,19 +127,13 @@ def _own_config(path: str | Path, checkpoint: Mapping[str, Any]) -> dict[str, An
     return config  # type: ignore[return-value]
 
 
-def _is_part(path: str) -> bool:
-    """Whether an import path names a part of ours, defined there: modules have attributes that are not their own."""
-    module, _, name = path.rpartition(".")
-    found = getattr(sys.modules.get(module), name, None)
-    return isinstance(found, type) and issubclass(found, PARTS) and f"{found.__module__}.".startswith(ROOTS)
-
-
 def _tokenizer(config: Mapping[str, Any]) -> Tokenizer:
     data = (config.get("data") or {}).get("init_args") or {}
     if "tokenizer" not in data:  # data without one are bytes
         return ByteTokenizer()
     if data["tokenizer"] is None:
-        raise ConfigError("data.tokenizer", None, "accepted here: the one that made the tokens, in a file for --config")
+        accepted = "accepted: what made its tokens, in the run's config (--config) or given to import (--tokenizer)"
+        raise ConfigError("data.tokenizer", None, accepted)
     return load_tokenizer(str(data["tokenizer"]))
 
 

@@ -13,8 +13,8 @@ Prints medians and ratios. Leave the machine alone meanwhile: each of these uses
 
     python scripts/benchmark.py --config configs/gpt2/124m.yaml --random_tokens [--alone] [-- --trainer.devices 2 …]
 
-The same for tokens in shards, here random ones, on GPUs. What follows `--` is added to bytelm's command line and changes
-the plain loop likewise: it knows precision, accumulation and torch.compile, and runs on one device.
+The same for tokens in shards, here random ones, on GPUs. What follows `--` is added to bytelm's command line; it changes
+the plain loop likewise, which knows precision, accumulation and torch.compile, and runs on one device.
 
     BYTELM_DATA=… python scripts/benchmark.py --callbacks --budget 30s
 

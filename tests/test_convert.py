@@ -37,7 +37,10 @@ from bytelm.convert import (
     write_huggingface,
 )
 from bytelm.errors import CheckpointError, ConfigError, StorageError
+from bytelm.generate import write
 from bytelm.language_model import LanguageModel
+from bytelm.tokenizer import train_tokenizer
+from bytelm.trained import load
 
 N_LAYER, N_HEAD, N_EMBD, BLOCK_SIZE, VOCAB_SIZE = 2, 2, 32, 64, 101
 SIZES = {"n_layer": N_LAYER, "n_head": N_HEAD, "n_embd": N_EMBD, "vocab_size": VOCAB_SIZE}
@@ -226,6 +229,7 @@ def test_what_nanogpt_trained_without_biases_gives_its_logits_in_hugging_face(tm
 def test_what_bytelm_trained_gives_its_logits_in_hugging_face(run):
     attention = "{class_path: Explicit, init_args: {n_kv_heads: 2, bias: false, dropout: 0.1}}"
     network = ["--model.gpt.position", "Learned", "--model.gpt.attention", attention, "--model.gpt.dropout", "0.1"]
+    network += ["--model.gpt.residual_autocast", "true"]  # of mixed precision, which the weights know nothing of
     gpt = run(*network).model.gpt.eval()
     export_weights("runs/tiny/version_0/checkpoints/last.ckpt", "there", "huggingface")
     tokens = TOKENS[:, :32]
@@ -427,6 +431,8 @@ def test_a_file_that_is_damaged_or_unsafe_is_refused(there):
         ("n_embd", None),
         ("n_inner", -1),
         ("n_positions", "64"),
+        ("layer_norm_epsilon", None),
+        ("layer_norm_epsilon", "1e-5"),
     ],
 )
 def test_a_config_of_hugging_face_that_bytelm_cannot_follow_is_refused(key, value, there):
@@ -496,6 +502,20 @@ def test_the_config_names_the_tokenizer(vocab_size, given, tokenizer, tokens, tm
         "class_path": "bytelm.data.shards.TokenShards",
         "init_args": {"tokenizer": tokenizer, "vocab_size": tokens, "seq_len": BLOCK_SIZE},
     }
+
+
+def test_of_other_vocabularies_the_tokenizer_has_to_be_named(tmp_path, monkeypatch):
+    pytest.importorskip("tokenizers")
+    monkeypatch.chdir(tmp_path)
+    train_tokenizer(iter(["to be or not to be"] * 9), 270, Path("tokenizer.json"))
+    torch.save(nanogpt(vocab_size=300), "ckpt.pt")
+    import_weights("ckpt.pt", "model.ckpt")
+    with pytest.raises(ConfigError, match=r"data\.tokenizer: None .* given to import \(--tokenizer\)"):
+        load("model.ckpt")
+    import_weights("ckpt.pt", "model.ckpt", "tokenizer.json")
+    text = "".join(write(load("model.ckpt"), "to be", max_new_tokens=5))
+    assert text.startswith("to be")
+    assert len(text) > len("to be")
 
 
 def test_a_model_of_the_config_takes_the_weights_on(there):

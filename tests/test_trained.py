@@ -235,6 +235,12 @@ def test_a_tokenizer_with_more_tokens_than_the_network_is_refused(altered, monke
         trained.load(path)
 
 
+def test_tokens_of_a_tokenizer_that_is_not_known_are_refused(altered):
+    path = altered(lambda c: c["data"]["init_args"].update(tokenizer=None))
+    with pytest.raises(ConfigError, match=r"data\.tokenizer: None .*--config.*--tokenizer"):
+        trained.load(path)
+
+
 def test_devices(fitted):
     accelerator = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     assert trained.load(CHECKPOINT, device="auto").gpt.head.weight.device.type == accelerator.type

@@ -92,7 +92,7 @@ def check_meaning(resolved: Mapping[str, Any], baseline: Mapping[str, Any]) -> N
         ConfigError: One of these.
     """
     for key, value in leaves({key: resolved[key] for key in WHOLLY if key in resolved}):
-        if key.endswith(".class_path") and not _is_part(str(value)):
+        if key.endswith(".class_path") and not is_part(str(value)):
             raise ConfigError(key, value, CLASSES)
     given, wanted = _shared(resolved), _shared(baseline)
     for key in {**wanted, **given}:
@@ -153,6 +153,21 @@ def leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
         yield key, value
 
 
+def is_part(path: str) -> bool:
+    """Whether an import path names a part of ours; other classes of ours start processes, say.
+
+    Modules have attributes that are not their own (`bytelm.files.os.system`), so what counts is where it was defined.
+    Those that are not loaded hold no parts.
+
+    Args:
+        path: Such as `bytelm.parts.position.Rotary`.
+    """
+    module, _, name = path.rpartition(".")
+    found = getattr(sys.modules.get(module), name, None)
+    is_class = isinstance(found, type) and issubclass(found, PARTS)
+    return path.startswith(ROOTS) and is_class and f"{found.__module__}.".startswith(ROOTS)
+
+
 def _check_key(key: str, path: str, value: Any) -> None:
     top, _, rest = path.partition(".")
     if top in WHOLLY:
@@ -168,22 +183,10 @@ def _check_key(key: str, path: str, value: Any) -> None:
 def _check_value(key: str, value: Any, folder: Path) -> None:
     if value is None or isinstance(value, bool | int | float) or value in ({}, []):
         return
-    if not isinstance(value, str) or not (WORDS.fullmatch(value) or _is_part(value)):
+    if not isinstance(value, str) or not (WORDS.fullmatch(value) or is_part(value)):
         raise ConfigError(key, value, CLASSES)
     if (folder / value).is_file():
         raise ConfigError(key, value, "it is a file, which would be read in its place; accepted here: no files")
-
-
-def _is_part(path: str) -> bool:
-    """Whether an import path names a part of ours; other classes of ours start processes, say.
-
-    Modules have attributes that are not their own (`bytelm.files.os.system`), so what counts is where it was defined.
-    Those that are not loaded hold no parts.
-    """
-    module, _, name = path.rpartition(".")
-    found = getattr(sys.modules.get(module), name, None)
-    is_class = isinstance(found, type) and issubclass(found, PARTS)
-    return path.startswith(ROOTS) and is_class and f"{found.__module__}.".startswith(ROOTS)
 
 
 def _shared(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -166,7 +166,8 @@ class HashedNGrams(TokenEmbedding):
         state = torch.zeros_like(padded[:, :seq_len])
         hashes = []
         for n in range(1, longest + 1):
-            # Of the last n - 1 tokens to that of the last n: both steps lose nothing, so no two contexts meet here.
+            # Of the last n - 1 tokens to that of the last n. Both steps lose nothing: contexts that differ in one token
+            # do not meet here.
             state = (state + padded[:, longest - n : longest - n + seq_len] + 1) * GOLDEN
             state = (state ^ _high(state)) * MIXER
             if n in self.orders:
