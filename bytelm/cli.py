@@ -42,6 +42,7 @@ from bytelm.gpt import GPT
 from bytelm.language_model import LanguageModel
 from bytelm.messages import clarify, note
 from bytelm.parts.attention import Attention
+from bytelm.precision import FP8
 from bytelm.process import end_with_parent
 from bytelm.run_folder import RUNS, RunLogger, newest_checkpoint, version_of
 from bytelm.strategies import FSDP
@@ -221,6 +222,8 @@ class BytelmCLI(LightningCLI):
             raise ConfigError("model.gpt.embedding.sparse", True, "accepted: false, with fsdp or with ddp on GPUs")
         if self.model.gpt.memory.learns_text and isinstance(strategy, FSDP):
             raise ConfigError("trainer.strategy", "fsdp", "accepted with a memory that learns the text: auto, ddp")
+        if isinstance(self.trainer.precision_plugin, FP8) and isinstance(strategy, FSDP):
+            raise ConfigError("trainer.strategy", "fsdp", "accepted with FP8: auto, ddp")
         if self.trainer.accumulate_grad_batches < 1:
             raise ConfigError(
                 "trainer.accumulate_grad_batches", self.trainer.accumulate_grad_batches, "accepted: from 1"

@@ -35,6 +35,7 @@ from bytelm.parts.position import Learned
 Format = Literal["nanogpt", "huggingface"]
 
 GPT2_TOKENS = 50_257  # of the tokenizer called gpt2, whose last one ends a text
+GPT2_SIZES = (GPT2_TOKENS, 50_304)  # of networks over them: as many, or filled up to a multiple of 64
 # Options that change nothing of what a trained network computes in float32.
 OF_TRAINING = ("dropout", "init", "std", "residual_autocast")
 ACTIVATIONS = {"gelu_new": "tanh", "gelu_pytorch_tanh": "tanh", "gelu": "none"}  # Hugging Face's names for GELU's kinds
@@ -151,7 +152,7 @@ def import_weights(source: str, target: str, tokenizer: str | None = None) -> No
     Args:
         source: The checkpoint or the folder.
         target: The checkpoint to write; one that is there is replaced.
-        tokenizer: What the network's tokens are, as for TokenShards; default gpt2, if the network has as many tokens.
+        tokenizer: What the network's tokens are, as for TokenShards; default gpt2, if the network has 50,257 or 50,304.
             Without one it can be scored on shards, but generate and evaluate refuse it.
 
     Raises:
@@ -296,12 +297,12 @@ def write_bytelm(gpt2: GPT2, path: Path, tokenizer: str | None = None) -> None:
     Args:
         gpt2: The network.
         path: The checkpoint.
-        tokenizer: What its tokens are; default gpt2, if it has as many.
+        tokenizer: What its tokens are; default gpt2, if it has 50,257 or 50,304.
 
     Raises:
         StorageError: It cannot be written.
     """
-    if tokenizer is None and gpt2.vocab_size >= GPT2_TOKENS:
+    if tokenizer is None and gpt2.vocab_size in GPT2_SIZES:
         tokenizer = "gpt2"
     tokens = GPT2_TOKENS if tokenizer == "gpt2" else gpt2.vocab_size
     data = {"tokenizer": tokenizer, "vocab_size": tokens, "seq_len": gpt2.max_seq_len}
@@ -364,7 +365,7 @@ def write_huggingface(gpt2: GPT2, folder: Path) -> None:
         tensor = gpt2.weights.get(parameter.ours)
         tensor = torch.zeros(parameter.shape) if tensor is None else tensor
         tensors[f"transformer.{parameter.theirs}"] = (tensor.t() if parameter.is_conv1d else tensor).contiguous()
-    end_of_text = GPT2_TOKENS - 1 if gpt2.vocab_size >= GPT2_TOKENS else None
+    end_of_text = GPT2_TOKENS - 1 if gpt2.vocab_size in GPT2_SIZES else None
     config = {
         "architectures": ["GPT2LMHeadModel"],
         **HUGGINGFACE_CONSTANTS,

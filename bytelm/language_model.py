@@ -72,7 +72,7 @@ class LanguageModel(LightningModule):
             raise ConfigError("seq_len", data.seq_len, f"accepted: up to max_seq_len, which is {self.gpt.max_seq_len}")
         if data.vocab_size > self.gpt.vocab_size:
             raise ConfigError(
-                "vocab_size", self.gpt.vocab_size, f"accepted: from {data.vocab_size}, the tokens of the data"
+                "model.gpt.vocab_size", self.gpt.vocab_size, f"accepted: from {data.vocab_size}, the tokens of the data"
             )
         if self.gpt.memory.learns_text and getattr(data, "order", None) != "folds":
             raise ConfigError(

@@ -52,14 +52,15 @@ class BitsPerByte(NatsPerToken):
         token_bytes: Number of bytes that each token stands for, (vocab_size,); None where every token is a byte.
     """
 
-    token_bytes: Tensor | None
-
     def __init__(self, token_bytes: Tensor | None = None) -> None:
         super().__init__()
-        self.register_buffer("token_bytes", token_bytes, persistent=False)
+        self.token_bytes = token_bytes  # no buffer, which ddp would send to all ranks before every training batch
 
     def size(self, targets: Tensor) -> Tensor | int:
-        return targets.numel() if self.token_bytes is None else self.token_bytes[targets].sum()
+        if self.token_bytes is None:
+            return targets.numel()
+        self.token_bytes = self.token_bytes.to(targets.device)
+        return self.token_bytes[targets].sum()
 
     def compute(self) -> Tensor:
         """Bits per byte of all that was added."""

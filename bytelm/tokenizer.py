@@ -17,7 +17,7 @@ from torch import Tensor
 from bytelm.data.rows import BOS
 from bytelm.errors import DataError
 
-KEY = "data.tokenizer"
+KEY = "tokenizer"  # of the data, as of the scripts
 INSTALL = 'pip install "bytelm[tokens]" brings it'
 END_OF_TEXT = ("<|endoftext|>", "<|end_of_text|>", "</s>")  # its names in a tokenizer.json, the first one counts
 

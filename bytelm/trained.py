@@ -65,6 +65,8 @@ def load(ckpt_path: str | Path, configs: Sequence[str | Path] = (), device: str 
             parsed = parser.parse_args([f"--config={path}" for path in configs])
         except ArgumentError as error:
             raise ConfigError("config", [*map(str, configs)], _clear(error)) from error
+        if parsed.model.gpt is None:
+            raise ConfigError("config", [*map(str, configs)], "model.gpt is missing; accepted: whole configs of a run")
         config = json.loads(parser.dump(parsed, format="json"))
     else:
         config = _own_config(ckpt_path, checkpoint)

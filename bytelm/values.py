@@ -22,11 +22,12 @@ else:
         Its own are objects of subclasses, which torch.compile does not take for numbers: each one that a module keeps
         splits the graph there. Nor could a checkpoint hold them.
         """
-        plain = type(checked.__name__, (base,), {"__doc__": checked.__doc__})
+        # In its __new__, so that argparse's `type=PositiveInt` checks, too.
+        made = {"__doc__": checked.__doc__, "__new__": lambda cls, value: base(checked(value))}
+        plain = type(checked.__name__, (base,), made)
         typing.register_type(
             plain,
             serializer=lambda number: number,
-            deserializer=lambda value: base(checked(value)),
             type_check=lambda value, of: False,  # so that plain numbers are checked, too
         )
         return plain

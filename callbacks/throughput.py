@@ -16,8 +16,8 @@ from bytelm.log_steps import is_log_step, log_metrics
 from bytelm.values import PositiveFloat
 from callbacks.time_budget import TimeBudget
 
-# FLOP/s of GPUs that Lightning does not know: the data sheet's, without sparsity.
-BF16_PEAKS = {"NVIDIA H200": 989e12}
+# FLOP/s, in bfloat16 as in float16, of GPUs that Lightning does not know: the data sheet's, without sparsity.
+HALF_PEAKS = {"NVIDIA H200": 989e12}
 
 
 class Throughput(Callback):
@@ -35,12 +35,10 @@ class Throughput(Callback):
         self._budget = TimeBudget.of(trainer)
         self._last = (self._budget.tokens, self._budget.training_seconds)
         if self.peak_flops is None and trainer.strategy.root_device.type == "cuda":
-            half = "bf16" in str(trainer.precision)
-            if half and torch.cuda.get_device_name(trainer.strategy.root_device) in BF16_PEAKS:
-                self.peak_flops = BF16_PEAKS[torch.cuda.get_device_name(trainer.strategy.root_device)]
-            else:
-                dtype = torch.bfloat16 if half else torch.float32
-                self.peak_flops = get_available_flops(trainer.strategy.root_device, dtype)
+            device, precision = trainer.strategy.root_device, str(trainer.precision)
+            dtype = torch.bfloat16 if "bf16" in precision else torch.float16 if "16" in precision else torch.float32
+            known = None if dtype is torch.float32 else HALF_PEAKS.get(torch.cuda.get_device_name(device))
+            self.peak_flops = known or get_available_flops(device, dtype)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

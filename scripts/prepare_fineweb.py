@@ -19,7 +19,7 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import closing
 from dataclasses import asdict, dataclass
-from glob import glob
+from glob import glob, has_magic
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from bytelm.data.shard_file import read_shard, write_shard
 from bytelm.data.tokenize import Piece, Tokens, config_lines, encoded, shard_folder, shard_tokenizer
-from bytelm.errors import ConfigError, DataError
+from bytelm.errors import ConfigError, DataError, Interrupted
 from bytelm.files import replacing
 from bytelm.tokenizer import Tokenizer
 from bytelm.values import PositiveInt
@@ -144,14 +144,18 @@ def texts(options: argparse.Namespace, skipped: int) -> Iterator[str]:
             stored = load_from_disk(str(path))
             dataset = (stored[options.split] if isinstance(stored, dict) else stored).to_iterable_dataset()
         elif not path.is_dir() and glob(options.dataset):
-            folder = str(path.absolute().parent)
-            dataset = load_dataset(folder, data_files=path.name, split=options.split, streaming=True)
+            path = path.absolute()
+            folder = next(parent for parent in path.parents if not has_magic(str(parent)))
+            files = str(path.relative_to(folder))
+            dataset = load_dataset(str(folder), data_files=files, split=options.split, streaming=True)
         else:
             name = options.name or (SAMPLE if options.dataset == FINEWEB else None)
             dataset = load_dataset(options.dataset, name, split=options.split, streaming=True)
         columns = dataset.select_columns([options.text_field]).skip(skipped).with_format("arrow")
         for rows in columns.iter(ROWS):
             yield from (text or "" for text in rows[options.text_field].cast("string").to_pylist())
+    except Interrupted:
+        raise
     except Exception as error:  # of many kinds: the hub's, the network's, those of each format
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise DataError("dataset", options.dataset, f"it cannot be read: {reason}") from error

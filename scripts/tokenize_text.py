@@ -32,11 +32,13 @@ def all_pieces(files: list[Path], separator: str | None) -> Iterator[Piece]:
     return chain.from_iterable(text_pieces(file, separator) for file in files)
 
 
-def first_texts(pieces: Iterator[Piece], n_bytes: int) -> Iterator[str]:
-    """Texts up to so many bytes, with a progress bar."""
+def first_texts(pieces: Iterator[Piece], n_bytes: int, separator: str | None) -> Iterator[str]:
+    """Texts up to so many bytes of a file, separators among them, with a progress bar."""
+    between = len((separator or "").encode())
     with tqdm(total=n_bytes, unit="B", unit_scale=True, desc="tokenizer") as bar:
         for piece in pieces:
-            text = piece.text.encode()[:n_bytes]
+            n_bytes -= between * piece.begins
+            text = piece.text.encode()[: max(n_bytes, 0)]
             n_bytes -= len(text)
             if not text:
                 return
@@ -52,7 +54,7 @@ def learn_tokenizer(files: list[Path], folder: Path, options: argparse.Namespace
     else:
         n_val = min(LONG_TOKEN * options.val_tokens, n_bytes // 2)
     file = folder / "tokenizer.json"
-    texts = first_texts(all_pieces(files, options.separator), n_bytes - n_val)
+    texts = first_texts(all_pieces(files, options.separator), n_bytes - n_val, options.separator)
     train_tokenizer(texts, options.train_tokenizer, file)
     return str(file)
 

@@ -1,5 +1,6 @@
-"""scripts/benchmark.py --peak on a tiny run: shares are of the peak, parts are of the step, and all of it is printed.
+"""scripts/benchmark.py on a tiny run: what it measures is what the config says.
 
+With --peak, shares are of the peak, parts are of the step, and all of it is printed.
 The slow callback makes a step long enough for its parts to be told from the noise of the machine.
 """
 
@@ -124,3 +125,20 @@ def test_the_command_prints_nothing_else(short, monkeypatch, capsys):
     assert first.endswith("precision bf16-mixed")
     assert not any(line.startswith("val_bpb") for line in rest)
     assert rest[-1].startswith("step")
+
+
+# The plain loop, and what callbacks take
+
+
+def test_the_plain_loop_trains_what_the_config_says(folder):
+    changes = ["--trainer.accumulate_grad_batches=2", "--trainer.precision=bf16-mixed"]
+    result = benchmark.plain_loop("tiny.yaml", 0.1, changes)
+    batches = 2 * result["total_steps"]
+    assert result["training_time_secs"] >= 0.1
+    assert result["tokens_per_sec"] == pytest.approx(batches * 4 * 32 / result["training_time_secs"])
+
+
+def test_callbacks_are_timed_in_a_changed_config(folder):
+    table = benchmark.time_callbacks("tiny.yaml", 1.0, ["--trainer.enable_progress_bar=false"])
+    assert "| TimeBudget |" in table
+    assert "| BudgetBar |" not in table

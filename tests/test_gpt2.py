@@ -107,6 +107,8 @@ def test_the_sizes_differ_in_what_docs_say_alone():
     assert rows == base["data"]["init_args"]["batch_size"] * base["trainer"]["accumulate_grad_batches"] == 60
     assert trainer["val_check_interval"] / trainer["accumulate_grad_batches"] == 250
     assert (trainer["devices"], trainer["strategy"]) == (4, "ddp")
+    assert large["model"].pop("compile") == "blocks"
+    assert base["model"].pop("compile") is True
     assert {**large, "data": 0, "trainer": 0} == {**base, "data": 0, "trainer": 0}
 
 

@@ -169,3 +169,9 @@ def test_a_sharded_model_is_refused(torchao, monkeypatch):
     monkeypatch.setattr("bytelm.precision.FSDPModule", GPT)  # to shard one really takes a group of processes
     with pytest.raises(ConfigError, match=r"trainer\.strategy: 'fsdp' cannot be used; accepted with FP8: auto, ddp"):
         FP8(emulate=True).convert_module(model())
+
+
+def test_with_fsdp_it_is_refused_before_there_is_a_folder(torchao, refused):
+    line = refused(*PLUGIN, "--trainer.plugins.emulate=true", "--trainer.strategy=fsdp")
+    assert line == "bytelm: error: trainer.strategy: 'fsdp' cannot be used; accepted with FP8: auto, ddp"
+    assert not Path("runs").exists()

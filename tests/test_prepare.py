@@ -1,6 +1,7 @@
 """The scripts that make shards: what is in them, the same shards after a cut, and what is refused."""
 
 import json
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from bytelm.data import tokenize
 from bytelm.data.shard_file import read_shard, write_shard
 from bytelm.data.tokenize import Piece, encoded, text_pieces
-from bytelm.errors import ConfigError, DataError
+from bytelm.errors import ConfigError, DataError, Interrupted
 from bytelm.tokenizer import ByteTokenizer, load_tokenizer, train_tokenizer
 from scripts import prepare_fineweb, tokenize_text
 
@@ -183,7 +184,7 @@ def test_documents_are_cut_to_shards_anywhere(lengths, size, restart):
         assert [(t.tolist(), *at) for t, *at in again] == [(t.tolist(), *at) for t, *at in made[restart + 1 :]]
 
 
-@pytest.mark.parametrize("kind", ["parquet", "folder", "saved", "saved splits", "glob"])
+@pytest.mark.parametrize("kind", ["parquet", "folder", "saved", "saved splits", "glob", "globs"])
 def test_local_data_sets(folder, kind):
     datasets = pytest.importorskip("datasets")
     stored = datasets.Dataset.from_dict({"text": DOCUMENTS, "id": [*range(len(DOCUMENTS))]})
@@ -193,7 +194,8 @@ def test_local_data_sets(folder, kind):
         stored.save_to_disk("data")
     else:
         stored.to_parquet("data/part.parquet")
-    prepare(dataset={"parquet": "data/part.parquet", "glob": "data/*.parquet"}.get(kind, "data"))
+    places = {"parquet": "data/part.parquet", "glob": "data/*.parquet", "globs": "d*/*.parquet"}
+    prepare(dataset=places.get(kind, "data"))
     fineweb_stream_is(ByteTokenizer())
 
 
@@ -262,7 +264,7 @@ def unreachable(*arguments, **options):
         ({"dataset": "owner/name"}, "dataset: 'owner/name' cannot be used; it cannot be read: OSError: no route"),
         ({"split": "test"}, "it cannot be read: "),
         ({"text_field": "content"}, "content"),
-        ({"tokenizer": "gpt-2"}, "data.tokenizer: 'gpt-2' cannot be used"),
+        ({"tokenizer": "gpt-2"}, "error: tokenizer: 'gpt-2' cannot be used"),
     ],
 )
 def test_unusable_data_sets_and_tokenizers_are_refused(refused, monkeypatch, options, reason):
@@ -270,6 +272,14 @@ def test_unusable_data_sets_and_tokenizers_are_refused(refused, monkeypatch, opt
         monkeypatch.setattr(pytest.importorskip("datasets"), "load_dataset", unreachable)
     arguments = [f"--{key}={value}" for key, value in options.items()]
     assert reason in refused(prepare, *arguments, status=DataError.exit_status)
+
+
+def test_a_signal_while_the_data_set_is_read_is_no_fault_of_the_data_set(refused, monkeypatch):
+    def interrupted(*arguments, **options):
+        raise Interrupted(signal.SIGTERM)
+
+    monkeypatch.setattr(pytest.importorskip("datasets"), "load_dataset", interrupted)
+    assert "interrupted by SIGTERM" in refused(prepare, status=128 + signal.SIGTERM)
 
 
 def test_too_large_a_vocabulary_is_refused(refused, monkeypatch):
@@ -343,6 +353,12 @@ def test_validation_text_does_not_choose_the_vocabulary(folder):
     assert b" be" in load_tokenizer("number/tokenizer.json").bytes_of
     tokenize_files("--train_tokenizer=290", "--val_fraction=0.01", out="other")
     assert b"qq" in load_tokenizer("other/tokenizer.json").bytes_of
+
+
+def test_validation_documents_do_not_choose_the_vocabulary_whatever_separates_them(folder):
+    (folder / "text.txt").write_text("<|endoftext|>".join(["to be or not"] * 90 + ["zzzzqqqq"] * 10))
+    tokenize_files("--train_tokenizer=290", "--separator=<|endoftext|>", "--val_fraction=0.2", paths=["text.txt"])
+    assert b"qq" not in load_tokenizer("out/tokenizer.json").bytes_of
 
 
 def test_tokenizer_is_learned_from_half_of_the_text_at_least(folder):

@@ -60,7 +60,7 @@ def refusal(name):
     with pytest.raises(DataError) as refused:
         load_tokenizer(name)
     (line,) = str(refused.value).splitlines()
-    assert line.startswith(f"data.tokenizer: {name!r} cannot be used; ")
+    assert line.startswith(f"tokenizer: {name!r} cannot be used; ")
     return line
 
 

@@ -131,7 +131,15 @@ def test_what_differs_but_fits_is_noted(saved, capsys):
 
 @pytest.mark.parametrize(
     "given",
-    ["model: {gpt: {d_model: -1}}", "model: {gpt: {width: 3}}", "model: {network: {}}", "no: 1", "a: [", None],
+    [
+        "model: {gpt: {d_model: -1}}",
+        "model: {gpt: {width: 3}}",
+        "model: {network: {}}",
+        "no: 1",
+        "a: [",
+        "data: Shakespeare",
+        None,
+    ],
 )
 def test_bad_configs_are_refused_as_the_command_line_refuses_them(fitted, given):
     if given is not None:

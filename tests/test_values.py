@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from bytelm.cli import build
+from bytelm.values import PositiveInt, UnitInterval
 
 OPTIONS = [
     "--model.gpt.norm=RMSNorm",
@@ -69,5 +70,12 @@ def test_numbers_out_of_range_are_refused(refused, option, said):
 
 def test_numbers_are_plain_in_a_saved_config(run):
     cli = run("--model.gpt.norm=RMSNorm", "--model.gpt.norm.eps=1e-5")
-    assert cli.plain_config["model"]["gpt"]["norm"]["init_args"]["eps"] == 1e-5
+    assert cli.plain_config["model"]["gpt"]["init_args"]["norm"]["init_args"]["eps"] == 1e-5
     assert isinstance(cli.model.gpt.norm, nn.Module)
+
+
+def test_they_check_and_are_plain_where_they_are_called_too():  # as argparse's `type` is
+    assert [type(PositiveInt("8")), type(UnitInterval("0.5"))] == [int, float]
+    for checked, value in ((PositiveInt, "0"), (PositiveInt, "many"), (UnitInterval, "1.5")):
+        with pytest.raises(ValueError, match=value):
+            checked(value)
