@@ -144,11 +144,19 @@ class RowLoader:
             yield rows[: len(rows) // self.rows_per_step * self.rows_per_step]
 
 
-class EvalBatches:
-    """Every row of a stream once, spread over the ranks.
+def eval_shares(n_rows: int, batch_size: int, rank: int, world_size: int) -> tuple[Tensor, ...]:
+    """The numbers of a rank's rows, batch by batch, where all ranks together take every row once.
 
     All ranks get equally many batches, for a collective in the model would otherwise wait for ever; batches differ in
-    size by one row at most. Where there are fewer rows than batches, some are empty, (0, T).
+    size by one row at most. Where there are fewer rows than batches, some are empty.
+    """
+    n_batches = -(-n_rows // (batch_size * world_size))
+    shares = torch.arange(n_rows).tensor_split(n_batches * world_size)
+    return shares[rank * n_batches : (rank + 1) * n_batches]
+
+
+class EvalBatches:
+    """Every row of a stream once, spread over the ranks (see eval_shares).
 
     Args:
         stream: Bytes, uint8, (n,), n >= seq_len.
@@ -161,14 +169,11 @@ class EvalBatches:
     def __init__(self, stream: Tensor, batch_size: int, seq_len: int, rank: int = 0, world_size: int = 1) -> None:
         self.stream = stream
         self.seq_len = seq_len
-        starts = torch.arange(len(stream) // seq_len) * seq_len
-        per_rank = -(-len(starts) // world_size)
-        n_batches = -(-per_rank // batch_size)
-        self.batches = starts.tensor_split(n_batches * world_size)[rank * n_batches : (rank + 1) * n_batches]
+        self.batches = eval_shares(len(stream) // seq_len, batch_size, rank, world_size)
 
     def __len__(self) -> int:
         return len(self.batches)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        for starts in self.batches:
-            yield cut_rows(self.stream, starts, self.seq_len)
+        for rows in self.batches:
+            yield cut_rows(self.stream, rows * self.seq_len, self.seq_len)

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bytelm.data.base import TokenData
+from bytelm.data.rows import eval_shares
 from bytelm.data.shard_file import read_shard
 from bytelm.errors import ConfigError, DataError
 from bytelm.tokenizer import load_tokenizer
@@ -274,7 +275,7 @@ class CropLoader:
 
 
 class EvalCrops:
-    """The first crops once, spread over the ranks: equally many batches on each, some of them perhaps empty, (0, T).
+    """The first crops once, spread over the ranks (see eval_shares).
 
     Args:
         crops: What to take batches of.
@@ -288,9 +289,8 @@ class EvalCrops:
         self, crops: Crops, batch_size: int, most: int | None = None, rank: int = 0, world_size: int = 1
     ) -> None:
         self.crops = crops
-        numbers = np.arange(len(crops))[:most]
-        n_batches = -(-len(numbers) // (batch_size * world_size))
-        self.batches = np.array_split(numbers, n_batches * world_size)[rank * n_batches : (rank + 1) * n_batches]
+        n_crops = len(crops) if most is None else min(len(crops), most)
+        self.batches = [share.numpy() for share in eval_shares(n_crops, batch_size, rank, world_size)]
 
     def __len__(self) -> int:
         return len(self.batches)
