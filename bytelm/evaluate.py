@@ -34,7 +34,7 @@ from bytelm.experiments.command import CommandParser
 from bytelm.files import replacing
 from bytelm.generate import generate, start_of
 from bytelm.tokenizer import ByteTokenizer
-from bytelm.trained import Trained, load
+from bytelm.trained import Trained, add_arguments, load
 from bytelm.values import NonNegativeInt, PositiveFloat, PositiveInt
 
 Window = tuple[list[int], list[int]]
@@ -273,15 +273,8 @@ def main(args: list[str]) -> None:
     parser = CommandParser(
         "evaluate", description="Scores a checkpoint on tasks of EleutherAI's lm-evaluation-harness."
     )
-    parser.add_argument("--ckpt_path", required=True, type=str, help="The checkpoint.")
-    parser.add_argument(
-        "--config",
-        action="append",
-        default=[],
-        help="Config of its run, in place of the one in the checkpoint; needed for parts of your own. May be repeated.",
-    )
+    add_arguments(parser)
     parser.add_function_arguments(evaluate, skip={"trained"})
-    parser.add_argument("--device", type=str, default="auto", help="Such as cpu or cuda; auto: a GPU, if there is one.")
     parser.add_argument("--output", type=str | None, help="A JSON file for all that the harness reports.")
     with errors_in_one_line():
         given = vars(parser.parse_args(args))

@@ -21,7 +21,7 @@ from bytelm.gpt import GPT
 from bytelm.messages import note
 from bytelm.parts.attention import KVCache
 from bytelm.tokenizer import ByteTokenizer, Tokenizer
-from bytelm.trained import Trained, load
+from bytelm.trained import Trained, add_arguments, load
 from bytelm.values import NonNegativeFloat, NonNegativeInt, PositiveInt, UnitInterval
 
 BETWEEN_SAMPLES = "\n---\n"
@@ -193,18 +193,11 @@ def main(args: list[str]) -> None:
         args: What follows `python -m bytelm generate`.
     """
     parser = CommandParser("generate", description="Writes text with the network of a checkpoint.")
-    parser.add_argument("--ckpt_path", required=True, type=str, help="The checkpoint.")
-    parser.add_argument(
-        "--config",
-        action="append",
-        default=[],
-        help="Config of its run, in place of the one in the checkpoint; needed for parts of your own. May be repeated.",
-    )
+    add_arguments(parser)
     parser.add_argument("--prompt", type=str, default="", help="What the text begins with; - for standard input.")
     parser.add_function_arguments(write, skip={"trained", "prompt", "cached"})
     parser.add_argument("--no_cache", action="store_true", help="Compute all tokens anew each time: the same text.")
     parser.add_argument("--num_samples", type=PositiveInt, default=1, help="How many texts to write.")
-    parser.add_argument("--device", type=str, default="auto", help="Such as cpu or cuda; auto: a GPU, if there is one.")
     with errors_in_one_line():
         given = vars(parser.parse_args(args))
         trained = load(given.pop("ckpt_path"), given.pop("config"), given.pop("device"))

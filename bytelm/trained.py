@@ -6,7 +6,7 @@ accepted. A network with parts of one's own is loaded with the config that one g
 """
 
 import json
-from argparse import ArgumentError
+from argparse import ArgumentError, ArgumentParser
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +43,18 @@ class Trained:
     gpt: GPT
     tokenizer: Tokenizer
     config: dict[str, Any]
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """Adds the options `ckpt_path`, `config` and `device`, for `load`."""
+    parser.add_argument("--ckpt_path", required=True, type=str, help="The checkpoint.")
+    parser.add_argument(
+        "--config",
+        action="append",
+        default=[],
+        help="Config of its run, in place of the one in the checkpoint; needed for parts of your own. May be repeated.",
+    )
+    parser.add_argument("--device", type=str, default="auto", help="Such as cpu or cuda; auto: a GPU, if there is one.")
 
 
 def load(ckpt_path: str | Path, configs: Sequence[str | Path] = (), device: str = "cpu") -> Trained:
