@@ -5,7 +5,7 @@
 Runs, in turn and `repeats` times over, each in a process of its own and for the same time:
 
 * `bytelm`: `python -m bytelm fit` on a config, with TensorBoard and the progress bar on;
-* `plain loop`: the same network, batches and optimizer in a PyTorch loop of twenty lines, in this file;
+* `plain loop`: the same network, batches and optimizer in a plain PyTorch loop, in this file;
 * `challenge script`: the byte-level challenge's winning script as it stands, where $BYTELM_REFERENCE (or
   --reference) names the folder that holds its harness and the corpus.
 
