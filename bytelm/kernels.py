@@ -23,12 +23,12 @@ LOWEST = tl.constexpr(-1e30)  # not -inf, of which the difference to itself woul
 
 @triton.jit
 def _cross_entropy(
-    logits: Any,
-    targets: Any,
-    factor: Any,
-    nats: Any,
-    rows: int,
-    vocab_size: int,
+    logits: tl.tensor,
+    targets: tl.tensor,
+    factor: tl.tensor,
+    nats: tl.tensor,
+    rows: tl.int32,
+    vocab_size: tl.int32,
     differentiate: tl.constexpr,
     block: tl.constexpr,
 ) -> None:
@@ -59,7 +59,7 @@ def _cross_entropy(
 
 
 @triton.jit
-def _rescale(values: Any, size: int, wanted: Any, had: Any, block: tl.constexpr) -> None:
+def _rescale(values: tl.tensor, size: tl.int64, wanted: tl.tensor, had: tl.tensor, block: tl.constexpr) -> None:
     ratio = tl.load(wanted) / tl.load(had)
     if ratio != 1.0:  # else nothing is read or written
         for start in range(tl.program_id(0).to(tl.int64) * block, size, tl.num_programs(0).to(tl.int64) * block):

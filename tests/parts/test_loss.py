@@ -70,3 +70,36 @@ def test_the_fused_loss_has_the_gradients_of_cross_entropy(dtype, vocab_size):
         (loss * factor).backward()
         (expected * factor).backward()
         torch.testing.assert_close(ours.grad, plain.grad, rtol=1e-2 if dtype == torch.bfloat16 else 1e-4, atol=1e-8)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="the kernels are for GPUs")
+def test_the_fused_loss_takes_more_logits_than_31_bits_can_count():
+    logits = torch.zeros(2**31 // 50_304 + 1, 1, 50_304, device="cuda", dtype=torch.bfloat16).requires_grad_()
+    targets = torch.zeros(logits.shape[:2], dtype=torch.int64, device="cuda")
+    (3 * FusedCrossEntropy()(logits * 1.0, targets)).backward()  # times 3, so that the gradients are gone over again
+    expected = 3 / len(logits) * (1 / 50_304 - torch.tensor([1.0, 0.0]))
+    torch.testing.assert_close(logits.grad[-1, 0, :2].float().cpu(), expected, rtol=1e-2, atol=0)
+
+
+KERNELS = {
+    ("_cross_entropy", True): "*bf16 *i64 *fp32 *fp32 i32 i32",
+    ("_cross_entropy", False): "*bf16 *i64 *fp32 *fp32 i32 i32",
+    ("_rescale", None): "*bf16 i64 *fp32 *fp32",
+}
+
+
+@pytest.mark.parametrize(("name", "differentiate"), KERNELS)
+def test_the_kernels_compile_for_hopper_wherever_there_is_triton(name, differentiate):
+    triton = pytest.importorskip("triton")  # comes with torch for GPUs; compiling takes no GPU
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from bytelm import kernels
+
+    kernel = getattr(kernels, name)
+    constants = {"block": kernels.BLOCK} | ({} if differentiate is None else {"differentiate": differentiate})
+    types = [*KERNELS[name, differentiate].split(), *["constexpr"] * len(constants)]
+    places = {(kernel.arg_names.index(argument),): value for argument, value in constants.items()}
+    source = ASTSource(kernel, dict(zip(kernel.arg_names, types, strict=True)), places)
+    compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": kernels.WARPS})
+    assert ".target sm_90" in compiled.asm["ptx"]
