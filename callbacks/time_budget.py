@@ -70,6 +70,7 @@ class TimeBudget(Callback):
         self._earlier_seconds = 0.0  # `scope: run`: used before this process, by the run that it resumes
         self._reading = Reading(step=0, seconds=0.0)
         self._next_reading = 0  # the step after which it is due
+        self._first_step = 0  # of this process, which is no measure of the others
         self._step_seconds: deque[float] = deque(maxlen=16)  # one a reading: a dozen of them fall into the last second
         self._tokens_per_step = 0
         self._step_tokens = 0  # of the step under way
@@ -145,7 +146,8 @@ class TimeBudget(Callback):
         step_seconds = warm_up(trainer, pl_module, batch) * trainer.accumulate_grad_batches
         self._step_seconds.append(trainer.strategy.broadcast(step_seconds))
         self._tokens_per_step = batch[0].numel() * trainer.world_size * trainer.accumulate_grad_batches
-        self._next_reading = self.steps + 1
+        self._first_step = self.steps + 1
+        self._next_reading = self._first_step
         self.startup_seconds = process_age()
         self._start_clock(trainer)
         self.progress = self._measure()
@@ -229,7 +231,9 @@ class TimeBudget(Callback):
     # behind the program and must be waited for, and ranks must agree on one clock, that of rank 0. So readings are a
     # second apart, and closer as the limit nears. In between, the last reading is carried on at the pace of the last
     # stretch, by the same arithmetic on all ranks, so that they agree on progress (and with it on the learning rate)
-    # and on the last step without a collective in every step.
+    # and on the last step without a collective in every step. The pace of the first step, in which an optimizer makes
+    # its state and a memory is filled, is not carried on: on an H200 it was five times that of the others, so that a
+    # warm-up of the rate jumped ahead and fell back.
 
     def _start_clock(self, trainer: Trainer) -> None:
         self._stopwatch.start()
@@ -239,8 +243,10 @@ class TimeBudget(Callback):
         if not self._exact:
             wait_for_device(trainer)
         last, self._reading = self._reading, self._shared_reading(trainer)
+        if not self._exact and last.step == self._first_step:
+            self._step_seconds.clear()
         self._step_seconds.append((self._reading.seconds - last.seconds) / (self._reading.step - last.step))
-        if not self._exact:
+        if not self._exact and last.step >= self._first_step:
             left = self.limits.get("seconds", float("inf")) - self._reading.seconds
             self._next_reading = self.steps + max(1, int(min(left / 4, 1.0) / max(self._step_seconds[-1], 1e-9)))
 

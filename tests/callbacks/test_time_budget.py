@@ -129,6 +129,14 @@ def test_progress_follows_the_clock(timed):
     assert slow.fractions == pytest.approx([0.0, 0.1, 0.4, 0.6, 0.8])
 
 
+def test_a_long_first_step_is_not_taken_for_the_pace_of_others_where_the_clock_is_read_now_and_then(timed, monkeypatch):
+    as_on_a_gpu = property(lambda self: False, lambda self, value: None)
+    monkeypatch.setattr(TimeBudget, "_exact", as_on_a_gpu, raising=False)
+    budget, slow = timed([1.0, *[0.1] * 99], "--time_budget.limit", "4.05s")
+    assert slow.fractions == pytest.approx([0.0, *((1.0 + 0.1 * step) / 4.05 for step in range(30))])
+    assert budget.training_seconds == pytest.approx(4.0)
+
+
 def test_progress_follows_the_limit_that_is_nearest(timed):
     _, slow = timed([1.0], "--time_budget.limit", "[100s, 4 steps]")
     assert slow.fractions == pytest.approx([0.0, 0.25, 0.5, 0.75])
