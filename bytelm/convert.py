@@ -268,6 +268,7 @@ def read_bytelm(path: Path) -> GPT2:
     except (AttributeError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path} does not tell its network's config; accepted: files like last.ckpt") from error
     d_model, n_heads = _size(path, options, "d_model"), _size(path, options, "n_heads")
+    approximate = feedforward.get("approximate", "none")
     gpt2 = GPT2(
         d_model=d_model,
         n_heads=n_heads,
@@ -278,11 +279,12 @@ def read_bytelm(path: Path) -> GPT2:
         attention_bias=attention.get("bias", True),
         feedforward_bias=feedforward.get("bias", True),
         norm_bias=norm.get("bias", True),
-        approximate=feedforward.get("approximate", "none"),
+        approximate="none" if approximate == "polynomial" else approximate,
         eps=norm.get("eps", 1e-5),
     )
     expected = gpt2.model_config()["gpt"]
     theirs = expected["init_args"]
+    theirs["feedforward"]["init_args"]["approximate"] = approximate  # the polynomial computes what `none` does
     theirs["d_ff"], theirs["attention"]["init_args"]["n_kv_heads"] = gpt2.d_ff, n_heads  # defaults, written out
     if options["attention"].get("class_path") == _part(Explicit)["class_path"]:  # SDPA's mathematics, written out
         theirs["attention"]["class_path"] = options["attention"]["class_path"]

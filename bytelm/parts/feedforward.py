@@ -1,10 +1,13 @@
 """Feed-forward networks: what a block computes on each token by itself."""
 
+import math
 from abc import ABC, abstractmethod
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from bytelm.parts.init import ResidualProjection
@@ -51,7 +54,9 @@ class GELU(FeedForward):
         d_ff: Width of the hidden layer.
         dropout: Probability of dropping a hidden unit.
         bias: Whether the projections have biases.
-        approximate: `tanh` for the approximation that OpenAI's GPT-2 was trained with.
+        approximate: `tanh` for the approximation that OpenAI's GPT-2 was trained with; `polynomial` for one so close,
+            within 1e-6, that bf16 does not tell it from the exact one, and faster than that on GPUs with torch.compile
+            (Abramowitz and Stegun 1964, 26.2.17).
     """
 
     def __init__(
@@ -60,13 +65,39 @@ class GELU(FeedForward):
         d_ff: int,
         dropout: UnitInterval = 0.0,
         bias: bool = True,
-        approximate: Literal["none", "tanh"] = "none",
+        approximate: Literal["none", "tanh", "polynomial"] = "none",
     ) -> None:
         super().__init__(d_model, d_ff, dropout, bias)
         self.approximate = approximate
 
     def activation(self, x: Tensor) -> Tensor:
+        if self.approximate == "polynomial":
+            return _PolynomialGELU.apply(x)
         return F.gelu(x, approximate=self.approximate)
+
+
+class _PolynomialGELU(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        below, _ = _normal(x.float())
+        return (x * below).to(x.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        below, density = _normal(x.float())
+        return (gradient * (below + x * density)).to(x.dtype)
+
+
+def _normal(x: Tensor) -> tuple[Tensor, Tensor]:
+    """The normal distribution at x: Phi, to 7.5e-8, and its density. One exponential serves both."""
+    density = torch.exp(-0.5 * x * x) / math.sqrt(2 * math.pi)
+    t = 1 / (1 + 0.2316419 * x.abs())
+    polynomial = t * (0.319381530 + t * (-0.356563782 + t * (1.781477937 + t * (-1.821255978 + t * 1.330274429))))
+    beyond = density * polynomial
+    return torch.where(x < 0, beyond, 1 - beyond), density
 
 
 class SiLU(FeedForward):

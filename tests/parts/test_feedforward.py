@@ -41,6 +41,17 @@ def test_feedforward_is_down_of_activation_of_up(feedforward, options, activatio
     torch.testing.assert_close(module(x), linear(module.down, hidden), rtol=0, atol=1e-9)
 
 
+def test_the_polynomial_gelu_and_its_gradient_are_gelu_to_a_millionth():
+    gelu = GELU(6, 20, approximate="polynomial")
+    x = torch.linspace(-12, 12, 24_001).requires_grad_()
+    exact = x.detach().double().requires_grad_()
+    ours, theirs = gelu.activation(x), torch.nn.functional.gelu(exact)
+    torch.testing.assert_close(ours.double(), theirs, rtol=0, atol=1e-6)
+    (slope,), (exact_slope,) = (torch.autograd.grad(y.sum(), at) for y, at in ((ours, x), (theirs, exact)))
+    torch.testing.assert_close(slope.double(), exact_slope, rtol=0, atol=1e-6)
+    assert gelu.activation(x.bfloat16()).dtype == torch.bfloat16
+
+
 @pytest.mark.parametrize(("feedforward", "activation"), GATED)
 def test_gated_feedforward_multiplies_up_by_the_activated_gate(feedforward, activation):
     torch.manual_seed(0)
