@@ -45,7 +45,7 @@ from bytelm.parts.attention import Attention
 from bytelm.precision import FP8
 from bytelm.process import end_with_parent
 from bytelm.run_folder import RUNS, RunLogger, newest_checkpoint, version_of
-from bytelm.strategies import FSDP
+from bytelm.strategies import FSDP, STRATEGIES
 from bytelm.units import Duration
 from callbacks import (
     BudgetBar,
@@ -259,8 +259,8 @@ class BytelmCLI(LightningCLI):
         if settings.get("enable_checkpointing") is False:
             for key in ("checkpoint", "last_checkpoint"):
                 self._parser(self.subcommand).callback_keys.remove(key)
-        if settings.get("strategy") == "fsdp":
-            kwargs["strategy"] = FSDP()
+        if (strategy := settings.get("strategy")) in STRATEGIES:
+            kwargs["strategy"] = STRATEGIES[strategy]()
         plugins = settings.get("plugins") or []
         if any(isinstance(plugin, Precision) for plugin in (plugins if isinstance(plugins, list) else [plugins])):
             kwargs["precision"] = None  # Lightning takes one or the other

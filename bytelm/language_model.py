@@ -93,8 +93,11 @@ class LanguageModel(LightningModule):
             if self.use_compile == "blocks" or isinstance(self.trainer.strategy, FSDP):
                 for block in self.gpt.blocks:  # their forward alone, as fsdp's hooks on the call are not to be traced
                     block.forward = torch.compile(block.forward)
-            else:
-                self.gpt.compile()  # not torch.compile(self.gpt): that puts a prefix before every key of the state dict
+            else:  # not torch.compile(self.gpt): that puts a prefix before every key of the state dict
+                # Under ddp it would be split for every 25 MB of gradients, so that ranks exchange them early. Kernels
+                # are slower then by more than the exchange takes where GPUs are joined; elsewhere there are blocks.
+                torch._dynamo.config.optimize_ddp = False
+                self.gpt.compile()
             self.loss.compile()
             self._compiled = True
         self.use_compile = False  # once: Lightning calls this hook for every fit, validate and test

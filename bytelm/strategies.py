@@ -1,14 +1,20 @@
-"""FSDP: weights, gradients and optimizer state spread over the ranks, on CPUs and GPUs alike.
+"""What `trainer.strategy: ddp` and `fsdp` mean here, on CPUs and GPUs alike.
 
-`trainer.strategy: fsdp` means this one. Lightning's own of that name wraps FSDP1, which torch keeps for GPUs alone and
-which joins the parameters of a module to one flat tensor; here every parameter is sharded by itself (FSDP2), so that
-optimizers see matrices, and tests on CPU ranks run what GPUs run.
+fsdp spreads weights, gradients and optimizer state over the ranks. Lightning's own of that name wraps FSDP1, which
+torch keeps for GPUs alone and which joins the parameters of a module to one flat tensor; here every parameter is
+sharded by itself (FSDP2), so that optimizers see matrices, and tests on CPU ranks run what GPUs run.
 """
 
+import inspect
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
 import torch
-from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.nn.parallel import DistributedDataParallel
 
 from bytelm.gpt import GPT
 
@@ -45,3 +51,12 @@ def shard(gpt: GPT, mesh: DeviceMesh, precision: str) -> None:
     for block in gpt.blocks:
         fully_shard(block, mesh=mesh["data_parallel"], mp_policy=policy)
     fully_shard(gpt, mesh=mesh["data_parallel"], mp_policy=policy)
+
+
+_DDP: dict[str, Any] = {"gradient_as_bucket_view": True}  # gradients lie where ranks exchange them, once
+# Buffers (tables of positions, what a memory has counted) are alike on all ranks and stay so: sending rank 0's before
+# every batch would be time for nothing. torch 2.13 has a new name for that.
+_OPTIONS = inspect.signature(DistributedDataParallel).parameters
+_DDP["forward_sync_buffers" if "forward_sync_buffers" in _OPTIONS else "broadcast_buffers"] = False
+
+STRATEGIES: dict[str, Callable[[], Strategy]] = {"ddp": partial(DDPStrategy, **_DDP), "fsdp": FSDP}

@@ -73,6 +73,25 @@ class Report(Callback):
         self.write("scores", **{name: float(value) for name, value in trainer.callback_metrics.items()})
 
 
+class OwnBuffers(Callback):
+    """Gives rank 1 other buffers than rank 0 has, and writes down what they are in the end, beside what they were.
+
+    Args:
+        folder: Where to.
+    """
+
+    def __init__(self, folder: str = "."):
+        self.report = Report(folder)
+
+    def on_train_start(self, trainer, pl_module):
+        if rank() == 1:
+            pl_module.gpt.position.cos.mul_(0.5)
+        self.first = pl_module.gpt.position.cos.sum().item()
+
+    def on_train_end(self, trainer, pl_module):
+        self.report.write("buffers", first=self.first, last=pl_module.gpt.position.cos.sum().item())
+
+
 class Skew(Callback):
     """Gives one rank another clock than the others have.
 

@@ -234,6 +234,13 @@ def test_ranks_agree_without_a_collective_in_every_step(start):
         assert len(steps) < 60
 
 
+def test_ddp_does_not_send_buffers_around_before_every_batch(start):
+    run = start(callback("OwnBuffers")).ended_well()  # its reports are in the folder of the run
+    zero, one = (json.loads((run.folder / f"rank{rank}.jsonl").read_text()) for rank in (0, 1))
+    assert zero["last"] == zero["first"]
+    assert one["last"] == one["first"] == zero["first"] / 2
+
+
 def test_lightnings_broadcast_in_every_step_is_still_where_interruption_switches_it_off():
     assert "self._broadcast_sigterm_tensor()" in inspect.getsource(_TrainingEpochLoop.advance)
 
