@@ -35,6 +35,9 @@ class FP8(MixedPrecision):
             `rowwise_with_gw_hp`: each row, and gradients of weights stay in bf16, the most exact.
         emulate: Whether to round to float8 but multiply in higher precision, which any device can; for tests.
 
+    Attributes:
+        label: What the run's record calls it.
+
     Raises:
         ConfigError: torchao is not installed, or there is no GPU of compute capability 8.9.
     """
@@ -50,6 +53,7 @@ class FP8(MixedPrecision):
             )
         super().__init__("bf16-mixed", "cuda" if has_gpu else "cpu")
         self.config = _config(recipe, emulate)
+        self.label = f"fp8-{recipe}"
 
     def convert_module(self, module: nn.Module) -> nn.Module:
         """Converts the blocks' linear layers in place, before Lightning moves the model to its device.

@@ -127,7 +127,7 @@ class RunRecord(Callback):
             "device": _device_name(trainer.strategy.root_device),
             "strategy": type(trainer.strategy).__name__,
             "world_size": trainer.world_size,
-            "precision": str(trainer.precision),
+            "precision": str(getattr(trainer.precision_plugin, "label", trainer.precision)),
             "corpus": data.corpus_record() if isinstance(data, TokenData) else None,
             "git": git_state(),
             "versions": {

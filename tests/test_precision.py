@@ -1,5 +1,6 @@
 """FP8: which layers are converted, what they compute, that checkpoints know nothing of it, and what is refused."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -131,6 +132,7 @@ def test_a_config_takes_it(torchao, folder):
 def test_a_run_goes_on_and_is_scored_with_or_without_it(torchao, run):
     fp8 = [*PLUGIN, "--trainer.plugins.emulate=true"]
     scores = [run(*fp8).trainer.callback_metrics["val/bpb"]]
+    assert json.loads(Path("runs/tiny/version_0/record.json").read_text())["precision"] == "fp8-tensorwise"
     checkpoint = ["--ckpt_path", "runs/tiny/version_0/checkpoints/last.ckpt"]
     for options in (fp8, []):
         cli = run(*checkpoint, *options, subcommand="validate")
