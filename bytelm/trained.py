@@ -5,6 +5,7 @@ and to import a class is to run its module: of a checkpoint, which may come from
 accepted. A network with parts of one's own is loaded with the config that one gives for it.
 """
 
+import inspect
 import json
 from argparse import ArgumentError, ArgumentParser
 from collections.abc import Mapping, Sequence
@@ -22,6 +23,7 @@ from bytelm.config_file import ConfigFileParser
 from bytelm.errors import CheckpointError, ConfigError
 from bytelm.experiments.strangers import is_part, leaves
 from bytelm.gpt import GPT
+from bytelm.language_model import LanguageModel
 from bytelm.messages import clarify, note
 from bytelm.parts.attention import Attention
 from bytelm.tokenizer import ByteTokenizer, Tokenizer, load_tokenizer
@@ -106,7 +108,8 @@ def _parser() -> ConfigFileParser:
     parser.add_argument("--config", action="config")
     parser.add_argument("--model.gpt", type=GPT)
     parser.add_argument("--data", type=KEYS["data"])
-    for key in ("model.loss", "model.optimizer", "model.compile", *OTHER_KEYS):
+    of_training = [f"model.{name}" for name in inspect.signature(LanguageModel).parameters if name != "gpt"]
+    for key in (*of_training, *OTHER_KEYS):
         parser.add_argument(f"--{key}", type=Any)
     return parser
 
