@@ -21,6 +21,7 @@ from bytelm.optim import Lion, MuonAdamW
 from bytelm.parts.block import Parallel, PostNorm
 from bytelm.parts.embedding import HashedNGrams, ValueEmbedding
 from bytelm.parts.feedforward import GELU, GeGLU, ReLUSquared, SwiGLU
+from bytelm.parts.loss import FusedCrossEntropy
 from bytelm.parts.norm import LayerNorm, RMSNorm
 from bytelm.parts.position import Learned, Rotary
 from bytelm.units import Progress
@@ -30,6 +31,7 @@ PROJECT = Path(__file__).resolve().parents[1]
 DOCS = (PROJECT / "docs/gpt2.md").read_text()
 CHANGES = dict(re.findall(r"^\| ([^|]+) \| `(--[^`]+)` \|", DOCS, re.MULTILINE))
 BASE = str(PROJECT / "configs/gpt2/124m.yaml")
+H200 = str(PROJECT / "configs/devices/h200.yaml")
 SCHEDULES = sorted((PROJECT / "configs/schedules").glob("*.yaml"))
 CONFIGS = [*sorted((PROJECT / "configs/gpt2").glob("*.yaml")), *SCHEDULES]
 STEPS = 5_000
@@ -110,6 +112,21 @@ def test_the_sizes_differ_in_what_docs_say_alone():
     assert large["model"].pop("compile") == "blocks"
     assert base["model"].pop("compile") is True
     assert {**large, "data": 0, "trainer": 0} == {**base, "data": 0, "trainer": 0}
+
+
+def test_the_devices_config_takes_the_same_steps_of_the_same_network(shards):
+    base, fast = (yaml.safe_load(Path(path).read_text()) for path in (BASE, H200))
+    for config in (base, fast):
+        batches = config["trainer"]["accumulate_grad_batches"]
+        assert config["data"]["init_args"]["batch_size"] * batches == 60
+        assert config["trainer"]["val_check_interval"] == 250 * batches
+    plain, own = (build(["--config", BASE, *more, *TINY], run=False) for more in ([], ["--config", H200]))
+    assert isinstance(own.model.loss, FusedCrossEntropy)
+    assert own.model.gpt.residual_autocast
+    assert own.model.gpt.blocks[0].feedforward.approximate == "polynomial"
+    weights, theirs = plain.model.state_dict(), own.model.state_dict()
+    assert weights.keys() == theirs.keys()
+    assert all(torch.equal(weights[key], theirs[key]) for key in weights)
 
 
 def test_the_base_is_nanogpts_recipe(shards):
