@@ -130,6 +130,9 @@ def _own_config(path: str | Path, checkpoint: Mapping[str, Any]) -> dict[str, An
     except (KeyError, TypeError) as error:
         message = f"ckpt_path: {str(path)!r} does not say what network it is of; accepted: a config, too (--config)"
         raise CheckpointError(message) from error
+    data = config.get("data") or {}  # type: ignore[union-attr]
+    if not isinstance(data, Mapping) or not isinstance(data.get("init_args") or {}, Mapping):
+        raise CheckpointError(f"ckpt_path: {str(path)!r}: data: {data!r} is no class with its options")
     try:
         values = [*leaves(network, "model.gpt")]
     except ConfigError as error:

@@ -199,6 +199,8 @@ def test_of_a_checkpoints_config_only_the_network_and_the_tokenizer_are_looked_a
         lambda c: c["model"].update(gpt=None),
         lambda c: c.pop("model"),
         lambda c: c.update(model=3),
+        lambda c: c.update(data=3),
+        lambda c: c["data"].update(init_args=["bytes"]),
     ],
 )
 def test_a_config_that_makes_no_network_is_the_checkpoints_fault(altered, change):
