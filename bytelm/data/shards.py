@@ -50,8 +50,7 @@ class TokenShards(TokenData):
             `sequential` one after the other, shard after shard, and begins anew after the last.
         vocab_size: Number of tokens that there can be; all are below it.
         tokenizer: What turned the text into tokens, which tells how many bytes of text each stands for. null: it is not
-            known; then there is no `val/bpb`, `val/loss` is the score, and studies of many runs, which compare by
-            val_bpb, have nothing to compare.
+            known; then there is no `val/bpb`, and `val/loss` is the score, also of studies of many runs.
         eval_tokens: Tokens that validation predicts, at most.
         seed: Seed of the random order; default that of the run (`seed_everything`).
 

@@ -25,6 +25,7 @@ from bytelm.cli import errors_in_one_line
 from bytelm.config_file import BadText, read
 from bytelm.errors import ConfigError
 from bytelm.experiments.command import CommandParser
+from bytelm.experiments.score import RANKED, VAL_BPB, VAL_LOSS
 from bytelm.experiments.service import BASELINE, Busy, Service, Unusable, UsedUp
 from bytelm.experiments.strangers import PARTLY, WHOLLY
 from bytelm.messages import note
@@ -53,7 +54,9 @@ class Health(BaseModel):
 
 
 class Scored(BaseModel):
-    """A run in short; figures are null until there are some."""
+    """A run in short; figures are null until there are some. A run without val_bpb has val_loss as a further key."""
+
+    model_config = ConfigDict(extra="allow")
 
     run_id: str
     status: str
@@ -94,20 +97,25 @@ class Best(BaseModel):
     val_bpb: float
 
 
+class BestByLoss(BaseModel):
+    """The same where no run has a val_bpb."""
+
+    run_id: str
+    val_loss: float
+
+
 class Runs(BaseModel):
     """The match so far."""
 
     runs: list[Scored]
     active: Active | None
-    best: Best | None
+    best: Best | BestByLoss | None
     runs_remaining: int
     match_time_remaining_secs: float
 
 
 class Report(Scored):
     """A run in full: beside these keys, all that are in its record.json."""
-
-    model_config = ConfigDict(extra="allow")
 
     elapsed_secs: float | None = None
     log: str
@@ -146,7 +154,7 @@ def app(service: Service, token: str | None = None) -> FastAPI:
     api = FastAPI(
         title="bytelm",
         version=bytelm.__version__,
-        description="A training challenge: send configs, and beat the baseline's val_bpb.",
+        description=f"A training challenge: send configs, and beat the baseline's score. {RANKED}",
         redoc_url=None,
     )
     for error in STATUS:
@@ -172,7 +180,7 @@ def app(service: Service, token: str | None = None) -> FastAPI:
     @api.get("/baseline", summary="The config to beat, and its score")
     def baseline() -> Baseline:
         known = service.report(BASELINE) or {"run_id": BASELINE, "status": "not scored"}
-        return Baseline(**known, text=service.baseline_text, config=read(service.baseline_text))
+        return Baseline(**_in_short(known), text=service.baseline_text, config=read(service.baseline_text))
 
     @api.post("/run", status_code=202, summary="Train a config", responses=REFUSALS, openapi_extra=BODY)
     async def run(request: Request) -> Accepted:
@@ -188,11 +196,11 @@ def app(service: Service, token: str | None = None) -> FastAPI:
     @api.get("/runs", summary="All runs, the best of them, and what is left of the match")
     def runs() -> Runs:
         return Runs(
-            runs=[Scored(**report) for report in service.runs()],
+            runs=[Scored(**_in_short(report)) for report in service.runs()],
             active=None
             if (active := service.active) is None
             else Active(run_id=active[0], elapsed_secs=round(active[1], 1)),
-            best=None if (best := service.best) is None else Best(run_id=best[0], val_bpb=best[1]),
+            best=_best(service),
             runs_remaining=service.runs_remaining,
             match_time_remaining_secs=round(service.match_time_remaining, 1),
         )
@@ -206,6 +214,22 @@ def app(service: Service, token: str | None = None) -> FastAPI:
         return Report(**known)
 
     return api
+
+
+def _in_short(report: dict[str, Any]) -> dict[str, Any]:
+    """What of a run's report a list shows."""
+    shown = set(Scored.model_fields)
+    if report.get(VAL_BPB.name) is None and report.get(VAL_LOSS.name) is not None:
+        shown.add(VAL_LOSS.name)
+    return {key: value for key, value in report.items() if key in shown}
+
+
+def _best(service: Service) -> Best | BestByLoss | None:
+    if (run := service.best) is None or run.score is None:
+        return None
+    if run.ranked_by == VAL_LOSS:
+        return BestByLoss(run_id=run.experiment, val_loss=run.score)
+    return Best(run_id=run.experiment, val_bpb=run.score)
 
 
 def _refuse(request: Request, error: Exception) -> JSONResponse:
@@ -301,7 +325,8 @@ def main(args: list[str]) -> None:
     Args:
         args: What follows `python -m bytelm serve`.
     """
-    parser = CommandParser("serve", description="Offers a training challenge over HTTP: a baseline, runs, and time.")
+    description = f"Offers a training challenge over HTTP: a baseline, runs, and time. {RANKED}"
+    parser = CommandParser("serve", description=description)
     parser.add_argument("--config", action="config", help="A YAML file with these options.")
     parser.add_function_arguments(serve)
     with errors_in_one_line():

@@ -59,11 +59,11 @@ class Experiment:
 
     @cached_property
     def scores(self) -> list[float]:
-        """val_bpb of each completed run."""
-        return [run.val_bpb for run in self.runs if run.val_bpb is not None]
+        """The score of each run that has one."""
+        return [run.score for run in self.runs if run.score is not None]
 
     @property
-    def val_bpb(self) -> float | None:
+    def score(self) -> float | None:
         """Mean score."""
         return statistics.fmean(self.scores) if self.scores else None
 
@@ -74,7 +74,7 @@ class Experiment:
 
     def figure(self, key: str) -> float | None:
         """Median of a figure of the records of runs that were completed, if there are any, such as `total_steps`."""
-        runs = [run for run in self.runs if run.val_bpb is not None] or self.runs
+        runs = [run for run in self.runs if run.score is not None] or self.runs
         values = [run.record[key] for run in runs if run.record.get(key) is not None]
         return statistics.median(values) if values else None
 
@@ -104,8 +104,8 @@ def experiments_of(runs: Iterable[Run]) -> list[Experiment]:
     best = float("inf")
     for place, experiment in enumerate(found):
         experiment.origin, experiment.changes = _origin(experiment, found[:place])
-        experiment.kept = experiment.val_bpb is not None and experiment.val_bpb < best
-        best = min(best, experiment.val_bpb or best)
+        experiment.kept = experiment.score is not None and experiment.score < best
+        best = min(best, experiment.score or best)
     return found
 
 
@@ -143,7 +143,7 @@ def _origin(experiment: Experiment, earlier: Sequence[Experiment]) -> tuple[Expe
     candidates = [(changes(other.settings, experiment.settings), other) for other in earlier]
     if not candidates:
         return None, []
-    lines, origin = min(candidates, key=lambda one: (len(one[0]), one[1].val_bpb or float("inf")))
+    lines, origin = min(candidates, key=lambda one: (len(one[0]), one[1].score or float("inf")))
     return origin, lines
 
 
@@ -168,7 +168,7 @@ class Spread:
     """How much the score of a run differs by its seed alone.
 
     Attributes:
-        variance: Of one run's val_bpb, pooled over experiments with several seeds.
+        variance: Of one run's score, pooled over experiments with several seeds.
         freedom: Degrees of freedom: runs less experiments.
     """
 
@@ -231,7 +231,7 @@ class Noise:
             return []
         p_values = []
         for one, other in pairs:
-            apart = abs((one.val_bpb or 0.0) - (other.val_bpb or 0.0))
+            apart = abs((one.score or 0.0) - (other.score or 0.0))
             error, freedom = self.difference(one, other)
             p_values.append(2 * float(stats.t.sf(apart / error, freedom)) if error else float(apart == 0))
         return [bool(p <= 1 - CONFIDENCE) for p in stats.false_discovery_control(p_values)]

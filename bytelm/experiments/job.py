@@ -41,11 +41,6 @@ class Outcome:
     folder: Path | None = None
     record: dict[str, Any] = field(default_factory=dict)
 
-    @property
-    def val_bpb(self) -> float | None:
-        """The score; None where the run was not completed."""
-        return self.record.get("val_bpb") if self.status == "completed" else None
-
 
 class Job:
     """Starts a run, or goes on with one that was cut. To be used in a `with` block, or closed.

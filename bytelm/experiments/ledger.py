@@ -2,7 +2,7 @@
 
 The runs' folders are the truth: the ledger is read from their record.json and config.yaml, and `python -m bytelm
 ledger` makes it anew. Runs of the same study (the folder that holds their experiments) with the same corpus and budget
-compete: one that was the best when it ended is marked `keep`, all others `discard`.
+compete: one that was the best when it ended, by the score that score.py tells, is marked `keep`, all others `discard`.
 """
 
 import csv
@@ -21,6 +21,7 @@ import yaml
 from bytelm.cli import errors_in_one_line
 from bytelm.errors import StorageError
 from bytelm.experiments.command import CommandParser
+from bytelm.experiments.score import RANKED, VAL_BPB, VAL_LOSS, Score, score_of
 from bytelm.files import replacing
 from bytelm.process import utc
 from bytelm.run_folder import RUNS, is_running, lock
@@ -51,12 +52,14 @@ class Run:
         config: Its resolved config.
         record: What record.json says; of a run that has left none, what is known all the same.
         decision: `keep` or `discard`; None for one that is still running.
+        ranked_by: The score of the runs that it competes with.
     """
 
     folder: Path
     config: dict[str, Any]
     record: dict[str, Any]
     decision: str | None = None
+    ranked_by: Score = VAL_BPB
 
     @property
     def experiment(self) -> str:
@@ -72,10 +75,14 @@ class Run:
         return self.record["status"]
 
     @property
-    def val_bpb(self) -> float | None:
-        """The score; None where the run was not completed."""
-        score = self.record.get("val_bpb") if self.status == "completed" else None
-        return score if score is not None and math.isfinite(score) else None
+    def score(self) -> float | None:
+        """What it is ranked by; None where it has no rank."""
+        return self.ranked_by.of(self.record)
+
+    @property
+    def has_loss_alone(self) -> bool:
+        """Whether it was completed without a val_bpb."""
+        return VAL_BPB.of(self.record) is None and VAL_LOSS.of(self.record) is not None
 
     @property
     def budget(self) -> str | None:
@@ -89,14 +96,14 @@ class Run:
         return self.folder.parent.parent, self.budget, (self.record.get("corpus") or {}).get("sha256")
 
     def row(self) -> dict[str, Any]:
-        """The values of COLUMNS."""
+        """The values of all columns that a ledger may have."""
         return {
             "run": str(self.folder),
             "study": self.study,
             "experiment": self.experiment,
             "status": self.status,
             "decision": self.decision,
-            **{key: self.record.get(key) for key in FIGURES},
+            **{key: self.record.get(key) for key in (*FIGURES, VAL_LOSS.name)},
             "budget": self.budget,
             "corpus": (self.record.get("corpus") or {}).get("name"),
             "reason": self.record.get("reason"),
@@ -120,23 +127,31 @@ def read_runs(root: Path) -> list[Run]:
 
 
 def decide(runs: Iterable[Run], contest: Callable[[Run], Any]) -> None:
-    """Marks what to keep and what to discard.
+    """Marks what runs are ranked by, what to keep and what to discard.
 
     Args:
         runs: In the order in which they ended.
         contest: Tells what a run competes in.
     """
-    best: dict[Any, float] = {}
+    contests: dict[Any, list[Run]] = {}
     for run in runs:
-        if run.status != "running":
-            rival = best.get(contest(run), float("inf"))
-            run.decision = "discard" if run.val_bpb is None or run.val_bpb >= rival else "keep"
-            best[contest(run)] = min(rival, run.val_bpb if run.val_bpb is not None else rival)
+        contests.setdefault(contest(run), []).append(run)
+    for rivals in contests.values():
+        ranked_by, best = score_of(run.record for run in rivals), math.inf
+        for run in rivals:
+            run.ranked_by = ranked_by
+            if run.status != "running":
+                score = math.inf if run.score is None else run.score
+                run.decision = "keep" if score < best else "discard"
+                best = min(best, score)
 
 
 def best_of(runs: Iterable[Run]) -> Run | None:
     """The run with the lowest score; None if none has one."""
-    return min((run for run in runs if run.val_bpb is not None), key=lambda run: run.val_bpb or 0.0, default=None)
+    some = list(runs)
+    score = score_of(run.record for run in some)  # those of a study may compete in several contests
+    ranked = [run for run in some if run.ranked_by == score and run.score is not None]
+    return min(ranked, key=lambda run: run.score or 0.0, default=None)
 
 
 def write_ledger(root: Path) -> list[Run]:
@@ -146,10 +161,18 @@ def write_ledger(root: Path) -> list[Run]:
             time.sleep(0.01)
         runs = read_runs(root)
         with replacing(root / LEDGER) as partial, open(partial, "w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, COLUMNS)
+            writer = csv.DictWriter(file, columns_of(runs), extrasaction="ignore")
             writer.writeheader()
             writer.writerows(run.row() for run in runs)
     return runs
+
+
+def columns_of(runs: Iterable[Run]) -> list[str]:
+    """The columns of a ledger: val_loss is one where some run has no val_bpb; elsewhere it would say the same twice."""
+    columns = list(COLUMNS)
+    if any(run.has_loss_alone for run in runs):
+        columns.insert(columns.index(VAL_BPB.name) + 1, VAL_LOSS.name)
+    return columns
 
 
 def _read(folder: Path) -> Run:
@@ -179,7 +202,7 @@ def main(args: list[str]) -> None:
     Args:
         args: What follows `python -m bytelm ledger`.
     """
-    parser = CommandParser("ledger", description="Makes the ledger of all runs anew, from their folders.")
+    parser = CommandParser("ledger", description=f"Makes the ledger of all runs anew, from their folders. {RANKED}")
     parser.add_argument("runs", nargs="?", default=RUNS, help="Folder with runs; the ledger is written there.")
     with errors_in_one_line():
         root = Path(parser.parse_args(args).runs)

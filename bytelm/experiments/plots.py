@@ -13,6 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from bytelm.experiments.compare import Experiment
 from bytelm.experiments.ledger import Run
+from bytelm.experiments.score import VAL_BPB, Score
 from bytelm.units import time_limit
 
 SIZE = (9.0, 4.8)
@@ -25,7 +26,6 @@ STYLE: Any = {
     "legend.frameon": False,
     "svg.hashsalt": "bytelm",  # the same picture is the same file
 }
-LABEL = "val_bpb (bits per byte, lower is better)"
 SMOOTHED_OVER = 40  # parts that a curve is averaged in
 
 
@@ -35,20 +35,21 @@ def save(figure: Figure, path: Path) -> None:
         figure.savefig(path, format="svg", bbox_inches="tight", metadata={"Date": None})
 
 
-def by_number(phases: Mapping[str, Sequence[Experiment]]) -> Figure:
+def by_number(phases: Mapping[str, Sequence[Experiment]], score: Score) -> Figure:
     """Scores in the order of the runs, with the best so far.
 
     Args:
         phases: Experiments by the name of their phase.
+        score: What they are ranked by.
     """
     with matplotlib.rc_context(STYLE):
-        figure, axes = _axes("run", LABEL)
+        figure, axes = _axes("run", _label(score))
         _points(axes, phases, {e: e.number for part in phases.values() for e in part})
         scored = sorted(
-            ((e.number, e.val_bpb) for part in phases.values() for e in part if e.val_bpb is not None),
+            ((e.number, e.score) for part in phases.values() for e in part if e.score is not None),
         )
         numbers = [number for number, _ in scored]
-        axes.step(numbers, np.minimum.accumulate([score for _, score in scored]), where="post", color="black", lw=1)
+        axes.step(numbers, np.minimum.accumulate([value for _, value in scored]), where="post", color="black", lw=1)
         for part in phases.values():
             for experiment in part:
                 if not experiment.scores:  # a run without a score has its place, too
@@ -60,14 +61,15 @@ def by_number(phases: Mapping[str, Sequence[Experiment]]) -> Figure:
         return figure
 
 
-def by_parameters(phases: Mapping[str, Sequence[Experiment]]) -> Figure:
+def by_parameters(phases: Mapping[str, Sequence[Experiment]], score: Score) -> Figure:
     """Scores against the number of parameters.
 
     Args:
         phases: Experiments by the name of their phase.
+        score: What they are ranked by.
     """
     with matplotlib.rc_context(STYLE):
-        figure, axes = _axes("parameters (millions)", LABEL)
+        figure, axes = _axes("parameters (millions)", _label(score))
         sizes = {e: e.figure("num_params_M") for part in phases.values() for e in part}
         _points(axes, phases, {e: size for e, size in sizes.items() if size})
         axes.set_xscale("log")
@@ -80,38 +82,43 @@ def by_parameters(phases: Mapping[str, Sequence[Experiment]]) -> Figure:
         return figure
 
 
-def by_time(runs: Sequence[Run]) -> Figure:
-    """Training loss, in bits per byte, and val_bpb, against the seconds that the clock of the budget counted.
+def by_time(runs: Sequence[Run], score: Score) -> Figure:
+    """Training loss, in the score's unit, and score, against the seconds that the clock of the budget counted.
 
     Args:
         runs: Those to show.
+        score: What they are ranked by.
     """
     with matplotlib.rc_context(STYLE):
-        figure, axes = _axes("training time (s)", "bits per byte")
+        figure, axes = _axes("training time (s)", score.unit)
         lowest, highest = math.inf, 0.0
         for place, run in enumerate(runs):
-            curves = read_curves(run)
+            curves = read_curves(run, score)
             color = f"C{place}"
             seconds, loss = curves["train/loss"]
             if len(seconds):
                 axes.plot(seconds, loss, color=color, lw=1, alpha=0.75)
                 lowest, highest = min(lowest, *loss), max(highest, loss[len(loss) // 20])
-            seconds, scores = curves["val/bpb"]
+            seconds, scores = curves[score.tag]
             axes.plot(seconds, scores, "o-" if len(scores) > 1 else "o", color=color, label=run.experiment)
             if len(scores):
                 lowest, highest = min(lowest, *scores), max(highest, scores[-1])
         if highest:
             axes.set_ylim(lowest - 0.05 * (highest - lowest), highest * 1.02)
         axes.plot([], [], "-", color="gray", lw=1, label="training loss, smoothed")
-        axes.plot([], [], "o", color="gray", label="val_bpb")
+        axes.plot([], [], "o", color="gray", label=score.name)
         axes.legend(fontsize=8)
         return figure
 
 
-def read_curves(run: Run) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """A run's `train/loss` (smoothed, in bits per byte) and `val/bpb`, each as seconds of training and values.
+def read_curves(run: Run, score: Score) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """A run's `train/loss` (smoothed, in the score's unit) and score, each as seconds of training and values.
 
-    Where a token is no byte, the training loss is in another unit, and is left out.
+    Beside val_bpb the training loss of tokens that are no bytes is in another unit, and is left out.
+
+    Args:
+        run: Whose.
+        score: Which of TensorBoard's curves are read with the loss.
     """
     events = EventAccumulator(str(run.folder), size_guidance={"scalars": 0})
     events.Reload()
@@ -124,14 +131,16 @@ def read_curves(run: Run) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     steps, progress = values("time_budget/progress")
     seconds = progress * _limit(run)
     loss_steps, loss = values("train/loss")
-    if ((run.config.get("model") or {}).get("gpt") or {}).get("init_args", {}).get("vocab_size") != 256:
+    gpt = ((run.config.get("model") or {}).get("gpt") or {}).get("init_args", {})
+    if score == VAL_BPB and gpt.get("vocab_size") != 256:
         loss_steps, loss = loss_steps[:0], loss[:0]
     width = max(1, len(loss) // SMOOTHED_OVER)
-    smooth = np.convolve(loss, np.ones(width) / width, "valid") / math.log(2) if len(loss) else loss
-    score_steps, scores = values("val/bpb")
+    nats = math.log(2) if score == VAL_BPB else 1.0  # in the unit
+    smooth = np.convolve(loss, np.ones(width) / width, "valid") / nats if len(loss) else loss
+    score_steps, scores = values(score.tag)
     return {
         "train/loss": (np.interp(loss_steps[width - 1 :], steps, seconds) if len(loss) else loss, smooth),
-        "val/bpb": (np.interp(score_steps, steps, seconds) if len(steps) else score_steps, scores),
+        score.tag: (np.interp(score_steps, steps, seconds) if len(steps) else score_steps, scores),
     }
 
 
@@ -141,6 +150,10 @@ def _limit(run: Run) -> float:
     is_one = isinstance(limits, str) or len(limits) == 1
     seconds = time_limit(limits) if is_one else None
     return run.record.get("training_time_secs") or 0.0 if seconds is None else seconds
+
+
+def _label(score: Score) -> str:
+    return f"{score.name} ({score.unit}, lower is better)"
 
 
 def _axes(x: str, y: str) -> tuple[Figure, Axes]:
@@ -158,7 +171,7 @@ def _points(axes: Axes, phases: Mapping[str, Sequence[Experiment]], x: Mapping[E
         shown = [e for e in members if e.scores and x.get(e) is not None]
         for kept in (False, True):
             some = [e for e in shown if e.kept == kept]
-            means = [e.val_bpb or 0.0 for e in some]
+            means = [e.score or 0.0 for e in some]
             ranges = [[m - min(e.scores) for m, e in zip(means, some, strict=True)]]
             ranges += [[max(e.scores) - m for m, e in zip(means, some, strict=True)]]
             axes.errorbar(
@@ -174,6 +187,6 @@ def _points(axes: Axes, phases: Mapping[str, Sequence[Experiment]], x: Mapping[E
             )
         for e in shown:
             axes.annotate(
-                str(e.number), (float(x[e] or 0), e.val_bpb or 0.0), (4, 4), textcoords="offset points", fontsize=7
+                str(e.number), (float(x[e] or 0), e.score or 0.0), (4, 4), textcoords="offset points", fontsize=7
             )
         axes.plot([], [], "o", color=color, label=phase)

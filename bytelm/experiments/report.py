@@ -13,7 +13,7 @@ from fnmatch import fnmatchcase
 from functools import partial
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import markdown
 from matplotlib.figure import Figure
@@ -26,6 +26,7 @@ from bytelm.experiments.command import CommandParser
 from bytelm.experiments.compare import Experiment, Noise, experiments_of
 from bytelm.experiments.job import wall_time
 from bytelm.experiments.ledger import Run, best_of, read_runs
+from bytelm.experiments.score import RANKED, Score
 from bytelm.run_folder import RUNS
 from bytelm.units import clock
 
@@ -65,7 +66,7 @@ def report(
         curves: Experiments, as names or patterns, whose training is shown by the clock. Default: the first, and the
             best of each phase.
         reported: For experiments, as names or patterns, figures from elsewhere to put beside: `{32-*: {val_bpb: 2.95,
-            total_steps: 243}}`.
+            total_steps: 243}}`; of runs that are ranked by val_loss, that.
         reported_by: Whose figures those are, as the head of their columns.
         effects: Statements to look at, each with the experiment that is said to be better and the one that is said to
             be worse: `{Rotary over learned positions: [24-*, 16-*]}`.
@@ -90,6 +91,7 @@ def report(
         Section(
             experiments,
             layout,
+            contest.score,
             f"{number}-" if len(contests) > 1 else "",
             None if measured is None else measured.get(contest, []),
         )
@@ -125,17 +127,25 @@ def find_runs(roots: Iterable[str]) -> list[Run]:
     return list(found.values())
 
 
-def contests_of(runs: Iterable[Run]) -> dict[tuple[Any, ...], list[Experiment]]:
-    """Experiments by what their scores can be compared with: those on the same corpus, in the same budget."""
-    contests: dict[tuple[Any, ...], list[Run]] = {}
+class Contest(NamedTuple):
+    """What is the same for all runs whose scores can be compared."""
+
+    budget: str | None
+    corpus: str | None
+    score: Score
+
+
+def contests_of(runs: Iterable[Run]) -> dict[Contest, list[Experiment]]:
+    """Experiments by what their scores can be compared with: the same score on the same corpus, in the same budget."""
+    contests: dict[Contest, list[Run]] = {}
     for run in sorted(runs, key=lambda run: not run.record.get("corpus")):
         corpus = (run.record.get("corpus") or {}).get("sha256")
-        contest = (run.budget, corpus)
+        contest = Contest(run.budget, corpus, run.ranked_by)
         if corpus is None:  # it ended before it had read its corpus, so it goes with other runs of its study
             akin = (
                 other
                 for other, members in contests.items()
-                if run.budget in (None, other[0]) and any(member.study == run.study for member in members)
+                if run.budget in (None, other.budget) and any(member.study == run.study for member in members)
             )
             contest = next(akin, contest)
         contests.setdefault(contest, []).append(run)
@@ -196,6 +206,7 @@ class Section:
     Args:
         experiments: In the order of their numbers.
         layout: What goes where.
+        score: What they are ranked by.
         prefix: Of its pictures' names.
         measured: Experiments over whose seeds the noise is measured; default these.
     """
@@ -204,11 +215,13 @@ class Section:
         self,
         experiments: Sequence[Experiment],
         layout: Layout,
+        score: Score,
         prefix: str = "",
         measured: Sequence[Experiment] | None = None,
     ) -> None:
         self.experiments = experiments
         self.runs = [run for experiment in experiments for run in experiment.runs]
+        self.score = score
         self.prefix = prefix
         self.reported_by = layout.reported_by
         self.reported: dict[Experiment, Mapping[str, float]] = {}
@@ -226,16 +239,16 @@ class Section:
             shown = list(dict.fromkeys([experiments[0], *filter(None, best)]))[:MOST_CURVES]
         else:
             shown = matching(experiments, layout.curves)
-        curves = [next((run for run in e.runs if run.val_bpb is not None), e.runs[0]) for e in shown]
+        curves = [next((run for run in e.runs if run.score is not None), e.runs[0]) for e in shown]
         self.pictures: dict[str, Callable[[], Figure]] = {
-            f"{prefix}by_number.svg": partial(plots.by_number, self.phases),
-            f"{prefix}by_parameters.svg": partial(plots.by_parameters, self.phases),
-            f"{prefix}by_time.svg": partial(plots.by_time, curves),
+            f"{prefix}by_number.svg": partial(plots.by_number, self.phases, score),
+            f"{prefix}by_parameters.svg": partial(plots.by_parameters, self.phases, score),
+            f"{prefix}by_time.svg": partial(plots.by_time, curves, score),
         }
 
     def markdown(self) -> str:
         """Its Markdown, with its pictures as links to files beside it."""
-        parts = [self._summary(), "## Best configuration", self._best()]
+        parts = [self._summary(), *self._unranked(), "## Best configuration", self._best()]
         parts += [f"![Scores in the order of the runs, with the best so far]({self.prefix}by_number.svg)"]
         for phase, members in self.phases.items():
             parts += [f"## {_plain(phase)}", self._table(members)]
@@ -272,21 +285,30 @@ class Section:
         }
         return _table(["", ""], [[key, value] for key, value in rows.items() if value])
 
+    def _unranked(self) -> list[str]:
+        names = dict.fromkeys(run.experiment for run in self.runs if run.has_loss_alone and run.score is None)
+        if not names:
+            return []
+        return [
+            f"Not ranked: {_plain(', '.join(names))}. It is not known how many bytes their tokens stand for, so they "
+            "have val_loss alone, and nats per token cannot be compared with bits per byte."
+        ]
+
     def _best(self) -> str:
         rivals = [experiment for experiment in self.experiments if experiment.scores]
         if not rivals:
             return "No run was completed."
         best, first = _best(rivals), rivals[0]
         assert best is not None
-        assert best.val_bpb is not None
-        assert first.val_bpb is not None
+        assert best.score is not None
+        assert first.score is not None
         text = (
-            f"**{_plain(best.name)}**: val_bpb {_score(best)}, {_count(best.figure('total_steps'))} steps, "
+            f"**{_plain(best.name)}**: {self.score.name} {_score(best)}, {_count(best.figure('total_steps'))} steps, "
             f"{_params(best)} parameters, {_count(best.figure('tokens_per_sec'))} tokens/s."
         )
         if first is not best:
-            less = 100 * (1 - best.val_bpb / first.val_bpb)
-            text += f" That is {less:.1f} % less than the first, {_plain(first.name)} ({first.val_bpb:.4f})."
+            less = 100 * (1 - best.score / first.score)
+            text += f" That is {less:.1f} % less than the first, {_plain(first.name)} ({first.score:.4f})."
         parts, chain, at = [text], [], best
         while at.origin is not None:
             chain.append(_plain(f"* {', '.join(at.changes) or 'no change of a setting'} (from {at.origin.name})"))
@@ -304,8 +326,8 @@ class Section:
         columns: dict[str, Callable[[Experiment], str]] = {
             "Run>": lambda e: str(e.number),
             "Config": lambda e: e.name,
-            "val_bpb>": lambda e: f"**{_score(e)}**" if e.kept else _score(e),
-            f"{self.reported_by}>": lambda e: self._told(e, "val_bpb", "{:.3f}"),
+            f"{self.score.head}>": lambda e: f"**{_score(e)}**" if e.kept else _score(e),
+            f"{self.reported_by}>": lambda e: self._told(e, self.score.name, "{:.3f}"),
             "Steps>": lambda e: _count(e.figure("total_steps")),
             f"{self.reported_by} steps>": lambda e: self._told(e, "total_steps", "{:,.0f}"),
             "Params>": _params,
@@ -314,7 +336,7 @@ class Section:
         }
         if not any("total_steps" in self.reported.get(e, {}) for e in members):
             del columns[f"{self.reported_by} steps>"]
-        if not any("val_bpb" in self.reported.get(e, {}) for e in members):
+        if not any(self.score.name in self.reported.get(e, {}) for e in members):
             del columns[f"{self.reported_by}>"]
         return _table(list(columns), [[cell(e) for cell in columns.values()] for e in members])
 
@@ -323,17 +345,17 @@ class Section:
         return "" if value is None else form.format(value)
 
     def _effects_table(self) -> str:
-        reported = self.reported
+        reported, name = self.reported, self.score.name
         rows = []
         pairs = [(b, w) for b, w in self.effects.values() if b.scores and w.scores]
         beyond = dict(zip(pairs, self.noise.significant(pairs), strict=True)) if self.noise.spreads else {}
         for statement, (better, worse) in self.effects.items():
             row = [statement, f"{better.name} ({_score(better)})", f"{worse.name} ({_score(worse)})"]
-            if better.val_bpb is None or worse.val_bpb is None:
+            if better.score is None or worse.score is None:
                 rows.append([*row, "", "", "not to be said: a run has no score"])
                 continue
-            gain = worse.val_bpb - better.val_bpb
-            theirs = [reported.get(e, {}).get("val_bpb") for e in (worse, better)]
+            gain = worse.score - better.score
+            theirs = [reported.get(e, {}).get(name) for e in (worse, better)]
             told = f"{theirs[0] - theirs[1]:+.3f}" if theirs[0] is not None and theirs[1] is not None else ""
             verdict = "shows" if gain > 0 else "the opposite shows"
             if beyond and not beyond[better, worse]:
@@ -343,9 +365,10 @@ class Section:
         return _table(head, rows)
 
     def _noise(self) -> str:
-        scored = [e for e in self.experiments if e.val_bpb is not None]
+        name = self.score.name
+        scored = [e for e in self.experiments if e.score is not None]
         parts = []
-        ranked = [(e.val_bpb, self.reported[e]["val_bpb"]) for e in scored if "val_bpb" in self.reported.get(e, {})]
+        ranked = [(e.score, self.reported[e][name]) for e in scored if name in self.reported.get(e, {})]
         if len(ranked) > 2 and all(len(set(side)) > 1 for side in zip(*ranked, strict=True)):
             rank = float(stats.spearmanr(*zip(*ranked, strict=True)).statistic)
             parts.append(
@@ -360,14 +383,14 @@ class Section:
                 "nothing can be said. `python -m bytelm experiments … --seeds 42 1 2` runs each with three."
             )
             return "\n\n".join(parts)
-        parts.append("By the seed alone, val_bpb varies with these standard deviations, each pooled over a phase:")
+        parts.append(f"By the seed alone, {name} varies with these standard deviations, each pooled over a phase:")
         rows = [[phase, f"{one.variance**0.5:.4f}", str(one.freedom)] for phase, one in self.noise.spreads.items()]
         parts.append(_table(["Phase", "Deviation>", "Degrees of freedom>"], rows))
-        pairs = [(e, e.origin) for e in scored if e.origin is not None and e.origin.val_bpb is not None]
+        pairs = [(e, e.origin) for e in scored if e.origin is not None and e.origin.score is not None]
         verdicts = self.noise.significant(pairs)
         rows = []
         for (e, origin), real in zip(pairs, verdicts, strict=True):
-            difference = (e.val_bpb or 0.0) - (origin.val_bpb or 0.0)
+            difference = (e.score or 0.0) - (origin.score or 0.0)
             verdict = ("better" if difference < 0 else "worse") if real else "within noise"
             margin = self.noise.margin(e, origin)
             rows.append([str(e.number), e.name, origin.name, f"{difference:+.4f} ± {margin:.4f}", verdict])
@@ -378,31 +401,34 @@ class Section:
                 "together, 5 % at most are expected to be wrong (Benjamini and Hochberg)."
             )
             parts.append(_table(["Run>", "Config", "From", "Difference>", ""], rows))
-        best, *others = sorted(scored, key=lambda e: e.val_bpb or 0.0)
+        best, *others = sorted(scored, key=lambda e: e.score or 0.0)
         differ = self.noise.significant([(best, e) for e in others])
         equal = [e.name for e, differs in zip(others, differ, strict=True) if not differs]
         parts.append(f"Not to be told from the best, {_plain(best.name)}: {_plain(', '.join(equal)) or 'none'}.")
         return "\n\n".join(parts)
 
     def _failures(self) -> str:
-        rows = [
-            [run.experiment, run.status, str(run.record.get("reason") or ""), f"`{run.folder}`"]
-            for run in self.runs
-            if run.val_bpb is None
-        ]
+        rows = [[run.experiment, run.status, _reason(run), f"`{run.folder}`"] for run in self.runs if run.score is None]
         return _table(["Config", "Status", "Reason", "Folder"], rows) if rows else ""
 
 
+def _reason(run: Run) -> str:
+    """Why a run has no score."""
+    if run.has_loss_alone:
+        return f"it has val_loss alone: {run.record['val_loss']:.4f}"
+    return str(run.record.get("reason") or "")
+
+
 def _best(experiments: Iterable[Experiment]) -> Experiment | None:
-    return min((e for e in experiments if e.scores), key=lambda e: e.val_bpb or 0.0, default=None)
+    return min((e for e in experiments if e.scores), key=lambda e: e.score or 0.0, default=None)
 
 
 def _score(experiment: Experiment) -> str:
-    if experiment.val_bpb is None:
+    if experiment.score is None:
         return "none"
     if experiment.spread is None:
-        return f"{experiment.val_bpb:.4f}"
-    return f"{experiment.val_bpb:.4f} ± {experiment.spread:.4f} ({len(experiment.scores)})"
+        return f"{experiment.score:.4f}"
+    return f"{experiment.score:.4f} ± {experiment.spread:.4f} ({len(experiment.scores)})"
 
 
 def _params(experiment: Experiment) -> str:
@@ -465,7 +491,8 @@ def main(args: list[str]) -> None:
     Args:
         args: What follows `python -m bytelm report`.
     """
-    parser = CommandParser("report", description="Writes what a collection of runs came to, as Markdown and as HTML.")
+    description = f"Writes what a collection of runs came to, as Markdown and as HTML. {RANKED}"
+    parser = CommandParser("report", description=description)
     parser.add_argument("--config", action="config", help="A YAML file with these options.")
     parser.add_argument("runs", nargs="*", default=[RUNS], help=f"Folders with runs. Default: {RUNS}.")
     parser.add_function_arguments(report, skip={"runs"})

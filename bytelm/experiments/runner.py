@@ -20,6 +20,7 @@ from bytelm.experiments.check import Checker
 from bytelm.experiments.command import CommandParser
 from bytelm.experiments.job import Job, Outcome, wall_time
 from bytelm.experiments.ledger import LEDGER, Run, best_of, read_runs, write_ledger
+from bytelm.experiments.score import RANKED, score_of
 from bytelm.experiments.study import Claim, Plan, Sampler, Study
 from bytelm.run_folder import RUNS, newest_run
 from bytelm.units import Duration, clock, time_limit
@@ -134,7 +135,7 @@ class Runner:
                         self.study.drop(claim.number)
                         self._refuse(Path(claim.experiment).name, outcome.reason)
                     else:
-                        self.study.close(claim.number, outcome.val_bpb)
+                        self.study.close(claim.number, self._learnt(outcome))
                         self._tell(claim, outcome)
         return self._sum_up()
 
@@ -197,6 +198,14 @@ class Runner:
             job.wait()
             raise Interrupted(error.signum, f"in {claim.experiment}; the same command goes on with it") from error
 
+    def _learnt(self, outcome: Outcome) -> float | None:
+        """What a search is to learn from: the run's score, if it is the one that the study has so far.
+
+        What it was told of runs that have val_loss alone, before the first that has val_bpb, is not taken back.
+        """
+        records = [outcome.record, *(run.record for run in self._runs())]
+        return score_of(records).of(outcome.record)
+
     # What is shown
 
     def _show(self, now: str, elapsed: float) -> None:
@@ -214,7 +223,7 @@ class Runner:
             seconds += [] if self.total_time is None else [self.total_time - self._spent]
             best = best_of(ended)
             self._shown = (
-                f"{len(ended)}/{total} runs | " + (f"best {best.val_bpb:.4f} {best.experiment} | " if best else ""),
+                f"{len(ended)}/{total} runs | " + (f"best {best.score:.4f} {best.experiment} | " if best else ""),
                 min(seconds, default=None),
             )
         text, seconds_left = self._shown
@@ -225,12 +234,14 @@ class Runner:
         """One line for a run that has ended."""
         self.outcomes.append(outcome)
         self._shown = None
+        write_ledger(Path(RUNS))
+        said = " ".join((outcome.reason or "").split())
+        if outcome.status == "completed":
+            run = next(run for run in self._runs() if run.folder == outcome.folder)
+            score, value = run.ranked_by.name, run.ranked_by.of(outcome.record)
+            said = f"no {score}, {run.decision}" if value is None else f"{score} {value:.4f}, {run.decision}"
         name = Path(claim.experiment).name
-        runs = write_ledger(Path(RUNS))
-        decision = next((run.decision for run in runs if run.folder == outcome.folder), None)
-        reason = " ".join((outcome.reason or "").split())
-        score = f"val_bpb {outcome.val_bpb:.4f}, {decision}" if outcome.val_bpb is not None else reason
-        tqdm.write(f"{outcome.status:9} {clock(wall_time(outcome.record))}  {name}: {score}", file=sys.stderr)
+        tqdm.write(f"{outcome.status:9} {clock(wall_time(outcome.record))}  {name}: {said}", file=sys.stderr)
 
     def _sum_up(self) -> int:
         counts = Counter(outcome.status for outcome in self.outcomes)
@@ -240,7 +251,7 @@ class Runner:
         if left := self.study.queued:
             print(f"left: {left}; under way elsewhere, or beyond the limits; the same command goes on with them")
         if best := best_of(runs):
-            print(f"best: {best.val_bpb:.4f} {best.folder}")
+            print(f"best: {best.score:.4f} {best.folder}")
         print(f"ledger: {Path(RUNS, LEDGER)}")
         return int(any(outcome.status != "completed" for outcome in self.outcomes))
 
@@ -269,7 +280,8 @@ def main(args: list[str]) -> None:
     """
     parser = CommandParser(
         "experiments",
-        description="Runs many experiments under common limits. What follows `--` is added to each run's command line.",
+        description="Runs many experiments under common limits. What follows `--` is added to each run's command line. "
+        f"{RANKED}",
     )
     parser.add_argument("configs", nargs="+", help="Config files; each is an experiment.")
     parser.add_argument("--seeds", nargs="+", type=int, help="Each experiment is run with each of them.")

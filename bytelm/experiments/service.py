@@ -136,7 +136,7 @@ class Service:
             raise ConfigError("baseline", self.baseline, reason)
         self._keep_baseline(config)
         self._read_folder()
-        if score_baseline and (BASELINE not in self._ended or self._ended[BASELINE].val_bpb is None):
+        if score_baseline and (BASELINE not in self._ended or self._ended[BASELINE].score is None):
             check_limit(config, self.run_timeout, config)
             self._train(BASELINE, self.run_timeout)
 
@@ -172,10 +172,9 @@ class Service:
         return None if training is None else (training.run_id, training.job.elapsed)
 
     @property
-    def best(self) -> tuple[str, float] | None:
-        """The run with the lowest score, and that."""
-        run = best_of(self._ended[run_id] for run_id in list(self._accepted) if run_id in self._ended)
-        return None if run is None or run.val_bpb is None else (run.experiment, run.val_bpb)
+    def best(self) -> Run | None:
+        """The run with the lowest score."""
+        return best_of(self._ended[run_id] for run_id in list(self._accepted) if run_id in self._ended)
 
     def runs(self) -> list[dict[str, Any]]:
         """The records of all runs that were accepted, in this order."""
@@ -354,7 +353,7 @@ class Service:
         """Weights are kept of the best run alone: those of many large networks would fill the disk."""
         best = self.best
         for run_id in self._accepted:
-            if run_id in self._ended and (best is None or run_id != best[0]):
+            if run_id in self._ended and (best is None or run_id != best.experiment):
                 shutil.rmtree(self.folder / run_id / "version_0" / "checkpoints", ignore_errors=True)
 
     def _leave_record(self, run_id: str, status: str, reason: str | None) -> None:

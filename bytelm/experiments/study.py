@@ -258,17 +258,17 @@ class Study:
             return self._claim(trial.number, trials)
         return None
 
-    def close(self, number: int, val_bpb: float | None = None) -> None:
+    def close(self, number: int, score: float | None = None) -> None:
         """Marks a run as ended.
 
         Args:
             number: Of its trial.
-            val_bpb: Its score, which a TPE search learns from; None if it has none.
+            score: What a TPE search learns from; None if it has none.
         """
-        if val_bpb is None:
+        if score is None:
             self._study.tell(number, state=TrialState.FAIL, skip_if_finished=True)
         else:
-            self._study.tell(number, val_bpb, skip_if_finished=True)
+            self._study.tell(number, score, skip_if_finished=True)
 
     def drop(self, number: int) -> None:
         """Takes out of the study what turned out to be no run.

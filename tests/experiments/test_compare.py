@@ -58,7 +58,7 @@ def test_runs_that_differ_by_their_seed_alone_are_one_experiment():
     one, other = experiments()
     assert (one.number, one.name, other.number, other.name) == (32, "32-a", 33, "33-b")
     assert sorted(one.scores) == [2.0, 2.1, 2.2]
-    assert one.val_bpb == pytest.approx(2.1)
+    assert one.score == pytest.approx(2.1)
     assert one.spread == pytest.approx(0.1)
     assert other.spread is None
 
@@ -85,7 +85,18 @@ def test_of_several_that_differ_as_little_it_was_made_from_the_best():
 def test_a_run_that_failed_is_an_experiment_without_a_score():
     make_run("s/1-a", status="diverged")
     (failed,) = experiments()
-    assert (failed.val_bpb, failed.spread, failed.kept, failed.scores) == (None, None, False, [])
+    assert (failed.score, failed.spread, failed.kept, failed.scores) == (None, None, False, [])
+
+
+def test_runs_without_val_bpb_are_compared_by_their_val_loss():
+    for seed, loss in ((1, 5.0), (2, 5.2)):
+        make_run(f"s/1-a,seed={seed}", None, at=seed, settings=config(seed=seed), val_loss=loss)
+    make_run("s/2-b", None, at=3, settings=config(d_model=32), val_loss=4.0)
+    one, other = experiments()
+    assert (one.scores, other.scores) == ([5.0, 5.2], [4.0])
+    assert (one.score, one.spread) == (pytest.approx(5.1), pytest.approx(0.02**0.5))
+    assert (one.kept, other.kept) == (True, True)
+    assert Spread.of([one, other]).variance == pytest.approx(0.02)
 
 
 def test_a_figure_is_the_median_over_the_runs():
@@ -143,7 +154,7 @@ def test_across_phases_the_margin_is_welchs():
     noise = Noise({"one": [one], "other": [other]})
     welch = stats.ttest_ind(one.scores, other.scores, equal_var=False)
     error, freedom = noise.difference(one, other)
-    assert (one.val_bpb - other.val_bpb) / error == pytest.approx(welch.statistic)
+    assert (one.score - other.score) / error == pytest.approx(welch.statistic)
     assert freedom == pytest.approx(welch.df)
 
 

@@ -21,6 +21,7 @@ from bytelm.errors import StorageError
 from bytelm.experiments import job as job_module
 from bytelm.experiments.job import Job, Outcome, tail, wall_time
 from bytelm.experiments.ledger import read_runs
+from bytelm.experiments.score import VAL_BPB
 
 PROJECT = Path(__file__).resolve().parents[2]
 FOLDER = Path("runs/s/a")
@@ -127,7 +128,7 @@ def test_a_run_is_given_its_options_and_goes_on_where_it_was_cut(run):
 
 def test_a_run_that_ends_well_is_completed(run):
     outcome = run("record(status='completed', reason=None, val_bpb=2.5, total_time_secs=1.0)")
-    assert (outcome.status, outcome.reason, outcome.val_bpb) == ("completed", None, 2.5)
+    assert (outcome.status, outcome.reason, VAL_BPB.of(outcome.record)) == ("completed", None, 2.5)
     assert outcome.folder == RECORD.parent
     assert outcome.record == on_record()
     assert on_record() == {
@@ -174,7 +175,7 @@ def test_a_refusal_of_a_run_that_had_begun_is_its_error(run):
 def test_a_run_that_fails_without_a_record_is_given_one(run, script, reason):
     before = time.time()
     outcome = run(script)
-    assert (outcome.status, outcome.reason, outcome.val_bpb) == ("error", reason, None)
+    assert (outcome.status, outcome.reason, VAL_BPB.of(outcome.record)) == ("error", reason, None)
     assert outcome.folder == RECORD.parent
     assert outcome.record == on_record()
     began, ended = (datetime.fromisoformat(on_record()[key]).timestamp() for key in ("started_at", "ended_at"))
@@ -196,7 +197,7 @@ def test_a_run_that_has_left_a_record_is_taken_at_its_word(run, status, reason, 
         print("bytelm: error: something else")
         sys.exit({exit_status})
     """)
-    assert (outcome.status, outcome.reason, outcome.val_bpb) == (status, reason, None)
+    assert (outcome.status, outcome.reason, VAL_BPB.of(outcome.record)) == (status, reason, None)
     assert (on_record()["status"], on_record()["reason"]) == (status, reason)
 
 
@@ -258,7 +259,7 @@ def test_a_run_that_ends_well_after_all_is_completed(start, told):
     told("ready")
     job.end()
     outcome = job.wait(0.02)
-    assert (outcome.status, outcome.reason, outcome.val_bpb) == ("completed", None, 2.5)
+    assert (outcome.status, outcome.reason, VAL_BPB.of(outcome.record)) == ("completed", None, 2.5)
 
 
 def test_a_run_that_is_ended_is_interrupted_whatever_else_comes(start, told):
@@ -277,7 +278,7 @@ def test_a_run_that_is_ended_is_interrupted_whatever_else_comes(start, told):
 def test_a_record_of_an_earlier_attempt_is_not_taken_for_this_ones(run):
     earlier(status="interrupted", reason="interrupted by SIGTERM after step 5", val_bpb=2.0, total_time_secs=100.0)
     outcome = run("os.kill(os.getpid(), signal.SIGKILL)")
-    assert (outcome.status, outcome.reason, outcome.val_bpb) == ("error", "killed by SIGKILL", None)
+    assert (outcome.status, outcome.reason, VAL_BPB.of(outcome.record)) == ("error", "killed by SIGKILL", None)
     assert (on_record()["status"], on_record()["reason"]) == ("error", "killed by SIGKILL")
 
 
@@ -343,7 +344,7 @@ def test_a_run_is_not_begun_by_another_before_this_is_done_with_it(start, told):
                 Job([], "s/a")
             assert job.wait(0.02).status == "completed"
     with start("record(status='completed', val_bpb=2.0)") as job:
-        assert job.wait(0.02).val_bpb == 2.0
+        assert VAL_BPB.of(job.wait(0.02).record) == 2.0
 
 
 def test_a_run_that_is_refused_for_that_leaves_no_open_files(start, told):

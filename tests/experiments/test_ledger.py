@@ -10,6 +10,7 @@ import pytest
 from run_folders import CORPUS, config, make_run
 
 from bytelm.experiments.ledger import best_of, main, read_runs, write_ledger
+from bytelm.experiments.score import VAL_LOSS
 from bytelm.run_folder import lock
 
 RUNS = Path("runs")
@@ -62,7 +63,7 @@ def test_a_run_that_left_no_record_was_interrupted():
     assert (run.status, run.record["reason"], run.record["seed"]) == ("interrupted", "it left no record", 7)
     assert run.record["started_at"] == "2001-09-09T01:46:40.000+00:00"
     assert run.record["started_at"] < run.record["ended_at"]
-    assert run.val_bpb is None
+    assert run.score is None
 
 
 def test_a_run_that_a_process_is_at_work_on_is_running(at_work):
@@ -81,7 +82,7 @@ def test_a_run_with_a_record_alone_is_there():
     folder = make_run("s/a", 2.0)
     (folder / "config.yaml").unlink()
     (run,) = read_runs(RUNS)
-    assert (run.status, run.val_bpb, run.budget, run.decision) == ("completed", 2.0, None, "keep")
+    assert (run.status, run.score, run.budget, run.decision) == ("completed", 2.0, None, "keep")
 
 
 def test_a_record_that_does_not_say_when_the_run_ended_tells_it_by_its_own_time():
@@ -195,6 +196,32 @@ def test_the_best_is_the_lowest_score():
     assert best_of(read_runs(RUNS)).experiment == "b"
 
 
+def test_runs_of_which_none_has_a_val_bpb_are_ranked_by_val_loss():
+    for at, loss in enumerate((5.5, 5.0, 5.2)):
+        make_run(f"s/{loss}", None, at=at, val_loss=loss)
+    make_run("s/broken", status="interrupted", at=4, val_loss=4.0)
+    assert decisions() == {"5.5": "keep", "5.0": "keep", "5.2": "discard", "broken": "discard"}
+    best = best_of(read_runs(RUNS))
+    assert (best.experiment, best.score, best.ranked_by) == ("5.0", 5.0, VAL_LOSS)
+
+
+def test_among_runs_with_a_val_bpb_those_without_have_no_rank():
+    make_run("s/without", None, at=1, val_loss=1.0)
+    assert decisions() == {"without": "keep"}  # until there is another
+    make_run("s/with", 2.0, at=2, val_loss=1.4)
+    make_run("s/better", 1.5, at=3, val_loss=1.1)
+    assert decisions() == {"without": "discard", "with": "keep", "better": "keep"}
+    assert best_of(read_runs(RUNS)).experiment == "better"
+
+
+def test_runs_that_do_not_compete_are_ranked_by_scores_of_their_own():
+    make_run("s/bytes", 2.0, at=1, val_loss=1.4)
+    make_run("s/tokens", None, at=2, val_loss=1.0, corpus={**CORPUS, "sha256": "b"})
+    make_run("t/tokens-of-another-study", None, at=3, val_loss=1.0)
+    assert set(decisions().values()) == {"keep"}
+    assert best_of(read_runs(RUNS / "s")).experiment == "bytes"
+
+
 # The file
 
 
@@ -225,6 +252,17 @@ def test_a_row_has_what_the_folder_says():
         "corpus": "corpus.txt",
         "reason": "",
     }
+
+
+def test_a_ledger_has_a_column_of_val_loss_where_a_run_has_nothing_else():
+    make_run("s/with", 2.0, at=1, val_loss=1.4)
+    write_ledger(RUNS)
+    assert list(rows()["with"]) == COLUMNS
+    make_run("s/without", None, at=2, val_loss=5.0)
+    write_ledger(RUNS)
+    place = COLUMNS.index("val_bpb") + 1
+    assert list(rows()["with"]) == [*COLUMNS[:place], "val_loss", *COLUMNS[place:]]
+    assert [(row["val_bpb"], row["val_loss"]) for row in rows().values()] == [("2.0", "1.4"), ("", "5.0")]
 
 
 def test_any_reason_comes_through():

@@ -4,6 +4,7 @@ import re
 import pytest
 import yaml
 from run_folders import config, make_run, write_curve
+from torch.utils.tensorboard import SummaryWriter
 
 pytest.importorskip("matplotlib")
 pytest.importorskip("markdown")
@@ -14,6 +15,7 @@ from pathlib import Path
 from bytelm.experiments import plots
 from bytelm.experiments.ledger import read_runs
 from bytelm.experiments.report import main, report
+from bytelm.experiments.score import VAL_BPB, VAL_LOSS
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -215,7 +217,7 @@ def test_what_a_user_calls_others_is_not_lost(study):
 def test_curves_are_by_seconds_of_training_and_in_bits():
     write_curve(make_run("s/a"), steps=200, scores=(2.5, 2.0))
     (run,) = read_runs(Path("runs"))
-    curves = plots.read_curves(run)
+    curves = plots.read_curves(run, VAL_BPB)
     seconds, loss = curves["train/loss"]
     assert seconds[-1] == pytest.approx(180)
     assert loss[-1] == pytest.approx(5.0 / 198**0.2 / 0.6931, rel=1e-3)  # mean of the last five
@@ -226,13 +228,13 @@ def test_curves_are_by_seconds_of_training_and_in_bits():
 def test_a_loss_of_tokens_that_are_no_bytes_is_not_shown_as_bits_per_byte():
     write_curve(make_run("s/a", settings=config(vocab_size=50_304)))
     (run,) = read_runs(Path("runs"))
-    curves = plots.read_curves(run)
+    curves = plots.read_curves(run, VAL_BPB)
     assert len(curves["train/loss"][0]) == 0
     assert len(curves["val/bpb"][0]) == 2
 
 
 def test_the_running_best_falls(study):
-    axes = plots.by_number({"all": _experiments()}).axes[0]
+    axes = plots.by_number({"all": _experiments()}, VAL_BPB).axes[0]
     line = next(line for line in axes.lines if line.get_drawstyle() == "steps-post")
     assert list(line.get_xdata()) == [0, 1, 2]
     assert list(line.get_ydata()) == pytest.approx([3.0, 2.515, 2.515])
@@ -242,6 +244,91 @@ def _experiments():
     from bytelm.experiments.compare import experiments_of
 
     return experiments_of(read_runs(Path("runs")))
+
+
+@pytest.fixture
+def by_loss():
+    """Three experiments without val_bpb, one with two seeds."""
+    shards = config(vocab_size=50_304)
+    write_curve(make_run("s/00-base", None, at=1, settings=shards, val_loss=6.0))
+    for seed, loss in ((1, 5.0), (2, 5.2)):
+        settings = config(seed=seed, vocab_size=50_304, d_model=32)
+        make_run(f"s/01-wide,seed={seed}", None, at=1 + seed, settings=settings, val_loss=loss)
+    make_run("s/02-bad", status="diverged", at=5, settings=config(vocab_size=50_304, lr=9.0))
+
+
+def test_runs_without_val_bpb_are_reported_by_val_loss_with_its_unit(by_loss):
+    effects = {"wide over narrow": ["01-*", "00-*"]}
+    page = text(effects=effects, reported={"0*": {"val_loss": 5.5, "val_bpb": 1.0}}, reported_by="they")
+    assert "| Run | Config | val_loss (nats per token) | they | Steps | Params |" in page
+    base, wide, bad = rows(page, "Run")
+    assert (base[2], base[3], base[-1]) == ("**6.0000**", "5.500", "keep")
+    assert (wide[2], wide[-1]) == ("**5.1000 ± 0.1414 (2)**", "keep")
+    assert (bad[2], bad[-1]) == ("none", "diverged")
+    assert "**01-wide**: val_loss 5.1000 ± 0.1414 (2)" in page
+    assert "15.0 % less than the first, 00-base (6.0000)" in page
+    assert rows(page, "Statement")[0][3:5] == ["+0.9000", "+0.000"]
+    assert "By the seed alone, val_loss varies" in page
+    assert "val_bpb" not in page
+    assert "Not ranked" not in page
+
+
+def test_pictures_name_the_score_that_they_show(by_loss):
+    phases = {"all": _experiments()}
+    label = "val_loss (nats per token, lower is better)"
+    assert plots.by_number(phases, VAL_LOSS).axes[0].get_ylabel() == label
+    assert plots.by_parameters(phases, VAL_LOSS).axes[0].get_ylabel() == label
+    axes = plots.by_time(phases["all"][0].runs, VAL_LOSS).axes[0]
+    assert axes.get_ylabel() == "nats per token"
+    assert "val_loss" in [entry.get_text() for entry in axes.get_legend().get_texts()]
+    label = "val_bpb (bits per byte, lower is better)"
+    assert plots.by_number(phases, VAL_BPB).axes[0].get_ylabel() == label
+
+
+def test_curves_beside_val_loss_are_in_nats_whatever_a_token_is(by_loss):
+    folder = Path("runs/s/00-base/version_0")
+    with SummaryWriter(str(folder)) as writer:
+        writer.add_scalar("val/loss", 6.0, 200)
+    run = next(run for run in read_runs(Path("runs")) if run.folder == folder)
+    curves = plots.read_curves(run, VAL_LOSS)
+    assert curves["train/loss"][1][-1] == pytest.approx(5.0 / 198**0.2, rel=1e-3)  # mean of the last five
+    assert [list(values) for values in curves["val/loss"]] == [pytest.approx([180]), [6.0]]
+
+
+def test_runs_without_val_bpb_among_others_are_not_ranked_and_the_report_says_so(study):
+    make_run("s/04-tokens", None, at=40, settings=config(lr=2e-3), val_loss=1.0)
+    page = text()
+    assert "\n\nNot ranked: 04-tokens. It is not known how many bytes" in page
+    assert "nats per token cannot be compared with bits per byte" in page
+    assert [row[2] for row in rows(page, "Run")] == ["**3.0000**", "**2.5150 ± 0.0234 (3)**", "2.7000", "none", "none"]
+    assert "**01-wide**: val_bpb 2.5150" in page
+    failures = [row[:3] for row in rows(page, "Config | Status")]
+    assert ["04-tokens", "completed", "it has val_loss alone: 1.0000"] in failures
+
+
+def test_a_report_on_runs_with_val_bpb_says_nothing_of_the_other_score(study):
+    page = text()
+    assert "Not ranked" not in page
+    assert "val_loss" not in page
+
+
+def test_studies_that_are_ranked_by_another_score_are_not_compared():
+    make_run("s/a", 2.0, at=1)
+    make_run("t/a", None, at=2, settings=config(d_model=32), val_loss=1.0)
+    report(["runs/s", "runs/t"])
+    page = Path("runs/s/report/report.md").read_text()
+    assert page.count("## Best configuration") == 2
+    assert "**a**: val_bpb 2.0000" in page
+    assert "**a**: val_loss 1.0000" in page
+    assert "Not ranked" not in page
+
+
+def test_noise_in_bits_says_nothing_of_scores_in_nats():
+    for seed, (loss, val_bpb) in enumerate(((5.0, 2.0), (5.1, 2.2))):
+        make_run(f"s/{seed}-x", None, at=seed, settings=config(d_model=16 + seed), val_loss=loss)
+        make_run(f"other/a,seed={seed}", val_bpb, at=seed, settings=config(seed=seed))
+    page = text(spread_of=["runs/other"])
+    assert "how much the seed alone does is not known here" in page
 
 
 def refused(capsys, *args):

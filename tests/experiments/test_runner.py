@@ -50,12 +50,14 @@ class Ending:
     Attributes:
         status: As a job's outcome has it.
         val_bpb: Its score.
+        val_loss: That in nats per token.
         seconds: How long the run takes, over all processes.
         reason: Why it is not completed.
     """
 
     status: str = "completed"
     val_bpb: float | None = 2.0
+    val_loss: float | None = None
     seconds: float = 10.0
     reason: str | None = None
 
@@ -156,6 +158,7 @@ class StandIn:
             "status": status,
             "reason": None if status == "completed" else self._ending.reason or f"it was {status}",
             "val_bpb": self._ending.val_bpb if status == "completed" else None,
+            "val_loss": self._ending.val_loss if status == "completed" else None,
             "total_time_secs": self.elapsed,
             "wall_time_secs": self._earlier + self.elapsed,
             "started_at": utc(1_000_000_000 + number),
@@ -322,6 +325,54 @@ def test_a_search_draws_as_many_as_it_may(world, experiments):
     rates = [float(options[options.index("--model.optimizer.lr") + 1]) for options in world.options]
     assert len(set(rates)) == 5
     assert all(1e-4 <= rate <= 1e-2 for rate in rates)
+
+
+# What they are ranked by
+
+
+def told():
+    """What a sampler has been told of the runs, in their order: how they ended, and their scores."""
+    import optuna
+
+    journal = optuna.storages.journal.JournalFileBackend("runs/tiny/study.journal")
+    study = optuna.load_study(study_name="tiny", storage=optuna.storages.JournalStorage(journal))
+    return [(trial.state.name, trial.value) for trial in study.trials]
+
+
+def test_runs_of_which_none_has_a_val_bpb_are_ranked_by_val_loss(world, experiments):
+    losses = {1: 5.0, 2: 4.5, 3: 4.75}
+    world.endings = {f"tiny,seed={seed}": Ending(val_bpb=None, val_loss=loss) for seed, loss in losses.items()}
+    ended = experiments("tiny.yaml", "--seeds", "1", "2", "3")
+    assert ended.status == 0
+    assert ended.err == [
+        "completed 0:10  tiny,seed=1: val_loss 5.0000, keep",
+        "completed 0:10  tiny,seed=2: val_loss 4.5000, keep",
+        "completed 0:10  tiny,seed=3: val_loss 4.7500, discard",
+    ]
+    assert ended.out[1] == "best: 4.5000 runs/tiny/tiny,seed=2/version_0"
+    assert told() == [("COMPLETE", 5.0), ("COMPLETE", 4.5), ("COMPLETE", 4.75)]
+
+
+def test_a_run_without_val_bpb_among_others_has_no_rank_and_teaches_a_search_nothing(world, experiments):
+    world.endings = {
+        "tiny,seed=1": Ending(val_loss=1.4),
+        "tiny,seed=2": Ending(val_bpb=None, val_loss=1.0),
+        "tiny,seed=3": Ending("diverged", reason="the loss is NaN"),
+    }
+    ended = experiments("tiny.yaml", "--seeds", "1", "2", "3")
+    assert ended.err == [
+        "completed 0:10  tiny,seed=1: val_bpb 2.0000, keep",
+        "completed 0:10  tiny,seed=2: no val_bpb, discard",
+        "diverged  0:10  tiny,seed=3: the loss is NaN",
+    ]
+    assert ended.out[1] == "best: 2.0000 runs/tiny/tiny,seed=1/version_0"
+    assert told() == [("COMPLETE", 2.0), ("FAIL", None), ("FAIL", None)]
+
+
+def test_a_search_learns_from_val_loss_where_there_is_no_val_bpb(world, experiments):
+    world.otherwise = Ending(val_bpb=None, val_loss=5.0)
+    experiments("tiny.yaml", "--sampler", "tpe", "--space", RANGE, "--max_runs", "2")
+    assert told() == [("COMPLETE", 5.0), ("COMPLETE", 5.0)]
 
 
 # What fails

@@ -18,16 +18,18 @@ from pathlib import Path
 
 import pytest
 import yaml
+from run_folders import make_run
 
 pytest.importorskip("fastapi")
 pytest.importorskip("uvicorn")
 pytest.importorskip("httpx")
 
 import httpx
+from fastapi.testclient import TestClient
 
 from bytelm.config_file import BadText, read
 from bytelm.errors import ConfigError, StorageError
-from bytelm.experiments.api import main
+from bytelm.experiments.api import app, main
 from bytelm.experiments.check import Checker
 from bytelm.experiments.service import Busy, Service, Unusable, UsedUp
 from bytelm.experiments.strangers import check_limit, check_meaning, check_words, rest_of
@@ -309,6 +311,47 @@ def test_runs_that_were_accepted_count_also_if_they_never_began(make):
     service.max_runs = 2
     with pytest.raises(UsedUp, match="all 2 runs are used up"):
         service.check_free()
+
+
+def test_where_there_is_no_val_bpb_runs_are_ranked_and_shown_by_val_loss(make):
+    losses = {"baseline": 5.5, "run-0": 5.25, "run-1": 5.0, "run-2": 5.125}
+    for at, (name, loss) in enumerate(losses.items()):
+        make_run(f"s/{name}", None, at=at, val_loss=loss)
+        Path(f"runs/s/{name}/version_0/checkpoints").mkdir()
+        if name != "baseline":
+            Path(f"runs/s/{name}.yaml").write_text("{}")
+    service = make(max_runs=5)
+    assert (service.best.experiment, service.best.score) == ("run-1", 5.0)
+    service._drop_checkpoints()
+    assert [path.parts[2] for path in sorted(Path("runs/s").rglob("checkpoints"))] == ["baseline", "run-1"]
+
+    client = TestClient(app(service), base_url="http://127.0.0.1")
+    state = client.get("/runs").json()
+    assert state["best"] == {"run_id": "run-1", "val_loss": 5.0}
+    assert [(run["val_bpb"], run["val_loss"]) for run in state["runs"]] == [(None, 5.25), (None, 5.0), (None, 5.125)]
+    assert [run["decision"] for run in state["runs"]] == ["keep", "keep", "discard"]
+    assert client.get("/baseline").json()["val_loss"] == 5.5
+
+
+def test_a_baseline_with_val_loss_alone_has_a_score_and_is_not_trained_again(make):
+    make().close()
+    make_run("s/baseline", None, val_loss=5.5)
+    service = Service("tiny.yaml", "s", 2, 60.0, 10.0)
+    with service:
+        service.open()
+        assert service.active is None
+
+
+def test_where_there_is_val_bpb_a_list_shows_it_alone(make):
+    make_run("s/run-0", 2.0, val_loss=1.4)
+    Path("runs/s/run-0.yaml").write_text("{}")
+    client = TestClient(app(make()), base_url="http://127.0.0.1")
+    state = client.get("/runs").json()
+    assert state["best"] == {"run_id": "run-0", "val_bpb": 2.0}
+    assert list(state["runs"][0]) == [
+        *("run_id", "status", "decision", "val_bpb", "total_steps", "num_params_M", "reason"),
+    ]
+    assert client.get("/runs/run-0").json()["val_loss"] == 1.4
 
 
 def test_a_service_waits_for_a_run_of_one_that_was_killed(make, at_work):
