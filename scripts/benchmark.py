@@ -5,16 +5,21 @@
 Runs, in turn and `repeats` times over, each in a process of its own and for the same time:
 
 * `bytelm`: `python -m bytelm fit` on a config, with TensorBoard and the progress bar on;
-* `plain loop`: the same network, batches and optimizer in a plain PyTorch loop, in this file;
+* `plain loop`: the same network, batches and optimizer in a plain PyTorch loop, `scripts/plain_loop.py`;
 * `challenge script`: the byte-level challenge's winning script as it stands, where $BYTELM_REFERENCE (or
   --reference) names the folder that holds its harness and the corpus.
 
 Prints medians and ratios. Leave the machine alone meanwhile: each of these uses every core.
 
-    python scripts/benchmark.py --config configs/gpt2/124m.yaml --random_tokens [--alone] [-- --trainer.devices 2 …]
+    python scripts/benchmark.py --config configs/gpt2/124m.yaml --random_tokens [--alone] [-- --config other.yaml …]
 
 The same for tokens in shards, here random ones, on GPUs. What follows `--` goes to bytelm's command line and changes
-the plain loop likewise; that knows bf16-mixed, accumulation and torch.compile, and runs on one device.
+the plain loop likewise; that knows bf16-mixed, accumulation, torch.compile and ddp.
+
+    python scripts/benchmark.py … --scaling -- --trainer.devices 2 --trainer.strategy ddp
+
+Runs each on one device, too, and says how many times as many tokens all of them take together. A step on N devices has
+N times the tokens of one on one device.
 
     BYTELM_DATA=… python scripts/benchmark.py --callbacks --budget 30s [-- …]
 
@@ -37,6 +42,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +50,8 @@ import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.profilers import Profiler
-from torch import Tensor, nn
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from torch import nn
 from torch.autograd import DeviceType
 from torch.profiler import profile
 from torch.utils.benchmark import Timer
@@ -57,6 +64,10 @@ from callbacks import TimeBudget
 from callbacks.warm_up import wait_for_device
 
 ROOT = Path(__file__).resolve().parent.parent
+PLAIN_LOOP = ROOT / "scripts/plain_loop.py"
+PLAIN_STRATEGIES = (SingleDeviceStrategy, DDPStrategy)  # that the plain loop knows
+ONE_DEVICE = ("--trainer.devices", "1", "--trainer.strategy", "auto")
+Contender = tuple[str, int]  # its name, and on how many devices
 Result = dict[str, Any]
 HOOKS_OF_A_STEP = (
     "on_train_batch_start",
@@ -106,23 +117,14 @@ def main() -> None:
     if options.callbacks:
         print(time_callbacks(options.config, seconds, options.overrides))
         return
-    contenders: dict[str, Callable[[], Result]] = {
-        "bytelm": lambda: run_bytelm(options.config, seconds, options.overrides),
-        "plain loop": lambda: run_plain_loop(options.config, seconds, options.overrides),
-    }
-    if options.alone:
-        del contenders["plain loop"]
-    if options.reference is not None:
-        contenders["challenge script"] = lambda: run_challenge_script(options.reference, seconds)
-    results: dict[str, list[Result]] = {name: [] for name in contenders}
-    with tqdm(total=options.repeats * len(contenders), desc="runs") as bar:
-        for repeat in range(options.repeats):
-            # The order turns round, so that a machine that warms up or slows down favours none.
-            for name, run in list(contenders.items())[:: -1 if repeat % 2 else 1]:
-                bar.set_postfix_str(name)
-                results[name].append(run())
-                bar.update()
-    print(table(results, seconds))
+    trainer = build_cli(options.config, *options.overrides).trainer
+    devices = trainer.num_devices
+    if options.scaling and devices == 1:
+        sys.exit("--scaling: the config asks for one device; accepted: several, as with -- --trainer.devices 2")
+    plain = isinstance(trainer.strategy, PLAIN_STRATEGIES)
+    print(table(run_in_turn(contenders(options, devices, plain), options.repeats), seconds))
+    if not plain:
+        print(f"no plain loop: it knows one device and ddp, not {type(trainer.strategy).__name__}")
 
 
 def parse() -> argparse.Namespace:
@@ -134,16 +136,47 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--callbacks", action="store_true", help="what the callbacks take of a step, in place of that")
     parser.add_argument("--peak", action="store_true", help="how close training comes to the machine's arithmetic")
     parser.add_argument("--random_tokens", action="store_true", help="train on shards of random tokens, made for this")
-    parser.add_argument("--alone", action="store_true", help="leave out the plain loop, as with several devices")
+    parser.add_argument("--alone", action="store_true", help="leave out the plain loop")
+    parser.add_argument("--scaling", action="store_true", help="on one device, too: how many times as fast all are")
     parser.add_argument("overrides", nargs="*", help="after --: what to change in the config")
-    parser.add_argument("--plain-loop", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.budget.unit != "seconds":
         parser.error(f"--budget: {options.budget} is no time; accepted: 30s, 3m")
-    if options.plain_loop:
-        print(json.dumps(plain_loop(options.config, options.budget.value, options.overrides)))
-        sys.exit()
     return options
+
+
+def contenders(options: argparse.Namespace, devices: int, plain: bool) -> dict[Contender, Callable[[], Result]]:
+    """What to run.
+
+    Args:
+        options: The command's.
+        devices: How many of them the config asks for.
+        plain: Whether the plain loop can run on these.
+    """
+    config, seconds = options.config, options.budget.value
+    runs: dict[Contender, Callable[[], Result]] = {}
+    overrides_of = {devices: options.overrides}
+    if options.scaling:
+        overrides_of[1] = [*options.overrides, *ONE_DEVICE]
+    for count, overrides in overrides_of.items():
+        runs["bytelm", count] = partial(run_bytelm, config, seconds, overrides)
+        if plain and not options.alone:
+            runs["plain loop", count] = partial(run_plain_loop, config, seconds, overrides, count)
+    if options.reference is not None:
+        runs["challenge script", devices] = partial(run_challenge_script, options.reference, seconds)
+    return runs
+
+
+def run_in_turn(runs: dict[Contender, Callable[[], Result]], repeats: int) -> dict[Contender, list[Result]]:
+    results: dict[Contender, list[Result]] = {contender: [] for contender in runs}
+    with tqdm(total=repeats * len(runs), desc="runs") as bar:
+        for repeat in range(repeats):
+            # The order turns round, so that a machine that warms up or slows down favours none.
+            for (name, devices), run in list(runs.items())[:: -1 if repeat % 2 else 1]:
+                bar.set_postfix_str(f"{name}, devices: {devices}")
+                results[name, devices].append(run())
+                bar.update()
+    return results
 
 
 def run_bytelm(config: Path, seconds: float, overrides: Sequence[str] = ()) -> Result:
@@ -153,9 +186,12 @@ def run_bytelm(config: Path, seconds: float, overrides: Sequence[str] = ()) -> R
     return json.loads(Path(ROOT, folder.removeprefix("run: "), "record.json").read_text())
 
 
-def run_plain_loop(config: Path, seconds: float, overrides: Sequence[str] = ()) -> Result:
-    command = [sys.executable, __file__, "--plain-loop", "--config", str(config), "--budget", f"{seconds}s"]
-    return json.loads(run([*command, "--", *overrides]).splitlines()[-1])
+def run_plain_loop(config: Path, seconds: float, overrides: Sequence[str] = (), devices: int = 1) -> Result:
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(devices)] if devices > 1 else []
+    command = [sys.executable, *launch, str(PLAIN_LOOP), f"{seconds}s", "--config", str(config), *overrides]
+    # torchrun would give each rank one thread; Lightning gives it its share of the processor.
+    threads = {"OMP_NUM_THREADS": str(max(1, torch.get_num_threads() // devices))}
+    return json.loads(run(command, {**threads, **os.environ}).splitlines()[-1])
 
 
 def run_challenge_script(reference: Path, seconds: float) -> Result:
@@ -163,8 +199,8 @@ def run_challenge_script(reference: Path, seconds: float) -> Result:
     return json.loads(run([sys.executable, str(script), "--budget", str(seconds)]))
 
 
-def run(command: list[str]) -> str:
-    finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+def run(command: list[str], environment: dict[str, str] | None = None) -> str:
+    finished = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     if finished.returncode:
         sys.exit(f"{' '.join(command)} ended with status {finished.returncode}:\n{finished.stderr}")
     return finished.stdout
@@ -183,56 +219,6 @@ def random_shards(folder: Path, tokens: int = 20_000_000) -> Path:
             folder.mkdir(parents=True, exist_ok=True)
             write_shard(path, np.random.default_rng(0).integers(50_257, size=count, dtype=np.uint16))
     return folder
-
-
-def plain_loop(config: Path, seconds: float, overrides: Sequence[str] = ()) -> Result:
-    """Trains what the config describes, less its schedule, without Lightning, for so many seconds on one device."""
-    cli = build_cli(config, *overrides, "--trainer.devices", "1", "--trainer.strategy", "auto")
-    model, device = cli.model.train(), cli.trainer.strategy.root_device
-    model.gpt.to(device)
-    precision, accumulated = str(cli.trainer.precision), cli.trainer.accumulate_grad_batches
-    log_every: int = cli.trainer.log_every_n_steps  # type: ignore[attr-defined]
-    batches = iter(cli.datamodule.train_dataloader())
-    optimizer = model.configure_optimizers()
-    clip = cli.trainer.gradient_clip_val
-
-    def loss_of(inputs: Tensor, targets: Tensor) -> Tensor:
-        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16-mixed"):
-            return model.loss(model.gpt(inputs), targets)
-
-    forward = torch.compile(loss_of) if model.use_compile else loss_of  # as one graph, as nanoGPT's loop does
-
-    def step() -> Tensor:
-        for _ in range(accumulated):
-            inputs, targets = (
-                tokens.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tokens
-                for tokens in next(batches)
-            )
-            loss = forward(inputs, targets)
-            (loss / accumulated).backward()
-        if clip:
-            torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
-        optimizer.step()
-        optimizer.zero_grad()
-        return loss
-
-    for _ in range(3):  # compilation and first-call costs, which bytelm's clock does not count either
-        step()
-    wait_for_device(cli.trainer)
-    start, steps = time.perf_counter(), 0
-    while time.perf_counter() - start < seconds:
-        loss = step()
-        steps += 1
-        if device.type == "cpu" or steps % log_every == 0:
-            loss.item()  # on the CPU at every step, as the challenge's script reads it
-    wait_for_device(cli.trainer)
-    seconds = time.perf_counter() - start
-    row_tokens = cli.datamodule.batch_size * cli.datamodule.seq_len
-    tokens_per_sec = steps * accumulated * row_tokens / seconds
-    result = {"total_steps": steps, "training_time_secs": seconds, "tokens_per_sec": tokens_per_sec}
-    if device.type == "cuda":
-        result["peak_device_memory_mb"] = torch.cuda.max_memory_allocated() / 2**20
-    return result
 
 
 def time_callbacks(config: Path, seconds: float, overrides: Sequence[str] = ()) -> str:
@@ -259,26 +245,29 @@ def time_callbacks(config: Path, seconds: float, overrides: Sequence[str] = ()) 
     return "\n".join([f"{steps} steps", "", "| callback | microseconds a step |", "| --- | --- |", *rows, total])
 
 
-def table(results: dict[str, list[Result]], seconds: float) -> str:
-    """Markdown: steps per second of each contender, bytelm's ratio to it, and how bytelm kept time."""
-    speeds = {name: [r["total_steps"] / r["training_time_secs"] for r in runs] for name, runs in results.items()}
+def table(results: dict[Contender, list[Result]], seconds: float) -> str:
+    """Markdown: speed of each contender, bytelm's ratio to it on as many devices, and how bytelm kept time."""
+    speeds = {of: [r["total_steps"] / r["training_time_secs"] for r in runs] for of, runs in results.items()}
+    tokens = {of: [r["tokens_per_sec"] for r in runs if "tokens_per_sec" in r] for of, runs in results.items()}
     lines = [
-        "| contender | steps/s, median (min to max) | bytelm / it, median of pairs | tokens/s | device memory, GiB |",
-        "| --- | --- | --- | --- | --- |",
+        "| contender | devices | steps/s, median (min to max) | bytelm / it, median of pairs | tokens/s "
+        "| all devices / one, median of pairs | device memory, GiB |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
     ]
-    for name, own in speeds.items():
-        ratio = statistics.median(ours / theirs for ours, theirs in zip(speeds["bytelm"], own, strict=True))
-        tokens = [r["tokens_per_sec"] for r in results[name] if "tokens_per_sec" in r]
-        memory = [r["peak_device_memory_mb"] / 1024 for r in results[name] if "peak_device_memory_mb" in r]
+    for (name, devices), own in speeds.items():
+        of, one = (name, devices), (name, 1)
+        memory = [r["peak_device_memory_mb"] / 1024 for r in results[of] if "peak_device_memory_mb" in r]
         cells = [
             name,
+            str(devices),
             f"{statistics.median(own):.3f} ({min(own):.3f} to {max(own):.3f})",
-            f"{ratio:.4f}",
-            f"{statistics.median(tokens):,.0f}" if tokens else "",
+            f"{median_ratio(speeds['bytelm', devices], own):.4f}",
+            f"{statistics.median(tokens[of]):,.0f}" if tokens[of] else "",
+            f"{median_ratio(tokens[of], tokens[one]):.3f}" if devices > 1 and one in tokens else "",
             f"{max(memory):.1f}" if memory else "",
         ]
         lines.append(f"| {' | '.join(cells)} |")
-    ours = results["bytelm"]
+    ours = results["bytelm", max(devices for _, devices in results)]
     errors = [r["training_time_secs"] - seconds for r in ours]
     step = statistics.median(r["training_time_secs"] / r["total_steps"] for r in ours)
     startup = [r["startup_time_secs"] for r in ours]
@@ -289,6 +278,10 @@ def table(results: dict[str, list[Result]], seconds: float) -> str:
         f"training time less the budget: {min(errors):+.3f} to {max(errors):+.3f} s, where a step takes {step:.3f} s",
     ]
     return "\n".join(lines)
+
+
+def median_ratio(over: list[float], under: list[float]) -> float:
+    return statistics.median(a / b for a, b in zip(over, under, strict=True))
 
 
 def peak(config: Path, overrides: Iterable[str] = ()) -> str:

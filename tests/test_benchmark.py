@@ -1,4 +1,4 @@
-"""scripts/benchmark.py on a tiny run: what it measures is what the config says.
+"""scripts/benchmark.py and the plain loop on a tiny run: what is measured is what the config says.
 
 With --peak, shares are of the peak, parts are of the step, and all of it is printed.
 The slow callback makes a step long enough for its parts to be told from the noise of the machine.
@@ -12,8 +12,10 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 
+from bytelm.cli import build
 from scripts import benchmark
 from scripts.benchmark import PARTS, PartTimer, Product, measure_products, measure_training, peak_report, peaks
+from scripts.plain_loop import WARM_UP_STEPS, PlainLoop
 
 SLOW = "--trainer.callbacks+=test_benchmark.Slow"
 CPU = torch.device("cpu")
@@ -127,15 +129,115 @@ def test_the_command_prints_nothing_else(short, monkeypatch, capsys):
     assert rest[-1].startswith("step")
 
 
-# The plain loop, and what callbacks take
+# The plain loop
+
+DDP = ["--trainer.devices=2", "--trainer.strategy=ddp"]
+SKEWED = """
+import os, runpy, time
+clock = time.perf_counter
+time.perf_counter = lambda: clock() * (1 + 9 * int(os.environ["RANK"]))
+runpy.run_path({!r}, run_name="__main__")
+"""
+
+
+def tiny(*options):
+    return build(["--config", "tiny.yaml", *options], run=False)
 
 
 def test_the_plain_loop_trains_what_the_config_says(folder):
-    changes = ["--trainer.accumulate_grad_batches=2", "--trainer.precision=bf16-mixed"]
-    result = benchmark.plain_loop("tiny.yaml", 0.1, changes)
+    result = PlainLoop(tiny("--trainer.accumulate_grad_batches=2", "--trainer.precision=bf16-mixed")).run(0.1)
     batches = 2 * result["total_steps"]
     assert result["training_time_secs"] >= 0.1
     assert result["tokens_per_sec"] == pytest.approx(batches * 4 * 32 / result["training_time_secs"])
+
+
+def test_two_ranks_of_the_plain_loop_learn_what_one_process_does_of_all_their_rows(folder, monkeypatch):
+    """With SGD, which gradients of any other size would lead elsewhere. Rank 1's clock is ten times as fast."""
+    (folder / "skewed.py").write_text(SKEWED.format(str(benchmark.PLAIN_LOOP)))
+    monkeypatch.setattr(benchmark, "PLAIN_LOOP", folder / "skewed.py")
+    monkeypatch.setattr(benchmark, "ROOT", folder)
+    changes = ["--trainer.accumulate_grad_batches=2", "--trainer.log_every_n_steps=3", "--trainer.gradient_clip_val=0"]
+    changes += ["--model.optimizer=torch.optim.SGD", "--model.optimizer.lr=0.1"]
+    ranks = benchmark.run_plain_loop("tiny.yaml", 0.1, [*changes, *DDP], 2)
+    steps, seconds = ranks["total_steps"], ranks["training_time_secs"]
+    assert seconds >= 0.1
+    assert steps % 3 == 0  # what rank 0's clock says is told every three
+    assert ranks["tokens_per_sec"] == pytest.approx(steps * 2 * 8 * 32 / seconds)
+    losses = losses_of_one_process(tiny(*changes, "--data.batch_size=8"), WARM_UP_STEPS + steps)
+    assert losses[-1] < losses[0] - 0.5
+    assert ranks["train_loss"] == pytest.approx(losses[-1], rel=1e-5)
+
+
+def losses_of_one_process(cli, steps):
+    """Loss in the second batch of each step, whose gradient is that of two batches."""
+    batches = iter(cli.datamodule.train_dataloader())
+    optimizer = cli.model.configure_optimizers()
+    losses = []
+    for _ in range(steps):
+        first, second = (cli.model.training_step(next(batches), 0) for _ in range(2))
+        ((first + second) / 2).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(second.item())
+    return losses
+
+
+# The table
+
+
+@pytest.fixture
+def rows(folder, monkeypatch, capsys):
+    """Runs the command, but for the training; returns the table's rows by contender and devices, and all lines."""
+    monkeypatch.delenv("BYTELM_REFERENCE", raising=False)
+
+    def trained(speeds):
+        def run(config, seconds, overrides, devices=None):
+            asked = benchmark.build_cli(config, *overrides).trainer.num_devices
+            assert devices in (None, asked)
+            speed = {"total_steps": 10, "training_time_secs": seconds, "tokens_per_sec": speeds[asked]}
+            return {**speed, "startup_time_secs": 1.0}
+
+        return run
+
+    monkeypatch.setattr(benchmark, "run_bytelm", trained({1: 1000.0, 2: 1900.0}))
+    monkeypatch.setattr(benchmark, "run_plain_loop", trained({1: 1000.0, 2: 1750.0}))
+
+    def rows(*options):
+        monkeypatch.setattr("sys.argv", ["benchmark.py", "--config", "tiny.yaml", "--repeats", "2", *options])
+        benchmark.main()
+        lines = capsys.readouterr().out.splitlines()
+        header, _, *table = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if line[:1] == "|"]
+        return {(name, devices): dict(zip(header[2:], rest, strict=True)) for name, devices, *rest in table}, lines
+
+    return rows
+
+
+def test_scaling_is_what_all_devices_do_together_of_what_one_does(rows):
+    table, _ = rows("--scaling", "--", *DDP)
+    ratios = {contender: row["all devices / one, median of pairs"] for contender, row in table.items()}
+    assert ratios["bytelm", "2"] == "1.900"
+    assert ratios["plain loop", "2"] == "1.750"
+    assert ratios["bytelm", "1"] == ratios["plain loop", "1"] == ""
+    assert table["plain loop", "2"]["tokens/s"] == "1,750"
+
+
+def test_without_scaling_all_devices_are_what_is_run(rows):
+    table, _ = rows("--", *DDP)
+    assert list(table) == [("bytelm", "2"), ("plain loop", "2")]
+
+
+def test_with_fsdp_there_is_no_plain_loop_and_a_line_says_so(rows):
+    table, lines = rows("--", "--trainer.devices=2", "--trainer.strategy=fsdp")
+    assert list(table) == [("bytelm", "2")]
+    assert lines[-1] == "no plain loop: it knows one device and ddp, not FSDP"
+
+
+def test_one_device_has_no_scaling(rows):
+    with pytest.raises(SystemExit, match="asks for one device"):
+        rows("--scaling")
+
+
+# What callbacks take
 
 
 def test_callbacks_are_timed_in_a_changed_config(folder):
