@@ -27,8 +27,8 @@ from bytelm.experiments.command import CommandParser
 from bytelm.files import replacing
 from bytelm.gpt import GPT
 from bytelm.language_model import LanguageModel
-from bytelm.parts.attention import SDPA, Explicit
-from bytelm.parts.feedforward import GELU
+from bytelm.parts.attention import SDPA, Explicit, FlashAttention
+from bytelm.parts.feedforward import GELU, FusedGELU
 from bytelm.parts.norm import LayerNorm
 from bytelm.parts.position import Learned
 
@@ -269,6 +269,7 @@ def read_bytelm(path: Path) -> GPT2:
         raise CheckpointError(f"{path} does not tell its network's config; accepted: files like last.ckpt") from error
     d_model, n_heads = _size(path, options, "d_model"), _size(path, options, "n_heads")
     approximate = feedforward.get("approximate", "none")
+    is_fused = options["feedforward"].get("class_path") == _part(FusedGELU)["class_path"]
     gpt2 = GPT2(
         d_model=d_model,
         n_heads=n_heads,
@@ -277,7 +278,7 @@ def read_bytelm(path: Path) -> GPT2:
         vocab_size=_size(path, options, "vocab_size"),
         max_seq_len=_size(path, options, "max_seq_len"),
         attention_bias=attention.get("bias", True),
-        feedforward_bias=feedforward.get("bias", True),
+        feedforward_bias=feedforward.get("bias", not is_fused),
         norm_bias=norm.get("bias", True),
         approximate="none" if approximate == "polynomial" else approximate,
         eps=norm.get("eps", 1e-5),
@@ -285,9 +286,12 @@ def read_bytelm(path: Path) -> GPT2:
     expected = gpt2.model_config()["gpt"]
     theirs = expected["init_args"]
     theirs["feedforward"]["init_args"]["approximate"] = approximate  # the polynomial computes what `none` does
+    if is_fused:  # GELU without biases, by other kernels
+        theirs["feedforward"] = _part(FusedGELU)
     theirs["d_ff"], theirs["attention"]["init_args"]["n_kv_heads"] = gpt2.d_ff, n_heads  # defaults, written out
-    if options["attention"].get("class_path") == _part(Explicit)["class_path"]:  # SDPA's mathematics, written out
-        theirs["attention"]["class_path"] = options["attention"]["class_path"]
+    for alike in (Explicit, FlashAttention):  # SDPA's mathematics, written out or by other kernels
+        if options["attention"].get("class_path") == _part(alike)["class_path"]:
+            theirs["attention"]["class_path"] = options["attention"]["class_path"]
     _refuse_others(network, expected, "model.gpt")
     tensors = {name: tensor for name, tensor in checkpoint["state_dict"].items() if name.startswith("gpt.")}
     return _filled(gpt2, path, tensors, lambda parameter: f"gpt.{parameter.ours}", "gpt.head.weight")

@@ -17,6 +17,7 @@ from torch.distributed.fsdp import FSDPModule
 
 from bytelm.errors import ConfigError
 from bytelm.language_model import LanguageModel
+from bytelm.parts.feedforward import FusedGELU
 
 CAPABILITY = (8, 9)  # of the first GPUs that multiply in 8 bits
 MULTIPLE = 16  # their kernels want sizes that are multiples of it
@@ -59,13 +60,18 @@ class FP8(MixedPrecision):
         """Converts the blocks' linear layers in place, before Lightning moves the model to its device.
 
         Raises:
-            ConfigError: The model is sharded already, its layers' weights being parts of a whole.
+            ConfigError: The model is sharded already, its layers' weights being parts of a whole; or its feed-forwards
+                multiply by kernels of their own.
         """
         from torchao.float8 import convert_to_float8_training
 
         assert isinstance(module, LanguageModel)
         if any(isinstance(inner, FSDPModule) for inner in module.modules()):
             raise ConfigError("trainer.strategy", "fsdp", "accepted with FP8: auto, ddp")
+        if any(isinstance(inner, FusedGELU) for inner in module.modules()):
+            raise ConfigError(
+                "feedforward", "FusedGELU", "accepted with FP8: feed-forwards that call their layers, GELU"
+            )
         convert_to_float8_training(module.gpt.blocks, module_filter_fn=_is_to_convert, config=self.config)
         for loop in (module.trainer.validate_loop, module.trainer.test_loop, module.trainer.predict_loop):
             loop.inference_mode = False  # under which torchao's tensors cannot be cast; no_grad does as well

@@ -238,6 +238,15 @@ def test_what_bytelm_trained_gives_its_logits_in_hugging_face(run):
         torch.testing.assert_close(from_pretrained("there")(tokens).logits, gpt(tokens), atol=1e-5, rtol=1e-5)
 
 
+def test_the_parts_for_hopper_are_gpt2s(run):
+    network = ["--model.gpt.position", "Learned", "--model.gpt.attention", "FlashAttention"]
+    gpt = run(*network, "--model.gpt.feedforward", "FusedGELU").model.gpt.eval()
+    export_weights("runs/tiny/version_0/checkpoints/last.ckpt", "there", "huggingface")
+    tokens = TOKENS[:, :32]
+    with torch.no_grad():
+        torch.testing.assert_close(from_pretrained("there")(tokens).logits, gpt(tokens), atol=1e-5, rtol=1e-5)
+
+
 def spec(class_path, **options):
     return {"class_path": class_path, "init_args": options}
 

@@ -18,9 +18,10 @@ from bytelm.data.shard_file import write_shard
 from bytelm.data.shards import TokenShards
 from bytelm.language_model import LanguageModel
 from bytelm.optim import Lion, MuonAdamW
+from bytelm.parts.attention import FlashAttention
 from bytelm.parts.block import Parallel, PostNorm
 from bytelm.parts.embedding import HashedNGrams, ValueEmbedding
-from bytelm.parts.feedforward import GELU, GeGLU, ReLUSquared, SwiGLU
+from bytelm.parts.feedforward import GELU, FusedGELU, GeGLU, ReLUSquared, SwiGLU
 from bytelm.parts.loss import FusedCrossEntropy
 from bytelm.parts.norm import LayerNorm, RMSNorm
 from bytelm.parts.position import Learned, Rotary
@@ -123,7 +124,8 @@ def test_the_devices_config_takes_the_same_steps_of_the_same_network(shards):
     plain, own = (build(["--config", BASE, *more, *TINY], run=False) for more in ([], ["--config", H200]))
     assert isinstance(own.model.loss, FusedCrossEntropy)
     assert own.model.gpt.residual_autocast
-    assert own.model.gpt.blocks[0].feedforward.approximate == "polynomial"
+    block = own.model.gpt.blocks[0]
+    assert (type(block.attention), type(block.feedforward)) == (FlashAttention, FusedGELU)
     weights, theirs = plain.model.state_dict(), own.model.state_dict()
     assert weights.keys() == theirs.keys()
     assert all(torch.equal(weights[key], theirs[key]) for key in weights)

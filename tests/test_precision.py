@@ -14,6 +14,7 @@ from bytelm.cli import build
 from bytelm.errors import ConfigError
 from bytelm.gpt import GPT
 from bytelm.language_model import LanguageModel
+from bytelm.parts.feedforward import FusedGELU
 from bytelm.precision import FP8
 
 RECIPES = ["tensorwise", "rowwise", "rowwise_with_gw_hp"]
@@ -56,6 +57,11 @@ def test_the_blocks_linear_layers_are_converted_and_nothing_else(torchao):
     assert converted(fp8.gpt) == [f"blocks.{block}.{layer}" for block in range(2) for layer in layers]
     assert set(fp8.state_dict()) == names
     assert {name: id(param) for name, param in fp8.named_parameters()} == weights
+
+
+def test_a_feedforward_that_multiplies_by_itself_is_refused(torchao):
+    with pytest.raises(ConfigError, match="FusedGELU"):
+        FP8(emulate=True).convert_module(model(feedforward=FusedGELU))
 
 
 def test_sizes_that_are_no_multiples_of_16_are_left_alone(torchao):

@@ -1,8 +1,9 @@
-"""Kernels for GPUs, where torch.compile's own are slower than need be. In Triton, which comes with torch for GPUs.
+"""Cross-entropy in one pass over the logits, which become their own gradients.
 
-Cross-entropy over tens of thousands of tokens is bound by memory: the logits of 61,440 of them are 6 GB in bf16. A
-program reads a row, adds up its exponentials, and reads it again, from the cache, to write the gradients over it. All
-arithmetic is in float32; nothing in memory is.
+In Triton, which comes with torch for GPUs. Over tens of thousands of tokens it is bound by memory: the logits of 61,440
+of them are 6 GB in bf16. A program reads a row, adds up its exponentials, and reads it again, from the cache, to write
+the gradients over it. All arithmetic is in float32; nothing in memory is. It takes 1.1 times as long as reading and
+writing the logits once.
 """
 
 from typing import Any
@@ -16,6 +17,7 @@ from torch.autograd.function import once_differentiable
 
 BLOCK = 8192  # logits that a program handles at a time
 WARPS = 32  # so many that two programs fill a processor, and all rows being worked on fit into the cache
+LANE = 8  # neighbouring logits, those that a thread loads at once, which share a running maximum
 PROGRAMS = 1024  # of a kernel that mostly finds nothing to do
 LOG2_E = tl.constexpr(1.4426950408889634)
 LOWEST = tl.constexpr(-1e30)  # not -inf, of which the difference to itself would be NaN
@@ -31,19 +33,23 @@ def _cross_entropy(
     vocab_size: tl.int32,
     differentiate: tl.constexpr,
     block: tl.constexpr,
+    lane: tl.constexpr,
 ) -> None:
     row = tl.program_id(0).to(tl.int64)
     logits += row * vocab_size
     target = tl.load(targets + row)
     at_target = tl.load(logits + target).to(tl.float32)
     offsets = tl.arange(0, block)
-    # Each lane keeps a maximum and a sum of its own; they meet once, at the end.
-    largest = tl.full([block], LOWEST, tl.float32)
-    total = tl.zeros([block], tl.float32)
+    # Each lane keeps a maximum and a sum of its own; they meet once, at the end. The cache is told to keep what is read
+    # now, and afterwards to let go of it.
+    largest = tl.full([block // lane], LOWEST, tl.float32)
+    total = tl.zeros([block // lane], tl.float32)
     for start in range(0, vocab_size, block):
-        x = tl.load(logits + start + offsets, mask=start + offsets < vocab_size, other=LOWEST).to(tl.float32) * LOG2_E
-        larger = tl.maximum(largest, x)
-        total = total * tl.exp2(largest - larger) + tl.exp2(x - larger)
+        inside = start + offsets < vocab_size
+        x = tl.load(logits + start + offsets, mask=inside, other=LOWEST, eviction_policy="evict_last")
+        x = tl.reshape(x.to(tl.float32) * LOG2_E, [block // lane, lane])
+        larger = tl.maximum(largest, tl.max(x, 1))
+        total = total * tl.exp2(largest - larger) + tl.sum(tl.exp2(x - larger[:, None]), 1)
         largest = larger
     top = tl.max(largest, 0)
     log_normaliser = top + tl.log2(tl.sum(total * tl.exp2(largest - top), 0))
@@ -53,9 +59,13 @@ def _cross_entropy(
         tl.debug_barrier()  # all lanes have read the target's logit before any is written over
         for start in range(0, vocab_size, block):
             inside = start + offsets < vocab_size
-            x = tl.load(logits + start + offsets, mask=inside, other=LOWEST).to(tl.float32) * LOG2_E
-            gradient = (tl.exp2(x - log_normaliser) - (start + offsets == target)) * scale
-            tl.store(logits + start + offsets, gradient.to(logits.dtype.element_ty), mask=inside)
+            x = tl.load(logits + start + offsets, mask=inside, other=LOWEST, eviction_policy="evict_first")
+            gradient = tl.exp2(x.to(tl.float32) * LOG2_E - log_normaliser) * scale
+            gradient = gradient.to(logits.dtype.element_ty)
+            tl.store(logits + start + offsets, gradient, mask=inside, eviction_policy="evict_first")
+        tl.debug_barrier()  # the target's is the last to be written
+        gradient = (tl.exp2(at_target * LOG2_E - log_normaliser) - 1) * scale
+        tl.store(logits + target, gradient.to(logits.dtype.element_ty))
 
 
 @triton.jit
@@ -75,7 +85,7 @@ class _CrossEntropy(Function):
         nats = torch.empty(rows, dtype=torch.float32, device=logits.device)
         differentiate = ctx.needs_input_grad[0]
         _cross_entropy[(rows,)](
-            logits, targets, factor, nats, rows, vocab_size, differentiate, block=BLOCK, num_warps=WARPS
+            logits, targets, factor, nats, rows, vocab_size, differentiate, block=BLOCK, lane=LANE, num_warps=WARPS
         )
         if differentiate:
             torch.autograd.graph.increment_version(logits)  # whoever needs them as they were is told

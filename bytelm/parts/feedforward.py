@@ -10,6 +10,8 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from bytelm.errors import ConfigError
+from bytelm.kernels import load_for_hopper, on_hopper
 from bytelm.parts.init import ResidualProjection
 from bytelm.values import UnitInterval
 
@@ -98,6 +100,37 @@ def _normal(x: Tensor) -> tuple[Tensor, Tensor]:
     polynomial = t * (0.319381530 + t * (-0.356563782 + t * (1.781477937 + t * (-1.821255978 + t * 1.330274429))))
     beyond = density * polynomial
     return torch.where(x < 0, beyond, 1 - beyond), density
+
+
+class FusedGELU(GELU):
+    """GELU, on Hopper GPUs computed by the products around it (bytelm/kernels/gelu.py), without biases.
+
+    Elsewhere, and in float32, it is the plain one: a checkpoint's network runs on any device.
+
+    Args:
+        d_model: Width of the residual stream; a multiple of 8, as d_ff.
+        d_ff: Width of the hidden layer.
+
+    Raises:
+        ConfigError: There is a GPU, and the kernels are not installed, or their sizes do not fit.
+    """
+
+    def __init__(self, d_model: int, d_ff: int) -> None:
+        super().__init__(d_model, d_ff, bias=False)
+        load_for_hopper("gelu", "feedforward", type(self).__name__)
+        for name, size in (("d_model", d_model), ("d_ff", d_ff)):
+            if size % 8:
+                raise ConfigError(name, size, f"{type(self).__name__} accepts multiples of 8")
+
+    def forward(self, x: Tensor) -> Tensor:
+        device = x.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+        if not on_hopper(x.device, dtype):
+            return super().forward(x)
+        from bytelm.kernels.gelu import gelu_feedforward
+
+        up, down = self.up.weight.to(dtype), self.down.weight.to(dtype)
+        return gelu_feedforward(x.to(dtype).flatten(0, -2), up, down).view(x.shape)
 
 
 class SiLU(FeedForward):

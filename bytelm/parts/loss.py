@@ -56,7 +56,7 @@ class FusedCrossEntropy(Loss):
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
         if logits.device.type != "cuda":
             return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
-        from bytelm.kernels import cross_entropy  # triton, which torch brings along for GPUs alone
+        from bytelm.kernels.cross_entropy import cross_entropy  # triton, which torch brings along for GPUs alone
 
         if self._factor is None:
             self._factor = torch.ones((), device=logits.device)

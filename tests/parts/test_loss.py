@@ -94,10 +94,12 @@ def test_the_kernels_compile_for_hopper_wherever_there_is_triton(name, different
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from bytelm import kernels
+    from bytelm.kernels import cross_entropy as kernels
 
     kernel = getattr(kernels, name)
-    constants = {"block": kernels.BLOCK} | ({} if differentiate is None else {"differentiate": differentiate})
+    constants = {"block": kernels.BLOCK}
+    if differentiate is not None:
+        constants |= {"differentiate": differentiate, "lane": kernels.LANE}
     types = [*KERNELS[name, differentiate].split(), *["constexpr"] * len(constants)]
     places = {(kernel.arg_names.index(argument),): value for argument, value in constants.items()}
     source = ASTSource(kernel, dict(zip(kernel.arg_names, types, strict=True)), places)

@@ -1,0 +1,79 @@
+"""Causal attention on Hopper: cuDNN's forward pass, FlashAttention-4's backward pass.
+
+Of the kernels to be had there these are the fastest, and the log-sum-exp that one leaves is what the other reads. The
+backward pass writes the gradients of queries, keys and values beside each other, as they come out of one product: what
+autograd makes of the split, a concatenation, then is those gradients as they are, and torch.compile leaves it out.
+"""
+
+from typing import Any
+
+import torch
+from flash_attn.cute.interface import _flash_attn_bwd
+from torch import Tensor
+from torch.library import custom_op
+
+
+def flash_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """softmax(Q K^T / sqrt(head_dim)) V, each query over the keys up to its own.
+
+    The kernels for Hopper of https://github.com/Dao-AILab/flash-attention are those of Shah et al. 2024,
+    arXiv:2407.08608, in another language.
+
+    Args:
+        q: Queries, (B, n_heads, T, head_dim), in bf16 or fp16, on a Hopper GPU.
+        k: Keys, of the same shape.
+        v: Values, of the same shape.
+
+    Returns:
+        (B, n_heads, T, head_dim), in memory (B, T, n_heads, head_dim).
+    """
+    mixed, _ = _forward(q, k, v)
+    return mixed
+
+
+@custom_op("bytelm::flash_attention", mutates_args=(), device_types="cuda")
+def _forward(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    attend = torch.ops.aten._scaled_dot_product_cudnn_attention  # the public function keeps the sums to itself
+    mixed, log_sums, *_ = attend(q, k, v, attn_bias=None, compute_log_sumexp=True, is_causal=True)
+    return _by_token(mixed), log_sums.view(q.shape[:-1])
+
+
+@_forward.register_fake
+def _(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    return _by_token(q.new_empty(q.shape)), q.new_empty(q.shape[:-1], dtype=torch.float32)
+
+
+def _gradients(gradient: Tensor, q: Tensor, k: Tensor, v: Tensor, mixed: Tensor, log_sums: Tensor) -> Tensor:
+    """Those of queries, keys and values, (B, T, 3 n_heads, head_dim)."""
+    batch, n_heads, seq_len, head_dim = q.shape
+    gradients = q.new_empty(batch, seq_len, 3 * n_heads, head_dim)
+    dq, dk, dv = gradients.chunk(3, dim=2)
+    theirs = [tensor.transpose(1, 2) for tensor in (q, k, v, mixed, gradient)]  # (B, T, n_heads, head_dim)
+    _flash_attn_bwd(*theirs, log_sums, causal=True, dq=dq, dk=dk, dv=dv)
+    return gradients
+
+
+_backward = custom_op("bytelm::flash_attention_backward", mutates_args=(), device_types="cuda")(_gradients)
+
+
+@_backward.register_fake
+def _(gradient: Tensor, q: Tensor, k: Tensor, v: Tensor, mixed: Tensor, log_sums: Tensor) -> Tensor:
+    batch, n_heads, seq_len, head_dim = q.shape
+    return q.new_empty(batch, seq_len, 3 * n_heads, head_dim)
+
+
+def _keep(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.save_for_backward(*inputs, *output)
+
+
+def _differentiate(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor, ...]:
+    gradients = _backward(gradient, *ctx.saved_tensors)
+    return tuple(part.transpose(1, 2) for part in gradients.split([gradient.shape[1]] * 3, dim=2))
+
+
+_forward.register_autograd(_differentiate, setup_context=_keep)
+
+
+def _by_token(heads: Tensor) -> Tensor:
+    """(B, n_heads, T, head_dim), in memory with the heads of a token beside each other, as projections want them."""
+    return heads.transpose(1, 2).contiguous().transpose(1, 2)

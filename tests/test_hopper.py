@@ -1,0 +1,203 @@
+"""The parts whose kernels are for Hopper GPUs: what can be seen without one, and what needs it."""
+
+import re
+import subprocess
+import sys
+from functools import partial
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from bytelm import kernels
+from bytelm.errors import ConfigError
+from bytelm.gpt import GPT
+from bytelm.parts import attention as attentions
+from bytelm.parts import feedforward as feedforwards
+from bytelm.parts.attention import SDPA, FlashAttention
+from bytelm.parts.feedforward import GELU, FusedGELU
+from bytelm.parts.position import Learned, Rotary
+
+HAS_HOPPER = torch.cuda.is_available() and torch.cuda.get_device_capability() == kernels.HOPPER
+ATTENTION = (SDPA, FlashAttention)
+FEEDFORWARD = (partial(GELU, bias=False), FusedGELU)
+
+
+def network(position, attention, feedforward):
+    torch.manual_seed(0)
+    return GPT(
+        d_model=64,
+        n_heads=4,
+        n_layers=1,
+        max_seq_len=32,
+        position=position,
+        attention=partial(attention, bias=False),
+        feedforward=feedforward,
+    )
+
+
+def gradients(gpt, forward):
+    tokens = torch.arange(64).view(2, 32)
+    F.cross_entropy(forward(tokens).flatten(0, 1), tokens.flatten()).backward()
+    return {name: parameter.grad for name, parameter in gpt.named_parameters()}
+
+
+@pytest.fixture
+def stand_ins(monkeypatch):
+    """The mathematics of the kernels, on the CPU in any precision, in their place."""
+    pytest.importorskip("flash_attn.cute")
+    pytest.importorskip("quack")
+    from bytelm.kernels import attention, gelu
+
+    def probabilities(q, k, log_sums):
+        future = torch.ones(q.shape[2], q.shape[2], dtype=torch.bool).triu(1)
+        return (q @ k.mT / q.shape[-1] ** 0.5).masked_fill(future, -torch.inf).sub(log_sums).exp()
+
+    @attention._forward.register_kernel("cpu")
+    def _(q, k, v):
+        sums = probabilities(q, k, torch.zeros(())).sum(-1)
+        return attention._by_token(probabilities(q, k, sums.log()[..., None]) @ v), sums.log()
+
+    @attention._backward.register_kernel("cpu")
+    def _(gradient, q, k, v, mixed, log_sums):
+        p = probabilities(q, k, log_sums[..., None])
+        of_scores = p * (gradient @ v.mT - (gradient * mixed).sum(-1, keepdim=True)) / q.shape[-1] ** 0.5
+        return torch.cat([of_scores @ k, of_scores.mT @ q, p.mT @ gradient], 1).transpose(1, 2).contiguous()
+
+    @gelu._up.register_kernel("cpu")
+    def _(x, up):
+        before = x @ up.T
+        return F.gelu(before), torch.ops.aten.gelu_backward(torch.ones_like(before), before)
+
+    gelu._down_gradient.register_kernel("cpu")(lambda gradient, down, slope: (gradient @ down) * slope)
+    for parts in (attentions, feedforwards):
+        monkeypatch.setattr(parts, "on_hopper", lambda device, dtype: True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_elsewhere_they_are_the_plain_parts(dtype):
+    plain, fused = (network(Learned, *parts).to(dtype) for parts in zip(ATTENTION, FEEDFORWARD, strict=True))
+    expected, ours = (gradients(gpt, gpt) for gpt in (plain, fused))
+    assert expected.keys() == ours.keys()
+    assert all(torch.equal(expected[name], ours[name]) for name in expected)
+
+
+@pytest.mark.parametrize("position", [Learned, Rotary])
+def test_their_gradients_are_those_of_the_plain_parts(position, stand_ins):
+    plain, fused = (network(position, *parts).double() for parts in zip(ATTENTION, FEEDFORWARD, strict=True))
+    expected, ours = (gradients(gpt, gpt) for gpt in (plain, fused))
+    for name in expected:
+        torch.testing.assert_close(ours[name], expected[name], rtol=1e-6, atol=1e-9)
+
+
+def test_compiled_in_one_graph_the_gradients_of_queries_keys_and_values_are_not_copied(stand_ins):
+    from torch._inductor.utils import run_and_get_code
+
+    plain, fused = (network(Learned, *parts) for parts in zip(ATTENTION, FEEDFORWARD, strict=True))
+    expected = gradients(plain, plain)
+    ours, code = run_and_get_code(gradients, fused, torch.compile(fused, fullgraph=True))
+    for name in expected:
+        torch.testing.assert_close(ours[name], expected[name], rtol=1e-4, atol=1e-6)
+    (backward,) = (graph for graph in code if "bytelm.flash_attention_backward.default(" in graph)
+    after = backward.split("bytelm.flash_attention_backward.default(")[1]
+    together = re.escape("(2, 32, 12, 16)")  # what comes out, the queries, keys and values of 4 heads
+    assert re.search(together, after)
+    copies = [name for name in re.findall(r"cpp_fused\w+", after) if re.search("cat|clone", name)]
+    assert copies == []
+
+
+COMPILE = """
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from bytelm.kernels import attention, gelu
+from quack.gemm_runtime import host
+
+host.get_max_active_clusters = lambda *args, **kwargs: 66  # which it asks the driver for
+with FakeTensorMode():
+    new = lambda *shape, dtype=torch.bfloat16: torch.empty(shape, dtype=dtype, device="cuda")
+    q, k, v = (part.transpose(1, 2) for part in new(2, 1024, 36, 64).split(12, dim=2))
+    mixed, log_sums = new(2, 1024, 12, 64).transpose(1, 2), new(2, 12, 1024, dtype=torch.float32)
+    assert attention._gradients(mixed, q, k, v, mixed, log_sums).shape == (2, 1024, 36, 64)
+    x, up, down, hidden = new(2048, 768), new(3072, 768), new(768, 3072), new(2048, 3072)
+    gelu._gelu_and_slope.plan(x, up.T, out={"D": hidden, "hidden": hidden}, config=gelu.UP_TILES)
+    gelu._times.plan(x, down, hidden, out={"D": hidden}, config=gelu.DOWN_TILES)
+"""
+
+
+def test_the_kernels_compile_for_hopper_without_one(monkeypatch):
+    pytest.importorskip("flash_attn.cute")
+    pytest.importorskip("quack")
+    for library in ("QUACK_ARCH", "FLASH_ATTENTION_ARCH"):
+        monkeypatch.setenv(library, "90")
+    monkeypatch.setenv("CUTE_DSL_ARCH", "sm_90a")
+    monkeypatch.setenv("QUACK_CACHE_ENABLED", "0")
+    subprocess.run([sys.executable, "-c", COMPILE], check=True)
+
+
+def test_cudnns_attention_takes_what_it_is_given():
+    # No public function hands out the sums of the exponentials.
+    schema = torch.ops.aten._scaled_dot_product_cudnn_attention.default._schema
+    names = [argument.name for argument in schema.arguments]
+    assert names[:7] == ["query", "key", "value", "attn_bias", "compute_log_sumexp", "dropout_p", "is_causal"]
+    assert [result.name for result in schema.returns][:2] == ["output", "logsumexp"]
+
+
+@pytest.mark.parametrize("part", [partial(FlashAttention, 64, 4), partial(FusedGELU, 64, 128)])
+def test_where_there_is_a_hopper_and_no_kernels_it_is_said_how_to_come_by_them(part, monkeypatch):
+    def missing(module):
+        raise ModuleNotFoundError("No module named 'quack'")
+
+    monkeypatch.setattr(kernels, "import_module", missing)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *device: kernels.HOPPER)
+    with pytest.raises(ConfigError, match=r"(attention|feedforward): .*'quack'.* pip install -e .\.\[hopper\]"):
+        part()
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *device: (8, 0))
+    part()
+
+
+@pytest.mark.parametrize(("d_model", "d_ff", "key"), [(60, 128, "d_model"), (64, 100, "d_ff")])
+def test_sizes_that_the_kernels_do_not_take_are_refused(d_model, d_ff, key):
+    with pytest.raises(ConfigError, match=f"{key}: .* multiples of 8"):
+        FusedGELU(d_model, d_ff)
+
+
+@pytest.mark.skipif(not HAS_HOPPER, reason="the kernels are for Hopper GPUs")
+@pytest.mark.parametrize(("seq_len", "head_dim"), [(1024, 64), (1000, 64), (77, 128), (256, 32)])
+def test_attention_on_hopper(seq_len, head_dim):
+    from bytelm.kernels.attention import flash_attention
+
+    generator = torch.Generator("cuda").manual_seed(0)
+    heads = torch.randn(2, seq_len, 12, head_dim, device="cuda", generator=generator).bfloat16().requires_grad_()
+    exact = heads.detach().double().requires_grad_()
+    plain = partial(F.scaled_dot_product_attention, is_causal=True)
+    ours, theirs = (
+        function(*(part.transpose(1, 2) for part in packed.split(4, dim=2)))
+        for function, packed in ((flash_attention, heads), (plain, exact))
+    )
+    torch.testing.assert_close(ours.double(), theirs, rtol=0, atol=0.02)
+    gradient = torch.randn(theirs.shape, device="cuda", generator=generator)
+    ours.backward(gradient.bfloat16())
+    theirs.backward(gradient.bfloat16().double())
+    error = (heads.grad.double() - exact.grad).norm() / exact.grad.norm()
+    assert error < 0.01
+
+
+@pytest.mark.skipif(not HAS_HOPPER, reason="the kernels are for Hopper GPUs")
+@pytest.mark.parametrize(("tokens", "d_model", "d_ff"), [(4096, 768, 3072), (1000, 200, 328)])
+def test_gelu_on_hopper(tokens, d_model, d_ff):
+    from bytelm.kernels.gelu import gelu_feedforward
+
+    generator = torch.Generator("cuda").manual_seed(0)
+    shapes = ((tokens, d_model), (d_ff, d_model), (d_model, d_ff))
+    ours = [torch.randn(shape, device="cuda", generator=generator).bfloat16() for shape in shapes]
+    ours = [(tensor / shape[1] ** 0.5 * 4).requires_grad_() for tensor, shape in zip(ours, shapes, strict=True)]
+    theirs = [tensor.detach().double().requires_grad_() for tensor in ours]
+    result, exact = gelu_feedforward(*ours), F.linear(F.gelu(F.linear(theirs[0], theirs[1])), theirs[2])
+    assert (result.double() - exact).norm() / exact.norm() < 0.01
+    gradient = torch.randn(exact.shape, device="cuda", generator=generator).bfloat16()
+    result.backward(gradient)
+    exact.backward(gradient.double())
+    for tensor, like in zip(ours, theirs, strict=True):
+        assert (tensor.grad.double() - like.grad).norm() / like.grad.norm() < 0.01
