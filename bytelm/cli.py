@@ -222,8 +222,8 @@ class BytelmCLI(LightningCLI):
             raise ConfigError("model.gpt.embedding.sparse", True, "accepted: false, with fsdp or with ddp on GPUs")
         if self.model.gpt.memory.learns_text and isinstance(strategy, FSDP):
             raise ConfigError("trainer.strategy", "fsdp", "accepted with a memory that learns the text: auto, ddp")
-        if isinstance(self.trainer.precision_plugin, FP8) and isinstance(strategy, FSDP):
-            raise ConfigError("trainer.strategy", "fsdp", "accepted with FP8: auto, ddp")
+        if isinstance(self.trainer.precision_plugin, FP8):
+            self.trainer.precision_plugin.check(self.model, strategy)
         if self.trainer.accumulate_grad_batches < 1:
             raise ConfigError(
                 "trainer.accumulate_grad_batches", self.trainer.accumulate_grad_batches, "accepted: from 1"

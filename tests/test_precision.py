@@ -16,6 +16,7 @@ from bytelm.gpt import GPT
 from bytelm.language_model import LanguageModel
 from bytelm.parts.feedforward import FusedGELU
 from bytelm.precision import FP8
+from bytelm.strategies import FSDP
 
 RECIPES = ["tensorwise", "rowwise", "rowwise_with_gw_hp"]
 ROWWISE = "{recipe: rowwise, emulate: true}"
@@ -59,8 +60,8 @@ def test_the_blocks_linear_layers_are_converted_and_nothing_else(torchao):
     assert {name: id(param) for name, param in fp8.named_parameters()} == weights
 
 
-def test_a_feedforward_that_multiplies_by_itself_is_refused(torchao):
-    with pytest.raises(ConfigError, match="FusedGELU"):
+def test_feedforwards_that_multiply_by_themselves_are_refused(torchao):
+    with pytest.raises(ConfigError, match=r"model\.gpt\.feedforward: 'FusedGELU' .* as GELU"):
         FP8(emulate=True).convert_module(model(feedforward=FusedGELU))
 
 
@@ -173,13 +174,18 @@ def test_without_torchao_it_is_refused(monkeypatch):
         FP8(emulate=True)
 
 
-def test_a_sharded_model_is_refused(torchao, monkeypatch):
-    monkeypatch.setattr("bytelm.precision.FSDPModule", GPT)  # to shard one really takes a group of processes
+def test_a_model_that_is_to_be_sharded_is_refused(torchao):
     with pytest.raises(ConfigError, match=r"trainer\.strategy: 'fsdp' cannot be used; accepted with FP8: auto, ddp"):
-        FP8(emulate=True).convert_module(model())
+        FP8(emulate=True).check(model(), FSDP())
 
 
 def test_with_fsdp_it_is_refused_before_there_is_a_folder(torchao, refused):
     line = refused(*PLUGIN, "--trainer.plugins.emulate=true", "--trainer.strategy=fsdp")
     assert line == "bytelm: error: trainer.strategy: 'fsdp' cannot be used; accepted with FP8: auto, ddp"
+    assert not Path("runs").exists()
+
+
+def test_with_feedforwards_of_their_own_it_is_refused_before_there_is_a_folder(torchao, refused):
+    line = refused(*PLUGIN, "--trainer.plugins.emulate=true", "--model.gpt.feedforward=FusedGELU")
+    assert line.startswith("bytelm: error: model.gpt.feedforward: 'FusedGELU' cannot be used; accepted with FP8")
     assert not Path("runs").exists()
