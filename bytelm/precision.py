@@ -61,8 +61,8 @@ class FP8(MixedPrecision):
         """Says what cannot be converted.
 
         Raises:
-            ConfigError: The model is to be sharded, so that layers have parts of weights; or its feed-forwards multiply by
-                kernels of their own.
+            ConfigError: The model is to be sharded, so that layers have parts of weights; or its feed-forwards multiply
+                by kernels of their own.
         """
         if isinstance(strategy, FSDP):
             raise ConfigError("trainer.strategy", "fsdp", "accepted with FP8: auto, ddp")

@@ -47,6 +47,7 @@ class _FeedForward(Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         x, up, down, hidden, slope = ctx.saved_tensors
+        gradient = gradient.contiguous()
         before = _down_gradient(gradient, down, slope)
         return before @ up, before.T @ x, gradient.T @ hidden
 

@@ -151,8 +151,8 @@ class SDPA(Attention):
 class FlashAttention(SDPA):
     """SDPA, on Hopper GPUs with FlashAttention-4's backward pass (bytelm/kernels/attention.py).
 
-    It takes 0.7 of the time that PyTorch's own takes. Elsewhere, in float32, with dropout, with shared key/value heads,
-    and where positions or a cache give scores, it is SDPA: a checkpoint's network runs on any device.
+    That takes 0.7 of the time of PyTorch's. Elsewhere, in float32, with dropout, with shared key/value heads, and where
+    positions or a cache give scores, it is SDPA: a checkpoint's network runs on any device.
 
     Args:
         d_model: Width of the residual stream.

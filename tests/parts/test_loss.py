@@ -1,6 +1,8 @@
 """The training loss and its regularisers against formulas."""
 
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -79,6 +81,32 @@ def test_the_fused_loss_takes_more_logits_than_31_bits_can_count():
     (3 * FusedCrossEntropy()(logits * 1.0, targets)).backward()  # times 3, so that the gradients are gone over again
     expected = 3 / len(logits) * (1 / 50_304 - torch.tensor([1.0, 0.0]))
     torch.testing.assert_close(logits.grad[-1, 0, :2].float().cpu(), expected, rtol=1e-2, atol=0)
+
+
+INTERPRETED = """
+import torch
+from torch.nn import functional as F
+
+from bytelm.kernels.cross_entropy import cross_entropy
+
+generator = torch.Generator().manual_seed(0)
+for vocab_size in (1000, 8192, 20_001):
+    for dtype, rtol in ((torch.float32, 1e-4), (torch.bfloat16, 1e-2)):
+        logits = (4 * torch.randn(3, vocab_size, generator=generator)).to(dtype)
+        targets, guess = torch.tensor([0, vocab_size - 1, 77]), torch.tensor(0.5)
+        ours, plain = (logits.clone().requires_grad_() for _ in range(2))
+        loss, expected = cross_entropy(ours * 1.0, targets, guess), F.cross_entropy(plain.float(), targets)
+        torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-5)
+        for result in (loss, expected):
+            (0.5 * result).backward()
+        torch.testing.assert_close(ours.grad, plain.grad, rtol=rtol, atol=1e-8)
+"""
+
+
+def test_the_kernel_interpreted_has_the_gradients_of_cross_entropy(monkeypatch):
+    pytest.importorskip("triton")
+    monkeypatch.setenv("TRITON_INTERPRET", "1")  # which is read when the kernels are
+    subprocess.run([sys.executable, "-c", INTERPRETED], check=True)
 
 
 KERNELS = {
