@@ -7,6 +7,7 @@ that writes token by token keeps the keys and values of those before (KVCache).
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -155,27 +156,15 @@ class FlashAttention(SDPA):
     positions or a cache give scores, it is SDPA: a checkpoint's network runs on any device.
 
     Args:
-        d_model: Width of the residual stream.
-        n_heads: Number of query heads; divides d_model.
-        n_kv_heads: Number of key/value heads; default n_heads.
-        qk_norm: Normalisation of queries and keys over the head dimension, before positions; none by default.
-        dropout: Probability of dropping an attention weight.
-        bias: Whether the projections have biases.
+        args: SDPA's.
+        kwargs: SDPA's.
 
     Raises:
-        ConfigError: There is a GPU, and the kernels are not installed.
+        ConfigError: There is such a GPU, and the kernels are not installed.
     """
 
-    def __init__(
-        self,
-        d_model: int,
-        n_heads: int,
-        n_kv_heads: PositiveInt | None = None,
-        qk_norm: Callable[[int], Norm] | None = None,
-        dropout: UnitInterval = 0.0,
-        bias: bool = True,
-    ) -> None:
-        super().__init__(d_model, n_heads, n_kv_heads, qk_norm, dropout, bias)
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
         load_for_hopper("attention", "attention", type(self).__name__)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, scores: Tensor | None) -> Tensor:

@@ -112,7 +112,7 @@ class FusedGELU(GELU):
         d_ff: Width of the hidden layer.
 
     Raises:
-        ConfigError: There is a GPU, and the kernels are not installed, or their sizes do not fit.
+        ConfigError: There is such a GPU, and the kernels are not installed; or they do not take the sizes.
     """
 
     def __init__(self, d_model: int, d_ff: int) -> None:
