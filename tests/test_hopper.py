@@ -82,6 +82,19 @@ def test_elsewhere_they_are_the_plain_parts(dtype):
     assert all(torch.equal(expected[name], ours[name]) for name in expected)
 
 
+@pytest.mark.parametrize("options", [{"dropout": 0.5}, {"n_kv_heads": 2}, {"bias": True}])
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_what_the_kernels_do_not_do_is_done_by_sdpa(options, deterministic, stand_ins, monkeypatch):
+    from bytelm.kernels import attention
+
+    called = []
+    monkeypatch.setattr(attention, "flash_attention", lambda q, k, v: called.append(q) or q)
+    monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: deterministic)
+    part, position = FlashAttention(64, 4, **options), Learned(64, 4, 32)
+    part(torch.randn(2, 8, 64), position)
+    assert bool(called) == (options == {"bias": True} and not deterministic)
+
+
 @pytest.mark.parametrize("position", [Learned, Rotary])
 def test_their_gradients_are_those_of_the_plain_parts(position, stand_ins):
     plain, fused = (network(position, *parts).double() for parts in zip(ATTENTION, FEEDFORWARD, strict=True))
