@@ -2,10 +2,11 @@
 
 Keys of record.json: status (completed, interrupted, diverged or error), reason (why it was not completed), val_bpb,
 val_loss, train_loss, total_steps, training_time_secs, total_time_secs, startup_time_secs, num_params_M, tokens_per_sec,
-tokens_seen, peak_memory_mb (of the process; on GPUs also peak_device_memory_mb), started_at and ended_at (ISO 8601,
-UTC), seed, device, strategy, world_size, precision, corpus (name, bytes or tokens, sha256), git (commit, dirty),
-versions (python, torch, lightning, bytelm), checkpoint, run. Of a run that went on after a cut, steps, tokens and
-training time are those of the whole; started_at, total and start-up time and memory those of the last process.
+mfu (share of the devices' peak, where that is known), tokens_seen, peak_memory_mb (of the process; on GPUs also
+peak_device_memory_mb), started_at and ended_at (ISO 8601, UTC), seed, device, strategy, world_size, precision, corpus
+(name, bytes or tokens, sha256), git (commit, dirty), versions (python, torch, lightning, bytelm), checkpoint, run. Of a
+run that went on after a cut, steps, tokens and training time are those of the whole; started_at, total and start-up
+time and memory those of the last process.
 """
 
 import contextlib
@@ -30,6 +31,7 @@ from bytelm.files import replacing
 from bytelm.log_steps import batch_loss
 from bytelm.process import peak_memory_mb, process_age, utc
 from callbacks.last_checkpoint import LastCheckpoint
+from callbacks.throughput import Throughput
 from callbacks.time_budget import TimeBudget
 
 PRINTED = (
@@ -41,6 +43,7 @@ PRINTED = (
     "total_time_secs",
     "num_params_M",
     "tokens_per_sec",
+    "mfu",
     "tokens_seen",
     "peak_memory_mb",
     "run",
@@ -119,6 +122,7 @@ class RunRecord(Callback):
             "startup_time_secs": _rounded(budget.startup_seconds, 3),
             "num_params_M": round(self._num_params / 1e6, 4),
             "tokens_per_sec": round(budget.tokens / seconds, 1) if seconds else None,
+            "mfu": _rounded(_mfu(trainer, budget.tokens / seconds), 4) if seconds else None,
             "tokens_seen": budget.tokens,
             "peak_memory_mb": peak_memory_mb(),
             "started_at": utc(time.time() - process_age()),
@@ -184,6 +188,13 @@ def git_state() -> dict[str, Any] | None:
         return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
     except (OSError, subprocess.SubprocessError):
         return None
+
+
+def _mfu(trainer: Trainer, tokens_per_sec: float) -> float | None:
+    throughput, data = Throughput.of(trainer), getattr(trainer, "datamodule", None)
+    if throughput is None or not isinstance(data, TokenData):
+        return None
+    return throughput.mfu(trainer, tokens_per_sec, data.seq_len)
 
 
 def _device_name(device: torch.device) -> str:

@@ -6,7 +6,7 @@
 | throughput/mfu | share of the devices' peak that the network's own arithmetic takes, 0 to 1, where the peak is known |
 """
 
-from typing import Any
+from typing import Any, Optional
 
 import torch
 from lightning.fabric.utilities.throughput import get_available_flops
@@ -31,14 +31,32 @@ class Throughput(Callback):
         super().__init__()
         self.peak_flops = peak_flops
 
+    @staticmethod
+    def of(trainer: Trainer) -> Optional["Throughput"]:
+        """The one among a trainer's callbacks, if there is one."""
+        return next((c for c in trainer.callbacks if isinstance(c, Throughput)), None)  # type: ignore[attr-defined]
+
+    def mfu(self, trainer: Trainer, tokens_per_sec: float, seq_len: int) -> float | None:
+        """Share of the devices' peak that the network's own arithmetic takes (Chowdhery et al. 2022, arXiv:2204.02311).
+
+        Args:
+            trainer: Whose network it is, and how many devices.
+            tokens_per_sec: Tokens trained per second, of all ranks together.
+            seq_len: Tokens of a row.
+
+        Returns:
+            0 to 1; None where the peak is not known.
+        """
+        gpt = getattr(trainer.lightning_module, "gpt", None)
+        if not self.peak_flops or gpt is None:
+            return None
+        return tokens_per_sec * gpt.flops_per_token(seq_len) / (self.peak_flops * trainer.world_size)
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._budget = TimeBudget.of(trainer)
         self._last = (self._budget.tokens, self._budget.training_seconds)
-        if self.peak_flops is None and trainer.strategy.root_device.type == "cuda":
-            device, precision = trainer.strategy.root_device, str(trainer.precision)
-            dtype = torch.bfloat16 if "bf16" in precision else torch.float16 if "16" in precision else torch.float32
-            known = None if dtype is torch.float32 else HALF_PEAKS.get(torch.cuda.get_device_name(device))
-            self.peak_flops = known or get_available_flops(device, dtype)
+        if self.peak_flops is None:
+            self.peak_flops = peak_flops(trainer.strategy.root_device, str(trainer.precision))
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -52,8 +70,20 @@ class Throughput(Callback):
         self._last = (tokens, seconds)
         tokens_per_sec = (tokens - last_tokens) / (seconds - last_seconds)
         metrics = {"throughput/tokens_per_sec": tokens_per_sec}
-        gpt = getattr(pl_module, "gpt", None)
-        if self.peak_flops and gpt is not None:
-            flops = tokens_per_sec * gpt.flops_per_token(batch[0].shape[1])
-            metrics["throughput/mfu"] = flops / (self.peak_flops * trainer.world_size)
+        if (mfu := self.mfu(trainer, tokens_per_sec, batch[0].shape[1])) is not None:
+            metrics["throughput/mfu"] = mfu
         log_metrics(trainer, metrics)
+
+
+def peak_flops(device: torch.device, precision: str) -> float | None:
+    """FLOP/s of a GPU by its data sheet; None of other devices, and where it is not known.
+
+    Args:
+        device: The GPU.
+        precision: Lightning's name of it, such as bf16-mixed.
+    """
+    if device.type != "cuda":
+        return None
+    dtype = torch.bfloat16 if "bf16" in precision else torch.float16 if "16" in precision else torch.float32
+    known = None if dtype is torch.float32 else HALF_PEAKS.get(torch.cuda.get_device_name(device))
+    return known or get_available_flops(device, dtype)

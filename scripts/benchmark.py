@@ -250,19 +250,21 @@ def table(results: dict[Contender, list[Result]], seconds: float) -> str:
     speeds = {of: [r["total_steps"] / r["training_time_secs"] for r in runs] for of, runs in results.items()}
     tokens = {of: [r["tokens_per_sec"] for r in runs if "tokens_per_sec" in r] for of, runs in results.items()}
     lines = [
-        "| contender | devices | steps/s, median (min to max) | bytelm / it, median of pairs | tokens/s "
+        "| contender | devices | steps/s, median (min to max) | bytelm / it, median of pairs | tokens/s | MFU "
         "| all devices / one, median of pairs | device memory, GiB |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for (name, devices), own in speeds.items():
         of, one = (name, devices), (name, 1)
         memory = [r["peak_device_memory_mb"] / 1024 for r in results[of] if "peak_device_memory_mb" in r]
+        mfu = [r["mfu"] for r in results[of] if r.get("mfu")]
         cells = [
             name,
             str(devices),
             f"{statistics.median(own):.3f} ({min(own):.3f} to {max(own):.3f})",
             f"{median_ratio(speeds['bytelm', devices], own):.4f}",
             f"{statistics.median(tokens[of]):,.0f}" if tokens[of] else "",
+            f"{statistics.median(mfu):.1%}" if mfu else "",
             f"{median_ratio(tokens[of], tokens[one]):.3f}" if devices > 1 and one in tokens else "",
             f"{max(memory):.1f}" if memory else "",
         ]

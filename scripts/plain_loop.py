@@ -21,6 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from bytelm.cli import BytelmCLI, build
 from bytelm.language_model import LanguageModel
 from bytelm.units import Duration
+from callbacks.throughput import peak_flops
 
 WARM_UP_STEPS = 3  # compilation and first-call costs, which bytelm's clock does not count either
 
@@ -68,7 +69,9 @@ class PlainLoop:
         self.device, self.ranks = trainer.strategy.root_device, trainer.world_size
         self.accumulated, self.clip = trainer.accumulate_grad_batches, trainer.gradient_clip_val
         self.log_every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
-        self.autocast = str(trainer.precision) == "bf16-mixed"
+        self.precision = str(trainer.precision)
+        self.autocast = self.precision == "bf16-mixed"
+        self.token_flops = cli.model.gpt.flops_per_token(data.seq_len)
         self.step_tokens = data.batch_size * data.seq_len * self.accumulated * self.ranks
         data.trainer = trainer  # which tells it whose rows to take
         data.setup("fit")
@@ -105,6 +108,8 @@ class PlainLoop:
             "tokens_per_sec": steps * self.step_tokens / taken,
             "train_loss": self._over_ranks(loss.item(), distributed.ReduceOp.SUM) / self.ranks,
         }
+        if peak := peak_flops(self.device, self.precision):
+            result["mfu"] = result["tokens_per_sec"] * self.token_flops / (peak * self.ranks)
         if self.device.type == "cuda":
             memory = torch.cuda.max_memory_allocated() / 2**20
             result["peak_device_memory_mb"] = self._over_ranks(memory, distributed.ReduceOp.MAX)

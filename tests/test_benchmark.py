@@ -195,7 +195,7 @@ def rows(folder, monkeypatch, capsys):
             asked = benchmark.build_cli(config, *overrides).trainer.num_devices
             assert devices in (None, asked)
             speed = {"total_steps": 10, "training_time_secs": seconds, "tokens_per_sec": speeds[asked]}
-            return {**speed, "startup_time_secs": 1.0}
+            return {**speed, "mfu": speeds[asked] / 4000, "startup_time_secs": 1.0}
 
         return run
 
@@ -219,6 +219,7 @@ def test_scaling_is_what_all_devices_do_together_of_what_one_does(rows):
     assert ratios["plain loop", "2"] == "1.750"
     assert ratios["bytelm", "1"] == ratios["plain loop", "1"] == ""
     assert table["plain loop", "2"]["tokens/s"] == "1,750"
+    assert table["plain loop", "2"]["MFU"] == "43.8%"
 
 
 def test_without_scaling_all_devices_are_what_is_run(rows):

@@ -91,6 +91,8 @@ def test_mfu_is_logged_where_the_peak_is_known(run):
     speed, mfu = (events.Scalars(f"throughput/{name}")[-1].value for name in ("tokens_per_sec", "mfu"))
     params = 256 * 16 + (16 * 48 + 48) + (16 * 16 + 16) + (16 * 32 + 32) + (32 * 16 + 16) + 3 * 32
     assert mfu == pytest.approx(speed * (6 * params + 12 * 16 * 32) / 1e9, rel=1e-4)
+    record = json.loads(Path("runs/tiny/version_0/record.json").read_text())
+    assert record["mfu"] == pytest.approx(record["tokens_per_sec"] * (6 * params + 12 * 16 * 32) / 1e9, rel=1e-2)
 
 
 def test_every_run_has_a_folder_of_its_own(run):
