@@ -82,17 +82,24 @@ def test_elsewhere_they_are_the_plain_parts(dtype):
     assert all(torch.equal(expected[name], ours[name]) for name in expected)
 
 
-@pytest.mark.parametrize("options", [{"dropout": 0.5}, {"n_kv_heads": 2}, {"bias": True}])
+@pytest.mark.parametrize("with_gradients", [True, False])
 @pytest.mark.parametrize("deterministic", [False, True])
-def test_what_the_kernels_do_not_do_is_done_by_sdpa(options, deterministic, stand_ins, monkeypatch):
-    from bytelm.kernels import attention
+@pytest.mark.parametrize("options", [{}, {"dropout": 0.5}, {"n_kv_heads": 2}])
+def test_what_the_kernels_do_not_do_is_done_by_the_plain_parts(
+    options, deterministic, with_gradients, stand_ins, monkeypatch
+):
+    from bytelm.kernels import attention, gelu
 
     called = []
-    monkeypatch.setattr(attention, "flash_attention", lambda q, k, v: called.append(q) or q)
+    monkeypatch.setattr(attention, "flash_attention", lambda q, k, v: called.append("attention") or q)
+    monkeypatch.setattr(gelu, "gelu_feedforward", lambda x, up, down: called.append("gelu") or x)
     monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: deterministic)
-    part, position = FlashAttention(64, 4, **options), Learned(64, 4, 32)
-    part(torch.randn(2, 8, 64), position)
-    assert bool(called) == (options == {"bias": True} and not deterministic)
+    x = torch.randn(2, 8, 64)
+    with torch.set_grad_enabled(with_gradients):
+        FlashAttention(64, 4, **options)(x, Learned(64, 4, 32))
+        FusedGELU(64, 128)(x)
+    assert ("attention" in called) == (with_gradients and not options and not deterministic)
+    assert ("gelu" in called) == with_gradients
 
 
 @pytest.mark.parametrize("position", [Learned, Rotary])

@@ -152,9 +152,9 @@ class SDPA(Attention):
 class FlashAttention(SDPA):
     """SDPA, on Hopper GPUs with FlashAttention-4's backward pass (bytelm/kernels/attention.py).
 
-    That takes 0.7 of the time of PyTorch's. Elsewhere, in float32, with dropout, with shared key/value heads, where
-    positions or a cache give scores, and under trainer.deterministic, it is SDPA: a checkpoint's network runs on any
-    device.
+    That takes 0.7 of the time of PyTorch's. Elsewhere, in float32, without gradients, with dropout, with shared
+    key/value heads, where positions give scores, and under trainer.deterministic, it is SDPA: a checkpoint's network
+    runs on any device.
 
     Args:
         args: SDPA's.
@@ -170,9 +170,9 @@ class FlashAttention(SDPA):
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, scores: Tensor | None) -> Tensor:
         heads_fit = self.n_kv_heads == self.n_heads and self.head_dim % 8 == 0 and self.head_dim <= 128
-        to_be_repeatable = torch.are_deterministic_algorithms_enabled()  # its gradients are summed in any order
-        others = scores is not None or self.dropout or to_be_repeatable or not heads_fit
-        if others or not on_hopper(q.device, q.dtype):
+        repeatable = torch.are_deterministic_algorithms_enabled()  # which these gradients, summed in any order, are not
+        is_theirs = heads_fit and scores is None and not self.dropout and not repeatable and torch.is_grad_enabled()
+        if not (is_theirs and on_hopper(q.device, q.dtype)):
             return super().attend(q, k, v, scores)
         from bytelm.kernels.attention import flash_attention  # loaded by the constructor
 

@@ -105,7 +105,7 @@ def _normal(x: Tensor) -> tuple[Tensor, Tensor]:
 class FusedGELU(GELU):
     """GELU, on Hopper GPUs computed by the products around it (bytelm/kernels/gelu.py), without biases.
 
-    Elsewhere, and in float32, it is the plain one: a checkpoint's network runs on any device.
+    Elsewhere, in float32, and without gradients, it is the plain one: a checkpoint's network runs on any device.
 
     Args:
         d_model: Width of the residual stream; a multiple of 8, as d_ff.
@@ -125,7 +125,7 @@ class FusedGELU(GELU):
     def forward(self, x: Tensor) -> Tensor:
         device = x.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
-        if not on_hopper(x.device, dtype):
+        if not (torch.is_grad_enabled() and on_hopper(x.device, dtype)):
             return super().forward(x)
         from bytelm.kernels.gelu import gelu_feedforward
 
