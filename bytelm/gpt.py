@@ -41,8 +41,8 @@ class GPT(nn.Module):
         max_seq_len: Longest sequence, in tokens.
         position: Position encoding: Rotary, Learned, Sinusoidal, ALiBi, NoPosition.
         embedding: Token embedding: TokenEmbedding, ScaledEmbedding, ValueEmbedding, HashedNGrams.
-        attention: Attention: SDPA, Explicit; its options are n_kv_heads, qk_norm, dropout, bias.
-        feedforward: Feed-forward: ReLU, GELU, SiLU, ReLUSquared, SwiGLU, GeGLU.
+        attention: Attention: SDPA, Explicit, FlashAttention; its options are n_kv_heads, qk_norm, dropout, bias.
+        feedforward: Feed-forward: ReLU, GELU, SiLU, ReLUSquared, SwiGLU, GeGLU, FusedGELU.
         memory: Memory: NoMemory, NGramMemory.
         norm: Normalisation: LayerNorm, RMSNorm.
         block: Order of a block: PreNorm, PostNorm, Parallel.

@@ -41,7 +41,8 @@ class CrossEntropy(Loss):
 
 
 class FusedCrossEntropy(Loss):
-    """Mean cross-entropy, on GPUs in one pass over the logits, which become their own gradients (bytelm/kernels.py).
+    """Mean cross-entropy, on GPUs in one pass over the logits, which become their own gradients
+    (bytelm/kernels/cross_entropy.py).
 
     For vocabularies of tens of thousands; the mathematics of CrossEntropy. Elsewhere it is the plain one.
     """
