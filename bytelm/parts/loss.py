@@ -43,8 +43,8 @@ class CrossEntropy(Loss):
 class FusedCrossEntropy(Loss):
     """Mean cross-entropy, on GPUs in one pass over the logits, which become their own gradients.
 
-    For vocabularies of tens of thousands (bytelm/kernels/cross_entropy.py); the mathematics of CrossEntropy. Elsewhere it
-    is the plain one.
+    For vocabularies of tens of thousands; the mathematics of CrossEntropy. Elsewhere than on GPUs it is the plain one.
+    The kernel is in bytelm/kernels/cross_entropy.py.
     """
 
     def __init__(self) -> None:
