@@ -4,29 +4,19 @@ import csv
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 pytest.importorskip("matplotlib")
 pytest.importorskip("markdown")
 pytest.importorskip("scipy")
 
-from bytelm.data.shard_file import write_shard
+from token_shards import train_on_tokens
+
 from bytelm.experiments.ledger import best_of, read_runs, write_ledger
 from bytelm.experiments.report import report
 from bytelm.experiments.score import VAL_BPB, VAL_LOSS, score_of
 
 NAN = float("nan")
-CONFIG = """
-model:
-  gpt: {vocab_size: 320, d_model: 16, n_heads: 2, n_layers: 1, d_ff: 32, max_seq_len: 16}
-  optimizer: {class_path: AdamW, init_args: {lr: 3e-3}}
-data:
-  class_path: TokenShards
-  init_args: {path: tokens, batch_size: 4, seq_len: 16, vocab_size: 300, tokenizer: null, eval_tokens: 256}
-trainer: {accelerator: cpu, devices: 1, log_every_n_steps: 1}
-time_budget: {limit: 4 steps}
-"""
 
 
 def record(val_bpb=None, val_loss=None, status="completed"):
@@ -69,11 +59,7 @@ def test_runs_are_ranked_by_val_loss_where_none_has_a_val_bpb(records, score):
 
 
 def test_real_runs_on_tokens_of_an_unknown_tokenizer_are_ranked_and_reported(run):
-    Path("tokens").mkdir()
-    rng = np.random.default_rng(0)
-    for name in ("train_1", "val_1"):
-        write_shard(f"tokens/text_{name}.bin", rng.integers(1, 256, 2_000))
-    Path("tiny.yaml").write_text(CONFIG)
+    train_on_tokens()
     run("--experiment", "s/low", "--model.optimizer.lr", "1e-9")
     run("--experiment", "s/high", "--model.optimizer.lr", "1e-2")
     low, high = (json.loads(Path(f"runs/s/{name}/version_0/record.json").read_text()) for name in ("low", "high"))
