@@ -12,13 +12,13 @@ os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 # Those beside LightningCLI's (cli.py). Imported when asked for: they need what `pip install bytelm[experiments]` adds.
 COMMANDS = {
     "experiments": "bytelm.experiments.runner",
-    "generate": "bytelm.generate",
-    "ledger": "bytelm.experiments.ledger",
-    "report": "bytelm.experiments.report",
-    "serve": "bytelm.experiments.api",
-    "evaluate": "bytelm.evaluate",
-    "import": "bytelm.convert:main_import",
-    "export": "bytelm.convert:main_export",
+    "generate": "bytelm.inference.generate",
+    "ledger": "bytelm.runs.ledger",
+    "report": "bytelm.experiments.report.page",
+    "serve": "bytelm.experiments.service.api",
+    "evaluate": "bytelm.inference.evaluate",
+    "import": "bytelm.inference.convert:main_import",
+    "export": "bytelm.inference.convert:main_export",
 }
 EXTRAS = {"evaluate": "eval"}  # where it is another
 

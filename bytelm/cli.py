@@ -33,21 +33,7 @@ from torch.utils.tensorboard.summary import hparams
 
 import bytelm.data.corpora
 import bytelm.data.shards  # noqa: F401 (these two make the short names of all data known)
-from bytelm.checkpoints import AtomicCheckpointIO, fits, fits_optimizer, flat, read
-from bytelm.config_file import ConfigFileParser
-from bytelm.data.base import TokenData
-from bytelm.errors import CheckpointError, ConfigError, Interrupted, run_error
-from bytelm.files import replacing
-from bytelm.gpt import GPT
-from bytelm.language_model import LanguageModel
-from bytelm.messages import clarify, note
-from bytelm.parts.attention import Attention
-from bytelm.precision import FP8
-from bytelm.process import end_with_parent
-from bytelm.run_folder import RUNS, RunLogger, newest_checkpoint, version_of
-from bytelm.strategies import FSDP, STRATEGIES
-from bytelm.units import Duration
-from callbacks import (
+from bytelm.callbacks import (
     BudgetBar,
     Divergence,
     Interruption,
@@ -62,7 +48,21 @@ from callbacks import (
     TimeBudget,
     TrainLog,
 )
-from callbacks.interruption import SIGNALS
+from bytelm.callbacks.interruption import SIGNALS
+from bytelm.config.messages import clarify, note
+from bytelm.config.parser import ConfigFileParser
+from bytelm.data.base import TokenData
+from bytelm.errors import CheckpointError, ConfigError, Interrupted, run_error
+from bytelm.gpt import GPT
+from bytelm.language_model import LanguageModel
+from bytelm.parts.attention import Attention
+from bytelm.precision import FP8
+from bytelm.runs.checkpoints import AtomicCheckpointIO, fits, fits_optimizer, flat, read
+from bytelm.runs.folder import RUNS, RunLogger, newest_checkpoint, version_of
+from bytelm.strategies import FSDP, STRATEGIES
+from bytelm.system.files import replacing
+from bytelm.system.process import end_with_parent
+from bytelm.units import Duration
 
 # A value of no particular type stays what it is, also if it looks like a class and its options.
 set_parsing_settings(instantiate_subclass_spec_in_any=False)
@@ -186,7 +186,7 @@ class BytelmCLI(LightningCLI):
         parser.add_lightning_class_args(LastCheckpoint, "last_checkpoint")
         parser.add_lightning_class_args(Divergence, "divergence")
         parser.add_lightning_class_args(Throughput, "throughput")
-        parser.set_defaults({"lr_schedule": {"class_path": "callbacks.Constant"}, **CHECKPOINT_DEFAULTS})
+        parser.set_defaults({"lr_schedule": {"class_path": "bytelm.callbacks.Constant"}, **CHECKPOINT_DEFAULTS})
 
     def before_instantiate_classes(self) -> None:
         plain = json.loads(self.parser.dump(self.config, skip_unset=False, format="json"))

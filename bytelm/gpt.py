@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bytelm.config.values import PositiveFloat, PositiveInt, UnitInterval
 from bytelm.errors import ConfigError
 from bytelm.parts.attention import SDPA, Attention, KVCache
 from bytelm.parts.block import Block, PreNorm
@@ -26,7 +27,6 @@ from bytelm.parts.init import Initialization, Normal
 from bytelm.parts.memory import Memory, NoMemory
 from bytelm.parts.norm import LayerNorm, Norm
 from bytelm.parts.position import PositionEncoding, Rotary
-from bytelm.values import PositiveFloat, PositiveInt, UnitInterval
 
 
 class GPT(nn.Module):

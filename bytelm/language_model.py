@@ -23,8 +23,8 @@ from bytelm.gpt import GPT
 from bytelm.metrics import BitsPerByte, NatsPerToken
 from bytelm.optim import AdamW, ParamGroups, param_groups, takes_sparse_gradients
 from bytelm.parts.loss import CrossEntropy, Loss
-from bytelm.process import release_memory
 from bytelm.strategies import FSDP, shard
+from bytelm.system.process import release_memory
 
 Batch = tuple[Tensor, Tensor]
 """Inputs and targets, token ids, each (B, T)."""

@@ -1,17 +1,17 @@
 """Callbacks: one behaviour a file. Yours go into any file of yours, named by import path in `trainer.callbacks`."""
 
-from callbacks.divergence import Divergence
-from callbacks.interruption import Interruption, Signals
-from callbacks.last_checkpoint import LastCheckpoint
-from callbacks.lr_schedule import Constant, Cosine, FromFunction, Linear, LRSchedule, WarmupStableDecay
-from callbacks.prediction_writer import PredictionWriter
-from callbacks.progress_bar import BudgetBar
-from callbacks.rank_watch import RankWatch
-from callbacks.resume import Resume
-from callbacks.run_record import RunRecord
-from callbacks.throughput import Throughput
-from callbacks.time_budget import TimeBudget
-from callbacks.train_log import TrainLog
+from bytelm.callbacks.divergence import Divergence
+from bytelm.callbacks.interruption import Interruption, Signals
+from bytelm.callbacks.last_checkpoint import LastCheckpoint
+from bytelm.callbacks.lr_schedule import Constant, Cosine, FromFunction, Linear, LRSchedule, WarmupStableDecay
+from bytelm.callbacks.prediction_writer import PredictionWriter
+from bytelm.callbacks.progress_bar import BudgetBar
+from bytelm.callbacks.rank_watch import RankWatch
+from bytelm.callbacks.resume import Resume
+from bytelm.callbacks.run_record import RunRecord
+from bytelm.callbacks.throughput import Throughput
+from bytelm.callbacks.time_budget import TimeBudget
+from bytelm.callbacks.train_log import TrainLog
 
 __all__ = [
     "BudgetBar",

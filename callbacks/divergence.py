@@ -11,12 +11,12 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from bytelm.callbacks.last_checkpoint import LastCheckpoint
+from bytelm.callbacks.time_budget import TimeBudget
+from bytelm.config.messages import note
+from bytelm.config.values import NonNegativeInt, UnitInterval
 from bytelm.errors import ConfigError, Diverged
 from bytelm.log_steps import ends_step
-from bytelm.messages import note
-from bytelm.values import NonNegativeInt, UnitInterval
-from callbacks.last_checkpoint import LastCheckpoint
-from callbacks.time_budget import TimeBudget
 
 NEVER = 2**62
 

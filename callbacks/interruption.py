@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from bytelm.callbacks.last_checkpoint import LastCheckpoint
+from bytelm.callbacks.time_budget import TimeBudget
 from bytelm.errors import Interrupted
-from callbacks.last_checkpoint import LastCheckpoint
-from callbacks.time_budget import TimeBudget
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 SAME_SECONDS = 1.0  # a launcher passes on what the terminal has sent to every process: that is one signal, not two

@@ -12,9 +12,9 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
+from bytelm.callbacks.time_budget import TimeBudget
 from bytelm.errors import ConfigError
 from bytelm.units import Duration
-from callbacks.time_budget import TimeBudget
 
 
 class LastCheckpoint(Checkpoint):

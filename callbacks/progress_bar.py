@@ -10,9 +10,9 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from tqdm import tqdm
 
+from bytelm.callbacks.time_budget import TimeBudget
 from bytelm.log_steps import batch_loss
 from bytelm.units import clock
-from callbacks.time_budget import TimeBudget
 
 TERMINAL_REFRESH_SECONDS = 0.5
 FILE_REFRESH_SECONDS = 30.0

@@ -16,8 +16,8 @@ from typing import Any
 import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from bytelm.callbacks.run_record import RunRecord
 from bytelm.errors import Interrupted, RankLost, RunError, run_error
-from callbacks.run_record import RunRecord
 
 BEAT_SECONDS = 1.0
 PATIENCE = 25  # beats that a rank may miss; counted, not timed: a machine that was asleep has missed none

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from bytelm.run_folder import RunLogger
-from callbacks.time_budget import TimeBudget
+from bytelm.callbacks.time_budget import TimeBudget
+from bytelm.runs.folder import RunLogger
 
 
 class Resume(Callback):

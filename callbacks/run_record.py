@@ -25,14 +25,14 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 import bytelm
+from bytelm.callbacks.last_checkpoint import LastCheckpoint
+from bytelm.callbacks.throughput import Throughput
+from bytelm.callbacks.time_budget import TimeBudget
 from bytelm.data.base import TokenData
 from bytelm.errors import Diverged, Interrupted, run_error
-from bytelm.files import replacing
 from bytelm.log_steps import batch_loss
-from bytelm.process import peak_memory_mb, process_age, utc
-from callbacks.last_checkpoint import LastCheckpoint
-from callbacks.throughput import Throughput
-from callbacks.time_budget import TimeBudget
+from bytelm.system.files import replacing
+from bytelm.system.process import peak_memory_mb, process_age, utc
 
 PRINTED = (
     "val_bpb",

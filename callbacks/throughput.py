@@ -12,9 +12,9 @@ import torch
 from lightning.fabric.utilities.throughput import get_available_flops
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from bytelm.callbacks.time_budget import TimeBudget
+from bytelm.config.values import PositiveFloat
 from bytelm.log_steps import is_log_step, log_metrics
-from bytelm.values import PositiveFloat
-from callbacks.time_budget import TimeBudget
 
 # FLOP/s, in bfloat16 as in float16, of GPUs that Lightning does not know: the data sheet's, without sparsity.
 HALF_PEAKS = {"NVIDIA H200": 989e12}

@@ -19,12 +19,12 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Timer
 from torch.optim import Optimizer
 
+from bytelm.callbacks.warm_up import data_position, next_batch, wait_for_device, warm_up
+from bytelm.config.messages import note
 from bytelm.errors import ConfigError
 from bytelm.log_steps import is_log_step, log_metrics
-from bytelm.messages import note
-from bytelm.process import process_age
+from bytelm.system.process import process_age
 from bytelm.units import Duration, Progress, Unit
-from callbacks.warm_up import data_position, next_batch, wait_for_device, warm_up
 
 ENDS_A_RUN = "time_budget.limit decides when a run ends (500 steps, 3m, …)"
 

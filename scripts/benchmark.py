@@ -57,11 +57,11 @@ from torch.profiler import profile
 from torch.utils.benchmark import Timer
 from tqdm import tqdm
 
+from bytelm.callbacks import TimeBudget
+from bytelm.callbacks.warm_up import wait_for_device
 from bytelm.cli import BytelmCLI, build
 from bytelm.data.shard_file import write_shard
 from bytelm.units import Duration
-from callbacks import TimeBudget
-from callbacks.warm_up import wait_for_device
 
 ROOT = Path(__file__).resolve().parent.parent
 PLAIN_LOOP = ROOT / "scripts/plain_loop.py"

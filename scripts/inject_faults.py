@@ -39,7 +39,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.summary.writer.record_writer import RecordWriter
 from tqdm import tqdm
 
-from bytelm.run_folder import newest_checkpoint
+from bytelm.runs.folder import newest_checkpoint
 
 LIMIT = 60  # steps of the run
 EVERY = 2  # steps between two checkpoints

@@ -18,10 +18,10 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from bytelm.callbacks.throughput import peak_flops
 from bytelm.cli import BytelmCLI, build
 from bytelm.language_model import LanguageModel
 from bytelm.units import Duration
-from callbacks.throughput import peak_flops
 
 WARM_UP_STEPS = 3  # compilation and first-call costs, which bytelm's clock does not count either
 

@@ -26,12 +26,12 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from bytelm.config.values import PositiveInt
 from bytelm.data.shard_file import read_shard, write_shard
 from bytelm.data.tokenize import Piece, Tokens, config_lines, encoded, shard_folder, shard_tokenizer
+from bytelm.data.tokenizer import Tokenizer
 from bytelm.errors import ConfigError, DataError, Interrupted
-from bytelm.files import replacing
-from bytelm.tokenizer import Tokenizer
-from bytelm.values import PositiveInt
+from bytelm.system.files import replacing
 
 FINEWEB, SAMPLE = "HuggingFaceFW/fineweb", "sample-10BT"
 ROWS = 1000  # of the data set, read at once

@@ -19,11 +19,11 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from bytelm.config.values import PositiveInt
 from bytelm.data.shard_file import write_shard
 from bytelm.data.tokenize import Piece, config_lines, encoded, shard_folder, shard_tokenizer, text_pieces
+from bytelm.data.tokenizer import Tokenizer, train_tokenizer
 from bytelm.errors import ConfigError, DataError
-from bytelm.tokenizer import Tokenizer, train_tokenizer
-from bytelm.values import PositiveInt
 
 LONG_TOKEN = 8  # bytes; the mean over a text is below that
 

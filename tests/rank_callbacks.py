@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch import Callback
 from torch.distributed import distributed_c10d
 
-from callbacks import TimeBudget, time_budget
+from bytelm.callbacks import TimeBudget, time_budget
 
 COLLECTIVES = (
     "all_gather",

@@ -26,7 +26,7 @@ def config(limit="180s", seed=42, lr=3e-3, **gpt):
         },
         "data": {"class_path": "bytelm.data.corpora.Bytes", "init_args": {"path": "corpus.txt"}},
         "time_budget": {"limit": limit},
-        "lr_schedule": {"class_path": "callbacks.Constant", "init_args": {"warmup": "0 steps"}},
+        "lr_schedule": {"class_path": "bytelm.callbacks.Constant", "init_args": {"warmup": "0 steps"}},
     }
 
 

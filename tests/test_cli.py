@@ -9,9 +9,9 @@ import torch
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from bytelm.callbacks import Constant, Cosine
 from bytelm.cli import build, main
 from bytelm.language_model import LanguageModel
-from callbacks import Constant, Cosine
 
 PROJECT = Path(__file__).resolve().parents[1]
 
@@ -215,7 +215,7 @@ def test_print_config_prints_what_would_run(folder, capsys):
 MY_PARTS = """
 from torch import nn
 from bytelm.parts.feedforward import FeedForward
-from callbacks import LRSchedule
+from bytelm.callbacks import LRSchedule
 
 class Tanh(FeedForward):
     def activation(self, x):

@@ -17,12 +17,12 @@ from torch._dynamo.utils import counters
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
+from bytelm.callbacks import TrainLog
 from bytelm.errors import ConfigError
 from bytelm.gpt import GPT
 from bytelm.language_model import LanguageModel
 from bytelm.optim import AdamW, Lion, Muon, MuonAdamW, param_groups
 from bytelm.parts.loss import CrossEntropy
-from callbacks import TrainLog
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),

@@ -12,7 +12,7 @@ from test_ranks import Run, write_inputs
 from test_resume import CURVES, Signal, assert_same_checkpoints
 
 from bytelm.errors import CheckpointError, Interrupted
-from bytelm.ngrams import NGramCounts
+from bytelm.parts.ngram_counts import NGramCounts
 
 FOLDS = ("--data.order", "folds")
 MEMORY = (

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bytelm.config.values import NonNegativeInt, PositiveInt, UnitInterval
 from bytelm.data.base import TokenData
 from bytelm.data.rows import N_FOLDS, EvalBatches, Order, RowLoader, deal_rows
 from bytelm.errors import ConfigError, DataError
-from bytelm.values import NonNegativeInt, PositiveInt, UnitInterval
 
 
 @dataclass(frozen=True)

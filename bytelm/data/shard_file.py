@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from bytelm.errors import DataError
-from bytelm.files import replacing
+from bytelm.system.files import replacing
 
 MAGIC, VERSION = 20240520, 1
 LLAMA_MAGIC = 20240801

@@ -18,12 +18,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from bytelm.config.values import NonNegativeInt, PositiveInt
 from bytelm.data.base import TokenData
 from bytelm.data.rows import eval_shares
 from bytelm.data.shard_file import read_shard
+from bytelm.data.tokenizer import load_tokenizer
 from bytelm.errors import ConfigError, DataError
-from bytelm.tokenizer import load_tokenizer
-from bytelm.values import NonNegativeInt, PositiveInt
 
 CropOrder = Literal["random", "sequential"]
 Split = Literal["train", "val"]

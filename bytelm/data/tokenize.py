@@ -20,8 +20,8 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
+from bytelm.data.tokenizer import Tokenizer, load_tokenizer
 from bytelm.errors import ConfigError, DataError
-from bytelm.tokenizer import Tokenizer, load_tokenizer
 
 Tokens = NDArray[np.uint16]
 N_TOKENS = 2**16  # that a shard can tell apart

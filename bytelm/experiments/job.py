@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from bytelm.errors import CheckpointError, ConfigError, DataError, StorageError
-from bytelm.files import replacing
-from bytelm.process import ENDING_SECONDS, LIFELINE, utc
-from bytelm.run_folder import RUNS, lock, newest_run
+from bytelm.runs.folder import RUNS, lock, newest_run
+from bytelm.system.files import replacing
+from bytelm.system.process import ENDING_SECONDS, LIFELINE, utc
 
 LOG = "log.txt"
 REFUSALS = (ConfigError.exit_status, DataError.exit_status, CheckpointError.exit_status)

@@ -15,16 +15,16 @@ import yaml
 from tqdm import tqdm
 
 from bytelm.cli import errors_in_one_line
+from bytelm.config.command import CommandParser
+from bytelm.config.values import PositiveInt
 from bytelm.errors import ConfigError, Interrupted, StorageError
 from bytelm.experiments.check import Checker
-from bytelm.experiments.command import CommandParser
 from bytelm.experiments.job import Job, Outcome, wall_time
-from bytelm.experiments.ledger import LEDGER, Run, best_of, read_runs, write_ledger
-from bytelm.experiments.score import RANKED, score_of
 from bytelm.experiments.study import Claim, Plan, Sampler, Study
-from bytelm.run_folder import RUNS, newest_run
+from bytelm.runs.folder import RUNS, newest_run
+from bytelm.runs.ledger import LEDGER, Run, best_of, read_runs, write_ledger
+from bytelm.runs.score import RANKED, score_of
 from bytelm.units import Duration, clock, time_limit
-from bytelm.values import PositiveInt
 
 MOST_CUTS = 5  # of one run, within one call of this command
 STARTUP_SECONDS = 1200.0  # a run that has not written its config by then hangs

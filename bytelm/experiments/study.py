@@ -26,7 +26,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from bytelm.errors import ConfigError
 from bytelm.experiments.job import LOG
-from bytelm.run_folder import RUNS, is_free
+from bytelm.runs.folder import RUNS, is_free
 
 JOURNAL = "study.journal"
 RANGE = {"low", "high", "log", "step"}

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bytelm.config.values import PositiveInt, UnitInterval
 from bytelm.errors import ConfigError
 from bytelm.kernels import load_for_hopper, on_hopper
 from bytelm.parts.init import ResidualProjection
 from bytelm.parts.norm import Norm
 from bytelm.parts.position import PositionEncoding
-from bytelm.values import PositiveInt, UnitInterval
 
 
 class KVCache:

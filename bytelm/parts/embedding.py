@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bytelm.config.values import PositiveInt
 from bytelm.errors import ConfigError
-from bytelm.values import PositiveInt
 
 
 class TokenEmbedding(nn.Embedding):

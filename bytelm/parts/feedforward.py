@@ -10,10 +10,10 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from bytelm.config.values import UnitInterval
 from bytelm.errors import ConfigError
 from bytelm.kernels import load_for_hopper, on_hopper
 from bytelm.parts.init import ResidualProjection
-from bytelm.values import UnitInterval
 
 
 class FeedForward(nn.Module, ABC):

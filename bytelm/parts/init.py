@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 
 from torch import nn
 
-from bytelm.values import PositiveFloat
+from bytelm.config.values import PositiveFloat
 
 
 class ResidualProjection(nn.Linear):

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bytelm.values import NonNegativeFloat, UnitInterval
+from bytelm.config.values import NonNegativeFloat, UnitInterval
 
 
 class Loss(nn.Module, ABC):

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bytelm.config.values import PositiveInt
 from bytelm.errors import ConfigError
-from bytelm.ngrams import ContextKind, NGramCounts, contexts
-from bytelm.values import PositiveInt
+from bytelm.parts.ngram_counts import ContextKind, NGramCounts, contexts
 
 
 @dataclass

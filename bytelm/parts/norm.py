@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bytelm.values import PositiveFloat
+from bytelm.config.values import PositiveFloat
 
 
 class Norm(nn.Module, ABC):

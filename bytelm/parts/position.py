@@ -9,8 +9,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from bytelm.config.values import PositiveFloat
 from bytelm.errors import ConfigError
-from bytelm.values import PositiveFloat
 
 
 class PositionEncoding(nn.Module):

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from callbacks import Throughput, TimeBudget, throughput
+from bytelm.callbacks import Throughput, TimeBudget, throughput
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,9 @@ import torch
 from added_callback import added_callback
 from lightning.pytorch import Callback
 
+from bytelm.callbacks import TimeBudget, time_budget, warm_up
 from bytelm.errors import ConfigError
 from bytelm.units import Duration
-from callbacks import TimeBudget, time_budget, warm_up
 
 PROJECT = Path(__file__).resolve().parents[2]
 

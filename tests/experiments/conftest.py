@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bytelm.run_folder import lock
+from bytelm.runs.folder import lock
 
 
 @pytest.fixture

@@ -20,8 +20,8 @@ import pytest
 from bytelm.errors import StorageError
 from bytelm.experiments import job as job_module
 from bytelm.experiments.job import Job, Outcome, tail, wall_time
-from bytelm.experiments.ledger import read_runs
-from bytelm.experiments.score import VAL_BPB
+from bytelm.runs.ledger import read_runs
+from bytelm.runs.score import VAL_BPB
 
 PROJECT = Path(__file__).resolve().parents[2]
 FOLDER = Path("runs/s/a")
@@ -357,7 +357,7 @@ def test_a_run_that_is_refused_for_that_leaves_no_open_files(start, told):
 
 
 HELD = """
-    from bytelm.process import end_with_parent
+    from bytelm.system.process import end_with_parent
 
     def end():
         tell("ended", "by SIGTERM")

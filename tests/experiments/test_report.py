@@ -12,10 +12,10 @@ pytest.importorskip("scipy")
 
 from pathlib import Path
 
-from bytelm.experiments import plots
-from bytelm.experiments.ledger import read_runs
-from bytelm.experiments.report import main, report
-from bytelm.experiments.score import VAL_BPB, VAL_LOSS
+from bytelm.experiments.report import plots
+from bytelm.experiments.report.page import main, report
+from bytelm.runs.ledger import read_runs
+from bytelm.runs.score import VAL_BPB, VAL_LOSS
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -241,7 +241,7 @@ def test_the_running_best_falls(study):
 
 
 def _experiments():
-    from bytelm.experiments.compare import experiments_of
+    from bytelm.experiments.comparison import experiments_of
 
     return experiments_of(read_runs(Path("runs")))
 

@@ -25,8 +25,8 @@ from run_folders import make_run
 from tqdm import tqdm
 
 from bytelm.errors import StorageError
-from bytelm.process import utc
-from bytelm.run_folder import lock
+from bytelm.runs.folder import lock
+from bytelm.system.process import utc
 
 pytest.importorskip("optuna")
 

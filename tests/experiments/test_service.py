@@ -27,12 +27,12 @@ pytest.importorskip("httpx")
 import httpx
 from fastapi.testclient import TestClient
 
-from bytelm.config_file import BadText, read
+from bytelm.config.parser import BadText, read
+from bytelm.config.untrusted_config import check_limit, check_meaning, check_words, rest_of
 from bytelm.errors import ConfigError, StorageError
-from bytelm.experiments.api import app, main
 from bytelm.experiments.check import Checker
-from bytelm.experiments.service import Busy, Service, Unusable, UsedUp
-from bytelm.experiments.strangers import check_limit, check_meaning, check_words, rest_of
+from bytelm.experiments.service.api import app, main
+from bytelm.experiments.service.match import Busy, Service, Unusable, UsedUp
 
 PROJECT = Path(__file__).resolve().parents[2]
 CONFIG = {
@@ -65,7 +65,7 @@ RESOLVED = {
     "model": {"gpt": {"class_path": "bytelm.gpt.GPT", "init_args": {"d_model": 16}}},
     "data": data(),
     "time_budget": {"limit": "3 steps"},
-    "lr_schedule": {"class_path": "callbacks.Constant", "init_args": {"warmup": "0 steps"}},
+    "lr_schedule": {"class_path": "bytelm.callbacks.Constant", "init_args": {"warmup": "0 steps"}},
     "checkpoint": {"dirpath": None},
 }
 
@@ -91,7 +91,7 @@ def test_every_config_of_the_challenge_may_be_sent(path):
         "model: {optimizer: torch.optim.AdamW, optimizer.betas: [0.9, 0.95]}",
         "model: {optimizer: {class_path: lion_pytorch.Lion, init_args: {lr: 1e-4}}}",
         "model.optimizer: bytelm.optim.MuonAdamW",
-        "lr_schedule: {class_path: callbacks.Cosine, init_args: {warmup: 5 %, until: .5h}}",
+        "lr_schedule: {class_path: bytelm.callbacks.Cosine, init_args: {warmup: 5 %, until: .5h}}",
         "lr_schedule: {class_path: WarmupStableDecay, init_args: {decay: 12.5%, decay_shape: 1-sqrt}}",
         "time_budget: {limit: [1h30m, 300 Mtok, 2_000 steps], scope: run}",
         "divergence: {on_divergence: rewind}",
@@ -115,7 +115,7 @@ FOREIGN = {  # a word that is refused, wherever it is
     "a function": "os.system",
     "a builtin": "builtins.exec",
     "a class of another package": "lightning.pytorch.callbacks.ModelSummary",
-    "what a module of ours has imported": "bytelm.files.os.system",
+    "what a module of ours has imported": "bytelm.system.files.os.system",
     "a class that a module of ours has imported": "bytelm.experiments.job.subprocess.Popen",
     "the same, named shortly": "bytelm.cli.ModelCheckpoint",
     "a function of ours": "bytelm.cli.main",

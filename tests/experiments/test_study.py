@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from bytelm.callbacks import Cosine
 from bytelm.cli import build
 from bytelm.errors import ConfigError
-from bytelm.run_folder import lock
-from callbacks import Cosine
+from bytelm.runs.folder import lock
 
 optuna = pytest.importorskip("optuna")
 

@@ -1,0 +1,335 @@
+"""The service over HTTP: FastAPI describes it (/docs), uvicorn serves it.
+
+It listens on this machine only, unless there is a token to be shown. Without one, a page of the web that is open in a
+browser here could still send requests to it: so those for another host's name (DNS rebinding) and those from another
+host's pages are refused.
+"""
+
+import hmac
+import os
+import socket
+from collections.abc import Awaitable, Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI, HTTPException, Request, Response
+from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, ConfigDict
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+
+import bytelm
+from bytelm.cli import errors_in_one_line
+from bytelm.config.command import CommandParser
+from bytelm.config.messages import note
+from bytelm.config.parser import BadText, read
+from bytelm.config.untrusted_config import PARTLY, WHOLLY
+from bytelm.config.values import PositiveInt
+from bytelm.errors import ConfigError
+from bytelm.experiments.service.match import BASELINE, Busy, Service, Unusable, UsedUp
+from bytelm.runs.folder import RUNS
+from bytelm.runs.score import RANKED, VAL_BPB, VAL_LOSS
+from bytelm.units import Duration
+
+TOKEN = "BYTELM_TOKEN"
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+MOST_BYTES = 100_000  # of a config
+MOST_READ = 10_000_000  # of a body, and forgotten: a client that is still sending would not see the answer
+STATUS: dict[type[Exception], int] = {BadText: 400, Busy: 409, Unusable: 422, UsedUp: 429}
+
+
+class Problem(BaseModel):
+    """Why a request was refused."""
+
+    detail: str
+
+
+class Health(BaseModel):
+    """A service that is there."""
+
+    status: str
+    version: str
+
+
+class Scored(BaseModel):
+    """A run in short; figures are null until there are some. A run without val_bpb has val_loss as a further key."""
+
+    model_config = ConfigDict(extra="allow")
+
+    run_id: str
+    status: str
+    decision: str | None = None
+    val_bpb: float | None = None
+    total_steps: int | None = None
+    num_params_M: float | None = None
+    reason: str | None = None
+
+
+class Baseline(Scored):
+    """The config to beat: its file's text, what that says, and what came of it."""
+
+    text: str
+    config: dict[str, Any]
+
+
+class Accepted(BaseModel):
+    """A run that has begun."""
+
+    run_id: str
+    status: str
+    runs_remaining: int
+    match_time_remaining_secs: float
+
+
+class Active(BaseModel):
+    """The run that is under way."""
+
+    run_id: str
+    elapsed_secs: float
+
+
+class Best(BaseModel):
+    """The run with the lowest score."""
+
+    run_id: str
+    val_bpb: float
+
+
+class BestByLoss(BaseModel):
+    """The same where no run has a val_bpb."""
+
+    run_id: str
+    val_loss: float
+
+
+class Runs(BaseModel):
+    """The match so far."""
+
+    runs: list[Scored]
+    active: Active | None
+    best: Best | BestByLoss | None
+    runs_remaining: int
+    match_time_remaining_secs: float
+
+
+class Report(Scored):
+    """A run in full: beside these keys, all that are in its record.json."""
+
+    elapsed_secs: float | None = None
+    log: str
+
+
+REFUSALS: dict[int | str, dict[str, Any]] = {
+    400: {"model": Problem, "description": "The body is no config."},
+    409: {"model": Problem, "description": "Another run is being trained, or another config checked."},
+    413: {"model": Problem, "description": f"The body is larger than {MOST_BYTES} bytes."},
+    422: {"model": Problem, "description": "The config cannot run here. It has cost no run."},
+    429: {"model": Problem, "description": "No runs are left, or no time."},
+}
+BODY = {
+    "requestBody": {
+        "required": True,
+        "description": f"A config, as for `python -m bytelm fit`. It may say {', '.join(WHOLLY)}, and some of "
+        f"{' and '.join(PARTLY)}; all else is as in the baseline.",
+        "content": {
+            "application/yaml": {
+                "schema": {"type": "string"},
+                "example": "model:\n  gpt: {d_model: 80, n_layers: 3}\ntime_budget: {limit: 180s}\n",
+            },
+            "application/json": {"schema": {"type": "object"}},
+        },
+    }
+}
+
+
+def app(service: Service, token: str | None = None) -> FastAPI:
+    """The service's pages.
+
+    Args:
+        service: The match.
+        token: What a request has to show; None: nothing, and it has to come from this machine.
+    """
+    api = FastAPI(
+        title="bytelm",
+        version=bytelm.__version__,
+        description=f"A training challenge: send configs, and beat the baseline's score. {RANKED}",
+        redoc_url=None,
+    )
+    for error in STATUS:
+        api.add_exception_handler(error, _refuse)
+
+    @api.middleware("http")
+    async def guard(request: Request, answer: Callable[[Request], Awaitable[Response]]) -> Response:
+        if token is not None and request.scope["path"] != "/health" and not _shows(request, token):
+            wanted = {"WWW-Authenticate": "Bearer"}
+            return JSONResponse({"detail": "accepted: Authorization: Bearer <token>"}, 401, wanted)
+        if token is None and request.method == "POST" and _is_from_elsewhere(request):
+            origin = request.headers["origin"]
+            return JSONResponse({"detail": f"Origin: {origin!r} cannot be used; accepted: this service's pages"}, 403)
+        return await answer(request)
+
+    if token is None:
+        api.add_middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost", "[::1]"])
+
+    @api.get("/health", summary="Whether the service is there")
+    def health() -> Health:
+        return Health(status="ok", version=bytelm.__version__)
+
+    @api.get("/baseline", summary="The config to beat, and its score")
+    def baseline() -> Baseline:
+        known = service.report(BASELINE) or {"run_id": BASELINE, "status": "not scored"}
+        return Baseline(**_in_short(known), text=service.baseline_text, config=read(service.baseline_text))
+
+    @api.post("/run", status_code=202, summary="Train a config", responses=REFUSALS, openapi_extra=BODY)
+    async def run(request: Request) -> Accepted:
+        service.check_free()
+        run_id = await run_in_threadpool(service.submit, await _body(request))
+        return Accepted(
+            run_id=run_id,
+            status="running",
+            runs_remaining=service.runs_remaining,
+            match_time_remaining_secs=round(service.match_time_remaining, 1),
+        )
+
+    @api.get("/runs", summary="All runs, the best of them, and what is left of the match")
+    def runs() -> Runs:
+        return Runs(
+            runs=[Scored(**_in_short(report)) for report in service.runs()],
+            active=None
+            if (active := service.active) is None
+            else Active(run_id=active[0], elapsed_secs=round(active[1], 1)),
+            best=_best(service),
+            runs_remaining=service.runs_remaining,
+            match_time_remaining_secs=round(service.match_time_remaining, 1),
+        )
+
+    not_found: dict[int | str, dict[str, Any]] = {404: {"model": Problem, "description": "There is no such run."}}
+
+    @api.get("/runs/{run_id}", summary="A run's record, and the end of what it has printed", responses=not_found)
+    def report(run_id: str) -> Report:
+        if (known := service.report(run_id, log=True)) is None:
+            raise HTTPException(404, f"there is no run {run_id!r}; GET /runs lists them")
+        return Report(**known)
+
+    return api
+
+
+def _in_short(report: dict[str, Any]) -> dict[str, Any]:
+    """What of a run's report a list shows."""
+    shown = set(Scored.model_fields)
+    if report.get(VAL_BPB.name) is None and report.get(VAL_LOSS.name) is not None:
+        shown.add(VAL_LOSS.name)
+    return {key: value for key, value in report.items() if key in shown}
+
+
+def _best(service: Service) -> Best | BestByLoss | None:
+    if (run := service.best) is None or run.score is None:
+        return None
+    if run.ranked_by == VAL_LOSS:
+        return BestByLoss(run_id=run.experiment, val_loss=run.score)
+    return Best(run_id=run.experiment, val_bpb=run.score)
+
+
+def _refuse(request: Request, error: Exception) -> JSONResponse:
+    return JSONResponse({"detail": str(error)}, STATUS[type(error)])
+
+
+def _shows(request: Request, token: str) -> bool:
+    scheme, _, shown = request.headers.get("authorization", "").partition(" ")
+    return scheme.lower() == "bearer" and hmac.compare_digest(shown.strip().encode("latin-1"), token.encode())
+
+
+def _is_from_elsewhere(request: Request) -> bool:
+    origin = request.headers.get("origin")
+    return origin is not None and origin.partition("://")[2] != request.headers.get("host")
+
+
+async def _body(request: Request) -> bytes:
+    body, size = bytearray(), 0
+    async for part in request.stream():
+        size += len(part)
+        if size <= MOST_BYTES:
+            body += part
+        elif size > MOST_READ:
+            break
+    if size > MOST_BYTES:
+        raise HTTPException(413, f"the config is larger than {MOST_BYTES} bytes", {"Connection": "close"})
+    return bytes(body)
+
+
+def serve(
+    baseline: str = "configs/autoresearch/00-baseline.yaml",
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    token: str | None = None,
+    study: str = "service",
+    max_runs: PositiveInt = 50,
+    match_time: Duration = Duration(10_800, "seconds"),  # noqa: B008 (frozen)
+    run_timeout: Duration = Duration(210, "seconds"),  # noqa: B008
+    score_baseline: bool = True,
+) -> None:
+    """Offers a training challenge over HTTP until it is ended.
+
+    Args:
+        baseline: Config file of the run to beat. Its corpus and device are those of all runs.
+        host: Address to listen on. One that other machines can reach needs a token.
+        port: Port to listen on; 0 for one that is free.
+        token: What requests have to show, as `Authorization: Bearer <token>`. Better given as BYTELM_TOKEN, as other
+            users of this machine can read command lines.
+        study: Name of the match's folder in runs/; one that is there is gone on with.
+        max_runs: How many runs there are.
+        match_time: How long the match lasts, from its first run on. What is under way at its end is ended.
+        run_timeout: How long a run may take, from its start to its end, before it is ended.
+        score_baseline: Whether the baseline is trained first, which costs no run and no time of the match.
+    """
+    for key, duration in (("match_time", match_time), ("run_timeout", run_timeout)):
+        if duration.unit != "seconds" or not duration.value:
+            raise ConfigError(key, str(duration), "accepted: a time (180s, 3m, 1h30m)")
+    if not Path(study).parts or Path(study).is_absolute() or ".." in Path(study).parts:
+        raise ConfigError("study", study, f"accepted: the name of a folder in {RUNS}/")
+    token = token or os.environ.get(TOKEN) or None
+    os.environ.pop(TOKEN, None)  # runs have no need to know it
+    if token is None and host not in LOOPBACK:
+        accepted = f"accepted without a token: {', '.join(LOOPBACK)}; one is given as {TOKEN}"
+        raise ConfigError("host", host, f"others can reach it; {accepted}")
+    with (
+        closing(_listener(host, port)) as listener,
+        Service(baseline, study, max_runs, match_time.value, run_timeout.value) as service,
+    ):
+        service.open(score_baseline)
+        name = f"[{host}]" if ":" in host else host
+        note(f"http://{name}:{listener.getsockname()[1]} is ready; /docs describes it")
+        options = uvicorn.Config(
+            app(service, token), log_level="warning", access_log=False, lifespan="off", timeout_graceful_shutdown=5
+        )
+        uvicorn.Server(options).run(sockets=[listener])
+
+
+def _listener(host: str, port: int) -> socket.socket:
+    """A socket that is bound, so that a port that is taken is told of at once; listened on only when all is ready."""
+    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except (OSError, OverflowError) as error:
+        listener.close()
+        raise ConfigError("port", port, f"{host} cannot be listened on there: {error}") from error
+    return listener
+
+
+def main(args: list[str]) -> None:
+    """Runs the command.
+
+    Args:
+        args: What follows `python -m bytelm serve`.
+    """
+    description = f"Offers a training challenge over HTTP: a baseline, runs, and time. {RANKED}"
+    parser = CommandParser("serve", description=description)
+    parser.add_argument("--config", action="config", help="A YAML file with these options.")
+    parser.add_function_arguments(serve)
+    with errors_in_one_line():
+        given = vars(parser.parse_args(args))
+        given.pop("config")
+        serve(**given)

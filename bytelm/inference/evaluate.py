@@ -1,0 +1,288 @@
+"""`python -m bytelm evaluate`: a checkpoint on the tasks of EleutherAI's lm-evaluation-harness.
+
+The harness has the tasks: their data, their prompts, and what counts as right. It asks a model three things: how likely
+a continuation is, how likely a whole text is, and how a text goes on. The first two come down to windows: rows of up to
+max_seq_len tokens whose last few are scored, each given those before it.
+"""
+
+import json
+import logging
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import lm_eval
+import torch
+from datasets.exceptions import DatasetsError
+from lm_eval.api.group import Group
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import LM
+from lm_eval.api.task import Task
+from lm_eval.models.utils import normalize_gen_kwargs
+from lm_eval.tasks import TaskManager
+from lm_eval.utils import get_rolling_token_windows, handle_non_serializable, make_table
+from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
+from tqdm import tqdm
+
+from bytelm.cli import errors_in_one_line
+from bytelm.config.command import CommandParser
+from bytelm.config.values import NonNegativeInt, PositiveFloat, PositiveInt
+from bytelm.data.tokenizer import ByteTokenizer
+from bytelm.errors import ConfigError, DataError, StorageError
+from bytelm.inference.generate import generate, start_of
+from bytelm.inference.load import Trained, add_arguments, load
+from bytelm.runs.checkpoints import reason
+from bytelm.system.files import replacing
+
+Window = tuple[list[int], list[int]]
+"""Inputs, up to max_seq_len tokens, and targets: what follows each of the last of them."""
+
+
+class HarnessModel(LM):
+    """A trained model as the harness asks it.
+
+    Text begins as in training (`start_of`, bytelm/generate.py): rows of bytes with a marker, also those that go on in
+    the middle of a text, so that bits_per_byte is counted over rows as val/bpb is; an empty context of other tokens is
+    the end of a document.
+
+    Args:
+        trained: The model.
+        batch_size: Windows that go through the network together.
+
+    Raises:
+        ConfigError: Its tokenizer has no token that a text begins with.
+    """
+
+    def __init__(self, trained: Trained, batch_size: int = 16) -> None:
+        super().__init__()
+        self.gpt = trained.gpt
+        self.tokenizer = trained.tokenizer
+        self.batch_size = batch_size
+        self.is_bytes = isinstance(self.tokenizer, ByteTokenizer)
+        if self.tokenizer.end_of_text is None:
+            accepted = "accepted: one with an end-of-text token, which the first token of a text is predicted from"
+            raise ConfigError("data.tokenizer", self.tokenizer.name, accepted)
+        self.start: int = self.tokenizer.end_of_text
+
+    def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
+        """Nats of each continuation given its context, negative, and whether each of its tokens is the likeliest."""
+        return self._score([self._continuation(*request.args) for request in requests], "loglikelihood")
+
+    def loglikelihood_rolling(self, requests: list[Instance]) -> list[float]:
+        """Nats of each text, negative: every token is predicted once, from the tokens before it in its window."""
+        texts = [self._windows(self.start, self.tokenizer.encode(*request.args)) for request in requests]
+        return [nats for nats, _ in self._score(texts, "loglikelihood_rolling")]
+
+    def generate_until(self, requests: list[Instance]) -> list[str]:
+        """What the model writes after each context, up to the first of the request's stop strings."""
+        bar = tqdm(requests, desc="generate_until", unit="text")
+        return [self._write(request, seed) for seed, request in enumerate(bar)]
+
+    def _continuation(self, context: str, continuation: str) -> list[Window]:
+        # Spaces belong to the word after them, as in the vocabulary of BPE; and what is a token across the border of
+        # the two is a token of the text, so they are encoded together. The harness does so with all its models.
+        stripped = context.rstrip()
+        before = start_of(self.tokenizer, stripped)
+        after = self.tokenizer.encode(context + continuation)[len(self.tokenizer.encode(stripped)) :]
+        if 0 < len(after) <= self.gpt.max_seq_len:
+            return [([*before, *after[:-1]][-self.gpt.max_seq_len :], after)]
+        return self._windows(before[-1], after)
+
+    def _windows(self, before: int, tokens: list[int]) -> list[Window]:
+        return list(get_rolling_token_windows(tokens, before, self.gpt.max_seq_len, context_len=1))
+
+    def _score(self, texts: Sequence[Sequence[Window]], title: str) -> list[tuple[float, bool]]:
+        """Sum of each text's windows, and whether all of them are greedy."""
+        windows = [window for text in texts for window in text]
+        # By length, so that little is padded; the longest first, so that memory is short at once or not at all.
+        order = sorted(range(len(windows)), key=lambda i: len(windows[i][0]), reverse=True)
+        scores = [(0.0, True)] * len(windows)
+        with tqdm(total=len(windows), desc=title, unit="row") as bar:
+            for start in range(0, len(order), self.batch_size):
+                batch = order[start : start + self.batch_size]
+                for i, score in zip(batch, self._score_batch([windows[i] for i in batch]), strict=True):
+                    scores[i] = score
+                bar.update(len(batch))
+        parts = iter(scores)
+        totals = []
+        for text in texts:
+            own = [next(parts) for _ in text]
+            totals.append((math.fsum(score for score, _ in own), all(greedy for _, greedy in own)))
+        return totals
+
+    @torch.inference_mode()
+    def _score_batch(self, windows: Sequence[Window]) -> Iterable[tuple[float, bool]]:
+        # What is padded comes after the row's end, which a causal network does not look at.
+        rows = pad_sequence([torch.tensor(inputs) for inputs, _ in windows], batch_first=True)
+        if self.is_bytes:
+            rows[:, 0] = self.start
+        device = next(self.gpt.parameters()).device
+        logits = self.gpt(rows.to(device))
+        scores = []
+        for (inputs, targets), row in zip(windows, logits, strict=True):
+            # The softmax is over the whole vocabulary, with what only fills it up, as it is in training: what the model
+            # leaves for tokens that never come is its own loss. Greedy is what `generate` would draw.
+            predictions = row[len(inputs) - len(targets) : len(inputs)].float()
+            expected = torch.tensor(targets, device=device)
+            nats = F.cross_entropy(predictions, expected, reduction="none").tolist()
+            likeliest = predictions[:, : self.tokenizer.vocab_size].argmax(dim=-1)
+            scores.append((-math.fsum(nats), bool((likeliest == expected).all())))
+        return scores
+
+    def _write(self, request: Instance, seed: int) -> str:
+        context, options = request.args
+        how = normalize_gen_kwargs(options)
+        stops = [stop for stop in how["until"] if stop]
+        drawn = generate(
+            self.gpt,
+            torch.tensor(start_of(self.tokenizer, context)),
+            how["max_gen_toks"],
+            temperature=how.get("temperature", 1.0) if how["do_sample"] else 0.0,
+            top_k=how.get("top_k") or None,  # 0 for all, as in Hugging Face's
+            top_p=how.get("top_p"),
+            seed=seed,
+            vocab_size=self.tokenizer.vocab_size,
+            stop=None if self.is_bytes else self.start,
+            n_keep=int(self.is_bytes),
+        )
+        tokens, text = [], ""
+        for token in drawn:
+            tokens.append(token)
+            text = self.tokenizer.decode(tokens)
+            if ends := [text.index(stop) for stop in stops if stop in text]:
+                return text[: min(ends)]
+        return text
+
+
+def load_tasks(names: str, manager: TaskManager) -> list[Task | Group]:
+    """Loads tasks with their data.
+
+    Args:
+        names: Of tasks, groups and tags, or patterns (`mmlu_*`), with commas between them.
+        manager: Knows what tasks there are.
+
+    Raises:
+        ConfigError: There is no such task, or one is asked for twice, as by its name and by its group's.
+        DataError: A task, or its data set, cannot be loaded.
+    """
+    found: list[Task | Group] = []
+    for given in filter(None, map(str.strip, names.split(","))):
+        matching = manager.match_tasks([given])
+        if not matching:
+            close = get_close_matches(given, manager.all_tasks, n=1)
+            hint = f"did you mean {close[0]}? " if close else ""
+            raise ConfigError("tasks", given, f"{hint}accepted: what `lm-eval ls tasks` lists, or is in include_path")
+        for name in matching:
+            try:
+                loaded = manager.load(name)
+            except (DatasetsError, ImportError, LookupError, OSError, ValueError) as error:
+                raise DataError("tasks", name, f"the harness cannot load it: {reason(error)}") from error
+            found += [loaded["groups"][name]] if name in loaded["groups"] else loaded["tasks"].values()
+    if not found:
+        raise ConfigError("tasks", names, "accepted: names with commas between them, such as wikitext,lambada_openai")
+    try:
+        manager.load(found)
+    except ValueError as error:
+        raise ConfigError("tasks", names, str(error)) from error
+    return found
+
+
+def evaluate(
+    trained: Trained,
+    tasks: str,
+    include_path: str | None = None,
+    num_fewshot: NonNegativeInt | None = None,
+    limit: PositiveInt | PositiveFloat | None = None,
+    batch_size: PositiveInt = 16,
+) -> dict[str, Any]:
+    """Asks a model what tasks ask.
+
+    Args:
+        trained: The model.
+        tasks: Names of the harness's tasks, groups and tags, or patterns, with commas between them:
+            `wikitext,lambada_openai`.
+        include_path: Folder with YAML files of tasks of your own.
+        num_fewshot: Examples with answers before each question. Default: the task's own number.
+        limit: Questions of each task, at most, or, below 1, the share of them; for a first look.
+        batch_size: Rows of up to max_seq_len tokens that go through the network together.
+
+    Returns:
+        The harness's results.
+
+    Raises:
+        ConfigError: There is no such task or folder.
+        DataError: A task, or its data set, cannot be loaded.
+    """
+    if include_path is not None and not Path(include_path).is_dir():
+        raise ConfigError("include_path", include_path, "accepted: a folder with YAML files of tasks")
+    manager = TaskManager(include_path=include_path)
+    results: dict[str, Any] = lm_eval.simple_evaluate(
+        HarnessModel(trained, batch_size),
+        tasks=load_tasks(tasks, manager),
+        task_manager=manager,
+        num_fewshot=num_fewshot,
+        limit=limit,
+        batch_size=batch_size,
+        log_samples=False,
+    )
+    return results
+
+
+def show(results: Mapping[str, Any]) -> None:
+    """Prints the harness's table, and each score as `task/metric: value`."""
+    for column in ("results", "groups"):
+        if results.get(column):
+            print(make_table(results, column))
+    for task, scores in results["results"].items():
+        for key, value in scores.items():
+            metric, comma, filtered = key.partition(",")
+            if comma and not metric.endswith("_stderr"):
+                name = metric if filtered == "none" else key
+                print(f"{task}/{name}: {f'{value:.4f}' if isinstance(value, float) else value}")
+
+
+def save(results: Mapping[str, Any], path: str) -> None:
+    """Writes the harness's results as JSON.
+
+    Raises:
+        StorageError: They cannot be written.
+    """
+    try:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        with replacing(Path(path)) as partial:
+            partial.write_text(json.dumps(results, indent=2, default=handle_non_serializable), encoding="utf-8")
+    except OSError as error:
+        raise StorageError(f"{path}: the results could not be written ({error.strerror or error})") from error
+
+
+def _quieten_harness() -> None:
+    # A line for each metric that a task leaves at the harness's defaults, as nearly all do.
+    logger = logging.getLogger("lm_eval.api.task")
+    logger.addFilter(lambda record: "using default" not in record.getMessage())
+
+
+def main(args: list[str]) -> None:
+    """Runs the command.
+
+    Args:
+        args: What follows `python -m bytelm evaluate`.
+    """
+    parser = CommandParser(
+        "evaluate", description="Scores a checkpoint on tasks of EleutherAI's lm-evaluation-harness."
+    )
+    add_arguments(parser)
+    parser.add_function_arguments(evaluate, skip={"trained"})
+    parser.add_argument("--output", type=str | None, help="A JSON file for all that the harness reports.")
+    with errors_in_one_line():
+        given = vars(parser.parse_args(args))
+        output = given.pop("output")
+        _quieten_harness()
+        trained = load(given.pop("ckpt_path"), given.pop("config"), given.pop("device"))
+        results = evaluate(trained, **given)
+        show(results)
+        if output is not None:
+            save(results, output)
+            print(f"results: {output}")

@@ -1,0 +1,170 @@
+"""Trained models: the network of a checkpoint, with the tokenizer of the text that it was trained on.
+
+A checkpoint carries the config of its run, so nothing else is needed, not even the corpus. That config names classes,
+and to import a class is to run its module: of a checkpoint, which may come from a stranger, only parts of bytelm are
+accepted. A network with parts of one's own is loaded with the config that one gives for it.
+"""
+
+import inspect
+import json
+from argparse import ArgumentError, ArgumentParser
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jsonargparse import Namespace
+from torch import nn
+
+from bytelm.cli import KEYS, METHOD_DEFAULTS
+from bytelm.config.messages import clarify, note
+from bytelm.config.parser import ConfigFileParser
+from bytelm.config.untrusted_config import is_part, leaves
+from bytelm.data.tokenizer import ByteTokenizer, Tokenizer, load_tokenizer
+from bytelm.errors import CheckpointError, ConfigError
+from bytelm.gpt import GPT
+from bytelm.language_model import LanguageModel
+from bytelm.parts.attention import Attention
+from bytelm.runs.checkpoints import fits, read, reason
+
+# Keys of a config that say nothing of the network or of the text.
+OTHER_KEYS = (*(KEYS.keys() - {"model", "data"}), *METHOD_DEFAULTS, "ckpt_path", "return_predictions")
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A model to use.
+
+    Attributes:
+        gpt: The network, in evaluation mode, its weights frozen.
+        tokenizer: Makes tokens of text, and text of tokens.
+        config: What it was built from: `model.gpt`, `data` and, if it is the checkpoint's own, the rest of its run.
+    """
+
+    gpt: GPT
+    tokenizer: Tokenizer
+    config: dict[str, Any]
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """Adds the options `ckpt_path`, `config` and `device`, for `load`."""
+    parser.add_argument("--ckpt_path", required=True, type=str, help="The checkpoint.")
+    parser.add_argument(
+        "--config",
+        action="append",
+        default=[],
+        help="Config of its run, in place of the one in the checkpoint; needed for parts of your own. May be repeated.",
+    )
+    parser.add_argument("--device", type=str, default="auto", help="Such as cpu or cuda; auto: a GPU, if there is one.")
+
+
+def load(ckpt_path: str | Path, configs: Sequence[str | Path] = (), device: str = "cpu") -> Trained:
+    """Loads the network of a checkpoint.
+
+    Args:
+        ckpt_path: The checkpoint's file.
+        configs: Config files, later ones win, in place of the config in the checkpoint.
+        device: Where the network goes, such as `cuda`; `auto` for the GPU, where there is one.
+
+    Raises:
+        CheckpointError: It is missing, damaged, unsafe, has no config, or is of another network than the configs say.
+        ConfigError: The configs or the device cannot be used.
+        DataError: The tokenizer cannot be had.
+    """
+    checkpoint = read(ckpt_path, map_location="cpu")
+    parser = _parser()
+    if configs:
+        try:
+            parsed = parser.parse_args([f"--config={path}" for path in configs])
+        except ArgumentError as error:
+            raise ConfigError("config", [*map(str, configs)], _clear(error)) from error
+        if parsed.model.gpt is None:
+            raise ConfigError("config", [*map(str, configs)], "model.gpt is missing; accepted: whole configs of a run")
+        config = json.loads(parser.dump(parsed, format="json"))
+    else:
+        config = _own_config(ckpt_path, checkpoint)
+        try:
+            parsed = parser.parse_object({"model": {"gpt": config["model"]["gpt"]}})
+        except ArgumentError as error:
+            raise CheckpointError(f"ckpt_path: {str(ckpt_path)!r}: {_clear(error)}") from error
+    network = nn.ModuleDict({"gpt": _build(parser, parsed)})
+    weights = {name: value for name, value in checkpoint["state_dict"].items() if name.startswith("gpt.")}
+    differing = fits(ckpt_path, {**checkpoint, "state_dict": weights}, network, config)
+    if of_network := [line for line in differing if line.startswith("model.gpt.")]:
+        note(f"{ckpt_path} was written with other values: {'; '.join(of_network)}")
+    network.load_state_dict(weights)
+    gpt: Any = network["gpt"]
+    tokenizer = _tokenizer(config)
+    if tokenizer.vocab_size > gpt.vocab_size:
+        accepted = f"accepted: up to {gpt.vocab_size} tokens, the network's; it has {tokenizer.vocab_size}"
+        raise ConfigError("data.tokenizer", tokenizer.name, accepted)
+    return Trained(_move(gpt.eval().requires_grad_(False), device), tokenizer, config)
+
+
+def _parser() -> ConfigFileParser:
+    """A parser of config files that looks at the network and the data alone."""
+    parser = ConfigFileParser(exit_on_error=False)
+    parser.add_argument("--config", action="config")
+    parser.add_argument("--model.gpt", type=GPT)
+    parser.add_argument("--data", type=KEYS["data"])
+    of_training = [f"model.{name}" for name in inspect.signature(LanguageModel).parameters if name != "gpt"]
+    for key in (*of_training, *OTHER_KEYS):
+        parser.add_argument(f"--{key}", type=Any)
+    return parser
+
+
+def _build(parser: ConfigFileParser, parsed: Namespace) -> GPT:
+    return parser.instantiate(Namespace(model=Namespace(gpt=parsed.model.gpt))).model.gpt
+
+
+def _own_config(path: str | Path, checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+    """The config in a checkpoint.
+
+    Raises:
+        CheckpointError: There is none, or it names what only its owner may trust.
+    """
+    config = checkpoint.get("config")
+    try:
+        network = config["model"]["gpt"]  # type: ignore[index]
+    except (KeyError, TypeError) as error:
+        message = f"ckpt_path: {str(path)!r} does not say what network it is of; accepted: a config, too (--config)"
+        raise CheckpointError(message) from error
+    data = config.get("data") or {}  # type: ignore[union-attr]
+    if not isinstance(data, Mapping) or not isinstance(data.get("init_args") or {}, Mapping):
+        raise CheckpointError(f"ckpt_path: {str(path)!r}: data: {data!r} is no class with its options")
+    try:
+        values = [*leaves(network, "model.gpt")]
+    except ConfigError as error:
+        raise CheckpointError(f"ckpt_path: {str(path)!r}: {error}") from error
+    for key, value in values:
+        plain = value is None or isinstance(value, bool | int | float) or value in ({}, [])
+        if not plain and not (isinstance(value, str) and (value.isidentifier() or is_part(value))):
+            raise CheckpointError(
+                f"ckpt_path: {str(path)!r}: {key}: {value!r} is no part of bytelm, and to import it is to "
+                "run its code; accepted: a config that you trust, such as the run's (--config)"
+            )
+    return config  # type: ignore[return-value]
+
+
+def _tokenizer(config: Mapping[str, Any]) -> Tokenizer:
+    data = (config.get("data") or {}).get("init_args") or {}
+    if "tokenizer" not in data:  # data without one are bytes
+        return ByteTokenizer()
+    if data["tokenizer"] is None:
+        accepted = "accepted: what made its tokens, in the run's config (--config) or given to import (--tokenizer)"
+        raise ConfigError("data.tokenizer", None, accepted)
+    return load_tokenizer(str(data["tokenizer"]))
+
+
+def _move(gpt: GPT, device: str) -> GPT:
+    if device == "auto":
+        device = str(torch.accelerator.current_accelerator(check_available=True) or "cpu")
+    try:
+        return gpt.to(device)
+    except (AssertionError, RuntimeError) as error:  # torch, about devices that it does not know or does not find
+        raise ConfigError("device", device, f"{reason(error)}; accepted: auto, cpu, cuda, …") from error
+
+
+def _clear(error: ArgumentError) -> str:
+    return clarify(str(error), KEYS, nested=(GPT, Attention))

@@ -1,0 +1,182 @@
+"""Checkpoint files: written whole or not at all, read without running code, held against the config before training.
+
+A checkpoint is written beside its final name, flushed to the disk, and renamed, which file systems do in one step: what
+carries the name `last.ckpt` is always a whole checkpoint, whenever the power goes. It holds plain values and tensors
+only, so that `torch.load(weights_only=True)` reads it and a checkpoint from a stranger cannot run anything.
+"""
+
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from lightning.fabric.plugins import TorchCheckpointIO
+from torch import nn
+
+from bytelm.errors import CheckpointError, StorageError
+from bytelm.system.files import replacing
+
+COMPARED = ("data", "lr_schedule", "model")  # what is trained; a run may go on with another budget, on other devices
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Reads and writes checkpoints.
+
+    Lightning's own collects a whole checkpoint in memory, writes it to the system's temporary folder and copies it from
+    there, so that a cut leaves half a file under the final name.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Writes a checkpoint.
+
+        Args:
+            checkpoint: Plain values and tensors.
+            path: Where to; a file there is replaced.
+            storage_options: Not used.
+
+        Raises:
+            StorageError: It could not be written; what was at `path` is as it was.
+        """
+        try:
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            # A file, and not its path: what torch opens itself fails without the system's reason.
+            with replacing(Path(path)) as partial, open(partial, "wb") as file:
+                torch.save(checkpoint, file)
+        except (OSError, RuntimeError) as error:  # torch wraps the file's errors
+            raise StorageError(
+                f"{path}: the checkpoint could not be written ({reason(error)}); an earlier one is as it was"
+            ) from error
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+        """Reads a checkpoint into main memory, whatever `weights_only` says, without running code from it.
+
+        Raises:
+            CheckpointError: See `read`.
+        """
+        checkpoint = read(path, map_location=map_location or (lambda storage, location: storage))
+        checkpoint.setdefault("pytorch-lightning_version", lightning.__version__)  # weights alone can be scored, too
+        return checkpoint
+
+
+def read(path: str | Path, map_location: str | Callable[..., Any] = "meta", check: bool = False) -> dict[str, Any]:
+    """Reads a checkpoint; with the default `map_location` only the shapes and types of its tensors.
+
+    Args:
+        path: Its file.
+        map_location: As for torch.load.
+        check: Whether to hold all of it against its checksums, which torch does not do.
+
+    Raises:
+        CheckpointError: It is not there, damaged, no checkpoint of Lightning's, or holds more than plain values.
+    """
+    try:
+        file = open(path, "rb")  # noqa: SIM115 (closed below; here, for errors that are not those of the contents)
+    except OSError as error:
+        raise CheckpointError(f"ckpt_path: {str(path)!r} cannot be read: {error.strerror or error}") from error
+    try:
+        with file:
+            if check and zipfile.is_zipfile(file) and (damaged := zipfile.ZipFile(file).testzip()):
+                raise ValueError(f"{damaged} in it is not what was written")
+            file.seek(0)
+            checkpoint = torch.load(file, map_location=map_location, weights_only=True)
+    except Exception as error:  # torch.load raises whatever the damage makes of the file
+        if "Unsupported global" in str(error) or "Unsupported class" in str(error):
+            raise CheckpointError(
+                f"ckpt_path: {str(path)!r} holds more than tensors and plain values, and reading that could run code; "
+                "accepted: checkpoints as bytelm writes them"
+            ) from error
+        raise CheckpointError(f"ckpt_path: {str(path)!r} is damaged or no checkpoint ({reason(error)})") from error
+    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
+        raise CheckpointError(f"ckpt_path: {str(path)!r} is no checkpoint of a run; accepted: files like last.ckpt")
+    return checkpoint
+
+
+def fits(path: str | Path, checkpoint: Mapping[str, Any], model: nn.Module, config: Mapping[str, Any]) -> list[str]:
+    """Whether a model can take on a checkpoint's weights.
+
+    Args:
+        path: The checkpoint, for the message.
+        checkpoint: What it holds.
+        model: The module that is to be given its state.
+        config: The config of the run that begins.
+
+    Returns:
+        The keys whose values differ but do not stand in the way, each as `key: a in the checkpoint, b now`.
+
+    Raises:
+        CheckpointError: It cannot; the message names the keys of the config that differ.
+    """
+    saved = checkpoint.get("config", {})
+    differing = differences(saved, config) if saved else []
+    current = model.state_dict()
+    theirs, ours = (
+        {name: tuple(value.shape) for name, value in state.items() if not name.endswith("_extra_state")}
+        for state in (checkpoint["state_dict"], current)
+    )
+    for name, value in current.items():
+        text = checkpoint["state_dict"].get(name)
+        if name.endswith("_extra_state") and not (
+            isinstance(text, torch.Tensor) and text.dtype == value.dtype and text.ndim == value.ndim
+        ):
+            raise CheckpointError(f"ckpt_path: {str(path)!r} is of another model; it lacks the text of {name}")
+    # Tied or not, the embeddings have the same keys and shapes, and only half of an untied pair would be loaded.
+    if theirs != ours or any(line.startswith("model.gpt.tie_embeddings:") for line in differing):
+        of_network = [line for line in differing if line.startswith("model.gpt.")]
+        if not of_network:
+            name = next(name for name in sorted({**theirs, **ours}) if theirs.get(name) != ours.get(name))
+            of_network = [f"{name}: {theirs.get(name, 'absent')} in the checkpoint, {ours.get(name, 'absent')} now"]
+        raise CheckpointError(f"ckpt_path: {str(path)!r} is of another model; {'; '.join(of_network)}")
+    return differing
+
+
+def fits_optimizer(path: str | Path, checkpoint: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+    """Whether training can go on with a checkpoint's optimizer.
+
+    Raises:
+        CheckpointError: The checkpoint holds weights alone, or the state of an optimizer of another class.
+    """
+    if not checkpoint.get("optimizer_states"):
+        raise CheckpointError(f"ckpt_path: {str(path)!r} holds weights but no state of an optimizer to go on with")
+    needed = ("callbacks", "loops", "lr_schedulers", "global_step", "epoch")
+    if missing := [key for key in needed if key not in checkpoint]:
+        raise CheckpointError(f"ckpt_path: {str(path)!r} is none to go on from: it lacks {', '.join(missing)}")
+    theirs, ours = (
+        given.get("model", {}).get("optimizer", {}).get("class_path")
+        for given in (checkpoint.get("config", {}), config)
+    )
+    if theirs is not None and theirs != ours:
+        raise CheckpointError(f"ckpt_path: {str(path)!r}; model.optimizer: {theirs} in the checkpoint, {ours} now")
+
+
+def differences(saved: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]:
+    """Keys of two configs that differ in what is trained, each as `key: a in the checkpoint, b now`."""
+    theirs, ours = flat(saved), flat(config)
+    return [
+        f"{key}: {theirs.get(key, 'absent')} in the checkpoint, {ours.get(key, 'absent')} now"
+        for key in sorted({**theirs, **ours})
+        if theirs.get(key) != ours.get(key) and key.partition(".")[0] in COMPARED and key != "model.compile"
+    ]
+
+
+def flat(value: Any, key: str = "") -> dict[str, Any]:
+    """A nested config as `{"model.gpt.d_model": 80, "model.gpt.position": "Rotary", …}`."""
+    if not isinstance(value, Mapping):
+        return {} if value is None else {key: value}
+    values: dict[str, Any] = {}
+    if "class_path" in value:
+        values = {key: value["class_path"].rpartition(".")[2]}
+        value = value.get("init_args") or {}
+    for name, inner in value.items():
+        values |= flat(inner, f"{key}.{name}" if key else name)
+    return values
+
+
+def reason(error: Exception) -> str:
+    """The first line of what an exception says: the system's error behind it, if there is one, or the first of all."""
+    cause: BaseException = error
+    while not isinstance(cause, OSError) and (behind := cause.__cause__ or cause.__context__) is not None:
+        cause = behind
+    text = getattr(cause, "strerror", None) or str(cause).strip() or type(cause).__name__
+    return text.splitlines()[0]

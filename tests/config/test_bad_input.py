@@ -1,0 +1,456 @@
+"""Proves that bad input ends the program with one line and an exit status of its own, and leaves nothing behind."""
+
+import errno
+import os
+import shutil
+import socket
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from bytelm.cli import build, fail
+from bytelm.errors import ConfigError, DataError, RunError, StorageError
+
+NOBODY = 65_534
+
+
+@pytest.fixture(autouse=True)
+def only_the_input(folder):
+    """Nothing is made, changed or removed by a refusal."""
+
+    def content():
+        paths = [path for path in folder.rglob("*") if "__pycache__" not in path.parts]
+        return {path: path.read_bytes() if path.is_file() else None for path in paths}
+
+    def unchanged():
+        assert content() == before
+
+    before = {}
+    unchanged.since = lambda: before.update(content())
+    return unchanged
+
+
+@pytest.fixture
+def refuses(refused, only_the_input):
+    """Refuses options like `refused`, and checks what is said and that no file has changed."""
+
+    def refuses(*options, said, status=ConfigError.exit_status):
+        only_the_input.since()
+        line = refused(*options, status=status)
+        assert line.startswith("bytelm: error: ")
+        assert [part for part in said if part not in line] == [], line
+        only_the_input()
+        assert not Path("runs").exists()
+
+    return refuses
+
+
+@pytest.fixture
+def as_nobody(folder, monkeypatch):
+    """A working folder that anybody can reach, and a context in which file permissions bind, also for root."""
+    reachable = Path(tempfile.mkdtemp())
+    for name in ("tiny.yaml", "corpus.txt"):
+        shutil.copy(name, reachable)
+    reachable.chmod(0o755)
+    monkeypatch.chdir(reachable)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(reachable))
+
+    @contextmanager
+    def as_nobody():
+        if os.geteuid() != 0:
+            yield
+            return
+        os.setresuid(NOBODY, NOBODY, 0)
+        try:
+            yield
+        finally:
+            os.setresuid(0, 0, 0)
+
+    yield as_nobody
+    for path in [reachable, *reachable.rglob("*")]:
+        if not path.is_symlink():
+            path.chmod(0o755)
+    shutil.rmtree(reachable)
+
+
+# Configs
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("a: [1, 2\nb: }\n", ["line 2"]),
+        ("time_budget: {limit: 3 steps\n", ["line 2"]),
+        ("model: 'gpt\n", ["line 2"]),
+        ("model:\n\tgpt: {}\n", ["line 2", r"'\t'"]),
+        ("model:\n  gpt: {}\n data: 3\n", ["line 3"]),
+        ("model: *missing\n", ["line 1", "alias"]),
+        ("model: @gpt\n", ["line 1"]),
+        ("model: {}\n---\ndata: {}\n", ["line 2", "document"]),
+        ("experiment: a\nexperiment: \x01\n", ["line 2", "0x1"]),
+        ("experiment: !!python/object:os.system x\n", ["line 1", "tag"]),
+        ("seed_everything: !!int abc\n", ["abc"]),
+        (b"experiment: \xff\xfe\n", ["UTF-8"]),
+        ("experiment: a\n".encode("utf-16"), ["UTF-8"]),
+        # equal keys
+        ("experiment: a\nseed_everything: 3\nexperiment: b\n", ["line 3", "'experiment'", "twice"]),
+        ("model:\n  gpt:\n    d_model: 16\n    n_heads: 2\n    d_model: 32\n", ["line 5", "'d_model'", "twice"]),
+        ("trainer: {callbacks: [{class_path: Timer, class_path: Timer}]}\n", ["line 1", "'class_path'", "twice"]),
+        ("experiment: a\n'experiment': b\n", ["line 2", "'experiment'", "twice"]),
+        # no mapping
+        ("- model\n- data\n", ["['model', 'data'] is no mapping"]),
+        ("hello\n", ["'hello", "no mapping"]),
+        ("3\n", ["3 is no mapping"]),
+        ("model:\n", ["'model:", "no mapping"]),
+        # structures that cannot be loaded
+        ("model: &model {gpt: *model}\n", ["line 1", "'*model' contains itself"]),
+        ("model: &model\n  <<: *model\n", ["line 2", "'*model' contains itself"]),
+        ("? [1, 2]\n: 3\n", ["line 1", "key"]),
+        ("a: " + "[" * 100_000 + "]" * 100_000, ["line 1", "nested too deeply", "50"]),
+        ("\n" + "{a: " * 1_000 + "}" * 1_000, ["line 2", "nested too deeply", "50"]),
+    ],
+)
+def test_a_file_that_is_no_config_is_refused_by_file_and_line(refuses, text, said):
+    Path("bad.yaml").write_bytes(text if isinstance(text, bytes) else text.encode())
+    refuses("--config", "bad.yaml", said=["config: 'bad.yaml' cannot be used", *said])
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("foo: {}\n", ["foo: unknown key", "trainer"]),
+        ("model: {gtp: {}}\n", ["model.gtp: unknown key", "did you mean gpt?"]),
+        ("model.gtp: {}\n", ["model.gtp: unknown key"]),
+        ("time_budget: {limits: {}}\n", ["time_budget.limits: unknown key", "limit"]),
+        ("3: x\n", ["3: unknown key"]),
+        ("null: x\n", ["None: unknown key"]),
+        ("model: {3: x}\n", ["model.3: unknown key"]),
+        ("model: {gpt: {3: x}}\n", ["string", "3"]),
+        ("data: {1.5: 3}\n", ["data", "1.5"]),
+        ("'': 3\n", ["''"]),
+        ("a b: 3\n", ["'a b'"]),
+        ("config: {}\n", ["config: unknown key"]),
+        ("config: tiny.yaml\n", ["config: unknown key"]),
+        ("help: 3\n", ["help: unknown key"]),
+        ("print_config: 3\n", ["print_config: unknown key"]),
+        ("fit: {model: {}}\n", ["fit: unknown key"]),
+        ("model: [1, 2]\n", ["model: [1, 2] cannot be used", "gpt, loss, optimizer"]),
+        ("model: nowhere.yaml\n", ["model"]),
+        ("model: 3\n", ["model: 3 cannot be used", "gpt, loss, optimizer"]),
+        ("time_budget: [3 steps]\n", ["time_budget: ['3 steps'] cannot be used", "limit"]),
+        ("trainer: {max_steps: many}\n", ["trainer.max_steps", "'many'", "int"]),
+        ("seed_everything: x\n", ["seed_everything", "'x'", "int"]),
+        ("data: {class_path: [1]}\n", ["data", "[1]"]),
+        ("data: {class_path: Bytes, init_args: [3]}\n", ["data", "Bytes"]),
+        ("model: {gpt: {position: {class_path: 3}}}\n", ["model.gpt", "position"]),
+        ("time_budget: {limit: {a: 3}}\n", ["time_budget.limit", "180s"]),
+    ],
+)
+def test_a_config_with_bad_keys_or_values_is_refused(refuses, text, said):
+    Path("bad.yaml").write_text(text)
+    refuses("--config", "bad.yaml", said=said)
+
+
+@pytest.mark.parametrize("text", ["", "\n\n", "# only a comment\n", "null\n", "---\n", "{}\n", "model: {}\n"])
+def test_a_config_that_says_nothing_changes_nothing(folder, text):
+    Path("empty.yaml").write_text(text)
+    cli = build(["--config", "tiny.yaml", "--config", "empty.yaml"], run=False)
+    assert cli.model.gpt.d_model == 16
+
+
+def test_a_config_may_use_anchors_merges_dotted_keys_and_a_byte_order_mark(folder):
+    text = """\ufeff
+model:
+  gpt: {<<: &width {d_ff: 48}, n_layers: 2, dropout: &share 0.5}
+  gpt.head_bias: true
+data: {train_fraction: *share}
+trainer: {callbacks+: {class_path: LambdaCallback}, max_epochs: -1}
+"""
+    Path("more.yaml").write_text(text)
+    cli = build(["--config", "tiny.yaml", "--config", "more.yaml"], run=False)
+    assert [len(cli.model.gpt.blocks), cli.model.gpt.blocks[0].feedforward.up.out_features] == [2, 48]
+    assert (cli.model.gpt.head.bias is not None, cli.datamodule.train_fraction) == (True, 0.5)
+    assert "LambdaCallback" in [type(callback).__name__ for callback in cli.trainer.callbacks]
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ("nowhere.yaml", ["nowhere.yaml' cannot be used", "does not exist"]),
+        (".", ["cannot be used", "not a file"]),
+        ("dangling.yaml", ["dangling.yaml' cannot be used", "does not exist"]),
+        pytest.param(
+            "/proc/self/mem",  # may be opened, but not read from its beginning
+            ["config: '/proc/self/mem' cannot be used", "Input/output error"],
+            marks=pytest.mark.skipif(not os.path.exists("/proc/self/mem"), reason="needs Linux"),
+        ),
+        ("", ["config", "empty"]),
+        ("{seed_everything: 1, seed_everything: 2}", ["config", "'seed_everything'", "twice"]),
+        ("{seed_everything: 1", ["config", "line 1", "'}'"]),
+    ],
+)
+def test_a_config_that_cannot_be_read_is_named(refuses, config, said):
+    Path("dangling.yaml").symlink_to("gone.yaml")
+    refuses("--config", config, said=said)
+
+
+def test_a_config_without_read_permission_is_named(as_nobody, refused):
+    Path("secret.yaml").write_text("{}")
+    Path("secret.yaml").chmod(0)
+    with as_nobody():
+        line = refused("--config", "secret.yaml")
+    assert "secret.yaml' cannot be used" in line
+    assert "not readable" in line
+
+
+MODULES = {
+    "my_syntax": ("def (:\n", "SyntaxError: invalid syntax (my_syntax.py, line 1)"),
+    "my_missing": ("import nowhere_at_all\n", "ModuleNotFoundError: No module named 'nowhere_at_all'"),
+    "my_import": ("from os import nothing_of_that_name\n", "ImportError: cannot import name 'nothing_of_that_name'"),
+    "my_exception": ("raise RuntimeError('out\\n\\nof order')\n", "RuntimeError: out of order"),
+    "my_exit": ("import sys\nsys.exit(0)\n", "SystemExit: 0"),
+    "my_empty": ("", "module 'my_empty' has no attribute 'A'"),
+    "my_value": ("A = 3\n", ""),
+    "my_packages.inner": ("import nowhere_at_all\n", "ModuleNotFoundError: No module named 'nowhere_at_all'"),
+}
+KEYS = ["model.gpt.position", "model.gpt", "model.loss", "model.optimizer", "data", "lr_schedule", "trainer.callbacks"]
+
+
+@pytest.mark.parametrize("key", KEYS)
+@pytest.mark.parametrize("module", [name for name in MODULES if name != "my_value"])
+def test_a_module_that_fails_while_it_is_imported_is_named_with_key_and_reason(refuses, key, module):
+    text, reason = MODULES[module]
+    path = Path(*module.split(".")).with_suffix(".py")
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(text)
+    refuses(f"--{key}", f"{module}.A", said=[f"{key}: '{module}.A' cannot be used", reason, "import path"])
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "{class_path: my_exception.A}",
+        "{class_path: my_exception.A, init_args: {x: 3}}",
+    ],
+)
+@pytest.mark.parametrize("key", KEYS[:-1])
+def test_so_is_one_that_is_named_by_a_mapping(refuses, key, spec):
+    Path("my_exception.py").write_text(MODULES["my_exception"][0])
+    refuses(f"--{key}", spec, said=[f"{key}: 'my_exception.A' cannot be used", "RuntimeError: out of order"])
+
+
+@pytest.mark.parametrize("path", ["my_value.A", "my_value.", ".A", "my-value.A"])
+def test_an_import_path_that_leads_to_no_part_is_refused(refuses, path):
+    Path("my_value.py").write_text(MODULES["my_value"][0])
+    refuses("--model.gpt.position", path, said=["model.gpt.position", f"'{path}'", "Learned"])
+
+
+def test_what_a_module_itself_imports_and_survives_is_left_alone(folder):
+    Path("my_fallback.py").write_text(
+        "try:\n    import my_exception\nexcept RuntimeError:\n    from bytelm.callbacks import Cosine as A\n"
+    )
+    Path("my_exception.py").write_text(MODULES["my_exception"][0])
+    cli = build(["--config", "tiny.yaml", "--lr_schedule", "my_fallback.A"], run=False)
+    assert "Cosine" in [type(callback).__name__ for callback in cli.trainer.callbacks]
+
+
+# Corpora
+
+
+def make_fifo(path):
+    os.mkfifo(path)
+
+
+def make_socket(path):
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(path)
+
+
+CORPORA = {
+    "nowhere.txt": (lambda path: None, ["it is not there", "a file, a folder"]),
+    "hollow": (os.mkdir, ["a folder without files", "a file, a folder"]),
+    "dangling.txt": (lambda path: os.symlink("gone.txt", path), ["a link to what is not there"]),
+    "fifo": (make_fifo, ["neither a file nor a folder"]),
+    "socket": (make_socket, ["neither a file nor a folder"]),
+    "no*thing": (lambda path: None, ["it is not there", "glob"]),
+}
+
+
+@pytest.mark.parametrize("path", CORPORA)
+def test_a_corpus_that_is_not_there_is_a_data_error(refuses, path):
+    make, said = CORPORA[path]
+    make(path)
+    refuses("--data.path", path, said=[f"path: '{path}' cannot be used", *said], status=DataError.exit_status)
+
+
+@pytest.mark.parametrize(
+    ("size", "fraction", "said"),
+    [
+        (0, 0.9, "the train split of short.txt has 0 bytes"),
+        (31, 0.9, "the train split of short.txt has 27 bytes"),
+        (310, 0.9, "the validation split of short.txt has 31 bytes"),
+        (1_000, 0.01, "the train split of short.txt has 10 bytes"),
+        (1_000, 1.0, "the validation split of short.txt has 0 bytes"),
+    ],
+)
+def test_a_corpus_shorter_than_a_row_is_a_data_error(refuses, size, fraction, said):
+    Path("short.txt").write_bytes(b"x" * size)
+    options = ["--data.path", "short.txt", "--data.train_fraction", str(fraction)]
+    refuses(*options, said=["seq_len: 32", said, "fewer than one row"], status=DataError.exit_status)
+
+
+@pytest.mark.parametrize("path", ["secret.txt", "locked", "locked/corpus.txt", "open", "corpus.txt+secret.txt"])
+def test_a_corpus_without_read_permission_is_named(as_nobody, refused, path):
+    for name in ("secret.txt", "locked/corpus.txt", "open/corpus.txt", "open/inner/corpus.txt"):
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy("corpus.txt", name)
+    for name in ("secret.txt", "locked", "open/inner"):
+        Path(name).chmod(0)
+    with as_nobody():
+        line = refused("--data.path", str(path.split("+")), status=DataError.exit_status)
+    assert "Permission denied" in line
+    assert path.split("+")[-1].split("/")[0] in line
+
+
+@pytest.mark.parametrize("how", ["vanishes", "shrinks"])
+@pytest.mark.parametrize("files", [1, 2])
+def test_a_file_that_is_lost_between_listing_and_reading_is_a_data_error(refused, monkeypatch, how, files):
+    for i in range(files):
+        Path(f"{i}.bin").write_bytes(b"text " * 1_000)
+    listed = Path.is_file
+
+    def list_and_lose(path):
+        found = listed(path)
+        if found and path.suffix == ".bin":
+            path.unlink() if how == "vanishes" else path.write_bytes(b"")
+        return found
+
+    monkeypatch.setattr(Path, "is_file", list_and_lose)
+    line = refused("--data.path", "*.bin", status=DataError.exit_status)
+    assert ("0.bin" if how == "vanishes" else "has 0 bytes") in line
+
+
+@pytest.mark.parametrize("files", [1, 2])
+def test_bytes_that_are_no_text_train(run, files):
+    Path("any").mkdir()
+    for i in range(files):
+        Path("any", f"{i}.bin").write_bytes(bytes(range(256)) * 8 + b"\xc3\x28\xff\xfe\x00")
+    cli = run("--data.path", "any")
+    assert cli.trainer.global_step == 4
+    assert set(cli.datamodule.corpus.stream.tolist()) == set(range(256))
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [("nowhere", ["'nowhere'", "no folder", "unset it"]), ("corpus.txt", ["'corpus.txt'", "no folder", "unset it"])],
+)
+def test_a_bytelm_data_that_is_no_folder_says_what_to_do(refuses, monkeypatch, value, said):
+    monkeypatch.setenv("BYTELM_DATA", value)
+    Path("shakespeare.yaml").write_text("data: {class_path: Shakespeare, init_args: {seq_len: 32}}\n")
+    refuses("--config", "shakespeare.yaml", said=["BYTELM_DATA", *said], status=DataError.exit_status)
+
+
+def test_an_unreadable_bytelm_data_says_what_to_do(as_nobody, refused, monkeypatch):
+    Path("locked").mkdir(mode=0)
+    monkeypatch.setenv("BYTELM_DATA", "locked")
+    Path("shakespeare.yaml").write_text("data: {class_path: Shakespeare, init_args: {seq_len: 32}}\n")
+    with as_nobody():
+        line = refused("--config", "shakespeare.yaml", status=DataError.exit_status)
+    assert "Permission denied: 'locked/shakespeare.txt'" in line
+    assert "set BYTELM_DATA to a folder" in line
+
+
+# The run's folder
+
+
+@pytest.mark.parametrize("in_the_way", ["runs", "runs/tiny"])
+def test_a_file_in_the_way_of_the_runs_folder_is_a_storage_error(refused, in_the_way):
+    Path(in_the_way).parent.mkdir(exist_ok=True)
+    Path(in_the_way).write_text("kept")
+    line = refused(status=StorageError.exit_status)
+    assert "runs/tiny' cannot be used" in line
+    assert Path(in_the_way).read_text() == "kept"
+
+
+def test_a_folder_that_cannot_be_written_to_is_a_storage_error(as_nobody, refused):
+    with as_nobody():
+        line = refused(status=StorageError.exit_status)
+    assert "runs/tiny' cannot be used" in line
+    assert "Permission denied" in line
+    assert not Path("runs").exists()
+
+
+def test_a_disk_that_is_full_when_the_folder_is_made_is_a_storage_error(refuses, monkeypatch):
+    def full(path, *args, **kwargs):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    monkeypatch.setattr(Path, "mkdir", full)
+    refuses(said=["runs/tiny' cannot be used", "No space left on device"], status=StorageError.exit_status)
+
+
+# Anything
+
+
+@pytest.fixture
+def parse(folder, capsys):
+    """Parses tiny.yaml and another config: it is accepted, or refused with one line and status 2 or 3."""
+    parser = build(["--config", "tiny.yaml"], run=False).parser
+
+    def parse(content):
+        Path("fuzz.yaml").write_bytes(content)
+        capsys.readouterr()
+        try:
+            parser.parse_args(["--config", "tiny.yaml", "--config", "fuzz.yaml"])
+        except RunError as error:
+            with pytest.raises(SystemExit) as ended:
+                fail(str(error), error.exit_status)
+        except SystemExit as error:
+            ended = pytest.ExceptionInfo.from_exception(error)
+        else:
+            return
+        assert ended.value.code in (ConfigError.exit_status, DataError.exit_status)
+        captured = capsys.readouterr()
+        assert captured.out == ""
+        (line,) = captured.err.splitlines()
+        assert line.startswith("bytelm: error: ")
+
+    return parse
+
+
+NAMES = st.sampled_from(
+    [
+        *("model", "gpt", "position", "class_path", "init_args", "dict_kwargs", "d_model", "dropout", "optimizer"),
+        *("loss", "data", "path", "order", "trainer", "devices", "callbacks", "logger", "time_budget", "limit"),
+        *("lr_schedule", "warmup", "checkpoint", "seed_everything", "experiment", "config"),
+    ]
+)
+WORDS = st.sampled_from(
+    ["Rotary", "Bytes", "corpus.txt", "AdamW", "3 steps", "5%", "Timer", "bytelm.callbacks.Cosine", "tiny.yaml"]
+)
+SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | WORDS
+CONFIGS = st.recursive(
+    SCALARS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(NAMES | SCALARS, inner, max_size=4),
+    max_leaves=12,
+)
+YAML_TEXT = st.text("abgmopt:{}[]-&*<>!'\"#,|?\n\t 0123.%@`", max_size=40)
+fuzzed = settings(
+    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
+
+
+@fuzzed
+@given(st.binary(max_size=20) | (st.text() | YAML_TEXT).map(lambda text: text.encode(errors="replace")))
+def test_any_bytes_as_a_config_are_accepted_or_refused_in_one_line(parse, content):
+    parse(content)
+
+
+@fuzzed
+@given(st.dictionaries(NAMES, CONFIGS, max_size=4) | CONFIGS)
+def test_any_structure_as_a_config_is_accepted_or_refused_in_one_line(parse, config):
+    parse(yaml.safe_dump(config, allow_unicode=True).encode(errors="replace"))

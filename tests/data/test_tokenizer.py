@@ -1,0 +1,276 @@
+"""Tokenizers: every text comes back, its bytes are those of its tokens, and what cannot be known is refused."""
+
+import json
+import sys
+
+import pytest
+import tiktoken
+import tokenizers
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from bytelm.data.tokenizer import ByteTokenizer, TiktokenTokenizer, TokenizerFile, load_tokenizer, train_tokenizer
+from bytelm.errors import DataError
+
+TEXTS = [
+    "",
+    "To be, or not to be",
+    "line\r\nline\n\n\n  end ",
+    "na\u00efve \u4f60\u597d \U0001f600\U0001f44d\U0001f3fd",
+    "\ufeff\u2028\x01",
+]
+MERGES = [b"to", b" to", b"be", b" be", b"\r\n", b"\xf0\x9f", b"\xf0\x9f\x98", b"  "]
+SPECIAL = "<|endoftext|>"
+
+
+@pytest.fixture(scope="module")
+def tokenizer_json(tmp_path_factory):
+    """A tokenizer learned from a little text."""
+    file = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
+    train_tokenizer(iter(["to be or not to be, that is the question\n"] * 50), 300, file)
+    return file
+
+
+@pytest.fixture
+def gpt2(monkeypatch):
+    """In place of tiktoken's gpt2, which needs the internet: bytes, a few merges, a gap, and the special token."""
+    ranks = {piece: i for i, piece in enumerate([*(bytes([i]) for i in range(256)), *MERGES])}
+    pattern = r" ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+    small = tiktoken.Encoding("gpt2", pat_str=pattern, mergeable_ranks=ranks, special_tokens={SPECIAL: 270})
+    monkeypatch.setitem(tiktoken.registry.ENCODINGS, "gpt2", small)
+    return load_tokenizer("gpt2")
+
+
+@pytest.fixture(params=["bytes", "gpt2", "tokenizer.json"])
+def tokenizer(request, gpt2, tokenizer_json):
+    return {"bytes": ByteTokenizer(), "gpt2": gpt2, "tokenizer.json": load_tokenizer(str(tokenizer_json))}[
+        request.param
+    ]
+
+
+def changed(tokenizer_json, folder, **changes):
+    """A copy of a tokenizer.json, with changes at its top level."""
+    copy = folder / "changed.json"
+    copy.write_text(json.dumps({**json.loads(tokenizer_json.read_text()), **changes}))
+    return str(copy)
+
+
+def refusal(name):
+    with pytest.raises(DataError) as refused:
+        load_tokenizer(name)
+    (line,) = str(refused.value).splitlines()
+    assert line.startswith(f"tokenizer: {name!r} cannot be used; ")
+    return line
+
+
+# Text
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_text_comes_back(tokenizer, text):
+    tokens = tokenizer.encode(text)
+    assert tokenizer.decode(tokens) == text
+    assert tokenizer.decode_bytes(tokens) == text.encode()
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=50)
+@given(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0")))
+def test_any_text_comes_back_and_is_counted_in_bytes(tokenizer, text):
+    tokens = tokenizer.encode(text)
+    assert tokenizer.decode(tokens) == text
+    assert tokenizer.token_bytes[tokens].sum() == len(text.encode())
+
+
+def test_batches_are_encoded_as_single_texts(tokenizer):
+    assert tokenizer.encode_batch(TEXTS) == [tokenizer.encode(text) for text in TEXTS]
+
+
+def test_tokens_that_are_part_of_a_character(tokenizer):
+    tokens = tokenizer.encode("\U0001f600")
+    assert len(tokens) > 1
+    assert tokenizer.decode(tokens[:-1]) == "\ufffd"
+    assert b"".join(tokenizer.decode_bytes([token]) for token in tokens) == "\U0001f600".encode()
+
+
+def test_tensors_are_decoded(tokenizer):
+    assert tokenizer.decode(torch.tensor(tokenizer.encode("to be"))) == "to be"
+
+
+# Bytes of tokens
+
+
+def test_bytes_of_each_token(tokenizer):
+    assert tokenizer.token_bytes.dtype == torch.int64
+    assert tokenizer.token_bytes.shape == (tokenizer.vocab_size,)
+    for token in range(tokenizer.vocab_size):
+        assert tokenizer.token_bytes[token] == len(tokenizer.decode_bytes([token]))
+
+
+def test_special_tokens_stand_for_no_text(tokenizer):
+    assert tokenizer.token_bytes[tokenizer.end_of_text] == 0
+    assert tokenizer.decode([tokenizer.end_of_text, *tokenizer.encode("a")]) == "a"
+
+
+def test_text_that_looks_like_a_special_token_is_text(tokenizer):
+    tokens = tokenizer.encode(f"a{SPECIAL}b")
+    assert tokenizer.end_of_text not in tokens
+    assert tokenizer.decode(tokens) == f"a{SPECIAL}b"
+
+
+def test_all_single_bytes_have_a_token(tokenizer):
+    expected = {bytes([byte]) for byte in range(1 if tokenizer.name == "bytes" else 0, 256)}
+    assert expected <= set(tokenizer.bytes_of)
+
+
+# Each kind
+
+
+def test_bytes_are_their_own_tokens():
+    assert ByteTokenizer().encode("a\u00e9") == [0x61, 0xC3, 0xA9]
+    assert ByteTokenizer().vocab_size == 256
+    assert ByteTokenizer().end_of_text == 0
+
+
+def test_tiktoken(gpt2):
+    assert gpt2.encode("to be") == [256, 259]
+    assert (gpt2.name, gpt2.vocab_size, gpt2.end_of_text) == ("gpt2", 271, 270)
+    assert gpt2.token_bytes[[256, 257, 265, 270]].tolist() == [2, 3, 0, 0]
+
+
+def test_tiktoken_without_end_of_text(gpt2, monkeypatch):
+    plain = tiktoken.Encoding("gpt2", pat_str=r"\S+|\s+", mergeable_ranks={b"a": 0, b"b": 1}, special_tokens={})
+    monkeypatch.setitem(tiktoken.registry.ENCODINGS, "gpt2", plain)
+    assert TiktokenTokenizer("gpt2").end_of_text is None
+
+
+def test_trained_tokenizer(tokenizer_json):
+    tokenizer = load_tokenizer(str(tokenizer_json))
+    assert tokenizer.name == str(tokenizer_json)
+    assert 257 < tokenizer.vocab_size <= 300
+    assert tokenizer.bytes_of[tokenizer.end_of_text] == b""
+    assert len(tokenizer.encode("to be or not to be")) < len("to be or not to be") / 2
+
+
+def test_training_gives_the_same_tokenizer_again(tokenizer_json, tmp_path):
+    train_tokenizer(iter(["to be or not to be, that is the question\n"] * 50), 300, tmp_path / "again.json")
+    assert (tmp_path / "again.json").read_text() == tokenizer_json.read_text()
+
+
+def test_folder_with_a_tokenizer_json(tokenizer_json):
+    assert load_tokenizer(str(tokenizer_json.parent)).bytes_of == load_tokenizer(str(tokenizer_json)).bytes_of
+
+
+def test_special_and_added_tokens_of_a_file(tokenizer_json, tmp_path):
+    theirs = tokenizers.Tokenizer.from_file(str(tokenizer_json))
+    theirs.add_special_tokens(["<\uff5cuser\uff5c>"])
+    theirs.add_tokens(["\u4f60\u597d"])
+    theirs.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = load_tokenizer(str(tmp_path))
+    user, hello = theirs.token_to_id("<\uff5cuser\uff5c>"), theirs.token_to_id("\u4f60\u597d")
+    assert tokenizer.token_bytes[[user, hello]].tolist() == [0, 6]
+    assert tokenizer.encode("\u4f60\u597d") == [hello]
+    assert user not in tokenizer.encode("<\uff5cuser\uff5c>")
+    assert tokenizer.decode(tokenizer.encode("<\uff5cuser\uff5c>\u4f60\u597d")) == "<\uff5cuser\uff5c>\u4f60\u597d"
+
+
+def test_texts_are_never_cut_or_padded(tokenizer_json, tmp_path):
+    theirs = tokenizers.Tokenizer.from_file(str(tokenizer_json))
+    theirs.enable_truncation(4)
+    theirs.enable_padding(length=100)
+    theirs.save(str(tmp_path / "tokenizer.json"))
+    assert load_tokenizer(str(tmp_path)).decode(load_tokenizer(str(tmp_path)).encode("xyz" * 9)) == "xyz" * 9
+
+
+def test_nothing_is_added_around_a_text(tokenizer_json, tmp_path):
+    theirs = tokenizers.Tokenizer.from_file(str(tokenizer_json))
+    around = tokenizers.processors.TemplateProcessing(single=f"{SPECIAL} $A", special_tokens=[(SPECIAL, 0)])
+    theirs.post_processor = around
+    theirs.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = load_tokenizer(str(tmp_path))
+    assert tokenizer.encode_batch(["to be"]) == [tokenizer.encode("to be")]
+    assert tokenizer.end_of_text not in tokenizer.encode("to be")
+
+
+# Refusals
+
+
+def test_unknown_name_is_refused():
+    line = refusal("gpt-2")
+    assert "accepted: bytes, " in line
+    assert "gpt2" in line
+    assert "tokenizer.json" in line
+
+
+def test_missing_file_is_refused(tmp_path):
+    assert "No such file" in refusal(str(tmp_path / "tokenizer.json"))
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"model": {"type": "BPE"}}', "\udcff"])
+def test_file_of_another_kind_is_refused(tmp_path, content):
+    file = tmp_path / "tokenizer.json"
+    file.write_bytes(content.encode(errors="surrogateescape"))
+    refusal(str(file))
+
+
+def test_damaged_file_is_refused(tokenizer_json, tmp_path):
+    assert "not what tokenizers reads" in refusal(changed(tokenizer_json, tmp_path, version=3))
+
+
+def test_other_models_are_refused(tmp_path):
+    pieces = tokenizers.Tokenizer(tokenizers.models.WordPiece({"[UNK]": 0}, unk_token="[UNK]"))
+    pieces.save(str(tmp_path / "tokenizer.json"))
+    assert "it is a WordPiece; accepted: byte-level BPE" in refusal(str(tmp_path))
+
+
+def test_bpe_of_characters_is_refused(tokenizer_json, tmp_path):
+    assert "its BPE is not of bytes" in refusal(changed(tokenizer_json, tmp_path, pre_tokenizer=None))
+    words = {"type": "Whitespace"}
+    assert "its BPE is not of bytes" in refusal(changed(tokenizer_json, tmp_path, pre_tokenizer=words))
+
+
+def test_tokens_outside_the_alphabet_are_refused(tokenizer_json, tmp_path):
+    model = json.loads(tokenizer_json.read_text())["model"]
+    model["vocab"]["\u2581the"] = len(model["vocab"])
+    assert "'\u2581the' is not written in the alphabet" in refusal(changed(tokenizer_json, tmp_path, model=model))
+
+
+def test_what_changes_the_text_is_refused(tokenizer_json, tmp_path):
+    assert "Lowercase" in refusal(changed(tokenizer_json, tmp_path, normalizer={"type": "Lowercase"}))
+    level = json.loads(tokenizer_json.read_text())["pre_tokenizer"]
+    level["add_prefix_space"] = True
+    steps = {"type": "Sequence", "pretokenizers": [{"type": "Digits", "individual_digits": True}, level]}
+    assert "add_prefix_space" in refusal(changed(tokenizer_json, tmp_path, pre_tokenizer=steps))
+
+
+def test_several_steps_before_the_bpe(tokenizer_json, tmp_path):
+    level = json.loads(tokenizer_json.read_text())["pre_tokenizer"]
+    steps = {"type": "Sequence", "pretokenizers": [{"type": "Digits", "individual_digits": True}, level]}
+    name = changed(tokenizer_json, tmp_path, pre_tokenizer=steps, normalizer={"type": "NFC"})
+    assert load_tokenizer(name).decode(load_tokenizer(name).encode("1234 to be")) == "1234 to be"
+
+
+@pytest.mark.parametrize(("package", "name"), [("tiktoken", "gpt2"), ("tokenizers", "my/tokenizer.json")])
+def test_missing_package_is_named(monkeypatch, package, name):
+    monkeypatch.setitem(sys.modules, package, None)
+    assert f'it needs {package}, which is not installed; pip install "bytelm[tokens]"' in refusal(name)
+
+
+def test_no_internet_is_said_with_what_helps(monkeypatch):
+    def unreachable(name):
+        raise ConnectionError("no route to host")
+
+    monkeypatch.setattr(tiktoken, "get_encoding", unreachable)
+    line = refusal("gpt2")
+    assert "cannot download it (no route to host)" in line
+    assert "TIKTOKEN_CACHE_DIR" in line
+    assert "tokenizer.json" in line
+
+
+def test_too_small_a_vocabulary_is_refused(tmp_path):
+    with pytest.raises(DataError, match="train_tokenizer: 256 cannot be used; accepted: from 257"):
+        train_tokenizer(iter(["text"]), 256, tmp_path / "tokenizer.json")
+
+
+def test_files_are_tokenizers_of_their_own_kind(tokenizer_json):
+    assert isinstance(load_tokenizer(str(tokenizer_json)), TokenizerFile)

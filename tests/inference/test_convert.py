@@ -1,0 +1,604 @@
+"""GPT-2 weights from and to nanoGPT and Hugging Face.
+
+Proved here:
+
+- an imported network gives the logits of its source: of transformers' GPT-2, and of nanoGPT's forward pass, which is
+  written out below;
+- what was imported and exported has the very weights of the source, and what bytelm trained gives its logits there;
+- a checkpoint that was imported carries its config, and `validate` scores it;
+- sources that are damaged or something else, and networks that the other side has not, are refused in one line that
+  names what is wrong.
+"""
+
+import json
+import math
+import pickle
+import runpy
+import shutil
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from bytelm.cli import main
+from bytelm.data.tokenizer import train_tokenizer
+from bytelm.errors import CheckpointError, ConfigError, StorageError
+from bytelm.inference.convert import (
+    export_weights,
+    import_weights,
+    main_export,
+    main_import,
+    read_bytelm,
+    read_huggingface,
+    read_nanogpt,
+    write_bytelm,
+    write_huggingface,
+)
+from bytelm.inference.generate import write
+from bytelm.inference.load import load
+from bytelm.language_model import LanguageModel
+from bytelm.runs.checkpoints import fits, read
+
+N_LAYER, N_HEAD, N_EMBD, BLOCK_SIZE, VOCAB_SIZE = 2, 2, 32, 64, 101
+SIZES = {"n_layer": N_LAYER, "n_head": N_HEAD, "n_embd": N_EMBD, "vocab_size": VOCAB_SIZE}
+TOKENS = torch.randint(VOCAB_SIZE, (2, BLOCK_SIZE), generator=torch.Generator().manual_seed(1))
+
+
+def nanogpt(bias=True, prefix="", **args):
+    """A checkpoint as nanoGPT writes it, with random weights."""
+    args = {**SIZES, "block_size": BLOCK_SIZE, "bias": bias, "dropout": 0.0, **args}
+    d = args["n_embd"]
+    shapes = {"wte": (args["vocab_size"], d), "wpe": (args["block_size"], d), "ln_f": (d,)}
+    for i in range(args["n_layer"]):
+        shapes |= {
+            f"h.{i}.ln_1": (d,),
+            f"h.{i}.attn.c_attn": (3 * d, d),
+            f"h.{i}.attn.c_proj": (d, d),
+            f"h.{i}.ln_2": (d,),
+            f"h.{i}.mlp.c_fc": (4 * d, d),
+            f"h.{i}.mlp.c_proj": (d, 4 * d),
+        }
+    generator = torch.Generator().manual_seed(0)
+    weights = {}
+    for name, shape in shapes.items():
+        weights[f"{prefix}transformer.{name}.weight"] = torch.randn(shape, generator=generator) / 4
+        if bias and name not in ("wte", "wpe"):
+            weights[f"{prefix}transformer.{name}.bias"] = torch.randn(shape[0], generator=generator) / 4
+    weights[f"{prefix}lm_head.weight"] = weights[f"{prefix}transformer.wte.weight"]
+    rest = {"optimizer": {"state": {0: {"step": torch.tensor(3.0)}}}, "iter_num": 3, "config": {"dataset": "x"}}
+    return {"model": weights, "model_args": args, "best_val_loss": torch.tensor(4.0), **rest}
+
+
+def nanogpt_logits(checkpoint, tokens):
+    """nanoGPT's forward pass."""
+    weights = {name.removeprefix("_orig_mod."): tensor for name, tensor in checkpoint["model"].items()}
+    args = checkpoint["model_args"]
+
+    def linear(x, name):
+        return F.linear(x, weights[f"transformer.{name}.weight"], weights.get(f"transformer.{name}.bias"))
+
+    def norm(x, name):
+        gain, bias = weights[f"transformer.{name}.weight"], weights.get(f"transformer.{name}.bias")
+        return F.layer_norm(x, x.shape[-1:], gain, bias, 1e-5)
+
+    x = weights["transformer.wte.weight"][tokens] + weights["transformer.wpe.weight"][: tokens.shape[1]]
+    future = torch.ones(tokens.shape[1], tokens.shape[1], dtype=torch.bool).triu(1)
+    for i in range(args["n_layer"]):
+        qkv = linear(norm(x, f"h.{i}.ln_1"), f"h.{i}.attn.c_attn").split(args["n_embd"], dim=2)
+        q, k, v = (part.unflatten(2, (args["n_head"], -1)).transpose(1, 2) for part in qkv)
+        scores = (q @ k.transpose(2, 3) / math.sqrt(q.shape[-1])).masked_fill(future, -math.inf)
+        x = x + linear((scores.softmax(dim=-1) @ v).transpose(1, 2).flatten(2), f"h.{i}.attn.c_proj")
+        x = x + linear(F.gelu(linear(norm(x, f"h.{i}.ln_2"), f"h.{i}.mlp.c_fc")), f"h.{i}.mlp.c_proj")
+    return norm(x, "ln_f") @ weights["lm_head.weight"].T
+
+
+def huggingface(**options):
+    """A GPT-2 of transformers with random weights, biases and norms too."""
+    transformers = pytest.importorskip("transformers")
+    config = transformers.GPT2Config(**{**SIZES, "n_positions": BLOCK_SIZE, **options}, attn_implementation="eager")
+    torch.manual_seed(0)
+    model = transformers.GPT2LMHeadModel(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) / 10)
+    return model
+
+
+def from_pretrained(folder):
+    return pytest.importorskip("transformers").GPT2LMHeadModel.from_pretrained(folder, attn_implementation="eager")
+
+
+@torch.no_grad()
+def logits(path):
+    """What the network of a checkpoint of bytelm's makes of TOKENS."""
+    return LanguageModel.load_from_checkpoint(path, weights_only=True).eval()(TOKENS)
+
+
+def assert_equal(ours, theirs):
+    assert ours.keys() == theirs.keys()
+    assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A folder with ckpt.pt, a checkpoint of nanoGPT's, and model.ckpt, which was made of it."""
+    folder = tmp_path_factory.mktemp("made")
+    torch.save(nanogpt(), folder / "ckpt.pt")
+    import_weights(str(folder / "ckpt.pt"), str(folder / "model.ckpt"))
+    return folder
+
+
+@pytest.fixture
+def there(made, tmp_path, monkeypatch):
+    """A working folder with these two."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(made, tmp_path, dirs_exist_ok=True)
+
+
+# Import
+
+
+@pytest.mark.parametrize("prefix", ["", "_orig_mod."])
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_network_of_nanogpt_gives_its_logits_and_goes_back_as_it_was(bias, prefix, tmp_path):
+    checkpoint = nanogpt(bias, prefix)
+    checkpoint["model"][f"{prefix}transformer.h.0.attn.bias"] = torch.ones(1, 1, BLOCK_SIZE, BLOCK_SIZE).tril()
+    torch.save(checkpoint, tmp_path / "ckpt.pt")
+    import_weights(str(tmp_path / "ckpt.pt"), str(tmp_path / "model.ckpt"))
+    torch.testing.assert_close(
+        logits(tmp_path / "model.ckpt"), nanogpt_logits(checkpoint, TOKENS), atol=1e-5, rtol=1e-5
+    )
+    export_weights(str(tmp_path / "model.ckpt"), str(tmp_path / "back.pt"), "nanogpt")
+    back = torch.load(tmp_path / "back.pt", weights_only=True)
+    assert back["model_args"] == checkpoint["model_args"]
+    assert_equal(back["model"], nanogpt(bias)["model"])
+
+
+def test_a_checkpoint_from_before_bias_was_an_option_has_biases(tmp_path):
+    checkpoint = nanogpt()
+    del checkpoint["model_args"]["bias"]
+    torch.save(checkpoint, tmp_path / "ckpt.pt")
+    import_weights(str(tmp_path / "ckpt.pt"), str(tmp_path / "model.ckpt"))
+    torch.testing.assert_close(
+        logits(tmp_path / "model.ckpt"), nanogpt_logits(checkpoint, TOKENS), atol=1e-5, rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"activation_function": "gelu"},
+        {"activation_function": "gelu_pytorch_tanh", "n_inner": 48},
+        {"layer_norm_epsilon": 1e-2},
+    ],
+    ids=str,
+)
+def test_a_network_of_hugging_face_gives_its_logits_and_goes_back_as_it_was(options, tmp_path):
+    model = huggingface(**options)
+    model.save_pretrained(tmp_path / "there")
+    import_weights(str(tmp_path / "there"), str(tmp_path / "model.ckpt"))
+    with torch.no_grad():
+        expected = model(TOKENS).logits
+    torch.testing.assert_close(logits(tmp_path / "model.ckpt"), expected, atol=1e-5, rtol=1e-5)
+    export_weights(str(tmp_path / "model.ckpt"), str(tmp_path / "back"), "huggingface")
+    back = from_pretrained(tmp_path / "back")
+    assert_equal(back.state_dict(), model.state_dict())
+    with torch.no_grad():
+        torch.testing.assert_close(back(TOKENS).logits, expected, atol=1e-6, rtol=1e-6)
+    import_weights(str(tmp_path / "back"), str(tmp_path / "again.ckpt"))
+    first, again = (read(tmp_path / name, map_location="cpu") for name in ("model.ckpt", "again.ckpt"))
+    assert first["config"] == again["config"]
+    assert_equal(first["state_dict"], again["state_dict"])
+
+
+def test_a_folder_may_be_in_shards_in_half_precision_or_without_a_prefix(tmp_path):
+    safetensors = pytest.importorskip("safetensors.torch")
+    model = huggingface()
+    model.save_pretrained(tmp_path / "whole")
+    model.save_pretrained(tmp_path / "shards", max_shard_size="20KB")
+    model.transformer.save_pretrained(tmp_path / "bare")
+    masks = {f"h.{i}.attn.{name}": torch.ones(1) for i in range(N_LAYER) for name in ("bias", "masked_bias")}
+    bare = tmp_path / "bare/model.safetensors"
+    safetensors.save_file({**safetensors.load_file(bare), **masks}, bare)  # as older versions have them
+    model.half().save_pretrained(tmp_path / "half")
+    assert len(list((tmp_path / "shards").glob("model-*.safetensors"))) > 1
+    whole = read_huggingface(tmp_path / "whole").weights
+    assert_equal(read_huggingface(tmp_path / "shards").weights, whole)
+    assert_equal(read_huggingface(tmp_path / "bare").weights, whole)
+    half = read_huggingface(tmp_path / "half").weights
+    assert_equal(half, {name: tensor.half().float() for name, tensor in whole.items()})
+
+
+# Export
+
+
+def test_what_nanogpt_trained_without_biases_gives_its_logits_in_hugging_face(tmp_path):
+    checkpoint = nanogpt(bias=False)
+    torch.save(checkpoint, tmp_path / "ckpt.pt")
+    import_weights(str(tmp_path / "ckpt.pt"), str(tmp_path / "model.ckpt"))
+    export_weights(str(tmp_path / "model.ckpt"), str(tmp_path / "there"), "huggingface")
+    with torch.no_grad():
+        theirs = from_pretrained(tmp_path / "there")(TOKENS).logits
+    torch.testing.assert_close(theirs, nanogpt_logits(checkpoint, TOKENS), atol=1e-5, rtol=1e-5)
+
+
+def test_what_bytelm_trained_gives_its_logits_in_hugging_face(run):
+    attention = "{class_path: Explicit, init_args: {n_kv_heads: 2, bias: false, dropout: 0.1}}"
+    network = ["--model.gpt.position", "Learned", "--model.gpt.attention", attention, "--model.gpt.dropout", "0.1"]
+    network += ["--model.gpt.residual_autocast", "true"]  # of mixed precision, which the weights know nothing of
+    network += ["--model.gpt.feedforward.approximate", "polynomial"]  # GELU, but for rounding
+    gpt = run(*network).model.gpt.eval()
+    export_weights("runs/tiny/version_0/checkpoints/last.ckpt", "there", "huggingface")
+    tokens = TOKENS[:, :32]
+    with torch.no_grad():
+        torch.testing.assert_close(from_pretrained("there")(tokens).logits, gpt(tokens), atol=1e-5, rtol=1e-5)
+
+
+def test_the_parts_for_hopper_are_gpt2s(run):
+    network = ["--model.gpt.position", "Learned", "--model.gpt.attention", "FlashAttention"]
+    gpt = run(*network, "--model.gpt.feedforward", "FusedGELU").model.gpt.eval()
+    export_weights("runs/tiny/version_0/checkpoints/last.ckpt", "there", "huggingface")
+    tokens = TOKENS[:, :32]
+    with torch.no_grad():
+        torch.testing.assert_close(from_pretrained("there")(tokens).logits, gpt(tokens), atol=1e-5, rtol=1e-5)
+
+
+def spec(class_path, **options):
+    return {"class_path": class_path, "init_args": options}
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "named"),
+    [
+        ("position", spec("bytelm.parts.position.Rotary"), "model.gpt.position: 'bytelm.parts.position.Rotary'"),
+        ("position", spec("my_parts.Learned"), "model.gpt.position: 'my_parts.Learned'"),
+        ("block", spec("bytelm.parts.block.PostNorm"), "model.gpt.block: 'bytelm.parts.block.PostNorm'"),
+        ("embedding", spec("bytelm.parts.embedding.ScaledEmbedding"), "model.gpt.embedding: 'bytelm.parts.embedding."),
+        ("norm", spec("bytelm.parts.norm.RMSNorm"), "model.gpt.norm: 'bytelm.parts.norm.RMSNorm'"),
+        ("norm", spec("bytelm.parts.norm.LayerNorm", weight=False), "model.gpt.norm.weight: False"),
+        ("feedforward", spec("bytelm.parts.feedforward.SiLU"), "model.gpt.feedforward: 'bytelm.parts.feedforward.SiLU"),
+        ("attention", spec("bytelm.parts.attention.SDPA", n_kv_heads=1), "model.gpt.attention.n_kv_heads: 1"),
+        (
+            "attention",
+            spec("bytelm.parts.attention.SDPA", qk_norm=spec("bytelm.parts.norm.RMSNorm")),
+            "model.gpt.attention.qk_norm: ",
+        ),
+        ("memory", spec("bytelm.parts.memory.NGramMemory"), "model.gpt.memory: 'bytelm.parts.memory.NGramMemory'"),
+        (
+            "tie_embeddings",
+            False,
+            "model.gpt.tie_embeddings: False cannot be used; accepted, as GPT-2 has",
+        ),
+        ("head_bias", True, "model.gpt.head_bias: True"),
+        ("norm_embeddings", True, "model.gpt.norm_embeddings: True"),
+        ("logit_softcap", 15.0, "model.gpt.logit_softcap: 15.0"),
+        ("an_option_to_come", 1, "model.gpt.an_option_to_come: 1"),
+    ],
+)
+def test_a_network_that_is_no_gpt2_is_refused(key, value, named, there):
+    checkpoint = read("model.ckpt", map_location="cpu")
+    checkpoint["config"]["model"]["gpt"]["init_args"][key] = value
+    torch.save(checkpoint, "other.ckpt")
+    with pytest.raises(ConfigError) as refused:
+        read_bytelm(Path("other.ckpt"))
+    assert str(refused.value).startswith(named)
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"n_inner": 48, "activation_function": "gelu"}, "model.gpt.d_ff: 48 cannot be used; accepted by nanoGPT: 128"),
+        ({"activation_function": "gelu_new"}, "model.gpt.feedforward.approximate: 'tanh' cannot be used; accepted"),
+        ({"layer_norm_epsilon": 1e-6, "activation_function": "gelu"}, "model.gpt.norm.eps: 1e-06 cannot be used"),
+    ],
+)
+def test_what_nanogpt_has_not_is_refused(options, named, tmp_path):
+    huggingface(**options).save_pretrained(tmp_path / "there")
+    import_weights(str(tmp_path / "there"), str(tmp_path / "model.ckpt"))
+    with pytest.raises(ConfigError) as refused:
+        export_weights(str(tmp_path / "model.ckpt"), str(tmp_path / "back.pt"), "nanogpt")
+    assert str(refused.value).startswith(named)
+
+
+def test_biases_here_and_not_there_are_refused_by_nanogpt_alone(there):
+    gpt2 = read_nanogpt(Path("ckpt.pt"))
+    weights = {name: tensor for name, tensor in gpt2.weights.items() if not name.endswith("norm.bias")}
+    write_bytelm(replace(gpt2, norm_bias=False, weights=weights), Path("model.ckpt"))
+    with pytest.raises(ConfigError, match=r"model\.gpt\.norm\.bias: False .* True, as attention\.bias is True"):
+        export_weights("model.ckpt", "back.pt", "nanogpt")
+    export_weights("model.ckpt", "folder", "huggingface")
+    back = read_huggingface(Path("folder")).weights
+    assert_equal(back, {name: tensor if name in weights else 0 * tensor for name, tensor in gpt2.weights.items()})
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (lambda c: c.pop("config"), "does not tell its network's config"),
+        (lambda c: c["config"]["model"]["gpt"].pop("init_args"), "does not tell its network's config"),
+        (lambda c: c["config"]["model"]["gpt"]["init_args"].update(d_model="32"), "d_model: '32' cannot be used"),
+        (lambda c: c["config"]["model"]["gpt"]["init_args"].update(n_heads=5), "5 heads do not divide the width"),
+        (lambda c: c["state_dict"].pop("gpt.norm.bias"), "lacks gpt.norm.bias"),
+        (lambda c: c["state_dict"].update({"gpt.more": torch.ones(1)}), "gpt.more is nothing that a GPT-2"),
+    ],
+)
+def test_a_checkpoint_that_does_not_agree_with_itself_is_refused(change, named, there):
+    checkpoint = read("model.ckpt", map_location="cpu")
+    change(checkpoint)
+    torch.save(checkpoint, "other.ckpt")
+    with pytest.raises(CheckpointError) as refused:
+        read_bytelm(Path("other.ckpt"))
+    assert str(refused.value).startswith("other.ckpt")
+    assert named in str(refused.value)
+
+
+@pytest.mark.parametrize("format", ["nanogpt", "huggingface"])
+def test_a_target_that_cannot_be_written_is_named(format, there):
+    Path("file").write_text("as it was")
+    with pytest.raises(StorageError, match=r"file"):
+        export_weights("model.ckpt", "file/model" if format == "nanogpt" else "file", format)
+    assert Path("file").read_text() == "as it was"
+
+
+def test_a_folder_of_which_the_writing_fails_is_as_it_was(there, monkeypatch):
+    gpt2 = read_bytelm(Path("model.ckpt"))
+    write_huggingface(gpt2, Path("there"))
+    before = {path.name: path.read_bytes() for path in Path("there").iterdir()}
+    assert before.keys() == {"config.json", "model.safetensors"}
+
+    def fail(tensors, path, metadata):
+        Path(path).write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("safetensors.torch.save_file", fail)
+    with pytest.raises(StorageError, match=r"there: the model could not be written .No space left on device"):
+        write_huggingface(gpt2, Path("there"))
+    assert {path.name: path.read_bytes() for path in Path("there").iterdir()} == before
+
+
+# Sources that are none
+
+
+def lacks(name):
+    return lambda checkpoint: checkpoint["model"].pop(name)
+
+
+def has(**args):
+    return lambda checkpoint: checkpoint["model_args"].update(args)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (lambda c: c.pop("model_args"), "lacks model_args or model"),
+        (lambda c: c.update(model=None), "lacks model_args or model"),
+        (lacks("transformer.h.1.mlp.c_fc.bias"), "lacks transformer.h.1.mlp.c_fc.bias"),
+        (lacks("transformer.wpe.weight"), "lacks transformer.wpe.weight"),
+        (has(n_layer=10**12), "lacks transformer.h.2.ln_1.weight"),
+        (has(n_layer=1), "transformer.h.1.attn.c_attn.bias is nothing that a GPT-2"),
+        (has(bias=False), ".bias is nothing that a GPT-2"),
+        (has(n_layer=0), "n_layer: 0 cannot be used; accepted: a whole number above 0"),
+        (has(n_embd=32.0), "n_embd: 32.0 cannot be used"),
+        (lambda c: c["model_args"].pop("block_size"), "block_size: None cannot be used"),
+        (has(n_head=3), "3 heads do not divide the width, which is 32"),
+        (
+            has(vocab_size=50304),
+            "wte.weight has the shape (101, 32), where its config asks for (50304, 32)",
+        ),
+        (lambda c: c["model"].update({"lm_head.weight": torch.ones(101, 32)}), "lm_head.weight is not the token embed"),
+        (lambda c: c["model"].update({"transformer.wpe.weight": 1}), "lacks transformer.wpe.weight"),
+    ],
+)
+def test_a_checkpoint_that_is_not_nanogpts_is_refused(change, named, tmp_path):
+    checkpoint = nanogpt()
+    change(checkpoint)
+    torch.save(checkpoint, tmp_path / "ckpt.pt")
+    with pytest.raises(CheckpointError) as refused:
+        import_weights(str(tmp_path / "ckpt.pt"), str(tmp_path / "model.ckpt"))
+    assert str(refused.value).startswith(str(tmp_path / "ckpt.pt"))
+    assert named in str(refused.value)
+    assert len(str(refused.value).splitlines()) == 1
+    assert not (tmp_path / "model.ckpt").exists()
+
+
+class Evil:
+    def __reduce__(self):
+        return open, ("ran", "w")
+
+
+def test_a_file_that_is_damaged_or_unsafe_is_refused(there):
+    whole = Path("ckpt.pt").read_bytes()
+    at = whole.index(nanogpt()["model"]["transformer.h.1.mlp.c_fc.weight"].numpy().tobytes())
+    Path("flipped.pt").write_bytes(whole[:at] + bytes([whole[at] ^ 16]) + whole[at + 1 :])
+    Path("cut.pt").write_bytes(whole[: len(whole) // 2])
+    Path("empty.pt").touch()
+    Path("plain.pickle").write_bytes(pickle.dumps({"model": {}, "model_args": {}}))
+    torch.save({**nanogpt(), "more": Evil()}, "evil.pt")
+    torch.save([1, 2], "list.pt")
+    for name in ("flipped.pt", "cut.pt", "empty.pt", "plain.pickle", "evil.pt", "list.pt", "none.pt", "model.ckpt"):
+        with pytest.raises(CheckpointError) as refused:
+            import_weights(name, "target.ckpt")
+        assert str(refused.value).startswith(f"{name} ")
+        assert str(refused.value).endswith("accepted: nanoGPT's ckpt.pt, or a folder of Hugging Face's")
+    assert not Path("ran").exists()
+    assert not Path("target.ckpt").exists()
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("model_type", "llama"),
+        ("activation_function", "relu"),
+        ("activation_function", ["gelu"]),
+        ("tie_word_embeddings", False),
+        ("scale_attn_weights", False),
+        ("scale_attn_by_inverse_layer_idx", True),
+        ("add_cross_attention", True),
+        ("n_embd", None),
+        ("n_inner", -1),
+        ("n_positions", "64"),
+        ("layer_norm_epsilon", None),
+        ("layer_norm_epsilon", "1e-5"),
+    ],
+)
+def test_a_config_of_hugging_face_that_bytelm_cannot_follow_is_refused(key, value, there):
+    export_weights("model.ckpt", "folder", "huggingface")
+    path = Path("folder/config.json")
+    path.write_text(json.dumps({**json.loads(path.read_text()), key: value}))
+    with pytest.raises(CheckpointError) as refused:
+        import_weights("folder", "target.ckpt")
+    assert str(refused.value).startswith(f"{path}: {key}: {value!r} cannot be used; accepted: ")
+
+
+def test_a_folder_that_lacks_something_is_refused(there):
+    export_weights("model.ckpt", "folder", "huggingface")
+    folder = Path("folder")
+    weights, config = folder / "model.safetensors", folder / "config.json"
+    whole, said = weights.read_bytes(), config.read_text()
+
+    def refusal():
+        with pytest.raises(CheckpointError) as refused:
+            import_weights("folder", "target.ckpt")
+        assert len(str(refused.value).splitlines()) == 1
+        return str(refused.value)
+
+    weights.write_bytes(whole[:-100])
+    assert refusal().startswith(f"{weights} cannot be read (")
+    weights.unlink()
+    assert refusal().startswith(f"{weights} cannot be read (")
+    index = folder / "model.safetensors.index.json"
+    index.write_text("{}")
+    assert refusal() == f"{index} lacks weight_map"
+    index.write_text('{"weight_map": {"a": "model-00001-of-00002.safetensors"}}')
+    assert refusal().startswith(f"{folder / 'model-00001-of-00002.safetensors'} cannot be read (")
+    index.unlink()
+    weights.write_bytes(whole)
+    config.write_text(said.replace('"n_layer": 2', '"n_layer": 3'))
+    assert refusal() == "folder lacks transformer.h.2.ln_1.weight"
+    config.write_text("[]")
+    assert refusal().startswith(f"{config} cannot be read (it holds no keys and values); accepted: a folder with")
+    config.unlink()
+    assert refusal().startswith(f"{config} cannot be read (No such file or directory)")
+
+
+def test_a_missing_package_is_named(there, monkeypatch):
+    monkeypatch.setitem(sys.modules, "safetensors.torch", None)
+    with pytest.raises(ConfigError, match=r"safetensors is not installed; pip install"):
+        export_weights("model.ckpt", "folder", "huggingface")
+    assert not Path("folder").exists()
+
+
+# The checkpoint, and the commands
+
+
+@pytest.mark.parametrize(
+    ("vocab_size", "given", "tokenizer", "tokens"),
+    [
+        (101, None, None, 101),
+        (50_257, None, "gpt2", 50_257),
+        (50_304, None, "gpt2", 50_257),
+        (101, "tokenizer.json", "tokenizer.json", 101),
+    ],
+)
+def test_the_config_names_the_tokenizer(vocab_size, given, tokenizer, tokens, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save(nanogpt(vocab_size=vocab_size, n_embd=4), "ckpt.pt")
+    import_weights("ckpt.pt", "model.ckpt", given)
+    assert read("model.ckpt")["config"]["data"] == {
+        "class_path": "bytelm.data.shards.TokenShards",
+        "init_args": {"tokenizer": tokenizer, "vocab_size": tokens, "seq_len": BLOCK_SIZE},
+    }
+
+
+def test_of_other_vocabularies_the_tokenizer_has_to_be_named(tmp_path, monkeypatch):
+    pytest.importorskip("tokenizers")
+    monkeypatch.chdir(tmp_path)
+    train_tokenizer(iter(["to be or not to be"] * 9), 270, Path("tokenizer.json"))
+    torch.save(nanogpt(vocab_size=300), "ckpt.pt")
+    import_weights("ckpt.pt", "model.ckpt")
+    with pytest.raises(ConfigError, match=r"data\.tokenizer: None .* given to import \(--tokenizer\)"):
+        load("model.ckpt")
+    import_weights("ckpt.pt", "model.ckpt", "tokenizer.json")
+    text = "".join(write(load("model.ckpt"), "to be", max_new_tokens=5))
+    assert text.startswith("to be")
+    assert len(text) > len("to be")
+
+
+def test_a_model_of_the_config_takes_the_weights_on(there):
+    checkpoint = read("model.ckpt", map_location="cpu")
+    model = LanguageModel.load_from_checkpoint("model.ckpt", weights_only=True)
+    assert fits("model.ckpt", checkpoint, model, checkpoint["config"]) == []
+    assert model.gpt.head.weight is model.gpt.embedding.weight
+    assert (model.gpt.max_seq_len, model.gpt.vocab_size) == (BLOCK_SIZE, VOCAB_SIZE)
+
+
+VALIDATE = """
+model:
+  gpt:
+    d_model: 32
+    n_heads: 2
+    n_layers: 2
+    vocab_size: 101
+    max_seq_len: 64
+    position: Learned
+data:
+  class_path: TokenShards
+  init_args: {path: shards, batch_size: 3, seq_len: 64, vocab_size: 101, tokenizer: null}
+trainer: {accelerator: cpu, devices: 1, enable_progress_bar: false}
+"""
+
+
+def test_validate_scores_an_imported_checkpoint(there, capsys, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["bytelm"])
+    shard_file = pytest.importorskip("bytelm.data.shard_file")
+    Path("shards").mkdir()
+    text = torch.randint(VOCAB_SIZE, (64 * 5 + 1,), generator=torch.Generator().manual_seed(2))
+    for split in ("train", "val"):
+        shard_file.write_shard(Path(f"shards/{split}.bin"), text.numpy().astype("uint16"))
+    Path("imported.yaml").write_text(VALIDATE)
+    main(["validate", "--config", "imported.yaml", "--ckpt_path", "model.ckpt"])
+    captured = capsys.readouterr()
+    rows, targets = text[:-1].view(5, 64), text[1:].view(5, 64)
+    loss = F.cross_entropy(nanogpt_logits(nanogpt(), rows).flatten(0, 1), targets.flatten()).item()
+    (line,) = [line for line in captured.out.splitlines() if line.startswith("val_loss:")]
+    assert float(line.split()[1]) == pytest.approx(loss, abs=1e-4)
+    assert "model.gpt" not in captured.err  # no differences to tell of
+
+
+def test_the_commands_say_what_they_wrote_and_refuse_in_one_line(there, capsys):
+    main_export(["model.ckpt", "folder", "--format", "huggingface"])
+    main_import(["folder", "again.ckpt", "--tokenizer", "gpt2"])
+    assert capsys.readouterr().out.splitlines() == ["huggingface: folder", "checkpoint: again.ckpt"]
+    for command, options, status in (
+        (main_import, ["none.pt", "model.ckpt"], 4),
+        (main_import, ["ckpt.pt"], 2),
+        (main_export, ["model.ckpt", "folder"], 2),
+        (main_export, ["model.ckpt", "folder", "--format", "onnx"], 2),
+        (main_export, ["ckpt.pt", "folder", "--format", "nanogpt"], 4),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            command(options)
+        assert ended.value.code == status
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("bytelm: error: ")
+
+
+@pytest.mark.parametrize(("name", "command"), [("import", main_import), ("export", main_export)])
+def test_the_commands_tell_their_options(name, command, capsys):
+    with pytest.raises(SystemExit) as ended:
+        command(["--help"])
+    assert ended.value.code == 0
+    said = capsys.readouterr().out
+    assert said.startswith(f"usage: python -m bytelm {name} ")
+    assert "(required, type: str)" not in said
+
+
+def test_the_program_knows_the_commands(there, monkeypatch):
+    for options in (["import", "ckpt.pt", "cli.ckpt"], ["export", "cli.ckpt", "cli.pt", "--format", "nanogpt"]):
+        monkeypatch.setattr("sys.argv", ["bytelm", *options])
+        runpy.run_module("bytelm", run_name="__main__")
+    assert_equal(torch.load("cli.pt", weights_only=True)["model"], nanogpt()["model"])

@@ -1,0 +1,402 @@
+"""What a run is given as `--ckpt_path`, and what it makes of it.
+
+Proved here:
+
+- what is damaged, no checkpoint, or of another model, optimizer or corpus is refused in one line, with its kind's exit
+  status, before anything in runs/ is made or changed; and code inside of a checkpoint does not run;
+- `last` and `best` name the newest run's, and a folder that another process is at work in is left alone;
+- a checkpoint whose writing fails or is cut leaves the one before as it was;
+- all optimizers' states load without unpickling code, and training goes on with them bit for bit.
+"""
+
+import ctypes
+import io
+import os
+import pickle
+import random
+import shutil
+import signal
+import struct
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.demos.boring_classes import BoringModel
+
+from bytelm.runs.checkpoints import AtomicCheckpointIO, read
+from bytelm.cli import main
+from bytelm.errors import CheckpointError, StorageError
+
+pytest.importorskip("fcntl", reason="locks and signals of POSIX systems")
+
+from scripts.inject_faults import forkserver, start, unequal, wait, what_counts
+
+LAST = Path("runs/tiny/version_0/checkpoints/last.ckpt")
+ON = ("--time_budget.limit", "8 steps")  # the run of 4 steps goes on
+
+
+def contents(folder="runs"):
+    """All files below a folder, with what says whether they were touched."""
+    return {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in Path(folder).rglob("*")}
+
+
+@pytest.fixture
+def refuses(folder, capsys):
+    """Runs main() on a checkpoint that must be refused before anything is done; returns the line that says why."""
+
+    def refuses(ckpt_path, *options, subcommand="fit", status=4):
+        before = contents()
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main([subcommand, "--config", "tiny.yaml", "--ckpt_path", str(ckpt_path), *options])
+        captured = capsys.readouterr()
+        assert ended.value.code == status, captured.err
+        assert contents() == before
+        assert captured.out == ""
+        (line,) = captured.err.splitlines()
+        return line.removeprefix("bytelm: error: ")
+
+    return refuses
+
+
+# No checkpoint, or no whole one
+
+
+def test_a_checkpoint_that_was_cut_short_is_refused(run, refuses):
+    run()
+    whole = LAST.read_bytes()
+    cut = Path("cut.ckpt")
+    for length in [*range(0, 100, 7), *range(100, len(whole), len(whole) // 150), *range(len(whole) - 30, len(whole))]:
+        cut.write_bytes(whole[:length])
+        with pytest.raises(CheckpointError, match=r"ckpt_path: 'cut\.ckpt' is damaged or no checkpoint"):
+            read(cut)
+    for length in (0, 1, 1000, len(whole) // 2, len(whole) - 1):
+        cut.write_bytes(whole[:length])
+        assert "'cut.ckpt' is damaged or no checkpoint" in refuses(cut, *ON)
+
+
+def test_a_last_checkpoint_that_was_cut_short_is_refused_by_its_path(run, refuses):
+    run()
+    os.truncate(LAST, LAST.stat().st_size // 2)
+    assert f"'{LAST}' is damaged or no checkpoint" in refuses("last", *ON)
+
+
+def test_a_flipped_bit_is_found_or_does_no_harm(run):
+    run()
+    good = read(LAST, map_location="cpu")
+    whole = LAST.read_bytes()
+    flipped = Path("flipped.ckpt")
+    rng = random.Random(0)
+    missed = []
+    for position in sorted(rng.sample(range(len(whole)), 150)):
+        flipped.write_bytes(whole[:position] + bytes([whole[position] ^ 16]) + whole[position + 1 :])
+        try:
+            checkpoint = read(flipped, map_location="cpu", check=True)
+        except CheckpointError:
+            continue
+        if next(unequal(good, checkpoint), None):
+            missed.append(position)
+    assert missed == []
+
+
+@pytest.mark.parametrize("subcommand", ["fit", "validate"])
+def test_what_is_no_checkpoint_is_refused(subcommand, folder, refuses):
+    Path("empty.ckpt").touch()
+    Path("text.ckpt").write_text("weights: none\n")
+    Path("zip.ckpt").write_bytes(b"PK\x05\x06" + bytes(18))  # an archive of no files
+    Path("folder.ckpt").mkdir()
+    torch.save([1, 2, 3], "list.ckpt")
+    torch.save({"state_dict": 3}, "dict.ckpt")
+    torch.save(torch.ones(3), "tensor.ckpt")
+    for path in sorted(Path().glob("*.ckpt")):
+        line = refuses(path, subcommand=subcommand)
+        assert f"{str(path)!r} " in line
+        assert "could run code" not in line
+    assert "'missing.ckpt' cannot be read: No such file or directory" in refuses("missing.ckpt", subcommand=subcommand)
+    assert not Path("runs").exists()
+
+
+def bind_root():
+    """Takes from root what lets it read any file."""
+    header, no_capabilities = struct.pack("Ii", 0x20080522, 0), bytes(24)
+    assert ctypes.CDLL(None).capset(header, no_capabilities) == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="root's powers are taken from it in the way of Linux")
+def test_a_checkpoint_that_may_not_be_read_is_refused(run):
+    run()
+    LAST.chmod(0)
+    before = contents()
+    process = start(Path.cwd(), "fit", "--config", "tiny.yaml", "--ckpt_path", str(LAST), *ON, before=bind_root)
+    status = wait(process)
+    line = f"bytelm: error: ckpt_path: '{LAST}' cannot be read: Permission denied\n"
+    assert (status, Path("stderr").read_text()) == (4, line)
+    assert contents() == before
+
+
+class Code:
+    """What runs code when it is unpickled."""
+
+    def __reduce__(self):
+        return open, ("has-run", "w")
+
+
+def test_code_in_a_checkpoint_does_not_run(run, refuses):
+    run()
+    checkpoint = read(LAST, map_location="cpu")
+    Path("pickle.ckpt").write_bytes(pickle.dumps(Code()))
+    torch.save(Code(), "bare.ckpt")
+    torch.save({**checkpoint, "state_dict": Code()}, "weights.ckpt")
+    torch.save({**checkpoint, "callbacks": {"Resume": Code()}}, "callbacks.ckpt")
+    torch.save({**checkpoint, "optimizer_states": [Code()]}, "old-format.ckpt", _use_new_zipfile_serialization=False)
+    for path in sorted(Path().glob("*.ckpt")):
+        for subcommand in ("fit", "validate", "predict"):
+            line = refuses(path, subcommand=subcommand)
+            assert f"{str(path)!r} holds more than tensors and plain values" in line or path == Path("pickle.ckpt")
+        assert not Path("has-run").exists()
+    torch.load("weights.ckpt", weights_only=False)
+    assert Path("has-run").exists()  # the code is real
+
+
+# Of something else
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (("--model.gpt.d_model", "32"), ["model.gpt.d_model: 16 in the checkpoint, 32 now"]),
+        (("--model.gpt.n_layers", "2"), ["model.gpt.n_layers: 1 in the checkpoint, 2 now"]),
+        (("--model.gpt.position", "Learned"), ["model.gpt.position: Rotary in the checkpoint, Learned now"]),
+        (
+            ("--model.gpt.d_ff", "64", "--model.gpt.feedforward", "SwiGLU"),
+            [
+                "model.gpt.d_ff: 32 in the checkpoint, 64 now",
+                "model.gpt.feedforward: GELU in the checkpoint, SwiGLU now",
+            ],
+        ),
+    ],
+    ids=["d_model", "n_layers", "position", "feedforward"],
+)
+@pytest.mark.parametrize("subcommand", ["fit", "validate"])
+def test_another_models_checkpoint_is_refused_by_the_keys_that_differ(options, told, subcommand, run, refuses):
+    run()
+    for ckpt_path in (LAST, "last"):
+        line = refuses(ckpt_path, *options, subcommand=subcommand)
+        assert line.startswith(f"ckpt_path: '{LAST}' is of another model; model.gpt.")
+        assert all(difference in line for difference in told)
+
+
+@pytest.mark.parametrize(("theirs", "ours"), [("true", "false"), ("false", "true")])
+def test_tied_and_untied_embeddings_are_two_models_though_of_the_same_shapes(theirs, ours, run, refuses):
+    run("--model.gpt.tie_embeddings", theirs)
+    told = f"model.gpt.tie_embeddings: {theirs.title()} in the checkpoint, {ours.title()} now"
+    assert told in refuses(LAST, "--model.gpt.tie_embeddings", ours, *ON)
+    if ours == "true":  # of two matrices one would be lost; one that is used twice scores the same
+        assert told in refuses(LAST, "--model.gpt.tie_embeddings", ours, subcommand="validate")
+
+
+def test_a_checkpoint_of_the_same_shapes_is_scored_with_a_note(run, capsys):
+    run()
+    run("--ckpt_path", str(LAST), "--model.gpt.attention", "Explicit", subcommand="validate")
+    assert "model.gpt.attention: SDPA in the checkpoint, Explicit now" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("optimizer", ["Adam", "Lion", "MuonAdamW", "SGD"])
+def test_another_optimizers_checkpoint_is_refused_but_scored(optimizer, run, refuses):
+    run()
+    line = refuses(LAST, "--model.optimizer", optimizer, *ON)
+    assert line.startswith(f"ckpt_path: '{LAST}'; model.optimizer: ")
+    theirs, ours = line.partition("model.optimizer: ")[2].split(" in the checkpoint, ")
+    assert theirs.endswith(".AdamW")
+    assert ours.endswith(f".{optimizer} now")
+    run("--ckpt_path", str(LAST), "--model.optimizer", optimizer, subcommand="validate")
+
+
+def test_weights_alone_are_scored_but_not_trained_on(run, refuses, capsys):
+    trainer = run().trainer
+    score = capsys.readouterr().out.splitlines()[0]
+    trainer.save_checkpoint("lightning.ckpt", weights_only=True)
+    torch.save({"state_dict": read(LAST, map_location="cpu")["state_dict"]}, "plain.ckpt")
+    for path in ("lightning.ckpt", "plain.ckpt"):
+        assert refuses(path) == f"ckpt_path: '{path}' holds weights but no state of an optimizer to go on with"
+        run("--ckpt_path", path, subcommand="validate")
+        assert capsys.readouterr().out.splitlines()[0] == score
+
+
+@pytest.mark.parametrize("subcommand", ["fit", "validate"])
+def test_a_checkpoint_of_another_lightning_module_is_refused(subcommand, folder, refuses):
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    trainer = Trainer(accelerator="cpu", max_steps=1, limit_val_batches=0, enable_checkpointing=False, **quiet)
+    trainer.fit(BoringModel())
+    trainer.save_checkpoint("boring.ckpt")
+    line = refuses("boring.ckpt", subcommand=subcommand)
+    assert line.startswith("ckpt_path: 'boring.ckpt' is of another model; ")
+    assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["pytorch-lightning_version", "callbacks", "loops", "global_step", "epoch", "lr_schedulers", "Bytes", "config"],
+)
+def test_a_checkpoint_that_lacks_something_is_refused_or_does_without(key, run, refuses):
+    run()
+    checkpoint = read(LAST, map_location="cpu")
+    del checkpoint[key]
+    torch.save(checkpoint, "lacking.ckpt")
+    try:
+        run("--ckpt_path", "lacking.ckpt", "--experiment", "lacking", *ON)
+    except Exception:
+        shutil.rmtree("runs/lacking", ignore_errors=True)
+        assert "lacking.ckpt" in refuses("lacking.ckpt", *ON)
+
+
+def test_a_changed_corpus_is_refused_by_both_hashes(run, refuses):
+    before = run().datamodule.corpus.sha256
+    with open("corpus.txt", "a") as corpus:
+        corpus.write("more\n")
+    after = run("--experiment", "changed").datamodule.corpus.sha256
+    for ckpt_path in (LAST, "last"):
+        line = refuses(ckpt_path, *ON, status=3)
+        assert "corpus.txt" in line
+        assert before[:12] in line
+        assert after[:12] in line
+
+
+# By name
+
+
+def test_last_begins_at_the_beginning_where_there_is_no_run_yet(run, capsys):
+    run("--ckpt_path", "last")
+    captured = capsys.readouterr()
+    assert "bytelm: note: no last.ckpt in runs/tiny yet: the run begins at the beginning" in captured.err
+    assert read(LAST)["callbacks"]["TimeBudget"]["steps"] == 4
+
+
+@pytest.mark.parametrize(("name", "subcommand"), [("best", "fit"), ("last", "validate"), ("best", "predict")])
+def test_a_name_without_a_run_is_refused(name, subcommand, folder, refuses):
+    line = refuses(name, subcommand=subcommand)
+    assert line == f"ckpt_path: no {name}.ckpt in runs/tiny; accepted: a path, too"
+    assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize("subcommand", ["validate", "test"])
+def test_last_and_best_are_those_of_the_newest_run(subcommand, run, capsys):
+    run("--model.optimizer.lr", "1e-2")
+    run("--time_budget.limit", "20 steps", "--trainer.val_check_interval", "5")
+    (Path("runs/tiny/version_7") / "checkpoints").mkdir(parents=True)  # a run that has no checkpoint yet
+    for name in ("last", "best"):
+        scores = []
+        for ckpt_path in (name, f"runs/tiny/version_1/checkpoints/{name}.ckpt"):
+            capsys.readouterr()
+            before = contents()
+            run("--ckpt_path", ckpt_path, subcommand=subcommand)
+            assert contents() == before
+            scores.append(capsys.readouterr().out)
+        assert scores[0] == scores[1] != ""
+
+
+def test_a_run_that_another_process_is_at_work_on_is_left_alone(run, refuses):
+    process = start(
+        Path.cwd(),
+        "fit",
+        "--config",
+        "tiny.yaml",
+        "--time_budget.limit=100000 steps",
+        "--last_checkpoint.every=1 steps",
+    )
+    while not LAST.exists():
+        assert process.exitcode is None, Path("stderr").read_text()
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGSTOP)  # at work, but nothing changes
+    assert refuses("last", status=5) == "runs/tiny/version_0: another process is at work on this run"
+    process.kill()
+    process.join()
+    steps = read(LAST)["callbacks"]["TimeBudget"]["steps"]
+    run("--ckpt_path", "last", "--time_budget.limit", f"{steps + 2} steps")
+    assert read(LAST)["callbacks"]["TimeBudget"]["steps"] == steps + 2
+
+
+# Writing
+
+
+class Halt(BaseException):
+    """As KeyboardInterrupt: what no `except Exception` catches."""
+
+
+def half_save(error, checkpoint, file):
+    """torch.save, cut in the middle by an error, or by SIGKILL where there is none."""
+    whole = io.BytesIO()
+    ORIGINAL_SAVE(checkpoint, whole)
+    half = whole.getvalue()[: whole.tell() // 2]
+    if isinstance(file, str | os.PathLike):
+        Path(file).write_bytes(half)
+    else:
+        file.write(half)
+        file.flush()
+    if error is None:
+        os.kill(os.getpid(), signal.SIGKILL)
+    raise error
+
+
+ORIGINAL_SAVE = torch.save
+
+
+@pytest.mark.parametrize(
+    ("error", "raised"),
+    [
+        (OSError(28, "No space left on device"), StorageError),
+        (RuntimeError("enforce fail"), StorageError),
+        (Halt(), Halt),
+    ],
+    ids=["OSError", "RuntimeError", "BaseException"],
+)
+def test_a_checkpoint_whose_writing_fails_leaves_the_one_before(error, raised, tmp_path, monkeypatch):
+    path = tmp_path / "last.ckpt"
+    AtomicCheckpointIO().save_checkpoint({"state_dict": {"w": torch.ones(1000)}}, path)
+    before = path.read_bytes()
+    monkeypatch.setattr(torch, "save", partial(half_save, error))
+    with pytest.raises(raised) as failed:
+        AtomicCheckpointIO().save_checkpoint({"state_dict": {"w": torch.zeros(1000)}}, path)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+    if raised is StorageError:
+        assert str(path) in str(failed.value)
+        assert str(error.args[-1]) in str(failed.value)
+
+
+def save_and_die(path):
+    torch.save = partial(half_save, None)
+    AtomicCheckpointIO().save_checkpoint({"state_dict": {"w": torch.zeros(1000)}}, path)
+
+
+def test_a_process_killed_while_it_writes_leaves_the_one_before(tmp_path):
+    path = tmp_path / "last.ckpt"
+    AtomicCheckpointIO().save_checkpoint({"state_dict": {"w": torch.ones(1000)}}, path)
+    before = path.read_bytes()
+    process = forkserver.Process(target=save_and_die, args=(path,))
+    process.start()
+    assert wait(process) == -signal.SIGKILL
+    assert path.read_bytes() == before
+    assert len(list(tmp_path.iterdir())) == 2  # and half of a file, which the next one replaces
+    AtomicCheckpointIO().save_checkpoint({"state_dict": {"w": torch.zeros(1000)}}, path)
+    assert torch.equal(read(path, map_location="cpu")["state_dict"]["w"], torch.zeros(1000))
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    "options", [("AdamW",), ("Adam",), ("Lion",), ("MuonAdamW",), ("SGD", "momentum", "0.9")], ids=str
+)
+def test_every_optimizer_goes_on_from_its_checkpoint_bit_for_bit(options, run):
+    optimizer = ["--model.optimizer", options[0]]
+    if options[1:]:
+        optimizer += [f"--model.optimizer.{options[1]}", options[2]]
+    run("--experiment", "uncut", *optimizer, *ON)
+    run(*optimizer)
+    assert read(LAST, map_location="cpu")["optimizer_states"][0]["state"]
+    run(*optimizer, *ON, "--ckpt_path", "last")
+    uncut = Path("runs/uncut/version_0/checkpoints/last.ckpt")
+    assert list(unequal(what_counts(uncut), what_counts(LAST))) == []
