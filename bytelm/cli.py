@@ -26,7 +26,6 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.plugins import Precision
-from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch.utils.tensorboard.summary import hparams
@@ -55,11 +54,11 @@ from bytelm.data.base import TokenData
 from bytelm.errors import CheckpointError, ConfigError, Interrupted, run_error
 from bytelm.gpt import GPT
 from bytelm.language_model import LanguageModel
-from bytelm.parts.attention import Attention
+from bytelm.parts.attention import MultiHeadAttention
 from bytelm.precision import FP8
 from bytelm.runs.checkpoints import AtomicCheckpointIO, fits, fits_optimizer, flat, read
 from bytelm.runs.folder import RUNS, RunLogger, newest_checkpoint, version_of
-from bytelm.strategies import FSDP, STRATEGIES
+from bytelm.strategies import STRATEGIES
 from bytelm.system.files import replacing
 from bytelm.system.process import end_with_parent
 from bytelm.units import Duration
@@ -158,7 +157,7 @@ class Parser(ConfigFileParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         if not self.exit_on_error:
             super().error(message, ex)
-        fail(clarify(message, KEYS, nested=(GPT, Attention)))
+        fail(clarify(message, KEYS, nested=(GPT, MultiHeadAttention)))
 
 
 def fail(message: str, exit_status: int = ConfigError.exit_status) -> NoReturn:
@@ -215,15 +214,9 @@ class BytelmCLI(LightningCLI):
 
     def _check(self) -> None:
         """Finds what cannot work before the run has a folder."""
-        self.model.check(self.datamodule)
-        strategy = self.trainer.strategy
-        over_nccl = isinstance(strategy, DDPStrategy) and strategy.root_device.type == "cuda"
-        if self.model.gpt.embedding.sparse_tables and (over_nccl or isinstance(strategy, FSDP)):
-            raise ConfigError("model.gpt.embedding.sparse", True, "accepted: false, with fsdp or with ddp on GPUs")
-        if self.model.gpt.memory.learns_text and isinstance(strategy, FSDP):
-            raise ConfigError("trainer.strategy", "fsdp", "accepted with a memory that learns the text: auto, ddp")
+        self.model.check(self.datamodule, self.trainer)
         if isinstance(self.trainer.precision_plugin, FP8):
-            self.trainer.precision_plugin.check(self.model, strategy)
+            self.trainer.precision_plugin.check(self.trainer.strategy)
         if self.trainer.accumulate_grad_batches < 1:
             raise ConfigError(
                 "trainer.accumulate_grad_batches", self.trainer.accumulate_grad_batches, "accepted: from 1"

@@ -2,31 +2,45 @@
 
     tokens -> embedding -> memory.embed -> position.embed -> n_layers x block -> norm -> head -> memory.mix -> logits
 
-The constructor takes small factories, one a part; a config names another class to swap one. Notable:
-- one position encoding, shared by all blocks, acts on embeddings, on queries and keys, or on scores;
-- a memory, none by default, tells of what followed the same context elsewhere;
-- writing token by token (generate.py), a cache keeps the keys and values of the tokens before;
+The constructor takes small factories, one a part; a config names another class to swap one. What each kind of part
+promises and may declare is in parts/contract.py: this file knows the contracts and no particular part. Notable:
+- a block, its attention and its feed-forward may ask for their layer's number, so that layers can differ;
+- one Context, the same for all blocks, holds what parts may look at beside their input;
+- one position encoding acts on embeddings, on queries and keys, or on scores;
+- in generation a cache keeps what attentions need of earlier tokens, where all parts support it;
 - the head is tied to the token embedding unless told otherwise;
-- the last thing that happens is the initialisation, a part too.
+- the last step of construction is the initialisation, a part too.
 """
 
-import inspect
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from bytelm.config.values import PositiveFloat, PositiveInt, UnitInterval
 from bytelm.errors import ConfigError
-from bytelm.parts.attention import SDPA, Attention, KVCache
-from bytelm.parts.block import Block, PreNorm
+from bytelm.parts import contract
+from bytelm.parts.attention import SDPA
+from bytelm.parts.block import PreNorm
+from bytelm.parts.contract import (
+    Context,
+    Embedding,
+    Initialization,
+    MakeAttention,
+    MakeBlock,
+    MakeFeedForward,
+    Memory,
+    Norm,
+    PositionEncoding,
+)
 from bytelm.parts.embedding import TokenEmbedding
-from bytelm.parts.feedforward import GELU, FeedForward
-from bytelm.parts.init import Initialization, Normal
-from bytelm.parts.memory import Memory, NoMemory
-from bytelm.parts.norm import LayerNorm, Norm
-from bytelm.parts.position import PositionEncoding, Rotary
+from bytelm.parts.feedforward import GELU
+from bytelm.parts.init import Normal
+from bytelm.parts.memory import NoMemory
+from bytelm.parts.norm import LayerNorm
+from bytelm.parts.position import Rotary
 
 
 class GPT(nn.Module):
@@ -39,14 +53,14 @@ class GPT(nn.Module):
         d_ff: Width of the feed-forward's hidden layer; default 4 d_model.
         vocab_size: Number of tokens; 256 for bytes.
         max_seq_len: Longest sequence, in tokens.
-        position: Position encoding: Rotary, Learned, Sinusoidal, ALiBi, NoPosition.
-        embedding: Token embedding: TokenEmbedding, ScaledEmbedding, ValueEmbedding, HashedNGrams.
-        attention: Attention: SDPA, Explicit, FlashAttention; its options are n_kv_heads, qk_norm, dropout, bias.
-        feedforward: Feed-forward: ReLU, GELU, SiLU, ReLUSquared, SwiGLU, GeGLU, FusedGELU.
-        memory: Memory: NoMemory, NGramMemory.
-        norm: Normalisation: LayerNorm, RMSNorm.
-        block: Order of a block: PreNorm, PostNorm, Parallel.
-        init: Initialisation: Normal, FanIn.
+        position: Position encoding.
+        embedding: Token embedding.
+        attention: Attention.
+        feedforward: Feed-forward network.
+        memory: Memory.
+        norm: Normalisation.
+        block: Block: the order of normalisation, attention and feed-forward.
+        init: Initialisation.
         tie_embeddings: Whether the head reads logits off the token embedding's weights.
         head_bias: Whether the head has a bias.
         norm_embeddings: Whether the embeddings are normalised before the first block.
@@ -57,8 +71,10 @@ class GPT(nn.Module):
         dropout: Probability of dropping an element of the embeddings and of what each branch adds (GPT-2's).
 
     Raises:
-        ConfigError: Values that do not fit together; the message names them.
+        ConfigError: Values that do not fit together, or a part that is none of its kind; the message names them.
     """
+
+    optimizer_groups: ClassVar = {"blocks": "hidden", "head": "head"}
 
     def __init__(
         self,
@@ -69,12 +85,12 @@ class GPT(nn.Module):
         vocab_size: PositiveInt = 256,
         max_seq_len: PositiveInt = 256,
         position: Callable[[int, int, int], PositionEncoding] = Rotary,
-        embedding: Callable[[int, int], TokenEmbedding] = TokenEmbedding,
-        attention: Callable[[int, int], Attention] = SDPA,
-        feedforward: Callable[[int, int], FeedForward] = GELU,
+        embedding: Callable[[int, int], Embedding] = TokenEmbedding,
+        attention: MakeAttention = SDPA,
+        feedforward: MakeFeedForward = GELU,
         memory: Callable[[int, int], Memory] = NoMemory,
         norm: Callable[[int], Norm] = LayerNorm,
-        block: Callable[[Attention, FeedForward, Callable[[], Norm], float], Block] = PreNorm,
+        block: MakeBlock = PreNorm,
         init: Callable[[], Initialization] = Normal,
         tie_embeddings: bool = True,
         head_bias: bool = False,
@@ -89,77 +105,77 @@ class GPT(nn.Module):
         self.vocab_size = vocab_size
         self.max_seq_len = max_seq_len
         self.d_model = d_model
-        self.logit_softcap = logit_softcap
         self.residual_autocast = residual_autocast
         self.tie_embeddings = tie_embeddings
 
-        self.embedding = embedding(vocab_size, d_model)
-        self.memory = memory(vocab_size, d_model)
-        self.position = position(d_model, n_heads, max_seq_len)
-        self.embedding_norm = norm(d_model) if norm_embeddings else nn.Identity()
-        self.dropout = nn.Dropout(dropout)
-        self.blocks = nn.ModuleList(
-            block(
-                attention(d_model, n_heads),
-                feedforward(d_model, 4 * d_model if d_ff is None else d_ff),
-                lambda: norm(d_model),
-                dropout,
+        self.embedding = contract.make("model.gpt.embedding", embedding, vocab_size, d_model)
+        self.memory = contract.make("model.gpt.memory", memory, vocab_size, d_model)
+        self.position = contract.make("model.gpt.position", position, d_model, n_heads, max_seq_len)
+        for method, arguments in (("embed", ["x"]), ("rotate", ["q", "k"]), ("scores", [])):
+            contract.expect(
+                "model.gpt.position", self.position, method, *arguments, "start" if arguments else "seq_len"
             )
-            for _ in range(n_layers)
-        )
-        if self.embedding.gives_values:
-            self._make_values()
-        self.norm = norm(d_model)
-        self.head = nn.Linear(d_model, vocab_size, bias=head_bias)
+        self.embedding_norm = self._make_norm(norm) if norm_embeddings else nn.Identity()
+        self.dropout = nn.Dropout(dropout)
+        self._attentions: list[nn.Module] = []  # those of the blocks, which may keep them under any name
+        d_ff = 4 * d_model if d_ff is None else d_ff
+        self.blocks = nn.ModuleList()
+        for layer in range(n_layers):
+            of_layer = {"layer": layer, "n_layers": n_layers}
+            attend = contract.make("model.gpt.attention", attention, d_model, n_heads, **of_layer)
+            feed = contract.make("model.gpt.feedforward", feedforward, d_model, d_ff, **of_layer)
+            norms = lambda: self._make_norm(norm)  # noqa: E731
+            one = contract.make("model.gpt.block", block, attend, feed, norms, dropout, **of_layer)
+            for key, part in (("attention", attend), ("feedforward", feed), ("block", one)):
+                contract.give_context(f"model.gpt.{key}", part)
+            self._attentions.append(attend)
+            self.blocks.append(one)
+        for part in contract.declaring(self, "connect"):
+            part.connect(self)
+        self.norm = self._make_norm(norm)
+        self.head = Head(d_model, vocab_size, head_bias, logit_softcap)
         if tie_embeddings:
-            self.head.weight = self.embedding.weight
+            self.head.weight = self._tied_weight()
         init()(self, n_layers)
-        self.memory.initialize()
+        for part in contract.declaring(self, "after_init"):
+            part.after_init()
 
-    def forward(self, tokens: Tensor, cache: list[KVCache] | None = None) -> Tensor:
+    def forward(self, tokens: Tensor, cache: "Cache | None" = None, to_logits: bool = True) -> Tensor:
         """Logits of each next token.
 
         Args:
             tokens: Token ids (B, T), T <= max_seq_len.
-            cache: Of the first tokens, as many as are in it, the keys and values, one entry a block (`new_cache`). They
-                are not computed again, and those of the others are added to it.
+            cache: What is kept of the first tokens, as many as are in it (`new_cache`). They are not computed again,
+                and the others are added to it.
+            to_logits: Whether to go on to logits; otherwise hidden states are returned, which `head` takes.
 
         Returns:
-            (B, T, vocab_size); with a cache those of the tokens that were not in it.
+            (B, T, vocab_size), or (B, T, d_model); with a cache those of the tokens that were not in it.
         """
         assert tokens.shape[1] <= self.max_seq_len, f"{tokens.shape[1]} tokens, max_seq_len is {self.max_seq_len}"
-        seen = 0 if cache is None else cache[0].length
-        # Parts are told of a cache, and of values, only where there are any: a user's own may know of neither.
-        start: dict[str, Any] = {"start": seen} if seen else {}
-        evidence = self.memory.recall(tokens, **start)
-        x, values = self.embedding(tokens), self.embedding.values(tokens)
-        if seen:  # embeddings may look back over all tokens; what follows is of the new ones alone
-            x, values = x[:, seen:], None if values is None else values[:, seen:]
-        x = self.dropout(self.embedding_norm(self.position.embed(self.memory.embed(x, evidence), **start)))
+        start = 0 if cache is None else cache.length
+        evidence = self.memory.recall(tokens, start)
+        x = self.embedding(tokens)
+        values = self.embedding.values(tokens) if hasattr(self.embedding, "values") else None
+        if start:  # embeddings may look back over all tokens; what follows is of the new ones alone
+            x, values = x[:, start:], None if values is None else values[:, start:]
+        x = self.dropout(self.embedding_norm(self.position.embed(self.memory.embed(x, evidence), start)))
         if self.residual_autocast and torch.is_autocast_enabled(x.device.type):
             x = x.to(torch.get_autocast_dtype(x.device.type))
-        beside: dict[str, Any] = {} if values is None else {"values": values}
-        for i, block in enumerate(self.blocks):
-            own = beside if cache is None else {**beside, "cache": cache[i]}
-            x = block(x, self.position, **own)
+        context = Context(tokens, self.position, start, first=x, values=values)
+        for layer, block in enumerate(self.blocks):
+            x = block(x, context if cache is None else replace(context, cache=cache.layers[layer]))
         x = self.norm(x)
-        logits = self.head(x)
-        if self.logit_softcap is not None:
-            logits = self.logit_softcap * torch.tanh(logits / self.logit_softcap)
-        return self.memory.mix(logits, x, evidence)
+        if cache is not None:
+            cache.length = tokens.shape[1]
+        return self.memory.mix(self.head(x), x, evidence) if to_logits else x
 
-    def new_cache(self) -> list[KVCache] | None:
-        """An empty cache for `forward`; None where a part, one of the user's own, knows of none."""
-        block: Any = self.blocks[0]
-        telling = [(part.forward, "cache") for part in (self, block, block.attention)]
-        telling += [(self.position.embed, "start"), (self.position.rotate, "start"), (self.memory.recall, "start")]
-        if not all(_takes(function, argument) for function, argument in telling):
+    def new_cache(self) -> "Cache | None":
+        """An empty cache for `forward`; None where a block or an attention does not support it."""
+        if not all(getattr(part, "supports_cache", False) for part in (*self.blocks, *self._attentions)):
             return None
-        return [KVCache(self.max_seq_len) for _ in self.blocks]
-
-    def hidden(self) -> nn.Module:
-        """What lies between the embeddings and the head: its matrices are what Muon is for."""
-        return nn.ModuleList([*self.blocks, self.memory.reader])
+        attentions: list[Any] = self._attentions
+        return Cache([attention.new_cache(self.max_seq_len) for attention in attentions])
 
     def num_params(self) -> int:
         """Number of parameters, shared ones counted once."""
@@ -168,29 +184,56 @@ class GPT(nn.Module):
     def flops_per_token(self, seq_len: int) -> int:
         """FLOPs that training takes per token, forward and backward: 6 N + 12 n_layers d_model seq_len.
 
-        N leaves out tables that are only looked up. The second term is attention's, unmasked, as is the custom
+        N leaves out embeddings, which are only looked up. The second term is attention's, unmasked, as is the custom
         (Chowdhery et al. 2022, arXiv:2204.02311, appendix B).
         """
-        looked_up = [*self.position.parameters(), *self.embedding.looked_up()]
+        tables = (module.weight for module in self.modules() if isinstance(module, nn.Embedding))
+        looked_up = {id(p): p.numel() for p in (*self.position.parameters(), *tables)}
         if self.tie_embeddings:  # then the head multiplies with the token embedding
-            looked_up = [p for p in looked_up if p is not self.head.weight]
-        n_looked_up = sum(p.numel() for p in looked_up)
-        return 6 * (self.num_params() - n_looked_up) + 12 * len(self.blocks) * self.d_model * seq_len
+            looked_up.pop(id(self.head.weight))
+        return 6 * (self.num_params() - sum(looked_up.values())) + 12 * len(self.blocks) * self.d_model * seq_len
 
-    def _make_values(self) -> None:
-        """Lets the embedding give values to the attentions, now that their width is known."""
-        block: Any = self.blocks[0]
-        for part in (block, block.attention):
-            if not _takes(part.forward, "values"):
-                raise ConfigError(
-                    "embedding",
-                    type(self.embedding).__name__,
-                    f"accepted with {type(part).__name__}, whose forward takes no `values`: embeddings without them",
-                )
-        self.embedding.make_values(block.attention.n_kv_heads * block.attention.head_dim)
+    def _make_norm(self, norm: Callable[[int], Norm]) -> Any:
+        return contract.make("model.gpt.norm", norm, self.d_model)
+
+    def _tied_weight(self) -> nn.Parameter:
+        weight = getattr(self.embedding, "weight", None)
+        shape = (self.vocab_size, self.d_model)
+        if not isinstance(weight, nn.Parameter) or weight.shape != shape:
+            name = type(self.embedding).__name__
+            accepted = f"accepted with the embedding {name}, which has no `weight` of shape {shape}: false"
+            raise ConfigError("model.gpt.tie_embeddings", True, accepted)
+        return weight
 
 
-def _takes(function: Callable[..., Any], argument: str) -> bool:
-    """Whether a function has an argument of this name, or passes on what it does not know."""
-    parameters = inspect.signature(function).parameters.values()
-    return any(p.name == argument or p.kind is p.VAR_KEYWORD for p in parameters)
+class Head(nn.Linear):
+    """Makes logits of hidden states.
+
+    Args:
+        d_model: Width of the hidden states.
+        vocab_size: Number of tokens.
+        bias: Whether to add a bias.
+        softcap: See GPT's `logit_softcap`.
+    """
+
+    def __init__(self, d_model: int, vocab_size: int, bias: bool, softcap: float | None) -> None:
+        super().__init__(d_model, vocab_size, bias=bias)
+        self.softcap = softcap
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Hidden states (..., d_model) to logits (..., vocab_size)."""
+        logits = super().forward(x)
+        return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
+
+
+@dataclass
+class Cache:
+    """What is kept of the tokens that a network has seen, so that generation computes each once. For no_grad.
+
+    Attributes:
+        layers: What each layer's attention keeps.
+        length: How many tokens are in it.
+    """
+
+    layers: list[Any]
+    length: int = 0

@@ -11,7 +11,7 @@ from contextlib import nullcontext
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.nn import functional as F
@@ -22,9 +22,10 @@ from bytelm.errors import ConfigError
 from bytelm.gpt import GPT
 from bytelm.metrics import BitsPerByte, NatsPerToken
 from bytelm.optim import AdamW, ParamGroups, param_groups, takes_sparse_gradients
-from bytelm.parts.loss import CrossEntropy, Loss
-from bytelm.strategies import FSDP, shard
-from bytelm.system.process import release_memory
+from bytelm.parts import contract
+from bytelm.parts.contract import MakeLoss, Run, class_of
+from bytelm.parts.loss import CrossEntropy
+from bytelm.strategies import FSDP, shard, strategy_name
 
 Batch = tuple[Tensor, Tensor]
 """Inputs and targets, token ids, each (B, T)."""
@@ -48,25 +49,33 @@ class LanguageModel(LightningModule):
     def __init__(
         self,
         gpt: GPT,
-        loss: Callable[[], Loss] = CrossEntropy,
+        loss: MakeLoss = CrossEntropy,
         optimizer: Callable[[ParamGroups], Optimizer] = AdamW,
         compile: bool | Literal["blocks"] = False,
     ) -> None:
         super().__init__()
         self.gpt = gpt
-        self.loss = loss()
+        self.loss = contract.make("model.loss", loss, d_model=gpt.d_model, vocab_size=gpt.vocab_size)
         self.optimizer = optimizer
         self.use_compile = compile
         self._compiled = False
         self.val_loss = NatsPerToken()
         self.val_bpb: BitsPerByte | None = BitsPerByte()
         self._grad_norm: Tensor | None = None
+        # Collected once: walking through the module tree takes a quarter of a millisecond.
+        events = ("on_train_start", "on_train_batch_start", "on_evaluation_start")
+        self._parts_told = {event: [*contract.declaring(gpt, event)] for event in events}
+        self._with_auxiliary_loss = [*contract.declaring(gpt, "auxiliary_loss")]
 
-    def check(self, data: TokenData) -> None:
-        """Says early, and in the user's words, what would fail late: sizes that do not fit, impossible options.
+    def check(self, data: TokenData, trainer: Trainer) -> None:
+        """Finds, before training, what would fail late: sizes that do not fit, options or parts that cannot work.
+
+        Args:
+            data: What the model is trained or scored on.
+            trainer: Its strategy and precision.
 
         Raises:
-            ConfigError: The data does not fit the network, or the optimizer refuses its options.
+            ConfigError: The message names the key, the value and what is accepted.
         """
         if data.seq_len > self.gpt.max_seq_len:
             raise ConfigError("seq_len", data.seq_len, f"accepted: up to max_seq_len, which is {self.gpt.max_seq_len}")
@@ -74,19 +83,34 @@ class LanguageModel(LightningModule):
             raise ConfigError(
                 "model.gpt.vocab_size", self.gpt.vocab_size, f"accepted: from {data.vocab_size}, the tokens of the data"
             )
-        if self.gpt.memory.learns_text and getattr(data, "order", None) != "folds":
-            raise ConfigError(
-                "data.order",
-                getattr(data, "order", None),
-                f"accepted with {type(self.gpt.memory).__name__}: folds, so that it does not recall what it trains on",
-            )
         self.configure_optimizers()
-        if self.gpt.embedding.sparse_tables and not takes_sparse_gradients(self.optimizer):
+        self._check_loss()
+        plugin = trainer.precision_plugin
+        run = Run(
+            network=self.gpt,
+            data_order=getattr(data, "order", None),
+            optimizer=class_of(self.optimizer).__name__,
+            takes_sparse_gradients=takes_sparse_gradients(self.optimizer),
+            strategy=strategy_name(trainer.strategy),
+            precision=str(getattr(plugin, "label", plugin.precision)),
+            device=trainer.strategy.root_device,
+        )
+        contract.check([self.gpt, self.loss], run)
+
+    def _check_loss(self) -> None:
+        name = type(self.loss).__name__
+        if not self._takes_hidden:
+            return contract.expect("model.loss", self.loss, "forward", "logits", "targets")
+        contract.expect("model.loss", self.loss, "forward", "hidden", "head", "targets")
+        if getattr(self.gpt.memory, "changes_logits", True):
+            memory = type(self.gpt.memory).__name__
             raise ConfigError(
-                "model.gpt.embedding.sparse",
-                True,
-                f"{_class_name(self.optimizer)} takes no sparse gradients; accepted: false, or the optimizer MuonAdamW",
+                "model.loss", name, f"accepted with the memory {memory}, which changes logits: CrossEntropy"
             )
+
+    @property
+    def _takes_hidden(self) -> bool:
+        return getattr(self.loss, "takes_hidden", False)
 
     def setup(self, stage: str) -> None:
         if self.use_compile and _can_compile(self.trainer.strategy.root_device):
@@ -106,29 +130,28 @@ class LanguageModel(LightningModule):
         self.val_bpb = BitsPerByte(getattr(data, "token_bytes", None)) if getattr(data, "counts_bytes", True) else None
 
     def on_train_start(self) -> None:
-        # The budget's clock is running by now: what a memory learns, it learns in training time.
-        if self.gpt.memory.learns_text:
-            self._fill_memory()
+        self._tell_parts("on_train_start", self._data)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        if self.gpt.memory.learns_text:
-            if not self.gpt.memory.knows_folds:  # its state was loaded since, as by a rewind
-                self._fill_memory()
-            self.gpt.memory.hold_out(self.trainer.datamodule.fold)  # type: ignore[attr-defined]
-
-    def _fill_memory(self) -> None:
-        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-        release_memory()
-        self.gpt.memory.fill(data.train_split, data.folds(), data.seq_len)
+        self._tell_parts("on_train_batch_start", self._data)
 
     def on_validation_start(self) -> None:
-        self.gpt.memory.hold_out(None)
+        self._tell_parts("on_evaluation_start")
 
     def on_test_start(self) -> None:
-        self.gpt.memory.hold_out(None)
+        self._tell_parts("on_evaluation_start")
 
     def on_predict_start(self) -> None:
-        self.gpt.memory.hold_out(None)
+        self._tell_parts("on_evaluation_start")
+
+    @property
+    def _data(self) -> Any:
+        return self.trainer.datamodule  # type: ignore[attr-defined]
+
+    def _tell_parts(self, event: str, *arguments: Any) -> None:
+        """Calls what parts declare to be called at this moment of a run (parts/contract.py)."""
+        for part in self._parts_told[event]:
+            getattr(part, event)(*arguments)
 
     def configure_model(self) -> None:
         if self.device_mesh is not None:
@@ -140,7 +163,13 @@ class LanguageModel(LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         inputs, targets = batch
-        return self.loss(self.gpt(inputs), targets)
+        if self._takes_hidden:
+            loss = self.loss(self.gpt(inputs, to_logits=False), self.gpt.head, targets)
+        else:
+            loss = self.loss(self.gpt(inputs), targets)
+        for part in self._with_auxiliary_loss:
+            loss = loss + part.auxiliary_loss()
+        return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         _, targets = batch
@@ -165,9 +194,13 @@ class LanguageModel(LightningModule):
 
     def configure_optimizers(self) -> Optimizer:
         try:
-            return self.optimizer(param_groups(self, self.gpt.hidden()))
+            return self.optimizer(param_groups(self, self._hidden()))
         except (AssertionError, RuntimeError, ValueError) as error:  # Lion asserts
-            raise ConfigError("model.optimizer", _class_name(self.optimizer), str(error) or "its options") from error
+            name = class_of(self.optimizer).__name__
+            raise ConfigError("model.optimizer", name, str(error) or "its options") from error
+
+    def _hidden(self) -> nn.Module:
+        return nn.ModuleList([*self.gpt.blocks, *(m.reader for m in [self.gpt.memory] if hasattr(m, "reader"))])
 
     def configure_gradient_clipping(
         self,
@@ -201,7 +234,7 @@ class LanguageModel(LightningModule):
         """Norm of the last step's gradients before clipping, without those of tables, ()."""
         if self._grad_norm is not None:
             return self._grad_norm
-        groups = (group for group in param_groups(self, self.gpt.hidden()) if group["name"] != "table")
+        groups = (group for group in param_groups(self, self._hidden()) if group["name"] != "table")
         return nn.utils.get_total_norm([p.grad for group in groups for p in group["params"] if p.grad is not None])
 
     def _nats(self, batch: Batch) -> Tensor:
@@ -222,12 +255,6 @@ class LanguageModel(LightningModule):
         self.log(f"{split}/loss", self.val_loss)
         if self.val_bpb is not None:
             self.log(f"{split}/bpb", self.val_bpb)
-
-
-def _class_name(factory: Any) -> str:
-    """What a factory makes: a class itself, or a partial (also the command line's) of one."""
-    candidates = [factory, getattr(factory, "func", None), *getattr(factory, "args", ())]
-    return next((candidate.__name__ for candidate in candidates if isinstance(candidate, type)), repr(factory))
 
 
 def _can_compile(device: torch.device) -> bool:

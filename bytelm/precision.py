@@ -17,7 +17,6 @@ from torch import nn
 
 from bytelm.errors import ConfigError
 from bytelm.language_model import LanguageModel
-from bytelm.parts.feedforward import FusedGELU
 from bytelm.strategies import FSDP
 
 CAPABILITY = (8, 9)  # of the first GPUs that multiply in 8 bits
@@ -57,19 +56,14 @@ class FP8(MixedPrecision):
         self.config = _config(recipe, emulate)
         self.label = f"fp8-{recipe}"
 
-    def check(self, model: LanguageModel, strategy: Strategy) -> None:
-        """Says what cannot be converted.
+    def check(self, strategy: Strategy) -> None:
+        """Finds what cannot be converted.
 
         Raises:
-            ConfigError: The model is to be sharded, so that layers have parts of weights; or its feed-forwards multiply
-                by kernels of their own.
+            ConfigError: The model is to be sharded: its layers then hold parts of weights.
         """
         if isinstance(strategy, FSDP):
             raise ConfigError("trainer.strategy", "fsdp", "accepted with FP8: auto, ddp")
-        if any(isinstance(module, FusedGELU) for module in model.modules()):
-            raise ConfigError(
-                "model.gpt.feedforward", "FusedGELU", "accepted with FP8: those that call their layers, as GELU"
-            )
 
     def convert_module(self, module: nn.Module) -> nn.Module:
         """Converts the blocks' linear layers in place, before Lightning moves the model to its device.
@@ -80,7 +74,7 @@ class FP8(MixedPrecision):
         from torchao.float8 import convert_to_float8_training
 
         assert isinstance(module, LanguageModel)
-        self.check(module, module.trainer.strategy)
+        self.check(module.trainer.strategy)
         convert_to_float8_training(module.gpt.blocks, module_filter_fn=_is_to_convert, config=self.config)
         for loop in (module.trainer.validate_loop, module.trainer.test_loop, module.trainer.predict_loop):
             loop.inference_mode = False  # under which torchao's tensors cannot be cast; no_grad does as well

@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy, Strategy
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
@@ -60,3 +60,12 @@ _OPTIONS = inspect.signature(DistributedDataParallel).parameters
 _DDP["forward_sync_buffers" if "forward_sync_buffers" in _OPTIONS else "broadcast_buffers"] = False
 
 STRATEGIES: dict[str, Callable[[], Strategy]] = {"ddp": partial(DDPStrategy, **_DDP), "fsdp": FSDP}
+
+
+def strategy_name(strategy: Strategy) -> str:
+    """What a config calls a strategy: `single`, `ddp`, `fsdp`; of others the name of their class."""
+    if isinstance(strategy, FSDP):
+        return "fsdp"
+    if isinstance(strategy, DDPStrategy):
+        return "ddp"
+    return "single" if isinstance(strategy, SingleDeviceStrategy) else type(strategy).__name__

@@ -129,7 +129,11 @@ def _hints(owner: type) -> dict[str, Any]:
 
 
 def _class_in(hint: Any) -> type | None:
-    """The class that an annotation asks for: X itself, or the X of Callable[..., X] and of X | None."""
+    """The class that an annotation asks for: X itself, or the X of Callable[..., X], of X | None, and of a protocol
+    whose `__call__` returns X.
+    """
+    if getattr(hint, "_is_protocol", False) and "__call__" in vars(hint):
+        return _class_in(get_type_hints(hint.__call__).get("return"))
     if inspect.isclass(hint) and hint is not type(None) and not get_args(hint):
         return hint
     arguments = [argument for argument in get_args(hint) if argument is not type(None)]

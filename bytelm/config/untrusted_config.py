@@ -22,15 +22,7 @@ from bytelm.callbacks import LRSchedule
 from bytelm.data.bytes import ByteData
 from bytelm.errors import ConfigError
 from bytelm.gpt import GPT
-from bytelm.parts.attention import Attention
-from bytelm.parts.block import Block
-from bytelm.parts.embedding import TokenEmbedding
-from bytelm.parts.feedforward import FeedForward
-from bytelm.parts.init import Initialization
-from bytelm.parts.loss import Loss
-from bytelm.parts.memory import Memory
-from bytelm.parts.norm import Norm
-from bytelm.parts.position import PositionEncoding
+from bytelm.parts.contract import KINDS
 from bytelm.units import time_limit
 
 # Keys that are each run's own: these with all below them, and of those in PARTLY some.
@@ -46,10 +38,7 @@ PARTLY = {
 SHARED = {"data": ("class_path", "seq_len", "train_fraction", "eval_bytes"), "trainer": ("accelerator",)}
 
 ROOTS = ("bytelm.", "torch.optim.", "lion_pytorch.")
-PARTS = (
-    *(GPT, PositionEncoding, TokenEmbedding, Attention, FeedForward, Memory, Norm, Block, Initialization, Loss),
-    *(Optimizer, LRSchedule, ByteData),
-)
+PARTS = (*KINDS, GPT, Optimizer, LRSchedule, ByteData)
 CLASSES = "accepted here: numbers, words, and parts of bytelm, torch.optim and lion_pytorch"
 
 NAME = re.compile(r"[A-Za-z]\w*(\.[A-Za-z]\w*)*", re.ASCII)
@@ -164,7 +153,7 @@ def is_part(path: str) -> bool:
     """
     module, _, name = path.rpartition(".")
     found = getattr(sys.modules.get(module), name, None)
-    is_class = isinstance(found, type) and issubclass(found, PARTS)
+    is_class = isinstance(found, type) and not {*PARTS}.isdisjoint(found.__mro__)
     return path.startswith(ROOTS) and is_class and f"{found.__module__}.".startswith(ROOTS)
 
 

@@ -20,9 +20,8 @@ from bytelm.config.messages import note
 from bytelm.config.values import NonNegativeFloat, NonNegativeInt, PositiveInt, UnitInterval
 from bytelm.data.tokenizer import ByteTokenizer, Tokenizer
 from bytelm.errors import ConfigError
-from bytelm.gpt import GPT
+from bytelm.gpt import GPT, Cache
 from bytelm.inference.load import Trained, add_arguments, load
-from bytelm.parts.attention import KVCache
 
 BETWEEN_SAMPLES = "\n---\n"
 
@@ -102,7 +101,7 @@ def draw(logits: Tensor, temperature: float, top_k: int | None, top_p: float | N
 
 
 @torch.no_grad()
-def _next_logits(gpt: GPT, tokens: Tensor, cache: list[KVCache] | None) -> Tensor:
+def _next_logits(gpt: GPT, tokens: Tensor, cache: Cache | None) -> Tensor:
     """Logits after the last of tokens (1, T), on the CPU, so that a seed draws the same there and on a GPU, (V,)."""
     logits = gpt(tokens) if cache is None else gpt(tokens, cache)
     return logits[0, -1].float().cpu()

@@ -25,7 +25,7 @@ from bytelm.data.tokenizer import ByteTokenizer, Tokenizer, load_tokenizer
 from bytelm.errors import CheckpointError, ConfigError
 from bytelm.gpt import GPT
 from bytelm.language_model import LanguageModel
-from bytelm.parts.attention import Attention
+from bytelm.parts.attention import MultiHeadAttention
 from bytelm.runs.checkpoints import fits, read, reason
 
 # Keys of a config that say nothing of the network or of the text.
@@ -167,4 +167,4 @@ def _move(gpt: GPT, device: str) -> GPT:
 
 
 def _clear(error: ArgumentError) -> str:
-    return clarify(str(error), KEYS, nested=(GPT, Attention))
+    return clarify(str(error), KEYS, nested=(GPT, MultiHeadAttention))

@@ -5,7 +5,7 @@ that writes token by token keeps the keys and values of those before (KVCache).
 """
 
 import math
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any
 
@@ -16,9 +16,9 @@ from torch.nn import functional as F
 from bytelm.config.values import PositiveInt, UnitInterval
 from bytelm.errors import ConfigError
 from bytelm.kernels import load_for_hopper, on_hopper
+from bytelm.parts import contract
+from bytelm.parts.contract import Context, Norm, PositionEncoding
 from bytelm.parts.init import ResidualProjection
-from bytelm.parts.norm import Norm
-from bytelm.parts.position import PositionEncoding
 
 
 class KVCache:
@@ -47,8 +47,8 @@ class KVCache:
         return keys, values
 
 
-class Attention(nn.Module, ABC):
-    """Base of the attentions: a subclass says how queries attend to keys and values.
+class MultiHeadAttention(contract.Attention):
+    """Base of attentions with queries, keys and values in heads; a subclass says how they meet.
 
     Args:
         d_model: Width of the residual stream.
@@ -63,6 +63,8 @@ class Attention(nn.Module, ABC):
     Raises:
         ConfigError: n_kv_heads does not divide n_heads.
     """
+
+    supports_cache = True
 
     def __init__(
         self,
@@ -80,6 +82,7 @@ class Attention(nn.Module, ABC):
         self.n_heads = n_heads
         self.n_kv_heads = n_kv_heads
         self.head_dim = d_model // n_heads
+        self.value_dim = n_kv_heads * self.head_dim
         self.dropout = dropout
         self.qkv = nn.Linear(d_model, (n_heads + 2 * n_kv_heads) * self.head_dim, bias=bias)
         self.out = ResidualProjection(d_model, d_model, bias=bias)
@@ -100,41 +103,33 @@ class Attention(nn.Module, ABC):
             (B, n_heads, T, head_dim).
         """
 
-    def forward(
-        self,
-        x: Tensor,
-        position: PositionEncoding,
-        values: Tensor | None = None,
-        cache: KVCache | None = None,
-    ) -> Tensor:
-        """(B, T, d_model) to the same shape; token t sees tokens 0 to t.
+    def new_cache(self, max_seq_len: int) -> KVCache:
+        """An empty cache for up to `max_seq_len` tokens."""
+        return KVCache(max_seq_len)
 
-        Args:
-            x: The tokens; with a cache those that follow the ones in it.
-            position: Position encoding.
-            values: Added to the values, (B, T, n_kv_heads head_dim).
-            cache: Keys and values of the tokens before; it is given these tokens' too.
-        """
+    def scores(self, position: PositionEncoding, seq_len: int, device: torch.device) -> Tensor | None:
+        """What is added to the scores of `seq_len` queries and keys, causal mask included; None: the mask alone."""
+        return position.scores(seq_len)
+
+    def forward(self, x: Tensor, context: Context) -> Tensor:
         batch, seq_len, _ = x.shape
         heads = self.qkv(x).view(batch, seq_len, -1, self.head_dim)
         sizes = [self.n_heads, self.n_kv_heads, self.n_kv_heads]
         q, k, v = (part.transpose(1, 2) for part in heads.split(sizes, dim=2))
-        if values is not None:
-            v = v + values.view(batch, seq_len, -1, self.head_dim).transpose(1, 2).to(v.dtype)
+        if context.values is not None:
+            v = v + context.values.view(batch, seq_len, -1, self.head_dim).transpose(1, 2).to(v.dtype)
         q, k = self.q_norm(q), self.k_norm(k)
-        if cache is None:
-            q, k = position.rotate(q, k)
-            scores = position.scores(seq_len)
-        else:
-            start = cache.length
-            q, k = position.rotate(q, k, start)
-            k, v = cache.append(k, v)
-            scores = _last_rows(position.scores(start + seq_len), start, seq_len, x.device)
+        position, start = context.position, context.start
+        q, k = position.rotate(q, k, start)
+        scores = self.scores(position, start + seq_len, x.device)
+        if context.cache is not None:
+            k, v = context.cache.append(k, v)
+            scores = _last_rows(scores, start, seq_len, x.device)
         mixed = self.attend(q, k, v, scores)
         return self.out(mixed.transpose(1, 2).reshape(batch, seq_len, -1))
 
 
-class SDPA(Attention):
+class SDPA(MultiHeadAttention):
     """PyTorch's fused scaled_dot_product_attention (Flash, cuDNN or a CPU kernel, by device and shape)."""
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, scores: Tensor | None) -> Tensor:
@@ -147,6 +142,58 @@ class SDPA(Attention):
             is_causal=scores is None,
             enable_gqa=self.n_kv_heads != self.n_heads,
         )
+
+
+class WindowedSDPA(SDPA):
+    """SDPA in which some layers see the last `window` tokens alone (Beltagy et al. 2020, arXiv:2004.05150).
+
+    Args:
+        d_model: Width of the residual stream.
+        n_heads: Number of query heads; divides d_model.
+        n_kv_heads: Number of key/value heads; default n_heads.
+        qk_norm: Normalisation of queries and keys; none by default.
+        dropout: Probability of dropping an attention weight.
+        bias: Whether the projections have biases.
+        window: How many tokens a query of a windowed layer sees, its own included. Can be scheduled, as
+            `attention.window`.
+        pattern: Which layers are windowed, repeated over the layers: `S` (short) is, `L` (long) is not. The last layer
+            never is.
+
+    Raises:
+        ConfigError: The pattern has other letters.
+    """
+
+    schedulable = ("window",)
+
+    def __init__(
+        self,
+        d_model: int,
+        n_heads: int,
+        n_kv_heads: PositiveInt | None = None,
+        qk_norm: Callable[[int], Norm] | None = None,
+        dropout: UnitInterval = 0.0,
+        bias: bool = True,
+        window: PositiveInt = 128,
+        pattern: str = "SSSL",
+        *,
+        layer: int,
+        n_layers: int,
+    ) -> None:
+        super().__init__(d_model, n_heads, n_kv_heads, qk_norm, dropout, bias)
+        if not pattern or set(pattern) - set("SL"):
+            raise ConfigError("pattern", pattern, "accepted: the letters S and L, such as SSSL")
+        self.is_windowed = pattern[layer % len(pattern)] == "S" and layer < n_layers - 1
+        self.window = window
+
+    def scores(self, position: PositionEncoding, seq_len: int, device: torch.device) -> Tensor | None:
+        scores = super().scores(position, seq_len, device)
+        if not self.is_windowed or self.window >= seq_len:
+            return scores
+        time = torch.arange(seq_len, device=device)
+        distance = time[:, None] - time[None, :]
+        outside = (distance < 0) | (distance >= self.window)
+        inside = torch.zeros(1, seq_len, seq_len, device=device) if scores is None else scores
+        return inside.masked_fill(outside, -math.inf)
 
 
 class FlashAttention(SDPA):
@@ -179,7 +226,7 @@ class FlashAttention(SDPA):
         return flash_attention(q, k, v)
 
 
-class Explicit(Attention):
+class Explicit(MultiHeadAttention):
     """softmax(Q K^T / sqrt(head_dim)) V, written out: the mathematics of SDPA, with the (T, T) scores in memory."""
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, scores: Tensor | None) -> Tensor:

@@ -1,6 +1,7 @@
 """Token embeddings: token ids (B, T) to vectors (B, T, d_model), and perhaps to values for the attentions."""
 
 import math
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -8,36 +9,20 @@ from torch.nn import functional as F
 
 from bytelm.config.values import PositiveInt
 from bytelm.errors import ConfigError
+from bytelm.parts import contract
+from bytelm.parts.contract import Run
 
 
-class TokenEmbedding(nn.Embedding):
+class TokenEmbedding(nn.Embedding, contract.Embedding):
     """One learned vector a token. A tied head reads logits off the same `weight`, (vocab_size, d_model).
 
     Args:
         vocab_size: Number of tokens.
         d_model: Width of the residual stream.
-
-    Attributes:
-        sparse_tables: Whether it has tables whose gradients are sparse, which not all optimizers and strategies take.
-        gives_values: Whether attentions get something of the tokens, too (`values`).
     """
-
-    sparse_tables = False
-    gives_values = False
 
     def __init__(self, vocab_size: int, d_model: int) -> None:
         super().__init__(vocab_size, d_model)
-
-    def make_values(self, dim: int) -> None:
-        """Makes room for values of a width that is known once there are attentions; before the initialisation."""
-
-    def values(self, tokens: Tensor) -> Tensor | None:
-        """What tokens (B, T) add to the values of every attention, (B, T, n_kv_heads head_dim); None: nothing."""
-        return None
-
-    def looked_up(self) -> list[Tensor]:
-        """Parameters of which a token reads some rows and multiplies with none: they cost no FLOPs."""
-        return [self.weight]
 
 
 class ScaledEmbedding(TokenEmbedding):
@@ -64,29 +49,29 @@ class ValueEmbedding(TokenEmbedding):
         d_model: Width of the residual stream.
     """
 
-    gives_values = True
-
-    def make_values(self, dim: int) -> None:
-        self.token_values = nn.Embedding(self.num_embeddings, dim)
+    def connect(self, network: nn.Module) -> None:
+        widths = {attention.value_dim for attention in contract.declaring(network, "value_dim")}
+        if len(widths) != 1:
+            accepted = (
+                f"accepted with attentions that take values, all of one width; these take {sorted(widths) or 'none'}"
+            )
+            raise ConfigError("model.gpt.embedding", type(self).__name__, accepted)
+        self.token_values = nn.Embedding(self.num_embeddings, widths.pop())
 
     def values(self, tokens: Tensor) -> Tensor:
         return self.token_values(tokens)
 
-    def looked_up(self) -> list[Tensor]:
-        return [*super().looked_up(), self.token_values.weight]
 
-
-class Table(nn.EmbeddingBag):
-    """Vectors that are looked up by their row and start at zero; the optimizer has a group for them (see param_groups).
-
-    Of EmbeddingBag it uses the name alone: of torch's two classes of tables, from which DistributedDataParallel expects
-    sparse gradients, this is the one that initialisations leave alone.
+class Table(nn.Embedding):
+    """Vectors that are looked up by their row, and start at zero.
 
     Args:
         rows: Number of vectors.
         dim: Their width.
         sparse: Whether the gradient holds only the rows that were looked up.
     """
+
+    initializes_itself = True
 
     def __init__(self, rows: int, dim: int, sparse: bool) -> None:
         super().__init__(rows, dim, sparse=sparse)
@@ -98,7 +83,7 @@ class Table(nn.EmbeddingBag):
     @torch.compiler.disable
     def forward(self, rows: Tensor) -> Tensor:
         """Rows, of any shape, to their vectors, which are the last dimension."""
-        return F.embedding(rows, self.weight, sparse=self.sparse)
+        return super().forward(rows)
 
 
 class HashedNGrams(TokenEmbedding):
@@ -124,6 +109,7 @@ class HashedNGrams(TokenEmbedding):
         ConfigError: Orders that cannot be used.
     """
 
+    optimizer_groups: ClassVar = {"table": "table"}
     multipliers: Tensor
     first_rows: Tensor
 
@@ -151,8 +137,13 @@ class HashedNGrams(TokenEmbedding):
     def forward(self, tokens: Tensor) -> Tensor:
         return F.embedding(tokens, self.weight) + self.project(self.table(self.rows(tokens)).flatten(2))
 
-    def looked_up(self) -> list[Tensor]:
-        return [*super().looked_up(), self.table.weight]
+    def check(self, run: Run) -> None:
+        key = "model.gpt.embedding.sparse"
+        if self.sparse_tables and not run.takes_sparse_gradients:
+            accepted = "accepted: false, or the optimizer MuonAdamW"
+            raise ConfigError(key, True, f"{run.optimizer} takes no sparse gradients; {accepted}")
+        if self.sparse_tables and (run.strategy == "fsdp" or (run.strategy == "ddp" and run.device.type == "cuda")):
+            raise ConfigError(key, True, "accepted: false, with fsdp or with ddp on GPUs")
 
     @torch.compiler.disable  # generated C++ promises no wrap-around
     def rows(self, tokens: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """Feed-forward networks: what a block computes on each token by itself."""
 
 import math
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from typing import Any, Literal
 
 import torch
@@ -13,11 +13,13 @@ from torch.nn import functional as F
 from bytelm.config.values import UnitInterval
 from bytelm.errors import ConfigError
 from bytelm.kernels import load_for_hopper, on_hopper
+from bytelm.parts import contract
+from bytelm.parts.contract import Context, Run
 from bytelm.parts.init import ResidualProjection
 
 
-class FeedForward(nn.Module, ABC):
-    """Base: down(activation(up(x))); a subclass names the activation.
+class MLP(contract.FeedForward):
+    """Base of down(activation(up(x))); a subclass names the activation.
 
     Args:
         d_model: Width of the residual stream.
@@ -36,19 +38,18 @@ class FeedForward(nn.Module, ABC):
     def activation(self, x: Tensor) -> Tensor:
         """The nonlinearity, (B, T, d_ff) to the same shape."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, T, d_model) to the same shape."""
+    def forward(self, x: Tensor, context: Context | None = None) -> Tensor:
         return self.down(self.dropout(self.activation(self.up(x))))
 
 
-class ReLU(FeedForward):
+class ReLU(MLP):
     """max(x, 0)."""
 
     def activation(self, x: Tensor) -> Tensor:
         return F.relu(x)
 
 
-class GELU(FeedForward):
+class GELU(MLP):
     """x Phi(x) (Hendrycks and Gimpel 2016, arXiv:1606.08415).
 
     Args:
@@ -122,32 +123,40 @@ class FusedGELU(GELU):
             if size % 8:
                 raise ConfigError(name, size, f"{type(self).__name__} accepts multiples of 8")
 
-    def forward(self, x: Tensor) -> Tensor:
+    def check(self, run: Run) -> None:
+        if run.precision.startswith("fp8"):
+            raise ConfigError(
+                "model.gpt.feedforward",
+                type(self).__name__,
+                "accepted with FP8: feed-forwards that call their linear layers, such as GELU",
+            )
+
+    def forward(self, x: Tensor, context: Context | None = None) -> Tensor:
         device = x.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
         if not (torch.is_grad_enabled() and on_hopper(x.device, dtype)):
-            return super().forward(x)
+            return super().forward(x, context)
         from bytelm.kernels.gelu import gelu_feedforward
 
         up, down = self.up.weight.to(dtype), self.down.weight.to(dtype)
         return gelu_feedforward(x.to(dtype).flatten(0, -2), up, down).view(x.shape)
 
 
-class SiLU(FeedForward):
+class SiLU(MLP):
     """x sigmoid(x) (Elfwing et al. 2017, arXiv:1702.03118)."""
 
     def activation(self, x: Tensor) -> Tensor:
         return F.silu(x)
 
 
-class ReLUSquared(FeedForward):
+class ReLUSquared(MLP):
     """max(x, 0)^2 (So et al. 2021, arXiv:2109.08668)."""
 
     def activation(self, x: Tensor) -> Tensor:
         return F.relu(x).square()
 
 
-class GatedFeedForward(FeedForward):
+class GatedMLP(MLP):
     """Base of the gated ones: down(activation(gate(x)) * up(x)) (Shazeer 2020, arXiv:2002.05202).
 
     Three matrices instead of two: at d_ff * 2 / 3 they have the parameters of an ungated one.
@@ -163,19 +172,19 @@ class GatedFeedForward(FeedForward):
         super().__init__(d_model, d_ff, dropout, bias)
         self.gate = nn.Linear(d_model, d_ff, bias=bias)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, context: Context | None = None) -> Tensor:
         hidden: Tensor = torch.mul(self.activation(self.gate(x)), self.up(x))
         return self.down(self.dropout(hidden))
 
 
-class SwiGLU(GatedFeedForward):
+class SwiGLU(GatedMLP):
     """Gated by SiLU."""
 
     def activation(self, x: Tensor) -> Tensor:
         return F.silu(x)
 
 
-class GeGLU(GatedFeedForward):
+class GeGLU(GatedMLP):
     """Gated by GELU."""
 
     def activation(self, x: Tensor) -> Tensor:

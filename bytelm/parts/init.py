@@ -1,23 +1,30 @@
-"""Initialisations: what values the weights start from."""
+"""Initialisations: what values the weights start from.
+
+Modules that declare `initializes_itself`, and all modules inside them, are left alone.
+"""
 
 import math
-from abc import ABC, abstractmethod
+from collections.abc import Iterator
 
 from torch import nn
 
 from bytelm.config.values import PositiveFloat
+from bytelm.parts.contract import Initialization
 
 
 class ResidualProjection(nn.Linear):
     """A linear layer that writes into the residual stream; initialisations may treat it apart."""
 
 
-class Initialization(ABC):
-    """Base of the initialisations: called once with the finished network, changes its parameters in place."""
-
-    @abstractmethod
-    def __call__(self, network: nn.Module, n_layers: int) -> None:
-        """Initialises a network of so many blocks."""
+def to_initialize(network: nn.Module) -> Iterator[nn.Module]:
+    """The modules of a network, but for those that initialise themselves; in the order of `network.modules()`."""
+    own = {
+        id(inner)
+        for module in network.modules()
+        if getattr(module, "initializes_itself", False)
+        for inner in module.modules()
+    }
+    return (module for module in network.modules() if id(module) not in own)
 
 
 class Normal(Initialization):
@@ -34,7 +41,7 @@ class Normal(Initialization):
         self.scale_residual = scale_residual
 
     def __call__(self, network: nn.Module, n_layers: int) -> None:
-        for module in network.modules():
+        for module in to_initialize(network):
             if isinstance(module, nn.Linear | nn.Embedding):
                 scaled = self.scale_residual and isinstance(module, ResidualProjection)
                 nn.init.normal_(module.weight, std=self.std / math.sqrt(2 * n_layers) if scaled else self.std)
@@ -59,8 +66,8 @@ class FanIn(Initialization):
 
     def __call__(self, network: nn.Module, n_layers: int) -> None:
         head = network.get_submodule("head")
-        tied = head.weight is network.get_parameter("embedding.weight")
-        for module in network.modules():
+        tied = any(head.weight is p for p in network.get_submodule("embedding").parameters())
+        for module in to_initialize(network):
             if isinstance(module, nn.Embedding):
                 nn.init.normal_(module.weight, std=self.embedding_std)
             elif isinstance(module, nn.Linear) and not (module is head and tied):

@@ -1,20 +1,19 @@
-"""Training losses. Validation does not use them: it always reports plain cross-entropy."""
+"""Training losses. Validation does not use them: it always reports plain cross-entropy.
 
-from abc import ABC, abstractmethod
+CrossEntropy is given all logits. The others are given hidden states and the head, and make the logits of a few thousand
+tokens at a time: with a vocabulary of 50,304, all logits of 61,440 tokens are 12 GB in float32.
+"""
+
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from bytelm.config.values import NonNegativeFloat, UnitInterval
-
-
-class Loss(nn.Module, ABC):
-    """Base of the training losses."""
-
-    @abstractmethod
-    def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Logits (B, T, vocab_size) and targets (B, T) to one number, in nats per token."""
+from bytelm.config.values import NonNegativeFloat, PositiveInt, UnitInterval
+from bytelm.parts.contract import Loss
 
 
 class CrossEntropy(Loss):
@@ -34,10 +33,35 @@ class CrossEntropy(Loss):
 
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
         logits = logits.float()  # a bf16 network's too: bf16 has three digits
-        loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), label_smoothing=self.label_smoothing)
+        loss = F.cross_entropy(logits.flatten(0, -2), targets.flatten(), label_smoothing=self.label_smoothing)
         if self.z_loss:
             loss = loss + self.z_loss * logits.logsumexp(dim=-1).square().mean()
         return loss
+
+
+class ChunkedCrossEntropy(CrossEntropy):
+    """CrossEntropy without all logits in memory: those of `chunk_tokens` tokens are there at a time.
+
+    The gradients of a chunk's logits are worked out, and propagated to the hidden states and the head, before the next
+    chunk's logits take their place.
+
+    Args:
+        chunk_tokens: Tokens whose logits are in memory at a time.
+        label_smoothing: See CrossEntropy.
+        z_loss: See CrossEntropy.
+    """
+
+    takes_hidden = True
+
+    def __init__(
+        self, chunk_tokens: PositiveInt = 2048, label_smoothing: UnitInterval = 0.0, z_loss: NonNegativeFloat = 0.0
+    ) -> None:
+        super().__init__(label_smoothing, z_loss)
+        self.chunk_tokens = chunk_tokens
+
+    @torch.compiler.disable  # it differentiates inside its forward pass, which cannot be traced
+    def forward(self, hidden: Tensor, head: nn.Module, targets: Tensor) -> Tensor:
+        return chunked(hidden, head, targets, super().forward, self.chunk_tokens)
 
 
 class FusedCrossEntropy(Loss):
@@ -45,20 +69,82 @@ class FusedCrossEntropy(Loss):
 
     For vocabularies of tens of thousands; the mathematics of CrossEntropy. Elsewhere than on GPUs it is the plain one.
     The kernel is in bytelm/kernels/cross_entropy.py.
+
+    Args:
+        chunk_tokens: Tokens whose logits are in memory at a time, as in ChunkedCrossEntropy; null: all, which is
+            faster.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, chunk_tokens: PositiveInt | None = None) -> None:
         super().__init__()
+        self.takes_hidden = chunk_tokens is not None
+        self.chunk_tokens = chunk_tokens
         # What the loss was multiplied with last time, which is the share that a batch has of a step: guessed to be so
         # again. No buffer, which ddp would send to all ranks before every batch.
         self._factor: Tensor | None = None
 
     @torch.compiler.disable
-    def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
+    def forward(self, *arguments: Any) -> Tensor:
+        if self.chunk_tokens is None:
+            return self._of_logits(*arguments)
+        hidden, head, targets = arguments
+        return chunked(hidden, head, targets, self._of_logits, self.chunk_tokens)
+
+    def _of_logits(self, logits: Tensor, targets: Tensor) -> Tensor:
         if logits.device.type != "cuda":
-            return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
+            return F.cross_entropy(logits.flatten(0, -2).float(), targets.flatten())
         from bytelm.kernels.cross_entropy import cross_entropy  # triton, which torch brings along for GPUs alone
 
         if self._factor is None:
             self._factor = torch.ones((), device=logits.device)
-        return cross_entropy(logits.flatten(0, 1), targets.flatten(), self._factor)
+        return cross_entropy(logits.flatten(0, -2), targets.flatten(), self._factor)
+
+
+def chunked(hidden: Tensor, head: nn.Module, targets: Tensor, loss: Any, chunk_tokens: int) -> Tensor:
+    """A mean loss over all tokens, computed chunk by chunk.
+
+    Args:
+        hidden: Hidden states, (B, T, d_model).
+        head: Makes logits (..., vocab_size) of hidden states (..., d_model).
+        targets: (B, T).
+        loss: Mean loss of logits (n, vocab_size) and targets (n,).
+        chunk_tokens: Largest n.
+
+    Returns:
+        A number.
+    """
+    weights = [p for p in head.parameters() if p.requires_grad]
+    return _Chunked.apply(hidden.flatten(0, -2), targets.flatten(), head, loss, chunk_tokens, *weights)
+
+
+class _Chunked(Function):
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, targets: Tensor, head: nn.Module, loss: Any, chunk_tokens: int, *weights: Tensor
+    ) -> Tensor:
+        differentiates = any(ctx.needs_input_grad)
+        total = torch.zeros((), device=hidden.device)
+        of_hidden = torch.empty_like(hidden) if differentiates else None
+        of_weights = [torch.zeros_like(weight) for weight in weights] if differentiates else []
+        chunks = zip(hidden.split(chunk_tokens), targets.split(chunk_tokens), strict=True)
+        for number, (x, answers) in enumerate(chunks):
+            share = len(x) / len(hidden)
+            with torch.set_grad_enabled(differentiates):
+                x = x.detach().requires_grad_(differentiates)
+                value = loss(head(x), answers) * share
+            total += value.detach()
+            if of_hidden is not None:
+                start = number * chunk_tokens
+                gradient, *gradients = torch.autograd.grad(value, [x, *weights])
+                of_hidden[start : start + len(x)] = gradient
+                for summed, each in zip(of_weights, gradients, strict=True):
+                    summed += each
+        ctx.gradients = (of_hidden, of_weights)
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        of_hidden, of_weights = ctx.gradients
+        ctx.gradients = None
+        return of_hidden * gradient, None, None, None, None, *(each * gradient for each in of_weights)

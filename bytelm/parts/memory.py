@@ -4,17 +4,18 @@ A memory recalls evidence for each position from the tokens alone; the evidence 
 into the logits. It learns by counting, in seconds, what weights would take many steps to learn.
 """
 
-from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from bytelm.config.values import PositiveInt
 from bytelm.errors import ConfigError
+from bytelm.parts.contract import Memory, Run
 from bytelm.parts.ngram_counts import ContextKind, NGramCounts, contexts
+from bytelm.system.process import release_memory
 
 
 @dataclass
@@ -34,41 +35,6 @@ class Evidence:
         return Evidence(self.log_probs.to(dtype), self.counts.to(dtype))
 
 
-class Memory(nn.Module, ABC):
-    """Base of the memories.
-
-    Attributes:
-        learns_text: Whether it is filled with the training text, fold by fold (`fill`, `hold_out`).
-        knows_folds: Whether it has been filled since its state was last loaded, so that folds can be held out.
-        reader: The layer that reads the evidence; its matrices are hidden ones, as the blocks' are.
-    """
-
-    learns_text = False
-    knows_folds = False
-    reader: nn.Module
-
-    def initialize(self) -> None:
-        """Sets what the network's initialisation should not; called after it."""
-
-    def fill(self, text: Tensor, folds: Tensor, seq_len: int) -> None:
-        """Learns the training text, tokens (n,), of which token i belongs to fold folds[i]."""
-
-    def hold_out(self, fold: int | None) -> None:
-        """Forgets one fold of the text for a while; None: remembers all of it."""
-
-    @abstractmethod
-    def recall(self, tokens: Tensor, start: int = 0) -> Any:
-        """Evidence for the positions of (B, T) tokens from `start` on; position t sees tokens 0 to t."""
-
-    @abstractmethod
-    def embed(self, x: Tensor, evidence: Any) -> Tensor:
-        """Adds evidence to embeddings (B, T, d_model)."""
-
-    @abstractmethod
-    def mix(self, logits: Tensor, x: Tensor, evidence: Any) -> Tensor:
-        """Mixes evidence into logits (B, T, vocab_size), where the network's output was x (B, T, d_model)."""
-
-
 class NoMemory(Memory):
     """None.
 
@@ -77,9 +43,10 @@ class NoMemory(Memory):
         d_model: Width of the residual stream.
     """
 
+    changes_logits = False
+
     def __init__(self, vocab_size: int, d_model: int) -> None:
         super().__init__()
-        self.reader = nn.Identity()
 
     def recall(self, tokens: Tensor, start: int = 0) -> None:
         return None
@@ -118,7 +85,7 @@ class NGramMemory(Memory):
         ConfigError: A value that is not accepted; the message names it.
     """
 
-    learns_text = True
+    optimizer_groups: ClassVar = {"reader": "hidden"}
     backoff: Tensor
     symbols: Tensor
 
@@ -148,16 +115,38 @@ class NGramMemory(Memory):
         self.gate_counts = nn.Linear(2 * n_kinds, len(self.levels))
         self.register_buffer("backoff", torch.full((n_kinds, _N_BUCKETS), 0.5))
         self.register_buffer("symbols", torch.arange(vocab_size).clamp(max=self.n_symbols - 1))
+        self._knows_folds = False  # whether the text was counted since the state was last loaded
         self._text: Tensor | None = None
         self._tables: list[NGramCounts] | None = None
 
-    def initialize(self) -> None:
-        """Starts out as the n-gram model: the last prediction's gate is 1, all others are 0."""
+    def check(self, run: Run) -> None:
+        name = type(self).__name__
+        if run.data_order != "folds":
+            accepted = f"accepted with {name}: folds, so that it does not recall what it trains on"
+            raise ConfigError("data.order", run.data_order, accepted)
+        if run.strategy == "fsdp":
+            raise ConfigError("trainer.strategy", "fsdp", f"accepted with {name}: auto, ddp")
+
+    def after_init(self) -> None:
+        """Starts as the n-gram model: the last prediction's gate is 1, all others are 0."""
         for layer in (self.gate, self.gate_counts):
             nn.init.zeros_(layer.weight)
         nn.init.zeros_(self.gate_counts.bias)
         with torch.no_grad():
             self.gate_counts.bias[-1] = 1.0
+
+    # The budget's clock is running when training starts: what a memory learns, it learns in training time.
+    def on_train_start(self, data: Any) -> None:
+        release_memory()
+        self.fill(data.train_split, data.folds(), data.seq_len)
+
+    def on_train_batch_start(self, data: Any) -> None:
+        if not self._knows_folds:  # its state was loaded since, as by a rewind
+            self.on_train_start(data)
+        self.hold_out(data.fold)
+
+    def on_evaluation_start(self) -> None:
+        self.hold_out(None)
 
     def fill(self, text: Tensor, folds: Tensor, seq_len: int) -> None:
         """Counts a text, and finds the weights of interpolation on a sample of one of its folds.
@@ -169,7 +158,7 @@ class NGramMemory(Memory):
         """
         device = self.backoff.device
         self._tables = None  # those of a checkpoint, before there are others
-        self.knows_folds = True
+        self._knows_folds = True
         self._text = text.clone()  # a view would take the storage behind it, other splits too, into checkpoints
         self.backoff.fill_(0.5)
         frequency = torch.bincount(text, minlength=len(self.symbols)).argsort(descending=True, stable=True)
@@ -198,7 +187,7 @@ class NGramMemory(Memory):
         return torch.empty(0, dtype=torch.uint8) if self._text is None else self._text
 
     def set_extra_state(self, state: Tensor) -> None:
-        self.knows_folds = False
+        self._knows_folds = False
         self._text, self._tables = (state.cpu() if len(state) else None), None
 
     @torch.compiler.disable

@@ -1,28 +1,11 @@
 """Normalisations over the last dimension, with or without learned weights."""
 
-from abc import ABC, abstractmethod
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bytelm.config.values import PositiveFloat
-
-
-class Norm(nn.Module, ABC):
-    """Base of the normalisations.
-
-    Args:
-        dim: Size of the dimension that is normalised.
-    """
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.shape = (dim,)
-
-    @abstractmethod
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., dim) to the same shape."""
+from bytelm.parts.contract import Norm
 
 
 class LayerNorm(Norm):
@@ -36,7 +19,8 @@ class LayerNorm(Norm):
     """
 
     def __init__(self, dim: int, weight: bool = True, bias: bool = True, eps: PositiveFloat = 1e-5) -> None:
-        super().__init__(dim)
+        super().__init__()
+        self.shape = (dim,)
         self.weight = nn.Parameter(torch.ones(dim)) if weight else None
         self.bias = nn.Parameter(torch.zeros(dim)) if bias else None
         self.eps = eps
@@ -55,7 +39,8 @@ class RMSNorm(Norm):
     """
 
     def __init__(self, dim: int, weight: bool = True, eps: PositiveFloat = 1e-6) -> None:
-        super().__init__(dim)
+        super().__init__()
+        self.shape = (dim,)
         self.weight = nn.Parameter(torch.ones(dim)) if weight else None
         self.eps = eps
 

@@ -1,7 +1,7 @@
 """Position encodings: how the network knows the order of its tokens.
 
-They act in one of three places, so the base class has three methods, each of which does nothing unless overridden:
-`embed` (added to the embeddings), `rotate` (queries and keys), `scores` (added to the attention scores).
+Each acts in one of three places: `embed` (added to the embeddings), `rotate` (queries and keys), `scores` (added to the
+attention scores).
 """
 
 import math
@@ -11,31 +11,7 @@ from torch import Tensor, nn
 
 from bytelm.config.values import PositiveFloat
 from bytelm.errors import ConfigError
-
-
-class PositionEncoding(nn.Module):
-    """Base of the position encodings, shared by all blocks of a network.
-
-    Args:
-        d_model: Width of the residual stream.
-        n_heads: Number of query heads.
-        max_seq_len: Longest sequence, in tokens.
-    """
-
-    def __init__(self, d_model: int, n_heads: int, max_seq_len: int) -> None:
-        super().__init__()
-
-    def embed(self, x: Tensor, start: int = 0) -> Tensor:
-        """Token embeddings (B, T, d_model) to the same, with positions from `start` on."""
-        return x
-
-    def rotate(self, q: Tensor, k: Tensor, start: int = 0) -> tuple[Tensor, Tensor]:
-        """Queries (B, n_heads, T, head_dim) and keys (B, n_kv_heads, T, head_dim) to the same, from `start` on."""
-        return q, k
-
-    def scores(self, seq_len: int) -> Tensor | None:
-        """What is added to the attention scores, causal mask included, (n_heads, T, T); None for the mask alone."""
-        return None
+from bytelm.parts.contract import PositionEncoding
 
 
 class NoPosition(PositionEncoding):
