@@ -67,12 +67,12 @@ class LanguageModel(LightningModule):
         self._parts_told = {event: [*contract.declaring(gpt, event)] for event in events}
         self._with_auxiliary_loss = [*contract.declaring(gpt, "auxiliary_loss")]
 
-    def check(self, data: TokenData, trainer: Trainer) -> None:
+    def check(self, data: TokenData, trainer: Trainer | None = None) -> None:
         """Finds, before training, what would fail late: sizes that do not fit, options or parts that cannot work.
 
         Args:
             data: What the model is trained or scored on.
-            trainer: Its strategy and precision.
+            trainer: Whose strategy, precision and device parts are asked about; by default one CPU in float32.
 
         Raises:
             ConfigError: The message names the key, the value and what is accepted.
@@ -85,15 +85,15 @@ class LanguageModel(LightningModule):
             )
         self.configure_optimizers()
         self._check_loss()
-        plugin = trainer.precision_plugin
+        plugin = None if trainer is None else trainer.precision_plugin
         run = Run(
             network=self.gpt,
             data_order=getattr(data, "order", None),
             optimizer=class_of(self.optimizer).__name__,
             takes_sparse_gradients=takes_sparse_gradients(self.optimizer),
-            strategy=strategy_name(trainer.strategy),
-            precision=str(getattr(plugin, "label", plugin.precision)),
-            device=trainer.strategy.root_device,
+            strategy="single" if trainer is None else strategy_name(trainer.strategy),
+            precision="32-true" if plugin is None else str(getattr(plugin, "label", plugin.precision)),
+            device=torch.device("cpu") if trainer is None else trainer.strategy.root_device,
         )
         contract.check([self.gpt, self.loss], run)
 

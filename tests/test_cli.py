@@ -214,10 +214,10 @@ def test_print_config_prints_what_would_run(folder, capsys):
 
 MY_PARTS = """
 from torch import nn
-from bytelm.parts.feedforward import FeedForward
+from bytelm.parts.feedforward import MLP
 from bytelm.callbacks import LRSchedule
 
-class Tanh(FeedForward):
+class Tanh(MLP):
     def activation(self, x):
         return x.tanh()
 

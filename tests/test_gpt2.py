@@ -268,7 +268,7 @@ IS_THERE = {
         and cli.trainer.optimizers[0].param_groups[1]["initial_lr"] == 6e-4
     ),
     "Label smoothing": lambda cli, gpt: cli.model.loss.label_smoothing == 0.1,
-    "Soft-capped logits": lambda cli, gpt: gpt.logit_softcap == 30,
+    "Soft-capped logits": lambda cli, gpt: gpt.head.softcap == 30,
     "z-loss": lambda cli, gpt: cli.model.loss.z_loss == 1e-4,
     "float32": lambda cli, gpt: cli.trainer.precision == "32-true",
     "FP8": lambda cli, gpt: type(gpt.blocks[1].feedforward.down).__name__ == "Float8Linear",

@@ -7,6 +7,7 @@ from functools import partial
 
 import pytest
 import torch
+from contexts import context
 from torch.nn import functional as F
 
 from bytelm import kernels
@@ -96,7 +97,7 @@ def test_what_the_kernels_do_not_do_is_done_by_the_plain_parts(
     monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: deterministic)
     x = torch.randn(2, 8, 64)
     with torch.set_grad_enabled(with_gradients):
-        FlashAttention(64, 4, **options)(x, Learned(64, 4, 32))
+        FlashAttention(64, 4, **options)(x, context())
         FusedGELU(64, 128)(x)
     assert ("attention" in called) == (with_gradients and not options and not deterministic)
     assert ("gelu" in called) == with_gradients

@@ -3,10 +3,12 @@
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from lightning.pytorch import Trainer
+from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch import nn
 from torch.nn import functional as F
 
@@ -14,7 +16,7 @@ from bytelm.cli import build
 from bytelm.errors import ConfigError
 from bytelm.gpt import GPT
 from bytelm.language_model import LanguageModel
-from bytelm.parts.feedforward import FusedGELU
+from bytelm.parts.feedforward import GELU, FusedGELU
 from bytelm.precision import FP8
 from bytelm.strategies import FSDP
 
@@ -61,8 +63,11 @@ def test_the_blocks_linear_layers_are_converted_and_nothing_else(torchao):
 
 
 def test_feedforwards_that_multiply_by_themselves_are_refused(torchao):
-    with pytest.raises(ConfigError, match=r"model\.gpt\.feedforward: 'FusedGELU' .* as GELU"):
-        FP8(emulate=True).convert_module(model(feedforward=FusedGELU))
+    trainer = SimpleNamespace(precision_plugin=FP8(emulate=True), strategy=SingleDeviceStrategy("cpu"))
+    data = SimpleNamespace(seq_len=8, vocab_size=64)
+    model(feedforward=GELU).check(data, trainer)
+    with pytest.raises(ConfigError, match=r"model\.gpt\.feedforward: 'FusedGELU' .* such as GELU"):
+        model(feedforward=FusedGELU).check(data, trainer)
 
 
 def test_sizes_that_are_no_multiples_of_16_are_left_alone(torchao):
@@ -176,7 +181,7 @@ def test_without_torchao_it_is_refused(monkeypatch):
 
 def test_a_model_that_is_to_be_sharded_is_refused(torchao):
     with pytest.raises(ConfigError, match=r"trainer\.strategy: 'fsdp' cannot be used; accepted with FP8: auto, ddp"):
-        FP8(emulate=True).check(model(), FSDP())
+        FP8(emulate=True).check(FSDP())
 
 
 def test_with_fsdp_it_is_refused_before_there_is_a_folder(torchao, refused):

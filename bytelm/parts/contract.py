@@ -287,9 +287,12 @@ def give_context(key: str, part: nn.Module) -> None:
     Raises:
         ConfigError: Its forward is neither.
     """
-    if accepts(part.forward, "x", "context"):
-        return
-    expect(key, part, "forward", "x")
+    parameters = inspect.signature(part.forward).parameters.values()
+    if any(p.name == "context" or p.kind is p.VAR_POSITIONAL for p in parameters):
+        return expect(key, part, "forward", "x", "context")
+    if not accepts(part.forward, "x"):
+        has = f"forward{inspect.signature(part.forward)}"
+        raise ConfigError(key, type(part).__name__, f"it has {has}; accepted: forward(x, context) or forward(x)")
     part.register_forward_pre_hook(_without_context)
 
 

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from contexts import context
 
 from bytelm.errors import ConfigError
 from bytelm.parts.attention import SDPA, Explicit
@@ -57,8 +58,8 @@ def test_sdpa_and_explicit_are_the_formula(n_kv_heads, qk_norm, position):
     sdpa.load_state_dict(explicit.state_dict())
     x = torch.randn(2, SEQ_LEN, D_MODEL)
     expected = torch.stack([written_out(explicit, row, encoding) for row in x])
-    torch.testing.assert_close(explicit(x, encoding), expected, rtol=0, atol=1e-5)
-    torch.testing.assert_close(sdpa(x, encoding), expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(explicit(x, context(encoding)), expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(sdpa(x, context(encoding)), expected, rtol=0, atol=1e-5)
 
 
 @VARIANTS
@@ -70,7 +71,7 @@ def test_sdpa_and_explicit_have_the_same_gradients(n_kv_heads, qk_norm, position
     sdpa.load_state_dict(explicit.state_dict())
     x = torch.randn(2, SEQ_LEN, D_MODEL)
     for attention in (explicit, sdpa):
-        attention(x, encoding).square().mean().backward()
+        attention(x, context(encoding)).square().mean().backward()
     for (name, p), q in zip(explicit.named_parameters(), sdpa.parameters(), strict=True):
         torch.testing.assert_close(p.grad, q.grad, rtol=1e-4, atol=1e-5, msg=lambda m, name=name: f"{name}: {m}")
 
@@ -85,9 +86,9 @@ def test_attention_under_bf16_autocast_stays_near_float32(attention, qk_norm, po
     module = attention(D_MODEL, N_HEADS, 2, qk_norm)
     x = torch.randn(2, SEQ_LEN, D_MODEL)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        low = module(x, encoding)
+        low = module(x, context(encoding))
     assert low.dtype == torch.bfloat16
-    torch.testing.assert_close(low.float(), module(x, encoding), rtol=0, atol=0.02)
+    torch.testing.assert_close(low.float(), module(x, context(encoding)), rtol=0, atol=0.02)
 
 
 @pytest.mark.parametrize("attention", [SDPA, Explicit])
@@ -98,8 +99,8 @@ def test_bf16_attention_takes_float32_position_tables(attention, position):
     encoding = position(D_MODEL, N_HEADS, SEQ_LEN)
     module = attention(D_MODEL, N_HEADS, 2)
     x = torch.randn(2, SEQ_LEN, D_MODEL)
-    expected = module(x, encoding)
-    low = module.bfloat16()(x.bfloat16(), encoding)
+    expected = module(x, context(encoding))
+    low = module.bfloat16()(x.bfloat16(), context(encoding))
     assert low.dtype == torch.bfloat16
     torch.testing.assert_close(low.float(), expected, rtol=0, atol=0.02)
 
@@ -121,7 +122,7 @@ def test_gqa_equals_full_attention_with_repeated_key_and_value_weights(attention
         state[name] = torch.cat([q, *repeated])
     full.load_state_dict(state)
     x, position = torch.randn(2, SEQ_LEN, D_MODEL), Rotary(D_MODEL, N_HEADS, SEQ_LEN)
-    torch.testing.assert_close(grouped(x, position), full(x, position), rtol=0, atol=1e-5)
+    torch.testing.assert_close(grouped(x, context(position)), full(x, context(position)), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("attention", [SDPA, Explicit])
@@ -131,11 +132,11 @@ def test_dropout_drops_attention_weights_in_training_only(attention):
     dropped = attention(D_MODEL, N_HEADS, dropout=0.5)
     dropped.load_state_dict(kept.state_dict())
     x, position = torch.randn(1, SEQ_LEN, D_MODEL), NoPosition(D_MODEL, N_HEADS, SEQ_LEN)
-    torch.testing.assert_close(dropped.eval()(x, position), kept(x, position))
+    torch.testing.assert_close(dropped.eval()(x, context(position)), kept(x, context(position)))
     # The first token has one weight a head, 1, which dropout makes 0 or 2.
     d = D_MODEL // N_HEADS
     value = (x[0, 0] @ kept.qkv.weight[2 * D_MODEL :].T + kept.qkv.bias[2 * D_MODEL :]).view(N_HEADS, d)
-    drawn = torch.stack([dropped.train()(x, position)[0, 0] for _ in range(64)])
+    drawn = torch.stack([dropped.train()(x, context(position))[0, 0] for _ in range(64)])
     masks = torch.cartesian_prod(*[torch.tensor([0.0, 2.0])] * N_HEADS)
     possible = (masks[:, :, None] * value).flatten(1) @ kept.out.weight.T + kept.out.bias
     nearest = (drawn[:, None] - possible).abs().amax(dim=2).min(dim=1)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from contexts import context
 from torch import nn
 
 from bytelm.parts.block import Parallel, PostNorm, PreNorm
@@ -16,12 +17,12 @@ class Function(nn.Module):
         return self.function(*inputs)
 
 
-def attention(x, position):
-    return torch.sin(2 * x) + position
+def attention(x, context):
+    return torch.sin(2 * x) + context.first
 
 
-def feedforward(x):
-    return x.square()
+def feedforward(x, context):
+    return x.square() - context.first
 
 
 def first_norm(x):
@@ -37,24 +38,25 @@ def build(block, dropout=0.0):
     return block(Function(attention), Function(feedforward), lambda: next(norms), dropout)
 
 
-def pre_norm(x, position):
-    middle = x + attention(first_norm(x), position)
-    return middle + feedforward(second_norm(middle))
+def pre_norm(x, context):
+    middle = x + attention(first_norm(x), context)
+    return middle + feedforward(second_norm(middle), context)
 
 
-def post_norm(x, position):
-    middle = first_norm(x + attention(x, position))
-    return second_norm(middle + feedforward(middle))
+def post_norm(x, context):
+    middle = first_norm(x + attention(x, context))
+    return second_norm(middle + feedforward(middle, context))
 
 
-def parallel(x, position):
-    return x + attention(first_norm(x), position) + feedforward(second_norm(x))
+def parallel(x, context):
+    return x + attention(first_norm(x), context) + feedforward(second_norm(x), context)
 
 
 @pytest.mark.parametrize(("block", "formula"), [(PreNorm, pre_norm), (PostNorm, post_norm), (Parallel, parallel)])
 def test_block_is_its_formula(block, formula):
-    x, position = torch.randn(2, 2, 5, 6, dtype=torch.float64)
-    torch.testing.assert_close(build(block)(x, position), formula(x, position))
+    x, first = torch.randn(2, 2, 5, 6, dtype=torch.float64)
+    around = context(first=first)
+    torch.testing.assert_close(build(block)(x, around), formula(x, around))
 
 
 @pytest.mark.parametrize(
@@ -62,7 +64,8 @@ def test_block_is_its_formula(block, formula):
     [(PreNorm, lambda x: x), (PostNorm, lambda x: second_norm(first_norm(x))), (Parallel, lambda x: x)],
 )
 def test_dropout_drops_what_branches_add_in_training_only(block, without_branches):
-    x, position = torch.randn(2, 2, 5, 6)
+    x, first = torch.randn(2, 2, 5, 6)
+    around = context(first=first)
     dropped = build(block, dropout=1.0)
-    torch.testing.assert_close(dropped(x, position), without_branches(x))
-    torch.testing.assert_close(dropped.eval()(x, position), build(block)(x, position))
+    torch.testing.assert_close(dropped(x, around), without_branches(x))
+    torch.testing.assert_close(dropped.eval()(x, around), build(block)(x, around))

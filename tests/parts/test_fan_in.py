@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from contexts import context
 
 from bytelm.gpt import GPT
 from bytelm.parts.feedforward import SwiGLU
@@ -52,14 +53,14 @@ def test_blocks_start_as_the_identity_and_the_first_guess_is_uniform():
     model = network()
     x = torch.randn(2, 12, D_MODEL)
     for block in model.blocks:
-        assert torch.equal(block(x, model.position), x)
+        assert torch.equal(block(x, context(model.position)), x)
     assert not model(tokens()).any()
 
 
 def test_without_zeros_neither_is_so():
     model = network({"zero": False})
     x = torch.randn(2, 12, D_MODEL)
-    assert not torch.allclose(model.blocks[0](x, model.position), x)
+    assert not torch.allclose(model.blocks[0](x, context(model.position)), x)
     assert model(tokens()).std() > 0.5
 
 

@@ -8,15 +8,18 @@ import random
 import shutil
 from collections import Counter
 from fractions import Fraction
+from types import SimpleNamespace
 
 import pytest
 import torch
+from contexts import context
 from torch import nn
 from torch.nn import functional as F
 
 from bytelm.data.rows import cut_rows
 from bytelm.errors import ConfigError
 from bytelm.gpt import GPT
+from bytelm.optim import param_groups
 from bytelm.parts.init import FanIn
 from bytelm.parts.memory import NGramMemory, NoMemory
 
@@ -254,7 +257,7 @@ def test_the_most_frequent_tokens_have_symbols_of_their_own_and_the_others_share
 
 def test_tokens_that_share_a_symbol_get_the_same_of_the_memory_and_the_others_their_own():
     memory = filled(n_symbols=6)
-    memory.initialize()
+    memory.after_init()
     inputs, _ = batch(prose(3_000, seed=2), 2)
     evidence = memory.recall(inputs)
     logits = memory.mix(torch.zeros(2, T, 256), torch.zeros(2, T, 16), evidence)
@@ -302,8 +305,9 @@ def test_gradients_flow_to_reader_and_gates():
     F.cross_entropy(network(inputs).flatten(0, 1), targets.flatten()).backward()
     names = {name for name, p in network.memory.named_parameters() if p.grad is not None and p.grad.any()}
     assert names == {"reader.weight", "gate.weight", "gate_counts.weight", "gate_counts.bias"}
-    assert network.memory.reader in list(network.hidden())
-    assert not any(p is network.memory.gate.weight for p in network.hidden().parameters())
+    groups = {group["name"]: [id(p) for p in group["params"]] for group in param_groups(network)}
+    assert id(network.memory.reader.weight) in groups["hidden"]
+    assert id(network.memory.gate.weight) in groups["embedding"]
 
 
 def test_gates_learn_from_the_first_step_on():
@@ -319,16 +323,14 @@ def test_without_a_memory_the_network_is_the_one_without_it_to_the_last_bit(norm
     torch.manual_seed(0)
     network = GPT(d_model=16, n_heads=2, n_layers=2, d_ff=32, max_seq_len=T, norm_embeddings=norm_embeddings)
     assert isinstance(network.memory, NoMemory)
-    assert not network.memory.learns_text
     assert not [name for name in network.state_dict() if "memory" in name]
     inputs, _ = batch(prose(600), 2)
     x = network.embedding(inputs)
     if norm_embeddings:
         x = F.layer_norm(x, (16,))
     for block in network.blocks:
-        x = block(x, network.position)
+        x = block(x, context(network.position))
     assert torch.equal(network(inputs), network.norm(x) @ network.embedding.weight.t())
-    assert len(list(network.hidden().parameters())) == len(list(network.blocks.parameters()))
 
 
 def test_embeddings_are_normalised_with_what_the_memory_adds():
@@ -441,10 +443,17 @@ def test_a_compiled_network_is_the_same():
 
 
 def test_a_memory_whose_state_was_loaded_is_to_be_filled_before_folds_are_held_out():
-    memory = filled()
-    assert memory.knows_folds
+    memory, text = filled(), prose(6_000)
+    data = SimpleNamespace(train_split=tensor(text), folds=lambda: folds_of(text), seq_len=T, fold=3)
+    counted = []
+    memory.fill = lambda *arguments: (counted.append(len(arguments[0])), NGramMemory.fill(memory, *arguments))
+    memory.on_train_batch_start(data)
+    assert counted == []
     memory.load_state_dict(filled().state_dict())
-    assert not memory.knows_folds
-    text = prose(6_000)
-    memory.fill(tensor(text), folds_of(text), T)
-    assert memory.knows_folds
+    memory.on_train_batch_start(data)
+    assert counted == [len(text)]
+    memory.on_train_batch_start(data)
+    assert counted == [len(text)]
+    assert {table.held_out for table in memory._tables} == {3}
+    memory.on_evaluation_start()
+    assert {table.held_out for table in memory._tables} == {None}

@@ -4,6 +4,7 @@ import functools
 
 import pytest
 import torch
+from contexts import context
 from torch import nn
 
 from bytelm.errors import ConfigError
@@ -13,7 +14,7 @@ from bytelm.parts.attention import SDPA, Explicit
 from bytelm.parts.block import Parallel, PostNorm, PreNorm
 from bytelm.parts.embedding import TokenEmbedding, ValueEmbedding
 from bytelm.parts.init import FanIn, Normal
-from bytelm.parts.position import NoPosition, Rotary
+from bytelm.parts.position import Rotary
 
 NAME = "embedding.token_values.weight"
 
@@ -40,8 +41,8 @@ def test_attention_adds_values_to_its_own(attention, n_kv_heads):
     biased.load_state_dict(module.state_dict())
     with torch.no_grad():
         biased.qkv.bias[-width:] += values
-    given = module(x, position, values=values.expand(2, 12, width))
-    torch.testing.assert_close(given, biased(x, position), rtol=0, atol=1e-5)
+    given = module(x, context(position, values=values.expand(2, 12, width)))
+    torch.testing.assert_close(given, biased(x, context(position)), rtol=0, atol=1e-5)
 
 
 def test_each_token_has_a_value_of_its_own_in_every_head():
@@ -50,9 +51,9 @@ def test_each_token_has_a_value_of_its_own_in_every_head():
     nn.init.zeros_(attention.qkv.weight)
     nn.init.eye_(attention.out.weight)
     embedding = ValueEmbedding(32, 16)
-    embedding.make_values(16)
+    embedding.connect(attention)
     alone = tokens().view(-1, 1)
-    mixed = attention(torch.randn(24, 1, 16), NoPosition(16, 4, 12), values=embedding.values(alone))
+    mixed = attention(torch.randn(24, 1, 16), context(values=embedding.values(alone)))
     torch.testing.assert_close(mixed[:, 0], embedding.token_values.weight[alone[:, 0]])
 
 
@@ -73,9 +74,7 @@ def test_values_change_logits_from_their_own_place_on_and_none_before(block, opt
 def test_every_block_gets_them():
     gpt, given = tiny(n_layers=3), []
     for block in gpt.blocks:
-        block.attention.register_forward_pre_hook(
-            lambda module, args, kwargs: given.append(kwargs["values"]), with_kwargs=True
-        )
+        block.attention.register_forward_pre_hook(lambda module, args: given.append(args[1].values))
     gpt(tokens())
     assert len(given) == 3
     assert all(torch.equal(values, gpt.embedding.token_values(tokens())) for values in given)
@@ -114,7 +113,7 @@ def test_it_is_trained_as_an_embedding():
     gpt(tokens()).square().mean().backward()
     weight = gpt.get_parameter(NAME)
     assert weight.grad.abs().sum(dim=1).count_nonzero() == len(tokens().unique())
-    (group,) = [group["name"] for group in param_groups(gpt, gpt.hidden()) if any(p is weight for p in group["params"])]
+    (group,) = [group["name"] for group in param_groups(gpt) if any(p is weight for p in group["params"])]
     assert group == "embedding"
 
 
@@ -126,20 +125,17 @@ def test_it_stays_near_float32_under_bf16(attention):
     torch.testing.assert_close(low.float(), gpt(tokens()), rtol=0, atol=0.02)
 
 
-def test_attentions_and_blocks_that_take_no_values_are_refused():
-    class OwnAttention(SDPA):
-        def forward(self, x, position):
-            return super().forward(x, position)
+def test_attentions_that_take_no_values_are_rejected():
+    class Own(nn.Module):
+        def __init__(self, d_model, n_heads):
+            super().__init__()
 
-    class OwnBlock(PreNorm):
-        def forward(self, x, position):
-            return super().forward(x, position)
+        def forward(self, x):
+            return x
 
-    for options in ({"attention": OwnAttention}, {"block": OwnBlock}):
-        (part,) = options.values()
-        with pytest.raises(ConfigError, match=f"embedding: 'ValueEmbedding' .*{part.__name__}.*values"):
-            tiny(**options)
-        tiny(embedding=TokenEmbedding, **options)(tokens())
+    with pytest.raises(ConfigError, match=r"model\.gpt\.embedding: 'ValueEmbedding' .* these take none"):
+        tiny(attention=Own)
+    tiny(embedding=TokenEmbedding, attention=Own)(tokens())
 
 
 def test_one_line_trains_with_it(run):
