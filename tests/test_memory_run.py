@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 from added_callback import added_callback
+from resuming import CURVES, Signal, assert_same_checkpoints
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_ranks import Run, write_inputs
-from test_resume import CURVES, Signal, assert_same_checkpoints
 
 from bytelm.errors import CheckpointError, Interrupted
 from bytelm.parts.ngram_counts import NGramCounts
