@@ -1,14 +1,17 @@
 """The training loss and its regularisers against formulas."""
 
+import json
 import math
 import subprocess
 import sys
 
 import pytest
 import torch
+from test_ranks import Run, write_inputs
 from torch.nn import functional as F
 
-from bytelm.parts.loss import CrossEntropy, FusedCrossEntropy
+from bytelm.gpt import Head
+from bytelm.parts.loss import ChunkedCrossEntropy, CrossEntropy, FusedCrossEntropy
 
 
 @pytest.fixture
@@ -133,3 +136,97 @@ def test_the_kernels_compile_for_hopper_wherever_there_is_triton(name, different
     source = ASTSource(kernel, dict(zip(kernel.arg_names, types, strict=True)), places)
     compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": kernels.WARPS})
     assert ".target sm_90" in compiled.asm["ptx"]
+
+
+class Watched(Head):
+    """A head that notes for how many tokens it makes logits at a time."""
+
+    def forward(self, x):
+        self.sizes = [*getattr(self, "sizes", []), x.shape[0] if x.ndim == 2 else x.shape[0] * x.shape[1]]
+        return super().forward(x)
+
+
+def hidden_and_head(dtype=torch.float64, **options):
+    torch.manual_seed(0)
+    head = Watched(6, 11, **{"bias": True, "softcap": 3.0, **options}).to(dtype)
+    hidden = torch.randn(2, 5, 6, dtype=dtype, requires_grad=True)
+    return hidden, head, torch.randint(11, (2, 5))
+
+
+def differentiated(loss, hidden, *parameters):
+    gradients = torch.autograd.grad(3 * loss, [hidden, *parameters])  # as where a batch is a share of a step
+    return [loss.detach(), *gradients]
+
+
+@pytest.mark.parametrize("chunk_tokens", [1, 3, 10, 64])
+@pytest.mark.parametrize("options", [{}, {"label_smoothing": 0.2, "z_loss": 0.1}])
+def test_chunked_is_the_plain_loss_with_its_gradients(chunk_tokens, options):
+    hidden, head, targets = hidden_and_head()
+    plain = CrossEntropy(**options)(head(hidden), targets)
+    expected = differentiated(plain, hidden, *head.parameters())
+    head.sizes = []
+    chunked = ChunkedCrossEntropy(chunk_tokens, **options)(hidden, head, targets)
+    torch.testing.assert_close(differentiated(chunked, hidden, *head.parameters()), expected, rtol=1e-5, atol=1e-6)
+    assert max(head.sizes) == min(chunk_tokens, 10)
+    assert sum(head.sizes) == 10
+
+
+@pytest.mark.parametrize("chunk_tokens", [None, 4])
+def test_fused_in_chunks_is_the_plain_loss_on_the_cpu(chunk_tokens):
+    hidden, head, targets = hidden_and_head(torch.float32)
+    expected = differentiated(CrossEntropy()(head(hidden), targets), hidden, *head.parameters())
+    loss = FusedCrossEntropy(chunk_tokens)
+    assert loss.takes_hidden == (chunk_tokens is not None)
+    value = loss(hidden, head, targets) if loss.takes_hidden else loss(head(hidden), targets)
+    torch.testing.assert_close(differentiated(value, hidden, *head.parameters()), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_chunked_under_autocast_stays_near_float32():
+    hidden, head, targets = hidden_and_head(torch.float32)
+    expected = differentiated(CrossEntropy()(head(hidden), targets), hidden, *head.parameters())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        low = ChunkedCrossEntropy(3)(hidden, head, targets)
+    assert low.dtype == torch.float32
+    torch.testing.assert_close(differentiated(low, hidden, *head.parameters()), expected, rtol=0.05, atol=0.05)
+
+
+def test_chunked_without_gradients_and_with_a_frozen_head():
+    hidden, head, targets = hidden_and_head()
+    expected = CrossEntropy()(head(hidden), targets)
+    with torch.no_grad():
+        torch.testing.assert_close(ChunkedCrossEntropy(3)(hidden, head, targets), expected)
+    gradient = torch.autograd.grad(expected, hidden)[0]
+    head.requires_grad_(False)
+    frozen = ChunkedCrossEntropy(3)(hidden, head, targets)
+    torch.testing.assert_close(torch.autograd.grad(frozen, hidden)[0], gradient)
+
+
+@pytest.mark.parametrize("compiled", ["false", "true"])
+def test_runs_with_a_chunked_loss_are_those_with_the_plain_one(run, compiled):
+    options = ("--trainer.accumulate_grad_batches", "2", "--model.compile", compiled)
+    plain = run("--experiment", "plain", *options).model.state_dict()
+    loss = "{class_path: ChunkedCrossEntropy, init_args: {chunk_tokens: 50}}"
+    chunked = run("--experiment", "chunked", "--model.loss", loss, *options).model.state_dict()
+    for name in plain:
+        torch.testing.assert_close(chunked[name], plain[name], rtol=1e-3, atol=2e-5)
+
+
+def test_a_loss_of_hidden_states_is_rejected_beside_a_memory_that_changes_logits(refused):
+    options = ("--model.gpt.memory", "NGramMemory", "--data.order", "folds", "--model.loss", "ChunkedCrossEntropy")
+    assert refused(*options) == (
+        "bytelm: error: model.loss: 'ChunkedCrossEntropy' cannot be used; accepted with the memory NGramMemory, which "
+        "changes logits: losses of logits, such as CrossEntropy"
+    )
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_two_ranks_train_with_a_chunked_loss_as_with_the_plain_one(tmp_path, strategy):
+    write_inputs(tmp_path)
+    losses = {}
+    for loss in ("CrossEntropy", "ChunkedCrossEntropy"):
+        options = ("--model.loss", loss, "--trainer.strategy", strategy, "--experiment", loss)
+        two = Run(tmp_path, *options, "--time_budget.limit", "4 steps")
+        status, _ = two.end()
+        assert status == 0, two.err
+        losses[loss] = json.loads((tmp_path / f"runs/{loss}/version_0/record.json").read_text())["val_loss"]
+    assert losses["ChunkedCrossEntropy"] == pytest.approx(losses["CrossEntropy"], abs=1e-4)
