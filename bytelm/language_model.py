@@ -105,7 +105,9 @@ class LanguageModel(LightningModule):
         if getattr(self.gpt.memory, "changes_logits", True):
             memory = type(self.gpt.memory).__name__
             raise ConfigError(
-                "model.loss", name, f"accepted with the memory {memory}, which changes logits: CrossEntropy"
+                "model.loss",
+                name,
+                f"accepted with the memory {memory}, which changes logits: losses of logits, such as CrossEntropy",
             )
 
     @property
