@@ -6,7 +6,6 @@ Logged: val/loss (nats per token), and val/bpb where it is known how many bytes 
 import math
 import shutil
 import warnings
-from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any, Literal
 
@@ -21,7 +20,7 @@ from bytelm.data.base import TokenData
 from bytelm.errors import ConfigError
 from bytelm.gpt import GPT
 from bytelm.metrics import BitsPerByte, NatsPerToken
-from bytelm.optim import AdamW, ParamGroups, param_groups, takes_sparse_gradients
+from bytelm.optim import AdamW, OptimizerFactory, param_groups, regroup, takes_sparse_gradients
 from bytelm.parts import contract
 from bytelm.parts.contract import MakeLoss, Run, class_of
 from bytelm.parts.loss import CrossEntropy
@@ -40,7 +39,7 @@ class LanguageModel(LightningModule):
     Args:
         gpt: The network.
         loss: Training loss; validation always reports plain cross-entropy.
-        optimizer: Optimizer and its options; it is given the parameters in groups (see optim.py).
+        optimizer: Optimizer and its options; it is given the parameters in groups (see optim/groups.py).
         compile: Whether to run the network through torch.compile, where the machine can. `blocks` compiles it block by
             block, all alike with one result: with many layers that takes a fraction of the time, and ranks exchange a
             block's gradients while the one before is still computed. fsdp always does so.
@@ -50,7 +49,7 @@ class LanguageModel(LightningModule):
         self,
         gpt: GPT,
         loss: MakeLoss = CrossEntropy,
-        optimizer: Callable[[ParamGroups], Optimizer] = AdamW,
+        optimizer: OptimizerFactory = AdamW,
         compile: bool | Literal["blocks"] = False,
     ) -> None:
         super().__init__()
@@ -90,7 +89,7 @@ class LanguageModel(LightningModule):
             network=self.gpt,
             data_order=getattr(data, "order", None),
             optimizer=class_of(self.optimizer).__name__,
-            takes_sparse_gradients=takes_sparse_gradients(self.optimizer),
+            takes_sparse_gradients=takes_sparse_gradients(self.optimizer, param_groups(self)),
             strategy="single" if trainer is None else strategy_name(trainer.strategy),
             precision="32-true" if plugin is None else str(getattr(plugin, "label", plugin.precision)),
             device=torch.device("cpu") if trainer is None else trainer.strategy.root_device,
@@ -196,13 +195,15 @@ class LanguageModel(LightningModule):
 
     def configure_optimizers(self) -> Optimizer:
         try:
-            return self.optimizer(param_groups(self, self._hidden()))
+            return self.optimizer(param_groups(self))
         except (AssertionError, RuntimeError, ValueError) as error:  # Lion asserts
             name = class_of(self.optimizer).__name__
             raise ConfigError("model.optimizer", name, str(error) or "its options") from error
 
-    def _hidden(self) -> nn.Module:
-        return nn.ModuleList([*self.gpt.blocks, *(m.reader for m in [self.gpt.memory] if hasattr(m, "reader"))])
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if self.trainer.state.fn == "fit":
+            states = checkpoint.get("optimizer_states", [])
+            checkpoint["optimizer_states"] = [regroup(state, self) for state in states]
 
     def configure_gradient_clipping(
         self,
@@ -218,9 +219,8 @@ class LanguageModel(LightningModule):
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
         if scaler is not None and getattr(optimizer, "_step_supports_amp_scaling", False):
             scaler.unscale_(optimizer)
-        # The optimizer's own list: walking through the module tree takes a quarter of a millisecond. Without tables:
-        # their gradients may be sparse, which torch does not clip, and RowAdagrad's steps do not grow with them.
-        groups = (group for group in optimizer.param_groups if group.get("name") != "table")
+        # The optimizer's own list: walking through the module tree takes a quarter of a millisecond.
+        groups = (group for group in optimizer.param_groups if group.get("clip", True))
         params = [param for group in groups for param in group["params"]]
         self._grad_norm = None
         if not gradient_clip_val:
@@ -233,10 +233,10 @@ class LanguageModel(LightningModule):
             self._grad_norm = nn.utils.clip_grad_norm_(params, gradient_clip_val)
 
     def grad_norm(self) -> Tensor:
-        """Norm of the last step's gradients before clipping, without those of tables, ()."""
+        """Norm of the last step's gradients before clipping, without those that are not clipped, ()."""
         if self._grad_norm is not None:
             return self._grad_norm
-        groups = (group for group in param_groups(self, self._hidden()) if group["name"] != "table")
+        groups = (group for group in param_groups(self) if group.get("clip", True))
         return nn.utils.get_total_norm([p.grad for group in groups for p in group["params"] if p.grad is not None])
 
     def _nats(self, batch: Batch) -> Tensor:

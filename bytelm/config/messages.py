@@ -12,6 +12,7 @@ from difflib import get_close_matches
 from pydoc import locate
 from typing import Any, get_args, get_type_hints
 
+from jsonargparse._parameter_resolvers import get_signature_parameters
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from tqdm import tqdm
 
@@ -42,6 +43,7 @@ def clarify(message: str, roots: Mapping[str, type], nested: Iterable[type] = ()
         `key: value …; accepted: …`, or the message itself where its form is not known.
     """
     key = ".".join(re.findall(r'Parser key "([^"]+)"', message))
+    nested = [*nested, *filter(inspect.isclass, map(locate, re.findall(r"class_path='([\w.]+)'", message)))]
     name = key.rpartition(".")[2]
 
     if match := re.search(r"^Parser key \"config\": (.*): ('.*')$", message):
@@ -70,12 +72,12 @@ def clarify(message: str, roots: Mapping[str, type], nested: Iterable[type] = ()
     if match := re.search(failed, message, re.MULTILINE):
         path, reason = match["path"] or match["class"], match["reason"] or match["why"]
         return f"{key}: {path!r} cannot be used ({reason}); {_class_choices(name, path, roots, nested)}"
-    if match := re.search(r"(?:Expected a dot import path string|Unexpected import path format): (\S+)", message):
+    if match := re.search(r"(?:Expected a dot import path string|Unexpected import path format): (\S+?)\.?(?:\s|$)", message):
         return f"{key}: {match[1]!r} is not known; {_class_choices(name, match[1], roots, nested)}"
-    if match := re.search(r"Given value: (.*)$", message, re.MULTILINE):
-        types = dict.fromkeys(re.findall(r"Expected a <class '(?:\w+\.)*(\w+)'>", message))
+    if match := re.search(r"Given value: (.*?)(?:\. Got value: .*)?$", message, re.MULTILINE):
+        types = re.findall(r"Expected a (?:<class '(?:\w+\.)*(\w+)'>|typing\.Literal\[(.*?)\]|(tuple with \d+ elements))", message)
         if types:
-            accepted = ", ".join(types).replace("NoneType", "null")
+            accepted = ", ".join(dict.fromkeys(map("".join, types))).replace("NoneType", "null")
             return f"{key}: {match[1]!r} is not accepted; accepted: {accepted}"
     if match := re.search(r"Expected a <class '(\w+)'>\. Got value: (.*?)(?:\. Got value|$)", message):
         return f"{key}: {match[2]!r} is not accepted; accepted: {match[1]}"
@@ -107,13 +109,9 @@ def _choices(given: str, accepted: Iterable[str]) -> str:
 
 
 def _parameters(owner: Any) -> Iterator[str]:
-    """Options of a class: constructor parameters with defaults, along its bases as far as it passes them on."""
-    for cls in inspect.getmro(owner) if inspect.isclass(owner) else ():
-        if "__init__" in vars(cls):
-            parameters = inspect.signature(vars(cls)["__init__"]).parameters.values()
-            yield from (p.name for p in parameters if p.default is not p.empty)
-            if not any(p.kind is p.VAR_KEYWORD for p in parameters):
-                return
+    """Options of a class: constructor parameters with defaults, its own and those of what it passes them on to."""
+    parameters = get_signature_parameters(owner) if inspect.isclass(owner) else []
+    yield from (p.name for p in parameters if p.default is not inspect.Parameter.empty)
 
 
 def _default(owner: type, name: str) -> Any:

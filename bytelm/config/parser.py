@@ -12,6 +12,7 @@ import yaml
 from jsonargparse import Namespace, get_loader
 from lightning.pytorch.cli import LightningArgumentParser
 
+import bytelm.config.short_names  # noqa: F401 (among classes of one name, bytelm's is meant)
 from bytelm.config.imports import failures_as_import_errors
 from bytelm.errors import ConfigError
 

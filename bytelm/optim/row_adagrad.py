@@ -1,12 +1,14 @@
 """RowAdagrad: Adagrad with one accumulator a row, for tables of which a step touches few rows."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.optim import Optimizer
+
+from bytelm.optim.base import loss_of, restore_precision
 
 
 class RowAdagrad(Optimizer):
@@ -43,7 +45,7 @@ class RowAdagrad(Optimizer):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
-        restore_sums(self, state_dict)
+        restore_precision(self, state_dict, "sum")
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -65,27 +67,6 @@ class RowAdagrad(Optimizer):
                 else:
                     _step(table, state["sum"], group["lr"], group["eps"])
         return loss
-
-
-def loss_of(closure: Callable[[], Any] | None) -> Any:
-    """What a step's closure, if there is one, returns: the loss, with gradients, though the step is without."""
-    if closure is None:
-        return None
-    with torch.enable_grad():
-        return closure()
-
-
-def restore_sums(optimizer: Optimizer, state_dict: Mapping[str, Any]) -> None:
-    """Gives tables of lower precision their sums back as they were saved.
-
-    Optimizer.load_state_dict rounds all state to its parameter's type, and a sum in bfloat16 soon stops growing.
-    """
-    saved = [key for group in state_dict["param_groups"] for key in group["params"]]
-    params = [param for group in optimizer.param_groups for param in group["params"]]
-    for key, param in zip(saved, params, strict=True):
-        state = state_dict["state"].get(key, {})
-        if "sum" in state and param.dtype != state["sum"].dtype:
-            optimizer.state[param]["sum"] = state["sum"].to(param.device)
 
 
 def _step_on_rows(table: Tensor, sums: Tensor, lr: float, eps: float) -> None:

@@ -85,6 +85,7 @@ class MultiHeadAttention(contract.Attention):
         self.value_dim = n_kv_heads * self.head_dim
         self.dropout = dropout
         self.qkv = nn.Linear(d_model, (n_heads + 2 * n_kv_heads) * self.head_dim, bias=bias)
+        self.row_splits = {"qkv": [[self.head_dim] * n for n in (n_heads, n_kv_heads, n_kv_heads)]}
         self.out = ResidualProjection(d_model, d_model, bias=bias)
         self.q_norm = qk_norm(self.head_dim) if qk_norm else nn.Identity()
         self.k_norm = qk_norm(self.head_dim) if qk_norm else nn.Identity()

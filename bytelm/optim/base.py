@@ -1,0 +1,34 @@
+"""What the optimizers of this package have in common: a step's closure, and state that keeps its precision."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch.optim import Optimizer
+
+
+def loss_of(closure: Callable[[], Any] | None) -> Any:
+    """Evaluates a step's closure, if there is one, with gradients enabled, and returns the loss."""
+    if closure is None:
+        return None
+    with torch.enable_grad():
+        return closure()
+
+
+def restore_precision(optimizer: Optimizer, state_dict: Mapping[str, Any], name: str) -> None:
+    """Puts one entry of the state back in the precision that it was saved in.
+
+    Optimizer.load_state_dict converts all state to its parameter's type. Sums and moving averages in bfloat16 soon stop
+    changing, so optimizers keep them in float32 for parameters of lower precision, too.
+
+    Args:
+        optimizer: It has just loaded `state_dict`.
+        state_dict: What it has loaded.
+        name: Key of the entry in a parameter's state.
+    """
+    saved = [key for group in state_dict["param_groups"] for key in group["params"]]
+    params = [param for group in optimizer.param_groups for param in group["params"]]
+    for key, param in zip(saved, params, strict=True):
+        state = state_dict["state"].get(key, {})
+        if name in state and param.dtype != state[name].dtype:
+            optimizer.state[param][name] = state[name].to(param.device)

@@ -1,0 +1,217 @@
+"""ByGroup: one optimizer made of several, one for each parameter group."""
+
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from bytelm.errors import CheckpointError
+from bytelm.optim.base import loss_of
+from bytelm.optim.groups import ParamGroup, ParamGroups
+
+OptimizerFactory = Callable[[ParamGroups], Optimizer]
+
+SCALING = ("grad_scale", "found_inf")  # what a gradient scaler sets on an optimizer whose step unscales by itself
+
+
+class ByGroup(Optimizer):
+    """Trains each parameter group with an optimizer of its own.
+
+        optimizer:
+          class_path: ByGroup
+          init_args:
+            groups:
+              hidden: {class_path: Muon, init_args: {lr: 0.02}}
+              embedding: {class_path: AdamW, init_args: {lr: 0.003}}
+            default: {class_path: AdamW, init_args: {lr: 0.001}}
+
+    Each optimizer does its own arithmetic, by its fused or foreach kernels where it has them, and loads its own state.
+    Together they have one list of groups, one state and one checkpoint, as if they were one optimizer. A schedule
+    multiplies the learning rate that each group started with.
+
+    A fused optimizer unscales gradients under a gradient scaler (`16-mixed`) only if all of them do; otherwise the
+    scaler unscales them before the step.
+
+    Args:
+        params: Groups with names, as `param_groups` returns them. `hidden`, `embedding`, `head`, `vector`, `scalar` and
+            `table` are the usual ones; a network has those that it has parameters for.
+        groups: For a group's name, the optimizer that it is given to.
+        default: The optimizer of each group that is not in `groups`; one instance a group.
+
+    Attributes:
+        param_groups: The groups of all optimizers, in the order of `params`; each has the name of its optimizer's class
+            under `optimizer`.
+        state: The state of each parameter.
+
+    Raises:
+        ValueError: A group has no optimizer, the network has no such group, or an optimizer rejects its group.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[ParamGroup],
+        groups: dict[str, OptimizerFactory],
+        default: OptimizerFactory | None = None,
+    ) -> None:
+        given = list(params)
+        names = [group["name"] for group in given]
+        for name in groups:
+            if name not in names:
+                raise ValueError(f"groups.{name}: the network has no such group; accepted: {', '.join(names)}")
+        optimizers = [_make(groups.get(group["name"], default), group) for group in given]
+        # The optimizers have put their defaults into the groups, so none are left to add here.
+        super().__init__([group for optimizer in optimizers for group in optimizer.param_groups], {})
+        self._optimizers = optimizers
+        self.state = _State(optimizers)  # type: ignore[assignment]
+        if all(getattr(optimizer, "_step_supports_amp_scaling", False) for optimizer in optimizers):
+            self._step_supports_amp_scaling = True
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """For the constructor.
+
+        Raises:
+            RuntimeError: It is called later, when no optimizer could take the group.
+        """
+        if hasattr(self, "_optimizers"):
+            raise RuntimeError(f"{type(self).__name__} takes all of its parameter groups when it is made")
+        super().add_param_group(param_group)
+
+    def __getstate__(self) -> dict[str, Any]:
+        own = ("_optimizers", "_step_supports_amp_scaling")
+        return {**super().__getstate__(), **{key: vars(self)[key] for key in own if key in vars(self)}}
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Performs one step of each optimizer.
+
+        Args:
+            closure: Evaluates the model again and returns the loss.
+        """
+        loss = loss_of(closure)
+        scaling = {key: vars(self)[key] for key in SCALING if key in vars(self)}
+        for optimizer in self._optimizers:
+            vars(optimizer).update(scaling)
+            optimizer.step()
+            for key in scaling:
+                delattr(optimizer, key)
+        return loss
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state of all optimizers, in the form that one optimizer of all groups would return.
+
+        State that belongs to an optimizer rather than to a parameter is under keys (i, key) for the optimizer of the
+        i-th group.
+        """
+        for hook in self._optimizer_state_dict_pre_hooks.values():
+            hook(self)
+        state: dict[Any, Any] = {}
+        groups: list[dict[str, Any]] = []
+        merged: dict[str, Any] = {"state": state, "param_groups": groups}
+        n_params = 0
+        for i, optimizer in enumerate(self._optimizers):
+            for key, value in optimizer.state_dict().items():
+                if key == "state":
+                    state |= {k + n_params if isinstance(k, int) else (i, k): v for k, v in value.items()}
+                elif key == "param_groups":
+                    groups += [{**group, "params": [k + n_params for k in group["params"]]} for group in value]
+                else:
+                    merged[f"{i}.{key}"] = value
+            n_params += sum(len(group["params"]) for group in optimizer.param_groups)
+        for hook in self._optimizer_state_dict_post_hooks.values():
+            merged = hook(self, merged) or merged  # type: ignore[assignment]
+        return merged
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Gives each optimizer its share of a state.
+
+        Raises:
+            CheckpointError: The state is of other groups, or of another optimizer of a group.
+        """
+        state_dict = dict(state_dict)
+        for hook in self._optimizer_load_state_dict_pre_hooks.values():
+            state_dict = hook(self, state_dict) or state_dict  # type: ignore[assignment]
+        saved = list(state_dict["param_groups"])
+        _check(saved, self.param_groups)
+        for i, optimizer in enumerate(self._optimizers):
+            groups, saved = saved[: len(optimizer.param_groups)], saved[len(optimizer.param_groups) :]
+            ids = {key: n for n, key in enumerate(key for group in groups for key in group["params"])}
+            state = {ids[key]: value for key, value in state_dict["state"].items() if key in ids}
+            own = {key[1]: value for key, value in state_dict["state"].items() if isinstance(key, tuple) and key[0] == i}
+            rest = {key.partition(".")[2]: value for key, value in state_dict.items() if key.startswith(f"{i}.")}
+            groups = [{**group, "params": [ids[key] for key in group["params"]]} for group in groups]
+            optimizer.load_state_dict({**rest, "state": {**state, **own}, "param_groups": groups})
+        # Loading has made new groups. What they are called and how they are clipped is the network's to say.
+        loaded = [group for optimizer in self._optimizers for group in optimizer.param_groups]
+        for group, before in zip(loaded, self.param_groups, strict=True):
+            group.update({key: before[key] for key in ("name", "clip", "optimizer") if key in before})
+        self.param_groups = loaded
+        for post_hook in self._optimizer_load_state_dict_post_hooks.values():
+            post_hook(self)
+
+
+class _State(MutableMapping[Tensor, Any]):
+    """The state of each parameter, which the parameter's own optimizer keeps."""
+
+    def __init__(self, optimizers: Iterable[Optimizer]) -> None:
+        self._owner = {
+            param: optimizer
+            for optimizer in optimizers
+            for group in optimizer.param_groups
+            for param in group["params"]
+        }
+
+    def __getitem__(self, param: Tensor) -> Any:
+        return self._owner[param].state[param]
+
+    def __setitem__(self, param: Tensor, state: Any) -> None:
+        self._owner[param].state[param] = state
+
+    def __delitem__(self, param: Tensor) -> None:
+        del self._owner[param].state[param]
+
+    def __contains__(self, param: object) -> bool:
+        return param in self._owner and param in self._owner[param].state  # type: ignore[index]
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return (param for param in self._owner if param in self)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+
+def _make(factory: OptimizerFactory | None, group: ParamGroup) -> Optimizer:
+    name = group["name"]
+    if factory is None:
+        raise ValueError(f"groups.{name}: the network's group {name} has no optimizer; name one there, or a default")
+    try:
+        optimizer = factory([group])
+    except (AssertionError, RuntimeError, ValueError) as error:  # Lion asserts
+        raise ValueError(f"group {name}: {error or 'the optimizer rejects its options'}") from error
+    closure = inspect.signature(optimizer.step).parameters.get("closure")
+    if closure is not None and closure.default is closure.empty:
+        raise ValueError(
+            f"group {name}: {type(optimizer).__name__} evaluates the loss several times a step, and a group cannot do "
+            "that by itself; accepted: optimizers whose step needs no closure"
+        )
+    for own in optimizer.param_groups:
+        own["optimizer"] = type(optimizer).__name__
+    return optimizer
+
+
+def _check(saved: list[Any], groups: list[Any]) -> None:
+    theirs, ours = ([(group.get("name"), len(group["params"])) for group in some] for some in (saved, groups))
+    if theirs != ours:
+        described = [", ".join(f"{name} ({size})" for name, size in sizes) for sizes in (theirs, ours)]
+        raise CheckpointError(
+            f"ckpt_path: the optimizer's state is of other parameter groups: {described[0]} in the checkpoint, "
+            f"{described[1]} now"
+        )
+    for before, group in zip(saved, groups, strict=True):
+        if before.get("optimizer", group["optimizer"]) != group["optimizer"]:
+            raise CheckpointError(
+                f"ckpt_path: the optimizer of group {group['name']} is {before['optimizer']} in the checkpoint, "
+                f"{group['optimizer']} now"
+            )

@@ -1,0 +1,342 @@
+"""Muon: momentum whose direction is orthogonalised, matrix by matrix; with what current practice adds to it.
+
+Notable:
+- by default its arithmetic is torch.optim.Muon's, on the CPU to the bit;
+- matrices of one shape are orthogonalised together, except on the CPU;
+- stacks of matrices (three dimensions, such as the weights of experts) are taken matrix by matrix;
+- of weights that are sharded over ranks (FSDP2), every rank orthogonalises the whole matrix and keeps its own rows.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from bytelm.optim.base import loss_of, restore_precision
+from bytelm.optim.groups import ParamGroup, RowSplits
+
+Coefficients = tuple[float, float, float]
+"""a, b and c of an iteration's polynomial a x + b x^3 + c x^5, which acts on the singular values."""
+
+PRECISION = torch.bfloat16  # of the iterations
+MOST_AT_ONCE = 2**27  # elements of the matrices that are orthogonalised together: 256 MB in bfloat16
+
+# Amsel et al. 2025: of all compositions of quintic polynomials the one that is closest to 1 on [0.001, 1], with their
+# "cushion" of 0.024; further iterations repeat the last one.
+_POLAR_EXPRESS: tuple[Coefficients, ...] = (
+    (8.28721201814563, -23.595886519098837, 17.300387312530933),
+    (4.107059111542203, -2.9478499167379106, 0.5448431082926601),
+    (3.9486908534822946, -2.908902115962949, 0.5518191394370137),
+    (3.3184196573706015, -2.488488024314874, 0.51004894012372),
+    (2.300652019954817, -1.6689039845747493, 0.4188073119525673),
+    (1.891301407787398, -1.2679958271945868, 0.37680408948524835),
+    (1.8750014808534479, -1.2500016453999487, 0.3750001645474248),
+    (1.875, -1.25, 0.375),
+)
+# Rounding may put a singular value above 1, where the polynomials of all iterations but the last grow fast. So these
+# are stretched by 1%, and matrices are scaled to a norm of 1 / 1.01.
+_SAFETY = 1.01
+
+
+class Muon(Optimizer):
+    """Momentum with orthogonalised directions (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon).
+
+    For a matrix with gradient G, momentum buffer B, learning rate lr and momentum m:
+
+        B = m B + (1 - m) G,  D = orthogonalised((1 - m) G + m B),  W = (1 - lr weight_decay) W - lr ratio D.
+
+    Orthogonalisation brings all singular values near 1, by a few iterations of a polynomial (Newton-Schulz). `ratio`
+    follows the matrix's shape (adjust_lr_fn).
+
+    Args:
+        params: Groups of parameters with two dimensions, (rows, columns), or three, (matrices, rows, columns).
+        lr: Learning rate.
+        weight_decay: Decoupled weight decay.
+        momentum: Share of the buffer that each step keeps.
+        nesterov: Whether the direction is that of Nesterov's momentum; otherwise it is the buffer's.
+        ns_coefficients: Coefficients of the iterations. `quintic`: Jordan et al.'s; fast, and singular values end up
+            between 0.7 and 1.2. `polar_express`: other coefficients in each iteration, which converge to 1 (Amsel et
+            al. 2025, arXiv:2505.16932). Or three numbers a, b, c for all iterations.
+        eps: Least norm that a matrix is divided by.
+        ns_steps: Number of iterations.
+        adjust_lr_fn: How the learning rate follows a matrix's shape. `original`, the default: times
+            sqrt(max(1, rows / columns)), as in Jordan et al. `match_rms_adamw`: times 0.2 sqrt(max(rows, columns)),
+            so that the rate and weight decay of AdamW can be kept (Liu et al. 2025, arXiv:2502.16982).
+        variance_reduction: Whether each row of a direction is divided by the root of its mean square, averaged over
+            the steps with `beta2`, and the matrix then scaled back to its norm (NorMuon: Li et al. 2025,
+            arXiv:2510.05491).
+        beta2: Decay rate of that average.
+        cautious_weight_decay: Whether weight decay is left out for elements that the step moves away from zero
+            (Chen et al. 2025, arXiv:2510.12402).
+        split_qkv: Whether the matrices of a fused weight, such as those of queries, keys and values, are orthogonalised
+            apart; `heads`: and so is each head of them. The module that has the weight says how it divides (`row_splits`
+            in groups.py).
+        batched: Whether matrices of one shape are orthogonalised together, which takes a fraction of the time if they
+            are small. By default they are on devices other than the CPU. There small matrices (fewer than 32 rows or
+            columns) may be rounded differently.
+
+    Raises:
+        ValueError: An option or a parameter that cannot be used.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 1e-3,
+        weight_decay: float = 0.1,
+        momentum: float = 0.95,
+        nesterov: bool = True,
+        ns_coefficients: Coefficients | str = "quintic",
+        eps: float = 1e-7,
+        ns_steps: int = 5,
+        adjust_lr_fn: Literal["original", "match_rms_adamw"] | None = None,
+        variance_reduction: bool = False,
+        beta2: float = 0.95,
+        cautious_weight_decay: bool = False,
+        split_qkv: bool | Literal["heads"] = False,
+        batched: bool | None = None,
+    ) -> None:
+        for name, number in (("lr", lr), ("weight_decay", weight_decay), ("momentum", momentum)):
+            if not number >= 0:
+                raise ValueError(f"{name}: {number} cannot be used; accepted: 0 and more")
+        if not 0 <= beta2 < 1:
+            raise ValueError(f"beta2: {beta2} cannot be used; accepted: from 0 to below 1")
+        if ns_steps < 1:
+            raise ValueError(f"ns_steps: {ns_steps} cannot be used; accepted: from 1")
+        if adjust_lr_fn not in (None, *RATIOS):
+            raise ValueError(f"adjust_lr_fn: {adjust_lr_fn!r} cannot be used; accepted: {', '.join(RATIOS)}")
+        if isinstance(ns_coefficients, str) and ns_coefficients not in COEFFICIENTS:
+            raise ValueError(
+                f"ns_coefficients: {ns_coefficients!r} cannot be used; accepted: {', '.join(COEFFICIENTS)}, or 3 numbers"
+            )
+        self._row_splits: dict[Tensor, RowSplits] = {}
+        defaults = {
+            "lr": lr,
+            "weight_decay": weight_decay,
+            "momentum": momentum,
+            "nesterov": nesterov,
+            "ns_coefficients": ns_coefficients,
+            "eps": eps,
+            "ns_steps": ns_steps,
+            "adjust_lr_fn": adjust_lr_fn,
+            "variance_reduction": variance_reduction,
+            "beta2": beta2,
+            "cautious_weight_decay": cautious_weight_decay,
+            "split_qkv": split_qkv,
+            "batched": batched,
+        }
+        super().__init__(params, defaults)
+        if split_qkv and not self._row_splits:
+            raise ValueError(f"split_qkv: {split_qkv!r} cannot be used; no module says how its weight divides (row_splits)")
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        super().add_param_group(param_group)
+        for param in param_group["params"]:
+            if param.ndim not in (2, 3):
+                raise ValueError(
+                    f"Muon takes matrices and stacks of them, of 2 or 3 dimensions; one of shape {tuple(param.shape)} "
+                    "was given"
+                )
+        if isinstance(param_group, ParamGroup):
+            self._row_splits |= {param_group["params"][i]: rows for i, rows in param_group.row_splits.items()}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_row_splits": self._row_splits}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        for group in self.param_groups:  # of a checkpoint that torch.optim.Muon wrote: go on as it would
+            for name, value in ABSENT.items():
+                group.setdefault(name, value)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        restore_precision(self, state_dict, "second_moment")
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Performs one step.
+
+        Args:
+            closure: Evaluates the model again and returns the loss.
+        """
+        loss = loss_of(closure)
+        for group in self.param_groups:
+            for params, sizes in self._alike(group):
+                self._step(params, sizes, group)
+        return loss
+
+    def _alike(self, group: dict[str, Any]) -> Iterator[tuple[list[Tensor], list[int]]]:
+        """Parameters of one shape, not too many at once, and the rows of the matrices that they divide into."""
+        alike: dict[Any, list[Tensor]] = {}
+        for param in group["params"]:
+            if param.grad is not None:
+                alike.setdefault((param.shape, param.device, *self._sizes(param, group["split_qkv"])), []).append(param)
+        for (shape, _, *sizes), params in alike.items():
+            n = max(1, MOST_AT_ONCE // shape.numel())
+            for start in range(0, len(params), n):
+                yield params[start : start + n], sizes
+
+    def _sizes(self, param: Tensor, split: bool | Literal["heads"]) -> list[int]:
+        splits = self._row_splits.get(param) if split else None
+        if splits is None:
+            return [param.shape[-2]]
+        return [size for heads in splits for size in (heads if split == "heads" else [sum(heads)])]
+
+    def _step(self, params: list[Tensor], sizes: Sequence[int], group: dict[str, Any]) -> None:
+        grads = [_local(param.grad) for param in params]
+        states = [self.state[param] for param in params]
+        for param, state in zip(params, states, strict=True):
+            if "momentum_buffer" not in state:
+                state["momentum_buffer"] = torch.zeros_like(param.grad, memory_format=torch.preserve_format)
+        buffers = [_local(state["momentum_buffer"]) for state in states]
+        torch._foreach_lerp_(buffers, grads, 1 - group["momentum"])
+        updates = list(torch._foreach_lerp(grads, buffers, group["momentum"])) if group["nesterov"] else buffers
+        whole = torch.stack([_whole(update.to(PRECISION), param) for update, param in zip(updates, params, strict=True)])
+
+        batched = whole.device.type != "cpu" if group["batched"] is None else group["batched"]
+        parts = whole.split(list(sizes), dim=-2)
+        directions = _orthogonalized(parts, _schedule(group["ns_coefficients"], group["ns_steps"]), group["eps"], batched)
+        if group["variance_reduction"]:
+            directions = self._with_equal_rows(directions, states, group["beta2"])
+        ratios = [RATIOS[group["adjust_lr_fn"] or "original"](size, whole.shape[-1]) for size in sizes]
+        if len(parts) == 1:
+            (direction,), (ratio,) = directions, ratios
+        else:  # one below the other again
+            scaled = [_exact(part) * ratio for part, ratio in zip(directions, ratios, strict=True)]
+            direction, ratio = torch.cat(scaled, dim=-2), 1.0
+
+        lr, decay = group["lr"], group["lr"] * group["weight_decay"]
+        for param, step in zip(params, direction, strict=True):
+            weights, step = _local(param), _share(step, param)
+            if group["cautious_weight_decay"]:
+                weights.mul_(1 - decay * (step * weights >= 0).to(weights.dtype))
+            else:
+                weights.mul_(1 - decay)
+            weights.add_(step, alpha=-(lr * ratio))
+
+    def _with_equal_rows(self, directions: list[Tensor], states: list[dict[str, Any]], beta2: float) -> list[Tensor]:
+        """Divides rows by the root of their averaged mean square, and keeps each matrix's norm."""
+        exact = [_exact(part) for part in directions]
+        mean_squares = torch.cat([part.square().mean(dim=-1, keepdim=True) for part in exact], dim=-2)
+        for state, mean_square in zip(states, mean_squares, strict=True):
+            if "second_moment" not in state:
+                state["second_moment"] = torch.zeros_like(mean_square)
+            state["second_moment"].lerp_(mean_square, 1 - beta2)
+        moments = torch.stack([state["second_moment"] for state in states])
+        equal = []
+        for part, moment in zip(exact, moments.split([part.shape[-2] for part in exact], dim=-2), strict=True):
+            rows = part / moment.sqrt().clamp(min=1e-10)
+            equal.append(rows * (_norm(part) / _norm(rows).clamp(min=1e-10)))
+        return equal
+
+
+# Options that torch.optim.Muon does not have, with the values that leave its arithmetic as it is.
+ABSENT = {
+    "variance_reduction": False,
+    "beta2": 0.95,
+    "cautious_weight_decay": False,
+    "split_qkv": False,
+    "batched": None,
+}
+COEFFICIENTS: dict[str, tuple[Coefficients, ...]] = {
+    "quintic": ((3.4445, -4.7750, 2.0315),),
+    "polar_express": (
+        *((a / _SAFETY, b / _SAFETY**3, c / _SAFETY**5) for a, b, c in _POLAR_EXPRESS[:-1]),
+        _POLAR_EXPRESS[-1],
+    ),
+}
+RATIOS: dict[str, Callable[[int, int], float]] = {
+    "original": lambda rows, columns: math.sqrt(max(1, rows / columns)),
+    "match_rms_adamw": lambda rows, columns: 0.2 * math.sqrt(max(rows, columns)),
+}
+
+
+def orthogonalize(matrix: Tensor, schedule: Iterable[Coefficients], scale: float = 1.0, eps: float = 1e-7) -> Tensor:
+    """Brings the singular values of a matrix near 1 and leaves its singular vectors as they are.
+
+    Args:
+        matrix: (rows, columns), or several as (matrices, rows, columns).
+        schedule: Coefficients of each iteration.
+        scale: The matrix is divided by this multiple of its Frobenius norm first.
+        eps: Least norm that it is divided by.
+
+    Returns:
+        A tensor of the same shape and type.
+    """
+    multiply_add = torch.addmm if matrix.ndim == 2 else torch.baddbmm
+    wide = matrix if matrix.shape[-2] <= matrix.shape[-1] else matrix.mT
+    x = wide / (_norm(wide) * scale).clamp(min=eps)
+    for a, b, c in schedule:
+        gram = x @ x.mT
+        polynomial = multiply_add(gram, gram, gram, beta=b, alpha=c)
+        x = multiply_add(x, polynomial, x, beta=a)
+    return x if wide is matrix else x.mT
+
+
+def _schedule(coefficients: str | Coefficients, steps: int) -> tuple[list[Coefficients], float]:
+    """Coefficients of each iteration, and the multiple of its norm that a matrix is divided by."""
+    given = COEFFICIENTS[coefficients] if isinstance(coefficients, str) else (coefficients,)
+    scale = _SAFETY if coefficients == "polar_express" else 1.0
+    return [given[min(i, len(given) - 1)] for i in range(steps)], scale
+
+
+def _orthogonalized(
+    parts: Sequence[Tensor], schedule: tuple[list[Coefficients], float], eps: float, batched: bool
+) -> list[Tensor]:
+    """Orthogonalises the matrices in tensors of any number of dimensions."""
+    steps, scale = schedule
+    results: list[Tensor] = list(parts)
+    alike: dict[Any, list[int]] = {}
+    for i, part in enumerate(parts):
+        alike.setdefault(part.shape, []).append(i)
+    for shape, indices in alike.items():
+        matrices = torch.stack([parts[i] for i in indices]).reshape(-1, *shape[-2:])
+        # On the CPU one by one, as torch.optim.Muon does: a product in a batch may be summed in another order. With
+        # 32 rows and columns or more no difference was seen, and small matrices took a fifth of the time.
+        done = (
+            orthogonalize(matrices, steps, scale, eps)
+            if batched
+            else torch.stack([orthogonalize(matrix, steps, scale, eps) for matrix in matrices])
+        )
+        for i, result in zip(indices, done.view(len(indices), *shape), strict=True):
+            results[i] = result
+    return results
+
+
+def _norm(matrices: Tensor) -> Tensor:
+    """Frobenius norm of each matrix, (..., 1, 1)."""
+    return matrices.norm(dim=(-2, -1), keepdim=True)
+
+
+def _exact(tensor: Tensor) -> Tensor:
+    """The same in float32, unless it is more exact already."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def _local(tensor: Any) -> Tensor:
+    """A tensor's memory on this rank."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
+
+
+def _whole(local: Tensor, param: Any) -> Tensor:
+    """Of values for this rank's share of a parameter, those of the whole parameter."""
+    if not hasattr(param, "to_local"):
+        return local
+    from torch.distributed.tensor import DTensor  # not loaded where there are no ranks
+
+    shape, stride = param.shape, param.stride()
+    return DTensor.from_local(local, param.device_mesh, param.placements, shape=shape, stride=stride).full_tensor()
+
+
+def _share(whole: Tensor, param: Any) -> Tensor:
+    """Of values for a whole parameter, this rank's share."""
+    if not hasattr(param, "to_local"):
+        return whole
+    from torch.distributed.tensor import DTensor, Replicate
+
+    replicated = DTensor.from_local(whole, param.device_mesh, [Replicate()] * param.device_mesh.ndim, run_check=False)
+    return replicated.redistribute(placements=param.placements).to_local()

@@ -1,0 +1,62 @@
+"""MuonAdamW: the usual combination of optimizers, by one short name."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from torch.optim import AdamW, Optimizer
+
+from bytelm.optim.by_group import ByGroup, OptimizerFactory
+from bytelm.optim.groups import ParamGroup, ParamGroups
+from bytelm.optim.muon import Muon
+from bytelm.optim.row_adagrad import RowAdagrad
+
+
+class MuonAdamW(ByGroup):
+    """Muon on the hidden matrices, AdamW on the rest (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon).
+
+    Tables, where an embedding has any, go to RowAdagrad. For other optimizers, or other options for a single group, use
+    ByGroup.
+
+    Args:
+        params: Groups with names; the one called `hidden` goes to Muon, the one called `table` to RowAdagrad.
+        lr: Muon's learning rate.
+        adamw_lr: AdamW's learning rate.
+        adamw_betas: AdamW's decay rates of the first and second moment.
+        adamw_weight_decay: AdamW's decoupled weight decay.
+        adamw_eps: Added to AdamW's denominator.
+        adamw_fused: Whether AdamW's step is one kernel; by default torch chooses.
+        table_lr: RowAdagrad's learning rate.
+        muon: Muon's other options.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[ParamGroup],
+        lr: float = 0.02,
+        adamw_lr: float = 3e-3,
+        adamw_betas: tuple[float, float] = (0.9, 0.95),
+        adamw_weight_decay: float = 0.1,
+        adamw_eps: float = 1e-8,
+        adamw_fused: bool | None = None,
+        table_lr: float = 0.1,
+        **muon: Any,
+    ) -> None:
+        def hidden(groups: ParamGroups) -> Optimizer:
+            return Muon(groups, lr=lr, **muon)
+
+        def table(groups: ParamGroups) -> Optimizer:
+            return RowAdagrad(groups, lr=table_lr)
+
+        def rest(groups: ParamGroups) -> Optimizer:
+            return AdamW(
+                groups,
+                lr=adamw_lr,
+                betas=adamw_betas,
+                weight_decay=adamw_weight_decay,
+                eps=adamw_eps,
+                fused=adamw_fused,
+            )
+
+        given = list(params)
+        special: dict[str, OptimizerFactory] = {"hidden": hidden, "table": table}
+        super().__init__(given, {g["name"]: special[g["name"]] for g in given if g["name"] in special}, rest)
