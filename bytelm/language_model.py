@@ -89,7 +89,7 @@ class LanguageModel(LightningModule):
             network=self.gpt,
             data_order=getattr(data, "order", None),
             optimizer=class_of(self.optimizer).__name__,
-            takes_sparse_gradients=takes_sparse_gradients(self.optimizer, param_groups(self)),
+            takes_sparse_gradients=lambda: takes_sparse_gradients(self.optimizer, param_groups(self)),
             strategy="single" if trainer is None else strategy_name(trainer.strategy),
             precision="32-true" if plugin is None else str(getattr(plugin, "label", plugin.precision)),
             device=torch.device("cpu") if trainer is None else trainer.strategy.root_device,

@@ -139,7 +139,9 @@ class ByGroup(Optimizer):
             groups, saved = saved[: len(optimizer.param_groups)], saved[len(optimizer.param_groups) :]
             ids = {key: n for n, key in enumerate(key for group in groups for key in group["params"])}
             state = {ids[key]: value for key, value in state_dict["state"].items() if key in ids}
-            own = {key[1]: value for key, value in state_dict["state"].items() if isinstance(key, tuple) and key[0] == i}
+            own = {
+                key[1]: value for key, value in state_dict["state"].items() if isinstance(key, tuple) and key[0] == i
+            }
             rest = {key.partition(".")[2]: value for key, value in state_dict.items() if key.startswith(f"{i}.")}
             groups = [{**group, "params": [ids[key] for key in group["params"]]} for group in groups]
             optimizer.load_state_dict({**rest, "state": {**state, **own}, "param_groups": groups})

@@ -194,7 +194,5 @@ def _targets(module: nn.Module, attribute: str) -> Iterator[tuple[str, Any, Any]
         if target is None:  # an optional part, such as a bias, that this one goes without
             continue
         if not isinstance(target, nn.Module | nn.Parameter):
-            raise ValueError(
-                f"{type(module).__name__}.{attribute}: {path!r} is neither a module nor a parameter of it"
-            )
+            raise ValueError(f"{type(module).__name__}.{attribute}: {path!r} is neither a module nor a parameter of it")
         yield path, target, value

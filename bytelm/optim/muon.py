@@ -130,7 +130,9 @@ class Muon(Optimizer):
         }
         super().__init__(params, defaults)
         if split_qkv and not self._row_splits:
-            raise ValueError(f"split_qkv: {split_qkv!r} cannot be used; no module says how its weight divides (row_splits)")
+            raise ValueError(
+                f"split_qkv: {split_qkv!r} cannot be used; no module says how its weight divides (row_splits)"
+            )
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         super().add_param_group(param_group)
@@ -195,11 +197,15 @@ class Muon(Optimizer):
         buffers = [_local(state["momentum_buffer"]) for state in states]
         torch._foreach_lerp_(buffers, grads, 1 - group["momentum"])
         updates = list(torch._foreach_lerp(grads, buffers, group["momentum"])) if group["nesterov"] else buffers
-        whole = torch.stack([_whole(update.to(PRECISION), param) for update, param in zip(updates, params, strict=True)])
+        whole = torch.stack(
+            [_whole(update.to(PRECISION), param) for update, param in zip(updates, params, strict=True)]
+        )
 
         batched = whole.device.type != "cpu" if group["batched"] is None else group["batched"]
         parts = whole.split(list(sizes), dim=-2)
-        directions = _orthogonalized(parts, _schedule(group["ns_coefficients"], group["ns_steps"]), group["eps"], batched)
+        directions = _orthogonalized(
+            parts, _schedule(group["ns_coefficients"], group["ns_steps"]), group["eps"], batched
+        )
         if group["variance_reduction"]:
             directions = self._with_equal_rows(directions, states, group["beta2"])
         ratios = [RATIOS[group["adjust_lr_fn"] or "original"](size, whole.shape[-1]) for size in sizes]

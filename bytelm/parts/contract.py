@@ -75,7 +75,7 @@ class Run:
         network: The GPT.
         data_order: Order of the training data (`data.order`); None where the data have none.
         optimizer: Name of the optimizer's class.
-        takes_sparse_gradients: Whether the optimizer takes sparse gradients.
+        takes_sparse_gradients: Returns whether the optimizer takes sparse gradients.
         strategy: `single`, `ddp`, `fsdp`, or the name of another strategy's class.
         precision: The trainer's, such as `32-true`, `bf16-mixed` or `fp8-tensorwise`.
         device: Where the network is trained.
@@ -84,7 +84,7 @@ class Run:
     network: nn.Module
     data_order: str | None
     optimizer: str
-    takes_sparse_gradients: bool
+    takes_sparse_gradients: Callable[[], bool]
     strategy: str
     precision: str
     device: torch.device

@@ -139,7 +139,7 @@ class HashedNGrams(TokenEmbedding):
 
     def check(self, run: Run) -> None:
         key = "model.gpt.embedding.sparse"
-        if self.sparse_tables and not run.takes_sparse_gradients:
+        if self.sparse_tables and not run.takes_sparse_gradients():
             accepted = "accepted: false, or the optimizer MuonAdamW"
             raise ConfigError(key, True, f"{run.optimizer} takes no sparse gradients; {accepted}")
         if self.sparse_tables and (run.strategy == "fsdp" or (run.strategy == "ddp" and run.device.type == "cuda")):

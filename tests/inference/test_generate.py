@@ -312,13 +312,14 @@ def test_what_cannot_work_is_said_in_one_line(checkpoint, capsys, options, statu
 
 
 def test_a_part_without_a_cache_is_noted(run, capsys):
-    Path("my_old.py").write_text(
-        "from bytelm.parts.position import Rotary\n\n\nclass Old(Rotary):\n"
-        "    def rotate(self, q, k):\n        return super().rotate(q, k)\n"
+    Path("my_mean.py").write_text(
+        "import torch\nfrom torch import nn\n\n\nclass Mean(nn.Module):\n"
+        "    def __init__(self, d_model, n_heads):\n        super().__init__()\n\n"
+        "    def forward(self, x):\n        return x.cumsum(1) / torch.arange(1, x.shape[1] + 1)[:, None]\n"
     )
-    run("--model.gpt.position", "my_old.Old")
-    Path("old.yaml").write_text("model: {gpt: {position: my_old.Old}}")
-    options = ["--ckpt_path", CHECKPOINT, "--config", "tiny.yaml", "--config", "old.yaml", "--max_new_tokens", "40"]
+    run("--model.gpt.attention", "my_mean.Mean")
+    Path("mean.yaml").write_text("model: {gpt: {attention: my_mean.Mean}}")
+    options = ["--ckpt_path", CHECKPOINT, "--config", "tiny.yaml", "--config", "mean.yaml", "--max_new_tokens", "40"]
     capsys.readouterr()
     main(options)
     noted = capsys.readouterr()

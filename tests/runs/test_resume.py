@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from added_callback import added_callback
-from resuming import Signal, assert_same_checkpoints, curves
+from resuming import Signal, assert_equal, assert_same_checkpoints, curves
 
 from bytelm.errors import Interrupted
 
