@@ -47,7 +47,6 @@ from bytelm.callbacks import (
     TimeBudget,
     TrainLog,
 )
-from bytelm.callbacks.interruption import SIGNALS
 from bytelm.config.messages import clarify, note
 from bytelm.config.parser import ConfigFileParser
 from bytelm.data.base import TokenData
@@ -60,7 +59,7 @@ from bytelm.runs.checkpoints import AtomicCheckpointIO, fits, fits_optimizer, fl
 from bytelm.runs.folder import RUNS, RunLogger, newest_checkpoint, version_of
 from bytelm.strategies import STRATEGIES
 from bytelm.system.files import replacing
-from bytelm.system.process import end_with_parent
+from bytelm.system.process import SIGNALS, end_with_parent
 from bytelm.units import Duration
 
 # A value of no particular type stays what it is, also if it looks like a class and its options.

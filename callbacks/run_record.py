@@ -32,7 +32,8 @@ from bytelm.data.base import TokenData
 from bytelm.errors import Diverged, Interrupted, run_error
 from bytelm.log_steps import batch_loss
 from bytelm.system.files import replacing
-from bytelm.system.process import peak_memory_mb, process_age, utc
+from bytelm.system.memory import peak_device_memory_mb, peak_memory_mb
+from bytelm.system.process import process_age, utc
 
 PRINTED = (
     "val_bpb",
@@ -144,7 +145,7 @@ class RunRecord(Callback):
             "run": self._folder,
         }
         if trainer.strategy.root_device.type == "cuda":
-            record["peak_device_memory_mb"] = round(torch.cuda.max_memory_allocated() / 2**20, 1)
+            record["peak_device_memory_mb"] = peak_device_memory_mb()
         return record
 
     def _read_loss(self) -> None:

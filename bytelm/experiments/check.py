@@ -8,14 +8,14 @@ import contextlib
 import io
 import json
 import multiprocessing
-import os
 import signal
-import threading
 from collections.abc import Sequence
 from concurrent import futures
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
+
+from bytelm.system.process import end_worker_with_parent
 
 
 class Checker:
@@ -69,14 +69,7 @@ class Checker:
 def _begin() -> None:
     """A Ctrl-C is for the parent, and without that nothing is left to be done."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def watch() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
+    end_worker_with_parent()
 
 
 def _check(options: list[str]) -> tuple[dict[str, Any] | None, str]:

@@ -19,7 +19,7 @@ from typing import Any
 from bytelm.errors import CheckpointError, ConfigError, DataError, StorageError
 from bytelm.runs.folder import RUNS, lock, newest_run
 from bytelm.system.files import replacing
-from bytelm.system.process import ENDING_SECONDS, LIFELINE, utc
+from bytelm.system.process import ENDING_SECONDS, Lifeline, utc
 
 LOG = "log.txt"
 REFUSALS = (ConfigError.exit_status, DataError.exit_status, CheckpointError.exit_status)
@@ -78,17 +78,17 @@ class Job:
         self._earlier_run = newest_run(self.folder)
         self._earlier_record = self._record_time()
         self._earlier_seconds = wall_time(self._read_record())
-        lifeline, self._lifeline = os.pipe()
+        self._lifeline = Lifeline()
         self.process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
             stdout=self._log,
             stderr=subprocess.STDOUT,
-            pass_fds=[lifeline],
-            env={**os.environ, LIFELINE: str(lifeline)},
+            pass_fds=[self._lifeline.descriptor],
+            env={**os.environ, **self._lifeline.environment},
             start_new_session=True,  # a Ctrl-C is for this process, and the run's processes are a group
         )
-        os.close(lifeline)
+        self._lifeline.started()
 
     def __enter__(self) -> "Job":
         return self
@@ -100,7 +100,7 @@ class Job:
         """Lets go of the run: one that has not ended is told to."""
         if not self._log.closed:
             self._log.close()
-            os.close(self._lifeline)
+            self._lifeline.cut()
 
     @property
     def elapsed(self) -> float:

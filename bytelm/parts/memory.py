@@ -15,7 +15,7 @@ from bytelm.config.values import PositiveInt
 from bytelm.errors import ConfigError
 from bytelm.parts.contract import Memory, Run
 from bytelm.parts.ngram_counts import ContextKind, NGramCounts, contexts
-from bytelm.system.process import release_memory
+from bytelm.system.memory import release_memory
 
 
 @dataclass
