@@ -73,18 +73,17 @@ def _begin() -> None:
 
 
 def _check(options: list[str]) -> tuple[dict[str, Any] | None, str]:
-    from bytelm.cli import build, fail
+    from bytelm.cli import build
     from bytelm.errors import run_error
 
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
-            try:
-                return json.loads(json.dumps(build(options, run=False).plain_config)), ""
-            except Exception as error:
-                if (cause := run_error(error)) is None:
-                    return None, f"{type(error).__name__}: {' '.join(str(error).split())}"
-                fail(str(cause))
-    except SystemExit:
-        lines = said.getvalue().strip().splitlines() or ["it was refused without a word"]
-        return None, lines[-1].removeprefix("bytelm: error: ")
+            return json.loads(json.dumps(build(options, run=False).plain_config)), ""
+    except SystemExit:  # by an option such as --help
+        lines = said.getvalue().strip().splitlines() or ["it failed without an error message"]
+        return None, lines[-1]
+    except Exception as error:
+        cause = run_error(error)
+        text = str(cause) if cause is not None else f"{type(error).__name__}: {error}"
+        return None, " ".join(text.split())

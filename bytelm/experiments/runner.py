@@ -14,7 +14,6 @@ from typing import Any
 import yaml
 from tqdm import tqdm
 
-from bytelm.cli import errors_in_one_line
 from bytelm.config.command import CommandParser
 from bytelm.config.values import PositiveInt
 from bytelm.errors import ConfigError, Interrupted, StorageError
@@ -287,7 +286,6 @@ def main(args: list[str]) -> None:
     parser.add_argument("--seeds", nargs="+", type=int, help="Each experiment is run with each of them.")
     parser.add_function_arguments(run_experiments, skip={"configs", "options", "seeds"})
     at = args.index("--") if "--" in args else len(args)
-    with errors_in_one_line():
-        given = vars(parser.parse_args(args[:at]))
-        status = run_experiments(**given, options=args[at + 1 :])
+    given = vars(parser.parse_args(args[:at]))
+    status = run_experiments(**given, options=args[at + 1 :])
     sys.exit(status)

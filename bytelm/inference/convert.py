@@ -20,7 +20,6 @@ import lightning
 import torch
 from torch import Tensor
 
-from bytelm.cli import errors_in_one_line
 from bytelm.config.command import CommandParser
 from bytelm.errors import CheckpointError, ConfigError, StorageError
 from bytelm.gpt import GPT
@@ -526,10 +525,9 @@ def main_import(args: list[str]) -> None:
     parser.add_argument("source", help="nanoGPT's ckpt.pt, or a folder with config.json and model.safetensors.")
     parser.add_argument("target", help="The checkpoint to write, such as model.ckpt.")
     parser.add_function_arguments(import_weights, skip={"source", "target"})
-    with errors_in_one_line():
-        given = vars(parser.parse_args(args))
-        import_weights(**given)
-        print(f"checkpoint: {given['target']}")
+    given = vars(parser.parse_args(args))
+    import_weights(**given)
+    print(f"checkpoint: {given['target']}")
 
 
 def main_export(args: list[str]) -> None:
@@ -542,7 +540,6 @@ def main_export(args: list[str]) -> None:
     parser.add_argument("ckpt_path", help="A checkpoint, such as runs/…/checkpoints/best.ckpt.")
     parser.add_argument("target", help="The file (nanogpt) or the folder (huggingface) to write.")
     parser.add_function_arguments(export_weights, skip={"ckpt_path", "target"})
-    with errors_in_one_line():
-        given = vars(parser.parse_args(args))
-        export_weights(**given)
-        print(f"{given['format']}: {given['target']}")
+    given = vars(parser.parse_args(args))
+    export_weights(**given)
+    print(f"{given['format']}: {given['target']}")

@@ -18,7 +18,6 @@ from typing import Any
 
 import yaml
 
-from bytelm.cli import errors_in_one_line
 from bytelm.errors import StorageError
 from bytelm.config.command import CommandParser
 from bytelm.runs.score import RANKED, VAL_BPB, VAL_LOSS, Score, score_of
@@ -204,11 +203,10 @@ def main(args: list[str]) -> None:
     """
     parser = CommandParser("ledger", description=f"Makes the ledger of all runs anew, from their folders. {RANKED}")
     parser.add_argument("runs", nargs="?", default=RUNS, help="Folder with runs; the ledger is written there.")
-    with errors_in_one_line():
-        root = Path(parser.parse_args(args).runs)
-        if not root.is_dir():
-            raise StorageError(f"{root}: there is no such folder; accepted: {RUNS}, or a folder in it")
-        runs = write_ledger(root)
-        counts = Counter(run.status for run in runs)
-        print(f"runs: {len(runs)} ({', '.join(f'{n} {status}' for status, n in counts.items())})")
-        print(f"ledger: {root / LEDGER}")
+    root = Path(parser.parse_args(args).runs)
+    if not root.is_dir():
+        raise StorageError(f"{root}: there is no such folder; accepted: {RUNS}, or a folder in it")
+    runs = write_ledger(root)
+    counts = Counter(run.status for run in runs)
+    print(f"runs: {len(runs)} ({', '.join(f'{n} {status}' for status, n in counts.items())})")
+    print(f"ledger: {root / LEDGER}")

@@ -23,7 +23,6 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from bytelm.cli import main
 from bytelm.data.tokenizer import train_tokenizer
 from bytelm.errors import CheckpointError, ConfigError, StorageError
 from bytelm.inference.convert import (
@@ -40,6 +39,7 @@ from bytelm.inference.convert import (
 from bytelm.inference.generate import write
 from bytelm.inference.load import load
 from bytelm.language_model import LanguageModel
+from bytelm.program import main
 from bytelm.runs.checkpoints import fits, read
 
 N_LAYER, N_HEAD, N_EMBD, BLOCK_SIZE, VOCAB_SIZE = 2, 2, 32, 64, 101

@@ -28,7 +28,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.demos.boring_classes import BoringModel
 
 from bytelm.runs.checkpoints import AtomicCheckpointIO, read
-from bytelm.cli import main
+from bytelm.program import main
 from bytelm.errors import CheckpointError, StorageError
 
 pytest.importorskip("fcntl", reason="locks and signals of POSIX systems")

@@ -23,9 +23,14 @@ def test_a_file_appears_when_it_is_whole(tmp_path, shared):
 def test_a_failure_leaves_the_file_as_it_was(tmp_path, shared):
     target = tmp_path / "a.txt"
     target.write_text("old")
-    with pytest.raises(KeyError), replacing(target, shared) as partial:
-        partial.write_text("half")
-        raise KeyError
+
+    def fail():
+        with replacing(target, shared) as partial:
+            partial.write_text("half")
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
     assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
     assert target.read_text() == "old"
 

@@ -19,7 +19,6 @@ import markdown
 from matplotlib.figure import Figure
 from scipy import stats
 
-from bytelm.cli import errors_in_one_line
 from bytelm.config.command import CommandParser
 from bytelm.errors import ConfigError, StorageError
 from bytelm.experiments.comparison import Experiment, Noise, experiments_of
@@ -496,7 +495,6 @@ def main(args: list[str]) -> None:
     parser.add_argument("--config", action="config", help="A YAML file with these options.")
     parser.add_argument("runs", nargs="*", default=[RUNS], help=f"Folders with runs. Default: {RUNS}.")
     parser.add_function_arguments(report, skip={"runs"})
-    with errors_in_one_line():
-        given = vars(parser.parse_args(args))
-        given.pop("config")
-        print(f"report: {report(**given)}")
+    given = vars(parser.parse_args(args))
+    given.pop("config")
+    print(f"report: {report(**given)}")
