@@ -41,6 +41,9 @@ from bytelm.callbacks import (
     TimeBudget,
     TrainLog,
 )
+from bytelm.config import keys
+from bytelm.config.flat import flat
+from bytelm.config.keys import METHOD_DEFAULTS
 from bytelm.config.messages import clarify, note
 from bytelm.config.parser import ConfigFileParser
 from bytelm.data.base import TokenData
@@ -49,8 +52,10 @@ from bytelm.gpt import GPT
 from bytelm.language_model import LanguageModel
 from bytelm.parts.attention import MultiHeadAttention
 from bytelm.precision import FP8
-from bytelm.runs.checkpoints import AtomicCheckpointIO, fits, fits_optimizer, flat, read
-from bytelm.runs.folder import RUNS, RunLogger, newest_checkpoint, version_of
+from bytelm.runs.checkpoint_io import AtomicCheckpointIO
+from bytelm.runs.checkpoints import check_compatible, check_optimizer, read
+from bytelm.runs.folder import RUNS, newest_checkpoint, version_of
+from bytelm.runs.logger import RunLogger
 from bytelm.strategies import STRATEGIES
 from bytelm.system.files import replacing
 from bytelm.system.process import is_rank_zero
@@ -67,24 +72,8 @@ TRAINER_DEFAULTS = {
     "num_sanity_val_steps": 0,  # a validation before training tells nothing that the final one does not
     "enable_model_summary": False,
 }
-KEYS: dict[str, type] = {
-    "experiment": str,
-    "seed_everything": int,
-    "trainer": Trainer,
-    "model": LanguageModel,
-    "data": TokenData,
-    "time_budget": TimeBudget,
-    "lr_schedule": LRSchedule,
-    "checkpoint": ModelCheckpoint,
-    "last_checkpoint": LastCheckpoint,
-    "divergence": Divergence,
-    "throughput": Throughput,
-}
+KEYS = keys.classes()
 COMPARED_TRAINER_KEYS = ("devices", "strategy", "precision", "gradient_clip_val", "accumulate_grad_batches")
-METHOD_DEFAULTS = {
-    "weights_only": True,  # checkpoints load without unpickling code
-    "verbose": False,  # the run record prints the scores
-}
 CHECKPOINT_DEFAULTS = {
     "checkpoint.filename": "best",
     "checkpoint.monitor": "val/bpb",
@@ -135,7 +124,7 @@ def score_of(data: TokenData) -> str:
     return "val/bpb" if data.counts_bytes else "val/loss"
 
 
-class Parser(ConfigFileParser):
+class Parser(ConfigFileParser, LightningArgumentParser):
     """A parser whose errors are a message, without the hundred lines of usage before it."""
 
     def add_method_arguments(self, *args: Any, **kwargs: Any) -> list[str]:
@@ -215,9 +204,9 @@ class BytelmCLI(LightningCLI):
 
     def _check_checkpoint(self, path: str) -> None:
         checkpoint = read(path, check=True)
-        differing = fits(path, checkpoint, self.model, self.plain_config)
+        differing = check_compatible(path, checkpoint, self.model, self.plain_config)
         if self.subcommand == "fit":
-            fits_optimizer(path, checkpoint, self.plain_config)
+            check_optimizer(path, checkpoint, self.plain_config)
             self.datamodule.check_resume(checkpoint.get(type(self.datamodule).__qualname__, {}))
         if differing:
             kept = " (the optimizer keeps those of the checkpoint)" if "model.optimizer" in str(differing) else ""

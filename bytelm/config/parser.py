@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import yaml
-from jsonargparse import Namespace, get_loader
-from lightning.pytorch.cli import LightningArgumentParser
+from jsonargparse import ArgumentParser, Namespace, get_loader
 
 from bytelm.config.imports import failures_as_import_errors
 from bytelm.errors import ConfigError
@@ -23,7 +22,7 @@ class BadText(ValueError):
     """A text that is no config; the message says why and, where there is one, in which line."""
 
 
-class ConfigFileParser(LightningArgumentParser):
+class ConfigFileParser(ArgumentParser):
     """A parser that refuses bad config files, and import paths whose modules fail, with what the user has to know."""
 
     def get_defaults(self, *args: Any, **kwargs: Any) -> Namespace:

@@ -28,7 +28,8 @@ from bytelm.parts.attention import SDPA, Explicit, FlashAttention
 from bytelm.parts.feedforward import GELU, FusedGELU
 from bytelm.parts.norm import LayerNorm
 from bytelm.parts.position import Learned
-from bytelm.runs.checkpoints import AtomicCheckpointIO, read, reason
+from bytelm.runs.checkpoints import read, reason
+from bytelm.runs.checkpoints import write as write_checkpoint
 from bytelm.system.files import replacing
 
 Format = Literal["nanogpt", "huggingface"]
@@ -322,7 +323,7 @@ def write_bytelm(gpt2: GPT2, path: Path, tokenizer: str | None = None) -> None:
             "data": {"class_path": "bytelm.data.shards.TokenShards", "init_args": data},
         },
     }
-    AtomicCheckpointIO().save_checkpoint(checkpoint, path)
+    write_checkpoint(checkpoint, path)
 
 
 def write_nanogpt(gpt2: GPT2, path: Path) -> None:
@@ -354,7 +355,7 @@ def write_nanogpt(gpt2: GPT2, path: Path) -> None:
         "dropout": 0.0,
     }
     checkpoint = {"model": {**weights, "lm_head.weight": gpt2.weights["embedding.weight"]}, "model_args": args}
-    AtomicCheckpointIO().save_checkpoint(checkpoint, path)
+    write_checkpoint(checkpoint, path)
 
 
 def write_huggingface(gpt2: GPT2, folder: Path) -> None:
