@@ -18,10 +18,11 @@ from bytelm.config.command import CommandParser
 from bytelm.config.values import PositiveInt
 from bytelm.errors import ConfigError, Interrupted, StorageError
 from bytelm.experiments.check import Checker
-from bytelm.experiments.job import Job, Outcome, wall_time
+from bytelm.experiments.job import Job, Outcome
 from bytelm.experiments.study import Claim, Plan, Sampler, Study
 from bytelm.runs.folder import RUNS, newest_run
 from bytelm.runs.ledger import LEDGER, Run, best_of, read_runs, write_ledger
+from bytelm.runs.record import wall_time
 from bytelm.runs.score import RANKED, score_of
 from bytelm.units import Duration, clock, time_limit
 

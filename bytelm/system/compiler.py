@@ -11,9 +11,10 @@ import torch
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
+_disable: Callable[[Any], Any]
 try:
     from torch._compile import _disable_dynamo as _disable
-except ImportError:  # private; the public one does the same
+except ImportError:  # it is private; the public one does the same
     _disable = torch.compiler.disable
 
 

@@ -33,8 +33,9 @@ pytest.importorskip("optuna")
 
 from bytelm.experiments import runner
 from bytelm.experiments.check import Checker, _check
-from bytelm.experiments.job import Outcome, wall_time
+from bytelm.experiments.job import Outcome
 from bytelm.experiments.runner import MOST_CUTS, default_timeout, run_experiments
+from bytelm.runs.record import wall_time
 
 PROJECT = Path(__file__).resolve().parents[2]
 ENOUGH = 100  # runs that no test needs

@@ -22,10 +22,10 @@ from scipy import stats
 from bytelm.config.command import CommandParser
 from bytelm.errors import ConfigError, StorageError
 from bytelm.experiments.comparison import Experiment, Noise, experiments_of
-from bytelm.experiments.job import wall_time
 from bytelm.experiments.report import plots
 from bytelm.runs.folder import RUNS
 from bytelm.runs.ledger import Run, best_of, read_runs
+from bytelm.runs.record import wall_time
 from bytelm.runs.score import RANKED, Score
 from bytelm.units import clock
 
