@@ -4,19 +4,14 @@
 
 What it adds to LightningCLI: `time_budget`, `lr_schedule`, `checkpoint`, `last_checkpoint`, `divergence` and
 `throughput` as top-level keys, durations with units, a run folder runs/<experiment>/version_N, `--ckpt_path last`, the
-run record, and errors that are one line and an exit status (errors.py).
+run record, and messages about a config that name the key, its value and the accepted values.
 """
 
 import json
 import logging
-import signal
 import sys
-import threading
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import Any, NoReturn
 
 import yaml
@@ -27,7 +22,6 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.plugins import Precision
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch.utils.tensorboard.summary import hparams
 
 import bytelm.data.corpora
@@ -47,54 +41,39 @@ from bytelm.callbacks import (
     TimeBudget,
     TrainLog,
 )
-from bytelm.callbacks.interruption import SIGNALS
+from bytelm.config import keys
+from bytelm.config.flat import flat
+from bytelm.config.keys import METHOD_DEFAULTS
 from bytelm.config.messages import clarify, note
 from bytelm.config.parser import ConfigFileParser
 from bytelm.data.base import TokenData
-from bytelm.errors import CheckpointError, ConfigError, Interrupted, run_error
+from bytelm.errors import CheckpointError, ConfigError, UsageError, run_error
 from bytelm.gpt import GPT
 from bytelm.language_model import LanguageModel
 from bytelm.parts.attention import MultiHeadAttention
 from bytelm.precision import FP8
-from bytelm.runs.checkpoints import AtomicCheckpointIO, fits, fits_optimizer, flat, read
-from bytelm.runs.folder import RUNS, RunLogger, newest_checkpoint, version_of
+from bytelm.runs.checkpoint_io import AtomicCheckpointIO
+from bytelm.runs.checkpoints import check_compatible, check_optimizer, read
+from bytelm.runs.folder import RUNS, newest_checkpoint, version_of
+from bytelm.runs.logger import RunLogger
 from bytelm.strategies import STRATEGIES
 from bytelm.system.files import replacing
-from bytelm.system.process import end_with_parent
+from bytelm.system.process import is_rank_zero
 from bytelm.units import Duration
 
 # A value of no particular type stays what it is, also if it looks like a class and its options.
 set_parsing_settings(instantiate_subclass_spec_in_any=False)
 register_type(Duration, serializer=str, deserializer=Duration.parse, deserializer_exceptions=(ValueError,))
 
-DESCRIPTION = (
-    "Trains language models under a wall-clock budget. Further commands, each with a --help of its own: generate and "
-    "evaluate, import and export (of trained models), experiments, ledger, report, serve (many runs)."
-)
+DESCRIPTION = "Trains language models under a wall-clock budget, and scores them."
 TRAINER_DEFAULTS = {
     "max_epochs": -1,  # the time budget alone ends a run
     "log_every_n_steps": 10,
     "num_sanity_val_steps": 0,  # a validation before training tells nothing that the final one does not
     "enable_model_summary": False,
 }
-KEYS: dict[str, type] = {
-    "experiment": str,
-    "seed_everything": int,
-    "trainer": Trainer,
-    "model": LanguageModel,
-    "data": TokenData,
-    "time_budget": TimeBudget,
-    "lr_schedule": LRSchedule,
-    "checkpoint": ModelCheckpoint,
-    "last_checkpoint": LastCheckpoint,
-    "divergence": Divergence,
-    "throughput": Throughput,
-}
+KEYS = keys.classes()
 COMPARED_TRAINER_KEYS = ("devices", "strategy", "precision", "gradient_clip_val", "accumulate_grad_batches")
-METHOD_DEFAULTS = {
-    "weights_only": True,  # checkpoints load without unpickling code
-    "verbose": False,  # the run record prints the scores
-}
 CHECKPOINT_DEFAULTS = {
     "checkpoint.filename": "best",
     "checkpoint.monitor": "val/bpb",
@@ -145,7 +124,7 @@ def score_of(data: TokenData) -> str:
     return "val/bpb" if data.counts_bytes else "val/loss"
 
 
-class Parser(ConfigFileParser):
+class Parser(ConfigFileParser, LightningArgumentParser):
     """A parser whose errors are a message, without the hundred lines of usage before it."""
 
     def add_method_arguments(self, *args: Any, **kwargs: Any) -> list[str]:
@@ -157,14 +136,7 @@ class Parser(ConfigFileParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         if not self.exit_on_error:
             super().error(message, ex)
-        fail(clarify(message, KEYS, nested=(GPT, MultiHeadAttention)))
-
-
-def fail(message: str, exit_status: int = ConfigError.exit_status) -> NoReturn:
-    """Ends the program with one line that says why."""
-    line = " ".join(part.strip() for part in message.splitlines() if part.strip())
-    print(f"bytelm: error: {line}", file=sys.stderr)
-    sys.exit(exit_status)
+        raise UsageError(clarify(message, KEYS, nested=(GPT, MultiHeadAttention))) from ex
 
 
 class BytelmCLI(LightningCLI):
@@ -224,7 +196,7 @@ class BytelmCLI(LightningCLI):
         if self._get(self.config_init, "trainer").get("val_check_interval") == 0:
             raise ConfigError("trainer.val_check_interval", 0, "accepted: steps from 1, or a share above 0")
         TimeBudget.of(self.trainer).check(self.trainer)
-        if rank_zero_only.rank == 0:  # type: ignore[attr-defined]  # others might look while this one downloads
+        if is_rank_zero():  # others might look while this one downloads
             self.datamodule.prepare_data()
             self.datamodule.setup(self.subcommand or "fit")
             if path := self._get(self.config, "ckpt_path"):
@@ -232,9 +204,9 @@ class BytelmCLI(LightningCLI):
 
     def _check_checkpoint(self, path: str) -> None:
         checkpoint = read(path, check=True)
-        differing = fits(path, checkpoint, self.model, self.plain_config)
+        differing = check_compatible(path, checkpoint, self.model, self.plain_config)
         if self.subcommand == "fit":
-            fits_optimizer(path, checkpoint, self.plain_config)
+            check_optimizer(path, checkpoint, self.plain_config)
             self.datamodule.check_resume(checkpoint.get(type(self.datamodule).__qualname__, {}))
         if differing:
             kept = " (the optimizer keeps those of the checkpoint)" if "model.optimizer" in str(differing) else ""
@@ -291,53 +263,13 @@ class BytelmCLI(LightningCLI):
         return "+".join(Path(str(config)).stem for config in configs) or "default"
 
 
-def main(args: list[str] | None = None) -> None:
-    """Runs the command line.
+def main(args: list[str]) -> None:
+    """Runs one of the commands fit, validate, test and predict.
 
     Args:
-        args: Arguments; default those that the program was started with.
+        args: What follows `python -m bytelm`: the command and its options.
     """
-    with errors_in_one_line():
-        end_with_parent()
-        build(args)
-
-
-@contextmanager
-def errors_in_one_line() -> Iterator[None]:
-    """Inside, what ends a run (errors.py) is said in one line, and ends the program with an exit status of its own."""
-    try:
-        with interruptible():
-            yield
-    except Exception as error:
-        if (cause := run_error(error)) is None:
-            raise
-        if cause.on_all_ranks and rank_zero_only.rank:  # type: ignore[attr-defined]
-            sys.exit(cause.exit_status)  # rank 0 says why
-        fail(str(cause), cause.exit_status)
-
-
-@contextmanager
-def interruptible() -> Iterator[None]:
-    """Inside, SIGTERM and SIGINT end the program with a line of its own: at once, until callbacks/interruption.py knows
-    of something to finish first.
-    """
-
-    def end(signum: int, frame: FrameType | None) -> None:
-        raise Interrupted(signum)
-
-    def report(failed: threading.ExceptHookArgs) -> None:
-        # TensorBoard's writing thread: its error is raised by the next call of the logger, too.
-        if not type(failed.thread).__module__.startswith("tensorboard"):
-            threading.__excepthook__(failed)
-
-    before = {signum: signal.signal(signum, end) for signum in SIGNALS}
-    threading.excepthook = report
-    try:
-        yield
-    finally:
-        threading.excepthook = threading.__excepthook__
-        for signum, handler in before.items():
-            signal.signal(signum, handler)
+    build(args)
 
 
 def build(args: list[str] | None = None, run: bool = True) -> BytelmCLI:
@@ -348,6 +280,8 @@ def build(args: list[str] | None = None, run: bool = True) -> BytelmCLI:
         run: Whether to run the subcommand.
     """
     _quieten_lightning()
+    if args == sys.argv[1:]:
+        args = None  # the same; LightningCLI warns where there are both
     return BytelmCLI(
         LanguageModel,
         TokenData,

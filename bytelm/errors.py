@@ -3,7 +3,7 @@
 | status | error | what |
 | --- | --- | --- |
 | 1 | Diverged, and whatever is not named here | training failed |
-| 2 | ConfigError | a value, a key, a config file or an option that cannot work |
+| 2 | ConfigError, UsageError | a value, a key, a config file or an option that cannot work |
 | 3 | DataError | a corpus that is missing, unreadable, too short, or not the one that a checkpoint was trained on |
 | 4 | CheckpointError | a checkpoint that is missing, damaged, unsafe, or of another model |
 | 5 | StorageError | the run's folder cannot be written to, or its disk is full |
@@ -13,8 +13,7 @@
 """
 
 import signal
-
-import torch
+import sys
 
 
 class RunError(Exception):
@@ -42,6 +41,12 @@ class ConfigError(RunError, ValueError):
 
     def __init__(self, key: str, value: object, accepted: str) -> None:
         super().__init__(f"{key}: {value!r} cannot be used; {accepted}")
+
+
+class UsageError(RunError):
+    """A command line or a config that cannot be parsed; the message is the parser's."""
+
+    exit_status = ConfigError.exit_status
 
 
 class DataError(ConfigError):
@@ -100,10 +105,16 @@ class Interrupted(RunError):
 def run_error(error: BaseException | None) -> RunError | None:
     """The RunError that an exception is, came from, or amounts to, if there is one."""
     while error is not None and not isinstance(error, RunError):
-        if isinstance(error, torch.OutOfMemoryError | MemoryError) or CPU_IS_OUT_OF_MEMORY in str(error):
+        if _is_out_of_memory(error):
             return OutOfMemory(HOW_TO_SAVE_MEMORY)
         error = error.__cause__ or error.__context__
     return error
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    torch = sys.modules.get("torch")  # where it is not loaded, the error is not one of its kinds
+    kinds = MemoryError if torch is None else (MemoryError, torch.OutOfMemoryError)
+    return isinstance(error, kinds) or CPU_IS_OUT_OF_MEMORY in str(error)
 
 
 CPU_IS_OUT_OF_MEMORY = "can't allocate memory"  # in torch's RuntimeError

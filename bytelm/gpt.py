@@ -19,6 +19,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from bytelm.config.untrusted_config import nameable
 from bytelm.config.values import PositiveFloat, PositiveInt, UnitInterval
 from bytelm.errors import ConfigError
 from bytelm.parts import contract
@@ -43,6 +44,7 @@ from bytelm.parts.norm import LayerNorm
 from bytelm.parts.position import Rotary
 
 
+@nameable
 class GPT(nn.Module):
     """A causal transformer language model.
 

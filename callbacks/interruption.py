@@ -21,8 +21,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from bytelm.callbacks.last_checkpoint import LastCheckpoint
 from bytelm.callbacks.time_budget import TimeBudget
 from bytelm.errors import Interrupted
+from bytelm.system.process import SIGNALS
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
 SAME_SECONDS = 1.0  # a launcher passes on what the terminal has sent to every process: that is one signal, not two
 ENDING_SECONDS = 10.0  # what a process has to end in, without being disturbed
 

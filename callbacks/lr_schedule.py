@@ -16,6 +16,7 @@ from typing import Any, Literal
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from bytelm.callbacks.time_budget import TimeBudget
+from bytelm.config.untrusted_config import nameable
 from bytelm.config.values import NonNegativeFloat, NonNegativeInt, PositiveInt, UnitInterval
 from bytelm.errors import ConfigError
 from bytelm.log_steps import is_log_step, log_metrics
@@ -38,6 +39,7 @@ DECAY_SHAPES: dict[str, Callable[[float], float]] = {
 DecayShape = Literal["linear", "cosine", "sqrt", "1-sqrt"]
 
 
+@nameable
 class LRSchedule(Callback):
     """Base of the schedules: sets every group's learning rate before each step."""
 

@@ -15,7 +15,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from bytelm.callbacks.time_budget import TimeBudget
-from bytelm.runs.folder import RunLogger
+from bytelm.runs.logger import RunLogger
 
 
 class Resume(Callback):

@@ -1,23 +1,17 @@
 """RunRecord: what a run was and what it came to, as record.json in its folder and, in short, on standard output.
 
-Keys of record.json: status (completed, interrupted, diverged or error), reason (why it was not completed), val_bpb,
-val_loss, train_loss, total_steps, training_time_secs, total_time_secs, startup_time_secs, num_params_M, tokens_per_sec,
-mfu (share of the devices' peak, where that is known), tokens_seen, peak_memory_mb (of the process; on GPUs also
-peak_device_memory_mb), started_at and ended_at (ISO 8601, UTC), seed, device, strategy, world_size, precision, corpus
-(name, bytes or tokens, sha256), git (commit, dirty), versions (python, torch, lightning, bytelm), checkpoint, run. Of a
-run that went on after a cut, steps, tokens and training time are those of the whole; started_at, total and start-up
-time and memory those of the last process.
+runs/record.py has its keys and their meaning.
 """
 
 import contextlib
-import json
 import os
 import platform
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning
 import torch
@@ -29,10 +23,11 @@ from bytelm.callbacks.last_checkpoint import LastCheckpoint
 from bytelm.callbacks.throughput import Throughput
 from bytelm.callbacks.time_budget import TimeBudget
 from bytelm.data.base import TokenData
-from bytelm.errors import Diverged, Interrupted, run_error
 from bytelm.log_steps import batch_loss
-from bytelm.system.files import replacing
-from bytelm.system.process import peak_memory_mb, process_age, utc
+from bytelm.runs import record
+from bytelm.runs.record import Corpus, Git, Record
+from bytelm.system.memory import peak_device_memory_mb, peak_memory_mb
+from bytelm.system.process import process_age, utc
 
 PRINTED = (
     "val_bpb",
@@ -81,9 +76,9 @@ class RunRecord(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._read_loss()
-        record = self._record(trainer)
-        self._write(record)
-        _print_record(record)
+        known = self._record(trainer)
+        self._write(known)
+        _print_record(known)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         if trainer.state.fn == "fit":
@@ -91,11 +86,8 @@ class RunRecord(Callback):
 
     def write_failure(self, trainer: Trainer, error: BaseException) -> None:
         """Writes the record of a run that has ended before its time."""
-        cause = run_error(error) or error
-        status = "interrupted" if isinstance(cause, Interrupted | KeyboardInterrupt) else "error"
-        status = "diverged" if isinstance(cause, Diverged) else status
         with contextlib.suppress(OSError):  # a full disk is told of by the error itself
-            self._write({**self._record(trainer), "status": status, "reason": str(cause) or type(cause).__name__})
+            self._write(record.failed(self._record(trainer), error))
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn == "validate":
@@ -104,13 +96,13 @@ class RunRecord(Callback):
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         _print_scores(trainer, "test")
 
-    def _record(self, trainer: Trainer) -> dict[str, Any]:
+    def _record(self, trainer: Trainer) -> Record:
         budget = TimeBudget.of(trainer)
         scores = {key: float(value) for key, value in trainer.callback_metrics.items()}
         seconds = budget.training_seconds
         last = LastCheckpoint.of(trainer)
         data = getattr(trainer, "datamodule", None)
-        record: dict[str, Any] = {
+        known: Record = {
             "status": "completed",
             "reason": None,
             "val_bpb": _rounded(scores.get("val/bpb"), 6),
@@ -132,7 +124,7 @@ class RunRecord(Callback):
             "strategy": type(trainer.strategy).__name__,
             "world_size": trainer.world_size,
             "precision": str(getattr(trainer.precision_plugin, "label", trainer.precision)),
-            "corpus": data.corpus_record() if isinstance(data, TokenData) else None,
+            "corpus": cast(Corpus, data.corpus_record()) if isinstance(data, TokenData) else None,
             "git": git_state(),
             "versions": {
                 "python": platform.python_version(),
@@ -144,28 +136,26 @@ class RunRecord(Callback):
             "run": self._folder,
         }
         if trainer.strategy.root_device.type == "cuda":
-            record["peak_device_memory_mb"] = round(torch.cuda.max_memory_allocated() / 2**20, 1)
-        return record
+            known["peak_device_memory_mb"] = peak_device_memory_mb()
+        return known
 
     def _read_loss(self) -> None:
         if self._trainer is not None and self._last_outputs is not None:
             self._train_loss = float(batch_loss(self._trainer, self._last_outputs))
 
     @rank_zero_only
-    def _write(self, record: dict[str, Any]) -> None:
-        if record["run"] is not None:
-            with replacing(Path(record["run"], "record.json")) as partial:
-                partial.parent.mkdir(parents=True, exist_ok=True)
-                partial.write_text(json.dumps(record, indent=2) + "\n")
+    def _write(self, known: Record) -> None:
+        if self._folder is not None:
+            record.write(Path(self._folder), known)
 
 
 @rank_zero_only
-def _print_record(record: dict[str, Any]) -> None:
+def _print_record(known: Mapping[str, Any]) -> None:
     sys.stderr.flush()
-    left_out = "val_bpb" if record["val_bpb"] is None else "val_loss"
+    left_out = "val_bpb" if known["val_bpb"] is None else "val_loss"
     for key in PRINTED:
-        if key != left_out and record[key] is not None:
-            print(f"{key}: {record[key]:.4f}" if key.startswith(("val_", "train_l")) else f"{key}: {record[key]}")
+        if key != left_out and known[key] is not None:
+            print(f"{key}: {known[key]:.4f}" if key.startswith(("val_", "train_l")) else f"{key}: {known[key]}")
     sys.stdout.flush()
 
 
@@ -176,7 +166,7 @@ def _print_scores(trainer: Trainer, split: str) -> None:
             print(f"{split}_{name}: {float(trainer.callback_metrics[f'{split}/{name}']):.4f}")
 
 
-def git_state() -> dict[str, Any] | None:
+def git_state() -> Git | None:
     """Commit of the repository that the run was started in, and whether it has changes; None outside of one."""
 
     def git(*arguments: str) -> str:

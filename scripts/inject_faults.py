@@ -189,7 +189,7 @@ def _bytelm(folder: Path, options: tuple[str, ...], before: Callable[[], object]
     tqdm.set_lock(threading.RLock())  # its own is known to the whole system, and would outlive a process that is killed
     if before is not None:
         before()
-    from bytelm.cli import main
+    from bytelm.program import main
 
     main(list(options))
 

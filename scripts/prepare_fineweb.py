@@ -31,6 +31,7 @@ from bytelm.data.shard_file import read_shard, write_shard
 from bytelm.data.tokenize import Piece, Tokens, config_lines, encoded, shard_folder, shard_tokenizer
 from bytelm.data.tokenizer import Tokenizer
 from bytelm.errors import ConfigError, DataError, Interrupted
+from bytelm.program import errors_in_one_line
 from bytelm.system.files import replacing
 
 FINEWEB, SAMPLE = "HuggingFaceFW/fineweb", "sample-10BT"
@@ -208,8 +209,6 @@ def counted(documents: Iterable[Tokens], bar: Any) -> Iterator[Tokens]:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    from bytelm.cli import errors_in_one_line  # here, as every process that encodes imports what is above
-
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--dataset", default=FINEWEB, help="on the hub, a folder, a file or a glob (%(default)s)")
     parser.add_argument("--name", help=f"which of the data set's configurations ({SAMPLE} for fineweb)")

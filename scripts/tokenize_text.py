@@ -24,6 +24,7 @@ from bytelm.data.shard_file import write_shard
 from bytelm.data.tokenize import Piece, config_lines, encoded, shard_folder, shard_tokenizer, text_pieces
 from bytelm.data.tokenizer import Tokenizer, train_tokenizer
 from bytelm.errors import ConfigError, DataError
+from bytelm.program import errors_in_one_line
 
 LONG_TOKEN = 8  # bytes; the mean over a text is below that
 
@@ -95,9 +96,7 @@ def tokenize(files: list[Path], tokenizer: Tokenizer, options: argparse.Namespac
 
 
 def main(arguments: list[str] | None = None) -> None:
-    # Here, as every process that encodes imports what is above.
-    from bytelm.cli import errors_in_one_line
-    from bytelm.data.corpora import text_files
+    from bytelm.data.corpora import text_files  # here, as every process that encodes imports what is above
 
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("paths", nargs="+", metavar="path", help="text in UTF-8: files, folders, globs")

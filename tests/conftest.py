@@ -5,8 +5,9 @@ import sys
 
 import pytest
 
-from bytelm.cli import build, main
+from bytelm.cli import build
 from bytelm.errors import ConfigError
+from bytelm.program import main
 
 CONFIG = """
 model:

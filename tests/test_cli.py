@@ -10,8 +10,9 @@ import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from bytelm.callbacks import Constant, Cosine
-from bytelm.cli import build, main
+from bytelm.cli import build
 from bytelm.language_model import LanguageModel
+from bytelm.program import main
 
 PROJECT = Path(__file__).resolve().parents[1]
 

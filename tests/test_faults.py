@@ -23,8 +23,8 @@ import torch
 from lightning.pytorch import Callback
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from bytelm.cli import main
 from bytelm.data.bytes import ByteData
+from bytelm.program import main
 
 resource = pytest.importorskip("resource", reason="limits and signals of POSIX systems")
 

@@ -1,11 +1,11 @@
-"""The command lines of this package: options from a function's signature, errors in one line."""
+"""The command lines of the commands beside LightningCLI's: options from a function's signature."""
 
 from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser
 
-from bytelm.cli import fail
 from bytelm.config.messages import clarify
+from bytelm.errors import UsageError
 
 
 class CommandParser(ArgumentParser):
@@ -20,4 +20,5 @@ class CommandParser(ArgumentParser):
         super().__init__(prog=f"python -m bytelm {command}".strip(), **options)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        fail(clarify(message, {}))
+        """Raises UsageError: one line, in place of jsonargparse's report with the usage before it."""
+        raise UsageError(clarify(message, {})) from ex

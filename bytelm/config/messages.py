@@ -13,8 +13,9 @@ from pydoc import locate
 from typing import Any, get_args, get_type_hints
 
 from jsonargparse._parameter_resolvers import get_signature_parameters
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from tqdm import tqdm
+
+from bytelm.system.process import is_rank_zero
 
 NUMBERS = {
     "PositiveInt": "a whole number above 0",
@@ -25,10 +26,10 @@ NUMBERS = {
 }
 
 
-@rank_zero_only
 def note(text: str) -> None:
     """Tells the user something that is no error."""
-    tqdm.write(f"bytelm: note: {text}", file=sys.stderr)  # which makes room for it above a progress bar
+    if is_rank_zero():
+        tqdm.write(f"bytelm: note: {text}", file=sys.stderr)  # which makes room for it above a progress bar
 
 
 def clarify(message: str, roots: Mapping[str, type], nested: Iterable[type] = ()) -> str:

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import yaml
-from jsonargparse import Namespace, get_loader
-from lightning.pytorch.cli import LightningArgumentParser
+from jsonargparse import ArgumentParser, Namespace, get_loader
 
 import bytelm.config.short_names  # noqa: F401 (among classes of one name, bytelm's is meant)
 from bytelm.config.imports import failures_as_import_errors
@@ -24,7 +23,7 @@ class BadText(ValueError):
     """A text that is no config; the message says why and, where there is one, in which line."""
 
 
-class ConfigFileParser(LightningArgumentParser):
+class ConfigFileParser(ArgumentParser):
     """A parser that refuses bad config files, and import paths whose modules fail, with what the user has to know."""
 
     def get_defaults(self, *args: Any, **kwargs: Any) -> Namespace:

@@ -13,16 +13,11 @@ import re
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from torch.optim import Optimizer
 
-import bytelm.cli  # noqa: F401 (loads the modules of all parts)
-from bytelm.callbacks import LRSchedule
-from bytelm.data.bytes import ByteData
 from bytelm.errors import ConfigError
-from bytelm.gpt import GPT
-from bytelm.parts.contract import KINDS
 from bytelm.units import time_limit
 
 # Keys that are each run's own: these with all below them, and of those in PARTLY some.
@@ -38,7 +33,8 @@ PARTLY = {
 SHARED = {"data": ("class_path", "seq_len", "train_fraction", "eval_bytes"), "trainer": ("accelerator",)}
 
 ROOTS = ("bytelm.", "torch.optim.", "lion_pytorch.")
-PARTS = (*KINDS, GPT, Optimizer, LRSchedule, ByteData)
+_kinds: set[type] = {Optimizer}  # and those that are `nameable`
+Kind = TypeVar("Kind", bound=type)
 CLASSES = "accepted here: numbers, words, and parts of bytelm, torch.optim and lion_pytorch"
 
 NAME = re.compile(r"[A-Za-z]\w*(\.[A-Za-z]\w*)*", re.ASCII)
@@ -46,6 +42,12 @@ NAME = re.compile(r"[A-Za-z]\w*(\.[A-Za-z]\w*)*", re.ASCII)
 # jsonargparse reads a text as YAML once more.
 _WORD = r"[+-]?([A-Za-z0-9_%]|\.[0-9])([A-Za-z0-9_%+-]|\.(?=[0-9]))*"
 WORDS = re.compile(rf"{_WORD}( {_WORD})*")
+
+
+def nameable(kind: Kind) -> Kind:
+    """Lets untrusted configs name a class and its subclasses, those of bytelm, torch.optim and lion_pytorch."""
+    _kinds.add(kind)
+    return kind
 
 
 def check_words(config: Mapping[Any, Any], baseline: Mapping[str, Any], folder: Path) -> None:
@@ -153,7 +155,7 @@ def is_part(path: str) -> bool:
     """
     module, _, name = path.rpartition(".")
     found = getattr(sys.modules.get(module), name, None)
-    is_class = isinstance(found, type) and not {*PARTS}.isdisjoint(found.__mro__)
+    is_class = isinstance(found, type) and not _kinds.isdisjoint(found.__mro__)
     return path.startswith(ROOTS) and is_class and f"{found.__module__}.".startswith(ROOTS)
 
 

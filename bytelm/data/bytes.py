@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bytelm.config.untrusted_config import nameable
 from bytelm.config.values import NonNegativeInt, PositiveInt, UnitInterval
 from bytelm.data.base import TokenData
 from bytelm.data.rows import N_FOLDS, EvalBatches, Order, RowLoader, deal_rows
@@ -33,6 +34,7 @@ class Corpus:
         return hashlib.sha256(self.stream.numpy().data).hexdigest()
 
 
+@nameable
 class ByteData(TokenData):
     """Base of the corpora whose tokens are bytes: splits, rows, batches.
 

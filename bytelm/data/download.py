@@ -1,14 +1,14 @@
 """Downloads of texts: a file appears under its name only when it is whole, and its hash is kept beside it."""
 
 import hashlib
-import os
-import tempfile
 from collections.abc import Callable
 from http.client import HTTPException
 from pathlib import Path
 from urllib.request import Request, urlopen
 
 from tqdm import tqdm
+
+from bytelm.system.files import replacing
 
 TIMEOUT_SECONDS = 30  # without an answer; not for the whole transfer
 
@@ -57,17 +57,8 @@ def _hash_file(path: Path) -> Path:
 
 
 def _place(content: bytes, target: Path) -> None:
-    descriptor, partial = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(partial, 0o644)  # mkstemp makes it private, and a cache may be shared
-        os.replace(partial, target)
-    except BaseException:
-        os.unlink(partial)
-        raise
+    with replacing(target, shared=True) as partial:
+        partial.write_bytes(content)
 
 
 def _fetch(url: str, name: str) -> bytes:

@@ -8,11 +8,9 @@ import multiprocessing
 import os
 import re
 import signal
-import threading
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
-from multiprocessing.connection import wait
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,6 +20,7 @@ from numpy.typing import NDArray
 
 from bytelm.data.tokenizer import Tokenizer, load_tokenizer
 from bytelm.errors import ConfigError, DataError
+from bytelm.system.process import end_worker_with_parent
 
 Tokens = NDArray[np.uint16]
 N_TOKENS = 2**16  # that a shard can tell apart
@@ -167,16 +166,9 @@ _tokenizer: Tokenizer
 def _begin_worker(name: str) -> None:
     global _tokenizer
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes, and the first of them ends the others
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_worker_with_parent()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # there are enough processes
     _tokenizer = load_tokenizer(name)
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    wait([parent.sentinel])
-    os._exit(1)
 
 
 def _work(pieces: list[Piece]) -> list[Tokens]:

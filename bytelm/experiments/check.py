@@ -8,14 +8,14 @@ import contextlib
 import io
 import json
 import multiprocessing
-import os
 import signal
-import threading
 from collections.abc import Sequence
 from concurrent import futures
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
+
+from bytelm.system.process import end_worker_with_parent
 
 
 class Checker:
@@ -69,29 +69,21 @@ class Checker:
 def _begin() -> None:
     """A Ctrl-C is for the parent, and without that nothing is left to be done."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def watch() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
+    end_worker_with_parent()
 
 
 def _check(options: list[str]) -> tuple[dict[str, Any] | None, str]:
-    from bytelm.cli import build, fail
+    from bytelm.cli import build
     from bytelm.errors import run_error
 
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
-            try:
-                return json.loads(json.dumps(build(options, run=False).plain_config)), ""
-            except Exception as error:
-                if (cause := run_error(error)) is None:
-                    return None, f"{type(error).__name__}: {' '.join(str(error).split())}"
-                fail(str(cause))
-    except SystemExit:
-        lines = said.getvalue().strip().splitlines() or ["it was refused without a word"]
-        return None, lines[-1].removeprefix("bytelm: error: ")
+            return json.loads(json.dumps(build(options, run=False).plain_config)), ""
+    except SystemExit:  # by an option such as --help
+        lines = said.getvalue().strip().splitlines() or ["it failed without an error message"]
+        return None, lines[-1]
+    except Exception as error:
+        cause = run_error(error)
+        text = str(cause) if cause is not None else f"{type(error).__name__}: {error}"
+        return None, " ".join(text.split())

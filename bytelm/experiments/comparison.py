@@ -14,7 +14,7 @@ from typing import Any
 
 from scipy import stats
 
-from bytelm.runs.checkpoints import flat
+from bytelm.config.flat import flat
 from bytelm.runs.ledger import Run
 
 # What tells one run of an experiment from another, and what makes no difference to a score.

@@ -5,23 +5,23 @@ the run does too, and leaves a last.ckpt to go on from.
 """
 
 import contextlib
-import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from bytelm.errors import CheckpointError, ConfigError, DataError, StorageError
+from bytelm.runs import record
 from bytelm.runs.folder import RUNS, lock, newest_run
-from bytelm.system.files import replacing
-from bytelm.system.process import ENDING_SECONDS, LIFELINE, utc
+from bytelm.runs.record import Record, Status
+from bytelm.system.process import ENDING_SECONDS, Lifeline
 
 LOG = "log.txt"
+ERROR = "bytelm: error: "  # begins the line that says why a program has ended
 REFUSALS = (ConfigError.exit_status, DataError.exit_status, CheckpointError.exit_status)
 
 
@@ -39,7 +39,7 @@ class Outcome:
     status: str
     reason: str | None = None
     folder: Path | None = None
-    record: dict[str, Any] = field(default_factory=dict)
+    record: Record = field(default_factory=lambda: Record())
 
 
 class Job:
@@ -64,7 +64,7 @@ class Job:
         self.timeout = timeout
         self._started = time.time()
         self._clock = time.monotonic()
-        self._ended_by: str | None = None
+        self._ended_by: Status | None = None
         self._kill_at = float("inf")
         self._result: Outcome | None = None
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -76,19 +76,18 @@ class Job:
             raise StorageError(f"{self.folder}: another process is at work on this run")
         self._log_start = self._log.tell()
         self._earlier_run = newest_run(self.folder)
-        self._earlier_record = self._record_time()
-        self._earlier_seconds = wall_time(self._read_record())
-        lifeline, self._lifeline = os.pipe()
+        self._earlier_record = self._read_record()
+        self._lifeline = Lifeline()
         self.process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
             stdout=self._log,
             stderr=subprocess.STDOUT,
-            pass_fds=[lifeline],
-            env={**os.environ, LIFELINE: str(lifeline)},
+            pass_fds=[self._lifeline.descriptor],
+            env={**os.environ, **self._lifeline.environment},
             start_new_session=True,  # a Ctrl-C is for this process, and the run's processes are a group
         )
-        os.close(lifeline)
+        self._lifeline.started()
 
     def __enter__(self) -> "Job":
         return self
@@ -100,14 +99,14 @@ class Job:
         """Lets go of the run: one that has not ended is told to."""
         if not self._log.closed:
             self._log.close()
-            os.close(self._lifeline)
+            self._lifeline.cut()
 
     @property
     def elapsed(self) -> float:
         """Seconds since the start."""
         return time.monotonic() - self._clock
 
-    def end(self, status: str = "interrupted") -> None:
+    def end(self, status: Status = "interrupted") -> None:
         """Asks the run to end; `poll` insists if it does not.
 
         Args:
@@ -145,54 +144,43 @@ class Job:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.process.pid, signum)
 
-    def _record_time(self) -> int | None:
+    def _read_record(self) -> tuple[Record | None, int]:
+        """The record of the newest run, and when it was written; None where there is none, or a damaged one."""
         run = newest_run(self.folder)
-        return run.joinpath("record.json").stat().st_mtime_ns if run and (run / "record.json").exists() else None
-
-    def _read_record(self) -> dict[str, Any]:
-        run = newest_run(self.folder)
-        return json.loads((run / "record.json").read_text()) if run and (run / "record.json").exists() else {}
+        if run is None or not (run / record.FILE).exists():
+            return None, 0
+        with contextlib.suppress(StorageError):
+            return record.read(run), (run / record.FILE).stat().st_mtime_ns
+        return None, 0
 
     def _outcome(self, exit_status: int) -> Outcome:
         run = newest_run(self.folder)
-        said = [line for line in self.tail().splitlines() if line.startswith("bytelm: error: ")]
-        reason = said[-1].removeprefix("bytelm: error: ") if said else f"ended with exit status {exit_status}"
+        errors = [line for line in self.tail().splitlines() if line.startswith(ERROR)]
+        message = errors[-1].removeprefix(ERROR) if errors else None
         if exit_status in REFUSALS and run is None and self._ended_by is None:
             self.log.unlink()
             with contextlib.suppress(OSError):
                 self.folder.rmdir()
-            return Outcome("refused", reason)
+            return Outcome("refused", message or f"ended with exit status {exit_status}")
 
-        record = self._read_record()
-        if not record or self._record_time() == self._earlier_record:  # there is none, or that of an earlier attempt
-            record = {
-                **record,
-                "status": None,
-                "reason": None,
-                "total_time_secs": round(self.elapsed, 3),
-                "started_at": utc(self._started),
-                "ended_at": utc(time.time()),
-            }
-            if exit_status < 0:
-                reason = f"killed by {signal.Signals(-exit_status).name}"
-        if exit_status == 0:
-            status = "completed"
-        elif self._ended_by is not None:
-            status = self._ended_by
-            reason = f"not done after {self.timeout:g} s" if status == "timeout" else record.get("reason") or reason
-        else:
-            status, reason = record["status"] or "error", record.get("reason") or reason
+        left, written_at = self._read_record()
+        earlier, earlier_written_at = self._earlier_record
+        final = record.of_process(
+            left=None if written_at == earlier_written_at else left,
+            earlier=earlier if run == self._earlier_run else None,  # one that began anew is another run
+            exit_status=exit_status,
+            message=message,
+            asked=self._ended_by,
+            timeout=self.timeout,
+            started_at=self._started,
+            seconds=self.elapsed,
+        )
         if run is None:
             run = self.folder / "version_0"
-            run.mkdir()
-        final = {"total_time_secs": round(self.elapsed, 3), **record, "status": status, "run": str(run)}
-        final["reason"] = None if status == "completed" else reason
-        if self._earlier_seconds and run == self._earlier_run:  # one that began anew is another run
-            final["wall_time_secs"] = round(self._earlier_seconds + self.elapsed, 3)
-        if final != record:
-            with replacing(run / "record.json") as partial:
-                partial.write_text(json.dumps(final, indent=2) + "\n")
-        return Outcome(status, final["reason"], run, final)
+        final["run"] = str(run)
+        if final != left:
+            record.write(run, final)
+        return Outcome(final["status"], final["reason"], run, final)
 
 
 def tail(log: Path, size: int = 4000, start: int = 0) -> str:
@@ -203,8 +191,3 @@ def tail(log: Path, size: int = 4000, start: int = 0) -> str:
         file.seek(max(start, log.stat().st_size - 4 * size))
         text = file.read().decode(errors="replace")
     return "\n".join(line.rpartition("\r")[2] for line in text.replace("\r\n", "\n").split("\n"))[-size:]
-
-
-def wall_time(record: Mapping[str, Any]) -> float:
-    """Seconds that a run has taken, over all processes that it took."""
-    return record.get("wall_time_secs") or record.get("total_time_secs") or 0.0

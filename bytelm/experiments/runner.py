@@ -14,15 +14,15 @@ from typing import Any
 import yaml
 from tqdm import tqdm
 
-from bytelm.cli import errors_in_one_line
 from bytelm.config.command import CommandParser
 from bytelm.config.values import PositiveInt
 from bytelm.errors import ConfigError, Interrupted, StorageError
 from bytelm.experiments.check import Checker
-from bytelm.experiments.job import Job, Outcome, wall_time
+from bytelm.experiments.job import Job, Outcome
 from bytelm.experiments.study import Claim, Plan, Sampler, Study
 from bytelm.runs.folder import RUNS, newest_run
 from bytelm.runs.ledger import LEDGER, Run, best_of, read_runs, write_ledger
+from bytelm.runs.record import wall_time
 from bytelm.runs.score import RANKED, score_of
 from bytelm.units import Duration, clock, time_limit
 
@@ -287,7 +287,6 @@ def main(args: list[str]) -> None:
     parser.add_argument("--seeds", nargs="+", type=int, help="Each experiment is run with each of them.")
     parser.add_function_arguments(run_experiments, skip={"configs", "options", "seeds"})
     at = args.index("--") if "--" in args else len(args)
-    with errors_in_one_line():
-        given = vars(parser.parse_args(args[:at]))
-        status = run_experiments(**given, options=args[at + 1 :])
+    given = vars(parser.parse_args(args[:at]))
+    status = run_experiments(**given, options=args[at + 1 :])
     sys.exit(status)

@@ -20,7 +20,6 @@ import lightning
 import torch
 from torch import Tensor
 
-from bytelm.cli import errors_in_one_line
 from bytelm.config.command import CommandParser
 from bytelm.errors import CheckpointError, ConfigError, StorageError
 from bytelm.gpt import GPT
@@ -29,7 +28,8 @@ from bytelm.parts.attention import SDPA, Explicit, FlashAttention
 from bytelm.parts.feedforward import GELU, FusedGELU
 from bytelm.parts.norm import LayerNorm
 from bytelm.parts.position import Learned
-from bytelm.runs.checkpoints import AtomicCheckpointIO, read, reason
+from bytelm.runs.checkpoints import read, reason
+from bytelm.runs.checkpoints import write as write_checkpoint
 from bytelm.system.files import replacing
 
 Format = Literal["nanogpt", "huggingface"]
@@ -323,7 +323,7 @@ def write_bytelm(gpt2: GPT2, path: Path, tokenizer: str | None = None) -> None:
             "data": {"class_path": "bytelm.data.shards.TokenShards", "init_args": data},
         },
     }
-    AtomicCheckpointIO().save_checkpoint(checkpoint, path)
+    write_checkpoint(checkpoint, path)
 
 
 def write_nanogpt(gpt2: GPT2, path: Path) -> None:
@@ -355,7 +355,7 @@ def write_nanogpt(gpt2: GPT2, path: Path) -> None:
         "dropout": 0.0,
     }
     checkpoint = {"model": {**weights, "lm_head.weight": gpt2.weights["embedding.weight"]}, "model_args": args}
-    AtomicCheckpointIO().save_checkpoint(checkpoint, path)
+    write_checkpoint(checkpoint, path)
 
 
 def write_huggingface(gpt2: GPT2, folder: Path) -> None:
@@ -526,10 +526,9 @@ def main_import(args: list[str]) -> None:
     parser.add_argument("source", help="nanoGPT's ckpt.pt, or a folder with config.json and model.safetensors.")
     parser.add_argument("target", help="The checkpoint to write, such as model.ckpt.")
     parser.add_function_arguments(import_weights, skip={"source", "target"})
-    with errors_in_one_line():
-        given = vars(parser.parse_args(args))
-        import_weights(**given)
-        print(f"checkpoint: {given['target']}")
+    given = vars(parser.parse_args(args))
+    import_weights(**given)
+    print(f"checkpoint: {given['target']}")
 
 
 def main_export(args: list[str]) -> None:
@@ -542,7 +541,6 @@ def main_export(args: list[str]) -> None:
     parser.add_argument("ckpt_path", help="A checkpoint, such as runs/…/checkpoints/best.ckpt.")
     parser.add_argument("target", help="The file (nanogpt) or the folder (huggingface) to write.")
     parser.add_function_arguments(export_weights, skip={"ckpt_path", "target"})
-    with errors_in_one_line():
-        given = vars(parser.parse_args(args))
-        export_weights(**given)
-        print(f"{given['format']}: {given['target']}")
+    given = vars(parser.parse_args(args))
+    export_weights(**given)
+    print(f"{given['format']}: {given['target']}")

@@ -27,7 +27,6 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
-from bytelm.cli import errors_in_one_line
 from bytelm.config.command import CommandParser
 from bytelm.config.values import NonNegativeInt, PositiveFloat, PositiveInt
 from bytelm.data.tokenizer import ByteTokenizer
@@ -276,13 +275,12 @@ def main(args: list[str]) -> None:
     add_arguments(parser)
     parser.add_function_arguments(evaluate, skip={"trained"})
     parser.add_argument("--output", type=str | None, help="A JSON file for all that the harness reports.")
-    with errors_in_one_line():
-        given = vars(parser.parse_args(args))
-        output = given.pop("output")
-        _quieten_harness()
-        trained = load(given.pop("ckpt_path"), given.pop("config"), given.pop("device"))
-        results = evaluate(trained, **given)
-        show(results)
-        if output is not None:
-            save(results, output)
-            print(f"results: {output}")
+    given = vars(parser.parse_args(args))
+    output = given.pop("output")
+    _quieten_harness()
+    trained = load(given.pop("ckpt_path"), given.pop("config"), given.pop("device"))
+    results = evaluate(trained, **given)
+    show(results)
+    if output is not None:
+        save(results, output)
+        print(f"results: {output}")

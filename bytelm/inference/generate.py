@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bytelm.cli import errors_in_one_line
 from bytelm.config.command import CommandParser
 from bytelm.config.messages import note
 from bytelm.config.values import NonNegativeFloat, NonNegativeInt, PositiveInt, UnitInterval
@@ -197,13 +196,12 @@ def main(args: list[str]) -> None:
     parser.add_function_arguments(write, skip={"trained", "prompt", "cached"})
     parser.add_argument("--no_cache", action="store_true", help="Compute all tokens anew each time: the same text.")
     parser.add_argument("--num_samples", type=PositiveInt, default=1, help="How many texts to write.")
-    with errors_in_one_line():
-        given = vars(parser.parse_args(args))
-        trained = load(given.pop("ckpt_path"), given.pop("config"), given.pop("device"))
-        cached = not given.pop("no_cache")
-        if cached and trained.gpt.new_cache() is None:
-            note("a part of this network cannot go on from a cache, so that each token takes longer")
-        _print_samples(trained, cached, **given)
+    given = vars(parser.parse_args(args))
+    trained = load(given.pop("ckpt_path"), given.pop("config"), given.pop("device"))
+    cached = not given.pop("no_cache")
+    if cached and trained.gpt.new_cache() is None:
+        note("a part of this network cannot go on from a cache, so that each token takes longer")
+    _print_samples(trained, cached, **given)
 
 
 def _print_samples(trained: Trained, cached: bool, num_samples: int, prompt: str, seed: int | None, **how: Any) -> None:

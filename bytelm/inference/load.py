@@ -17,19 +17,15 @@ import torch
 from jsonargparse import Namespace
 from torch import nn
 
-from bytelm.cli import KEYS, METHOD_DEFAULTS
+from bytelm.config import keys
 from bytelm.config.messages import clarify, note
 from bytelm.config.parser import ConfigFileParser
 from bytelm.config.untrusted_config import is_part, leaves
 from bytelm.data.tokenizer import ByteTokenizer, Tokenizer, load_tokenizer
 from bytelm.errors import CheckpointError, ConfigError
 from bytelm.gpt import GPT
-from bytelm.language_model import LanguageModel
 from bytelm.parts.attention import MultiHeadAttention
-from bytelm.runs.checkpoints import fits, read, reason
-
-# Keys of a config that say nothing of the network or of the text.
-OTHER_KEYS = (*(KEYS.keys() - {"model", "data"}), *METHOD_DEFAULTS, "ckpt_path", "return_predictions")
+from bytelm.runs.checkpoints import check_compatible, read, reason
 
 
 @dataclass(frozen=True)
@@ -73,24 +69,27 @@ def load(ckpt_path: str | Path, configs: Sequence[str | Path] = (), device: str 
         DataError: The tokenizer cannot be had.
     """
     checkpoint = read(ckpt_path, map_location="cpu")
-    parser = _parser()
     if configs:
+        parser = _parser_of_files()
         try:
             parsed = parser.parse_args([f"--config={path}" for path in configs])
         except ArgumentError as error:
-            raise ConfigError("config", [*map(str, configs)], _clear(error)) from error
+            message = clarify(str(error), keys.classes(), nested=(GPT, MultiHeadAttention))
+            raise ConfigError("config", [*map(str, configs)], message) from error
         if parsed.model.gpt is None:
             raise ConfigError("config", [*map(str, configs)], "model.gpt is missing; accepted: whole configs of a run")
         config = json.loads(parser.dump(parsed, format="json"))
     else:
         config = _own_config(ckpt_path, checkpoint)
+        parser = _parser()
         try:
             parsed = parser.parse_object({"model": {"gpt": config["model"]["gpt"]}})
         except ArgumentError as error:
-            raise CheckpointError(f"ckpt_path: {str(ckpt_path)!r}: {_clear(error)}") from error
+            message = clarify(str(error), {}, nested=(GPT, MultiHeadAttention))
+            raise CheckpointError(f"ckpt_path: {str(ckpt_path)!r}: {message}") from error
     network = nn.ModuleDict({"gpt": _build(parser, parsed)})
     weights = {name: value for name, value in checkpoint["state_dict"].items() if name.startswith("gpt.")}
-    differing = fits(ckpt_path, {**checkpoint, "state_dict": weights}, network, config)
+    differing = check_compatible(ckpt_path, {**checkpoint, "state_dict": weights}, network, config)
     if of_network := [line for line in differing if line.startswith("model.gpt.")]:
         note(f"{ckpt_path} was written with other values: {'; '.join(of_network)}")
     network.load_state_dict(weights)
@@ -103,13 +102,23 @@ def load(ckpt_path: str | Path, configs: Sequence[str | Path] = (), device: str 
 
 
 def _parser() -> ConfigFileParser:
-    """A parser of config files that looks at the network and the data alone."""
+    """A parser of the network's config."""
     parser = ConfigFileParser(exit_on_error=False)
-    parser.add_argument("--config", action="config")
     parser.add_argument("--model.gpt", type=GPT)
-    parser.add_argument("--data", type=KEYS["data"])
-    of_training = [f"model.{name}" for name in inspect.signature(LanguageModel).parameters if name != "gpt"]
-    for key in (*of_training, *OTHER_KEYS):
+    return parser
+
+
+def _parser_of_files() -> ConfigFileParser:
+    """A parser of config files, which checks the network and the data alone; needs Lightning, as these classes do."""
+    import bytelm.data.corpora
+    import bytelm.data.shards  # noqa: F401 (these two make the short names of all data known)
+
+    known = keys.classes()
+    parser = _parser()
+    parser.add_argument("--config", action="config")
+    parser.add_argument("--data", type=known["data"])
+    of_training = [f"model.{name}" for name in inspect.signature(known["model"]).parameters if name != "gpt"]
+    for key in (*of_training, *(keys.KEYS.keys() - {"model", "data"}), *keys.METHOD_KEYS):
         parser.add_argument(f"--{key}", type=Any)
     return parser
 
@@ -164,7 +173,3 @@ def _move(gpt: GPT, device: str) -> GPT:
         return gpt.to(device)
     except (AssertionError, RuntimeError) as error:  # torch, about devices that it does not know or does not find
         raise ConfigError("device", device, f"{reason(error)}; accepted: auto, cpu, cuda, …") from error
-
-
-def _clear(error: ArgumentError) -> str:
-    return clarify(str(error), KEYS, nested=(GPT, MultiHeadAttention))

@@ -9,6 +9,7 @@ from importlib import import_module
 import torch
 
 from bytelm.errors import ConfigError
+from bytelm.system.compiler import assume_constant_result
 
 HOPPER = (9, 0)  # compute capability of H100 and H200
 
@@ -33,7 +34,7 @@ def load_for_hopper(kernels: str, key: str, part: str) -> None:
         raise ConfigError(key, part, reason) from error
 
 
-@torch.compiler.assume_constant_result
+@assume_constant_result
 def on_hopper(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether tensors on this device and of this type are what the kernels for Hopper are for."""
     is_half = dtype in (torch.bfloat16, torch.float16)

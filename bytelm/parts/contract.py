@@ -43,6 +43,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from bytelm.config.untrusted_config import nameable
 from bytelm.errors import ConfigError
 
 
@@ -220,6 +221,8 @@ class Loss(Contract):
 
 
 KINDS = (Embedding, PositionEncoding, Memory, Attention, FeedForward, Norm, Block, Initialization, Loss)
+for kind in KINDS:
+    nameable(kind)
 
 # Factories: what GPT calls to make a part. Positional arguments are given by position; a part that has none of the
 # keyword arguments is not given them (see `make`).

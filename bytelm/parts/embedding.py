@@ -11,6 +11,7 @@ from bytelm.config.values import PositiveInt
 from bytelm.errors import ConfigError
 from bytelm.parts import contract
 from bytelm.parts.contract import Run
+from bytelm.system import compiler
 
 
 class TokenEmbedding(nn.Embedding, contract.Embedding):
@@ -80,7 +81,7 @@ class Table(nn.Embedding):
         nn.init.zeros_(self.weight)
 
     # Inside a compiled graph a gradient cannot be sparse.
-    @torch.compiler.disable
+    @compiler.disable
     def forward(self, rows: Tensor) -> Tensor:
         """Rows, of any shape, to their vectors, which are the last dimension."""
         return super().forward(rows)
@@ -145,7 +146,7 @@ class HashedNGrams(TokenEmbedding):
         if self.sparse_tables and (run.strategy == "fsdp" or (run.strategy == "ddp" and run.device.type == "cuda")):
             raise ConfigError(key, True, "accepted: false, with fsdp or with ddp on GPUs")
 
-    @torch.compiler.disable  # generated C++ promises no wrap-around
+    @compiler.disable  # generated C++ promises no wrap-around
     def rows(self, tokens: Tensor) -> Tensor:
         """Token ids (B, T) to rows of the table, (B, T, len(orders)): at (b, t, i) that of the last orders[i] tokens.
 

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from bytelm.config.values import NonNegativeFloat, PositiveInt, UnitInterval
 from bytelm.parts.contract import Loss
+from bytelm.system import compiler
 
 
 class CrossEntropy(Loss):
@@ -59,7 +60,7 @@ class ChunkedCrossEntropy(CrossEntropy):
         super().__init__(label_smoothing, z_loss)
         self.chunk_tokens = chunk_tokens
 
-    @torch.compiler.disable  # it differentiates inside its forward pass, which cannot be traced
+    @compiler.disable  # it differentiates inside its forward pass, which cannot be traced
     def forward(self, hidden: Tensor, head: nn.Module, targets: Tensor) -> Tensor:
         return chunked(hidden, head, targets, super().forward, self.chunk_tokens)
 
@@ -83,7 +84,7 @@ class FusedCrossEntropy(Loss):
         # again. No buffer, which ddp would send to all ranks before every batch.
         self._factor: Tensor | None = None
 
-    @torch.compiler.disable
+    @compiler.disable
     def forward(self, *arguments: Any) -> Tensor:
         if self.chunk_tokens is None:
             return self._of_logits(*arguments)

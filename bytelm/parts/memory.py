@@ -15,7 +15,8 @@ from bytelm.config.values import PositiveInt
 from bytelm.errors import ConfigError
 from bytelm.parts.contract import Memory, Run
 from bytelm.parts.ngram_counts import ContextKind, NGramCounts, contexts
-from bytelm.system.process import release_memory
+from bytelm.system import compiler
+from bytelm.system.memory import release_memory
 
 
 @dataclass
@@ -190,7 +191,7 @@ class NGramMemory(Memory):
         self._knows_folds = False
         self._text, self._tables = (state.cpu() if len(state) else None), None
 
-    @torch.compiler.disable
+    @compiler.disable
     @torch.no_grad()
     def recall(self, tokens: Tensor, start: int = 0) -> Evidence:
         with torch.autocast(tokens.device.type, enabled=False):  # counts are numbers, not activations

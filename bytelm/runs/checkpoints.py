@@ -10,54 +10,35 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import lightning
 import torch
-from lightning.fabric.plugins import TorchCheckpointIO
 from torch import nn
 
+from bytelm.config.flat import flat
 from bytelm.errors import CheckpointError, StorageError
 from bytelm.system.files import replacing
 
 COMPARED = ("data", "lr_schedule", "model")  # what is trained; a run may go on with another budget, on other devices
 
 
-class AtomicCheckpointIO(TorchCheckpointIO):
-    """Reads and writes checkpoints.
+def write(checkpoint: Mapping[str, Any], path: str | Path) -> None:
+    """Writes a checkpoint.
 
-    Lightning's own collects a whole checkpoint in memory, writes it to the system's temporary folder and copies it from
-    there, so that a cut leaves half a file under the final name.
+    Args:
+        checkpoint: Plain values and tensors.
+        path: Where to; a file there is replaced.
+
+    Raises:
+        StorageError: It could not be written; what was at `path` is as it was.
     """
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Writes a checkpoint.
-
-        Args:
-            checkpoint: Plain values and tensors.
-            path: Where to; a file there is replaced.
-            storage_options: Not used.
-
-        Raises:
-            StorageError: It could not be written; what was at `path` is as it was.
-        """
-        try:
-            Path(path).parent.mkdir(parents=True, exist_ok=True)
-            # A file, and not its path: what torch opens itself fails without the system's reason.
-            with replacing(Path(path)) as partial, open(partial, "wb") as file:
-                torch.save(checkpoint, file)
-        except (OSError, RuntimeError) as error:  # torch wraps the file's errors
-            raise StorageError(
-                f"{path}: the checkpoint could not be written ({reason(error)}); an earlier one is as it was"
-            ) from error
-
-    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
-        """Reads a checkpoint into main memory, whatever `weights_only` says, without running code from it.
-
-        Raises:
-            CheckpointError: See `read`.
-        """
-        checkpoint = read(path, map_location=map_location or (lambda storage, location: storage))
-        checkpoint.setdefault("pytorch-lightning_version", lightning.__version__)  # weights alone can be scored, too
-        return checkpoint
+    try:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        # A file, and not its path: what torch opens itself fails without the system's reason.
+        with replacing(Path(path)) as partial, open(partial, "wb") as file:
+            torch.save(checkpoint, file)
+    except (OSError, RuntimeError) as error:  # torch wraps the file's errors
+        raise StorageError(
+            f"{path}: the checkpoint could not be written ({reason(error)}); an earlier one is as it was"
+        ) from error
 
 
 def read(path: str | Path, map_location: str | Callable[..., Any] = "meta", check: bool = False) -> dict[str, Any]:
@@ -93,7 +74,7 @@ def read(path: str | Path, map_location: str | Callable[..., Any] = "meta", chec
     return checkpoint
 
 
-def fits(path: str | Path, checkpoint: Mapping[str, Any], model: nn.Module, config: Mapping[str, Any]) -> list[str]:
+def check_compatible(path: str | Path, checkpoint: Mapping[str, Any], model: nn.Module, config: Mapping[str, Any]) -> list[str]:
     """Whether a model can take on a checkpoint's weights.
 
     Args:
@@ -131,7 +112,7 @@ def fits(path: str | Path, checkpoint: Mapping[str, Any], model: nn.Module, conf
     return differing
 
 
-def fits_optimizer(path: str | Path, checkpoint: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+def check_optimizer(path: str | Path, checkpoint: Mapping[str, Any], config: Mapping[str, Any]) -> None:
     """Whether training can go on with a checkpoint's optimizer.
 
     Raises:
@@ -158,19 +139,6 @@ def differences(saved: Mapping[str, Any], config: Mapping[str, Any]) -> list[str
         for key in sorted({**theirs, **ours})
         if theirs.get(key) != ours.get(key) and key.partition(".")[0] in COMPARED and key != "model.compile"
     ]
-
-
-def flat(value: Any, key: str = "") -> dict[str, Any]:
-    """A nested config as `{"model.gpt.d_model": 80, "model.gpt.position": "Rotary", …}`."""
-    if not isinstance(value, Mapping):
-        return {} if value is None else {key: value}
-    values: dict[str, Any] = {}
-    if "class_path" in value:
-        values = {key: value["class_path"].rpartition(".")[2]}
-        value = value.get("init_args") or {}
-    for name, inner in value.items():
-        values |= flat(inner, f"{key}.{name}" if key else name)
-    return values
 
 
 def reason(error: Exception) -> str:

@@ -6,12 +6,7 @@ process out of it as long as the first one lives.
 
 import os
 import time
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
-
-from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from bytelm.errors import StorageError
 
@@ -23,83 +18,35 @@ except ImportError:  # Windows
 RUNS = "runs"
 
 
-class RunLogger(TensorBoardLogger):
-    """TensorBoardLogger that claims its version by making the folder, which only one process can.
-
-    Lightning's own looks for the highest number and takes the next, so that two runs that start together share a
-    folder. The claim is made when the folder is first asked for: a run refused before that leaves nothing behind.
+def claim(experiment: Path, version: int | None = None) -> tuple[int, int]:
+    """Takes possession of a run's folder, as long as this process lives.
 
     Args:
-        root: Folder of all experiments.
-        experiment: Name of this one.
-        resumed: Number of the version to go on in; default a new one.
-        kwargs: Passed on to torch's SummaryWriter, such as `purge_step`: TensorBoard forgets what was logged from that
-            step on, before the run was cut.
+        experiment: Folder of the experiment; made where it does not exist.
+        version: Number of the run to go on with; default a new one.
 
-    Attributes:
-        latest: The last step that was logged, and its values by tag.
+    Returns:
+        The version, and the descriptor of the lock's file: closing it gives the folder back.
 
     Raises:
         StorageError: The folder cannot be made, or another process is at work in it.
     """
-
-    def __init__(self, root: str, experiment: str, resumed: int | None = None, **kwargs: Any) -> None:
-        folder = os.path.expandvars(Path(root).expanduser())
-        super().__init__(folder, name=experiment, default_hp_metric=False, **kwargs)
-        self.latest: tuple[int, dict[str, float]] = (-1, {})
-        self._resumed = resumed
-        self._claimed: int | None = None
-        self._lock: int | None = None
-
-    @property
-    def version(self) -> int:
-        if self._claimed is None:
-            # Other ranks are told the folder by rank 0; what they would claim is not used.
-            self._claimed = self._claim() if rank_zero_only.rank == 0 else self._resumed or 0  # type: ignore[attr-defined]
-        return self._claimed
-
-    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        # Lightning adds the epoch to what it logs; a budgeted run has none.
-        values = {tag: float(value) for tag, value in metrics.items() if tag != "epoch"}
-        if step is not None:
-            self.latest = (step, {**(self.latest[1] if step == self.latest[0] else {}), **values})
-        self._write(super().log_metrics, values, step)
-
-    def save(self) -> None:
-        self._write(self.experiment.flush)  # and no hparams.yaml beside config.yaml
-
-    def finalize(self, status: str) -> None:
-        self._write(super().finalize, status)
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
-
-    def _write(self, function: Any, *args: Any) -> None:
-        try:
-            function(*args)
-        except OSError as error:  # of TensorBoard's writing thread, handed on by the next call
-            raise StorageError(f"{self.log_dir}: the log could not be written ({error.strerror or error})") from error
-
-    def _claim(self) -> int:
-        if self._resumed is not None:
-            self._lock = _lock_run(Path(self.root_dir, f"version_{self._resumed}"))
-            return self._resumed
-        root = Path(self.root_dir)
-        try:
-            root.mkdir(parents=True, exist_ok=True)
-            version = max(_versions(root), default=-1) + 1
-            while True:
-                try:
-                    (root / f"version_{version}").mkdir()
-                    break
-                except FileExistsError:
-                    version += 1
-        except OSError as error:
-            raise StorageError(
-                f"runs: {str(root)!r} cannot be used; the run's folder cannot be made there: {error}"
-            ) from error
-        self._lock = _lock_run(root / f"version_{version}")
-        return version
+    if version is not None:
+        return version, _lock_run(experiment / f"version_{version}")
+    try:
+        experiment.mkdir(parents=True, exist_ok=True)
+        version = max(_versions(experiment), default=-1) + 1
+        while True:
+            try:
+                (experiment / f"version_{version}").mkdir()
+                break
+            except FileExistsError:  # of another run that has started at the same moment
+                version += 1
+    except OSError as error:
+        raise StorageError(
+            f"runs: {str(experiment)!r} cannot be used; the run's folder cannot be made there: {error}"
+        ) from error
+    return version, _lock_run(experiment / f"version_{version}")
 
 
 def newest_checkpoint(experiment: str, name: str = "last", root: str = RUNS) -> Path | None:

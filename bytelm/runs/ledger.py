@@ -6,24 +6,23 @@ compete: one that was the best when it ended, by the score that score.py tells, 
 """
 
 import csv
-import json
 import math
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from bytelm.cli import errors_in_one_line
 from bytelm.errors import StorageError
 from bytelm.config.command import CommandParser
 from bytelm.runs.score import RANKED, VAL_BPB, VAL_LOSS, Score, score_of
 from bytelm.system.files import replacing
 from bytelm.system.process import utc
+from bytelm.runs import record as records
 from bytelm.runs.folder import RUNS, is_running, lock
 
 LEDGER = "ledger.csv"
@@ -57,7 +56,7 @@ class Run:
 
     folder: Path
     config: dict[str, Any]
-    record: dict[str, Any]
+    record: Mapping[str, Any]
     decision: str | None = None
     ranked_by: Score = VAL_BPB
 
@@ -176,23 +175,19 @@ def columns_of(runs: Iterable[Run]) -> list[str]:
 
 
 def _read(folder: Path) -> Run:
-    config_file, record_file = folder / "config.yaml", folder / "record.json"
+    config_file, record_file = folder / "config.yaml", folder / records.FILE
     config = {}
     if config_file.exists():
         config = yaml.load(
             config_file.read_text(encoding="utf-8"), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)
         )
-    record = json.loads(record_file.read_text(encoding="utf-8")) if record_file.exists() else {}
+    record = records.read(folder) if record_file.exists() else None
     if is_running(folder):
-        seconds = round(time.time() - config_file.stat().st_mtime, 3) if config else None
-        record = {**record, "status": "running", "reason": None, "ended_at": None, "total_time_secs": seconds}
-    elif not record:  # its process was killed, or the machine went down
-        ended = max(path.stat().st_mtime for path in [folder, *folder.iterdir()])
-        record = {"status": "interrupted", "reason": "it left no record", "ended_at": utc(ended)}
-        started = config_file.stat().st_mtime
-        record |= {"started_at": utc(started), "total_time_secs": round(ended - started, 3)}
-        record["seed"] = config.get("seed_everything")
-    record.setdefault("ended_at", utc(record_file.stat().st_mtime) if record_file.exists() else None)
+        record = records.of_running(record, config_file.stat().st_mtime if config else None)
+    elif record is None:
+        record = records.of_lost_run(folder, config)
+    elif record.get("ended_at") is None:
+        record["ended_at"] = utc(record_file.stat().st_mtime)
     return Run(folder, config, record)
 
 
@@ -204,11 +199,10 @@ def main(args: list[str]) -> None:
     """
     parser = CommandParser("ledger", description=f"Makes the ledger of all runs anew, from their folders. {RANKED}")
     parser.add_argument("runs", nargs="?", default=RUNS, help="Folder with runs; the ledger is written there.")
-    with errors_in_one_line():
-        root = Path(parser.parse_args(args).runs)
-        if not root.is_dir():
-            raise StorageError(f"{root}: there is no such folder; accepted: {RUNS}, or a folder in it")
-        runs = write_ledger(root)
-        counts = Counter(run.status for run in runs)
-        print(f"runs: {len(runs)} ({', '.join(f'{n} {status}' for status, n in counts.items())})")
-        print(f"ledger: {root / LEDGER}")
+    root = Path(parser.parse_args(args).runs)
+    if not root.is_dir():
+        raise StorageError(f"{root}: there is no such folder; accepted: {RUNS}, or a folder in it")
+    runs = write_ledger(root)
+    counts = Counter(run.status for run in runs)
+    print(f"runs: {len(runs)} ({', '.join(f'{n} {status}' for status, n in counts.items())})")
+    print(f"ledger: {root / LEDGER}")

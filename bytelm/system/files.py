@@ -2,14 +2,21 @@
 
 import contextlib
 import os
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A path beside `path`, whose file takes the place of that at `path` when the block ends without an error."""
-    partial = path.with_name(f".{path.name}.part")
+def replacing(path: Path, shared: bool = False) -> Iterator[Path]:
+    """A path beside `path`, whose file replaces the one at `path` when the block ends without an error.
+
+    Args:
+        path: The final path, in a folder that exists.
+        shared: Whether several processes may write this file at the same moment, each a whole one. Otherwise the name
+            of the unfinished file is always the same, and what a killed process has left is overwritten.
+    """
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part" if shared else f".{path.name}.part")
     try:
         yield partial
         with open(partial, "rb+") as file:

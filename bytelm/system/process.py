@@ -1,16 +1,18 @@
-"""This process: how old it is, how much memory it has used, and that it ends when the one that started it is gone."""
+"""This process: its age, its rank, the signals that end it, and that it ends when the process that started it ends."""
 
-import ctypes
-import gc
+import multiprocessing
 import os
 import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from datetime import datetime, timezone
+from multiprocessing.connection import wait
 from pathlib import Path
 
 IMPORTED_AT = time.monotonic()
+SIGNALS = (signal.SIGTERM, signal.SIGINT)  # that ask a program to end
 ENDING_SECONDS = 30.0  # for what a run does at a SIGTERM: finish a step, write a checkpoint
 LIFELINE = "BYTELM_LIFELINE"  # names the file descriptor of a pipe that only the parent can write to
 
@@ -34,39 +36,60 @@ def utc(timestamp: float) -> str:
     return datetime.fromtimestamp(timestamp, timezone.utc).isoformat(timespec="milliseconds")
 
 
-def peak_memory_mb() -> float | None:
-    """Largest resident size of this process so far, in MiB; None where the system does not tell."""
-    try:
-        import resource  # not on Windows
-    except ImportError:
-        return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return round(peak / (2**20 if sys.platform == "darwin" else 2**10), 1)
+def is_rank_zero() -> bool:
+    """Whether this process is rank 0, the one that speaks. Lightning knows the rank; before it is loaded, all are 0."""
+    lightning = sys.modules.get("lightning_utilities.core.rank_zero")
+    return lightning is None or not getattr(lightning.rank_zero_only, "rank", 0)
+
+
+class Lifeline:
+    """What a process gives to one that it starts, which then ends when this process ends, in whatever way.
+
+    Attributes:
+        descriptor: The child's end, a file descriptor that it has to inherit.
+        environment: Tells the child of it, as environment variables.
+    """
+
+    def __init__(self) -> None:
+        self.descriptor, self._kept = os.pipe()
+        self.environment = {LIFELINE: str(self.descriptor)}
+
+    def started(self) -> None:
+        """Closes this process's copy of the child's end, once the child has its own."""
+        os.close(self.descriptor)
+
+    def cut(self) -> None:
+        """Lets go: a child that has not ended is told to."""
+        os.close(self._kept)
 
 
 def end_with_parent() -> None:
-    """Ends this process when its parent ends, in whatever way, if that gave it a lifeline to hold on to.
+    """Ends this process when its parent ends, in whatever way, if the parent has given it a Lifeline.
 
-    First by a SIGTERM, and if that is not enough by a SIGKILL, which all of its process group gets.
+    It gets a SIGTERM, and if that is not enough, its process group gets a SIGKILL.
     """
-    if (lifeline := os.environ.pop(LIFELINE, None)) is None:  # taken, so that processes of this one do not look for it
-        return
+    if (lifeline := os.environ.pop(LIFELINE, None)) is not None:  # removed: this process's children do not have it
+        _when_closed(int(lifeline), _end_by_signals)
+
+
+def end_worker_with_parent() -> None:
+    """Ends this worker of multiprocessing, which has nothing to finish, as soon as its parent ends."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "not a process of multiprocessing"
+    _when_closed(parent.sentinel, lambda: os._exit(1))
+
+
+def _when_closed(descriptor: int, end: Callable[[], None]) -> None:
+    """Calls a function, in a thread, when the other end of a pipe is closed. Nobody writes to these pipes."""
 
     def watch() -> None:
-        os.read(int(lifeline), 1)  # nobody writes: this returns when the other end is closed
-        os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(ENDING_SECONDS)
-        os.killpg(os.getpgrp(), signal.SIGKILL)
+        wait([descriptor])
+        end()
 
     threading.Thread(target=watch, daemon=True, name="lifeline").start()
 
 
-def release_memory() -> None:
-    """Gives memory that was freed back to the system, where the C library can be asked to (glibc).
-
-    Compilation leaves some 130 MB so, which would otherwise count as this process's until it is used again.
-    """
-    gc.collect()
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
-    if trim is not None:
-        trim(0)
+def _end_by_signals() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(ENDING_SECONDS)
+    os.killpg(os.getpgrp(), signal.SIGKILL)

@@ -13,8 +13,9 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bytelm.cli import build, fail
+from bytelm.cli import build
 from bytelm.errors import ConfigError, DataError, RunError, StorageError
+from bytelm.program import fail
 
 NOBODY = 65_534
 

@@ -19,8 +19,9 @@ import pytest
 
 from bytelm.errors import StorageError
 from bytelm.experiments import job as job_module
-from bytelm.experiments.job import Job, Outcome, tail, wall_time
+from bytelm.experiments.job import Job, Outcome, tail
 from bytelm.runs.ledger import read_runs
+from bytelm.runs.record import wall_time
 from bytelm.runs.score import VAL_BPB
 
 PROJECT = Path(__file__).resolve().parents[2]

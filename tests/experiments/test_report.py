@@ -13,7 +13,8 @@ pytest.importorskip("scipy")
 from pathlib import Path
 
 from bytelm.experiments.report import plots
-from bytelm.experiments.report.page import main, report
+from bytelm.experiments.report.page import report
+from bytelm.program import main
 from bytelm.runs.ledger import read_runs
 from bytelm.runs.score import VAL_BPB, VAL_LOSS
 
@@ -333,7 +334,7 @@ def test_noise_in_bits_says_nothing_of_scores_in_nats():
 
 def refused(capsys, *args):
     with pytest.raises(SystemExit) as ended:
-        main(list(args))
+        main(["report", *args])
     (line,) = capsys.readouterr().err.splitlines()
     return ended.value.code, line
 
@@ -352,7 +353,7 @@ def test_what_cannot_be_reported_is_refused_in_one_line(study, capsys):
 
 
 def test_the_command_says_where_the_page_is(study, capsys):
-    main(["runs/s", "--out", "page"])
+    main(["report", "runs/s", "--out", "page"])
     assert capsys.readouterr().out == "report: page/report.html\n"
     assert Path("page/report.md").exists()
 

@@ -25,6 +25,7 @@ from run_folders import make_run
 from tqdm import tqdm
 
 from bytelm.errors import StorageError
+from bytelm.program import main
 from bytelm.runs.folder import lock
 from bytelm.system.process import utc
 
@@ -32,8 +33,9 @@ pytest.importorskip("optuna")
 
 from bytelm.experiments import runner
 from bytelm.experiments.check import Checker, _check
-from bytelm.experiments.job import Outcome, wall_time
-from bytelm.experiments.runner import MOST_CUTS, default_timeout, main, run_experiments
+from bytelm.experiments.job import Outcome
+from bytelm.experiments.runner import MOST_CUTS, default_timeout, run_experiments
+from bytelm.runs.record import wall_time
 
 PROJECT = Path(__file__).resolve().parents[2]
 ENOUGH = 100  # runs that no test needs
@@ -204,7 +206,7 @@ def experiments(folder, capsys):
 
     def experiments(*args):
         with pytest.raises(SystemExit) as ended:
-            main(list(args))
+            main(["experiments", *args])
         captured = capsys.readouterr()
         return Ended(ended.value.code, captured.out.splitlines(), captured.err.splitlines())
 

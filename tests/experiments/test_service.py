@@ -31,8 +31,9 @@ from bytelm.config.parser import BadText, read
 from bytelm.config.untrusted_config import check_limit, check_meaning, check_words, rest_of
 from bytelm.errors import ConfigError, StorageError
 from bytelm.experiments.check import Checker
-from bytelm.experiments.service.api import app, main
+from bytelm.experiments.service.api import app
 from bytelm.experiments.service.match import Busy, Service, Unusable, UsedUp
+from bytelm.program import main
 
 PROJECT = Path(__file__).resolve().parents[2]
 CONFIG = {
@@ -424,7 +425,7 @@ def test_options_that_cannot_work_are_refused_in_one_line(options, status, said,
     Path("runs").mkdir()
     Path("runs/in_the_way").touch()
     with pytest.raises(SystemExit) as ended:
-        main(["--baseline", "tiny.yaml", "--port", "0", *options])
+        main(["serve", "--baseline", "tiny.yaml", "--port", "0", *options])
     assert ended.value.code == status
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("bytelm: error: ")
@@ -697,7 +698,7 @@ def test_pages_of_other_hosts_cannot_use_it(idle):
 def test_a_second_service_in_its_folder_is_refused(shared, monkeypatch, capsys):
     monkeypatch.chdir(shared.folder)
     with pytest.raises(SystemExit) as ended:
-        main(["--baseline", "baseline.yaml", "--port", "0"])
+        main(["serve", "--baseline", "baseline.yaml", "--port", "0"])
     assert ended.value.code == StorageError.exit_status
     assert "another service is at work there" in capsys.readouterr().err
 

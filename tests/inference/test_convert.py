@@ -23,7 +23,6 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from bytelm.cli import main
 from bytelm.data.tokenizer import train_tokenizer
 from bytelm.errors import CheckpointError, ConfigError, StorageError
 from bytelm.inference.convert import (
@@ -40,7 +39,8 @@ from bytelm.inference.convert import (
 from bytelm.inference.generate import write
 from bytelm.inference.load import load
 from bytelm.language_model import LanguageModel
-from bytelm.runs.checkpoints import fits, read
+from bytelm.program import main
+from bytelm.runs.checkpoints import check_compatible, read
 
 N_LAYER, N_HEAD, N_EMBD, BLOCK_SIZE, VOCAB_SIZE = 2, 2, 32, 64, 101
 SIZES = {"n_layer": N_LAYER, "n_head": N_HEAD, "n_embd": N_EMBD, "vocab_size": VOCAB_SIZE}
@@ -531,7 +531,7 @@ def test_of_other_vocabularies_the_tokenizer_has_to_be_named(tmp_path, monkeypat
 def test_a_model_of_the_config_takes_the_weights_on(there):
     checkpoint = read("model.ckpt", map_location="cpu")
     model = LanguageModel.load_from_checkpoint("model.ckpt", weights_only=True)
-    assert fits("model.ckpt", checkpoint, model, checkpoint["config"]) == []
+    assert check_compatible("model.ckpt", checkpoint, model, checkpoint["config"]) == []
     assert model.gpt.head.weight is model.gpt.embedding.weight
     assert (model.gpt.max_seq_len, model.gpt.vocab_size) == (BLOCK_SIZE, VOCAB_SIZE)
 

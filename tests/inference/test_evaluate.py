@@ -21,11 +21,12 @@ from bytelm.inference.generate import generate
 from bytelm.inference.load import Trained, load
 from bytelm.metrics import BitsPerByte
 from bytelm.parts.init import Normal
+from bytelm.program import main
 
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")  # read when the harness is imported
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 evaluate = pytest.importorskip("bytelm.inference.evaluate")
-HarnessModel, main = evaluate.HarnessModel, evaluate.main
+HarnessModel = evaluate.HarnessModel
 
 T = 16
 CHECKPOINT = "runs/tiny/version_0/checkpoints/best.ckpt"
@@ -270,7 +271,7 @@ def quick(monkeypatch):
 
 
 def on_the_command_line(*options):
-    return ["--ckpt_path", CHECKPOINT, "--include_path", "tasks", "--device", "cpu", *options]
+    return ["evaluate", "--ckpt_path", CHECKPOINT, "--include_path", "tasks", "--device", "cpu", *options]
 
 
 def test_a_trained_model_is_scored_on_tasks_of_one_s_own(run, folder, add_task, quick, capsys):

@@ -13,12 +13,13 @@ import torch
 from bytelm.data.tokenizer import ByteTokenizer, Tokenizer
 from bytelm.errors import ConfigError
 from bytelm.gpt import GPT
-from bytelm.inference.generate import draw, generate, main, start_of, text_of
+from bytelm.inference.generate import draw, generate, start_of, text_of
 from bytelm.inference.load import Trained
 from bytelm.parts.embedding import HashedNGrams
 from bytelm.parts.init import Normal
 from bytelm.parts.memory import NGramMemory
 from bytelm.parts.position import ALiBi, Learned, Rotary
+from bytelm.program import main
 
 CHECKPOINT = "runs/tiny/version_0/checkpoints/last.ckpt"
 
@@ -245,7 +246,7 @@ def written(checkpoint, capsys):
     """Runs the command with options; returns what it writes."""
 
     def written(*options):
-        main(["--ckpt_path", CHECKPOINT, "--device", "cpu", *options])
+        main(["generate", "--ckpt_path", CHECKPOINT, "--device", "cpu", *options])
         captured = capsys.readouterr()
         assert captured.err == ""
         return captured.out
@@ -302,7 +303,7 @@ def test_prompts_are_text_whatever_they_look_like(written):
 )
 def test_what_cannot_work_is_said_in_one_line(checkpoint, capsys, options, status, reason):
     with pytest.raises(SystemExit) as ended:
-        main(["--ckpt_path", CHECKPOINT, *options])
+        main(["generate", "--ckpt_path", CHECKPOINT, *options])
     assert ended.value.code == status
     captured = capsys.readouterr()
     (line,) = captured.err.splitlines()
@@ -321,9 +322,9 @@ def test_a_part_without_a_cache_is_noted(run, capsys):
     Path("mean.yaml").write_text("model: {gpt: {attention: my_mean.Mean}}")
     options = ["--ckpt_path", CHECKPOINT, "--config", "tiny.yaml", "--config", "mean.yaml", "--max_new_tokens", "40"]
     capsys.readouterr()
-    main(options)
+    main(["generate", *options])
     noted = capsys.readouterr()
-    main([*options, "--no_cache"])
+    main(["generate", *options, "--no_cache"])
     assert noted.err.startswith("bytelm: note: ")
     assert capsys.readouterr() == (noted.out, "")
 
@@ -336,5 +337,5 @@ def test_bpe_texts_end_with_the_end_of_their_document(monkeypatch, capsys):
         gpt.head.bias[5] = 200.0  # padding of the vocabulary
     tokenizer = Pieces("abcdefgh", end_of_text=2)
     monkeypatch.setattr("bytelm.inference.generate.load", lambda *given: Trained(gpt, tokenizer, {}))
-    main(["--ckpt_path", "any.ckpt", "--prompt", "ab", "--max_new_tokens", "9"])
+    main(["generate", "--ckpt_path", "any.ckpt", "--prompt", "ab", "--max_new_tokens", "9"])
     assert capsys.readouterr().out == "ab\n"

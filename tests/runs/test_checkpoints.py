@@ -27,8 +27,8 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.demos.boring_classes import BoringModel
 
-from bytelm.runs.checkpoints import AtomicCheckpointIO, read
-from bytelm.cli import main
+from bytelm.runs.checkpoints import read, write
+from bytelm.program import main
 from bytelm.errors import CheckpointError, StorageError
 
 pytest.importorskip("fcntl", reason="locks and signals of POSIX systems")
@@ -356,11 +356,11 @@ ORIGINAL_SAVE = torch.save
 )
 def test_a_checkpoint_whose_writing_fails_leaves_the_one_before(error, raised, tmp_path, monkeypatch):
     path = tmp_path / "last.ckpt"
-    AtomicCheckpointIO().save_checkpoint({"state_dict": {"w": torch.ones(1000)}}, path)
+    write({"state_dict": {"w": torch.ones(1000)}}, path)
     before = path.read_bytes()
     monkeypatch.setattr(torch, "save", partial(half_save, error))
     with pytest.raises(raised) as failed:
-        AtomicCheckpointIO().save_checkpoint({"state_dict": {"w": torch.zeros(1000)}}, path)
+        write({"state_dict": {"w": torch.zeros(1000)}}, path)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
     if raised is StorageError:
@@ -370,19 +370,19 @@ def test_a_checkpoint_whose_writing_fails_leaves_the_one_before(error, raised, t
 
 def save_and_die(path):
     torch.save = partial(half_save, None)
-    AtomicCheckpointIO().save_checkpoint({"state_dict": {"w": torch.zeros(1000)}}, path)
+    write({"state_dict": {"w": torch.zeros(1000)}}, path)
 
 
 def test_a_process_killed_while_it_writes_leaves_the_one_before(tmp_path):
     path = tmp_path / "last.ckpt"
-    AtomicCheckpointIO().save_checkpoint({"state_dict": {"w": torch.ones(1000)}}, path)
+    write({"state_dict": {"w": torch.ones(1000)}}, path)
     before = path.read_bytes()
     process = forkserver.Process(target=save_and_die, args=(path,))
     process.start()
     assert wait(process) == -signal.SIGKILL
     assert path.read_bytes() == before
     assert len(list(tmp_path.iterdir())) == 2  # and half of a file, which the next one replaces
-    AtomicCheckpointIO().save_checkpoint({"state_dict": {"w": torch.zeros(1000)}}, path)
+    write({"state_dict": {"w": torch.zeros(1000)}}, path)
     assert torch.equal(read(path, map_location="cpu")["state_dict"]["w"], torch.zeros(1000))
     assert list(tmp_path.iterdir()) == [path]
 

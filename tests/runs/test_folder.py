@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from bytelm.errors import StorageError
-from bytelm.runs.folder import RunLogger
+from bytelm.runs.logger import RunLogger
 
 
 def test_runs_of_an_experiment_get_folders_of_their_own(tmp_path):

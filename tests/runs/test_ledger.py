@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from run_folders import CORPUS, config, make_run
 
-from bytelm.runs.ledger import best_of, main, read_runs, write_ledger
+from bytelm.program import main
+from bytelm.runs.ledger import best_of, read_runs, write_ledger
 from bytelm.runs.score import VAL_LOSS
 from bytelm.runs.folder import lock
 
@@ -307,16 +308,16 @@ def test_a_ledger_that_was_changed_by_hand_is_put_right():
 def test_the_command_makes_it_anew(capsys):
     make_run("s/a", 2.0, at=1)
     make_run("s/b", status="error", at=2)
-    main([])
+    main(["ledger"])
     assert capsys.readouterr().out.splitlines() == ["runs: 2 (1 completed, 1 error)", "ledger: runs/ledger.csv"]
     assert list(rows()) == ["a", "b"]
-    main(["runs/s"])
+    main(["ledger", "runs/s"])
     assert Path("runs/s/ledger.csv").read_text() == Path("runs/ledger.csv").read_text()
 
 
 def test_the_command_says_where_there_are_no_runs(capsys):
     with pytest.raises(SystemExit) as ended:
-        main(["nowhere"])
+        main(["ledger", "nowhere"])
     assert ended.value.code == 5
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("bytelm: error: nowhere: there is no such folder")

@@ -19,14 +19,13 @@ import markdown
 from matplotlib.figure import Figure
 from scipy import stats
 
-from bytelm.cli import errors_in_one_line
 from bytelm.config.command import CommandParser
 from bytelm.errors import ConfigError, StorageError
 from bytelm.experiments.comparison import Experiment, Noise, experiments_of
-from bytelm.experiments.job import wall_time
 from bytelm.experiments.report import plots
 from bytelm.runs.folder import RUNS
 from bytelm.runs.ledger import Run, best_of, read_runs
+from bytelm.runs.record import wall_time
 from bytelm.runs.score import RANKED, Score
 from bytelm.units import clock
 
@@ -496,7 +495,6 @@ def main(args: list[str]) -> None:
     parser.add_argument("--config", action="config", help="A YAML file with these options.")
     parser.add_argument("runs", nargs="*", default=[RUNS], help=f"Folders with runs. Default: {RUNS}.")
     parser.add_function_arguments(report, skip={"runs"})
-    with errors_in_one_line():
-        given = vars(parser.parse_args(args))
-        given.pop("config")
-        print(f"report: {report(**given)}")
+    given = vars(parser.parse_args(args))
+    given.pop("config")
+    print(f"report: {report(**given)}")

@@ -21,7 +21,6 @@ from pydantic import BaseModel, ConfigDict
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 import bytelm
-from bytelm.cli import errors_in_one_line
 from bytelm.config.command import CommandParser
 from bytelm.config.messages import note
 from bytelm.config.parser import BadText, read
@@ -329,7 +328,6 @@ def main(args: list[str]) -> None:
     parser = CommandParser("serve", description=description)
     parser.add_argument("--config", action="config", help="A YAML file with these options.")
     parser.add_function_arguments(serve)
-    with errors_in_one_line():
-        given = vars(parser.parse_args(args))
-        given.pop("config")
-        serve(**given)
+    given = vars(parser.parse_args(args))
+    given.pop("config")
+    serve(**given)

@@ -29,11 +29,13 @@ from typing import Any
 
 import yaml
 
+import bytelm.cli  # noqa: F401 (loads the parts that a config may name)
 from bytelm.config.parser import BadText, read
 from bytelm.config.untrusted_config import check_limit, check_meaning, check_words, rest_of
 from bytelm.errors import ConfigError, StorageError
 from bytelm.experiments.check import Checker
 from bytelm.experiments.job import LOG, Job, tail
+from bytelm.runs import record
 from bytelm.runs.folder import RUNS, is_free, lock
 from bytelm.runs.ledger import Run, best_of, decide, read_runs, write_ledger
 from bytelm.system.files import replacing
@@ -356,13 +358,10 @@ class Service:
             if run_id in self._ended and (best is None or run_id != best.experiment):
                 shutil.rmtree(self.folder / run_id / "version_0" / "checkpoints", ignore_errors=True)
 
-    def _leave_record(self, run_id: str, status: str, reason: str | None) -> None:
+    def _leave_record(self, run_id: str, status: record.Status, reason: str | None) -> None:
         """The record of a run that has not come as far as to leave one."""
-        accepted = utc((self.folder / f"{run_id}.yaml").stat().st_mtime)
-        record = {"status": status, "reason": reason, "started_at": accepted, "ended_at": accepted}
-        run = self.folder / run_id / "version_0"
-        run.mkdir(parents=True, exist_ok=True)
-        _write(run / "record.json", json.dumps(record, indent=2) + "\n")
+        accepted_at = (self.folder / f"{run_id}.yaml").stat().st_mtime
+        record.write(self.folder / run_id / "version_0", record.of_unstarted_run(status, reason, accepted_at))
 
 
 def _write(path: Path, text: str) -> None:

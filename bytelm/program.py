@@ -1,0 +1,175 @@
+"""The program: every command in one table, and how each begins and ends.
+
+A command is a function that takes its arguments and raises errors. Here its module is imported, signals are turned into
+errors, and errors into one line on standard error and an exit status (errors.py). Nothing heavy is imported before it
+is known which command is asked for: the list of commands needs no torch.
+"""
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from difflib import get_close_matches
+from importlib import import_module
+from types import FrameType
+from typing import NamedTuple, NoReturn
+
+import bytelm
+from bytelm.errors import ConfigError, Interrupted, run_error
+from bytelm.system.process import SIGNALS, end_with_parent, is_rank_zero
+
+
+class Command(NamedTuple):
+    """A command.
+
+    Attributes:
+        name: What follows `python -m bytelm`.
+        module: Where its function is; imported only when the command is asked for.
+        help: What it does.
+        extra: The optional dependencies that its module needs, as in `pip install bytelm[extra]`.
+        function: Name of its function, which takes the arguments after the command's name.
+        with_name: Whether the function takes the name, too.
+    """
+
+    name: str
+    module: str
+    help: str
+    extra: str | None = None
+    function: str = "main"
+    with_name: bool = False
+
+
+COMMANDS = (
+    Command("fit", "bytelm.cli", "Train a model under a budget of time, steps or tokens.", with_name=True),
+    Command("validate", "bytelm.cli", "Score a checkpoint on the validation split.", with_name=True),
+    Command("test", "bytelm.cli", "Score a checkpoint on the whole validation split.", with_name=True),
+    Command("predict", "bytelm.cli", "Write what each token costs a checkpoint, in bits.", with_name=True),
+    Command("generate", "bytelm.inference.generate", "Write text with the network of a checkpoint."),
+    Command("evaluate", "bytelm.inference.evaluate", "Score a checkpoint on tasks of lm-evaluation-harness.", "eval"),
+    Command("import", "bytelm.inference.convert", "Make a checkpoint from GPT-2 weights.", function="main_import"),
+    Command("export", "bytelm.inference.convert", "Make GPT-2 weights from a checkpoint.", function="main_export"),
+    Command(
+        "experiments",
+        "bytelm.experiments.runner",
+        "Run many experiments: a list of configs, a grid or a search.",
+        "experiments",
+    ),
+    Command("ledger", "bytelm.runs.ledger", "List all runs in ledger.csv."),
+    Command("report", "bytelm.experiments.report.page", "Compare runs in tables and plots.", "experiments"),
+    Command("serve", "bytelm.experiments.service.api", "Offer a training challenge over HTTP.", "experiments"),
+)
+USAGE = "usage: python -m bytelm <command> [options]"
+
+
+def main(args: list[str] | None = None) -> None:
+    """Runs a command.
+
+    Args:
+        args: The command and its arguments; default those that the program was started with.
+    """
+    name, *options = (sys.argv[1:] if args is None else args) or [""]
+    if name in ("", "-h", "--help"):
+        print(overview(), file=sys.stdout if name else sys.stderr)
+        sys.exit(0 if name else ConfigError.exit_status)
+    if name == "--version":
+        print(f"bytelm {bytelm.__version__}")
+        return
+    # LightningCLI, which has the first command, takes options before its name, too: `--config FILE fit`.
+    command = COMMANDS[0] if name.startswith("-") else find(name)
+    function = load(command)
+    with errors_in_one_line():
+        end_with_parent()
+        function([name, *options] if command.with_name else options)
+
+
+def overview() -> str:
+    """All commands, a line each."""
+    width = max(len(command.name) for command in COMMANDS)
+    lines = [f"  {command.name:{width}}  {command.help}" for command in COMMANDS]
+    return "\n".join(
+        [
+            USAGE,
+            "",
+            "Train language models under a wall-clock budget.",
+            "",
+            "commands:",
+            *lines,
+            "",
+            "`python -m bytelm <command> --help` lists the options of a command; --version prints the version.",
+        ]
+    )
+
+
+def find(name: str) -> Command:
+    """The command of a name; ends the program where there is none."""
+    for command in COMMANDS:
+        if command.name == name:
+            return command
+    names = [command.name for command in COMMANDS]
+    close = get_close_matches(name, names, n=1)
+    hint = f"did you mean {close[0]}? " if close else ""
+    fail(f"{name!r} is no command; {hint}accepted: {', '.join(names)}")
+
+
+def load(command: Command) -> Callable[[list[str]], None]:
+    """The function of a command; ends the program where a package that it needs is not installed."""
+    # Before torch is imported: of a rank that dies torch would write a C++ stack, and RankWatch writes one line.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    handler = signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C in the middle of an import leaves no traceback
+    try:
+        module = import_module(command.module)
+    except ModuleNotFoundError as error:
+        if command.extra is None or (error.name or "").partition(".")[0] == "bytelm":
+            raise
+        fail(
+            f'{command.name} needs {error.name}, which is not installed; pip install -e ".[{command.extra}]" brings it'
+        )
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    function: Callable[[list[str]], None] = getattr(module, command.function)
+    return function
+
+
+def fail(message: str, exit_status: int = ConfigError.exit_status) -> NoReturn:
+    """Ends the program with one line that says why."""
+    line = " ".join(part.strip() for part in message.splitlines() if part.strip())
+    print(f"bytelm: error: {line}", file=sys.stderr)
+    sys.exit(exit_status)
+
+
+@contextmanager
+def errors_in_one_line() -> Iterator[None]:
+    """Inside, the errors of errors.py end the program with one line and an exit status of their kind."""
+    try:
+        with interruptible():
+            yield
+    except Exception as error:
+        if (cause := run_error(error)) is None:
+            raise
+        if cause.on_all_ranks and not is_rank_zero():
+            sys.exit(cause.exit_status)  # rank 0 says why
+        fail(str(cause), cause.exit_status)
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Inside, SIGTERM and SIGINT raise Interrupted: at once, until callbacks/interruption.py has a step to finish."""
+
+    def end(signum: int, frame: FrameType | None) -> None:
+        raise Interrupted(signum)
+
+    def report(failed: threading.ExceptHookArgs) -> None:
+        # TensorBoard's writing thread: its error is raised by the next call of the logger, too.
+        if not type(failed.thread).__module__.startswith("tensorboard"):
+            threading.__excepthook__(failed)
+
+    before = {signum: signal.signal(signum, end) for signum in SIGNALS}
+    threading.excepthook = report
+    try:
+        yield
+    finally:
+        threading.excepthook = threading.__excepthook__
+        for signum, handler in before.items():
+            signal.signal(signum, handler)

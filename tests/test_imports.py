@@ -1,0 +1,114 @@
+"""Imports point one way: from the commands down to parts and system."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parents[1] / "bytelm"
+# From the bottom. A module imports from its own layer and from those below, also inside functions. A module that is not
+# in the table is in the layer of the package that it is in.
+LAYERS = (
+    ("bytelm", "bytelm.system", "bytelm.errors", "bytelm.units"),
+    ("bytelm.config",),
+    ("bytelm.kernels", "bytelm.parts"),
+    ("bytelm.gpt",),
+    ("bytelm.optim", "bytelm.metrics", "bytelm.data"),
+    ("bytelm.language_model", "bytelm.strategies", "bytelm.precision", "bytelm.log_steps"),
+    ("bytelm.callbacks", "bytelm.runs"),
+    ("bytelm.inference",),
+    ("bytelm.cli",),
+    ("bytelm.experiments",),
+    ("bytelm.program", "bytelm.__main__"),
+)
+HEAVY = ("lightning", "pytorch_lightning", "tensorboard", "torchmetrics", "optuna", "fastapi", "torch._dynamo", "sympy")
+FILES = {
+    ".".join(("bytelm", *path.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__"): path
+    for folder in (PACKAGE, PACKAGE / "callbacks")  # a link, which rglob does not follow
+    for path in folder.rglob("*.py")
+}
+
+
+def layer_of(module):
+    names = {name: number for number, layer in enumerate(LAYERS) for name in layer}
+    parts = module.split(".")
+    prefixes = (".".join(parts[:n]) for n in range(len(parts), 0, -1))
+    name = next(name for name in prefixes if name in names)
+    assert name != "bytelm" or module == "bytelm", f"{module} is in no layer; add it to LAYERS"
+    return names[name]
+
+
+def imports_of(module):
+    """The modules of bytelm that a module imports, anywhere in it but for type checkers, each with its line."""
+    tree = ast.parse(FILES[module].read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            node.body = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{FILES[module]}:{node.lineno}: a relative import"
+            submodules = [f"{node.module}.{alias.name}" for alias in node.names]
+            names = [name if name in FILES else node.module for name in submodules]
+        else:
+            continue
+        yield from ((name, node.lineno) for name in names if name.partition(".")[0] == "bytelm")
+
+
+def loaded(module):
+    """Names of all modules that are loaded once a program has imported one."""
+    code = f"import sys, {module}; print(*sys.modules, sep='\\n')"
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+
+
+def test_no_import_climbs():
+    climbing = [
+        f"{FILES[module]}:{line}: {module} imports {name}"
+        for module in FILES
+        for name, line in imports_of(module)
+        if layer_of(name) > layer_of(module)
+    ]
+    assert climbing == []
+
+
+def test_no_modules_import_each_other():
+    graph = {module: {name for name, _ in imports_of(module) if name != module} for module in FILES}
+    left = dict(graph)
+    while ends := [module for module, names in left.items() if not names & left.keys()]:
+        for module in ends:
+            del left[module]
+    assert {module: sorted(names & left.keys()) for module, names in left.items()} == {}
+
+
+def test_the_network_is_plain_torch():
+    for module in FILES:
+        if layer_of(module) <= layer_of("bytelm.gpt"):
+            tree = ast.parse(FILES[module].read_text())
+            names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+            names |= {str(node.module) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+            assert not {"lightning", "torchmetrics"} & {name.partition(".")[0] for name in names}, FILES[module]
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        *("bytelm.gpt", "bytelm.parts.loss", "bytelm.optim", "bytelm.data.tokenizer", "bytelm.data.tokenize"),
+        *("bytelm.runs.checkpoints", "bytelm.inference.load", "bytelm.inference.generate", "bytelm.inference.convert"),
+    ],
+)
+def test_a_network_is_loaded_without_lightning_or_the_compiler(module):
+    modules = loaded(module)
+    assert module in modules
+    assert [name for name in HEAVY if name in modules] == []
+
+
+@pytest.mark.parametrize(
+    "module", ["bytelm.program", "bytelm.runs.ledger", "bytelm.runs.record", "bytelm.config.command"]
+)
+def test_what_reads_records_and_lists_commands_loads_no_torch(module):
+    modules = loaded(module)
+    assert module in modules
+    assert [name for name in (*HEAVY, "torch", "numpy") if name in modules] == []
