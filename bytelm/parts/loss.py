@@ -61,7 +61,7 @@ class ChunkedCrossEntropy(CrossEntropy):
         self.chunk_tokens = chunk_tokens
 
     @compiler.disable  # it differentiates inside its forward pass, which cannot be traced
-    def forward(self, hidden: Tensor, head: nn.Module, targets: Tensor) -> Tensor:
+    def forward(self, hidden: Tensor, head: nn.Module, targets: Tensor) -> Tensor:  # type: ignore[override]
         return chunked(hidden, head, targets, super().forward, self.chunk_tokens)
 
 

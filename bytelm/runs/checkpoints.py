@@ -74,7 +74,9 @@ def read(path: str | Path, map_location: str | Callable[..., Any] = "meta", chec
     return checkpoint
 
 
-def check_compatible(path: str | Path, checkpoint: Mapping[str, Any], model: nn.Module, config: Mapping[str, Any]) -> list[str]:
+def check_compatible(
+    path: str | Path, checkpoint: Mapping[str, Any], model: nn.Module, config: Mapping[str, Any]
+) -> list[str]:
     """Whether a model can take on a checkpoint's weights.
 
     Args:

@@ -17,13 +17,13 @@ from typing import Any
 
 import yaml
 
-from bytelm.errors import StorageError
 from bytelm.config.command import CommandParser
+from bytelm.errors import StorageError
+from bytelm.runs import record as records
+from bytelm.runs.folder import RUNS, is_running, lock
 from bytelm.runs.score import RANKED, VAL_BPB, VAL_LOSS, Score, score_of
 from bytelm.system.files import replacing
 from bytelm.system.process import utc
-from bytelm.runs import record as records
-from bytelm.runs.folder import RUNS, is_running, lock
 
 LEDGER = "ledger.csv"
 FIGURES = (

@@ -243,9 +243,7 @@ def _is(value: Any, hint: Any) -> bool:
     """Whether a value of a JSON file is of the type that a key is annotated with."""
     if is_typeddict(hint):
         inner = get_type_hints(hint)
-        return isinstance(value, dict) and all(
-            value.get(key) is None or _is(value[key], inner[key]) for key in inner
-        )
+        return isinstance(value, dict) and all(value.get(key) is None or _is(value[key], inner[key]) for key in inner)
     if get_origin(hint) is Literal:
         return isinstance(value, str)
     if get_origin(hint) is dict:

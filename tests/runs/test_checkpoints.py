@@ -27,9 +27,9 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.demos.boring_classes import BoringModel
 
-from bytelm.runs.checkpoints import read, write
-from bytelm.program import main
 from bytelm.errors import CheckpointError, StorageError
+from bytelm.program import main
+from bytelm.runs.checkpoints import read, write
 
 pytest.importorskip("fcntl", reason="locks and signals of POSIX systems")
 

@@ -12,8 +12,8 @@ pytest.importorskip("scipy")
 
 from token_shards import train_on_tokens
 
-from bytelm.runs.ledger import best_of, read_runs, write_ledger
 from bytelm.experiments.report.page import report
+from bytelm.runs.ledger import best_of, read_runs, write_ledger
 from bytelm.runs.score import VAL_BPB, VAL_LOSS, score_of
 
 NAN = float("nan")
