@@ -41,6 +41,7 @@ from bytelm.callbacks import (
     TimeBudget,
     TrainLog,
 )
+from bytelm.callbacks.order import arrange
 from bytelm.config import keys
 from bytelm.config.flat import flat
 from bytelm.config.keys import METHOD_DEFAULTS
@@ -53,10 +54,11 @@ from bytelm.language_model import LanguageModel
 from bytelm.parts.attention import MultiHeadAttention
 from bytelm.precision import FP8
 from bytelm.runs.checkpoint_io import AtomicCheckpointIO
-from bytelm.runs.checkpoints import check_compatible, check_optimizer, read
+from bytelm.runs.checkpoints import Contents, check_compatible, check_optimizer, read
 from bytelm.runs.folder import RUNS, newest_checkpoint, version_of
 from bytelm.runs.logger import RunLogger
-from bytelm.strategies import STRATEGIES
+from bytelm.runs.score import VAL_BPB, score_for
+from bytelm.strategies import STRATEGIES, check_strategy
 from bytelm.system.files import replacing
 from bytelm.system.process import is_rank_zero
 from bytelm.units import Duration
@@ -76,7 +78,7 @@ KEYS = keys.classes()
 COMPARED_TRAINER_KEYS = ("devices", "strategy", "precision", "gradient_clip_val", "accumulate_grad_batches")
 CHECKPOINT_DEFAULTS = {
     "checkpoint.filename": "best",
-    "checkpoint.monitor": "val/bpb",
+    "checkpoint.monitor": VAL_BPB.tag,
     "checkpoint.save_last": False,  # LastCheckpoint does
     "checkpoint.enable_version_counter": False,
 }
@@ -115,13 +117,8 @@ class RunConfig(SaveConfigCallback):
         }
         writer = trainer.logger.experiment.file_writer
         # Only the metric's name is written: logger.log_hyperparams would also log a first value of it at step 0.
-        for summary in hparams(values, {score_of(trainer.datamodule): 0.0}):  # type: ignore[attr-defined]
+        for summary in hparams(values, {score_for(trainer.datamodule.counts_bytes).tag: 0.0}):  # type: ignore[attr-defined]
             writer.add_summary(summary)
-
-
-def score_of(data: TokenData) -> str:
-    """Tag of the score that checkpoints and runs are compared by."""
-    return "val/bpb" if data.counts_bytes else "val/loss"
 
 
 class Parser(ConfigFileParser, LightningArgumentParser):
@@ -179,7 +176,8 @@ class BytelmCLI(LightningCLI):
         self._check()
         checkpoint = self._get(self.config_init, "checkpoint")
         if checkpoint.monitor == CHECKPOINT_DEFAULTS["checkpoint.monitor"]:
-            checkpoint.monitor = self.plain_config["checkpoint"]["monitor"] = score_of(self.datamodule)
+            score = score_for(self.datamodule.counts_bytes)
+            checkpoint.monitor = self.plain_config["checkpoint"]["monitor"] = score.tag
         # What a checkpoint needs to rebuild the model: plain values, so that it loads without unpickling code.
         instantiator = "lightning.pytorch.cli.instantiate_module"
         self.model.save_hyperparameters({**self.plain_config["model"], "_instantiator": instantiator}, logger=False)
@@ -207,7 +205,7 @@ class BytelmCLI(LightningCLI):
         differing = check_compatible(path, checkpoint, self.model, self.plain_config)
         if self.subcommand == "fit":
             check_optimizer(path, checkpoint, self.plain_config)
-            self.datamodule.check_resume(checkpoint.get(type(self.datamodule).__qualname__, {}))
+            self.datamodule.check_resume(Contents(checkpoint, path).state_of(self.datamodule))
         if differing:
             kept = " (the optimizer keeps those of the checkpoint)" if "model.optimizer" in str(differing) else ""
             note(f"{path} was written with other values{kept}: {'; '.join(differing)}")
@@ -224,34 +222,38 @@ class BytelmCLI(LightningCLI):
         if settings.get("enable_checkpointing") is False:
             for key in ("checkpoint", "last_checkpoint"):
                 self._parser(self.subcommand).callback_keys.remove(key)
+        check_strategy(settings.get("strategy"))
         if (strategy := settings.get("strategy")) in STRATEGIES:
             kwargs["strategy"] = STRATEGIES[strategy]()
         plugins = settings.get("plugins") or []
         if any(isinstance(plugin, Precision) for plugin in (plugins if isinstance(plugins, list) else [plugins])):
             kwargs["precision"] = None  # Lightning takes one or the other
-        signals = Signals()
-        # The bar before the record, so that it is closed when that is printed; the interruption last, when all others
-        # are done with the step.
-        extra: list[Callback] = [TrainLog(), Resume(self.plain_config), RankWatch(), RunRecord(), Interruption(signals)]
-        if settings.get("enable_progress_bar") in (None, True):
-            extra.insert(0, BudgetBar())
-        if self.subcommand == "predict":
-            extra.append(PredictionWriter())
-        self.trainer_defaults = {**self.trainer_defaults, "callbacks": extra}
+        self.trainer_defaults = {**self.trainer_defaults, "callbacks": self._callbacks(settings)}
         try:
             trainer = super().instantiate_trainer(**kwargs)
         except (ImportError, MisconfigurationException, ValueError) as error:  # Lightning's, about its options
             if run_error(error) is not None:
                 raise
             raise ConfigError("trainer", "what it was given", str(error)) from error
-        trainer.callbacks.insert(0, signals)  # type: ignore[attr-defined]
+        trainer.callbacks = arrange(trainer.callbacks)  # type: ignore[attr-defined]
         trainer.strategy.checkpoint_io = AtomicCheckpointIO()
         return trainer
+
+    def _callbacks(self, settings: Namespace) -> list[Callback]:
+        """Those that every run has, beside the ones with a key of their own."""
+        signals = Signals()
+        callbacks: list[Callback] = [signals, Interruption(signals), TrainLog(), RankWatch(), RunRecord()]
+        callbacks.append(Resume(self.plain_config))
+        if settings.get("enable_progress_bar") in (None, True):
+            callbacks.append(BudgetBar())
+        if self.subcommand == "predict":
+            callbacks.append(PredictionWriter())
+        return callbacks
 
     def _logger(self) -> RunLogger:
         if self.resumed is None:
             return RunLogger(RUNS, self._experiment())
-        steps = read(self.resumed)["callbacks"]["TimeBudget"]["steps"]
+        steps = Contents(read(self.resumed), self.resumed).steps
         return RunLogger(RUNS, self._experiment(), resumed=version_of(self.resumed), purge_step=steps - 1)
 
     def _experiment(self) -> str:

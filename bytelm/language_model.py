@@ -12,7 +12,6 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
-from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.nn import functional as F
 from torch.optim import Optimizer
 
@@ -227,8 +226,6 @@ class LanguageModel(LightningModule):
             return
         if gradient_clip_algorithm == "value":
             nn.utils.clip_grad_value_(params, gradient_clip_val)
-        elif isinstance(self.trainer.model, FullyShardedDataParallel):
-            self._grad_norm = self.trainer.model.clip_grad_norm_(gradient_clip_val)  # each rank has a shard of each
         else:
             self._grad_norm = nn.utils.clip_grad_norm_(params, gradient_clip_val)
 

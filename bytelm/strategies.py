@@ -11,11 +11,12 @@ from functools import partial
 from typing import Any
 
 import torch
-from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy, Strategy
+from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParallelStrategy, SingleDeviceStrategy, Strategy
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
+from bytelm.errors import ConfigError
 from bytelm.gpt import GPT
 
 
@@ -60,6 +61,21 @@ _OPTIONS = inspect.signature(DistributedDataParallel).parameters
 _DDP["forward_sync_buffers" if "forward_sync_buffers" in _OPTIONS else "broadcast_buffers"] = False
 
 STRATEGIES: dict[str, Callable[[], Strategy]] = {"ddp": partial(DDPStrategy, **_DDP), "fsdp": FSDP}
+
+
+def check_strategy(given: Any) -> None:
+    """Rejects Lightning's FSDPStrategy.
+
+    Args:
+        given: The value of `trainer.strategy`: a name, a strategy, or None.
+
+    Raises:
+        ConfigError: It is one.
+    """
+    if isinstance(given, FSDPStrategy) or (isinstance(given, str) and given.startswith("fsdp_")):
+        name = given if isinstance(given, str) else type(given).__name__
+        accepted = "it is FSDP1, which joins parameters to flat tensors; accepted: fsdp, bytelm's, which shards each"
+        raise ConfigError("trainer.strategy", name, accepted)
 
 
 def strategy_name(strategy: Strategy) -> str:

@@ -17,6 +17,7 @@ from bytelm.config.messages import note
 from bytelm.config.values import NonNegativeInt, UnitInterval
 from bytelm.errors import ConfigError, Diverged
 from bytelm.log_steps import ends_step
+from bytelm.runs.checkpoints import Contents
 
 NEVER = 2**62
 
@@ -96,10 +97,10 @@ class Divergence(Callback):
         checkpoint = trainer.strategy.load_checkpoint(path, weights_only=True)
         trainer.strategy.load_model_state_dict(checkpoint, strict=True)
         trainer.strategy.load_optimizer_state_dict(checkpoint)
-        states = checkpoint["callbacks"]
-        lower = self.lr_factor ** (self.rewinds - states["Divergence"]["rewinds"])
+        contents = Contents(checkpoint, path)
+        lower = self.lr_factor ** (self.rewinds - contents.rewinds)
         for optimizer in trainer.optimizers:
             for group in optimizer.param_groups:
                 group["initial_lr"] *= lower
-        back = f"back to the weights of step {states['TimeBudget']['steps']}, with learning rates times {lower:g}"
+        back = f"back to the weights of step {contents.steps}, with learning rates times {lower:g}"
         note(f"{what}: {back}")

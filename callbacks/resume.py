@@ -15,6 +15,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from bytelm.callbacks.time_budget import TimeBudget
+from bytelm.runs.checkpoints import CONFIG, Contents, set_counters
 from bytelm.runs.logger import RunLogger
 
 
@@ -52,32 +53,13 @@ class Resume(Callback):
         self._logged = state_dict["logged"]
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        checkpoint["config"] = self.config
+        checkpoint[CONFIG] = self.config
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Sets Lightning's counters to those after the last finished step.
-
-        They depend on where in Lightning's loop a checkpoint was written (after a step, in a validation, at the end),
-        and for some of these places Lightning would go on with a step more or less.
-        """
-        budget = checkpoint["callbacks"].get("TimeBudget")
-        if budget is None:
-            return
-        if budget["steps"] == 0:
-            checkpoint.pop("loops")
-            return
-        loops = checkpoint["loops"]["fit_loop"]
-        batches = budget["steps"] * trainer.accumulate_grad_batches
-        ended = {"ready": batches, "started": batches, "processed": batches, "completed": batches - 1}
-        loops["epoch_loop.batch_progress"] = {"total": ended, "current": ended, "is_last_batch": False}
-        loops["epoch_loop.state_dict"]["_batches_that_stepped"] = budget["steps"] - 1
-        for event in loops["epoch_loop.automatic_optimization.optim_progress"]["optimizer"].values():
-            for count in event.values():
-                count.update(dict.fromkeys(count, budget["steps"]))
-        first_epoch = {"ready": 1, "started": 1, "processed": 0, "completed": 0}
-        loops["epoch_progress"] = {"total": first_epoch, "current": first_epoch}
-        nothing = dict.fromkeys(ended, 0)
-        loops["epoch_loop.val_loop.batch_progress"] = {"total": nothing, "current": nothing, "is_last_batch": False}
+        """Sets Lightning's counters to those after the last finished step."""
+        contents = Contents(checkpoint, trainer.ckpt_path or "")
+        if contents.has_budget:
+            set_counters(checkpoint, contents.steps, trainer.accumulate_grad_batches)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         states = self._random_states or []

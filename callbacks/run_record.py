@@ -26,6 +26,7 @@ from bytelm.data.base import TokenData
 from bytelm.log_steps import batch_loss
 from bytelm.runs import record
 from bytelm.runs.record import Corpus, Git, Record
+from bytelm.runs.score import VAL_BPB, VAL_LOSS
 from bytelm.system.memory import peak_device_memory_mb, peak_memory_mb
 from bytelm.system.process import process_age, utc
 
@@ -105,8 +106,8 @@ class RunRecord(Callback):
         known: Record = {
             "status": "completed",
             "reason": None,
-            "val_bpb": _rounded(scores.get("val/bpb"), 6),
-            "val_loss": _rounded(scores.get("val/loss"), 6),
+            "val_bpb": _rounded(scores.get(VAL_BPB.tag), 6),
+            "val_loss": _rounded(scores.get(VAL_LOSS.tag), 6),
             "train_loss": _rounded(self._train_loss, 6),
             "total_steps": budget.steps,
             "training_time_secs": round(seconds, 3),

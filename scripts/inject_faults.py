@@ -39,6 +39,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.summary.writer.record_writer import RecordWriter
 from tqdm import tqdm
 
+from bytelm.runs.checkpoints import Contents, read
 from bytelm.runs.folder import newest_checkpoint
 
 LIMIT = 60  # steps of the run
@@ -294,7 +295,7 @@ def prepare(folder: Path) -> None:
 
 def saved_step(folder: Path, name: str) -> int:
     checkpoint = newest_checkpoint(name, root=str(folder / "runs"))
-    return torch.load(checkpoint, weights_only=True)["callbacks"]["TimeBudget"]["steps"] if checkpoint else 0
+    return Contents(read(checkpoint), checkpoint).steps if checkpoint else 0
 
 
 def inject(folder: Path, kills: int, seed: int) -> tuple[list[Kill], list[str]]:

@@ -13,22 +13,21 @@ import re
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import lightning
 import torch
 from torch import Tensor
 
 from bytelm.config.command import CommandParser
 from bytelm.errors import CheckpointError, ConfigError, StorageError
 from bytelm.gpt import GPT
-from bytelm.language_model import LanguageModel
 from bytelm.parts.attention import SDPA, Explicit, FlashAttention
 from bytelm.parts.feedforward import GELU, FusedGELU
 from bytelm.parts.norm import LayerNorm
 from bytelm.parts.position import Learned
-from bytelm.runs.checkpoints import read, reason
+from bytelm.runs.checkpoints import Contents, read, reason
 from bytelm.runs.checkpoints import write as write_checkpoint
 from bytelm.system.files import replacing
 
@@ -126,6 +125,8 @@ class GPT2:
 
     def model_config(self) -> dict[str, Any]:
         """The config of a LanguageModel with this network, all else as by default: plain values, as `fit` writes."""
+        from bytelm.language_model import LanguageModel  # here, as it needs Lightning
+
         network = _part(
             GPT,
             d_model=self.d_model,
@@ -260,7 +261,7 @@ def read_bytelm(path: Path) -> GPT2:
     """
     checkpoint = read(path, map_location="cpu", check=True)
     try:
-        network = checkpoint["config"]["model"]["gpt"]
+        network = Contents(checkpoint, path).config["model"]["gpt"]
         options = network["init_args"]
         attention, feedforward, norm = (
             options[part].get("init_args") or {} for part in ("attention", "feedforward", "norm")
@@ -293,8 +294,9 @@ def read_bytelm(path: Path) -> GPT2:
         if options["attention"].get("class_path") == _part(alike)["class_path"]:
             theirs["attention"]["class_path"] = options["attention"]["class_path"]
     _refuse_others(network, expected, "model.gpt")
-    tensors = {name: tensor for name, tensor in checkpoint["state_dict"].items() if name.startswith("gpt.")}
-    return _filled(gpt2, path, tensors, lambda parameter: f"gpt.{parameter.ours}", "gpt.head.weight")
+    return _filled(
+        gpt2, path, Contents(checkpoint, path).network, lambda parameter: f"gpt.{parameter.ours}", "gpt.head.weight"
+    )
 
 
 def write_bytelm(gpt2: GPT2, path: Path, tokenizer: str | None = None) -> None:
@@ -315,7 +317,7 @@ def write_bytelm(gpt2: GPT2, path: Path, tokenizer: str | None = None) -> None:
     model = gpt2.model_config()
     state = {f"gpt.{name}": tensor for name, tensor in gpt2.weights.items()}
     checkpoint = {
-        "pytorch-lightning_version": lightning.__version__,
+        "pytorch-lightning_version": version("lightning"),
         "state_dict": {**state, "gpt.head.weight": gpt2.weights["embedding.weight"]},
         "hyper_parameters": {**model, "_instantiator": "lightning.pytorch.cli.instantiate_module"},
         "config": {

@@ -25,7 +25,7 @@ from bytelm.data.tokenizer import ByteTokenizer, Tokenizer, load_tokenizer
 from bytelm.errors import CheckpointError, ConfigError
 from bytelm.gpt import GPT
 from bytelm.parts.attention import MultiHeadAttention
-from bytelm.runs.checkpoints import check_compatible, read, reason
+from bytelm.runs.checkpoints import Contents, check_compatible, read, reason
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def load(ckpt_path: str | Path, configs: Sequence[str | Path] = (), device: str 
             message = clarify(str(error), {}, nested=(GPT, MultiHeadAttention))
             raise CheckpointError(f"ckpt_path: {str(ckpt_path)!r}: {message}") from error
     network = nn.ModuleDict({"gpt": _build(parser, parsed)})
-    weights = {name: value for name, value in checkpoint["state_dict"].items() if name.startswith("gpt.")}
+    weights = Contents(checkpoint, ckpt_path).network
     differing = check_compatible(ckpt_path, {**checkpoint, "state_dict": weights}, network, config)
     if of_network := [line for line in differing if line.startswith("model.gpt.")]:
         note(f"{ckpt_path} was written with other values: {'; '.join(of_network)}")

@@ -7,6 +7,7 @@ only, so that `torch.load(weights_only=True)` reads it and a checkpoint from a s
 
 import zipfile
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from bytelm.config.flat import flat
 from bytelm.errors import CheckpointError, StorageError
 from bytelm.system.files import replacing
 
+CONFIG = "config"  # key of the run's config
+NEEDED = ("callbacks", "loops", "lr_schedulers", "global_step", "epoch", "optimizer_states")  # of a run that is resumed
 COMPARED = ("data", "lr_schedule", "model")  # what is trained; a run may go on with another budget, on other devices
 
 
@@ -74,6 +77,60 @@ def read(path: str | Path, map_location: str | Callable[..., Any] = "meta", chec
     return checkpoint
 
 
+@dataclass(frozen=True)
+class Contents:
+    """What bytelm looks up in a checkpoint, by name; Lightning wrote it, with the config of the run (callbacks/resume.py).
+
+    Attributes:
+        checkpoint: What was read.
+        path: Its file, for messages.
+    """
+
+    checkpoint: Mapping[str, Any]
+    path: str | Path
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """The resolved config of the run; empty where the checkpoint was not written by bytelm's commands."""
+        return self.checkpoint.get(CONFIG) or {}
+
+    @property
+    def weights(self) -> dict[str, torch.Tensor]:
+        """All tensors of the model's state."""
+        return self.checkpoint["state_dict"]
+
+    @property
+    def network(self) -> dict[str, torch.Tensor]:
+        """The tensors of the network alone, which the model has as `gpt`."""
+        return {name: tensor for name, tensor in self.weights.items() if name.startswith("gpt.")}
+
+    @property
+    def has_budget(self) -> bool:
+        """Whether it is of a run under a TimeBudget."""
+        return "TimeBudget" in (self.checkpoint.get("callbacks") or {})
+
+    @property
+    def steps(self) -> int:
+        """Steps that the run had trained."""
+        return self._state("TimeBudget")["steps"]
+
+    @property
+    def rewinds(self) -> int:
+        """How often the run had gone back after its loss diverged."""
+        return self._state("Divergence")["rewinds"]
+
+    def state_of(self, datamodule: Any) -> dict[str, Any]:
+        """The state of the data: their position, and which they are; empty if nothing was taken of them."""
+        return self.checkpoint.get(type(datamodule).__qualname__) or {}  # Lightning's key for it
+
+    def _state(self, callback: str) -> dict[str, Any]:
+        try:
+            return self.checkpoint["callbacks"][callback]  # Lightning's key for a callback: the name of its class
+        except (KeyError, TypeError) as error:
+            message = f"ckpt_path: {str(self.path)!r} cannot be resumed from: it lacks the state of {callback}"
+            raise CheckpointError(message) from error
+
+
 def check_compatible(
     path: str | Path, checkpoint: Mapping[str, Any], model: nn.Module, config: Mapping[str, Any]
 ) -> list[str]:
@@ -91,7 +148,7 @@ def check_compatible(
     Raises:
         CheckpointError: It cannot; the message names the keys of the config that differ.
     """
-    saved = checkpoint.get("config", {})
+    saved = Contents(checkpoint, path).config
     differing = differences(saved, config) if saved else []
     current = model.state_dict()
     theirs, ours = (
@@ -122,15 +179,42 @@ def check_optimizer(path: str | Path, checkpoint: Mapping[str, Any], config: Map
     """
     if not checkpoint.get("optimizer_states"):
         raise CheckpointError(f"ckpt_path: {str(path)!r} holds weights but no state of an optimizer to go on with")
-    needed = ("callbacks", "loops", "lr_schedulers", "global_step", "epoch")
-    if missing := [key for key in needed if key not in checkpoint]:
+    if missing := [key for key in NEEDED if key not in checkpoint]:
         raise CheckpointError(f"ckpt_path: {str(path)!r} is none to go on from: it lacks {', '.join(missing)}")
     theirs, ours = (
         given.get("model", {}).get("optimizer", {}).get("class_path")
-        for given in (checkpoint.get("config", {}), config)
+        for given in (Contents(checkpoint, path).config, config)
     )
     if theirs is not None and theirs != ours:
         raise CheckpointError(f"ckpt_path: {str(path)!r}; model.optimizer: {theirs} in the checkpoint, {ours} now")
+
+
+def set_counters(checkpoint: dict[str, Any], steps: int, batches_per_step: int) -> None:
+    """Sets Lightning's counters in a checkpoint to those after so many finished steps.
+
+    They depend on where in Lightning's loop the checkpoint was written (after a step, in a validation, at the end), and
+    for some of these places Lightning would continue with a step more or less.
+
+    Args:
+        checkpoint: What is about to be restored.
+        steps: Finished steps.
+        batches_per_step: Batches whose gradients are accumulated into a step.
+    """
+    if steps == 0:
+        checkpoint.pop("loops")
+        return
+    loops = checkpoint["loops"]["fit_loop"]
+    batches = steps * batches_per_step
+    ended = {"ready": batches, "started": batches, "processed": batches, "completed": batches - 1}
+    loops["epoch_loop.batch_progress"] = {"total": ended, "current": ended, "is_last_batch": False}
+    loops["epoch_loop.state_dict"]["_batches_that_stepped"] = steps - 1
+    for event in loops["epoch_loop.automatic_optimization.optim_progress"]["optimizer"].values():
+        for count in event.values():
+            count.update(dict.fromkeys(count, steps))
+    first_epoch = {"ready": 1, "started": 1, "processed": 0, "completed": 0}
+    loops["epoch_progress"] = {"total": first_epoch, "current": first_epoch}
+    nothing = dict.fromkeys(ended, 0)
+    loops["epoch_loop.val_loop.batch_progress"] = {"total": nothing, "current": nothing, "is_last_batch": False}
 
 
 def differences(saved: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]:

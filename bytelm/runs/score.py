@@ -47,6 +47,15 @@ VAL_BPB = Score("val_bpb", "bits per byte", "val/bpb", "val_bpb")
 VAL_LOSS = Score("val_loss", "nats per token", "val/loss", "val_loss (nats per token)")
 
 
+def score_for(counts_bytes: bool) -> Score:
+    """What a run is ranked by and its best checkpoint chosen by, while it is under way.
+
+    Args:
+        counts_bytes: Whether it is known how many bytes its data's tokens stand for.
+    """
+    return VAL_BPB if counts_bytes else VAL_LOSS
+
+
 def score_of(records: Iterable[Mapping[str, Any]]) -> Score:
     """What runs are ranked by that compete with each other: val_bpb, or val_loss if none of them has that.
 

@@ -1,0 +1,71 @@
+"""The order of callbacks. Lightning calls each hook of all callbacks one after the other, in the order of this list."""
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.cli import SaveConfigCallback
+
+from bytelm.callbacks.divergence import Divergence
+from bytelm.callbacks.interruption import Interruption, Signals
+from bytelm.callbacks.lr_schedule import LRSchedule
+from bytelm.callbacks.prediction_writer import PredictionWriter
+from bytelm.callbacks.progress_bar import BudgetBar
+from bytelm.callbacks.rank_watch import RankWatch
+from bytelm.callbacks.resume import Resume
+from bytelm.callbacks.run_record import RunRecord
+from bytelm.callbacks.throughput import Throughput
+from bytelm.callbacks.time_budget import TimeBudget
+from bytelm.callbacks.train_log import TrainLog
+
+
+class Yours:
+    """Stands for all callbacks that are not in the list: the user's, and those that Lightning adds."""
+
+
+class Place(NamedTuple):
+    """A place in the order.
+
+    Attributes:
+        kind: Class of the callbacks that have it.
+        reason: Why it is after those before it, or before those after it.
+    """
+
+    kind: type
+    reason: str
+
+
+ORDER = (
+    Place(Signals, "notes signals from the first hook on, also while the network compiles"),
+    Place(Yours, "in the order of the config; before the budget, whose clock counts their time in the step"),
+    Place(TimeBudget, "reads the clock when a step has ended; those below use its progress"),
+    Place(LRSchedule, "sets the rates of a step by the progress at its beginning"),
+    Place(
+        Divergence, "ends the run, or takes it back, before anything is logged or saved of a loss that is not finite"
+    ),
+    Place(Throughput, "logs what the budget has just read"),
+    Place(BudgetBar, "before RunRecord: the bar is closed when the scores are printed"),
+    Place(TrainLog, "before checkpoints: one that is written after a step is written after its logs"),
+    Place(Resume, "after the budget, which says at which step the run is, and whether it is over"),
+    Place(RankWatch, "before RunRecord: in on_exception it finds out which rank was lost"),
+    Place(RunRecord, "after all that may change what came of the run"),
+    Place(Interruption, "ends a run that was asked to end, after all others are done with the step"),
+    Place(PredictionWriter, "writes the predictions, which none of the others reads"),
+    Place(SaveConfigCallback, "makes the run's folder in setup, after the setups that may reject the run"),
+    Place(Checkpoint, "last, as in Lightning: it saves the state that the others have reached"),
+)
+YOURS = [place.kind for place in ORDER].index(Yours)
+
+
+def arrange(callbacks: Iterable[Callback]) -> list[Callback]:
+    """Callbacks in the order of the list; those of the same place keep their order among each other.
+
+    Args:
+        callbacks: Of a trainer.
+    """
+    return sorted(callbacks, key=_place)
+
+
+def _place(callback: Callback) -> int:
+    return next((number for number, place in enumerate(ORDER) if isinstance(callback, place.kind)), YOURS)
