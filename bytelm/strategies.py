@@ -11,7 +11,13 @@ from functools import partial
 from typing import Any
 
 import torch
-from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParallelStrategy, SingleDeviceStrategy, Strategy
+from lightning.pytorch.strategies import (
+    DDPStrategy,
+    FSDPStrategy,
+    ModelParallelStrategy,
+    SingleDeviceStrategy,
+    Strategy,
+)
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
@@ -72,8 +78,9 @@ def check_strategy(given: Any) -> None:
     Raises:
         ConfigError: It is one.
     """
-    if isinstance(given, FSDPStrategy) or (isinstance(given, str) and given.startswith("fsdp_")):
-        name = given if isinstance(given, str) else type(given).__name__
+    name = given if isinstance(given, str) else type(given).__name__
+    is_named = isinstance(given, str) and given.rpartition(".")[2].lower().startswith("fsdp") and given != "fsdp"
+    if is_named or isinstance(given, FSDPStrategy):
         accepted = "it is FSDP1, which joins parameters to flat tensors; accepted: fsdp, bytelm's, which shards each"
         raise ConfigError("trainer.strategy", name, accepted)
 

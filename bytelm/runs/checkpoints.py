@@ -79,7 +79,7 @@ def read(path: str | Path, map_location: str | Callable[..., Any] = "meta", chec
 
 @dataclass(frozen=True)
 class Contents:
-    """What bytelm looks up in a checkpoint, by name; Lightning wrote it, with the config of the run (callbacks/resume.py).
+    """The contents of a checkpoint, by name. Lightning wrote them, and callbacks/resume.py the config of the run.
 
     Attributes:
         checkpoint: What was read.
