@@ -72,10 +72,14 @@ def clarify(message: str, roots: Mapping[str, type], nested: Iterable[type] = ()
     if match := re.search(failed, message, re.MULTILINE):
         path, reason = match["path"] or match["class"], match["reason"] or match["why"]
         return f"{key}: {path!r} cannot be used ({reason}); {_class_choices(name, path, roots, nested)}"
-    if match := re.search(r"(?:Expected a dot import path string|Unexpected import path format): (\S+?)\.?(?:\s|$)", message):
+    if match := re.search(
+        r"(?:Expected a dot import path string|Unexpected import path format): (\S+?)\.?(?:\s|$)", message
+    ):
         return f"{key}: {match[1]!r} is not known; {_class_choices(name, match[1], roots, nested)}"
     if match := re.search(r"Given value: (.*?)(?:\. Got value: .*)?$", message, re.MULTILINE):
-        types = re.findall(r"Expected a (?:<class '(?:\w+\.)*(\w+)'>|typing\.Literal\[(.*?)\]|(tuple with \d+ elements))", message)
+        types = re.findall(
+            r"Expected a (?:<class '(?:\w+\.)*(\w+)'>|typing\.Literal\[(.*?)\]|(tuple with \d+ elements))", message
+        )
         if types:
             accepted = ", ".join(dict.fromkeys(map("".join, types))).replace("NoneType", "null")
             return f"{key}: {match[1]!r} is not accepted; accepted: {accepted}"

@@ -143,11 +143,12 @@ def fits_optimizer(path: str | Path, checkpoint: Mapping[str, Any], config: Mapp
     if missing := [key for key in needed if key not in checkpoint]:
         raise CheckpointError(f"ckpt_path: {str(path)!r} is none to go on from: it lacks {', '.join(missing)}")
     theirs, ours = (
-        given.get("model", {}).get("optimizer", {}).get("class_path")
+        _classes(given.get("model", {}).get("optimizer"), "model.optimizer")
         for given in (checkpoint.get("config", {}), config)
     )
-    if theirs is not None and theirs != ours:
-        raise CheckpointError(f"ckpt_path: {str(path)!r}; model.optimizer: {theirs} in the checkpoint, {ours} now")
+    for key in theirs:
+        if key in ours and theirs[key] != ours[key]:
+            raise CheckpointError(f"ckpt_path: {str(path)!r}; {key}: {theirs[key]} in the checkpoint, {ours[key]} now")
 
 
 def differences(saved: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]:
@@ -158,6 +159,16 @@ def differences(saved: Mapping[str, Any], config: Mapping[str, Any]) -> list[str
         for key in sorted({**theirs, **ours})
         if theirs.get(key) != ours.get(key) and key.partition(".")[0] in COMPARED and key != "model.compile"
     ]
+
+
+def _classes(value: Any, key: str) -> dict[str, str]:
+    """The classes in a nested config, by their keys."""
+    if not isinstance(value, Mapping):
+        return {}
+    classes = {key: value["class_path"]} if "class_path" in value else {}
+    for name, inner in value.items():
+        classes |= _classes(inner, key if name == "init_args" else f"{key}.{name}")
+    return classes
 
 
 def flat(value: Any, key: str = "") -> dict[str, Any]:
