@@ -102,26 +102,21 @@ class ByGroup(Optimizer):
     def state_dict(self) -> dict[str, Any]:
         """The state of all optimizers, in the form that one optimizer of all groups would return.
 
-        State that belongs to an optimizer rather than to a parameter is under keys (i, key) for the optimizer of the
-        i-th group.
+        What belongs to an optimizer rather than to a parameter is under keys `<i>.<key>` for the i-th optimizer.
         """
-        for hook in self._optimizer_state_dict_pre_hooks.values():
-            hook(self)
+        for pre_hook in self._optimizer_state_dict_pre_hooks.values():
+            pre_hook(self)
         state: dict[Any, Any] = {}
         groups: list[dict[str, Any]] = []
         merged: dict[str, Any] = {"state": state, "param_groups": groups}
-        n_params = 0
         for i, optimizer in enumerate(self._optimizers):
-            for key, value in optimizer.state_dict().items():
-                if key == "state":
-                    state |= {k + n_params if isinstance(k, int) else (i, k): v for k, v in value.items()}
-                elif key == "param_groups":
-                    groups += [{**group, "params": [k + n_params for k in group["params"]]} for group in value]
-                else:
-                    merged[f"{i}.{key}"] = value
-            n_params += sum(len(group["params"]) for group in optimizer.param_groups)
-        for hook in self._optimizer_state_dict_post_hooks.values():
-            merged = hook(self, merged) or merged  # type: ignore[assignment]
+            own = optimizer.state_dict()
+            first = sum(len(group["params"]) for group in groups)
+            groups += [{**group, "params": [key + first for key in group["params"]]} for group in own["param_groups"]]
+            state |= {key + first if isinstance(key, int) else f"{i}.{key}": v for key, v in own["state"].items()}
+            merged |= {f"{i}.{key}": value for key, value in own.items() if key not in ("state", "param_groups")}
+        for post_hook in self._optimizer_state_dict_post_hooks.values():
+            merged = post_hook(self, merged) or merged
         return merged
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
@@ -131,27 +126,21 @@ class ByGroup(Optimizer):
             CheckpointError: The state is of other groups, or of another optimizer of a group.
         """
         state_dict = dict(state_dict)
-        for hook in self._optimizer_load_state_dict_pre_hooks.values():
-            state_dict = hook(self, state_dict) or state_dict  # type: ignore[assignment]
-        saved = list(state_dict["param_groups"])
-        _check(saved, self.param_groups)
+        for pre_hook in self._optimizer_load_state_dict_pre_hooks.values():
+            state_dict = pre_hook(self, state_dict) or state_dict
+        _check(state_dict["param_groups"], self.param_groups)
+        first = 0
         for i, optimizer in enumerate(self._optimizers):
-            groups, saved = saved[: len(optimizer.param_groups)], saved[len(optimizer.param_groups) :]
-            ids = {key: n for n, key in enumerate(key for group in groups for key in group["params"])}
-            state = {ids[key]: value for key, value in state_dict["state"].items() if key in ids}
-            own = {
-                key[1]: value for key, value in state_dict["state"].items() if isinstance(key, tuple) and key[0] == i
-            }
-            rest = {key.partition(".")[2]: value for key, value in state_dict.items() if key.startswith(f"{i}.")}
-            groups = [{**group, "params": [ids[key] for key in group["params"]]} for group in groups]
-            optimizer.load_state_dict({**rest, "state": {**state, **own}, "param_groups": groups})
-        # Loading has made new groups. What they are called and how they are clipped is the network's to say.
+            last = first + len(optimizer.param_groups)
+            optimizer.load_state_dict(_share(state_dict, slice(first, last), f"{i}."))
+            first = last
+        # Loading has made new groups. Their names, and whether they are clipped, stay those of the network.
         loaded = [group for optimizer in self._optimizers for group in optimizer.param_groups]
         for group, before in zip(loaded, self.param_groups, strict=True):
             group.update({key: before[key] for key in ("name", "clip", "optimizer") if key in before})
         self.param_groups = loaded
-        for post_hook in self._optimizer_load_state_dict_post_hooks.values():
-            post_hook(self)
+        for hook in self._optimizer_load_state_dict_post_hooks.values():
+            hook(self)
 
 
 class _State(MutableMapping[Tensor, Any]):
@@ -175,7 +164,7 @@ class _State(MutableMapping[Tensor, Any]):
         del self._owner[param].state[param]
 
     def __contains__(self, param: object) -> bool:
-        return param in self._owner and param in self._owner[param].state  # type: ignore[index]
+        return param in self._owner and param in self._owner[param].state
 
     def __iter__(self) -> Iterator[Tensor]:
         return (param for param in self._owner if param in self)
@@ -201,6 +190,23 @@ def _make(factory: OptimizerFactory | None, group: ParamGroup) -> Optimizer:
     for own in optimizer.param_groups:
         own["optimizer"] = type(optimizer).__name__
     return optimizer
+
+
+def _share(state_dict: Mapping[str, Any], groups: slice, prefix: str) -> dict[str, Any]:
+    """One optimizer's share of a state, in the form in which that optimizer returned it."""
+
+    def own(entries: Mapping[Any, Any]) -> dict[str, Any]:
+        return {key[len(prefix) :]: v for key, v in entries.items() if isinstance(key, str) and key.startswith(prefix)}
+
+    saved = state_dict["param_groups"][groups]
+    # A strategy that shards weights has names for keys, in place of numbers.
+    ids = {key: i for i, key in enumerate(key for group in saved for key in group["params"])}
+    state = {ids[key]: value for key, value in state_dict["state"].items() if key in ids}
+    return {
+        **own(state_dict),
+        "state": {**state, **own(state_dict["state"])},
+        "param_groups": [{**group, "params": [ids[key] for key in group["params"]]} for group in saved],
+    }
 
 
 def _check(saved: list[Any], groups: list[Any]) -> None:

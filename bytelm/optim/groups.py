@@ -176,7 +176,7 @@ def _row_splits(network: nn.Module) -> dict[str, RowSplits]:
     for prefix, module in network.named_modules():
         for path, target, rows in _targets(module, "row_splits"):
             path = f"{path}.weight" if isinstance(target, nn.Module) else path
-            weight = target.weight if isinstance(target, nn.Module) else target
+            weight: Any = target.weight if isinstance(target, nn.Module) else target
             if sum(sum(heads) for heads in rows) != weight.shape[-2]:
                 raise ValueError(
                     f"{type(module).__name__}.row_splits: {path} has {weight.shape[-2]} rows, and {rows} are declared"

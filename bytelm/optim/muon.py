@@ -72,8 +72,8 @@ class Muon(Optimizer):
         cautious_weight_decay: Whether weight decay is left out for elements that the step moves away from zero
             (Chen et al. 2025, arXiv:2510.12402).
         split_qkv: Whether the matrices of a fused weight, such as those of queries, keys and values, are orthogonalised
-            apart; `heads`: and so is each head of them. The module that has the weight says how it divides (`row_splits`
-            in groups.py).
+            apart; `heads`: and so is each head of them. The module that has the weight declares how it divides
+            (`row_splits`, groups.py).
         batched: Whether matrices of one shape are orthogonalised together, which takes a fraction of the time if they
             are small. By default they are on devices other than the CPU. There small matrices (fewer than 32 rows or
             columns) may be rounded differently.
@@ -99,19 +99,13 @@ class Muon(Optimizer):
         split_qkv: bool | Literal["heads"] = False,
         batched: bool | None = None,
     ) -> None:
-        for name, number in (("lr", lr), ("weight_decay", weight_decay), ("momentum", momentum)):
-            if not number >= 0:
-                raise ValueError(f"{name}: {number} cannot be used; accepted: 0 and more")
-        if not 0 <= beta2 < 1:
-            raise ValueError(f"beta2: {beta2} cannot be used; accepted: from 0 to below 1")
-        if ns_steps < 1:
-            raise ValueError(f"ns_steps: {ns_steps} cannot be used; accepted: from 1")
-        if adjust_lr_fn not in (None, *RATIOS):
-            raise ValueError(f"adjust_lr_fn: {adjust_lr_fn!r} cannot be used; accepted: {', '.join(RATIOS)}")
-        if isinstance(ns_coefficients, str) and ns_coefficients not in COEFFICIENTS:
-            raise ValueError(
-                f"ns_coefficients: {ns_coefficients!r} cannot be used; accepted: {', '.join(COEFFICIENTS)}, or 3 numbers"
-            )
+        for name, value in (("lr", lr), ("weight_decay", weight_decay), ("momentum", momentum)):
+            _expect(value >= 0, name, value, "0 and more")
+        _expect(0 <= beta2 < 1, "beta2", beta2, "from 0 to below 1")
+        _expect(ns_steps >= 1, "ns_steps", ns_steps, "from 1")
+        _expect(adjust_lr_fn in (None, *RATIOS), "adjust_lr_fn", adjust_lr_fn, ", ".join(RATIOS))
+        known = not isinstance(ns_coefficients, str) or ns_coefficients in COEFFICIENTS
+        _expect(known, "ns_coefficients", ns_coefficients, f"{', '.join(COEFFICIENTS)}, or three numbers")
         self._row_splits: dict[Tensor, RowSplits] = {}
         defaults = {
             "lr": lr,
@@ -129,10 +123,8 @@ class Muon(Optimizer):
             "batched": batched,
         }
         super().__init__(params, defaults)
-        if split_qkv and not self._row_splits:
-            raise ValueError(
-                f"split_qkv: {split_qkv!r} cannot be used; no module says how its weight divides (row_splits)"
-            )
+        divisible = not split_qkv or bool(self._row_splits)
+        _expect(divisible, "split_qkv", split_qkv, "false, as no module declares how its weight divides (row_splits)")
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         super().add_param_group(param_group)
@@ -189,26 +181,21 @@ class Muon(Optimizer):
         return [size for heads in splits for size in (heads if split == "heads" else [sum(heads)])]
 
     def _step(self, params: list[Tensor], sizes: Sequence[int], group: dict[str, Any]) -> None:
-        grads = [_local(param.grad) for param in params]
+        grads: list[Any] = [param.grad for param in params]
         states = [self.state[param] for param in params]
-        for param, state in zip(params, states, strict=True):
+        for grad, state in zip(grads, states, strict=True):
             if "momentum_buffer" not in state:
-                state["momentum_buffer"] = torch.zeros_like(param.grad, memory_format=torch.preserve_format)
+                state["momentum_buffer"] = torch.zeros_like(grad, memory_format=torch.preserve_format)
         buffers = [_local(state["momentum_buffer"]) for state in states]
-        torch._foreach_lerp_(buffers, grads, 1 - group["momentum"])
-        updates = list(torch._foreach_lerp(grads, buffers, group["momentum"])) if group["nesterov"] else buffers
-        whole = torch.stack(
-            [_whole(update.to(PRECISION), param) for update, param in zip(updates, params, strict=True)]
-        )
-
-        batched = whole.device.type != "cpu" if group["batched"] is None else group["batched"]
-        parts = whole.split(list(sizes), dim=-2)
-        directions = _orthogonalized(
-            parts, _schedule(group["ns_coefficients"], group["ns_steps"]), group["eps"], batched
-        )
+        updates = _momentum([_local(grad) for grad in grads], buffers, group["momentum"], group["nesterov"])
+        whole = [_whole(update.to(PRECISION), param) for update, param in zip(updates, params, strict=True)]
+        parts = torch.stack(whole).split(list(sizes), dim=-2)
+        batched = parts[0].device.type != "cpu" if group["batched"] is None else group["batched"]
+        schedule = _schedule(group["ns_coefficients"], group["ns_steps"])
+        directions = _orthogonalized(parts, schedule, group["eps"], batched)
         if group["variance_reduction"]:
-            directions = self._with_equal_rows(directions, states, group["beta2"])
-        ratios = [RATIOS[group["adjust_lr_fn"] or "original"](size, whole.shape[-1]) for size in sizes]
+            directions = _with_equal_rows(directions, states, group["beta2"])
+        ratios = [RATIOS[group["adjust_lr_fn"] or "original"](size, parts[0].shape[-1]) for size in sizes]
         if len(parts) == 1:
             (direction,), (ratio,) = directions, ratios
         else:  # one below the other again
@@ -223,21 +210,6 @@ class Muon(Optimizer):
             else:
                 weights.mul_(1 - decay)
             weights.add_(step, alpha=-(lr * ratio))
-
-    def _with_equal_rows(self, directions: list[Tensor], states: list[dict[str, Any]], beta2: float) -> list[Tensor]:
-        """Divides rows by the root of their averaged mean square, and keeps each matrix's norm."""
-        exact = [_exact(part) for part in directions]
-        mean_squares = torch.cat([part.square().mean(dim=-1, keepdim=True) for part in exact], dim=-2)
-        for state, mean_square in zip(states, mean_squares, strict=True):
-            if "second_moment" not in state:
-                state["second_moment"] = torch.zeros_like(mean_square)
-            state["second_moment"].lerp_(mean_square, 1 - beta2)
-        moments = torch.stack([state["second_moment"] for state in states])
-        equal = []
-        for part, moment in zip(exact, moments.split([part.shape[-2] for part in exact], dim=-2), strict=True):
-            rows = part / moment.sqrt().clamp(min=1e-10)
-            equal.append(rows * (_norm(part) / _norm(rows).clamp(min=1e-10)))
-        return equal
 
 
 # Options that torch.optim.Muon does not have, with the values that leave its arithmetic as it is.
@@ -259,6 +231,33 @@ RATIOS: dict[str, Callable[[int, int], float]] = {
     "original": lambda rows, columns: math.sqrt(max(1, rows / columns)),
     "match_rms_adamw": lambda rows, columns: 0.2 * math.sqrt(max(rows, columns)),
 }
+
+
+def _expect(accepted: bool, name: str, value: Any, what: str) -> None:
+    if not accepted:
+        raise ValueError(f"{name}: {value!r} cannot be used; accepted: {what}")
+
+
+def _momentum(grads: list[Tensor], buffers: list[Tensor], momentum: float, nesterov: bool) -> Sequence[Tensor]:
+    """Updates the buffers in place and returns the directions to take."""
+    torch._foreach_lerp_(buffers, grads, 1 - momentum)
+    return torch._foreach_lerp(grads, buffers, momentum) if nesterov else buffers
+
+
+def _with_equal_rows(directions: list[Tensor], states: list[dict[str, Any]], beta2: float) -> list[Tensor]:
+    """Divides rows by the root of their averaged mean square, and keeps each matrix's norm."""
+    exact = [_exact(part) for part in directions]
+    mean_squares = torch.cat([part.square().mean(dim=-1, keepdim=True) for part in exact], dim=-2)
+    for state, mean_square in zip(states, mean_squares, strict=True):
+        if "second_moment" not in state:
+            state["second_moment"] = torch.zeros_like(mean_square)
+        state["second_moment"].lerp_(mean_square, 1 - beta2)
+    moments = torch.stack([state["second_moment"] for state in states])
+    equal = []
+    for part, moment in zip(exact, moments.split([part.shape[-2] for part in exact], dim=-2), strict=True):
+        rows = part / moment.sqrt().clamp(min=1e-10)
+        equal.append(rows * (_norm(part) / _norm(rows).clamp(min=1e-10)))
+    return equal
 
 
 def orthogonalize(matrix: Tensor, schedule: Iterable[Coefficients], scale: float = 1.0, eps: float = 1e-7) -> Tensor:

@@ -1,12 +1,12 @@
 """Which optimizers can step on sparse gradients."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from bytelm.optim.groups import FIXED, ParamGroup, ParamGroups
+from bytelm.optim.groups import FIXED, ParamGroup, ParamGroups, RowSplits
 
 
 def takes_sparse_gradients(optimizer: Callable[[ParamGroups], Optimizer], groups: ParamGroups | None = None) -> bool:
@@ -16,17 +16,20 @@ def takes_sparse_gradients(optimizer: Callable[[ParamGroups], Optimizer], groups
         optimizer: Makes the optimizer.
         groups: The network's groups, whose names the optimizer may ask for; default a table alone.
     """
-    names = ["table"] if groups is None else [group["name"] for group in groups]
-    if "table" not in names:  # its tables are frozen
-        return True
-    probes = {name: nn.Parameter(torch.zeros(2, 2)) for name in names}
-    probes["table"].grad = torch.sparse_coo_tensor(
-        torch.tensor([[0]]), torch.ones(1, 2), (2, 2), check_invariants=False
-    )
+    table = nn.Parameter(torch.zeros(2, 2))
+    table.grad = torch.sparse_coo_tensor(torch.tensor([[0]]), torch.ones(1, 2), (2, 2), check_invariants=False)
+    others = [
+        ParamGroup({"name": group["name"], "params": [nn.Parameter(torch.zeros(2, 2))]}, _first(group.row_splits))
+        for group in groups or ()
+        if group["name"] != "table"
+    ]
     try:
-        optimizer(
-            [ParamGroup({"name": name, "params": [probe], **FIXED.get(name, {})}, {}) for name, probe in probes.items()]
-        ).step()
+        optimizer([*others, ParamGroup({"name": "table", "params": [table], **FIXED["table"]}, {})]).step()
     except Exception:  # whatever an optimizer raises for gradients that it does not support
         return False
     return True
+
+
+def _first(row_splits: Mapping[int, RowSplits]) -> dict[int, RowSplits]:
+    """For the one parameter that stands for a group's, one of the group's declarations."""
+    return dict(enumerate(list(row_splits.values())[:1]))

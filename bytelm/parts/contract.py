@@ -20,6 +20,7 @@ Three rules make a part short:
 | declaration | meaning |
 | --- | --- |
 | `optimizer_groups` | mapping of a parameter's or child module's name to its optimizer group (optim/groups.py) |
+| `row_splits` | rows of the matrices that a fused weight consists of, and of their heads (optim/groups.py) |
 | `check(run)` | raises ConfigError where the part cannot work with what a `Run` says |
 | `supports_cache` | of an attention or a block: whether it can compute new tokens alone, with `context.cache` |
 | `new_cache(max_seq_len)` | of an attention with `supports_cache`: makes what it finds in `context.cache` |

@@ -182,11 +182,12 @@ def check_optimizer(path: str | Path, checkpoint: Mapping[str, Any], config: Map
     if missing := [key for key in NEEDED if key not in checkpoint]:
         raise CheckpointError(f"ckpt_path: {str(path)!r} is none to go on from: it lacks {', '.join(missing)}")
     theirs, ours = (
-        given.get("model", {}).get("optimizer", {}).get("class_path")
+        _classes(given.get("model", {}).get("optimizer"), "model.optimizer")
         for given in (Contents(checkpoint, path).config, config)
     )
-    if theirs is not None and theirs != ours:
-        raise CheckpointError(f"ckpt_path: {str(path)!r}; model.optimizer: {theirs} in the checkpoint, {ours} now")
+    for key in theirs:
+        if key in ours and theirs[key] != ours[key]:
+            raise CheckpointError(f"ckpt_path: {str(path)!r}; {key}: {theirs[key]} in the checkpoint, {ours[key]} now")
 
 
 def set_counters(checkpoint: dict[str, Any], steps: int, batches_per_step: int) -> None:
@@ -225,6 +226,29 @@ def differences(saved: Mapping[str, Any], config: Mapping[str, Any]) -> list[str
         for key in sorted({**theirs, **ours})
         if theirs.get(key) != ours.get(key) and key.partition(".")[0] in COMPARED and key != "model.compile"
     ]
+
+
+def _classes(value: Any, key: str) -> dict[str, str]:
+    """The classes in a nested config, by their keys."""
+    if not isinstance(value, Mapping):
+        return {}
+    classes = {key: value["class_path"]} if "class_path" in value else {}
+    for name, inner in value.items():
+        classes |= _classes(inner, key if name == "init_args" else f"{key}.{name}")
+    return classes
+
+
+def flat(value: Any, key: str = "") -> dict[str, Any]:
+    """A nested config as `{"model.gpt.d_model": 80, "model.gpt.position": "Rotary", …}`."""
+    if not isinstance(value, Mapping):
+        return {} if value is None else {key: value}
+    values: dict[str, Any] = {}
+    if "class_path" in value:
+        values = {key: value["class_path"].rpartition(".")[2]}
+        value = value.get("init_args") or {}
+    for name, inner in value.items():
+        values |= flat(inner, f"{key}.{name}" if key else name)
+    return values
 
 
 def reason(error: Exception) -> str:

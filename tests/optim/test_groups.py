@@ -1,178 +1,213 @@
-"""Parameter groups, and MuonAdamW as exactly torch's Muon and AdamW, and RowAdagrad, side by side."""
-
-import copy
-import functools
-import io
+"""Parameter groups: what modules declare, what holds where nothing is declared, and checkpoints of earlier groups."""
 
 import pytest
 import torch
+from small_gpt import N_GRAMS, backward, saved, tiny, train
 from torch import nn
 
-from bytelm.gpt import GPT
-from bytelm.optim import Lion, MuonAdamW, RowAdagrad, param_groups
-from bytelm.parts.embedding import HashedNGrams
-from bytelm.parts.position import Learned
-
-OPTIONS = {
-    "lr": 0.05,
-    "weight_decay": 0.2,
-    "momentum": 0.9,
-    "adamw_lr": 0.01,
-    "adamw_betas": (0.8, 0.9),
-    "adamw_weight_decay": 0.3,
-    "adamw_eps": 1e-6,
-    "table_lr": 0.2,
-}
-N_GRAMS = functools.partial(HashedNGrams, buckets=64, dim=4)
+from bytelm.errors import CheckpointError
+from bytelm.optim import Lion, MuonAdamW, ParamGroup, RowAdagrad, param_groups, regroup, takes_sparse_gradients
+from bytelm.parts.embedding import ValueEmbedding
 
 
-def tiny(**options):
-    torch.manual_seed(0)
-    return GPT(d_model=16, n_heads=2, n_layers=2, vocab_size=32, max_seq_len=8, position=Learned, **options)
+def names_by_group(network):
+    names = {id(p): name for name, p in network.named_parameters()}
+    return {group["name"]: [names[id(p)] for p in group["params"]] for group in param_groups(network)}
 
 
-def backward(gpt, step):
-    tokens = torch.randint(32, (2, 9), generator=torch.Generator().manual_seed(step))
-    gpt.zero_grad()
-    loss = nn.functional.cross_entropy(gpt(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten())
-    loss.backward()
-    return loss
-
-
-def names_by_group(gpt):
-    names = {id(p): name for name, p in gpt.named_parameters()}
-    return {group["name"]: {names[id(p)] for p in group["params"]} for group in param_groups(gpt, gpt.blocks)}
-
-
-def test_groups_are_hidden_matrices_other_matrices_and_vectors():
-    groups = names_by_group(tiny(tie_embeddings=False, head_bias=True))
+def test_a_gpt_has_hidden_matrices_embeddings_a_head_and_vectors():
+    gpt = tiny(tie_embeddings=False, head_bias=True, embedding=ValueEmbedding)
+    groups = names_by_group(gpt)
     matrices = ("attention.qkv", "attention.out", "feedforward.up", "feedforward.down")
-    assert groups["hidden"] == {f"blocks.{i}.{matrix}.weight" for i in range(2) for matrix in matrices}
-    assert groups["embedding"] == {"embedding.weight", "position.weight", "head.weight"}
-    everything = {name for name, _ in tiny(tie_embeddings=False, head_bias=True).named_parameters()}
-    assert groups["vector"] == everything - groups["hidden"] - groups["embedding"]
+    assert list(groups) == ["hidden", "embedding", "head", "vector"]
+    assert groups["hidden"] == [f"blocks.{i}.{matrix}.weight" for i in range(2) for matrix in matrices]
+    assert groups["embedding"] == ["embedding.weight", "embedding.token_values.weight", "position.weight"]
+    assert groups["head"] == ["head.weight"]
+    others = {name for name, _ in gpt.named_parameters()}
+    assert set(groups["vector"]) == others - {*groups["hidden"], *groups["embedding"], *groups["head"]}
+    assert "head.bias" in groups["vector"]
 
 
-def test_vectors_alone_are_exempt_from_weight_decay():
-    gpt = tiny()
-    decays = {p.ndim: set() for p in gpt.parameters()}
-    for group in torch.optim.AdamW(param_groups(gpt, gpt.blocks), weight_decay=0.3).param_groups:
-        for p in group["params"]:
-            decays[p.ndim].add(group["weight_decay"])
-    assert decays == {1: {0.0}, 2: {0.3}}
-
-
-def test_a_tied_weight_is_trained_once():
-    gpt = tiny()
-    listed = [id(p) for group in param_groups(gpt, gpt.blocks) for p in group["params"]]
+@pytest.mark.parametrize("tie_embeddings", [True, False])
+def test_every_parameter_is_trained_once(tie_embeddings):
+    gpt = tiny(tie_embeddings=tie_embeddings)
+    listed = [id(p) for group in param_groups(gpt) for p in group["params"]]
     assert sorted(listed) == sorted({id(p) for p in gpt.parameters()})
+    assert ("head" in names_by_group(gpt)) is not tie_embeddings
 
 
-def test_tables_are_a_group_without_weight_decay():
-    groups = names_by_group(tiny(embedding=N_GRAMS))
-    assert groups["table"] == {"embedding.table.weight"}
-    assert groups["embedding"] == {"embedding.weight", "embedding.project.weight", "position.weight"}
+def test_only_tensors_of_two_or_more_dimensions_decay():
+    gpt = tiny(tie_embeddings=False, embedding=N_GRAMS)
+    optimizer = torch.optim.SGD(param_groups(gpt), weight_decay=0.3)
+    decays = {group["name"]: group["weight_decay"] for group in optimizer.param_groups}
+    assert decays == {"hidden": 0.3, "embedding": 0.3, "head": 0.3, "vector": 0.0, "table": 0.0}
+
+
+def test_tables_are_a_group_that_is_not_clipped():
     gpt = tiny(embedding=N_GRAMS)
-    optimizer = torch.optim.SGD(param_groups(gpt, gpt.blocks), weight_decay=0.3)
-    assert [group["weight_decay"] for group in optimizer.param_groups if group["name"] == "table"] == [0.0]
+    groups = names_by_group(gpt)
+    assert groups["table"] == ["embedding.table.weight"]
+    assert groups["embedding"] == ["embedding.weight", "embedding.project.weight", "position.weight"]
+    assert {group["name"]: group.get("clip", True) for group in param_groups(gpt)} == {
+        "hidden": True,
+        "embedding": True,
+        "vector": True,
+        "table": False,
+    }
     gpt.embedding.table.requires_grad_(False)
     assert "table" not in names_by_group(gpt)
-    assert "embedding.table.weight" not in set().union(*names_by_group(gpt).values())
 
 
 def test_frozen_parameters_and_empty_groups_are_left_out():
     gpt = tiny()
     gpt.blocks.requires_grad_(False)
     gpt.norm.requires_grad_(False)
-    assert names_by_group(gpt) == {"embedding": {"embedding.weight", "position.weight"}}
+    assert names_by_group(gpt) == {"embedding": ["embedding.weight", "position.weight"]}
 
 
-def test_tensors_of_three_dimensions_decay_but_are_not_for_muon():
-    network = nn.Sequential(nn.Conv1d(2, 3, kernel_size=4))
-    groups = {group["name"]: group["params"] for group in param_groups(network, network)}
-    assert [p.ndim for p in groups["embedding"]] == [3]
-    assert set(groups) == {"embedding", "vector"}
+class Experts(nn.Module):
+    optimizer_groups = {"inner.router": "router", "gain": "gains", "inner.router.bias": "hidden"}
+
+    def __init__(self):
+        super().__init__()
+        self.gain = nn.Parameter(torch.ones(3))
+        self.scale = nn.Parameter(torch.ones(()))
+        self.stack = nn.Parameter(torch.ones(3, 2, 2))
+        self.inner = nn.ModuleDict({"router": nn.Linear(2, 3), "out": nn.Linear(2, 2)})
+        self.register_parameter("absent", None)
 
 
-@pytest.mark.parametrize(
-    "muon_options", [{}, {"adjust_lr_fn": "match_rms_adamw"}, {"nesterov": False, "ns_steps": 3}], ids=str
-)
-def test_muon_adamw_is_muon_and_adamw_and_row_adagrad_to_the_bit(muon_options):
-    gpt = tiny(embedding=N_GRAMS)
-    twin = copy.deepcopy(gpt)
-    optimizer = MuonAdamW(param_groups(gpt, gpt.blocks), **OPTIONS, **muon_options)
-    hidden, embedding, vector, table = param_groups(twin, twin.blocks)
-    muon = torch.optim.Muon([hidden], lr=0.05, weight_decay=0.2, momentum=0.9, **muon_options)
-    adamw = torch.optim.AdamW([embedding, vector], lr=0.01, betas=(0.8, 0.9), eps=1e-6, weight_decay=0.3)
-    row_adagrad = RowAdagrad([table], lr=0.2)
-    others = (muon, adamw, row_adagrad)
-    for step in range(5):
-        for group in [*optimizer.param_groups, *(group for other in others for group in other.param_groups)]:
-            group["lr"] *= 0.9  # as a schedule does
-        backward(gpt, step)
-        backward(twin, step)
-        optimizer.step()
-        for other in others:
-            other.step()
-    start = tiny(embedding=N_GRAMS)
-    for (name, p), q, before in zip(gpt.named_parameters(), twin.parameters(), start.parameters(), strict=True):
+class Around(nn.Module):
+    optimizer_groups = {"experts": "hidden", "experts.inner.out": "outer", "experts.gain": "never", "first": "first"}
+
+    def __init__(self):
+        super().__init__()
+        self.experts = Experts()
+        self.first = nn.Linear(2, 2)
+
+
+def test_the_declaration_nearest_to_a_parameter_holds():
+    assert names_by_group(Around()) == {
+        "hidden": ["experts.stack", "experts.inner.router.bias"],  # a vector that was named itself
+        "gains": ["experts.gain"],  # the inner module's declaration, though the outer one names the parameter
+        "router": ["experts.inner.router.weight"],  # the inner module's, though the outer one covers it, too
+        "outer": ["experts.inner.out.weight"],  # the longer path's
+        "first": ["first.weight"],
+        "vector": ["experts.inner.out.bias", "first.bias"],
+        "scalar": ["experts.scale"],
+    }
+
+
+def test_groups_of_other_names_come_as_they_appear_between_the_usual_ones():
+    assert [group["name"] for group in param_groups(Around())] == [
+        *("hidden", "gains", "router", "outer", "first", "vector", "scalar")
+    ]
+
+
+def test_declarations_may_be_those_of_an_object_and_may_name_absent_options():
+    network = Experts()
+    network.optimizer_groups = {"absent": "hidden", "inner": "inside"}
+    assert names_by_group(network)["inside"] == ["inner.router.weight", "inner.out.weight"]
+
+
+@pytest.mark.parametrize("path", ["missing", "inner.missing.weight", "forward"])
+def test_declarations_of_what_is_not_there_are_rejected(path):
+    network = Experts()
+    network.optimizer_groups = {path: "hidden"}
+    with pytest.raises(ValueError, match=rf"Experts\.optimizer_groups: '{path}' is neither a module nor a parameter"):
+        param_groups(network)
+
+
+def test_a_stack_of_matrices_in_a_block_is_hidden_and_elsewhere_an_embedding():
+    gpt = tiny(n_layers=1)
+    gpt.blocks[0].feedforward.experts = nn.Parameter(torch.zeros(3, 4, 4))
+    gpt.filters = nn.Conv1d(2, 3, kernel_size=4)
+    groups = names_by_group(gpt)
+    assert "blocks.0.feedforward.experts" in groups["hidden"]
+    assert "filters.weight" in groups["embedding"]
+
+
+def test_groups_say_how_fused_matrices_divide():
+    hidden, *others = param_groups(tiny())
+    heads = [[8, 8], [8, 8], [8, 8]]
+    assert hidden.row_splits == {0: heads, 4: heads}
+    assert [tuple(hidden["params"][i].shape) for i in (0, 4)] == [(48, 16), (48, 16)]
+    assert [group.row_splits for group in others] == [{}, {}]
+
+
+def test_row_splits_that_do_not_add_up_are_rejected():
+    network = nn.Module()
+    network.fused = nn.Linear(4, 6)
+    network.row_splits = {"fused": [[2, 2], [1]]}
+    with pytest.raises(ValueError, match=r"row_splits: fused.weight has 6 rows, and \[\[2, 2\], \[1\]\] are declared"):
+        param_groups(network)
+
+
+def former_groups(gpt):
+    """As they were before the head and scalars had groups of their own."""
+    groups = {group["name"]: group for group in param_groups(gpt)}
+    order = {id(p): i for i, p in enumerate(gpt.parameters())}
+    for name, former in (("head", "embedding"), ("scalar", "vector")):
+        if name in groups:
+            groups[former]["params"] += groups.pop(name)["params"]
+            groups[former]["params"].sort(key=lambda p: order[id(p)])
+    for group in groups.values():
+        group.pop("clip", None)
+    return list(groups.values())
+
+
+def with_scalars(**options):
+    """With parameters of every kind in between those of the former groups."""
+    gpt = tiny(tie_embeddings=False, **options)
+    for block in gpt.blocks:
+        block.gain = nn.Parameter(torch.ones(()))
+        block.register_forward_hook(lambda block, _, x: x * block.gain)
+    gpt.late = nn.Parameter(torch.zeros(2, 2))
+    return gpt
+
+
+@pytest.mark.parametrize("optimizer", [torch.optim.AdamW, MuonAdamW], ids=["AdamW", "MuonAdamW"])
+def test_a_checkpoint_of_the_former_groups_goes_on_to_the_bit(optimizer):
+    gpt, twin = (with_scalars(embedding=N_GRAMS) for _ in range(2))
+    if optimizer is torch.optim.AdamW:
+        gpt, twin = with_scalars(), with_scalars()
+    former = optimizer(former_groups(gpt))
+    assert [group["name"] for group in former.param_groups][:3] == ["hidden", "embedding", "vector"]
+    train(gpt, former, range(3))
+    now = optimizer(param_groups(twin))
+    now.load_state_dict(regroup(saved(former), twin))
+    twin.load_state_dict(gpt.state_dict())
+    for network, its_optimizer in ((gpt, former), (twin, now)):
+        train(network, its_optimizer, range(3, 6))
+    for (name, p), q in zip(gpt.named_parameters(), twin.parameters(), strict=True):
         assert torch.equal(p, q), name
-        assert not torch.equal(p, before), name
+    assert [(group["name"], group.get("clip", True)) for group in now.param_groups] == [
+        (group["name"], group.get("clip", True)) for group in param_groups(twin)
+    ]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_muon_adamw_continues_from_its_state_to_the_bit(dtype):
-    gpt = tiny(embedding=N_GRAMS).to(dtype)
-    optimizer = MuonAdamW(param_groups(gpt, gpt.blocks), **OPTIONS)
-    for step in range(3):
-        backward(gpt, step)
-        optimizer.step()
-    file = io.BytesIO()
-    torch.save(optimizer.state_dict(), file)
-    file.seek(0)
-    resumed = copy.deepcopy(gpt)
-    other = MuonAdamW(param_groups(resumed, resumed.blocks))  # the state brings its own options
-    other.load_state_dict(torch.load(file, weights_only=True))
-    for step in range(3, 6):
-        for network, its_optimizer in ((gpt, optimizer), (resumed, other)):
-            backward(network, step)
-            its_optimizer.step()
-    for (name, p), q in zip(gpt.named_parameters(), resumed.named_parameters(), strict=True):
-        assert torch.equal(p, q[1]), name
+def test_groups_that_changed_in_other_ways_are_rejected_in_one_line():
+    gpt = tiny(tie_embeddings=False)
+    state = torch.optim.AdamW(param_groups(gpt)).state_dict()
+    gpt.optimizer_groups = {}
+    with pytest.raises(CheckpointError) as error:
+        regroup(state, gpt)
+    assert str(error.value) == (
+        "ckpt_path: the optimizer's state is of other parameter groups: hidden (8), embedding (2), head (1), "
+        "vector (18) in the checkpoint, embedding (11), vector (18) now"
+    )
 
 
-def test_muon_adamw_evaluates_its_closure_once_and_returns_the_loss():
-    gpt, twin = tiny(), tiny()
-    optimizer, same = (MuonAdamW(param_groups(network, network.blocks)) for network in (gpt, twin))
-    losses = []
-
-    def closure():
-        losses.append(backward(gpt, step=0))
-        return losses[-1]
-
-    assert optimizer.step(closure) is losses[0]
-    assert len(losses) == 1
-    backward(twin, step=0)
-    same.step()
-    assert all(torch.equal(p, q) for p, q in zip(gpt.parameters(), twin.parameters(), strict=True))
-
-
-@pytest.mark.parametrize("kept", ["hidden", "embedding", "table"])
-def test_muon_adamw_works_with_one_part_alone(kept):
-    gpt = tiny(embedding=N_GRAMS)
-    nn.init.normal_(gpt.embedding.table.weight)  # for a gradient of the projection
-    optimizer = MuonAdamW([group for group in param_groups(gpt, gpt.blocks) if group["name"] == kept])
-    before = copy.deepcopy(gpt)
-    backward(gpt, step=0)
-    optimizer.step()
-    stepped = {name for name, p in gpt.named_parameters() if not torch.equal(p, before.get_parameter(name))}
-    assert stepped == names_by_group(gpt)[kept]
+def test_a_state_of_groups_without_names_stays_as_it_is():
+    gpt = tiny()
+    state = torch.optim.AdamW(gpt.parameters()).state_dict()
+    assert regroup(state, gpt) == state
 
 
 def test_lion_steps_by_the_sign_and_decays_matrices_alone():
     gpt = tiny()
-    optimizer = Lion(param_groups(gpt, gpt.blocks), lr=0.01, weight_decay=0.5)
-    before = copy.deepcopy(gpt)
+    optimizer = Lion(param_groups(gpt), lr=0.01, weight_decay=0.5)
+    before = tiny()
     backward(gpt, step=0)
     optimizer.step()
     for name, p in gpt.named_parameters():
@@ -180,16 +215,15 @@ def test_lion_steps_by_the_sign_and_decays_matrices_alone():
         torch.testing.assert_close(p, before.get_parameter(name) * decay - 0.01 * p.grad.sign(), msg=name)
 
 
-def test_muon_adamw_can_be_copied_and_takes_no_groups_later():
-    network = nn.Sequential(nn.Linear(4, 4))
-    optimizer = MuonAdamW(param_groups(network, network))
-    copied = copy.deepcopy(optimizer)
-    for group in copied.param_groups:
-        for param in group["params"]:
-            param.grad = torch.ones_like(param)
-    before = [param.clone() for group in copied.param_groups for param in group["params"]]
-    copied.step()
-    after = [param for group in copied.param_groups for param in group["params"]]
-    assert all(not torch.equal(old, new) for old, new in zip(before, after, strict=True))
-    with pytest.raises(RuntimeError, match="all of its parameter groups"):
-        optimizer.add_param_group({"name": "late", "params": [nn.Parameter(torch.ones(2))]})
+def test_groups_survive_a_copy_and_merge_into_plain_dictionaries():
+    group = ParamGroup({"name": "hidden", "params": []}, {0: [[1]]})
+    assert (group.copy(), dict(group)) == ({"name": "hidden", "params": []},) * 2
+    optimizer = RowAdagrad(param_groups(nn.Linear(2, 2, bias=False)))
+    assert type(optimizer.state_dict()["param_groups"][0]) is dict
+
+
+@pytest.mark.parametrize("split", [False, True, "heads"])
+def test_whether_sparse_gradients_are_taken_is_asked_for_the_groups_there_are(split):
+    groups = param_groups(tiny(embedding=N_GRAMS))
+    assert takes_sparse_gradients(lambda params: MuonAdamW(params, split_qkv=split), groups)
+    assert not takes_sparse_gradients(torch.optim.AdamW, groups)

@@ -201,7 +201,7 @@ def test_sparse_and_dense_gradients_train_to_the_same_bits(one_thread, tied):
     networks = []
     for sparse in (True, False):
         network = gpt(functools.partial(small, sparse=sparse), tie_embeddings=tied)
-        losses(network, MuonAdamW(param_groups(network, network.blocks)), batches(6))
+        losses(network, MuonAdamW(param_groups(network)), batches(6))
         assert network.embedding.table.weight.grad.is_sparse == network.embedding.sparse_tables == sparse
         networks.append(network)
     start = gpt(small, tie_embeddings=tied)
@@ -216,7 +216,7 @@ def test_tables_learn_repeated_text_faster_than_tokens_alone():
     ends = []
     for embedding in (functools.partial(HashedNGrams, buckets=2048, dim=8), TokenEmbedding):
         network = gpt(embedding)
-        values = losses(network, MuonAdamW(param_groups(network, network.blocks), adamw_lr=1e-2), batches(40))
+        values = losses(network, MuonAdamW(param_groups(network), adamw_lr=1e-2), batches(40))
         assert values[0] == pytest.approx(math.log(256), rel=0.05)
         ends.append(values[-1])
     assert ends[0] < 0.5 * ends[1]
@@ -224,7 +224,7 @@ def test_tables_learn_repeated_text_faster_than_tokens_alone():
 
 def test_a_saved_network_predicts_the_same():
     network = gpt(small)
-    losses(network, MuonAdamW(param_groups(network, network.blocks)), batches(3))
+    losses(network, MuonAdamW(param_groups(network)), batches(3))
     state = copy.deepcopy(network.state_dict())
     assert not any("multipliers" in name or "first_rows" in name for name in state)  # options, not weights
     other = gpt(small)
