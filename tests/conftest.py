@@ -2,7 +2,7 @@
 
 A process for each core runs tests (pytest-xdist), unless files are named on the command line. Each has one thread: the
 threads of two would wait for each other. Temporary folders are in memory where there is room, as a run flushes a dozen
-files to the disk. This file imports nothing of bytelm, so that the process which distributes tests does not import torch.
+files to the disk. This file imports nothing of bytelm, as the process that distributes tests has no need of torch.
 """
 
 import os

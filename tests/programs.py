@@ -279,8 +279,7 @@ def _become_program(request: dict[str, Any], files: list[int], starter: int, cal
     os.chdir(request["folder"])
     os.environ.clear()
     os.environ.update(request["environment"])
-    if mark := os.environ.get(MARK):
-        _prctl(SET_NAME, mark.encode())
+    _prctl(SET_NAME, os.environ.get(MARK, "python").encode())
     subprocess.Popen._execute_child = _execute_in_program
     serve_multiprocessing()
     with socket.socket(fileno=free + 1) as connection:
