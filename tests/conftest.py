@@ -76,8 +76,8 @@ def run(folder):
 @pytest.fixture
 def refused(folder, capsys):
     """Runs main() on options that must be refused with an exit status; returns the one line that says why."""
-    from bytelm.program import main
     from bytelm.errors import ConfigError
+    from bytelm.program import main
 
     def refused(*options, status=ConfigError.exit_status):
         with pytest.raises(SystemExit) as ended:
