@@ -141,8 +141,20 @@ class BytelmCLI(LightningCLI):
 
     resumed: Path | None = None  # the checkpoint of the run that goes on in its own folder
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        given = sys.argv[1:] if kwargs["args"] is None else kwargs["args"]
+        self._given = given[0] if given else None
+        super().__init__(*args, **kwargs)
+
     def _parse_ckpt_path(self) -> None:
         """Nothing: LightningCLI would put a checkpoint's model in place of the config's, without a word."""
+
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        """Of a subcommand that the command line does not begin with, a parser without arguments: they take long."""
+        if self._given in self.subcommands() and subcommand != self._given:
+            self._subcommand_method_arguments[subcommand] = []
+            return self.init_parser(**kwargs)
+        return super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument(
@@ -157,7 +169,8 @@ class BytelmCLI(LightningCLI):
         parser.set_defaults({"lr_schedule": {"class_path": "bytelm.callbacks.Constant"}, **CHECKPOINT_DEFAULTS})
 
     def before_instantiate_classes(self) -> None:
-        plain = json.loads(self.parser.dump(self.config, skip_unset=False, format="json"))
+        # Parsing has just validated it; once more would take longer than the rest of this method.
+        plain = json.loads(self.parser.dump(self.config, skip_unset=False, skip_validation=True, format="json"))
         self.plain_config: dict[str, Any] = plain.get(self.subcommand, plain)
         self.save_config_kwargs = {"plain": self.plain_config}
         given = self._get(self.config, "ckpt_path")

@@ -1,13 +1,24 @@
-"""A tiny experiment that whole runs are tested on: it takes milliseconds a step, and its corpus is made here."""
+"""How tests run, and a tiny experiment for tests of whole runs, which takes milliseconds a step.
 
+A process for each core runs tests (pytest-xdist), unless files are named on the command line. Each has one thread: the
+threads of two would wait for each other. Temporary folders are in memory where there is room, as a run flushes a dozen
+files to the disk. This file imports nothing of bytelm, as the process that distributes tests has no need of torch.
+"""
+
+import os
 import random
+import shutil
 import sys
+from pathlib import Path
 
+import programs
 import pytest
 
-from bytelm.cli import build
-from bytelm.errors import ConfigError
-from bytelm.program import main
+os.environ["OMP_NUM_THREADS"] = "1"  # before anything imports torch
+os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # more would be processes, which take seconds to start
+
+MEMORY = Path("/dev/shm")
+ENOUGH_MEMORY = 2 * 2**30  # bytes
 
 CONFIG = """
 model:
@@ -19,6 +30,21 @@ data:
 trainer: {accelerator: cpu, devices: 1, gradient_clip_val: 1.0, log_every_n_steps: 1}
 time_budget: {limit: 4 steps}
 """
+
+
+def pytest_configure(config):
+    if MEMORY.is_dir() and shutil.disk_usage(MEMORY).free >= ENOUGH_MEMORY:
+        os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
+
+
+def pytest_xdist_auto_num_workers(config):
+    """Number of processes for `-n auto`: none beside this one where only files are named, else xdist decides."""
+    return 0 if all(Path(arg.partition("::")[0]).is_file() for arg in config.args) else None
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _spawned_processes_start_fast():
+    programs.serve_multiprocessing()
 
 
 @pytest.fixture
@@ -39,6 +65,7 @@ def folder(tmp_path, monkeypatch):
 @pytest.fixture
 def run(folder):
     """Runs a subcommand on tiny.yaml with further options, in this process; returns the finished CLI."""
+    from bytelm.cli import build
 
     def run(*options, subcommand="fit", config="tiny.yaml"):
         return build([subcommand, "--config", config, *options])
@@ -49,6 +76,8 @@ def run(folder):
 @pytest.fixture
 def refused(folder, capsys):
     """Runs main() on options that must be refused with an exit status; returns the one line that says why."""
+    from bytelm.errors import ConfigError
+    from bytelm.program import main
 
     def refused(*options, status=ConfigError.exit_status):
         with pytest.raises(SystemExit) as ended:

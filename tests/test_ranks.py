@@ -22,6 +22,7 @@ import uuid
 from itertools import pairwise
 from pathlib import Path
 
+import programs
 import pytest
 import torch
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
@@ -38,7 +39,6 @@ trainer: {accelerator: cpu, devices: 2, strategy: ddp, gradient_clip_val: 1.0, l
 time_budget: {limit: 10 steps}
 """  # 37 rows to score: not as many for one rank as for the other
 DROPOUT = ("--model.gpt.dropout", "0.2", "--model.gpt.attention", "{class_path: SDPA, init_args: {dropout: 0.2}}")
-MARK = "BYTELM_TEST_RUN"  # an environment variable that all processes of a run inherit, whoever starts them
 START_SECONDS = 90.0  # that the start of two ranks may take on a busy machine
 LAUNCHERS = ("lightning", "torchrun")
 
@@ -68,24 +68,23 @@ class Run:
         self.folder = folder
         self.reports = folder / f"reports-{uuid.uuid4().hex}"
         self.reports.mkdir()
-        launch = ["-m"]
+        launch, start = ["-m"], programs.Program
         if launcher == "torchrun":
             launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m"]
+            start = subprocess.Popen
         command = [sys.executable, *launch, "bytelm", subcommand, "--config", "tiny.yaml"]
         command += [callback("Report", folder=str(self.reports)), *options]
-        self.mark = self.reports.name
+        self.mark = uuid.uuid4().hex[:15]
         environment = os.environ | {
             "PYTHONPATH": f"{PROJECT}{os.pathsep}{PROJECT / 'tests'}",
             "OMP_NUM_THREADS": "1",
-            MARK: self.mark,
+            programs.MARK: self.mark,
         }
         for name in ("LOCAL_RANK", "RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "PL_GLOBAL_SEED"):
             environment.pop(name, None)
         # Files, not pipes: a rank that outlives the others would keep a pipe open, and the test would wait for it.
         with (self.reports / "out").open("w") as out, (self.reports / "err").open("w") as err:
-            self.process = subprocess.Popen(
-                command, cwd=folder, env=environment, stdout=out, stderr=err, start_new_session=True
-            )
+            self.process = start(command, cwd=folder, env=environment, stdout=out, stderr=err, start_new_session=True)
 
     @property
     def err(self):
@@ -128,12 +127,7 @@ class Run:
 
     def alive(self):
         """Processes of this run, also those in sessions of their own and those whose parent has ended."""
-        pids = []
-        for path in Path("/proc").glob("[0-9]*/environ"):
-            with contextlib.suppress(OSError):
-                if f"{MARK}={self.mark}".encode() in path.read_bytes().split(b"\0"):
-                    pids.append(int(path.parent.name))
-        return pids
+        return list(programs.marked(self.mark))
 
     def kill(self):
         with contextlib.suppress(ProcessLookupError):

@@ -2,10 +2,10 @@
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
+import programs
 import pytest
 import torch
 from added_callback import added_callback
@@ -241,7 +241,7 @@ def test_two_ranks_train_on_their_own_rows_and_stop_together(folder):
     def train(*options):
         command = [sys.executable, "-m", "bytelm", "fit", "--config", "tiny.yaml", "--time_budget.limit", "6 steps"]
         environment = os.environ | {"PYTHONPATH": str(PROJECT), "OMP_NUM_THREADS": "1"}
-        ended = subprocess.run([*command, *options], env=environment, capture_output=True, text=True, timeout=120)
+        ended = programs.run([*command, *options], env=environment)
         assert ended.returncode == 0, ended.stderr
 
     train("--experiment", "one")

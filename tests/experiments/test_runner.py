@@ -10,7 +10,6 @@ import os
 import re
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +18,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
 
+import programs
 import pytest
 import yaml
 from run_folders import make_run
@@ -706,7 +706,7 @@ def program(folder):
     def program(*args):
         command = [sys.executable, "-m", "bytelm", "experiments", *args, "--", *OPTIONS]
         with open("stdout", "w") as out, open("stderr", "w") as err:
-            started.append(subprocess.Popen(command, cwd=folder, env=environment, stdout=out, stderr=err))
+            started.append(programs.Program(command, cwd=folder, env=environment, stdout=out, stderr=err))
         return started[-1]
 
     Path("my_slow.py").write_text(SLOW)
