@@ -105,7 +105,7 @@ class LanguageModel(LightningModule):
             raise ConfigError(
                 "model.loss",
                 name,
-                f"accepted with the memory {memory}, which changes logits: losses of logits, such as CrossEntropy",
+                f"accepted with the memory {memory}, which changes logits: losses that take logits",
             )
 
     @property
@@ -195,7 +195,7 @@ class LanguageModel(LightningModule):
     def configure_optimizers(self) -> Optimizer:
         try:
             return self.optimizer(param_groups(self))
-        except (AssertionError, RuntimeError, ValueError) as error:  # Lion asserts
+        except (AssertionError, RuntimeError, ValueError) as error:  # some optimizers assert
             name = class_of(self.optimizer).__name__
             raise ConfigError("model.optimizer", name, str(error) or "its options") from error
 

@@ -236,25 +236,3 @@ def _classes(value: Any, key: str) -> dict[str, str]:
     for name, inner in value.items():
         classes |= _classes(inner, key if name == "init_args" else f"{key}.{name}")
     return classes
-
-
-def flat(value: Any, key: str = "") -> dict[str, Any]:
-    """A nested config as `{"model.gpt.d_model": 80, "model.gpt.position": "Rotary", …}`."""
-    if not isinstance(value, Mapping):
-        return {} if value is None else {key: value}
-    values: dict[str, Any] = {}
-    if "class_path" in value:
-        values = {key: value["class_path"].rpartition(".")[2]}
-        value = value.get("init_args") or {}
-    for name, inner in value.items():
-        values |= flat(inner, f"{key}.{name}" if key else name)
-    return values
-
-
-def reason(error: Exception) -> str:
-    """The first line of what an exception says: the system's error behind it, if there is one, or the first of all."""
-    cause: BaseException = error
-    while not isinstance(cause, OSError) and (behind := cause.__cause__ or cause.__context__) is not None:
-        cause = behind
-    text = getattr(cause, "strerror", None) or str(cause).strip() or type(cause).__name__
-    return text.splitlines()[0]

@@ -1,5 +1,7 @@
 """Parameter groups: what modules declare, what holds where nothing is declared, and checkpoints of earlier groups."""
 
+from typing import ClassVar
+
 import pytest
 import torch
 from small_gpt import N_GRAMS, backward, saved, tiny, train
@@ -66,7 +68,7 @@ def test_frozen_parameters_and_empty_groups_are_left_out():
 
 
 class Experts(nn.Module):
-    optimizer_groups = {"inner.router": "router", "gain": "gains", "inner.router.bias": "hidden"}
+    optimizer_groups: ClassVar = {"inner.router": "router", "gain": "gains", "inner.router.bias": "hidden"}
 
     def __init__(self):
         super().__init__()
@@ -78,7 +80,12 @@ class Experts(nn.Module):
 
 
 class Around(nn.Module):
-    optimizer_groups = {"experts": "hidden", "experts.inner.out": "outer", "experts.gain": "never", "first": "first"}
+    optimizer_groups: ClassVar = {
+        "experts": "hidden",
+        "experts.inner.out": "outer",
+        "experts.gain": "never",
+        "first": "first",
+    }
 
     def __init__(self):
         super().__init__()

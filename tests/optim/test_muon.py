@@ -153,7 +153,8 @@ def test_more_iterations_repeat_the_last_coefficients():
     schedule, scale = muon._schedule("polar_express", 10)
     assert schedule[7:] == [(1.875, -1.25, 0.375)] * 3
     assert schedule[0] == tuple(
-        x / 1.01**power for x, power in zip((8.28721201814563, -23.595886519098837, 17.300387312530933), (1, 3, 5))
+        x / 1.01**power
+        for x, power in zip((8.28721201814563, -23.595886519098837, 17.300387312530933), (1, 3, 5), strict=True)
     )
     assert scale == 1.01
 

@@ -215,7 +215,7 @@ def test_a_loss_of_hidden_states_is_rejected_beside_a_memory_that_changes_logits
     options = ("--model.gpt.memory", "NGramMemory", "--data.order", "folds", "--model.loss", "ChunkedCrossEntropy")
     assert refused(*options) == (
         "bytelm: error: model.loss: 'ChunkedCrossEntropy' cannot be used; accepted with the memory NGramMemory, which "
-        "changes logits: losses of logits, such as CrossEntropy"
+        "changes logits: losses that take logits"
     )
 
 
