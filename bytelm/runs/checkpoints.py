@@ -236,3 +236,12 @@ def _classes(value: Any, key: str) -> dict[str, str]:
     for name, inner in value.items():
         classes |= _classes(inner, key if name == "init_args" else f"{key}.{name}")
     return classes
+
+
+def reason(error: Exception) -> str:
+    """The first line of what an exception says: the system's error behind it, if there is one, or the first of all."""
+    cause: BaseException = error
+    while not isinstance(cause, OSError) and (behind := cause.__cause__ or cause.__context__) is not None:
+        cause = behind
+    text = getattr(cause, "strerror", None) or str(cause).strip() or type(cause).__name__
+    return text.splitlines()[0]
