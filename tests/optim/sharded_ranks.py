@@ -1,4 +1,4 @@
-"""Run by two ranks (test_sharded.py): weights that are sharded over them are trained as whole ones are, to the bit."""
+"""What each of two ranks does in test_sharded.py."""
 
 import copy
 import warnings
@@ -65,9 +65,11 @@ def check(name):
         assert torch.equal(p.full_tensor(), q.full_tensor())
 
 
-if __name__ == "__main__":
+def run(rank, meeting):
+    """One of the ranks, which meet in a file."""
+    torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    dist.init_process_group("gloo")
+    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
     for name in OPTIMIZERS:
         check(name)
     dist.destroy_process_group()

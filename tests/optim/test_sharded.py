@@ -1,20 +1,15 @@
-"""Optimizers on weights that are sharded over two ranks (FSDP2), run as processes."""
+"""Optimizers on weights that are sharded over two ranks (FSDP2)."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
+import multiprocessing
+
+import sharded_ranks
 
 
-def test_sharded_weights_are_trained_and_resumed_as_whole_ones_are():
-    here = Path(__file__).parent
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(here / "sharded_ranks.py")]
-    path = os.pathsep.join([str(here.parents[1]), str(here)])
-    ended = subprocess.run(
-        [sys.executable, *launch],
-        env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=180,
-    )
-    assert ended.returncode == 0, ended.stderr[-3000:]
+def test_sharded_weights_are_trained_and_resumed_as_whole_ones_are_to_the_bit(tmp_path):
+    context = multiprocessing.get_context("spawn")
+    ranks = [context.Process(target=sharded_ranks.run, args=(rank, tmp_path / "meeting")) for rank in range(2)]
+    for rank in ranks:
+        rank.start()
+    for rank in ranks:
+        rank.join(timeout=120)
+    assert [rank.exitcode for rank in ranks] == [0, 0]
