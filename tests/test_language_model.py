@@ -284,7 +284,7 @@ def test_check_refuses_data_that_does_not_fit_the_network(sizes, message):
         (functools.partial(AdamW, betas=(0.9, 1.5)), "1.5"),
         (functools.partial(MuonAdamW, adamw_betas=(0.9, 1.5)), "1.5"),
         (functools.partial(MuonAdamW, adjust_lr_fn="unknown"), "unknown"),
-        (Muon, "2D"),  # which cannot train the vectors
+        (Muon, "of 2 or 3 dimensions"),  # which cannot train the vectors
         (functools.partial(Lion, lr=-1.0), "its options"),
     ],
 )

@@ -180,7 +180,7 @@ def _make(factory: OptimizerFactory | None, group: ParamGroup) -> Optimizer:
     try:
         optimizer = factory([group])
     except (AssertionError, RuntimeError, ValueError) as error:  # Lion asserts
-        raise ValueError(f"group {name}: {error or 'the optimizer rejects its options'}") from error
+        raise ValueError(f"group {name}: {str(error) or 'the optimizer rejects its options'}") from error
     closure = inspect.signature(optimizer.step).parameters.get("closure")
     if closure is not None and closure.default is closure.empty:
         raise ValueError(
