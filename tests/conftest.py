@@ -15,6 +15,9 @@ import programs
 import pytest
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before anything imports torch
+for library in ("HUB", "DATASETS"):
+    os.environ[f"HF_{library}_OFFLINE"] = "1"  # tests download nothing, and do not wait for a network
+os.environ.setdefault("PYTHONHASHSEED", str(random.randrange(2**32)))  # names of tests have sets in them
 os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # more would be processes, which take seconds to start
 
 MEMORY = Path("/dev/shm")

@@ -218,13 +218,15 @@ def main(number: int) -> None:
     Args:
         number: File descriptor of the starter's socket.
     """
-    path = sys.path[1 + len(os.environ["PYTHONPATH"].split(os.pathsep)) :]  # less the working folder and PYTHONPATH
+    entries = os.environ["PYTHONPATH"].split(os.pathsep)
+    first = sys.path.index(entries[0])
+    around = sys.path[1:first], sys.path[first + len(entries) :]  # what packages put before PYTHONPATH, and the rest
     for name in PRELOADED:
         import_module(name)
     gc.collect()
     gc.freeze()  # pages that no collection writes to stay shared
     assert threading.active_count() == 1, threading.enumerate()
-    _run(_wait(socket.socket(fileno=number)), path)
+    _run(_wait(socket.socket(fileno=number)), *around)
 
 
 def _wait(connection: socket.socket) -> list[str]:
@@ -304,13 +306,13 @@ def _place(files: list[int], numbers: list[int], inherited: int = 0) -> None:
                 os.close(int(name))
 
 
-def _run(args: list[str], path: list[str]) -> NoReturn:
+def _run(args: list[str], before: list[str], after: list[str]) -> NoReturn:
     """Does what the interpreter does with its arguments, and at its end, but for taking all modules apart."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     status = 0
     try:
-        _run_main(args, path)
+        _run_main(args, before, after)
     except SystemExit as error:
         if isinstance(error.code, str):
             print(error.code, file=sys.stderr)
@@ -328,11 +330,12 @@ def _run(args: list[str], path: list[str]) -> NoReturn:
     os._exit(status & 0xFF)
 
 
-def _run_main(args: list[str], path: list[str]) -> None:
+def _run_main(args: list[str], before: list[str], after: list[str]) -> None:
     at = next(i for i, arg in enumerate(args) if arg in ("-m", "-c"))
     option, program, *rest = args[at:]
     given = os.environ.get("PYTHONPATH")
-    sys.path[:] = [os.getcwd() if option == "-m" else "", *(given.split(os.pathsep) if given else []), *path]
+    own = os.getcwd() if option == "-m" else ""
+    sys.path[:] = [own, *before, *(given.split(os.pathsep) if given else []), *after]
     sys.argv[:] = [option, *rest]
     if option == "-m":
         runpy.run_module(program, run_name="__main__", alter_sys=True)

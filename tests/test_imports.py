@@ -1,6 +1,7 @@
 """Imports point one way: from the commands down to parts and system."""
 
 import ast
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -58,10 +59,26 @@ def imports_of(module):
         yield from ((name, node.lineno) for name in names if name.partition(".")[0] == "bytelm")
 
 
-def loaded(module):
-    """Names of all modules that are loaded once a program has imported one."""
-    code = f"import sys, {module}; print(*sys.modules, sep='\\n')"
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+# Imports each module in a fork of a process that has imported nothing, or torch, which takes seconds.
+IMPORTS = """
+import json, os, sys
+if sys.argv[1]:
+    __import__(sys.argv[1])
+for module in sys.argv[2:]:
+    if os.fork() == 0:
+        __import__(module)
+        print(json.dumps([module, *sys.modules]), flush=True)
+        os._exit(0)
+    if os.wait()[1]:
+        sys.exit(f"{module} cannot be imported")
+"""
+
+
+def loaded(modules, before=""):
+    """Names of all modules that are loaded once a program has imported one, for each of these."""
+    command = [sys.executable, "-c", IMPORTS, before, *modules]
+    lines = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.splitlines()
+    return {module: names for module, *names in map(json.loads, lines)}
 
 
 def test_no_import_climbs():
@@ -92,23 +109,32 @@ def test_the_network_is_plain_torch():
             assert not {"lightning", "torchmetrics"} & {name.partition(".")[0] for name in names}, FILES[module]
 
 
-@pytest.mark.parametrize(
-    "module",
-    [
-        *("bytelm.gpt", "bytelm.parts.loss", "bytelm.optim", "bytelm.data.tokenizer", "bytelm.data.tokenize"),
-        *("bytelm.runs.checkpoints", "bytelm.inference.load", "bytelm.inference.generate", "bytelm.inference.convert"),
-    ],
+OF_NETWORKS = (
+    *("bytelm.gpt", "bytelm.parts.loss", "bytelm.optim", "bytelm.data.tokenizer", "bytelm.data.tokenize"),
+    *("bytelm.runs.checkpoints", "bytelm.inference.load", "bytelm.inference.generate", "bytelm.inference.convert"),
 )
-def test_a_network_is_loaded_without_lightning_or_the_compiler(module):
-    modules = loaded(module)
+WITHOUT_TORCH = ("bytelm.program", "bytelm.runs.ledger", "bytelm.runs.record", "bytelm.config.command")
+
+
+@pytest.fixture(scope="module")
+def loaded_of_networks():
+    return loaded(OF_NETWORKS, before="torch")
+
+
+@pytest.fixture(scope="module")
+def loaded_without_torch():
+    return loaded(WITHOUT_TORCH)
+
+
+@pytest.mark.parametrize("module", OF_NETWORKS)
+def test_a_network_is_loaded_without_lightning_or_the_compiler(module, loaded_of_networks):
+    modules = loaded_of_networks[module]
     assert module in modules
     assert [name for name in HEAVY if name in modules] == []
 
 
-@pytest.mark.parametrize(
-    "module", ["bytelm.program", "bytelm.runs.ledger", "bytelm.runs.record", "bytelm.config.command"]
-)
-def test_what_reads_records_and_lists_commands_loads_no_torch(module):
-    modules = loaded(module)
+@pytest.mark.parametrize("module", WITHOUT_TORCH)
+def test_what_reads_records_and_lists_commands_loads_no_torch(module, loaded_without_torch):
+    modules = loaded_without_torch[module]
     assert module in modules
     assert [name for name in (*HEAVY, "torch", "numpy") if name in modules] == []

@@ -4,7 +4,6 @@ import functools
 import json
 import math
 import os
-import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,8 +22,6 @@ from bytelm.metrics import BitsPerByte
 from bytelm.parts.init import Normal
 from bytelm.program import main
 
-os.environ.setdefault("HF_DATASETS_OFFLINE", "1")  # read when the harness is imported
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
 evaluate = pytest.importorskip("bytelm.inference.evaluate")
 HarnessModel = evaluate.HarnessModel
 
@@ -381,10 +378,13 @@ def test_the_harness_s_own_tasks_are_found(refused):
     assert line.startswith("bytelm: error: tasks: 'wikitext' cannot be used; the harness cannot load it: ")
 
 
-def test_without_the_harness_the_command_says_what_to_install():
-    program = "import runpy, sys; sys.modules['lm_eval'] = None; sys.argv = ['bytelm', 'evaluate']; "
-    program += "runpy.run_module('bytelm', run_name='__main__')"
-    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert ended.returncode == 2
+def test_without_the_harness_the_command_says_what_to_install(monkeypatch, capsys):
+    for name in [name for name in sys.modules if name.startswith("lm_eval.")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.delitem(sys.modules, "bytelm.inference.evaluate")
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    with pytest.raises(SystemExit) as ended:
+        main(["evaluate"])
+    assert ended.value.code == 2
     needs = 'bytelm: error: evaluate needs lm_eval, which is not installed; pip install -e ".[eval]" brings it'
-    assert ended.stderr.splitlines() == [needs]
+    assert capsys.readouterr().err.splitlines() == [needs]
