@@ -68,7 +68,7 @@ class Divergence(Callback):
         budget = TimeBudget.of(trainer)
         step_of_batch = trainer.global_step + (0 if ends_step(trainer, batch_idx) else 1)
         self._losses.append((step_of_batch, outputs["loss"]))
-        if budget.is_meeting and (step := self._first_bad_step(trainer)) is not None:
+        if budget.clock_synced and (step := self._first_bad_step(trainer)) is not None:
             self._diverged(trainer, f"the training loss of step {step} is NaN or infinite")
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

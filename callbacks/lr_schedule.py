@@ -15,12 +15,13 @@ from typing import Any, Literal
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from bytelm.budget import Progress
 from bytelm.callbacks.time_budget import TimeBudget
 from bytelm.config.untrusted_config import nameable
 from bytelm.config.values import NonNegativeFloat, NonNegativeInt, PositiveInt, UnitInterval
 from bytelm.errors import ConfigError
 from bytelm.log_steps import is_log_step, log_metrics
-from bytelm.units import Duration, Progress
+from bytelm.units import Duration
 
 WHOLE_RUN = Duration(1.0, "fraction")
 NOTHING = Duration(0.0, "steps")

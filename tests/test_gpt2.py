@@ -13,6 +13,7 @@ import yaml
 from jsonargparse import ArgumentParser
 from torch import nn
 
+from bytelm.budget import Progress
 from bytelm.callbacks import LRSchedule
 from bytelm.cli import build
 from bytelm.data.shard_file import write_shard
@@ -26,7 +27,6 @@ from bytelm.parts.feedforward import GELU, FusedGELU, GeGLU, ReLUSquared, SwiGLU
 from bytelm.parts.loss import FusedCrossEntropy
 from bytelm.parts.norm import LayerNorm, RMSNorm
 from bytelm.parts.position import Learned, Rotary
-from bytelm.units import Progress
 
 PROJECT = Path(__file__).resolve().parents[1]
 DOCS = (PROJECT / "docs/gpt2.md").read_text()

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bytelm.units import Duration, Progress
+from bytelm.budget import Progress
+from bytelm.units import Duration
 
 LOOKS_LIKE_A_DURATION = st.text("0123456789_. -+%kMGBdhmsteptoin", max_size=20)
 

@@ -13,10 +13,11 @@ from lightning.pytorch.loggers import Logger
 from memory_logger import MemoryLogger
 from torch.utils.data import DataLoader, TensorDataset
 
+from bytelm.budget import Progress
 from bytelm.callbacks.lr_schedule import Constant, Cosine, FromFunction, Linear, LRSchedule, WarmupStableDecay
 from bytelm.callbacks.time_budget import TimeBudget
 from bytelm.errors import ConfigError
-from bytelm.units import Duration, Progress
+from bytelm.units import Duration
 
 PEAK, MIN_LR, MAX_ITERS = 6e-4, 6e-5, 5_000
 
