@@ -7,7 +7,8 @@ import torch
 
 from bytelm.data.bytes import read_bytes
 from bytelm.data.corpora import Bytes
-from bytelm.data.rows import CHUNK_ROWS, N_FOLDS, RowLoader, deal_rows
+from bytelm.data.orders import CHUNK_ROWS, N_FOLDS, deal_rows
+from bytelm.data.rows import RowLoader
 from bytelm.errors import ConfigError, RunError
 
 T = 4

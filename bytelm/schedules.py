@@ -1,32 +1,27 @@
-"""Learning-rate schedules: functions of how far along the run is, never of a step count that must be guessed.
+"""Schedules: values as functions of how far along the run is, never of a step count that must be guessed.
 
-A schedule multiplies the rate that each parameter group was given. Its lengths carry units; a decay ends when the
-budget does, on any machine. To write one, subclass LRSchedule and define `multiplier(progress)`.
-
-| logged | what |
-| --- | --- |
-| lr/<group> | learning rate of each parameter group |
+Most multiply the value that was given for the run, such as the learning rate of a parameter group. Lengths carry units;
+a decay ends when the budget does, on any machine. To write one, subclass Schedule and define `multiplier(progress)`, or
+`value(given, progress)`. Schedules keep no state. The callback that applies them is callbacks/schedules.py.
 """
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from itertools import product
 from typing import Any, Literal
 
-from lightning.pytorch import Callback, LightningModule, Trainer
-
 from bytelm.budget import Progress
-from bytelm.callbacks.time_budget import TimeBudget
 from bytelm.config.untrusted_config import nameable
 from bytelm.config.values import NonNegativeFloat, NonNegativeInt, PositiveInt, UnitInterval
 from bytelm.errors import ConfigError
-from bytelm.log_steps import is_log_step, log_metrics
 from bytelm.units import Duration
 
 WHOLE_RUN = Duration(1.0, "fraction")
 NOTHING = Duration(0.0, "steps")
 
-WARMUP_SHAPES: dict[str, Callable[[float], float]] = {
+# From 0 at x = 0 to 1 at x = 1, where x is how much of the rise is over.
+RISE_SHAPES: dict[str, Callable[[float], float]] = {
     "linear": lambda x: x,
     "cosine": lambda x: 0.5 * (1 - math.cos(math.pi * x)),
 }
@@ -38,14 +33,19 @@ DECAY_SHAPES: dict[str, Callable[[float], float]] = {
     "1-sqrt": lambda x: 1 - math.sqrt(x),
 }
 DecayShape = Literal["linear", "cosine", "sqrt", "1-sqrt"]
+Changes = list[tuple[Duration, float]]
+"""Points of a run, and the value from each of them on; the first point is the beginning."""
 
 
 @nameable
-class LRSchedule(Callback):
-    """Base of the schedules: sets every group's learning rate before each step."""
+class Schedule:
+    """Base of the schedules."""
+
+    is_absolute = False
+    """Whether values do not depend on the given one."""
 
     def multiplier(self, progress: Progress) -> float:
-        """What the learning rates are multiplied with in the step that begins.
+        """What the given value is multiplied with in the step that begins.
 
         Args:
             progress: How far along the run is: `progress.fraction` is the share of the budget used, 0 to 1;
@@ -53,28 +53,33 @@ class LRSchedule(Callback):
         """
         raise NotImplementedError
 
+    def value(self, given: float, progress: Progress) -> float:
+        """The value for the step that begins.
+
+        Args:
+            given: The value that was given for the run.
+            progress: How far along the run is.
+        """
+        return given * self.multiplier(progress)
+
+    def changes(self, given: float) -> Changes | None:
+        """Where the value changes, if it is constant in between: needed for batch sizes and sequence lengths.
+
+        Returns:
+            The value from the beginning on, and from each change on; None: the values are not a finite list.
+        """
+        return None
+
+
+class LRSchedule(Schedule):
+    """Base of the schedules that speak of learning rates. They can be applied to other values, too."""
+
     def lr(self, peak_lr: float, progress: Progress) -> float:
         """Learning rate of a group that was given `peak_lr`."""
         return peak_lr * self.multiplier(progress)
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._budget = TimeBudget.of(trainer)
-        for optimizer in trainer.optimizers:
-            for group in optimizer.param_groups:
-                group.setdefault("initial_lr", group["lr"])  # torch's own name for it; it is in checkpoints
-
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        progress = self._budget.progress
-        for optimizer in trainer.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = self.lr(group["initial_lr"], progress)
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        if is_log_step(trainer, batch_idx):
-            groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
-            log_metrics(trainer, {f"lr/{group.get('name', i)}": group["lr"] for i, group in enumerate(groups)})
+    def value(self, given: float, progress: Progress) -> float:
+        return self.lr(given, progress)
 
 
 class WithWarmup(LRSchedule, ABC):
@@ -94,7 +99,7 @@ class WithWarmup(LRSchedule, ABC):
     ) -> None:
         super().__init__()
         self.warmup = Duration.parse(warmup)
-        self.warmup_shape = WARMUP_SHAPES[warmup_shape]
+        self.warmup_shape = RISE_SHAPES[warmup_shape]
         self.warmup_from = warmup_from
 
     def multiplier(self, progress: Progress) -> float:
@@ -248,3 +253,133 @@ class FromFunction(LRSchedule):
         else:
             it = int(progress.fraction * max_iters)
         return self.function(it, self.warmup_iters, self.lr_decay_iters or max_iters, peak_lr, self.min_lr)
+
+
+class Ramp(Schedule):
+    """Moves from one value to another, and stays there.
+
+    start + (end - start) s(x), where x goes from 0 to 1 over the ramp and s(x) is x (`linear`) or (1 - cos pi x) / 2
+    (`cosine`). Before the ramp the value is `start`.
+
+    Args:
+        start: Value at the beginning of the ramp; default the given value.
+        end: Value at its end; default the given value.
+        over: Length of the ramp.
+        begin: When it begins.
+        shape: `linear` or `cosine`.
+
+    Raises:
+        ConfigError: Neither start nor end is given.
+    """
+
+    is_absolute = True
+
+    def __init__(
+        self,
+        start: float | None = None,
+        end: float | None = None,
+        over: Duration = WHOLE_RUN,
+        begin: Duration = NOTHING,
+        shape: Literal["linear", "cosine"] = "linear",
+    ) -> None:
+        if start is None and end is None:
+            raise ConfigError("start", None, "accepted: a number for start, for end, or for both")
+        self.start = start
+        self.end = end
+        self.over = Duration.parse(over)
+        self.begin = Duration.parse(begin)
+        self.shape = RISE_SHAPES[shape]
+
+    def value(self, given: float, progress: Progress) -> float:
+        start = given if self.start is None else self.start
+        end = given if self.end is None else self.end
+        x = self._done(progress)
+        return end if x == 1 else start + (end - start) * self.shape(x)
+
+    def _done(self, progress: Progress) -> float:
+        """How much of the ramp is over, 0 to 1."""
+        if self.begin.value == 0 or self.begin.unit == self.over.unit:
+            used, begin, length = progress.amount(self.over.unit), self.begin.value, self.over.value
+        else:
+            used, begin, length = progress.fraction, progress.share(self.begin), progress.share(self.over)
+        if used <= begin:
+            return 1.0 if length == 0 and used == begin else 0.0
+        return min((used - begin) / length, 1.0) if length else 1.0
+
+
+class Piecewise(Schedule):
+    """Changes the value at given points of the run; before the first of them it is the given value.
+
+    Args:
+        points: The value from each point on: `{0%: 8, 50%: 16}`, `{100 Mtok: 512, 1 Gtok: 1024}`. Of several points that
+            are passed the last one counts.
+
+    Raises:
+        ConfigError: There is none, one is no duration, or two of one unit do not ascend.
+    """
+
+    is_absolute = True
+
+    def __init__(self, points: dict[str, int | float]) -> None:
+        try:
+            self.points = [(Duration.parse(point), value) for point, value in points.items()]
+        except ValueError as error:
+            raise ConfigError("points", points, str(error)) from error
+        if not self.points:
+            raise ConfigError("points", points, "accepted: at least one, such as {0%: 8, 50%: 16}")
+        for unit in {point.unit for point, _ in self.points}:
+            of_unit = [point.value for point, _ in self.points if point.unit == unit]
+            if of_unit != sorted(set(of_unit)):
+                raise ConfigError("points", points, f"accepted: points of one unit ({unit}) in ascending order")
+
+    def value(self, given: float, progress: Progress) -> float:
+        return value_at(self.changes(given), progress)
+
+    def changes(self, given: float) -> Changes:
+        return [(NOTHING, given), *self.points] if self.points[0][0].value else self.points
+
+
+def combinations(changes: Mapping[str, Changes], progress: Progress) -> list[dict[str, float]]:
+    """The values that several schedules have together, from `progress` to the end of the run, each combination once.
+
+    Where the order of all changes is known beforehand, these are the combinations that the run comes to; otherwise all
+    that it might come to.
+
+    Args:
+        changes: Of each schedule, by target.
+        progress: Where the run stands. The first combination is that of the step which begins there.
+    """
+    now = {target: value_at(points, progress) for target, points in changes.items()}
+    to_come = {
+        target: [(point, value) for point, value in points if _is_to_come(point, progress)]
+        for target, points in changes.items()
+    }
+    places = _places({point for points in to_come.values() for point, _ in points}, progress)
+    found = [now]
+    if places is None:
+        values = [[now[target], *(value for _, value in points)] for target, points in to_come.items()]
+        found += [dict(zip(changes, combination, strict=True)) for combination in product(*values)]
+    else:
+        for place in sorted(set(places.values())):
+            passed = {target: [v for point, v in points if places[point] <= place] for target, points in to_come.items()}
+            found.append({target: values[-1] if values else now[target] for target, values in passed.items()})
+    return list({tuple(combination.values()): combination for combination in found}.values())
+
+
+def value_at(points: Changes, progress: Progress) -> float:
+    """The value of the last of several points that is passed."""
+    return [value for point, value in points if progress.amount(point.unit) >= point.value][-1]
+
+
+def _is_to_come(point: Duration, progress: Progress) -> bool:
+    """Whether a step will begin at or after a point, and none has yet."""
+    end = 1.0 if point.unit == "fraction" else progress.limits.get(point.unit, math.inf)
+    return progress.amount(point.unit) < point.value < end
+
+
+def _places(points: set[Duration], progress: Progress) -> dict[Duration, float] | None:
+    """Numbers in the order in which a run comes to some points; None: that is not known."""
+    units = {point.unit for point in points}
+    if len(units) > 1 and not (len(progress.limits) == 1 and units == {"fraction", *progress.limits}):
+        return None
+    return {point: progress.share(point) if len(units) > 1 else point.value for point in points}
