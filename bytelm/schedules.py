@@ -9,7 +9,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from itertools import product
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from bytelm.budget import Progress
 from bytelm.config.untrusted_config import nameable
@@ -33,6 +33,7 @@ DECAY_SHAPES: dict[str, Callable[[float], float]] = {
     "1-sqrt": lambda x: 1 - math.sqrt(x),
 }
 DecayShape = Literal["linear", "cosine", "sqrt", "1-sqrt"]
+Target = TypeVar("Target")
 Changes = list[tuple[Duration, float]]
 """Points of a run, and the value from each of them on; the first point is the beginning."""
 
@@ -60,7 +61,11 @@ class Schedule:
             given: The value that was given for the run.
             progress: How far along the run is.
         """
-        return given * self.multiplier(progress)
+        return self.lr(given, progress)
+
+    def lr(self, peak_lr: float, progress: Progress) -> float:
+        """The same, under the name that it has where the schedule was written for learning rates."""
+        return peak_lr * self.multiplier(progress)
 
     def changes(self, given: float) -> Changes | None:
         """Where the value changes, if it is constant in between: needed for batch sizes and sequence lengths.
@@ -71,18 +76,10 @@ class Schedule:
         return None
 
 
-class LRSchedule(Schedule):
-    """Base of the schedules that speak of learning rates. They can be applied to other values, too."""
-
-    def lr(self, peak_lr: float, progress: Progress) -> float:
-        """Learning rate of a group that was given `peak_lr`."""
-        return peak_lr * self.multiplier(progress)
-
-    def value(self, given: float, progress: Progress) -> float:
-        return self.lr(given, progress)
+LRSchedule = Schedule  # what it is called where it was written for learning rates
 
 
-class WithWarmup(LRSchedule, ABC):
+class WithWarmup(Schedule, ABC):
     """Base of the schedules that begin with a warm-up.
 
     Args:
@@ -217,7 +214,7 @@ class WarmupStableDecay(WithWarmup):
         return self.min_lr_factor + (1 - self.min_lr_factor) * self.decay_shape(1 - left / length)
 
 
-class FromFunction(LRSchedule):
+class FromFunction(Schedule):
     """Calls a function of yours, `get_lr(it, warmup_iters, lr_decay_iters, learning_rate, min_lr)`, as nanoGPT does.
 
     `it` is the step where the budget limits steps. Under any other limit the run is presented to the function as one
@@ -311,8 +308,8 @@ class Piecewise(Schedule):
     """Changes the value at given points of the run; before the first of them it is the given value.
 
     Args:
-        points: The value from each point on: `{0%: 8, 50%: 16}`, `{100 Mtok: 512, 1 Gtok: 1024}`. Of several points that
-            are passed the last one counts.
+        points: The value from each point on: `{0%: 8, 50%: 16}`, `{100 Mtok: 512, 1 Gtok: 1024}`. Of several points
+            that are passed the last one counts.
 
     Raises:
         ConfigError: There is none, one is no duration, or two of one unit do not ascend.
@@ -339,7 +336,21 @@ class Piecewise(Schedule):
         return [(NOTHING, given), *self.points] if self.points[0][0].value else self.points
 
 
-def combinations(changes: Mapping[str, Changes], progress: Progress) -> list[dict[str, float]]:
+def merged(lr_schedule: Schedule, schedules: Mapping[str, Schedule]) -> dict[str, Schedule]:
+    """`lr_schedule`, which is the usual spelling of `schedules.lr`, and `schedules` as one mapping.
+
+    Raises:
+        ConfigError: Both are given for the learning rate.
+    """
+    if "lr" not in schedules:
+        return {"lr": lr_schedule, **schedules}
+    if type(lr_schedule) is not Constant or vars(lr_schedule) != vars(Constant()):  # not the default
+        name = type(schedules["lr"]).__name__
+        raise ConfigError("schedules.lr", name, f"lr_schedule ({type(lr_schedule).__name__}) is given, too; keep one")
+    return dict(schedules)
+
+
+def combinations(changes: Mapping[Target, Changes], progress: Progress) -> list[dict[Target, float]]:
     """The values that several schedules have together, from `progress` to the end of the run, each combination once.
 
     Where the order of all changes is known beforehand, these are the combinations that the run comes to; otherwise all
@@ -361,8 +372,12 @@ def combinations(changes: Mapping[str, Changes], progress: Progress) -> list[dic
         found += [dict(zip(changes, combination, strict=True)) for combination in product(*values)]
     else:
         for place in sorted(set(places.values())):
-            passed = {target: [v for point, v in points if places[point] <= place] for target, points in to_come.items()}
-            found.append({target: values[-1] if values else now[target] for target, values in passed.items()})
+            found.append(
+                {
+                    target: ([now[target]] + [value for point, value in points if places[point] <= place])[-1]
+                    for target, points in to_come.items()
+                }
+            )
     return list({tuple(combination.values()): combination for combination in found}.values())
 
 

@@ -12,6 +12,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from bytelm.callbacks.last_checkpoint import LastCheckpoint
+from bytelm.callbacks.schedules import Schedules
 from bytelm.callbacks.time_budget import TimeBudget
 from bytelm.config.messages import note
 from bytelm.config.values import NonNegativeInt, UnitInterval
@@ -55,6 +56,11 @@ class Divergence(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.on_divergence == "stop":
             return
+        schedules = Schedules.of(trainer)
+        for target, schedule in schedules.schedules.items() if schedules is not None else ():
+            if target.partition(".")[0] == "lr" and schedule.is_absolute:
+                reason = f"it lowers learning rates, and schedules.{target} sets absolute ones; accepted: stop"
+                raise ConfigError("divergence.on_divergence", "rewind", reason)
         last = LastCheckpoint.of(trainer)
         if last is None or last.path is None:
             raise ConfigError(

@@ -61,20 +61,25 @@ class PartOption:
     Args:
         option: An attribute of the part.
         part: The part.
-        path: Where it is in the module.
-        where: The component of that path which the target names.
+        where: The component of the part's path in the network that the target names, such as `attention`.
         given: The value in the config.
+        is_own_name: Whether that is the last component, and not a module around the part.
     """
 
     option: str
     part: nn.Module
-    path: str
     where: str
     given: Any
+    is_own_name: bool
 
     @property
     def tag(self) -> str:
         return f"{self.where}/{self.option}"
+
+    @property
+    def is_property(self) -> bool:
+        """Whether the part sets the option itself, for instance in a tensor, and not in a plain attribute."""
+        return isinstance(getattr(type(self.part), self.option, None), property)
 
     def set(self, value: Any) -> None:
         """Sets the option, unless it has this value already."""
@@ -152,8 +157,9 @@ def find_targets(pl_module: LightningModule, data: Any, groups: Sequence[Group])
         targets[f"data.{option}"] = [BatchSize(option, getattr(data, option))]
     for path, part in pl_module.named_modules():
         for option in getattr(type(part), "schedulable", ()):
-            for where in dict.fromkeys(name for name in path.split(".") if not name.isdigit()):
-                place = PartOption(option, part, path, where, getattr(part, option))
+            names = [name for name in (path or "model").split(".") if not name.isdigit()]
+            for where in dict.fromkeys(names):
+                place = PartOption(option, part, where, getattr(part, option), where == names[-1])
                 targets.setdefault(f"{where}.{option}", []).append(place)
     return targets
 
@@ -192,7 +198,8 @@ def _numbers(group: Group) -> set[str]:
     names = {
         name
         for name, value in group.items()
-        if (isinstance(value, int | float) and not isinstance(value, bool)) or (isinstance(value, Tensor) and value.numel() == 1)
+        if (isinstance(value, int | float) and not isinstance(value, bool))
+        or (isinstance(value, Tensor) and value.numel() == 1)
     }
     return {name for name in names if not name.startswith(GIVEN)} | ({"momentum"} if "betas" in group else set())
 
@@ -216,11 +223,9 @@ def _check_kind(
     counted = isinstance(given, int) and not (isinstance(place, GroupOption) and place.option in REAL)
     if counted and (changes is None or not whole):
         raise _rejected(target, schedule, f"it gives fractions; accepted: Piecewise, of whole numbers, as {given} is")
-    if isinstance(place, PartOption) and changes is None and _is_compiled(pl_module):
-        if not isinstance(getattr(type(place.part), place.option, None), property):
-            raise _rejected(
-                target, schedule, "with model.compile each value would be compiled in training; accepted: Piecewise"
-            )
+    if isinstance(place, PartOption) and changes is None and not place.is_property and _is_compiled(pl_module):
+        reason = "with model.compile each new value would be compiled during training; accepted: Piecewise"
+        raise _rejected(target, schedule, reason)
 
 
 def _is_compiled(pl_module: LightningModule) -> bool:
@@ -233,9 +238,16 @@ def _accepted(target: str, targets: Mapping[str, Sequence[Place]]) -> str:
     hint = f"did you mean {close[0]}? " if close else ""
     options = [name for name, places in targets.items() if "." not in name]
     groups = dict.fromkeys(p.group for name in options for p in targets[name] if isinstance(p, GroupOption))
-    others = [name for name, places in targets.items() if not isinstance(places[0], GroupOption)]
+    others = [name for name, places in targets.items() if any(map(_is_usual_name, places))]
     of_groups = f"{', '.join(sorted(options))}, each also for one group ({', '.join(f'lr.{name}' for name in groups)})"
     return f"{hint}accepted here: {'; '.join([of_groups, *others])}"
+
+
+def _is_usual_name(place: Place) -> bool:
+    """Whether a target is the one to show of those that name the same option: of a part, the key in the config."""
+    if isinstance(place, PartOption):
+        return place.is_own_name
+    return isinstance(place, BatchSize)
 
 
 def _rejected(target: str, schedule: Schedule, accepted: str) -> ConfigError:

@@ -7,9 +7,9 @@
 | data.batch_size, data.seq_len | the size of training batches | data/batch_size, data/seq_len |
 | <part>.<option> | an option that parts declare in their class attribute `schedulable` | <part>/<option> |
 
-`momentum` is the first of the betas where a group has these. Schedules of absolute values (Ramp, Piecewise) leave out the
-groups whose own value is 0, such as the weight decay of vectors, unless the target names the group. Batches and parts have
-their scheduled values in training steps alone: validation, and all that comes later, uses those of the config.
+`momentum` is the first of the betas where a group has these. Schedules of absolute values (Ramp, Piecewise) leave out
+the groups whose own value is 0, such as the weight decay of vectors, unless the target names the group. Batches and
+parts have their scheduled values in training steps alone; validation, and the trained model, use those of the config.
 """
 
 from collections.abc import Iterator, Mapping
@@ -25,7 +25,6 @@ from bytelm.callbacks.schedule_targets import (
     Place,
     apply,
     assign,
-    given_value,
     groups_of,
     keep_given_values,
 )
@@ -78,7 +77,7 @@ class Schedules(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if sum(isinstance(callback, Schedules) for callback in trainer.callbacks) > 1:  # type: ignore[attr-defined]
-            raise ConfigError("trainer.callbacks", "Schedules", "accepted: one, with all schedules; schedules: in a config")
+            raise ConfigError("trainer.callbacks", "Schedules", "accepted: one for all schedules (the key `schedules`)")
         self._budget = TimeBudget.of(trainer)
         self._budget.plan = self
         data, groups = getattr(trainer, "datamodule", None), groups_of(trainer.optimizers)
@@ -125,7 +124,7 @@ class Schedules(Callback):
         return int(loader.batch_size * loader.seq_len * trainer.world_size * trainer.accumulate_grad_batches)
 
     def later_steps(self, trainer: Trainer, progress: Progress) -> Iterator[None]:
-        """Sets, one by one, the combinations of sizes and options of parts that later steps have; in the end the first."""
+        """Sets, one by one, the sizes and options of parts that later steps have together, and in the end the first."""
         for values in combinations(self._changes, progress)[1:]:
             for place, value in values.items():
                 if isinstance(place, BatchSize):

@@ -14,7 +14,7 @@ from jsonargparse import ArgumentParser
 from torch import nn
 
 from bytelm.budget import Progress
-from bytelm.callbacks import LRSchedule
+from bytelm.callbacks import Schedules
 from bytelm.cli import build
 from bytelm.data.shard_file import write_shard
 from bytelm.data.shards import TokenShards
@@ -168,8 +168,7 @@ def test_a_config_begins_with_the_command_that_runs_it(shards, monkeypatch, conf
 
 def schedule(*options):
     cli = build(["--config", BASE, *TINY, *options], run=False)
-    (schedule,) = [callback for callback in cli.trainer.callbacks if isinstance(callback, LRSchedule)]
-    return schedule
+    return Schedules.of(cli.trainer).schedules["lr"]
 
 
 def multipliers(*options):

@@ -14,9 +14,10 @@ from memory_logger import MemoryLogger
 from torch.utils.data import DataLoader, TensorDataset
 
 from bytelm.budget import Progress
-from bytelm.callbacks.lr_schedule import Constant, Cosine, FromFunction, Linear, LRSchedule, WarmupStableDecay
+from bytelm.callbacks import Schedules
 from bytelm.callbacks.time_budget import TimeBudget
 from bytelm.errors import ConfigError
+from bytelm.schedules import Constant, Cosine, FromFunction, Linear, LRSchedule, WarmupStableDecay
 from bytelm.units import Duration
 
 PEAK, MIN_LR, MAX_ITERS = 6e-4, 6e-5, 5_000
@@ -264,7 +265,7 @@ def fit(module: TwoGroups, *callbacks: Callback, logger: Logger | bool = False) 
 @pytest.mark.filterwarnings("ignore:.*does not have many workers")
 def test_a_users_own_schedule_sets_and_logs_the_rate_of_every_group_before_each_step():
     logger = MemoryLogger()
-    watch = fit(TwoGroups(), TimeBudget(duration("5 steps")), Remaining(), logger=logger)
+    watch = fit(TwoGroups(), TimeBudget(duration("5 steps")), Schedules({"lr": Remaining()}), logger=logger)
     left = [1.0, 0.8, 0.6, 0.4, 0.2]
     assert watch.rates == [pytest.approx((0.5 * share, 0.1 * share), abs=1e-15) for share in left]
     assert watch.initial == [0.5, 0.1]
@@ -274,11 +275,11 @@ def test_a_users_own_schedule_sets_and_logs_the_rate_of_every_group_before_each_
 
 @pytest.mark.filterwarnings("ignore:.*does not have many workers")
 def test_the_initial_rate_of_a_resumed_group_is_kept():
-    watch = fit(TwoGroups(initial_lr=2.0), TimeBudget(duration("2 steps")), Remaining())
+    watch = fit(TwoGroups(initial_lr=2.0), TimeBudget(duration("2 steps")), Schedules({"lr": Remaining()}))
     assert watch.rates == [(2.0, 0.1), (1.0, 0.05)]
     assert watch.initial == [2.0, 0.1]
 
 
 def test_a_schedule_without_a_budget_is_refused():
     with pytest.raises(ConfigError, match=r"^trainer\.callbacks: .*TimeBudget"):
-        fit(TwoGroups(), Constant())
+        fit(TwoGroups(), Schedules({"lr": Constant()}))
