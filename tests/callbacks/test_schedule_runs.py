@@ -1,19 +1,16 @@
-"""Whole runs in which more than the learning rate is scheduled: what is set, logged, resumed, warmed up and rejected."""
+"""Whole runs with schedules of anything: what is set, logged, resumed, warmed up and rejected."""
 
 import json
-from itertools import accumulate
 from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from added_callback import added_callback
 from lightning.pytorch import Callback
+from resuming import Signal, assert_same_checkpoints
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_ranks import Run, write_inputs
-from test_resume import Signal, assert_same_checkpoints
 from token_shards import train_on_tokens
-from torch import nn
 from torch._dynamo.utils import counters
 
 from bytelm.callbacks import TimeBudget
@@ -127,10 +124,6 @@ def test_schedules_lr_is_what_lr_schedule_is(run):
     assert one["train/loss"] == other["train/loss"]
 
 
-class OneLayer(nn.Module):
-    pass
-
-
 def test_a_rate_in_a_tensor_stays_in_that_tensor(run):
     Path("my_optimizers.py").write_text(
         "import torch\n\n\n"
@@ -156,7 +149,7 @@ def test_the_given_values_are_in_the_checkpoint_and_come_back_without_the_schedu
     assert (group["initial_lr"], group["initial_momentum"]) == (3e-3, 0.9)
     assert group["betas"][0] == pytest.approx(0.5 + 0.1 * 3 / 8)
     run("--ckpt_path", LAST, "--experiment", "with", "--time_budget.limit", "6 steps", *momentum)
-    assert logged("runs/with/version_0")["momentum/hidden"] == pytest.approx([0.55, 0.5625])
+    assert logged("runs/with/version_0")["momentum/hidden"][-2:] == pytest.approx([0.55, 0.5625])
     run("--ckpt_path", LAST, "--experiment", "without", "--time_budget.limit", "6 steps")
     group = last_groups("runs/without/version_0/checkpoints/last.ckpt")["hidden"]
     assert group["betas"][0] == 0.9
@@ -364,7 +357,7 @@ def test_every_size_and_window_is_compiled_once_and_before_the_clock_starts(run,
     assert len(graphs.counts) == 7
     assert set(graphs.counts) == {traced()}, "nothing is compiled after the clock has started"
     of_loss = 4  # (2, 8), (6, 8), (6, 16), (6, 32)
-    of_network = 5 if compile == "true" else 2 * 5  # and (6, 32) with another window; two kinds of blocks
+    of_network = 5 if compile == "true" else 5 + 4  # and (6, 32) with another window, but for the last block
     assert traced() - before == of_loss + of_network
 
 
@@ -378,7 +371,7 @@ def test_more_values_than_torch_compiles_by_default_are_all_compiled(run, traced
 
 
 def test_the_warm_up_of_all_sizes_takes_no_training_time_and_changes_nothing(run, monkeypatch):
-    options = (*WINDOWED, *CHANGING[:1], json.dumps(json.loads(CHANGING[1])))
+    options = (*WINDOWED, *CHANGING)
     dropout = ("--model.gpt.dropout", "0.2", "--time_budget.limit", "7 steps")
     run("--experiment", "with", *options, *dropout)
     passes = []
@@ -419,7 +412,10 @@ SIZES = "accepted: Piecewise, of whole numbers above 0"
     ("targets", "words"),
     [
         ({"lr__hiden": "Cosine"}, ["schedules.lr.hiden", "did you mean lr.hidden?", "lr.hidden, lr.embedding"]),
-        ({"nesterov": {"0%": 1}}, ["schedules.nesterov", "eps, lr, momentum, weight_decay", "data.batch_size; data.seq"]),
+        (
+            {"nesterov": {"0%": 1}},
+            ["schedules.nesterov", "eps, lr, momentum, weight_decay", "data.batch_size; data.seq"],
+        ),
         ({"attention__window": {"0%": 1}}, ["schedules.attention.window", "accepted here"]),
         ({"data__path": {"0%": 1}}, ["schedules.data.path", "data.batch_size"]),
         ({"data__batch_size": "Cosine"}, ["schedules.data.batch_size", "not known beforehand", SIZES]),
@@ -445,7 +441,11 @@ def test_what_cannot_be_scheduled_is_rejected_in_one_line(refused, targets, word
 @pytest.mark.parametrize(
     ("options", "targets", "words"),
     [
-        (("--data.order", "shuffled"), {"data__seq_len": {"50%": 8}}, ["data.seq_len", "data.order sequential", "shuffled"]),
+        (
+            ("--data.order", "shuffled"),
+            {"data__seq_len": {"50%": 8}},
+            ["data.seq_len", "data.order sequential", "shuffled"],
+        ),
         (("--data.order", "folds"), {"data__seq_len": {"50%": 8}}, ["data.seq_len", "data.order sequential", "folds"]),
         (WINDOWED, {"attention__window": ramp(end=4.0)}, ["schedules.attention.window", "fractions", "as 32 is"]),
         (
@@ -501,12 +501,18 @@ class Fading(nn.Module):
 """
 
 
-def test_a_users_part_declares_an_option_that_moves_in_every_step(run, refused):
+FADED = ("--model.gpt.feedforward", "my_parts.Fading", *scheduled(feedforward__scale=ramp(start=0.0)))
+
+
+def test_a_users_part_declares_an_option_that_moves_in_every_step(run):
     Path("my_parts.py").write_text(FADING)
-    options = ("--model.gpt.feedforward", "my_parts.Fading", *scheduled(feedforward__scale=ramp(start=0.0)))
-    run(*options)
+    run(*FADED)
     assert logged()["feedforward/scale"] == pytest.approx([0.0, 0.25, 0.5, 0.75])
-    line = refused("--experiment", "compiled", "--model.compile", "true", *options)
+
+
+def test_an_option_that_moves_in_every_step_is_rejected_where_each_value_would_be_compiled(folder, refused):
+    Path("my_parts.py").write_text(FADING)
+    line = refused("--model.compile", "true", *FADED)
     assert "schedules.feedforward.scale: 'Ramp' cannot be used; with model.compile" in line
 
 
@@ -524,15 +530,17 @@ def test_a_schedule_of_the_users_own_sets_batch_sizes(steps):
 
 def test_the_example_of_the_docs_trains(run):
     text = (PROJECT / "docs/schedules.md").read_text()
-    example = yaml.safe_load(text.split("## Scheduling anything", 1)[1].split("```yaml\n", 1)[1].split("```", 1)[0])
-    Path("example.yaml").write_text(yaml.safe_dump(example))
-    small = {"data.seq_len": [8, 32], "data.batch_size": [2, 4], "attention.window": [4, 16]}
-    for target, values in small.items():
-        points = example["schedules"][target]["init_args"]["points"]
-        example["schedules"][target]["init_args"]["points"] = dict(zip(points, values, strict=False))
-    Path("small.yaml").write_text(yaml.safe_dump(example))
-    run("--config", "small.yaml", "--model.optimizer", "MuonAdamW", *WINDOWED)
-    tags = logged().keys()
-    for target in example["schedules"]:
-        name = target.replace(".", "/", 1)
-        assert name in tags or any(tag.startswith(f"{target.split('.')[0]}/") for tag in tags), target
+    example = text.split("## Scheduling anything", 1)[1].split("```yaml\n", 1)[1].split("```", 1)[0]
+    for large, small in (("128", "16"), ("256", "32"), ("8, 50%: 16", "2, 50%: 4")):  # what tiny.yaml's network takes
+        assert large in example
+        example = example.replace(large, small)
+    Path("example.yaml").write_text(example)
+    run("--config", "example.yaml", "--model.optimizer", "MuonAdamW", *WINDOWED)
+    values = logged("runs/tiny+example/version_0")
+    assert values["data/batch_size"] == [2, 2, 4, 4]
+    assert values["data/seq_len"] == [16, 32, 32, 32]
+    assert values["attention/window"] == [32, 32, 32, 16]
+    assert values["momentum/hidden"] == pytest.approx([0.85 + 0.1 * step / 300 for step in range(4)])
+    assert values["weight_decay/hidden"] == pytest.approx([0.1, 0.075, 0.05, 0.025])
+    assert values["lr/embedding"][3] < values["lr/embedding"][2]
+    assert len(set(values["lr/hidden"])) == 1
