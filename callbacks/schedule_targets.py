@@ -149,18 +149,19 @@ def find_targets(pl_module: LightningModule, data: Any, groups: Sequence[Group])
     """All that can be scheduled, by target."""
     targets: dict[str, list[Place]] = {}
     for index, group in enumerate(groups):
+        name = str(group.get("name", index))
         for option in sorted(_numbers(group)):
-            place = GroupOption(option, str(group.get("name", index)), index)
-            for target in (option, f"{option}.{place.group}"):
-                targets.setdefault(target, []).append(place)
+            for target in (option, f"{option}.{name}"):
+                targets.setdefault(target, []).append(GroupOption(option, name, index))
     for option in getattr(data, "schedulable", ()):
         targets[f"data.{option}"] = [BatchSize(option, getattr(data, option))]
     for path, part in pl_module.named_modules():
         for option in getattr(type(part), "schedulable", ()):
             names = [name for name in (path or "model").split(".") if not name.isdigit()]
             for where in dict.fromkeys(names):
-                place = PartOption(option, part, where, getattr(part, option), where == names[-1])
-                targets.setdefault(f"{where}.{option}", []).append(place)
+                targets.setdefault(f"{where}.{option}", []).append(
+                    PartOption(option, part, where, getattr(part, option), where == names[-1])
+                )
     return targets
 
 
@@ -183,12 +184,14 @@ def keep_given_values(places: Iterable[Place], groups: Sequence[Group]) -> None:
                 write_option(group, key.removeprefix(GIVEN), group.pop(key))
 
 
-def apply(place: Place, schedule: Schedule, groups: Sequence[Group], progress: Progress) -> float:
+def apply(place: GroupOption | PartOption, schedule: Schedule, groups: Sequence[Group], progress: Progress) -> float:
     """Sets an option of a group or a part for the step that begins; returns the value."""
-    value = schedule.value(given_value(place, groups), progress)
     if isinstance(place, GroupOption):
-        write_option(groups[place.index], place.option, value)
-    elif isinstance(place, PartOption):
+        group = groups[place.index]
+        value = schedule.value(group[GIVEN + place.option], progress)
+        write_option(group, place.option, value)
+    else:
+        value = schedule.value(place.given, progress)
         place.set(value)
     return value
 

@@ -5,7 +5,7 @@
 | lr, momentum, weight_decay, … | an option of all parameter groups that have it | lr/<group>, … |
 | lr.<group>, … | that of one group; it goes before the target without a group | lr/<group>, … |
 | data.batch_size, data.seq_len | the size of training batches | data/batch_size, data/seq_len |
-| <part>.<option> | an option that parts declare in their class attribute `schedulable` | <part>/<option> |
+| <part>.<option> | an option that parts declare in their class attribute `schedulable` | <part>/<option>, the last part's |
 
 `momentum` is the first of the betas where a group has these. Schedules of absolute values (Ramp, Piecewise) leave out
 the groups whose own value is 0, such as the weight decay of vectors, unless the target names the group. Batches and
@@ -45,7 +45,7 @@ class Schedules(Callback):
         super().__init__()
         self.schedules = dict(schedules)
         self._assigned: dict[Place, Schedule] = {}
-        self._changes: dict[Place, Changes] = {}  # of what the warm-up has to run
+        self._changes: dict[BatchSize | PartOption, Changes] = {}  # of what the warm-up has to run
         self._values: dict[str, float] = {}  # by tag, of the step under way
 
     @staticmethod
@@ -126,11 +126,11 @@ class Schedules(Callback):
     def later_steps(self, trainer: Trainer, progress: Progress) -> Iterator[None]:
         """Sets, one by one, the sizes and options of parts that later steps have together, and in the end the first."""
         for values in combinations(self._changes, progress)[1:]:
-            for place, value in values.items():
-                if isinstance(place, BatchSize):
-                    setattr(trainer.train_dataloader, place.option, value)
+            for shape, value in values.items():
+                if isinstance(shape, BatchSize):
+                    setattr(trainer.train_dataloader, shape.option, value)
                 else:
-                    place.set(value)
+                    shape.set(value)
             yield
         self.prepare(trainer, progress)
         groups = groups_of(trainer.optimizers)

@@ -1,6 +1,7 @@
 """Clocks: when they are read, what they say in between, and what they predict, also when the size of steps changes."""
 
 from collections import deque
+from itertools import pairwise
 
 import pytest
 
@@ -95,9 +96,7 @@ def test_near_the_limit_a_shared_clock_is_read_more_often(time):
     run = Run(SharedClock, time, limit=10.0)
     read = [step for step in range(1, 81) if run.step(0.125, 100)]
     assert read[:5] == [1, 2, 10, 18, 26]
-    assert all(
-        later - earlier <= max(1, (10 - earlier / 8) * 2) for earlier, later in zip(read, read[1:], strict=False)
-    )
+    assert all(later - earlier <= max(1, (10 - earlier / 8) * 2) for earlier, later in pairwise(read))
 
 
 def test_between_readings_a_shared_clock_goes_on_at_the_last_pace(time):

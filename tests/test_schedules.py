@@ -296,9 +296,9 @@ def test_lr_schedule_is_the_schedule_of_the_target_lr():
     cosine, ramp, default = Cosine(), Ramp(end=1.0), Constant()
     assert merged(cosine, {"lr.hidden": ramp}) == {"lr": cosine, "lr.hidden": ramp}
     assert merged(default, {"lr": ramp}) == {"lr": ramp}
-    for given in (cosine, Constant(warmup=duration("5%"))):
+    for other in (cosine, Constant(warmup=duration("5%"))):
         with pytest.raises(ConfigError, match=r"^schedules\.lr: 'Ramp' .*lr_schedule .* is given, too"):
-            merged(given, {"lr": ramp})
+            merged(other, {"lr": ramp})
 
 
 SIZES, LENGTHS, WINDOWS = {"0%": 2, "50%": 6}, {"20 steps": 16, "60 steps": 32}, {"0%": 4, "80%": 8}

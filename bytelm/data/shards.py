@@ -202,7 +202,7 @@ class Crops:
         """Cuts crops of another length from now on."""
         self.seq_len = seq_len
         self.stride = stride
-        counts = [max((length - 1 - seq_len) // stride + 1, 0) for length in self.lengths]
+        counts = np.array([max((length - 1 - seq_len) // stride + 1, 0) for length in self.lengths], dtype=np.int64)
         self._ends = np.cumsum(counts)
         self._begins = self._ends - counts
 
