@@ -5,11 +5,12 @@
 | lr, momentum, weight_decay, … | an option of all parameter groups that have it | lr/<group>, … |
 | lr.<group>, … | that of one group; it goes before the target without a group | lr/<group>, … |
 | data.batch_size, data.seq_len | the size of training batches | data/batch_size, data/seq_len |
-| <part>.<option> | an option that parts declare in their class attribute `schedulable` | <part>/<option>, the last part's |
+| <part>.<option> | an option that parts declare in their class attribute `schedulable` | <part>/<option> |
 
 `momentum` is the first of the betas where a group has these. Schedules of absolute values (Ramp, Piecewise) leave out
 the groups whose own value is 0, such as the weight decay of vectors, unless the target names the group. Batches and
 parts have their scheduled values in training steps alone; validation, and the trained model, use those of the config.
+Of parts with different values the last one's is logged.
 """
 
 from collections.abc import Iterator, Mapping
