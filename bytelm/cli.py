@@ -2,9 +2,9 @@
 
     python -m bytelm {fit,validate,test,predict} --config FILE [--config FILE …] [--key value …]
 
-What it adds to LightningCLI: `time_budget`, `lr_schedule`, `checkpoint`, `last_checkpoint`, `divergence` and
-`throughput` as top-level keys, durations with units, a run folder runs/<experiment>/version_N, `--ckpt_path last`, the
-run record, and messages about a config that name the key, its value and the accepted values.
+What it adds to LightningCLI: `time_budget`, `lr_schedule`, `schedules`, `checkpoint`, `last_checkpoint`, `divergence`
+and `throughput` as top-level keys, durations with units, a run folder runs/<experiment>/version_N, `--ckpt_path last`,
+the run record, and messages about a config that name the key, its value and the accepted values.
 """
 
 import json
@@ -31,11 +31,11 @@ from bytelm.callbacks import (
     Divergence,
     Interruption,
     LastCheckpoint,
-    LRSchedule,
     PredictionWriter,
     RankWatch,
     Resume,
     RunRecord,
+    Schedules,
     Signals,
     Throughput,
     TimeBudget,
@@ -58,6 +58,7 @@ from bytelm.runs.checkpoints import Contents, check_compatible, check_optimizer,
 from bytelm.runs.folder import RUNS, newest_checkpoint, version_of
 from bytelm.runs.logger import RunLogger
 from bytelm.runs.score import VAL_BPB, score_for
+from bytelm.schedules import Schedule, merged
 from bytelm.strategies import STRATEGIES, check_strategy
 from bytelm.system.files import replacing
 from bytelm.system.process import is_rank_zero
@@ -109,7 +110,7 @@ class RunConfig(SaveConfigCallback):
             partial.write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), encoding="utf-8")
         if stage != "fit" or not isinstance(trainer.logger, RunLogger):
             return
-        varied = {key: config[key] for key in ("seed_everything", "data", "time_budget", "lr_schedule")}
+        varied = {key: config[key] for key in ("seed_everything", "data", "time_budget", "lr_schedule", "schedules")}
         varied["trainer"] = {key: config["trainer"][key] for key in COMPARED_TRAINER_KEYS}
         values = {
             key: value if isinstance(value, bool | int | float) else str(value)
@@ -161,7 +162,9 @@ class BytelmCLI(LightningCLI):
             "--experiment", type=str | None, help="Name of the run's folder in runs/; default: the configs' names."
         )
         parser.add_lightning_class_args(TimeBudget, "time_budget")
-        parser.add_lightning_class_args(LRSchedule, "lr_schedule", subclass_mode=True)
+        parser.add_subclass_arguments(Schedule, "lr_schedule", fail_untyped=False, required=False)
+        help = "What else changes during the run, by target: `{momentum.hidden: {class_path: Ramp, init_args: …}}`."
+        parser.add_argument("--schedules", type=dict[str, Schedule], default={}, help=help)
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
         parser.add_lightning_class_args(LastCheckpoint, "last_checkpoint")
         parser.add_lightning_class_args(Divergence, "divergence")
@@ -207,9 +210,14 @@ class BytelmCLI(LightningCLI):
         if self._get(self.config_init, "trainer").get("val_check_interval") == 0:
             raise ConfigError("trainer.val_check_interval", 0, "accepted: steps from 1, or a share above 0")
         TimeBudget.of(self.trainer).check(self.trainer)
+        schedules = Schedules.of(self.trainer) if self.subcommand in (None, "fit") else None
+        if schedules is not None:
+            schedules.check(self.model, self.datamodule, self.model.configure_optimizers())
         if is_rank_zero():  # others might look while this one downloads
             self.datamodule.prepare_data()
             self.datamodule.setup(self.subcommand or "fit")
+            if schedules is not None:
+                schedules.check_sizes(self.datamodule)
             if path := self._get(self.config, "ckpt_path"):
                 self._check_checkpoint(path)
 
@@ -256,7 +264,8 @@ class BytelmCLI(LightningCLI):
         """Those that every run has, beside the ones with a key of their own."""
         signals = Signals()
         callbacks: list[Callback] = [signals, Interruption(signals), TrainLog(), RankWatch(), RunRecord()]
-        callbacks.append(Resume(self.plain_config))
+        schedules = merged(self._get(self.config_init, "lr_schedule"), self._get(self.config_init, "schedules"))
+        callbacks += [Resume(self.plain_config), Schedules(schedules)]
         if settings.get("enable_progress_bar") in (None, True):
             callbacks.append(BudgetBar())
         if self.subcommand == "predict":

@@ -1,13 +1,9 @@
-"""Durations with units (`180s`, `3m`, `1h30m`, `500 steps`, `300 Mtok`, `5%`) and how far along a run is.
+"""Durations with units: `180s`, `3m`, `1h30m`, `500 steps`, `300 Mtok`, `5%`.
 
-Three clocks measure a run: seconds, steps and tokens. A percentage is a share of the run, whichever clock limits it.
-A `Progress` holds all of them at once, so that a schedule can ask for any duration without knowing what the limit is.
+A run is measured in seconds, steps and tokens. A percentage is a share of the run, whichever of them limits it.
 """
 
-import math
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Literal, Union
 
@@ -107,53 +103,3 @@ def clock(seconds: float) -> str:
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Where a run stands when a step begins.
-
-    Attributes:
-        fraction: Share of the budget that is used, 0 to 1: the largest over its limits.
-        used: Seconds, steps and tokens used so far.
-        per_step: The same for one step (an estimate, for seconds).
-        limits: The limits that the run has, by unit.
-    """
-
-    fraction: float
-    used: Mapping[Unit, float]
-    per_step: Mapping[Unit, float] = field(default_factory=dict)
-    limits: Mapping[Unit, float] = field(default_factory=dict)
-
-    def share(self, duration: Duration) -> float:
-        """What share of the whole run `duration` is.
-
-        Exact for percentages and in the unit of a run's only limit; otherwise judged by the pace so far (how many
-        steps a time-limited run will have had is not known before its end).
-        """
-        if duration.unit == "fraction" or duration.value == 0:
-            return duration.value
-        if len(self.limits) == 1 and duration.unit in self.limits:
-            return duration.value / self.limits[duration.unit]
-        if self.fraction > 0 and self.used[duration.unit] > 0:
-            return duration.value * self.fraction / self.used[duration.unit]
-        step = self.per_step.get(duration.unit, 0.0)  # nothing is used yet: as if all steps were like the coming one
-        return duration.value / step * self._step_share() if step else math.inf
-
-    def through(self, duration: Duration) -> float:
-        """How far the step that now begins takes the run through a first phase of length `duration`: 0 to 1.
-
-        With x of the phase's w used, and steps of d: (x + d) / (w + d). The first step thus already moves, and 1 is
-        reached when the phase is over. In steps this is (it + 1) / (w + 1), as nanoGPT warms up.
-        """
-        if duration.value == 0:
-            return 1.0
-        if duration.unit == "fraction":
-            used, step = self.fraction, self._step_share()
-        else:
-            used, step = self.used[duration.unit], self.per_step.get(duration.unit, 0.0)
-        return min(1.0, (used + step) / (duration.value + step))
-
-    def _step_share(self) -> float:
-        """What share of the budget one step is."""
-        return max((self.per_step.get(unit, 0.0) / limit for unit, limit in self.limits.items()), default=0.0)

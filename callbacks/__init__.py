@@ -3,15 +3,26 @@
 from bytelm.callbacks.divergence import Divergence
 from bytelm.callbacks.interruption import Interruption, Signals
 from bytelm.callbacks.last_checkpoint import LastCheckpoint
-from bytelm.callbacks.lr_schedule import Constant, Cosine, FromFunction, Linear, LRSchedule, WarmupStableDecay
 from bytelm.callbacks.prediction_writer import PredictionWriter
 from bytelm.callbacks.progress_bar import BudgetBar
 from bytelm.callbacks.rank_watch import RankWatch
 from bytelm.callbacks.resume import Resume
 from bytelm.callbacks.run_record import RunRecord
+from bytelm.callbacks.schedules import Schedules
 from bytelm.callbacks.throughput import Throughput
 from bytelm.callbacks.time_budget import TimeBudget
 from bytelm.callbacks.train_log import TrainLog
+from bytelm.schedules import (
+    Constant,
+    Cosine,
+    FromFunction,
+    Linear,
+    LRSchedule,
+    Piecewise,
+    Ramp,
+    Schedule,
+    WarmupStableDecay,
+)
 
 __all__ = [
     "BudgetBar",
@@ -23,10 +34,14 @@ __all__ = [
     "LRSchedule",
     "LastCheckpoint",
     "Linear",
+    "Piecewise",
     "PredictionWriter",
+    "Ramp",
     "RankWatch",
     "Resume",
     "RunRecord",
+    "Schedule",
+    "Schedules",
     "Signals",
     "Throughput",
     "TimeBudget",

@@ -12,6 +12,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from bytelm.callbacks.last_checkpoint import LastCheckpoint
+from bytelm.callbacks.schedules import Schedules
 from bytelm.callbacks.time_budget import TimeBudget
 from bytelm.config.messages import note
 from bytelm.config.values import NonNegativeInt, UnitInterval
@@ -55,6 +56,11 @@ class Divergence(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.on_divergence == "stop":
             return
+        schedules = Schedules.of(trainer)
+        for target, schedule in schedules.schedules.items() if schedules is not None else ():
+            if target.partition(".")[0] == "lr" and schedule.is_absolute:
+                reason = f"it lowers learning rates, and schedules.{target} sets absolute ones; accepted: stop"
+                raise ConfigError("divergence.on_divergence", "rewind", reason)
         last = LastCheckpoint.of(trainer)
         if last is None or last.path is None:
             raise ConfigError(
@@ -68,7 +74,7 @@ class Divergence(Callback):
         budget = TimeBudget.of(trainer)
         step_of_batch = trainer.global_step + (0 if ends_step(trainer, batch_idx) else 1)
         self._losses.append((step_of_batch, outputs["loss"]))
-        if budget.is_meeting and (step := self._first_bad_step(trainer)) is not None:
+        if budget.clock_synced and (step := self._first_bad_step(trainer)) is not None:
             self._diverged(trainer, f"the training loss of step {step} is NaN or infinite")
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

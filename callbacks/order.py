@@ -9,12 +9,12 @@ from lightning.pytorch.cli import SaveConfigCallback
 
 from bytelm.callbacks.divergence import Divergence
 from bytelm.callbacks.interruption import Interruption, Signals
-from bytelm.callbacks.lr_schedule import LRSchedule
 from bytelm.callbacks.prediction_writer import PredictionWriter
 from bytelm.callbacks.progress_bar import BudgetBar
 from bytelm.callbacks.rank_watch import RankWatch
 from bytelm.callbacks.resume import Resume
 from bytelm.callbacks.run_record import RunRecord
+from bytelm.callbacks.schedules import Schedules
 from bytelm.callbacks.throughput import Throughput
 from bytelm.callbacks.time_budget import TimeBudget
 from bytelm.callbacks.train_log import TrainLog
@@ -40,7 +40,7 @@ ORDER = (
     Place(Signals, "notes signals from the first hook on, also while the network compiles"),
     Place(Yours, "in the order of the config; before the budget, whose clock counts their time in the step"),
     Place(TimeBudget, "reads the clock when a step has ended; those below use its progress"),
-    Place(LRSchedule, "sets the rates of a step by the progress at its beginning"),
+    Place(Schedules, "sets learning rates and all else that is scheduled by the progress at a step's beginning"),
     Place(
         Divergence, "ends the run, or takes it back, before anything is logged or saved of a loss that is not finite"
     ),

@@ -185,7 +185,7 @@ def _mfu(trainer: Trainer, tokens_per_sec: float) -> float | None:
     throughput, data = Throughput.of(trainer), getattr(trainer, "datamodule", None)
     if throughput is None or not isinstance(data, TokenData):
         return None
-    return throughput.mfu(trainer, tokens_per_sec, data.seq_len)
+    return throughput.mfu(trainer, tokens_per_sec)
 
 
 def _device_name(device: torch.device) -> str:

@@ -30,19 +30,25 @@ class Throughput(Callback):
     def __init__(self, peak_flops: PositiveFloat | None = None) -> None:
         super().__init__()
         self.peak_flops = peak_flops
+        self._lengths = Lengths()
+        self._recent_lengths = Lengths()  # since the last logging step
 
     @staticmethod
     def of(trainer: Trainer) -> Optional["Throughput"]:
         """The one among a trainer's callbacks, if there is one."""
         return next((c for c in trainer.callbacks if isinstance(c, Throughput)), None)  # type: ignore[attr-defined]
 
-    def mfu(self, trainer: Trainer, tokens_per_sec: float, seq_len: int) -> float | None:
+    def mfu(self, trainer: Trainer, tokens_per_sec: float) -> float | None:
+        """That of all steps so far, at their mean speed in tokens of all ranks per second; see `_mfu`."""
+        return self._mfu(trainer, tokens_per_sec, self._lengths.mean)
+
+    def _mfu(self, trainer: Trainer, tokens_per_sec: float, seq_len: float) -> float | None:
         """Share of the devices' peak that the network's own arithmetic takes (Chowdhery et al. 2022, arXiv:2204.02311).
 
         Args:
             trainer: Whose network it is, and how many devices.
             tokens_per_sec: Tokens trained per second, of all ranks together.
-            seq_len: Tokens of a row.
+            seq_len: Tokens of a row, in the mean over tokens.
 
         Returns:
             0 to 1; None where the peak is not known.
@@ -61,8 +67,11 @@ class Throughput(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        for lengths in (self._lengths, self._recent_lengths):
+            lengths.add(batch[0].numel(), batch[0].shape[-1])
         if not is_log_step(trainer, batch_idx):
             return
+        seq_len, self._recent_lengths = self._recent_lengths.mean, Lengths()
         tokens, seconds = self._budget.tokens, self._budget.training_seconds
         last_tokens, last_seconds = self._last
         if tokens == last_tokens:
@@ -70,9 +79,24 @@ class Throughput(Callback):
         self._last = (tokens, seconds)
         tokens_per_sec = (tokens - last_tokens) / (seconds - last_seconds)
         metrics = {"throughput/tokens_per_sec": tokens_per_sec}
-        if (mfu := self.mfu(trainer, tokens_per_sec, batch[0].shape[1])) is not None:
+        if (mfu := self._mfu(trainer, tokens_per_sec, seq_len)) is not None:
             metrics["throughput/mfu"] = mfu
         log_metrics(trainer, metrics)
+
+
+class Lengths:
+    """The lengths of rows, which a schedule may change: their mean over tokens, as FLOPs per token grow with it."""
+
+    def __init__(self) -> None:
+        self._tokens = self._sum = 0
+
+    def add(self, tokens: int, seq_len: int) -> None:
+        self._tokens += tokens
+        self._sum += tokens * seq_len
+
+    @property
+    def mean(self) -> float:
+        return self._sum / max(self._tokens, 1)
 
 
 def peak_flops(device: torch.device, precision: str) -> float | None:

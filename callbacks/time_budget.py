@@ -1,32 +1,48 @@
-"""TimeBudget: ends training when the time (or the steps, or the tokens) are used up, and says how far along it is.
+"""TimeBudget: ends training when the time (or the steps, or the tokens) are used up, and knows the run's progress.
 
-The clock runs from batch to batch, as the clock of a plain training loop would, and stands still while Lightning
-validates or writes a checkpoint. Before it starts, a warm-up pass gets compilation and first-call costs over with.
-Other callbacks read `progress`, and `is_meeting`: whether this is a step at whose end all ranks have read the clock
-together.
+The clock runs from batch to batch, as that of a plain training loop would, and stops while Lightning validates or
+writes a checkpoint. Before it starts, a warm-up pass does all compilation and first-call work. Other callbacks read
+`progress` and `clock_synced`: whether this is a step at whose end all ranks have read the clock together.
 
-| logged | what |
+| logged | value |
 | --- | --- |
 | time_budget/progress | share of the budget used, 0 to 1 |
 """
 
 import math
-import time
 from collections import deque
-from typing import Any, Literal, NamedTuple
+from collections.abc import Iterable
+from typing import Any, Literal, Protocol
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Timer
 from torch.optim import Optimizer
 
+from bytelm.budget import Budget, Progress
 from bytelm.callbacks.warm_up import data_position, next_batch, wait_for_device, warm_up
+from bytelm.clock import Clock, LocalClock, Pace, SharedClock, Stopwatch
 from bytelm.config.messages import note
 from bytelm.errors import ConfigError
 from bytelm.log_steps import is_log_step, log_metrics
 from bytelm.system.process import process_age
-from bytelm.units import Duration, Progress, Unit
+from bytelm.units import Duration, Unit
 
 ENDS_A_RUN = "time_budget.limit decides when a run ends (500 steps, 3m, …)"
+RECENT_STEPS = 16  # readings that a step's time is predicted from: a dozen of them fall into the last second
+
+
+class StepPlan(Protocol):
+    """Decides the size of steps: callbacks/schedules.py, which registers itself as the budget's `plan`."""
+
+    def prepare(self, trainer: Trainer, progress: Progress) -> int | None:
+        """Sets what the step that begins at `progress` trains on.
+
+        Returns:
+            Its tokens, of all ranks together; None: as many as the last step's.
+        """
+
+    def later_steps(self, trainer: Trainer, progress: Progress) -> Iterable[None]:
+        """Sets, one by one, all that steps after this one will differ in, for the warm-up; in the end as before."""
 
 
 class TimeBudget(Callback):
@@ -39,6 +55,14 @@ class TimeBudget(Callback):
         reserve: With `scope: run`, the time kept for the final validation and checkpoint; a share is one of the limit.
         overshoot: `forbid`: a step that is predicted not to fit is not started. `allow`: training stops after the
             first step that reaches the limit.
+
+    Attributes:
+        progress: Where the run stands, before the step that begins.
+        clock_synced: Whether all ranks have read the clock together after the step that has just ended.
+        steps: Steps taken.
+        tokens: Tokens trained on, by all ranks.
+        startup_seconds: From the start of the process to that of the clock.
+        plan: Decides the size of steps; None: the data alone do.
     """
 
     def __init__(
@@ -49,37 +73,28 @@ class TimeBudget(Callback):
         overshoot: Literal["forbid", "allow"] = "forbid",
     ) -> None:
         super().__init__()
-        self.limits: dict[Unit, float] = {}
-        for duration in map(Duration.parse, limit if isinstance(limit, list) else [limit]):
-            if duration.unit == "fraction" or duration.value == 0:
-                raise ConfigError(
-                    "time_budget.limit", str(duration), "accepted: more than 0 of seconds, steps or tokens"
-                )
-            self.limits[duration.unit] = min(duration.value, self.limits.get(duration.unit, float("inf")))
-        if not self.limits:
-            raise ConfigError("time_budget.limit", limit, "accepted: one duration, or a list of at least one")
+        limits = read_limits(limit if isinstance(limit, list) else [limit])
+        if scope == "run" and "seconds" in limits:
+            limits["seconds"] -= read_reserve(Duration.parse(reserve), limits["seconds"])
+        self.budget = Budget(limits)
         self.scope = scope
         self.overshoot = overshoot
-        if scope == "run" and "seconds" in self.limits:
-            self.limits["seconds"] -= self._reserve_seconds(Duration.parse(reserve))
+        self.plan: StepPlan | None = None
 
         self.steps = 0
         self.tokens = 0
-        self.startup_seconds: float | None = None  # from the start of the process to that of the clock
-        self._stopwatch = Stopwatch()
+        self.startup_seconds: float | None = None
         self._earlier_seconds = 0.0  # `scope: run`: used before this process, by the run that it resumes
-        self._reading = Reading(step=0, seconds=0.0)
-        self._next_reading = 0  # the step after which it is due
-        self._first_step = 0  # of this process, which is no measure of the others
-        self._step_seconds: deque[float] = deque(maxlen=16)  # one a reading: a dozen of them fall into the last second
-        self._tokens_per_step = 0
-        self._step_tokens = 0  # of the step under way
+        self._stopwatch = Stopwatch()
+        self._paces: deque[Pace] = deque(maxlen=RECENT_STEPS)
+        self._clock: Clock = LocalClock(self._stopwatch, self._now, self._paces)
+        self._next_tokens = 0  # of the step that begins
+        self._step_tokens = 0  # of the step under way, so far
         self._trainer_step = 0  # Lightning's count, which goes on where a step is dropped
         self._update_began = self._update_seconds = 0.0  # the optimizer's share of a step
-        self._exact = True
         self._over = False
         self._position: dict[str, Any] | None = None  # of the data, after the last step
-        self.is_meeting = False
+        self.clock_synced = False
         self.progress = self._measure()
 
     @property
@@ -88,11 +103,9 @@ class TimeBudget(Callback):
         return self._stopwatch.seconds
 
     def pause(self, trainer: Trainer) -> None:
-        """Stops the clock until the next step begins: for work that is no training."""
+        """Stops the clock until the next step begins: for work that is not training."""
         if self._stopwatch.running:
-            if not self._exact:
-                wait_for_device(trainer)
-            self._stopwatch.pause()
+            self._clock.pause()
 
     @staticmethod
     def of(trainer: Trainer) -> "TimeBudget":
@@ -113,7 +126,7 @@ class TimeBudget(Callback):
             self.check(trainer)
 
     def check(self, trainer: Trainer) -> None:
-        """Refuses the trainer's own limits, which would end a run without its final validation.
+        """Rejects the trainer's own limits, which would end a run without its final validation.
 
         Raises:
             ConfigError: One of them is set.
@@ -133,32 +146,26 @@ class TimeBudget(Callback):
                 raise ConfigError("trainer.max_time", "Timer", ENDS_A_RUN)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._exact = trainer.world_size == 1 and pl_module.device.type == "cpu"
         self._trainer_step = trainer.global_step
-        self._reading = self._shared_reading(trainer)
+        self._clock = self._make_clock(trainer, pl_module)
+        self._clock.look(self.steps, self.tokens)
         self.progress = self._measure()
         if self.steps and self._is_over():
             note(f"the run had used up its budget ({self.steps} steps): nothing is trained, it is scored")
             trainer.should_stop = True
             return
-        batch = next_batch(trainer)
-        self._position = data_position(trainer)
-        step_seconds = warm_up(trainer, pl_module, batch) * trainer.accumulate_grad_batches
-        self._step_seconds.append(trainer.strategy.broadcast(step_seconds))
-        self._tokens_per_step = batch[0].numel() * trainer.world_size * trainer.accumulate_grad_batches
-        self._first_step = self.steps + 1
-        self._next_reading = self._first_step
+        self._warm_up(trainer, pl_module)
         self.startup_seconds = process_age()
-        self._start_clock(trainer)
+        self._clock.start(self.steps, self.tokens)
         self.progress = self._measure()
         if self._is_over():
             if not self.steps:
                 raise self._no_step_fits()
-            trainer.should_stop = True  # what is left to the run that goes on is no whole step
+            trainer.should_stop = True  # what is left to the resumed run is shorter than a step
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         if not self._stopwatch.running:
-            self._start_clock(trainer)
+            self._clock.start(self.steps, self.tokens)
             self.progress = self._measure()
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
@@ -166,20 +173,16 @@ class TimeBudget(Callback):
 
         Without gradients an optimizer changes nothing. On devices this would have to wait for the backward pass.
         """
-        if self._exact and self.overshoot == "forbid":
-            self._update_began = self._shared_reading(trainer).seconds
+        if self._clock.is_exact and self.overshoot == "forbid":
+            self._update_began = self._now()
             end = self._update_began + self._update_seconds
-            if self.steps > 0 and end > self.limits.get("seconds", math.inf):
-                pl_module.zero_grad()
-                if self._position is not None:
-                    trainer.train_dataloader.load_state_dict(self._position)  # type: ignore[union-attr]
-                self._stopwatch = Stopwatch(self.training_seconds - (self._update_began - self._reading.seconds))
-                self._over = trainer.should_stop = True
+            if self.steps > 0 and end > self.budget.limits.get("seconds", math.inf):
+                self._drop_step(trainer, pl_module)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self.is_meeting = self._over
+        self.clock_synced = self._over
         if self._over:
             return  # this step was dropped
         self._step_tokens += batch[0].numel() * trainer.world_size
@@ -188,16 +191,15 @@ class TimeBudget(Callback):
         self._trainer_step = trainer.global_step
         self.steps += 1
         self.tokens += self._step_tokens
-        self._tokens_per_step, self._step_tokens = self._step_tokens, 0
-        if self._exact or self.steps >= self._next_reading:
-            self.is_meeting = True
-            self._read_clock(trainer)
-            self._update_seconds = self._reading.seconds - self._update_began
-        self.progress = self._measure()
+        self._next_tokens, self._step_tokens = self._step_tokens, 0
+        self.clock_synced = self._clock.step_ended(self.steps, self.tokens)
+        if self.clock_synced:
+            self._update_seconds = self._clock.reading.seconds - self._update_began
+        self._plan_next_step(trainer)
         if self._is_over():
-            self._over = trainer.should_stop = self.is_meeting = True  # Lightning then validates
+            self._over = trainer.should_stop = self.clock_synced = True  # Lightning then validates
             self._stopwatch.pause()
-        elif self._exact:
+        elif self._clock.is_exact:
             self._position = data_position(trainer)
         if is_log_step(trainer, batch_idx):
             log_metrics(trainer, {"time_budget/progress": self.progress.fraction})
@@ -212,116 +214,126 @@ class TimeBudget(Callback):
         return {
             "training_seconds": self.training_seconds,
             "run_seconds": self._earlier_seconds + process_age(),
-            "step_seconds": list(self._step_seconds),
+            "step_seconds": [tuple(pace) for pace in self._paces],
             "steps": self.steps,
             "tokens": self.tokens,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._stopwatch = Stopwatch(state_dict["training_seconds"])
+        self._stopwatch.set(state_dict["training_seconds"])
         self._earlier_seconds = state_dict["run_seconds"]
-        self._step_seconds.extend(state_dict["step_seconds"])
         self.steps = state_dict["steps"]
         self.tokens = state_dict["tokens"]
-        self._tokens_per_step = self.tokens // max(self.steps, 1)
+        self._next_tokens = self.tokens // max(self.steps, 1)
+        for pace in state_dict["step_seconds"]:  # older checkpoints have no tokens there: all steps had as many
+            self._paces.append(Pace(*pace) if isinstance(pace, tuple) else Pace(pace, self._next_tokens))
 
-    # The clock
-    #
-    # A single process on the CPU reads it after every step, for nothing. Elsewhere a reading has a price: a device runs
-    # behind the program and must be waited for, and ranks must agree on one clock, that of rank 0. So readings are a
-    # second apart, and closer as the limit nears. In between, the last reading is carried on at the pace of the last
-    # stretch, by the same arithmetic on all ranks, so that they agree on progress (and with it on the learning rate)
-    # and on the last step without a collective in every step. The pace of the first step, in which an optimizer makes
-    # its state and a memory is filled, is not carried on: on an H200 it was five times that of the others, so that a
-    # warm-up of the rate jumped ahead and fell back.
+    # Before and between steps
 
-    def _start_clock(self, trainer: Trainer) -> None:
-        self._stopwatch.start()
-        self._reading = self._shared_reading(trainer)
+    def _make_clock(self, trainer: Trainer, pl_module: LightningModule) -> Clock:
+        if runs_in_step_with_the_program(trainer, pl_module):
+            return LocalClock(self._stopwatch, self._now, self._paces, self.steps)
+        return SharedClock(
+            self._stopwatch,
+            lambda: trainer.strategy.broadcast(self._now()),
+            self._paces,
+            self.steps,
+            limit=self.budget.limits.get("seconds", math.inf),
+            wait=lambda: wait_for_device(trainer),
+        )
 
-    def _read_clock(self, trainer: Trainer) -> None:
-        if not self._exact:
-            wait_for_device(trainer)
-        last, self._reading = self._reading, self._shared_reading(trainer)
-        if not self._exact and last.step == self._first_step:
-            self._step_seconds.clear()
-        self._step_seconds.append((self._reading.seconds - last.seconds) / (self._reading.step - last.step))
-        if not self._exact and last.step >= self._first_step:
-            left = self.limits.get("seconds", float("inf")) - self._reading.seconds
-            self._next_reading = self.steps + max(1, int(min(left / 4, 1.0) / max(self._step_seconds[-1], 1e-9)))
+    def _now(self) -> float:
+        """Seconds of the budget used so far, by this process's clock."""
+        return self._stopwatch.seconds if self.scope == "training" else self._earlier_seconds + process_age()
 
-    def _shared_reading(self, trainer: Trainer) -> "Reading":
-        seconds = self._stopwatch.seconds if self.scope == "training" else self._earlier_seconds + process_age()
-        return Reading(self.steps, seconds if self._exact else trainer.strategy.broadcast(seconds))
+    def _warm_up(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        later: Iterable[None] = ()
+        if self.plan is not None:
+            self.plan.prepare(trainer, self.progress)
+            later = self.plan.later_steps(trainer, self.progress)
+        batch = next_batch(trainer)
+        self._position = data_position(trainer)
+        batches = trainer.accumulate_grad_batches
+        seconds = trainer.strategy.broadcast(warm_up(trainer, pl_module, batch, later) * batches)
+        self._next_tokens = batch[0].numel() * trainer.world_size * batches
+        self._paces.append(Pace(seconds, self._next_tokens))
+
+    def _plan_next_step(self, trainer: Trainer) -> None:
+        """Measures progress, and lets the plan set the next step's size by it."""
+        self.progress = self._measure()
+        if self.plan is None or self.plan.prepare(trainer, self.progress) in (None, self._next_tokens):
+            return
+        self._clock.size_changes(self.steps, self.tokens)
+        self.clock_synced = True
+        self.progress = self._measure()  # on a device, or several ranks, the clock was read only now
+        self._next_tokens = self.plan.prepare(trainer, self.progress) or self._next_tokens
+        self.progress = self._measure()
+
+    def _drop_step(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        pl_module.zero_grad()
+        if self._position is not None:
+            trainer.train_dataloader.load_state_dict(self._position)  # type: ignore[union-attr]
+        self._stopwatch.set(self.training_seconds - (self._update_began - self._clock.reading.seconds))
+        self._over = trainer.should_stop = True
+
+    # Arithmetic
 
     def _measure(self) -> Progress:
-        pace = self._step_seconds[-1] if self._step_seconds else 0.0
         used: dict[Unit, float] = {
-            "seconds": self._reading.seconds + (self.steps - self._reading.step) * pace,
+            "seconds": self._clock.used(self.tokens),
             "steps": float(self.steps),
             "tokens": float(self.tokens),
         }
-        per_step: dict[Unit, float] = {"seconds": pace, "steps": 1.0, "tokens": float(self._tokens_per_step)}
-        fraction = max(used[unit] / limit for unit, limit in self.limits.items())
-        return Progress(min(fraction, 1.0), used, per_step, self.limits)
+        pace = self._paces[-1].of(self._next_tokens) if self._paces else 0.0
+        return self.budget.progress(used, {"seconds": pace, "steps": 1.0, "tokens": float(self._next_tokens)})
 
     def _is_over(self) -> bool:
-        used = self.progress.used
         if self.overshoot == "allow":
-            return any(used[unit] >= limit for unit, limit in self.limits.items())
-        return any(used[unit] + self._next_step(unit) > limit for unit, limit in self.limits.items())
+            return self.budget.is_reached(self.progress.used)
+        return not self.budget.fits(self.progress.used, self._next_step())
 
-    def _next_step(self, unit: Unit) -> float:
-        """What the next step is predicted to take of a limit.
-
-        Of seconds, as long as the last ones did on average; the slowest of them, where a step that has begun cannot be
-        dropped any more.
-        """
-        if unit != "seconds":
-            return self.progress.per_step[unit]
-        return sum(self._step_seconds) / len(self._step_seconds) if self._exact else max(self._step_seconds)
-
-    def _reserve_seconds(self, reserve: Duration) -> float:
-        limit = self.limits["seconds"]
-        seconds = reserve.value * limit if reserve.unit == "fraction" else reserve.value
-        if reserve.unit not in ("fraction", "seconds") or seconds >= limit:
-            raise ConfigError("time_budget.reserve", str(reserve), f"accepted: a time or a share, below {limit:g}s")
-        return seconds
+    def _next_step(self) -> dict[Unit, float]:
+        """What the next step is predicted to take of each limit."""
+        step = dict(self.progress.per_step)
+        if "seconds" in self.budget.limits:
+            step["seconds"] = self._clock.expected(self._next_tokens)
+        return step
 
     def _no_step_fits(self) -> ConfigError:
-        unit = max(self.limits, key=lambda unit: (self.progress.used[unit] + self._next_step(unit)) / self.limits[unit])
-        reason = f"it is shorter than one step, which takes about {self._next_step(unit):.3g} {unit}"
-        return ConfigError("time_budget.limit", str(Duration(self.limits[unit], unit)), reason)
+        step = self._next_step()
+        unit = self.budget.tightest(self.progress.used, step)
+        reason = f"it is shorter than one step, which takes about {step[unit]:.3g} {unit}"
+        return ConfigError("time_budget.limit", str(Duration(self.budget.limits[unit], unit)), reason)
 
 
-class Reading(NamedTuple):
-    """What the clock, the same for all ranks, showed after a step."""
-
-    step: int
-    seconds: float
+def runs_in_step_with_the_program(trainer: Trainer, pl_module: LightningModule) -> bool:
+    """Whether reading the clock waits for nothing: neither for a device nor for other ranks."""
+    return trainer.world_size == 1 and pl_module.device.type == "cpu"
 
 
-class Stopwatch:
-    """Adds up the time between starts and pauses.
+def read_limits(durations: Iterable[Duration]) -> dict[Unit, float]:
+    """Limits by unit, the smallest of each.
 
-    Args:
-        seconds: What it shows at first.
+    Raises:
+        ConfigError: There is none, or one that is not more than 0 of seconds, steps or tokens.
     """
+    limits: dict[Unit, float] = {}
+    for duration in map(Duration.parse, durations):
+        if duration.unit == "fraction" or duration.value == 0:
+            raise ConfigError("time_budget.limit", str(duration), "accepted: more than 0 of seconds, steps or tokens")
+        limits[duration.unit] = min(duration.value, limits.get(duration.unit, math.inf))
+    if not limits:
+        raise ConfigError("time_budget.limit", durations, "accepted: one duration, or a list of at least one")
+    return limits
 
-    def __init__(self, seconds: float = 0.0) -> None:
-        self._seconds = seconds
-        self._started: float | None = None
 
-    @property
-    def running(self) -> bool:
-        return self._started is not None
+def read_reserve(reserve: Duration, limit: float) -> float:
+    """Seconds of a reserve, which is a time or a share of `limit` seconds.
 
-    @property
-    def seconds(self) -> float:
-        return self._seconds if self._started is None else self._seconds + time.perf_counter() - self._started
-
-    def start(self) -> None:
-        self._started = time.perf_counter()
-
-    def pause(self) -> None:
-        self._seconds, self._started = self.seconds, None
+    Raises:
+        ConfigError: It is neither, or as long as the limit.
+    """
+    seconds = reserve.value * limit if reserve.unit == "fraction" else reserve.value
+    if reserve.unit not in ("fraction", "seconds") or seconds >= limit:
+        raise ConfigError("time_budget.reserve", str(reserve), f"accepted: a time or a share, below {limit:g}s")
+    return seconds

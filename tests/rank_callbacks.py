@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch import Callback
 from torch.distributed import distributed_c10d
 
+from bytelm import clock
 from bytelm.callbacks import TimeBudget, time_budget
 
 COLLECTIVES = (
@@ -110,7 +111,7 @@ class Skew(Callback):
             def perf_counter():
                 return factor * time.perf_counter() + offset
 
-        time_budget.time = Clock
+        clock.time = Clock
         time_budget.process_age = lambda: factor * age() + offset
 
 

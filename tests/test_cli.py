@@ -9,7 +9,7 @@ import torch
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from bytelm.callbacks import Constant, Cosine
+from bytelm.callbacks import Cosine, Schedules
 from bytelm.cli import build
 from bytelm.language_model import LanguageModel
 from bytelm.program import main
@@ -194,7 +194,7 @@ def test_several_configs_merge_in_order_and_options_come_last(folder):
     )
     assert [len(cli.model.gpt.blocks), cli.model.gpt.blocks[0].feedforward.up.out_features] == [3, 48]
     assert cli.model.gpt.d_model == 16
-    (schedule,) = [c for c in cli.trainer.callbacks if isinstance(c, Constant | Cosine)]
+    schedule = Schedules.of(cli.trainer).schedules["lr"]
     assert isinstance(schedule, Cosine)
     assert str(schedule.warmup) == "5%"
     assert str(cli.trainer.logger.name) == "tiny+second"

@@ -13,7 +13,8 @@ import yaml
 from jsonargparse import ArgumentParser
 from torch import nn
 
-from bytelm.callbacks import LRSchedule
+from bytelm.budget import Progress
+from bytelm.callbacks import Schedules
 from bytelm.cli import build
 from bytelm.data.shard_file import write_shard
 from bytelm.data.shards import TokenShards
@@ -26,7 +27,6 @@ from bytelm.parts.feedforward import GELU, FusedGELU, GeGLU, ReLUSquared, SwiGLU
 from bytelm.parts.loss import FusedCrossEntropy
 from bytelm.parts.norm import LayerNorm, RMSNorm
 from bytelm.parts.position import Learned, Rotary
-from bytelm.units import Progress
 
 PROJECT = Path(__file__).resolve().parents[1]
 DOCS = (PROJECT / "docs/gpt2.md").read_text()
@@ -168,8 +168,7 @@ def test_a_config_begins_with_the_command_that_runs_it(shards, monkeypatch, conf
 
 def schedule(*options):
     cli = build(["--config", BASE, *TINY, *options], run=False)
-    (schedule,) = [callback for callback in cli.trainer.callbacks if isinstance(callback, LRSchedule)]
-    return schedule
+    return Schedules.of(cli.trainer).schedules["lr"]
 
 
 def multipliers(*options):

@@ -1,4 +1,4 @@
-"""Proves that durations are read and written as documented, and that Progress converts them into shares of a run."""
+"""Proves that durations are read and written as documented."""
 
 from fractions import Fraction
 
@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bytelm.units import Duration, Progress
+from bytelm.units import Duration
 
 LOOKS_LIKE_A_DURATION = st.text("0123456789_. -+%kMGBdhmsteptoin", max_size=20)
 
@@ -201,49 +201,3 @@ def test_what_is_written_is_read_back_as_the_same_duration(written, data):
 )
 def test_a_duration_is_written_as_short_as_it_can_be(duration, text):
     assert str(duration) == text
-
-
-def progress(fraction: float, limits: dict[str, float], **used: float) -> Progress:
-    return Progress(
-        fraction, {"seconds": 0.0, "steps": 0.0, "tokens": 0.0, **used}, {"seconds": 2.0, "steps": 1.0}, limits
-    )
-
-
-@pytest.mark.parametrize(
-    ("at", "duration", "share"),
-    [
-        # Exact, whatever the pace.
-        (progress(0.7, {"seconds": 100}, seconds=70, steps=3), Duration(0.05, "fraction"), 0.05),
-        (progress(0.0, {"steps": 5_000}), Duration(500, "steps"), 0.1),
-        (progress(0.5, {"steps": 5_000}, steps=2_500, seconds=9), Duration(500, "steps"), 0.1),
-        (progress(0.5, {"seconds": 200}, steps=9, seconds=100), Duration(50, "seconds"), 0.25),
-        (progress(0.5, {"seconds": 200}, steps=9, seconds=100), Duration(0, "steps"), 0.0),
-        # By pace: 50 steps took a quarter of the run, so that it will have 200.
-        (progress(0.25, {"seconds": 100}, seconds=25, steps=50), Duration(20, "steps"), 0.1),
-        (progress(0.25, {"steps": 400}, seconds=5, steps=100), Duration(2, "seconds"), 0.1),
-        # By pace, although steps are limited too: the time runs out after 2,000 of the 5,000.
-        (progress(0.5, {"seconds": 100, "steps": 5_000}, seconds=50, steps=1_000), Duration(500, "steps"), 0.25),
-        # Before there is a pace, by the coming step: at 2 s a step the run will have 50.
-        (progress(0.0, {"seconds": 100, "steps": 5_000}), Duration(5, "steps"), 0.1),
-    ],
-)
-def test_share_of_the_run(at, duration, share):
-    assert at.share(duration) == pytest.approx(share, abs=1e-15)
-
-
-@pytest.mark.parametrize(
-    ("at", "duration", "through"),
-    [
-        (progress(0.0, {"seconds": 100}), Duration(0, "steps"), 1.0),
-        (progress(0.0, {"seconds": 100}), Duration(9, "steps"), 0.1),
-        (progress(0.1, {"seconds": 100}, seconds=10, steps=4), Duration(9, "steps"), 0.5),
-        (progress(0.2, {"seconds": 100}, seconds=20, steps=9), Duration(9, "steps"), 1.0),
-        (progress(0.9, {"seconds": 100}, seconds=90, steps=500), Duration(9, "steps"), 1.0),
-        (progress(0.04, {"seconds": 100}, seconds=4), Duration(10, "seconds"), 6 / 12),
-        (progress(0.04, {"seconds": 100}, seconds=4), Duration(0.1, "fraction"), 0.06 / 0.12),
-        # Of two limits, the one that a step takes more of: 2 of 100 seconds, not 1 of 1,000 steps.
-        (progress(0.04, {"seconds": 100, "steps": 1_000}), Duration(0.1, "fraction"), 0.06 / 0.12),
-    ],
-)
-def test_how_far_a_step_takes_the_run_through_a_phase(at, duration, through):
-    assert at.through(duration) == pytest.approx(through, abs=1e-15)

@@ -79,7 +79,7 @@ def clarify(message: str, roots: Mapping[str, type], nested: Iterable[type] = ()
         return f"{key}: {match[1]!r} is not known; {_class_choices(name, match[1], roots, nested)}"
     if match := re.search(r"Given value: (.*?)(?:\. Got value: .*)?$", message, re.MULTILINE):
         types = re.findall(
-            r"Expected a (?:<class '(?:\w+\.)*(\w+)'>|typing\.Literal\[(.*?)\]|(tuple with \d+ elements))", message
+            r"Expected (?:a )?(?:<class '(?:\w+\.)*(\w+)'>|typing\.Literal\[(.*?)\]|(tuple with \d+ elements))", message
         )
         if types:
             accepted = ", ".join(dict.fromkeys(map("".join, types))).replace("NoneType", "null")

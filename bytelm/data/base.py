@@ -5,7 +5,7 @@ Its position is saved and restored with the run, and a run goes on only with the
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 from lightning.pytorch import LightningDataModule
@@ -15,7 +15,11 @@ from bytelm.errors import DataError
 
 
 class TrainLoader(Protocol):
-    """Endless training batches of one rank, whose position can be saved."""
+    """Endless training batches of one rank, whose position can be saved.
+
+    Those of data whose `batch_size` and `seq_len` are schedulable have attributes of these names, which are set between
+    two batches.
+    """
 
     def __len__(self) -> int: ...
 
@@ -40,8 +44,11 @@ class TokenData(LightningDataModule, ABC):
             is a byte, or where it is not known.
         counts_bytes: Whether it is known how many bytes tokens stand for, so that there can be a score in bits per
             byte.
+        schedulable: Which of `batch_size` and `seq_len` the training loader lets change during a run. Validation keeps
+            the values given here.
     """
 
+    schedulable: tuple[str, ...] = ()
     vocab_size: int
     token_bytes: Tensor | None = None
     counts_bytes = True
@@ -73,6 +80,19 @@ class TokenData(LightningDataModule, ABC):
 
         Raises:
             DataError: The text does not suffice for a batch.
+        """
+
+    def check_sizes(self, key: str, option: str, sizes: Sequence[int]) -> None:
+        """Whether training batches can have these sizes, once the data are set up.
+
+        Args:
+            key: Of the config, for the message.
+            option: One of `schedulable`.
+            sizes: All values that it will have.
+
+        Raises:
+            ConfigError: They cannot, in this order of the rows.
+            DataError: The text is too short.
         """
 
     def train_dataloader(self) -> TrainLoader:

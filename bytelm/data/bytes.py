@@ -2,6 +2,7 @@
 
 import hashlib
 from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -12,7 +13,8 @@ from torch import Tensor
 from bytelm.config.untrusted_config import nameable
 from bytelm.config.values import NonNegativeInt, PositiveInt, UnitInterval
 from bytelm.data.base import TokenData
-from bytelm.data.rows import N_FOLDS, EvalBatches, Order, RowLoader, deal_rows
+from bytelm.data.orders import ORDERS, OrderName, deal_rows
+from bytelm.data.rows import EvalBatches, RowLoader
 from bytelm.errors import ConfigError, DataError
 
 
@@ -44,7 +46,8 @@ class ByteData(TokenData):
     Args:
         batch_size: Rows of one batch of one rank.
         seq_len: Bytes of a row.
-        order: `sequential`, `shuffled` by epoch, or by `folds` as an NGramMemory needs.
+        order: `sequential`, `shuffled` by epoch, or one of 8 `folds` of the rows after the other, shuffled, for parts
+            that learn from the text beside the weights and must not be trained on rows that they have learnt.
         train_fraction: Share of the corpus that trains.
         eval_bytes: Bytes of the validation split that `val/bpb` is measured on, at most.
         development: Where in the training split, as fractions, a development split lies that validates instead, such
@@ -53,20 +56,21 @@ class ByteData(TokenData):
     """
 
     vocab_size = 256
+    schedulable = ("batch_size", "seq_len")
     _loader: RowLoader | None
 
     def __init__(
         self,
         batch_size: PositiveInt = 16,
         seq_len: PositiveInt = 256,
-        order: Order = "sequential",
+        order: OrderName = "sequential",
         train_fraction: UnitInterval = 0.9,
         eval_bytes: PositiveInt = 131_072,
         development: tuple[UnitInterval, UnitInterval] | None = None,
         seed: NonNegativeInt | None = None,
     ) -> None:
         super().__init__(batch_size, seq_len, seed)
-        self.order: Order = order
+        self.order: OrderName = order
         self.train_fraction = train_fraction
         self.eval_bytes = eval_bytes
         if development is not None and not development[0] < development[1]:
@@ -121,13 +125,25 @@ class ByteData(TokenData):
         return {"name": self.corpus.name, "bytes": len(self.corpus.stream), "sha256": self.corpus.sha256}
 
     def train_loader(self, seed: int, rank: int, world_size: int) -> RowLoader:
-        loader = RowLoader(
+        self._check_rows("data.batch_size", self.batch_size, world_size)
+        return RowLoader(
             self.train_split, self.batch_size, self.seq_len, self.order, seed, rank=rank, world_size=world_size
         )
-        if self.order == "folds" and not loader.rows_per_epoch:
-            most = len(self.train_split) // self.seq_len // N_FOLDS // world_size
-            raise DataError("data.batch_size", self.batch_size, f"accepted: up to {most}, the rows of a fold")
-        return loader
+
+    def check_sizes(self, key: str, option: str, sizes: Sequence[int]) -> None:
+        if option == "seq_len":
+            if ORDERS[self.order].fixed_seq_len:
+                accepted = [name for name, order in ORDERS.items() if not order.fixed_seq_len]
+                raise ConfigError(key, sizes, f"accepted with data.order {', '.join(accepted)}, not {self.order}")
+            if max(sizes) > len(self.train_split):
+                raise DataError(key, max(sizes), f"accepted: up to {len(self.train_split)}, the bytes that train")
+        else:
+            self._check_rows(key, max(sizes), self._rank()[1])
+
+    def _check_rows(self, key: str, batch_size: int, world_size: int) -> None:
+        most = ORDERS[self.order](len(self.train_split), self.seq_len, 0).most_rows
+        if most is not None and batch_size * world_size > most:
+            raise DataError(key, batch_size, f"accepted: up to {most // world_size}, the rows of a fold")
 
     def folds(self) -> Tensor:
         """Fold of each byte of the training split, uint8, (n,)."""

@@ -7,7 +7,7 @@ targets [t1, ..., tT]. Nothing is loaded: shards are mapped, and a batch reads i
 import glob
 import hashlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -57,6 +57,8 @@ class TokenShards(TokenData):
     Raises:
         ConfigError: It is not said where the shards are.
     """
+
+    schedulable = ("batch_size", "seq_len")
 
     def __init__(
         self,
@@ -121,6 +123,12 @@ class TokenShards(TokenData):
         stride = 1 if self.order == "random" else self.seq_len
         return CropLoader(self._crops("train", stride), self.batch_size, self.order, seed, rank, world_size)
 
+    def check_sizes(self, key: str, option: str, sizes: Sequence[int]) -> None:
+        longest = max(map(len, self.shards("train").values()))
+        if option == "seq_len" and max(sizes) >= longest:
+            reason = f"the longest of the train shards has {longest} tokens; accepted: up to {longest - 1}"
+            raise DataError(key, max(sizes), reason)
+
     def val_dataloader(self) -> "EvalCrops":
         return self._eval_crops(max(self.eval_tokens // self.seq_len, 1))
 
@@ -183,24 +191,39 @@ class Crops:
     """
 
     def __init__(self, shards: Shards, seq_len: int, stride: int, vocab_size: int, pin_memory: bool = False) -> None:
-        self.seq_len = seq_len
-        self.stride = stride
         self.vocab_size = vocab_size
         self.pin_memory = pin_memory
         self._files = list(shards)
         self._tokens = [np.asarray(tokens) for tokens in shards.values()]  # slices of a memmap cost several times more
-        counts = [max((len(tokens) - 1 - seq_len) // stride + 1, 0) for tokens in self._tokens]
+        self.lengths = [len(tokens) for tokens in self._tokens]
+        self.resize(seq_len, stride)
+
+    def resize(self, seq_len: int, stride: int) -> None:
+        """Cuts crops of another length from now on."""
+        self.seq_len = seq_len
+        self.stride = stride
+        counts = np.array([max((length - 1 - seq_len) // stride + 1, 0) for length in self.lengths], dtype=np.int64)
         self._ends = np.cumsum(counts)
         self._begins = self._ends - counts
 
     def __len__(self) -> int:
         return int(self._ends[-1])
 
+    def places(self, numbers: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The shards of some crops and their first tokens there, each (B,)."""
+        shards = np.searchsorted(self._ends, numbers, side="right")
+        return shards, (numbers - self._begins[shards]) * self.stride
+
     def take(self, numbers: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+        """The batch of the crops with these numbers, (B,); see `cut`."""
+        return self.cut(*self.places(numbers))
+
+    def cut(self, shards: NDArray[np.int64], starts: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         """A batch.
 
         Args:
-            numbers: Which crops, (B,).
+            shards: Of which shard each crop is, (B,).
+            starts: Its first token there, (B,).
 
         Returns:
             Inputs and targets, int64, each (B, T).
@@ -209,10 +232,8 @@ class Crops:
             DataError: A token among them is not below vocab_size.
         """
         # Two copies and no views of one: what is not contiguous is not copied from pinned memory to a GPU as it is.
-        batch = torch.empty((2, len(numbers), self.seq_len), dtype=torch.int64, pin_memory=self.pin_memory)
+        batch = torch.empty((2, len(starts), self.seq_len), dtype=torch.int64, pin_memory=self.pin_memory)
         inputs, targets = batch.numpy()
-        shards = np.searchsorted(self._ends, numbers, side="right")
-        starts = (numbers - self._begins[shards]) * self.stride
         for row, (shard, start) in enumerate(zip(shards.tolist(), starts.tolist(), strict=True)):
             crop = self._tokens[shard][start : start + self.seq_len + 1]
             inputs[row] = crop[:-1]
@@ -227,7 +248,9 @@ class CropLoader:
     """Endless batches of one rank's crops, whose position can be saved.
 
     `random` draws each batch from a generator that is seeded by the seed, the position and the rank, so that it depends
-    on nothing that was drawn before. `sequential` gives all ranks together consecutive crops, as RowLoader does.
+    on nothing that was drawn before. `sequential` follows the shards without overlap and starts again after the last;
+    all ranks together take consecutive crops. `batch_size` and `seq_len` can be set between two batches; in sequential
+    order no token is then skipped or predicted twice.
 
     Args:
         crops: What to take batches of.
@@ -248,29 +271,59 @@ class CropLoader:
         self.rank = rank
         self.world_size = world_size
         self.position = 0  # crops that all ranks together have taken
+        self._shard, self._token = 0, 0  # where the next one begins in sequential order
+
+    @property
+    def seq_len(self) -> int:
+        """Tokens of a row."""
+        return self.crops.seq_len
+
+    @seq_len.setter
+    def seq_len(self, seq_len: int) -> None:
+        if seq_len != self.crops.seq_len:
+            self.crops.resize(seq_len, 1 if self.order == "random" else seq_len)
 
     def __len__(self) -> int:
         return 10**12  # as good as endless; with a length Lightning fetches no batch before it is due (see RowLoader)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         while True:
-            numbers = self._numbers()
+            shards, starts = self._random() if self.order == "random" else self._sequential()
             self.position += self.batch_size * self.world_size
-            yield self.crops.take(numbers)
+            yield self.crops.cut(shards, starts)
 
     def state_dict(self) -> dict[str, Any]:
         """Lightning puts this into checkpoints."""
-        return {"position": self.position}
+        place = {} if self.order == "random" else {"shard": self._shard, "token": self._token}
+        return {"position": self.position, **place}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on from a checkpoint's position."""
+        """Continues from a checkpoint's position; that of an older version is the number of the next crop."""
         self.position = state["position"]
+        if "shard" in state:
+            self._shard, self._token = state["shard"], state["token"]
+        elif self.order == "sequential":
+            shards, starts = self.crops.places(np.array([self.position % len(self.crops)]))
+            self._shard, self._token = int(shards[0]), int(starts[0])
 
-    def _numbers(self) -> NDArray[np.int64]:
-        if self.order == "random":
-            generator = np.random.default_rng((self.seed, self.position, self.rank))
-            return generator.integers(len(self.crops), size=self.batch_size)
-        return (self.position + self.rank * self.batch_size + np.arange(self.batch_size)) % len(self.crops)
+    def _random(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        generator = np.random.default_rng((self.seed, self.position, self.rank))
+        return self.crops.places(generator.integers(len(self.crops), size=self.batch_size))
+
+    def _sequential(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """This rank's part of the next crops of all ranks."""
+        shards, starts = [], []
+        left = self.batch_size * self.world_size
+        while left:
+            n = min(left, max((self.crops.lengths[self._shard] - 1 - self._token) // self.seq_len, 0))
+            shards.append(np.full(n, self._shard))
+            starts.append(self._token + self.seq_len * np.arange(n))
+            self._token += n * self.seq_len
+            left -= n
+            if left:  # of this shard there is no whole crop left
+                self._shard, self._token = (self._shard + 1) % len(self.crops.lengths), 0
+        own = slice(self.rank * self.batch_size, (self.rank + 1) * self.batch_size)
+        return np.concatenate(shards)[own], np.concatenate(starts)[own]
 
 
 class EvalCrops:

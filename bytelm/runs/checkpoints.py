@@ -20,7 +20,8 @@ from bytelm.system.files import replacing
 
 CONFIG = "config"  # key of the run's config
 NEEDED = ("callbacks", "loops", "lr_schedulers", "global_step", "epoch", "optimizer_states")  # of a run that is resumed
-COMPARED = ("data", "lr_schedule", "model")  # what is trained; a run may go on with another budget, on other devices
+# What is trained; a run may go on with another budget, on other devices.
+COMPARED = ("data", "lr_schedule", "schedules", "model")
 
 
 def write(checkpoint: Mapping[str, Any], path: str | Path) -> None:

@@ -26,3 +26,11 @@ def test_the_peak_is_that_of_the_runs_precision(monkeypatch, gpu, precision, pea
     callback = Throughput()
     callback.on_train_start(SimpleNamespace(callbacks=[TimeBudget()], strategy=strategy, precision=precision), None)
     assert callback.peak_flops == peak
+
+
+def test_rows_of_several_lengths_count_by_their_tokens():
+    lengths = throughput.Lengths()
+    lengths.add(1_024, 256)
+    assert lengths.mean == 256
+    lengths.add(3_072, 512)
+    assert lengths.mean == 448

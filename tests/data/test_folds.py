@@ -7,7 +7,8 @@ import torch
 
 from bytelm.data.bytes import read_bytes
 from bytelm.data.corpora import Bytes
-from bytelm.data.rows import CHUNK_ROWS, N_FOLDS, RowLoader, deal_rows
+from bytelm.data.orders import CHUNK_ROWS, N_FOLDS, deal_rows
+from bytelm.data.rows import RowLoader
 from bytelm.errors import ConfigError, RunError
 
 T = 4
@@ -226,3 +227,50 @@ def test_a_development_split_may_not_take_all_that_trains(data):
 
 def test_read_bytes_are_what_the_splits_share(tmp_path):
     assert read_bytes(b"\0\xff").tolist() == [0, 255]
+
+
+# Batch sizes that change
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_a_new_batch_size_goes_on_in_the_fold_and_takes_no_row_twice(world_size):
+    n_rows, fold_of_row = 1_030, deal_rows(1_030)
+    ranks = [loader(n_rows, 1, rank=rank, world_size=world_size) for rank in range(world_size)]
+    batches = [iter(rank) for rank in ranks]
+    seen, order = set(), []
+    for size in [5] * 10 + [3] * 7 + [11] * 30:
+        for rank in ranks:
+            rank.batch_size = size
+        numbers = [number for rank in batches for number in row_numbers(next(rank))]
+        (fold,) = fold_of_row[numbers].unique().tolist()
+        assert {rank.fold for rank in ranks} == {fold}
+        if len(set(order)) == N_FOLDS and fold != order[-1]:
+            break  # of an epoch
+        assert len(set(numbers)) == size * world_size
+        assert not seen & set(numbers)
+        seen |= set(numbers)
+        order.append(fold)
+    assert order == sorted(order, key=order.index), "a fold came back"
+
+
+@pytest.mark.parametrize("before", [0, 1, 26, 200, 201, 450])
+def test_positions_of_earlier_versions_are_numbers_of_rows(before):
+    expected = loader(1_030, 5, seed=3)
+    taken(expected, before)
+    old = loader(1_030, 5, seed=3)
+    old.load_state_dict({"position": 5 * before})
+    assert old.fold == expected.fold
+    assert old.state_dict()["position"] == expected.state_dict()["position"]
+    assert taken(old, 40) == taken(expected, 40)
+
+
+@pytest.mark.parametrize("before", [1, 26, 27, 60])
+def test_a_place_within_a_fold_is_kept_under_another_batch_size(before):
+    first = loader(1_030, 5, seed=3)
+    taken(first, before)
+    state = first.state_dict()
+    first.batch_size = 7
+    expected = taken(first, 40)
+    resumed = loader(1_030, 7, seed=3)
+    resumed.load_state_dict(state)
+    assert taken(resumed, 40) == expected

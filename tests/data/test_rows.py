@@ -131,3 +131,60 @@ def test_evaluation_takes_every_row_once_in_equally_many_batches_on_every_rank(n
     assert max(sizes) <= batch_size
     assert max(sizes) - min(sizes) <= 1
     assert len(batches[0]) == -(-n_rows // (batch_size * world_size)), "more batches than are needed"
+
+
+# Sizes that change between batches
+
+SIZES = st.lists(st.tuples(st.integers(1, 5), st.integers(1, 9)), min_size=1, max_size=12)  # of batches and of rows
+
+
+def resized(loader, sizes):
+    """A batch of each size, and the loader's state before it."""
+    batches = []
+    rows = iter(loader)
+    for loader.batch_size, loader.seq_len in sizes:
+        state = loader.state_dict()
+        batches.append((state, next(rows)))
+    return batches
+
+
+@given(n_bytes=st.integers(9, 60), sizes=SIZES, world_size=st.sampled_from([1, 2, 3]))
+def test_in_sequential_order_no_byte_is_skipped_or_taken_twice_when_sizes_change(n_bytes, sizes, world_size):
+    stream = torch.arange(n_bytes, dtype=torch.uint8)
+    ranks = [RowLoader(stream, 1, T, rank=rank, world_size=world_size) for rank in range(world_size)]
+    taken = [resized(loader, sizes) for loader in ranks]
+    targets = [batch[1] for batches in zip(*taken, strict=True) for _, batch in batches]
+    assert [tuple(part.shape) for part in targets[::world_size]] == sizes
+    followed = torch.cat([part.flatten() for part in targets]).tolist()
+    assert followed == [i % n_bytes for i in range(len(followed))]
+
+
+@given(n_rows=st.integers(1, 20), sizes=st.lists(st.integers(1, 9), min_size=1, max_size=20))
+def test_every_shuffled_epoch_takes_each_row_once_when_the_batch_size_changes(n_rows, sizes):
+    loader = RowLoader(numbered(n_rows), 1, T, "shuffled")
+    batches = [starts(batch) for _, batch in resized(loader, [(size, T) for size in sizes])]
+    assert list(map(len, batches)) == sizes
+    rows = [row for batch in batches for row in batch]
+    for epoch in range(0, len(rows) // n_rows * n_rows, n_rows):
+        assert sorted(rows[epoch : epoch + n_rows]) == list(range(0, n_rows * T, T))
+
+
+@pytest.mark.parametrize("order", ["sequential", "shuffled"])
+@given(sizes=SIZES)
+def test_a_position_between_other_sizes_goes_on_with_the_very_next_batch(order, sizes):
+    sizes = [(size, seq_len if order == "sequential" else T) for size, seq_len in sizes]
+    taken = resized(RowLoader(numbered(17), 2, T, order, seed=1), sizes)
+    for i, (state, _) in enumerate(taken):
+        other = RowLoader(numbered(17), 2, T, order, seed=1)
+        other.load_state_dict(state)
+        for (_, batch), (_, expected) in zip(resized(other, sizes[i:]), taken[i:], strict=True):
+            assert torch.equal(batch[1], expected[1])
+
+
+@pytest.mark.parametrize("order", ["sequential", "shuffled"])
+def test_positions_of_earlier_versions_are_numbers_of_rows(order):
+    options = {"batch_size": 2, "seq_len": T, "order": order, "rank": 1, "world_size": 2}
+    expected = taken(RowLoader(numbered(17), **options), 20)
+    loader = RowLoader(numbered(17), **options)
+    loader.load_state_dict({"position": 4 * 11})
+    assert taken(loader, 9) == expected[11:]

@@ -419,3 +419,76 @@ def test_a_batch_of_gpt2_takes_well_under_a_millisecond(tmp_path):
         next(batches)
         seconds.append(time.perf_counter() - start)
     assert min(seconds) < 0.5e-3  # the best of many, as others may be at work on the machine
+
+
+# Sizes that change between batches
+
+SIZES = st.lists(st.tuples(st.integers(1, 5), st.integers(1, 12)), min_size=1, max_size=12)  # of batches and of rows
+
+
+def resized(loader, sizes):
+    """A batch of each size, and the loader's state before it."""
+    batches = []
+    rows = iter(loader)
+    for loader.batch_size, loader.seq_len in sizes:
+        state = loader.state_dict()
+        batches.append((state, next(rows)))
+    return batches
+
+
+def follow(sizes, lengths):
+    """First tokens of rows of these lengths, one after the other in shards of these sizes, by a plain loop."""
+    shard, token, firsts = 0, 0, []
+    for length in lengths:
+        while token + length >= sizes[shard]:
+            shard, token = (shard + 1) % len(sizes), 0
+        firsts.append(1000 * shard + token)
+        token += length
+    return firsts
+
+
+@given(sizes=SIZES, world_size=st.sampled_from([1, 2, 3]))
+def test_in_sequential_order_no_token_is_skipped_or_predicted_twice_when_sizes_change(sizes, world_size):
+    ranks = [CropLoader(crops(TRAIN, T), 1, "sequential", 0, rank, world_size) for rank in range(world_size)]
+    batches = [resized(loader, sizes) for loader in ranks]
+    lengths = [length for size, length in sizes for _ in range(size * world_size)]
+    found = [batch for parts in zip(*batches, strict=True) for _, batch in parts]
+    assert joined(map(starts, found)) == follow(TRAIN, lengths)
+    for (inputs, targets), (size, length) in zip(found[::world_size], sizes, strict=True):
+        assert inputs.shape == targets.shape == (size, length)
+        assert torch.equal(targets, inputs + 1), "a row that spans two shards"
+
+
+@given(sizes=SIZES)
+def test_random_crops_of_another_length_lie_within_a_shard(sizes):
+    loader = CropLoader(crops(TRAIN), 1, "random", seed=1)
+    for (_, (inputs, targets)), shape in zip(resized(loader, sizes), sizes, strict=True):
+        assert tuple(inputs.shape) == shape
+        assert torch.equal(targets, inputs + 1)
+    assert loader.state_dict() == {"position": sum(size for size, _ in sizes)}
+
+
+@pytest.mark.parametrize("order", ["sequential", "random"])
+@given(sizes=SIZES)
+def test_a_position_between_other_sizes_goes_on_with_the_very_next_batch(order, sizes):
+    stride = T if order == "sequential" else 1
+    taken = resized(CropLoader(crops(TRAIN, stride), 1, order, seed=1), sizes)
+    for i, (state, _) in enumerate(taken):
+        other = CropLoader(crops(TRAIN, stride), 1, order, seed=1)
+        other.load_state_dict(state)
+        for (_, batch), (_, expected) in zip(resized(other, sizes[i:]), taken[i:], strict=True):
+            assert torch.equal(batch[0], expected[0])
+
+
+@pytest.mark.parametrize("before", [0, 1, 3, 9, 10, 30])
+def test_positions_of_earlier_versions_are_numbers_of_crops(before):
+    expected = joined(taken(CropLoader(crops(TRAIN, T), 2, "sequential"), 60))[2 * before :]
+    loader = CropLoader(crops(TRAIN, T), 2, "sequential")
+    loader.load_state_dict({"position": 2 * before})
+    assert joined(taken(loader, 10)) == expected[:20]
+
+
+def test_a_row_longer_than_all_shards_is_rejected(data):
+    data().check_sizes("schedules.data.seq_len", "seq_len", [T, 40])
+    with pytest.raises(DataError, match=r"^schedules.data.seq_len: 41 .*has 41 tokens; accepted: up to 40"):
+        data().check_sizes("schedules.data.seq_len", "seq_len", [T, 41])

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from bytelm.callbacks import Cosine
+from bytelm.callbacks import Cosine, Schedules
 from bytelm.cli import build
 from bytelm.errors import ConfigError
 from bytelm.runs.folder import lock
@@ -175,7 +175,8 @@ def test_a_class_with_options_is_one_value_of_a_list(study):
     space = {"lr_schedule": [{"class_path": "Cosine", "init_args": {"warmup": "5%"}}], "model.gpt.d_ff": [48]}
     (claim,) = take(study(seeds=(7,), space=space))
     cli = build(claim.task.fit_options, run=False)
-    (schedule,) = [callback for callback in cli.trainer.callbacks if isinstance(callback, Cosine)]
+    schedule = Schedules.of(cli.trainer).schedules["lr"]
+    assert isinstance(schedule, Cosine)
     assert str(schedule.warmup) == "5%"
     assert cli.model.gpt.blocks[0].feedforward.up.out_features == 48
     assert cli.plain_config["seed_everything"] == 7

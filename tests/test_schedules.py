@@ -13,10 +13,24 @@ from lightning.pytorch.loggers import Logger
 from memory_logger import MemoryLogger
 from torch.utils.data import DataLoader, TensorDataset
 
-from bytelm.callbacks.lr_schedule import Constant, Cosine, FromFunction, Linear, LRSchedule, WarmupStableDecay
+from bytelm.budget import Progress
+from bytelm.callbacks import Schedules
 from bytelm.callbacks.time_budget import TimeBudget
 from bytelm.errors import ConfigError
-from bytelm.units import Duration, Progress
+from bytelm.schedules import (
+    Constant,
+    Cosine,
+    FromFunction,
+    Linear,
+    LRSchedule,
+    Piecewise,
+    Ramp,
+    Schedule,
+    WarmupStableDecay,
+    combinations,
+    merged,
+)
+from bytelm.units import Duration
 
 PEAK, MIN_LR, MAX_ITERS = 6e-4, 6e-5, 5_000
 
@@ -215,6 +229,115 @@ def test_a_warmup_never_falls_and_a_decay_never_rises(
     assert all(0 <= rate <= 1 for rate in rates)
 
 
+@pytest.mark.parametrize("shape", ["linear", "cosine"])
+def test_a_ramp_goes_from_start_to_end_and_stays_there(shape):
+    ramp = Ramp(0.85, 0.95, over=duration("300 steps"), shape=shape)
+    for it in (0, 1, 150, 299, 300, 4_000):
+        x = min(it / 300, 1)
+        height = x if shape == "linear" else (1 - math.cos(math.pi * x)) / 2
+        assert ramp.value(0.5, at_step(it)) == pytest.approx(0.85 + 0.1 * height, abs=1e-15)
+    assert (ramp.value(0.5, at_step(0)), ramp.value(0.5, at_step(300))) == (0.85, 0.95)
+
+
+@pytest.mark.parametrize("begin", ["1000 steps", "20%"])
+@pytest.mark.parametrize("over", ["2000 steps", "40%"])
+def test_a_ramp_may_begin_later_and_units_may_differ(begin, over):
+    ramp = Ramp(start=1.0, end=3.0, over=duration(over), begin=duration(begin))
+    values = [ramp.value(9.0, at_step(it)) for it in (0, 999, 1_000, 2_000, 3_000, 5_000)]
+    assert values == pytest.approx([1.0, 1.0, 1.0, 2.0, 3.0, 3.0])
+
+
+def test_what_a_ramp_is_not_told_is_the_given_value():
+    assert [Ramp(end=0.0).value(4.0, at_step(it)) for it in (0, 2_500, 5_000)] == [4.0, 2.0, 0.0]
+    assert [Ramp(start=0.0).value(4.0, at_step(it)) for it in (0, 2_500, 5_000)] == [0.0, 2.0, 4.0]
+    with pytest.raises(ConfigError, match=r"^start: None .* for start, for end, or for both"):
+        Ramp()
+
+
+def test_a_ramp_of_no_length_is_a_jump():
+    ramp = Ramp(1.0, 2.0, over=duration("0 steps"), begin=duration("10 steps"))
+    assert [ramp.value(9.0, at_step(it)) for it in (9, 10, 11)] == [1.0, 2.0, 2.0]
+
+
+def test_under_a_time_limit_a_ramp_in_steps_counts_steps():
+    ramp = Ramp(0.0, 1.0, over=duration("80 steps"))  # 8 a second
+    assert [ramp.value(9.0, at_second(second)) for second in (0, 5, 10, 11)] == [0.0, 0.5, 1.0, 1.0]
+
+
+def test_pieces_change_at_the_first_step_at_or_after_their_point():
+    pieces = Piecewise({"2 steps": 16, "50%": 32})
+    assert [pieces.value(8, at_step(it, 10)) for it in (0, 1, 2, 4, 5, 9)] == [8, 8, 16, 16, 32, 32]
+    assert isinstance(pieces.value(8, at_step(2, 10)), int)
+    assert pieces.changes(8) == [(duration("0 steps"), 8), (duration("2 steps"), 16), (duration("50%"), 32)]
+    assert Piecewise({"0%": 4, "3 steps": 5}).changes(8) == [(duration("0%"), 4), (duration("3 steps"), 5)]
+
+
+@pytest.mark.parametrize("points", [{}, {"5": 1}, {"1 step": 1, "1 steps": 2}, {"9 steps": 1, "50%": 2, "8 steps": 3}])
+def test_pieces_without_order_are_rejected(points):
+    with pytest.raises(ConfigError, match=r"^points: "):
+        Piecewise(points)
+
+
+def test_other_schedules_multiply_the_given_value_and_have_no_list_of_values():
+    assert Linear().value(0.1, at_step(2_500)) == 0.05
+    assert Linear().changes(0.1) is None
+    assert LRSchedule is Schedule
+
+
+def test_a_schedule_that_defines_only_lr_sets_values_too():
+    class Floor(LRSchedule):
+        def lr(self, peak_lr, progress):
+            return max(peak_lr * (1 - progress.fraction), 0.25)
+
+    assert [Floor().value(1.0, at_step(it)) for it in (0, 2_500, 5_000)] == [1.0, 0.5, 0.25]
+
+
+def test_lr_schedule_is_the_schedule_of_the_target_lr():
+    cosine, ramp, default = Cosine(), Ramp(end=1.0), Constant()
+    assert merged(cosine, {"lr.hidden": ramp}) == {"lr": cosine, "lr.hidden": ramp}
+    assert merged(default, {"lr": ramp}) == {"lr": ramp}
+    for other in (cosine, Constant(warmup=duration("5%"))):
+        with pytest.raises(ConfigError, match=r"^schedules\.lr: 'Ramp' .*lr_schedule .* is given, too"):
+            merged(other, {"lr": ramp})
+
+
+SIZES, LENGTHS, WINDOWS = {"0%": 2, "50%": 6}, {"20 steps": 16, "60 steps": 32}, {"0%": 4, "80%": 8}
+
+
+def combined(progress: Progress, **points: dict[str, int]) -> list[tuple[float, ...]]:
+    changes = {name: Piecewise(of).changes(8) for name, of in points.items()}
+    return [tuple(values.values()) for values in combinations(changes, progress)]
+
+
+def test_where_the_order_of_changes_is_known_the_warm_up_runs_what_the_run_comes_to():
+    run = {"a": SIZES, "b": LENGTHS, "c": WINDOWS}
+    reached = [(2, 8, 4), (2, 16, 4), (6, 16, 4), (6, 32, 4), (6, 32, 8)]
+    assert combined(at_step(0, 100), **run) == reached
+    assert combined(at_step(19, 100), **run) == reached
+    assert combined(at_step(50, 100), **run) == reached[2:]
+    assert combined(at_step(99, 100), **run) == reached[4:]
+    stepped = {tuple(Piecewise(of).value(8, at_step(it, 100)) for of in run.values()) for it in range(100)}
+    assert stepped == set(reached)
+
+
+def test_points_beyond_the_end_are_not_run():
+    assert combined(at_step(0, 60), a=LENGTHS) == [(8,), (16,)]
+    assert combined(at_step(0, 60), a={"100%": 1, "60 steps": 2}) == [(8,)]
+
+
+def test_changes_at_the_same_moment_make_one_combination():
+    assert combined(at_step(0, 100), a={"50%": 1}, b={"50 steps": 2}) == [(8, 8), (1, 2)]
+
+
+def test_points_of_one_unit_have_an_order_under_any_limit():
+    assert combined(at_second(0), a={"10 steps": 1}, b={"20 steps": 2}) == [(8, 8), (1, 8), (1, 2)]
+
+
+def test_where_the_order_is_not_known_all_combinations_are_run():
+    assert set(combined(at_second(0), a={"10 steps": 1}, b={"5s": 2})) == {(8, 8), (8, 2), (1, 8), (1, 2)}
+    assert set(combined(at_second(6), a={"90 steps": 1}, b={"5s": 2})) == {(8, 2), (1, 2)}
+
+
 class Remaining(LRSchedule):
     def multiplier(self, progress: Progress) -> float:
         return 1 - progress.fraction
@@ -263,7 +386,7 @@ def fit(module: TwoGroups, *callbacks: Callback, logger: Logger | bool = False) 
 @pytest.mark.filterwarnings("ignore:.*does not have many workers")
 def test_a_users_own_schedule_sets_and_logs_the_rate_of_every_group_before_each_step():
     logger = MemoryLogger()
-    watch = fit(TwoGroups(), TimeBudget(duration("5 steps")), Remaining(), logger=logger)
+    watch = fit(TwoGroups(), TimeBudget(duration("5 steps")), Schedules({"lr": Remaining()}), logger=logger)
     left = [1.0, 0.8, 0.6, 0.4, 0.2]
     assert watch.rates == [pytest.approx((0.5 * share, 0.1 * share), abs=1e-15) for share in left]
     assert watch.initial == [0.5, 0.1]
@@ -273,11 +396,11 @@ def test_a_users_own_schedule_sets_and_logs_the_rate_of_every_group_before_each_
 
 @pytest.mark.filterwarnings("ignore:.*does not have many workers")
 def test_the_initial_rate_of_a_resumed_group_is_kept():
-    watch = fit(TwoGroups(initial_lr=2.0), TimeBudget(duration("2 steps")), Remaining())
+    watch = fit(TwoGroups(initial_lr=2.0), TimeBudget(duration("2 steps")), Schedules({"lr": Remaining()}))
     assert watch.rates == [(2.0, 0.1), (1.0, 0.05)]
     assert watch.initial == [2.0, 0.1]
 
 
 def test_a_schedule_without_a_budget_is_refused():
     with pytest.raises(ConfigError, match=r"^trainer\.callbacks: .*TimeBudget"):
-        fit(TwoGroups(), Constant())
+        fit(TwoGroups(), Schedules({"lr": Constant()}))

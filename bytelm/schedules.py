@@ -1,0 +1,400 @@
+"""Schedules: values as functions of how far along the run is, never of a step count that must be guessed.
+
+Most multiply the value that was given for the run, such as the learning rate of a parameter group. Lengths carry units;
+a decay ends when the budget does, on any machine. To write one, subclass Schedule and define `multiplier(progress)`, or
+`value(given, progress)`. Schedules keep no state. The callback that applies them is callbacks/schedules.py.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from itertools import product
+from typing import Any, Literal, TypeVar
+
+from bytelm.budget import Progress
+from bytelm.config.untrusted_config import nameable
+from bytelm.config.values import NonNegativeFloat, NonNegativeInt, PositiveInt, UnitInterval
+from bytelm.errors import ConfigError
+from bytelm.units import Duration
+
+WHOLE_RUN = Duration(1.0, "fraction")
+NOTHING = Duration(0.0, "steps")
+
+# From 0 at x = 0 to 1 at x = 1, where x is how much of the rise is over.
+RISE_SHAPES: dict[str, Callable[[float], float]] = {
+    "linear": lambda x: x,
+    "cosine": lambda x: 0.5 * (1 - math.cos(math.pi * x)),
+}
+# From 1 at x = 0 to 0 at x = 1, where x is how much of the decay is over.
+DECAY_SHAPES: dict[str, Callable[[float], float]] = {
+    "linear": lambda x: 1 - x,
+    "cosine": lambda x: 0.5 * (1 + math.cos(math.pi * x)),
+    "sqrt": lambda x: math.sqrt(1 - x),
+    "1-sqrt": lambda x: 1 - math.sqrt(x),
+}
+DecayShape = Literal["linear", "cosine", "sqrt", "1-sqrt"]
+Target = TypeVar("Target")
+Changes = list[tuple[Duration, float]]
+"""Points of a run, and the value from each of them on; the first point is the beginning."""
+
+
+@nameable
+class Schedule:
+    """Base of the schedules."""
+
+    is_absolute = False
+    """Whether values do not depend on the given one."""
+
+    def multiplier(self, progress: Progress) -> float:
+        """What the given value is multiplied with in the step that begins.
+
+        Args:
+            progress: How far along the run is: `progress.fraction` is the share of the budget used, 0 to 1;
+                `progress.used`, `progress.share` and `progress.through` speak of other units.
+        """
+        raise NotImplementedError
+
+    def value(self, given: float, progress: Progress) -> float:
+        """The value for the step that begins.
+
+        Args:
+            given: The value that was given for the run.
+            progress: How far along the run is.
+        """
+        return self.lr(given, progress)
+
+    def lr(self, peak_lr: float, progress: Progress) -> float:
+        """The same, under the name that it has where the schedule was written for learning rates."""
+        return peak_lr * self.multiplier(progress)
+
+    def changes(self, given: float) -> Changes | None:
+        """Where the value changes, if it is constant in between: needed for batch sizes and sequence lengths.
+
+        Returns:
+            The value from the beginning on, and from each change on; None: the values are not a finite list.
+        """
+        return None
+
+
+LRSchedule = Schedule  # what it is called where it was written for learning rates
+
+
+class WithWarmup(Schedule, ABC):
+    """Base of the schedules that begin with a warm-up.
+
+    Args:
+        warmup: Length of the warm-up. With `n steps`, step it has (it + 1) / (n + 1) of the rise behind it.
+        warmup_shape: `linear` or `cosine`.
+        warmup_from: Share of the peak rate that the warm-up rises from.
+    """
+
+    def __init__(
+        self,
+        warmup: Duration = NOTHING,
+        warmup_shape: Literal["linear", "cosine"] = "linear",
+        warmup_from: UnitInterval = 0.0,
+    ) -> None:
+        super().__init__()
+        self.warmup = Duration.parse(warmup)
+        self.warmup_shape = RISE_SHAPES[warmup_shape]
+        self.warmup_from = warmup_from
+
+    def multiplier(self, progress: Progress) -> float:
+        risen = progress.through(self.warmup)
+        if risen < 1:
+            return self.warmup_from + (1 - self.warmup_from) * self.warmup_shape(risen)
+        return self.after_warmup(progress)
+
+    @abstractmethod
+    def after_warmup(self, progress: Progress) -> float:
+        """The multiplier once the warm-up is over."""
+
+
+class Constant(WithWarmup):
+    """The peak rate throughout, after the warm-up.
+
+    Args:
+        warmup: Length of the warm-up. With `n steps`, step it has (it + 1) / (n + 1) of the rise behind it.
+        warmup_shape: `linear` or `cosine`.
+        warmup_from: Share of the peak rate that the warm-up rises from.
+    """
+
+    def after_warmup(self, progress: Progress) -> float:
+        return 1.0
+
+
+class FullDecay(WithWarmup):
+    """Base of the schedules that fall from the end of the warm-up on.
+
+    Args:
+        min_lr_factor: Share of the peak rate that is left at the end.
+        until: When the fall is over; the rate stays there for the rest of the run.
+        kwargs: The options of WithWarmup.
+    """
+
+    def __init__(self, min_lr_factor: UnitInterval = 0.0, until: Duration = WHOLE_RUN, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.min_lr_factor = min_lr_factor
+        self.until = Duration.parse(until)
+
+    def after_warmup(self, progress: Progress) -> float:
+        begin, end = progress.share(self.warmup), progress.share(self.until)
+        fallen = 1.0 if end <= begin else min(max((progress.fraction - begin) / (end - begin), 0.0), 1.0)
+        return self.min_lr_factor + (1 - self.min_lr_factor) * self.shape(fallen)
+
+    @abstractmethod
+    def shape(self, fallen: float) -> float:
+        """From 1 to 0, as `fallen` goes from 0 to 1."""
+
+
+class Linear(FullDecay):
+    """Falls in a straight line from the end of the warm-up.
+
+    Args:
+        min_lr_factor: Share of the peak rate that is left at the end.
+        until: When the fall is over; the rate stays there for the rest of the run.
+        kwargs: The options of WithWarmup.
+    """
+
+    def shape(self, fallen: float) -> float:
+        return DECAY_SHAPES["linear"](fallen)
+
+
+class Cosine(FullDecay):
+    """Falls along half a cosine from the end of the warm-up (Loshchilov and Hutter 2016, arXiv:1608.03983).
+
+    With `until` as lr_decay_iters and `min_lr_factor` as min_lr / learning_rate, this is nanoGPT's schedule.
+
+    Args:
+        min_lr_factor: Share of the peak rate that is left at the end.
+        until: When the fall is over; the rate stays there for the rest of the run.
+        kwargs: The options of WithWarmup.
+    """
+
+    def shape(self, fallen: float) -> float:
+        return DECAY_SHAPES["cosine"](fallen)
+
+
+class WarmupStableDecay(WithWarmup):
+    """Warm-up, the peak rate, and a decay that ends with the run (Hu et al. 2024, arXiv:2404.06395).
+
+    With a linear decay it is also known as trapezoidal; the shapes are compared by Hägele et al. 2024
+    (arXiv:2405.18392).
+
+    Args:
+        decay: Length of the decay.
+        decay_shape: With x of the decay over: `linear` (1 - x), `cosine` ((1 + cos pi x) / 2), `sqrt` (sqrt(1 - x)) or
+            `1-sqrt` (1 - sqrt x).
+        min_lr_factor: Share of the peak rate that is left at the end.
+        kwargs: The options of WithWarmup.
+
+    Raises:
+        ConfigError: Warm-up and decay are shares of the run that make more than the whole.
+    """
+
+    def __init__(
+        self,
+        decay: Duration = Duration(0.2, "fraction"),  # noqa: B008 (frozen)
+        decay_shape: DecayShape = "linear",
+        min_lr_factor: UnitInterval = 0.0,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.decay = Duration.parse(decay)
+        self.decay_shape = DECAY_SHAPES[decay_shape]
+        self.min_lr_factor = min_lr_factor
+        if self.warmup.unit == self.decay.unit == "fraction" and self.warmup.value + self.decay.value > 1:
+            raise ConfigError("decay", str(self.decay), f"accepted: up to what warmup ({self.warmup}) leaves of 100%")
+
+    def after_warmup(self, progress: Progress) -> float:
+        length = progress.share(self.decay)
+        left = 1 - progress.fraction
+        if left >= length:
+            return 1.0
+        return self.min_lr_factor + (1 - self.min_lr_factor) * self.decay_shape(1 - left / length)
+
+
+class FromFunction(Schedule):
+    """Calls a function of yours, `get_lr(it, warmup_iters, lr_decay_iters, learning_rate, min_lr)`, as nanoGPT does.
+
+    `it` is the step where the budget limits steps. Under any other limit the run is presented to the function as one
+    of `max_iters` iterations, and `it` follows the budget's progress.
+
+    Args:
+        function: Import path of the function, such as `my_schedules.get_lr`; returns a learning rate.
+        warmup_iters: Passed on to the function.
+        lr_decay_iters: Passed on to the function; default max_iters.
+        min_lr: Passed on to the function.
+        max_iters: Iterations of the whole run; default the step limit, or 5,000 where there is none.
+    """
+
+    def __init__(
+        self,
+        function: Callable[[int, int, int, float, float], float],
+        warmup_iters: NonNegativeInt = 0,
+        lr_decay_iters: PositiveInt | None = None,
+        min_lr: NonNegativeFloat = 0.0,
+        max_iters: PositiveInt | None = None,
+    ) -> None:
+        super().__init__()
+        self.function = function
+        self.warmup_iters = warmup_iters
+        self.lr_decay_iters = lr_decay_iters
+        self.min_lr = min_lr
+        self.max_iters = max_iters
+
+    def lr(self, peak_lr: float, progress: Progress) -> float:
+        max_iters = self.max_iters or int(progress.limits.get("steps", 5_000))
+        if list(progress.limits) == ["steps"] and max_iters == progress.limits["steps"]:
+            it = int(progress.used["steps"])
+        else:
+            it = int(progress.fraction * max_iters)
+        return self.function(it, self.warmup_iters, self.lr_decay_iters or max_iters, peak_lr, self.min_lr)
+
+
+class Ramp(Schedule):
+    """Moves from one value to another, and stays there.
+
+    start + (end - start) s(x), where x goes from 0 to 1 over the ramp and s(x) is x (`linear`) or (1 - cos pi x) / 2
+    (`cosine`). Before the ramp the value is `start`.
+
+    Args:
+        start: Value at the beginning of the ramp; default the given value.
+        end: Value at its end; default the given value.
+        over: Length of the ramp.
+        begin: When it begins.
+        shape: `linear` or `cosine`.
+
+    Raises:
+        ConfigError: Neither start nor end is given.
+    """
+
+    is_absolute = True
+
+    def __init__(
+        self,
+        start: float | None = None,
+        end: float | None = None,
+        over: Duration = WHOLE_RUN,
+        begin: Duration = NOTHING,
+        shape: Literal["linear", "cosine"] = "linear",
+    ) -> None:
+        if start is None and end is None:
+            raise ConfigError("start", None, "accepted: a number for start, for end, or for both")
+        self.start = start
+        self.end = end
+        self.over = Duration.parse(over)
+        self.begin = Duration.parse(begin)
+        self.shape = RISE_SHAPES[shape]
+
+    def value(self, given: float, progress: Progress) -> float:
+        start = given if self.start is None else self.start
+        end = given if self.end is None else self.end
+        x = self._done(progress)
+        return end if x == 1 else start + (end - start) * self.shape(x)
+
+    def _done(self, progress: Progress) -> float:
+        """How much of the ramp is over, 0 to 1."""
+        if self.begin.value == 0 or self.begin.unit == self.over.unit:
+            used, begin, length = progress.amount(self.over.unit), self.begin.value, self.over.value
+        else:
+            used, begin, length = progress.fraction, progress.share(self.begin), progress.share(self.over)
+        if used <= begin:
+            return 1.0 if length == 0 and used == begin else 0.0
+        return min((used - begin) / length, 1.0) if length else 1.0
+
+
+class Piecewise(Schedule):
+    """Changes the value at given points of the run; before the first of them it is the given value.
+
+    Args:
+        points: The value from each point on: `{0%: 8, 50%: 16}`, `{100 Mtok: 512, 1 Gtok: 1024}`. Of several points
+            that are passed the last one counts.
+
+    Raises:
+        ConfigError: There is none, one is no duration, or two of one unit do not ascend.
+    """
+
+    is_absolute = True
+
+    def __init__(self, points: dict[str, int | float]) -> None:
+        try:
+            self.points = [(Duration.parse(point), value) for point, value in points.items()]
+        except ValueError as error:
+            raise ConfigError("points", points, str(error)) from error
+        if not self.points:
+            raise ConfigError("points", points, "accepted: at least one, such as {0%: 8, 50%: 16}")
+        for unit in {point.unit for point, _ in self.points}:
+            of_unit = [point.value for point, _ in self.points if point.unit == unit]
+            if of_unit != sorted(set(of_unit)):
+                raise ConfigError("points", points, f"accepted: points of one unit ({unit}) in ascending order")
+
+    def value(self, given: float, progress: Progress) -> float:
+        return value_at(self.changes(given), progress)
+
+    def changes(self, given: float) -> Changes:
+        return [(NOTHING, given), *self.points] if self.points[0][0].value else self.points
+
+
+def merged(lr_schedule: Schedule, schedules: Mapping[str, Schedule]) -> dict[str, Schedule]:
+    """`lr_schedule`, which is the usual spelling of `schedules.lr`, and `schedules` as one mapping.
+
+    Raises:
+        ConfigError: Both are given for the learning rate.
+    """
+    if "lr" not in schedules:
+        return {"lr": lr_schedule, **schedules}
+    if type(lr_schedule) is not Constant or vars(lr_schedule) != vars(Constant()):  # not the default
+        name = type(schedules["lr"]).__name__
+        raise ConfigError("schedules.lr", name, f"lr_schedule ({type(lr_schedule).__name__}) is given, too; keep one")
+    return dict(schedules)
+
+
+def combinations(changes: Mapping[Target, Changes], progress: Progress) -> list[dict[Target, float]]:
+    """The values that several schedules have together, from `progress` to the end of the run, each combination once.
+
+    Where the order of all changes is known beforehand, these are the combinations that the run comes to; otherwise all
+    that it might come to.
+
+    Args:
+        changes: Of each schedule, by target.
+        progress: Where the run stands. The first combination is that of the step which begins there.
+    """
+    now = {target: value_at(points, progress) for target, points in changes.items()}
+    to_come = {
+        target: [(point, value) for point, value in points if _is_to_come(point, progress)]
+        for target, points in changes.items()
+    }
+    places = _places({point for points in to_come.values() for point, _ in points}, progress)
+    found = [now]
+    if places is None:
+        values = [[now[target], *(value for _, value in points)] for target, points in to_come.items()]
+        found += [dict(zip(changes, combination, strict=True)) for combination in product(*values)]
+    else:
+        for place in sorted(set(places.values())):
+            found.append(
+                {
+                    target: ([now[target]] + [value for point, value in points if places[point] <= place])[-1]
+                    for target, points in to_come.items()
+                }
+            )
+    return list({tuple(combination.values()): combination for combination in found}.values())
+
+
+def value_at(points: Changes, progress: Progress) -> float:
+    """The value of the last of several points that is passed."""
+    return [value for point, value in points if progress.amount(point.unit) >= point.value][-1]
+
+
+def _is_to_come(point: Duration, progress: Progress) -> bool:
+    """Whether a step will begin at or after a point, and none has yet."""
+    end = 1.0 if point.unit == "fraction" else progress.limits.get(point.unit, math.inf)
+    return progress.amount(point.unit) < point.value < end
+
+
+def _places(points: set[Duration], progress: Progress) -> dict[Duration, float] | None:
+    """Numbers in the order in which a run comes to some points; None: that is not known."""
+    units = {point.unit for point in points}
+    if len(units) > 1 and not (len(progress.limits) == 1 and units == {"fraction", *progress.limits}):
+        return None
+    return {point: progress.share(point) if len(units) > 1 else point.value for point in points}

@@ -1,0 +1,257 @@
+"""What can be scheduled in a run: options of parameter groups, sizes of batches, options of parts. See schedules.py."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any
+
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from bytelm.budget import Progress
+from bytelm.errors import ConfigError
+from bytelm.schedules import Schedule
+
+Group = dict[str, Any]
+GIVEN = "initial_"  # torch's own prefix for a group's given values, which are in checkpoints: initial_lr
+REAL = ("lr", "momentum", "weight_decay", "dampening")  # not whole numbers, even where given as 0 or 1
+
+
+@dataclass(frozen=True)
+class GroupOption:
+    """An option of a parameter group.
+
+    Args:
+        option: Its name.
+        group: The group's.
+        index: The group's number. The object itself changes when a checkpoint is loaded.
+    """
+
+    option: str
+    group: str
+    index: int
+
+    @property
+    def tag(self) -> str:
+        return f"{self.option}/{self.group}"
+
+
+@dataclass(frozen=True)
+class BatchSize:
+    """The batch size or sequence length of training.
+
+    Args:
+        option: Its name, of the data and of their loader.
+        given: The value in the config.
+    """
+
+    option: str
+    given: int
+
+    @property
+    def tag(self) -> str:
+        return f"data/{self.option}"
+
+
+@dataclass(frozen=True)
+class PartOption:
+    """An option that a part of the network declares as schedulable.
+
+    Args:
+        option: An attribute of the part.
+        part: The part.
+        where: The component of the part's path in the network that the target names, such as `attention`.
+        given: The value in the config.
+        is_own_name: Whether that is the last component, and not a module around the part.
+    """
+
+    option: str
+    part: nn.Module
+    where: str
+    given: Any
+    is_own_name: bool
+
+    @property
+    def tag(self) -> str:
+        return f"{self.where}/{self.option}"
+
+    @property
+    def is_property(self) -> bool:
+        """Whether the part sets the option itself, for instance in a tensor, and not in a plain attribute."""
+        return isinstance(getattr(type(self.part), self.option, None), property)
+
+    def set(self, value: Any) -> None:
+        """Sets the option, unless it has this value already."""
+        if getattr(self.part, self.option) != value:
+            setattr(self.part, self.option, value)
+
+
+Place = GroupOption | BatchSize | PartOption
+
+
+def groups_of(optimizers: Iterable[Optimizer]) -> list[Group]:
+    """The parameter groups of all optimizers, as they are now."""
+    return [group for optimizer in optimizers for group in optimizer.param_groups]
+
+
+def read_option(group: Group, option: str) -> float:
+    """An option of a group, as a plain number."""
+    value = group["betas"][0] if option == "momentum" and "momentum" not in group else group[option]
+    return value.item() if isinstance(value, Tensor) else value
+
+
+def write_option(group: Group, option: str, value: float) -> None:
+    """Sets an option of a group. A tensor, as compiled and captured optimizers need, stays the same tensor."""
+    betas = group["betas"] if option == "momentum" and "momentum" not in group else None
+    now = group[option] if betas is None else betas[0]
+    if isinstance(now, Tensor):
+        now.fill_(value)
+    elif betas is not None:
+        group["betas"] = (value, *betas[1:])
+    else:
+        group[option] = value
+
+
+def assign(
+    schedules: Mapping[str, Schedule], pl_module: LightningModule, data: Any, groups: Sequence[Group]
+) -> dict[Place, Schedule]:
+    """What each schedule sets.
+
+    Args:
+        schedules: By target.
+        pl_module: The module that is trained.
+        data: The datamodule, if there is one.
+        groups: All parameter groups.
+
+    Raises:
+        ConfigError: A target is not in this run, or a schedule cannot be applied to it.
+    """
+    targets = find_targets(pl_module, data, groups)
+    assigned: dict[Place, tuple[str, Schedule]] = {}
+    for target, schedule in sorted(schedules.items(), key=lambda item: item[0].count(".")):  # lr before lr.hidden
+        if target not in targets:
+            raise _rejected(target, schedule, _accepted(target, targets))
+        places = targets[target]
+        if "." not in target and schedule.is_absolute:
+            places = [place for place in places if given_value(place, groups) != 0]
+            if not places:
+                raise _rejected(target, schedule, f"all groups have 0; accepted: with a group, {target}.<group>")
+        for place in places:
+            if place in assigned and isinstance(place, PartOption):
+                raise _rejected(target, schedule, f"schedules.{assigned[place][0]} sets the same option; keep one")
+            _check_kind(target, schedule, place, pl_module, groups)
+            assigned[place] = (target, schedule)
+    return {place: schedule for place, (_, schedule) in assigned.items()}
+
+
+def find_targets(pl_module: LightningModule, data: Any, groups: Sequence[Group]) -> dict[str, list[Place]]:
+    """All that can be scheduled, by target."""
+    targets: dict[str, list[Place]] = {}
+    for index, group in enumerate(groups):
+        name = str(group.get("name", index))
+        for option in sorted(_numbers(group)):
+            for target in (option, f"{option}.{name}"):
+                targets.setdefault(target, []).append(GroupOption(option, name, index))
+    for option in getattr(data, "schedulable", ()):
+        targets[f"data.{option}"] = [BatchSize(option, getattr(data, option))]
+    for path, part in pl_module.named_modules():
+        for option in getattr(type(part), "schedulable", ()):
+            names = [name for name in (path or "model").split(".") if not name.isdigit()]
+            for where in dict.fromkeys(names):
+                targets.setdefault(f"{where}.{option}", []).append(
+                    PartOption(option, part, where, getattr(part, option), where == names[-1])
+                )
+    return targets
+
+
+def given_value(place: Place, groups: Sequence[Group]) -> Any:
+    """The value that an option has without a schedule."""
+    if isinstance(place, GroupOption):
+        group = groups[place.index]
+        return group.get(GIVEN + place.option, read_option(group, place.option))
+    return place.given
+
+
+def keep_given_values(places: Iterable[Place], groups: Sequence[Group]) -> None:
+    """Writes into groups what their scheduled options were given, and puts back the options without a schedule."""
+    scheduled = {(place.index, place.option) for place in places if isinstance(place, GroupOption)}
+    for index, option in scheduled:
+        groups[index].setdefault(GIVEN + option, read_option(groups[index], option))
+    for index, group in enumerate(groups):  # of a checkpoint, in whose run there was a schedule; lr may be torch's own
+        for key in [key for key in group if key.startswith(GIVEN) and key != GIVEN + "lr"]:
+            if (index, key.removeprefix(GIVEN)) not in scheduled:
+                write_option(group, key.removeprefix(GIVEN), group.pop(key))
+
+
+def apply(place: GroupOption | PartOption, schedule: Schedule, groups: Sequence[Group], progress: Progress) -> float:
+    """Sets an option of a group or a part for the step that begins; returns the value."""
+    if isinstance(place, GroupOption):
+        group = groups[place.index]
+        value = schedule.value(group[GIVEN + place.option], progress)
+        write_option(group, place.option, value)
+    else:
+        value = schedule.value(place.given, progress)
+        place.set(value)
+    return value
+
+
+def _numbers(group: Group) -> set[str]:
+    """Options of a group that are numbers."""
+    names = {
+        name
+        for name, value in group.items()
+        if (isinstance(value, int | float) and not isinstance(value, bool))
+        or (isinstance(value, Tensor) and value.numel() == 1)
+    }
+    return {name for name in names if not name.startswith(GIVEN)} | ({"momentum"} if "betas" in group else set())
+
+
+def _check_kind(
+    target: str, schedule: Schedule, place: Place, pl_module: LightningModule, groups: Sequence[Group]
+) -> None:
+    """Whether a schedule gives values of the kind that an option takes."""
+    given = given_value(place, groups)
+    changes = schedule.changes(given)
+    values = [] if changes is None else [value for _, value in changes]
+    whole = all(isinstance(value, int) for value in values)
+    if isinstance(place, BatchSize):
+        if changes is None or not whole or min(values) < 1:
+            shown = "values that are not known beforehand" if changes is None else values
+            raise _rejected(target, schedule, f"it gives {shown}; accepted: Piecewise, of whole numbers above 0")
+        most = getattr(getattr(pl_module, "gpt", None), "max_seq_len", None)
+        if place.option == "seq_len" and most is not None and max(values) > most:
+            raise _rejected(target, schedule, f"it gives {max(values)}; accepted: up to max_seq_len, which is {most}")
+        return
+    counted = isinstance(given, int) and not (isinstance(place, GroupOption) and place.option in REAL)
+    if counted and (changes is None or not whole):
+        raise _rejected(target, schedule, f"it gives fractions; accepted: Piecewise, of whole numbers, as {given} is")
+    if isinstance(place, PartOption) and changes is None and not place.is_property and _is_compiled(pl_module):
+        reason = "with model.compile each new value would be compiled during training; accepted: Piecewise"
+        raise _rejected(target, schedule, reason)
+
+
+def _is_compiled(pl_module: LightningModule) -> bool:
+    return bool(getattr(pl_module, "use_compile", False) or getattr(pl_module, "_compiled", False))
+
+
+def _accepted(target: str, targets: Mapping[str, Sequence[Place]]) -> str:
+    """What is accepted in place of an unknown target."""
+    close = get_close_matches(target, targets, n=1)
+    hint = f"did you mean {close[0]}? " if close else ""
+    options = [name for name, places in targets.items() if "." not in name]
+    groups = dict.fromkeys(p.group for name in options for p in targets[name] if isinstance(p, GroupOption))
+    others = [name for name, places in targets.items() if any(map(_is_usual_name, places))]
+    of_groups = f"{', '.join(sorted(options))}, each also for one group ({', '.join(f'lr.{name}' for name in groups)})"
+    return f"{hint}accepted here: {'; '.join([of_groups, *others])}"
+
+
+def _is_usual_name(place: Place) -> bool:
+    """Whether a target is the one to show of those that name the same option: of a part, the key in the config."""
+    if isinstance(place, PartOption):
+        return place.is_own_name
+    return isinstance(place, BatchSize)
+
+
+def _rejected(target: str, schedule: Schedule, accepted: str) -> ConfigError:
+    return ConfigError(f"schedules.{target}", type(schedule).__name__, accepted)

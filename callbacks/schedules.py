@@ -1,0 +1,145 @@
+"""Schedules: before each step, sets all that is scheduled, as functions of the budget's progress.
+
+| target | sets | logged as |
+| --- | --- | --- |
+| lr, momentum, weight_decay, … | an option of all parameter groups that have it | lr/<group>, … |
+| lr.<group>, … | that of one group; it goes before the target without a group | lr/<group>, … |
+| data.batch_size, data.seq_len | the size of training batches | data/batch_size, data/seq_len |
+| <part>.<option> | an option that parts declare in their class attribute `schedulable` | <part>/<option> |
+
+`momentum` is the first of the betas where a group has these. Schedules of absolute values (Ramp, Piecewise) leave out
+the groups whose own value is 0, such as the weight decay of vectors, unless the target names the group. Batches and
+parts have their scheduled values in training steps alone; validation, and the trained model, use those of the config.
+Of parts with different values the last one's is logged.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Optional
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch.optim import Optimizer
+
+from bytelm.budget import Progress
+from bytelm.callbacks.schedule_targets import (
+    BatchSize,
+    PartOption,
+    Place,
+    apply,
+    assign,
+    groups_of,
+    keep_given_values,
+)
+from bytelm.callbacks.time_budget import TimeBudget
+from bytelm.errors import ConfigError
+from bytelm.log_steps import is_log_step, log_metrics
+from bytelm.schedules import Changes, Schedule, combinations
+
+
+class Schedules(Callback):
+    """Applies schedules.
+
+    Args:
+        schedules: By target: `{"lr": Cosine(), "momentum.hidden": Ramp(0.85, 0.95, "300 steps")}`.
+    """
+
+    def __init__(self, schedules: Mapping[str, Schedule]) -> None:
+        super().__init__()
+        self.schedules = dict(schedules)
+        self._assigned: dict[Place, Schedule] = {}
+        self._changes: dict[BatchSize | PartOption, Changes] = {}  # of what the warm-up has to run
+        self._values: dict[str, float] = {}  # by tag, of the step under way
+
+    @staticmethod
+    def of(trainer: Trainer) -> Optional["Schedules"]:
+        """The one among a trainer's callbacks, if there is one."""
+        return next((c for c in trainer.callbacks if isinstance(c, Schedules)), None)  # type: ignore[attr-defined]
+
+    def check(self, pl_module: LightningModule, data: Any, *optimizers: Optimizer) -> None:
+        """Rejects targets that a run does not have, and schedules that cannot be applied to them.
+
+        Raises:
+            ConfigError: One of these.
+        """
+        assign(self.schedules, pl_module, data, groups_of(optimizers))
+
+    def check_sizes(self, data: Any) -> None:
+        """Rejects batch sizes and lengths that the text does not allow, once the data are set up.
+
+        Raises:
+            ConfigError: Training batches cannot have one of them.
+        """
+        for target, schedule in self.schedules.items():
+            where, _, option = target.rpartition(".")
+            if where == "data":
+                sizes = [int(size) for _, size in schedule.changes(getattr(data, option)) or []]
+                data.check_sizes(f"schedules.{target}", option, sizes)
+
+    # Hooks
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if sum(isinstance(callback, Schedules) for callback in trainer.callbacks) > 1:  # type: ignore[attr-defined]
+            raise ConfigError("trainer.callbacks", "Schedules", "accepted: one for all schedules (the key `schedules`)")
+        self._budget = TimeBudget.of(trainer)
+        self._budget.plan = self
+        data, groups = getattr(trainer, "datamodule", None), groups_of(trainer.optimizers)
+        self._assigned = assign(self.schedules, pl_module, data, groups)
+        self.check_sizes(data)
+        keep_given_values(self._assigned, groups)
+        shaping = {place: s for place, s in self._assigned.items() if isinstance(place, BatchSize | PartOption)}
+        changes = {place: schedule.changes(place.given) for place, schedule in shaping.items()}
+        self._changes = {place: points for place, points in changes.items() if points is not None}
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        keep_given_values(self._assigned, groups_of(trainer.optimizers))  # a checkpoint has been loaded since
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        progress, groups = self._budget.progress, groups_of(trainer.optimizers)
+        for place, schedule in self._assigned.items():
+            if isinstance(place, BatchSize):
+                self._values[place.tag] = getattr(trainer.train_dataloader, place.option)
+            else:
+                self._values[place.tag] = apply(place, schedule, groups, progress)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if is_log_step(trainer, batch_idx):
+            log_metrics(trainer, self._values)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._give_back_parts()
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._give_back_parts()
+
+    # What the budget asks for (time_budget.StepPlan)
+
+    def prepare(self, trainer: Trainer, progress: Progress) -> int | None:
+        """Sets the size of the batches of the step that begins at `progress`; returns its tokens, of all ranks."""
+        loader: Any = trainer.train_dataloader
+        sizes = [(place, schedule) for place, schedule in self._assigned.items() if isinstance(place, BatchSize)]
+        for place, schedule in sizes:
+            setattr(loader, place.option, schedule.value(place.given, progress))
+        if not sizes:
+            return None
+        return int(loader.batch_size * loader.seq_len * trainer.world_size * trainer.accumulate_grad_batches)
+
+    def later_steps(self, trainer: Trainer, progress: Progress) -> Iterator[None]:
+        """Sets, one by one, the sizes and options of parts that later steps have together, and in the end the first."""
+        for values in combinations(self._changes, progress)[1:]:
+            for shape, value in values.items():
+                if isinstance(shape, BatchSize):
+                    setattr(trainer.train_dataloader, shape.option, value)
+                else:
+                    shape.set(value)
+            yield
+        self.prepare(trainer, progress)
+        groups = groups_of(trainer.optimizers)
+        for place, schedule in self._assigned.items():
+            if isinstance(place, PartOption):
+                apply(place, schedule, groups, progress)
+
+    def _give_back_parts(self) -> None:
+        for place in self._assigned:
+            if isinstance(place, PartOption):
+                place.set(place.given)

@@ -1,0 +1,142 @@
+"""Clocks: when they are read, what they say in between, and what they predict, also when the size of steps changes."""
+
+from collections import deque
+from itertools import pairwise
+
+import pytest
+
+from bytelm import clock as module
+from bytelm.clock import LocalClock, Pace, SharedClock, Stopwatch
+
+
+class Time:
+    """Stands for the module `time`; stands still unless told."""
+
+    def __init__(self):
+        self.now = 1000.0
+
+    def perf_counter(self):
+        return self.now
+
+
+@pytest.fixture
+def time(monkeypatch):
+    time = Time()
+    monkeypatch.setattr(module, "time", time)
+    return time
+
+
+class Run:
+    """Steps on a clock."""
+
+    def __init__(self, kind, time, **options):
+        self.time = time
+        self.stopwatch = Stopwatch()
+        self.clock = kind(self.stopwatch, lambda: self.stopwatch.seconds, deque(maxlen=16), **options)
+        self.steps = self.tokens = 0
+        self.clock.start(0, 0)
+
+    def step(self, seconds, tokens):
+        self.time.now += seconds
+        self.steps += 1
+        self.tokens += tokens
+        return self.clock.step_ended(self.steps, self.tokens)
+
+    @property
+    def used(self):
+        return self.clock.used(self.tokens)
+
+
+def test_a_stopwatch_adds_up_what_lies_between_starts_and_pauses(time):
+    stopwatch = Stopwatch(5.0)
+    stopwatch.start()
+    time.now += 2
+    assert (stopwatch.seconds, stopwatch.running) == (7.0, True)
+    stopwatch.pause()
+    time.now += 100
+    stopwatch.start()
+    time.now += 1
+    assert stopwatch.seconds == 8.0
+    stopwatch.set(3.0)
+    time.now += 1
+    assert (stopwatch.seconds, stopwatch.running) == (3.0, False)
+
+
+def test_a_pace_scales_with_tokens():
+    assert Pace(0.3, 128).of(128) == 0.3
+    assert Pace(0.3, 128).of(256) == 0.6
+    assert Pace(0.3, 0).of(256) == 0.3, "of a checkpoint that says nothing of tokens"
+
+
+def test_a_local_clock_is_read_after_every_step_and_predicts_the_mean(time):
+    run = Run(LocalClock, time)
+    assert [run.step(seconds, 100) for seconds in (1, 3, 2)] == [True] * 3
+    assert run.used == 6
+    assert run.clock.expected(100) == 2
+    assert run.clock.expected(300) == 6
+
+
+def test_a_local_clock_predicts_from_steps_of_all_sizes(time):
+    run = Run(LocalClock, time)
+    run.step(1.0, 100)
+    run.step(4.0, 200)
+    assert run.clock.expected(200) == (2 + 4) / 2
+
+
+def test_a_shared_clock_is_read_about_once_a_second(time):
+    waits = []
+    run = Run(SharedClock, time, wait=lambda: waits.append(1))
+    read = [step for step in range(1, 101) if run.step(0.125, 100)]
+    assert read == [1, 2, *range(10, 101, 8)]
+    assert len(waits) == len(read)
+    assert run.used == 100 * 0.125
+
+
+def test_near_the_limit_a_shared_clock_is_read_more_often(time):
+    run = Run(SharedClock, time, limit=10.0)
+    read = [step for step in range(1, 81) if run.step(0.125, 100)]
+    assert read[:5] == [1, 2, 10, 18, 26]
+    assert all(later - earlier <= max(1, (10 - earlier / 8) * 2) for earlier, later in pairwise(read))
+
+
+def test_between_readings_a_shared_clock_goes_on_at_the_last_pace(time):
+    run = Run(SharedClock, time)
+    run.step(5.0, 100)  # the first step, which is no measure
+    run.step(0.5, 100)
+    assert run.used == 5.5
+    assert run.step(0.75, 100) is False
+    assert run.used == 6.0, "not read, so 0.5 is assumed"
+    run.step(0.75, 100)
+    assert run.used == 7.0, "read"
+    assert run.clock.expected(100) == 0.75
+
+
+def test_a_shared_clock_predicts_the_slowest_of_the_last_steps(time):
+    run = Run(SharedClock, time)
+    for seconds in (9.0, 1.0, 2.0, 1.0):
+        run.step(seconds, 100)
+    assert run.clock.expected(100) == 2.0
+    assert run.clock.expected(50) == 1.0
+
+
+def test_a_shared_clock_is_read_before_and_after_the_first_step_of_another_size(time):
+    run = Run(SharedClock, time)
+    for _ in range(12):
+        run.step(0.125, 100)
+    assert run.clock.reading.steps == 10
+    run.clock.size_changes(run.steps, run.tokens)
+    assert run.clock.reading.steps == 12
+    assert run.used == 1.5
+    assert run.step(1.0, 400) is True
+    assert run.clock.paces[-1] == Pace(1.0, 400)
+    assert run.used == 2.5
+    run.clock.size_changes(run.steps, run.tokens)
+    assert run.clock.reading == (13, 1600, 2.5), "it was read just now"
+
+
+def test_steps_of_another_size_between_readings_count_by_their_tokens(time):
+    run = Run(SharedClock, time)
+    run.step(1.0, 100)
+    run.step(0.1, 100)
+    assert run.step(0.2, 200) is False
+    assert run.used == pytest.approx(1.3)
