@@ -30,7 +30,7 @@ from typing import Any
 import yaml
 
 import bytelm.cli  # noqa: F401 (loads the parts that a config may name)
-from bytelm.config.parser import BadText, read
+from bytelm.config.text import BadText, read
 from bytelm.config.untrusted_config import check_limit, check_meaning, check_words, rest_of
 from bytelm.errors import ConfigError, StorageError
 from bytelm.experiments.check import Checker
