@@ -10,7 +10,7 @@ run saves is the resolved config, which has no base.
 """
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -96,22 +96,22 @@ def paths_of(base: Any, folder: Path) -> list[str]:
     return paths
 
 
-def contents(config: str | Path) -> list[Mapping[Any, Any]]:
-    """What a config file and the files that it is based on say, in the order in which they are applied.
+def files_of(config: str | Path) -> list[Path]:
+    """A config file and the files that it is based on, in the order in which they are applied.
 
     Raises:
         OSError: One of them cannot be read.
         UnicodeDecodeError: One of them is not UTF-8.
         BadText: One of them is not a config, or its bases are not accepted.
     """
-    found: list[Mapping[Any, Any]] = []
+    found: list[Path] = []
 
     def apply(path: str) -> None:
         with files.opened(path):
             content = read(Path(path).read_text(encoding="utf-8"))
             if KEY in content:
-                files.apply(content.pop(KEY))
-            found.append(content)
+                files.apply(content[KEY])
+            found.append(Path(path))
 
     files = BaseFiles(apply)
     apply(str(config))

@@ -14,6 +14,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from tqdm import tqdm
 
+from bytelm.config.renamed import RENAMED
 from bytelm.system.process import is_rank_zero
 
 NUMBERS = {
@@ -51,16 +52,16 @@ def clarify(
         roots: Class behind each top-level key.
         nested: Further classes whose constructors take other classes.
         others: Further options of the command line.
-        unlisted: Classes that are not suggested.
+        unlisted: Classes that are not suggested for keys of the trainer.
 
     Returns:
         `key: value …; accepted: …`, or the message itself where its form is not known.
     """
-    key = _key(message)
+    key, report = _innermost(message)
     name = key.rpartition(".")[2]
 
     def classes(given: str) -> str:
-        return _class_choices(name, given, roots, nested, unlisted)
+        return _class_choices(name, given, roots, nested, unlisted if key.startswith("trainer.") else ())
 
     if match := re.search(r"^unrecognized arguments: (\S+)", message):
         return _unknown_option(match[1], roots, others)
@@ -75,53 +76,56 @@ def clarify(
         return _unknown_key(match[1], roots, others)
     if match := re.search(r"^Unable to load config '([^\n]*)'", message, re.MULTILINE):
         key = name  # which is in the report twice
-        options = ", ".join(inspect.signature(roots[key]).parameters) if key in roots else "see --help"
-        return f"{key}: {match[1]!r} is neither a mapping of options nor a file with one; accepted: {options}"
-    if match := re.search(r"Option '([^']+)' is not accepted", message):
-        owner = _owner(message, match.end()) or "".join(
-            re.findall(r"class_path '([\w.]+)'", message[: match.start()])[-1:]
+        accepted = ", ".join(inspect.signature(roots[key]).parameters) if key in roots else "see --help"
+        return f"{key}: {match[1]!r} is neither a mapping of options nor a file with one; accepted: {accepted}"
+    if match := re.search(r"Option '([^']+)' is not accepted", report):
+        owner = _owner(report, match.end()) or "".join(
+            re.findall(r"class_path '([\w.]+)'", report[: match.start()])[-1:]
         )
         options = list(_parameters(cls := locate(owner)))
         if options or not any(cls in _bases_of(each, name) for each in [*roots.values(), *nested]):
             return f"{key}.{match[1]}: unknown key; {_choices(match[1], options)}"
-        return f"{key}: {_given(message)} does not name a class; {classes('')}, {OPTIONS}"
-    if matches := re.findall(r"Not of type Duration: (.*?)\s?is no duration; (.*?\(5%\))", message):
+        return f"{key}: {_given(report)} does not name a class; {classes('')}, {OPTIONS}"
+    if matches := re.findall(r"Not of type Duration: (.*?)\s?is no duration; (.*?\(5%\))", report):
         given, accepted = matches[-1]  # of a list, the last attempt is at its element
-        given = given or "".join(re.findall(r"Given value: (.*)", message))
+        given = given or "".join(re.findall(r"Given value: (.*)", report))
         return f"{key}: {given} is no duration; {accepted}"
     number = rf"Not of type ({'|'.join(NUMBERS)}): "
     number += r"(?:invalid literal.*?: |could not.*?: |does not conform(?s:.*?)Given value: )?(\S+)"
-    if match := re.search(number, message):
-        given = _given(message) if match[2] in ("int()", "float()") else match[2]  # of `int() argument must be …`
+    if match := re.search(number, report):
+        given = _given(report) if match[2] in ("int()", "float()") else match[2]  # of `int() argument must be …`
         return f"{key}: {given} is not accepted; accepted: {NUMBERS[match[1]]}"
-    if match := re.search(r"Expected a typing\.Literal\[(.*?)\]\. Got value: (\S+)", message):
+    if match := re.search(r"Expected a typing\.Literal\[(.*?)\]\. Got value: (\S+)", report):
         return f"{key}: {match[2]!r} is not accepted; accepted: {match[1]}"
-    if match := re.search(r"Expected '([\w.]+)' to be a subclass of", message):
+    if match := re.search(r"Expected '([\w.]+)' to be a subclass of", report):
         return f"{key}: {match[1]!r} is not one of its classes; {classes(match[1])}"
-    if re.search(NO_CLASS, message):
-        return f"{key}: {_given(message)} does not name a class; {classes('')}, {OPTIONS}"
+    if re.search(NO_CLASS, report):
+        return f"{key}: {_given(report)} does not name a class; {classes('')}, {OPTIONS}"
     failed = r"callable class: (?P<reason>.+?)\. Got value: (?:Namespace\(class_path=')?(?P<path>[\w.]+)"
     failed += r"|Problem with given class_path '(?P<class>[\w.]+)':\s+(?P<why>(?!Parser key)\S.*)$"
-    if match := re.search(failed, message, re.MULTILINE):
+    if match := re.search(failed, report, re.MULTILINE):
         path, reason = match["path"] or match["class"], match["reason"] or match["why"]
         if required := re.match(r"the following arguments are required: (\w+)", reason):
             return f"{key}.{required[1]}: it is required"
+        if path in RENAMED:
+            return f"{key}: {path!r} cannot be used ({reason}); did you mean {RENAMED[path]}?"
         return f"{key}: {path!r} cannot be used ({reason}); {classes(path)}"
-    if re.search(NOT_A_CLASS, message, re.MULTILINE):
-        return f"{key}: {_given(message)} does not name a class; {classes('')}, {OPTIONS}"
-    if match := re.search(r"(?:Expected a dot import path string|Unexpected import path format): (\S+)", message):
+    if re.search(NOT_A_CLASS, report, re.MULTILINE):
+        return f"{key}: {_given(report)} does not name a class; {classes('')}, {OPTIONS}"
+    if match := re.search(r"(?:Expected a dot import path string|Unexpected import path format): (\S+)", report):
         return f"{key}: {match[1]!r} is not known; {classes(match[1])}"
-    if "Given value: " in message and (accepted := _types(message)):
+    if "Given value: " in report and (accepted := _types(report)):
         hint = f"; {HINTS[key]}" if key in HINTS else ""
-        return f"{key}: {_given(message)!r} is not accepted; accepted: {accepted}{hint}"
-    if match := re.search(r"Expected a <class '(\w+)'>\. Got value: (.*?)(?:\. Got value|$)", message):
+        return f"{key}: {_given(report)!r} is not accepted; accepted: {accepted}{hint}"
+    if match := re.search(r"Expected a <class '(\w+)'>\. Got value: (.*?)(?:\. Got value|$)", report):
         return f"{key}: {match[2]!r} is not accepted; accepted: {TYPES.get(match[1], match[1])}"
     return message
 
 
 def _unknown_option(option: str, roots: Mapping[str, type], others: Iterable[str]) -> str:
-    if not option.startswith("-"):
-        return f"{option!r} is not an option; accepted: --key value, or --key=value"
+    if not option.startswith("--"):
+        meant = f"did you mean -{option}? " if option.startswith("-") else ""
+        return f"{option!r} is not an option; {meant}accepted: --key value, or --key=value"
     return _unknown_key(option.lstrip("-").partition("=")[0], roots, others)
 
 
@@ -144,16 +148,21 @@ def _missing(names: list[str], roots: Mapping[str, type], nested: Iterable[type]
     return f"{key}: it is required{', in a --config for example' if roots else ''}; {accepted}"
 
 
-def _key(message: str) -> str:
-    """The innermost key that a report is about: of several types that were tried, in the first."""
+def _innermost(message: str) -> tuple[str, str]:
+    """The innermost key that a report is about, and the part of the report that is about its value.
+
+    Where several types were tried, these are of the first that has an inner key.
+    """
     keys: list[str] = []
     deepest = -1
-    for line in message.splitlines():
-        indent = len(line) - len(line.lstrip(" -"))
-        if (match := re.search(r'Parser key "([^"]+)"', line)) and indent > deepest:
-            keys.append(match[1])
-            deepest = indent
-    return ".".join(keys)
+    report = message
+    for match in re.finditer(r'^([ -]*).*?Parser key "([^"]+)"', message, re.MULTILINE):
+        if len(match[1]) > deepest:
+            keys.append(match[2])
+            deepest = len(match[1])
+            report = message[match.end() :]
+    end = re.search(r"Given value: .*", report)
+    return ".".join(keys), report[: end.end()] if end else report
 
 
 def _owner(message: str, start: int) -> str:
@@ -203,7 +212,8 @@ def _is_class(name: str, roots: Mapping[str, type], nested: Iterable[type]) -> b
 def _class_choices(
     name: str, given: str, roots: Mapping[str, type], nested: Iterable[type], unlisted: tuple[type, ...] = ()
 ) -> str:
-    names, options = set(), []
+    names: set[str] = set()
+    options: list[str] = []
     for owner in [*roots.values(), *nested]:
         for base in _bases_of(owner, name) or ([roots[name]] if name in roots else []):
             # The base itself only where it is the default, else it is there to be derived from.
@@ -211,7 +221,7 @@ def _class_choices(
             names |= {c.__name__ for c in classes if not issubclass(c, unlisted)}
             options += _parameters(base)
     if not names and options:  # there is but the base: model.gpt
-        return f"accepted: a mapping of {', '.join(options)}"
+        return f"accepted: a mapping of {', '.join(options)}, or an import path"
     return _choices(given, sorted(names)) + ", or an import path"
 
 

@@ -17,6 +17,7 @@ from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 import bytelm
 from bytelm.config import base
 from bytelm.config.imports import failures_as_import_errors
+from bytelm.config.keys import KEYS
 from bytelm.config.messages import NULL
 from bytelm.config.renamed import current_names
 from bytelm.config.text import ACCEPTED, BadText, dump, read
@@ -142,11 +143,12 @@ class ConfigFileParser(ArgumentParser):
         if not isinstance(value, Namespace):
             return
         options = vars(value)
-        if isinstance(class_path := options.get("class_path"), str):
+        path = options.get("class_path") or KEYS.get(key)  # of a class, or of a section
+        if isinstance(options.get("class_path"), str):
             options = vars(value.get("init_args") or Namespace())
-            for name, inner in options.items():
-                if inner is None and not _takes_null(locate(class_path), name):
-                    self.error(f'Parser key "{key}.{name}": {NULL}')
+        for name, inner in options.items():
+            if path is not None and inner is None and not _takes_null(locate(path), name):
+                self.error(f'Parser key "{key}.{name}": {NULL}')
         for name, inner in options.items():
             self._check_nulls(inner, f"{key}.{name}" if key else name)
 
@@ -154,7 +156,7 @@ class ConfigFileParser(ArgumentParser):
 class ConfigOption(ActionConfigFile):
     """`--config`: applies the bases of a file before the file."""
 
-    def __call__(self, parser: Any, cfg: Namespace, values: str, option_string: str | None = None) -> None:
+    def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
         def apply_base(path: str) -> None:
             self.apply_config(parser, cfg, self.dest, path)
             cfg[self.dest].pop()  # only the files on the command line name the run
@@ -188,11 +190,11 @@ def _takes_null(cls: Any, option: str) -> bool:
 
     An argument without a default is null where it is not given; that is reported elsewhere.
     """
-    for owner in inspect.getmro(cls):
-        parameter = inspect.signature(owner.__init__).parameters.get(option) if "__init__" in vars(owner) else None
+    for constructor in (vars(owner)["__init__"] for owner in inspect.getmro(cls) if "__init__" in vars(owner)):
+        parameter = inspect.signature(constructor).parameters.get(option)
         if parameter is not None:
             try:
-                hint = get_type_hints(owner.__init__).get(option, Any)
+                hint = get_type_hints(constructor).get(option, Any)
             except (NameError, TypeError):  # of names that are not imported
                 return True
             return parameter.default is parameter.empty or hint is Any or type(None) in get_args(hint)

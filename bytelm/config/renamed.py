@@ -6,10 +6,8 @@ people wrote. They are read with the current paths. Up to version 0.1.0 the call
 only where the user has no class of that name.
 """
 
-import importlib
-import importlib.util
 from collections.abc import Mapping
-from pathlib import Path
+from importlib import import_module
 from typing import Any
 
 _CALLBACKS = {
@@ -33,9 +31,9 @@ RENAMED = {
         for module, names in _CALLBACKS.items()
         for name in names
     },
-    "bytelm.checkpoints.AtomicCheckpointIO": "bytelm.runs.checkpoints.AtomicCheckpointIO",
+    "bytelm.checkpoints.AtomicCheckpointIO": "bytelm.runs.checkpoint_io.AtomicCheckpointIO",
     "bytelm.row_adagrad.RowAdagrad": "bytelm.optim.row_adagrad.RowAdagrad",
-    "bytelm.run_folder.RunLogger": "bytelm.runs.folder.RunLogger",
+    "bytelm.run_folder.RunLogger": "bytelm.runs.logger.RunLogger",
 }
 
 
@@ -45,16 +43,11 @@ def is_users(path: str) -> bool:
     Args:
         path: An old path.
     """
-    top = path.partition(".")[0]
-    if top == "bytelm":
-        return False
-    spec = importlib.util.find_spec(top)
-    own = importlib.util.find_spec(f"bytelm.{top}")
-    if spec is None or _location(spec) == _location(own):  # none, or bytelm's in a checkout
+    if path.startswith("bytelm."):
         return False
     module, _, name = path.rpartition(".")
     try:
-        return hasattr(importlib.import_module(module), name)
+        return hasattr(import_module(module), name)
     except ModuleNotFoundError as error:
         return not f"{module}.".startswith(f"{error.name}.")  # else it is there, and reports what it needs
     except Exception:
@@ -75,7 +68,3 @@ def current_names(value: Any, trusted: bool = True) -> Any:
     if isinstance(value, str) and value in RENAMED and not (trusted and is_users(value)):
         return RENAMED[value]
     return value
-
-
-def _location(spec: Any) -> Path | None:
-    return Path(spec.origin).resolve() if spec is not None and spec.origin else None

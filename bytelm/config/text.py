@@ -56,9 +56,12 @@ def read(text: str, aliases: bool = True) -> dict[Any, Any]:
 
 
 class _Dumper(yaml.SafeDumper):
-    pass
+    def represent_text(self, text: str) -> yaml.Node:
+        breaks = not set("\x85\u2028\u2029\ufeff").isdisjoint(text)  # to YAML; only double quotes keep them
+        return self.represent_scalar("tag:yaml.org,2002:str", text, style='"' if breaks else None)
 
 
+_Dumper.add_representer(str, _Dumper.represent_text)
 _Dumper.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(r"[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"),  # YAML 1.1 asks for the dot and for the sign

@@ -13,10 +13,13 @@ from typing import Any
 import torch
 from torch import nn
 
+import bytelm
 from bytelm.config.flat import flat
+from bytelm.config.renamed import current_names
 from bytelm.errors import CheckpointError, StorageError
 from bytelm.system.files import replacing
 
+VERSION = "bytelm_version"  # key of a checkpoint: what wrote it
 COMPARED = ("data", "lr_schedule", "model")  # what is trained; a run may go on with another budget, on other devices
 
 
@@ -34,7 +37,7 @@ def write(checkpoint: Mapping[str, Any], path: str | Path) -> None:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         # A file, and not its path: what torch opens itself fails without the system's reason.
         with replacing(Path(path)) as partial, open(partial, "wb") as file:
-            torch.save(checkpoint, file)
+            torch.save({**checkpoint, VERSION: bytelm.__version__}, file)
     except (OSError, RuntimeError) as error:  # torch wraps the file's errors
         raise StorageError(
             f"{path}: the checkpoint could not be written ({reason(error)}); an earlier one is as it was"
@@ -62,6 +65,8 @@ def read(path: str | Path, map_location: str | Callable[..., Any] = "meta", chec
                 raise ValueError(f"{damaged} in it is not what was written")
             file.seek(0)
             checkpoint = torch.load(file, map_location=map_location, weights_only=True)
+        for key in {"config", "hyper_parameters"} & checkpoint.keys() if isinstance(checkpoint, dict) else ():
+            checkpoint[key] = current_names(checkpoint[key], trusted=False)
     except Exception as error:  # torch.load raises whatever the damage makes of the file
         if "Unsupported global" in str(error) or "Unsupported class" in str(error):
             raise CheckpointError(
@@ -101,14 +106,16 @@ def check_compatible(path: str | Path, checkpoint: Mapping[str, Any], model: nn.
         if name.endswith("_extra_state") and not (
             isinstance(text, torch.Tensor) and text.dtype == value.dtype and text.ndim == value.ndim
         ):
-            raise CheckpointError(f"ckpt_path: {str(path)!r} is of another model; it lacks the text of {name}")
+            message = f"ckpt_path: {str(path)!r} is of another model; it lacks the text of {name}"
+            raise CheckpointError(message + other_version(checkpoint))
     # Tied or not, the embeddings have the same keys and shapes, and only half of an untied pair would be loaded.
     if theirs != ours or any(line.startswith("model.gpt.tie_embeddings:") for line in differing):
         of_network = [line for line in differing if line.startswith("model.gpt.")]
         if not of_network:
             name = next(name for name in sorted({**theirs, **ours}) if theirs.get(name) != ours.get(name))
             of_network = [f"{name}: {theirs.get(name, 'absent')} in the checkpoint, {ours.get(name, 'absent')} now"]
-        raise CheckpointError(f"ckpt_path: {str(path)!r} is of another model; {'; '.join(of_network)}")
+        message = f"ckpt_path: {str(path)!r} is of another model; {'; '.join(of_network)}"
+        raise CheckpointError(message + other_version(checkpoint))
     return differing
 
 
@@ -128,7 +135,14 @@ def check_optimizer(path: str | Path, checkpoint: Mapping[str, Any], config: Map
         for given in (checkpoint.get("config", {}), config)
     )
     if theirs is not None and theirs != ours:
-        raise CheckpointError(f"ckpt_path: {str(path)!r}; model.optimizer: {theirs} in the checkpoint, {ours} now")
+        message = f"ckpt_path: {str(path)!r}; model.optimizer: {theirs} in the checkpoint, {ours} now"
+        raise CheckpointError(message + other_version(checkpoint))
+
+
+def other_version(checkpoint: Mapping[str, Any]) -> str:
+    """The end of a message about a checkpoint that another version of bytelm wrote; empty for one of this version."""
+    version = checkpoint.get(VERSION, "0.1.0 or earlier")
+    return "" if version == bytelm.__version__ else f" (written by bytelm {version}; this is {bytelm.__version__})"
 
 
 def differences(saved: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]:
