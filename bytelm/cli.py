@@ -14,7 +14,6 @@ import warnings
 from pathlib import Path
 from typing import Any, NoReturn
 
-import yaml
 from jsonargparse import Namespace, set_parsing_settings
 from jsonargparse.typing import register_type
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -43,10 +42,13 @@ from bytelm.callbacks import (
 )
 from bytelm.callbacks.order import arrange
 from bytelm.config import keys
+from bytelm.config.checks import check_experiment, check_values
 from bytelm.config.flat import flat
-from bytelm.config.keys import METHOD_DEFAULTS
+from bytelm.config.keys import METHOD_DEFAULTS, METHOD_KEYS
+from bytelm.config.lightning_options import check_callbacks, check_options, constructor_error, trainer_error
 from bytelm.config.messages import clarify, note
-from bytelm.config.parser import ConfigFileParser
+from bytelm.config.parser import ConfigFileParser, header
+from bytelm.config.text import dump
 from bytelm.data.base import TokenData
 from bytelm.errors import CheckpointError, ConfigError, UsageError, run_error
 from bytelm.gpt import GPT
@@ -66,7 +68,15 @@ from bytelm.units import Duration
 
 # A value of no particular type stays what it is, also if it looks like a class and its options.
 set_parsing_settings(instantiate_subclass_spec_in_any=False)
-register_type(Duration, serializer=str, deserializer=Duration.parse, deserializer_exceptions=(ValueError,))
+
+
+def _duration_text(value: object) -> str:
+    if not isinstance(value, Duration):  # jsonargparse tries the types of a union one by one
+        raise ValueError(f"{value!r} is not a Duration")
+    return str(value)
+
+
+register_type(Duration, serializer=_duration_text, deserializer=Duration.parse, deserializer_exceptions=(ValueError,))
 
 DESCRIPTION = "Trains language models under a wall-clock budget, and scores them."
 TRAINER_DEFAULTS = {
@@ -76,7 +86,12 @@ TRAINER_DEFAULTS = {
     "enable_model_summary": False,
 }
 KEYS = keys.classes()
+OTHER_OPTIONS = ("config", "print_config", "help", *METHOD_KEYS)
 COMPARED_TRAINER_KEYS = ("devices", "strategy", "precision", "gradient_clip_val", "accumulate_grad_batches")
+CALLBACK_KEYS = {key: cls for key, cls in KEYS.items() if issubclass(cls, Callback) and cls is not ModelCheckpoint}
+ADDED_CALLBACKS = (
+    *(BudgetBar, Interruption, PredictionWriter, RankWatch, Resume, RunRecord, SaveConfigCallback, Signals, TrainLog),
+)
 CHECKPOINT_DEFAULTS = {
     "checkpoint.filename": "best",
     "checkpoint.monitor": VAL_BPB.tag,
@@ -107,7 +122,7 @@ class RunConfig(SaveConfigCallback):
         config = {key: value for key, value in self.plain.items() if key != "ckpt_path"}
         self._folder.mkdir(parents=True, exist_ok=True)
         with replacing(self._folder / self.config_filename) as partial:
-            partial.write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), encoding="utf-8")
+            partial.write_text(header() + dump(config), encoding="utf-8")
         if stage != "fit" or not isinstance(trainer.logger, RunLogger):
             return
         varied = {key: config[key] for key in ("seed_everything", "data", "time_budget", "lr_schedule", "schedules")}
@@ -134,7 +149,9 @@ class Parser(ConfigFileParser, LightningArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         if not self.exit_on_error:
             super().error(message, ex)
-        raise UsageError(clarify(message, KEYS, nested=(GPT, MultiHeadAttention))) from ex
+        unlisted = (*CALLBACK_KEYS.values(), *ADDED_CALLBACKS, RunLogger)
+        line = clarify(message, KEYS, (GPT, MultiHeadAttention), OTHER_OPTIONS, unlisted)
+        raise UsageError(line + self.where()) from ex
 
 
 class BytelmCLI(LightningCLI):
@@ -171,6 +188,11 @@ class BytelmCLI(LightningCLI):
         parser.add_lightning_class_args(Throughput, "throughput")
         parser.set_defaults({"lr_schedule": {"class_path": "bytelm.callbacks.Constant"}, **CHECKPOINT_DEFAULTS})
 
+    def _set_seed(self) -> None:
+        plain = json.loads(self.parser.dump(self.config, skip_unset=False, format="json"))
+        check_values(plain.get(self.subcommand, plain))  # first of all: the seed is used next
+        super()._set_seed()
+
     def before_instantiate_classes(self) -> None:
         # Parsing has just validated it; once more would take longer than the rest of this method.
         plain = json.loads(self.parser.dump(self.config, skip_unset=False, skip_validation=True, format="json"))
@@ -187,6 +209,14 @@ class BytelmCLI(LightningCLI):
                 note(f"no last.ckpt in {RUNS}/{self._experiment()} yet: the run begins at the beginning")
         elif found is None:
             raise CheckpointError(f"ckpt_path: no {given}.ckpt in {RUNS}/{self._experiment()}; accepted: a path, too")
+
+    def instantiate_classes(self) -> None:
+        try:
+            super().instantiate_classes()
+        except (MisconfigurationException, ValueError) as error:
+            if run_error(error) is None and (rejected := constructor_error(error, self.plain_config, KEYS)):
+                raise rejected from error
+            raise
 
     def after_instantiate_classes(self) -> None:
         self._check()
@@ -233,6 +263,9 @@ class BytelmCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         settings = self._get(self.config_init, "trainer")
+        check_options(settings)
+        given = settings.get("callbacks") or []
+        check_callbacks(given if isinstance(given, list) else [given], CALLBACK_KEYS, ADDED_CALLBACKS)
         logger = settings.get("logger")
         if logger is None and self.subcommand in ("validate", "test"):
             kwargs["logger"] = logger = False  # they print their scores and leave nothing
@@ -252,10 +285,10 @@ class BytelmCLI(LightningCLI):
         self.trainer_defaults = {**self.trainer_defaults, "callbacks": self._callbacks(settings)}
         try:
             trainer = super().instantiate_trainer(**kwargs)
-        except (ImportError, MisconfigurationException, ValueError) as error:  # Lightning's, about its options
+        except (ImportError, MisconfigurationException, TypeError, ValueError) as error:  # about its options
             if run_error(error) is not None:
                 raise
-            raise ConfigError("trainer", "what it was given", str(error)) from error
+            raise trainer_error(error, self.plain_config["trainer"]) from error
         trainer.callbacks = arrange(trainer.callbacks)  # type: ignore[attr-defined]
         trainer.strategy.checkpoint_io = AtomicCheckpointIO()
         return trainer
@@ -280,11 +313,11 @@ class BytelmCLI(LightningCLI):
 
     def _experiment(self) -> str:
         if name := self._get(self.config, "experiment"):
-            if Path(name).is_absolute() or ".." in Path(name).parts:
-                raise ConfigError("experiment", name, f"accepted: the name of a folder in {RUNS}/")
             return name
         configs = self._get(self.config, "config") or []
-        return "+".join(Path(str(config)).stem for config in configs) or "default"
+        name = "+".join(Path(str(config)).stem for config in configs if config) or "default"
+        check_experiment(name)
+        return name
 
 
 def main(args: list[str]) -> None:
