@@ -53,14 +53,14 @@ from bytelm.data.base import TokenData
 from bytelm.errors import CheckpointError, ConfigError, UsageError, run_error
 from bytelm.gpt import GPT
 from bytelm.language_model import LanguageModel
-from bytelm.parts.attention import MultiHeadAttention
+from bytelm.parts.contract import known_parts
 from bytelm.precision import FP8
 from bytelm.runs.checkpoint_io import AtomicCheckpointIO
 from bytelm.runs.checkpoints import Contents, check_compatible, check_optimizer, read
 from bytelm.runs.folder import RUNS, newest_checkpoint, version_of
 from bytelm.runs.logger import RunLogger
 from bytelm.runs.score import VAL_BPB, score_for
-from bytelm.schedules import Schedule, merged
+from bytelm.schedules import DEFAULT_SCHEDULE, Schedule, merged
 from bytelm.strategies import STRATEGIES, check_strategy
 from bytelm.system.files import replacing
 from bytelm.system.process import is_rank_zero
@@ -150,7 +150,7 @@ class Parser(ConfigFileParser, LightningArgumentParser):
         if not self.exit_on_error:
             super().error(message, ex)
         unlisted = (*CALLBACK_KEYS.values(), *ADDED_CALLBACKS, RunLogger)
-        line = clarify(message, KEYS, (GPT, MultiHeadAttention), OTHER_OPTIONS, unlisted)
+        line = clarify(message, KEYS, (GPT, *known_parts()), OTHER_OPTIONS, unlisted)
         raise UsageError(line + self.where()) from ex
 
 
@@ -186,7 +186,7 @@ class BytelmCLI(LightningCLI):
         parser.add_lightning_class_args(LastCheckpoint, "last_checkpoint")
         parser.add_lightning_class_args(Divergence, "divergence")
         parser.add_lightning_class_args(Throughput, "throughput")
-        parser.set_defaults({"lr_schedule": {"class_path": "bytelm.callbacks.Constant"}, **CHECKPOINT_DEFAULTS})
+        parser.set_defaults({"lr_schedule": {"class_path": DEFAULT_SCHEDULE}, **CHECKPOINT_DEFAULTS})
 
     def _set_seed(self) -> None:
         plain = json.loads(self.parser.dump(self.config, skip_unset=False, format="json"))

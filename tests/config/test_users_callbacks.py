@@ -1,7 +1,7 @@
 """The import name `callbacks` is the user's: their file or folder of that name works beside bytelm.callbacks.
 
-The checkout's own folder callbacks/ is imported as bytelm.callbacks: from a checkout on the import path, from an editable
-install, and from a wheel.
+The checkout's own folder callbacks/ is imported as bytelm.callbacks: from a checkout on the import path, from an
+editable install, and from a wheel.
 """
 
 import json
