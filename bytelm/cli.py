@@ -28,8 +28,10 @@ import bytelm.data.corpora
 import bytelm.data.shards  # noqa: F401 (these two make the short names of all data known)
 from bytelm.callbacks import (
     BudgetBar,
+    CorpusWatch,
     Divergence,
     Interruption,
+    KeepOnDataError,
     LastCheckpoint,
     LRSchedule,
     PredictionWriter,
@@ -256,7 +258,7 @@ class BytelmCLI(LightningCLI):
         """Those that every run has, beside the ones with a key of their own."""
         signals = Signals()
         callbacks: list[Callback] = [signals, Interruption(signals), TrainLog(), RankWatch(), RunRecord()]
-        callbacks.append(Resume(self.plain_config))
+        callbacks += [Resume(self.plain_config), CorpusWatch(), KeepOnDataError()]
         if settings.get("enable_progress_bar") in (None, True):
             callbacks.append(BudgetBar())
         if self.subcommand == "predict":

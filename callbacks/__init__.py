@@ -1,5 +1,6 @@
 """Callbacks: one behaviour a file. Yours go into any file of yours, named by import path in `trainer.callbacks`."""
 
+from bytelm.callbacks.corpus_watch import CorpusWatch, KeepOnDataError
 from bytelm.callbacks.divergence import Divergence
 from bytelm.callbacks.interruption import Interruption, Signals
 from bytelm.callbacks.last_checkpoint import LastCheckpoint
@@ -16,10 +17,12 @@ from bytelm.callbacks.train_log import TrainLog
 __all__ = [
     "BudgetBar",
     "Constant",
+    "CorpusWatch",
     "Cosine",
     "Divergence",
     "FromFunction",
     "Interruption",
+    "KeepOnDataError",
     "LRSchedule",
     "LastCheckpoint",
     "Linear",
