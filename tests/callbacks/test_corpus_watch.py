@@ -9,7 +9,7 @@ import torch
 from token_shards import train_on_tokens
 
 from bytelm.callbacks import corpus_watch
-from bytelm.cli import main
+from bytelm.program import main
 from bytelm.data import corpora
 
 LAST = "runs/tiny/version_0/checkpoints/last.ckpt"
