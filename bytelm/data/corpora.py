@@ -138,7 +138,7 @@ class Bytes(ByteData):
         return Corpus(name, _mapped(file))
 
     def changed(self) -> str | None:
-        return self._watch and self._watch.changed(self.corpus.sha256)
+        return None if self._watch is None else self._watch.changed(self.corpus.sha256)
 
 
 def text_files(path: str) -> list[Path]:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 LARGEST = 2**26  # bytes; all characters of Unicode take less
 MOST_TOKENS = 2**21  # more than Unicode has characters
+TOKENIZER, BYTES = "tokenizer", "bytes"  # a key of bytelm's, which nanoGPT does not look at, and its value
 # Of protocols 0 to 5: dicts, texts, whole numbers, and the memory in which a value is kept for its next use.
 OPCODES = {
     *("PROTO", "FRAME", "STOP", "MARK", "DICT", "EMPTY_DICT", "SETITEM", "SETITEMS"),
@@ -26,12 +27,12 @@ class Meta(NamedTuple):
     Attributes:
         numbers: Each character that can be encoded, and its number (`stoi`).
         texts: Each number and the text that it decodes to (`itos`).
-        tokenizer: The tokenizer whose tokens these are, which only bytelm writes.
+        is_bytes: Whether the tokens are bytes, of which only some are characters. Written by bytelm alone.
     """
 
     numbers: dict[str, int]
     texts: dict[int, str]
-    tokenizer: str | None = None
+    is_bytes: bool = False
 
 
 def read_meta(path: Path) -> Meta:
@@ -49,7 +50,7 @@ def read_meta(path: Path) -> Meta:
         for opcode, argument, _ in pickletools.genops(data):
             if opcode.name not in OPCODES:
                 raise ValueError(f"it holds more than characters and numbers (instruction {opcode.name})")
-            if opcode.name in ("PUT", "LONG_BINPUT") and argument >= len(data):
+            if opcode.name in ("PUT", "LONG_BINPUT") and int(argument or 0) >= len(data):
                 raise ValueError(f"it asks for memory number {argument}")  # each takes space
         values = pickle.loads(data)
     except ValueError:
@@ -61,15 +62,15 @@ def read_meta(path: Path) -> Meta:
 
 def write_meta(path: Path, meta: Meta) -> None:
     """Writes a meta.pkl."""
-    values = {"vocab_size": len(meta.texts), "itos": meta.texts, "stoi": meta.numbers}
-    if meta.tokenizer:
-        values["tokenizer"] = meta.tokenizer
+    values: dict[str, Any] = {"vocab_size": len(meta.texts), "itos": meta.texts, "stoi": meta.numbers}
+    if meta.is_bytes:
+        values[TOKENIZER] = BYTES
     path.write_bytes(pickle.dumps(values, protocol=4))
 
 
 def _checked(values: Any) -> Meta:
     numbers, texts, tokenizer = (
-        values.get(key) if isinstance(values, dict) else None for key in ("stoi", "itos", "tokenizer")
+        values.get(key) if isinstance(values, dict) else None for key in ("stoi", "itos", TOKENIZER)
     )
     if not isinstance(numbers, dict) or not isinstance(texts, dict):
         raise ValueError("it lacks stoi or itos")
@@ -81,4 +82,4 @@ def _checked(values: Any) -> Meta:
             raise ValueError(f"itos: {number!r}: {text!r} is no number and its text")
     if not numbers:
         raise ValueError("it has no characters")
-    return Meta(numbers, texts, tokenizer if isinstance(tokenizer, str) else None)
+    return Meta(numbers, texts, tokenizer == BYTES)

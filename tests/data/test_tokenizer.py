@@ -11,7 +11,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bytelm.data.meta_pkl import LARGEST, Meta, write_meta
+from bytelm.data.meta_pkl import LARGEST, Meta, read_meta, write_meta
 from bytelm.data.tokenizer import ByteTokenizer, TiktokenTokenizer, TokenizerFile, load_tokenizer, train_tokenizer
 from bytelm.data.tokenizer_json import BYTE_OF
 from bytelm.errors import ConfigError, DataError
@@ -324,9 +324,10 @@ def test_the_tokenizer_json_of_characters(characters):
 
 
 def test_a_meta_pkl_comes_back(tmp_path):
-    meta = Meta({"a": 0, "b": 2}, {0: "a", 2: "b", 3: "\ufffd"}, "bytes")
+    meta = Meta({"a": 0, "b": 2}, {0: "a", 2: "b", 3: "\ufffd"}, is_bytes=True)
     write_meta(tmp_path / "meta.pkl", meta)
     tokenizer = load_tokenizer(str(tmp_path / "meta.pkl"))
+    assert read_meta(tmp_path / "meta.pkl") == meta
     assert (tokenizer.numbers, tokenizer.texts) == (meta.numbers, meta.texts)
     assert [*tokenizer.bytes_of] == [b"a", b"", b"b", "\ufffd".encode()]
 
