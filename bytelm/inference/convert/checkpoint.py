@@ -5,6 +5,7 @@ declares so (parts/contract.py); all other options must be those of the GPT-2 of
 """
 
 from collections.abc import Collection, Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -73,13 +74,11 @@ def write_checkpoint(gpt2: GPT2, path: Path) -> None:
 
 def as_checkpoint(gpt2: GPT2) -> dict[str, Any]:
     """What a checkpoint of bytelm's with these weights holds."""
-    from lightning import __version__
-
     tokens = GPT2_TOKENS if gpt2.tokenizer == "gpt2" else gpt2.vocab_size
     data = {"tokenizer": gpt2.tokenizer, "vocab_size": tokens, "seq_len": gpt2.max_seq_len}
     model = gpt2.model_config()
     return {
-        "pytorch-lightning_version": __version__,
+        "pytorch-lightning_version": version("lightning"),
         "state_dict": gpt2.state_dict(),
         "hyper_parameters": {**model, "_instantiator": "lightning.pytorch.cli.instantiate_module"},
         "config": {

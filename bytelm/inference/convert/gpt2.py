@@ -16,7 +16,6 @@ from torch import Tensor, equal
 from bytelm.config.command import CommandParser
 from bytelm.errors import CheckpointError
 from bytelm.gpt import GPT
-from bytelm.language_model import LanguageModel
 from bytelm.parts.attention import SDPA
 from bytelm.parts.feedforward import GELU, ReLU, ReLUSquared, SiLU
 from bytelm.parts.norm import LayerNorm
@@ -124,6 +123,8 @@ class GPT2:
 
     def model_config(self) -> dict[str, Any]:
         """The config of a LanguageModel with this network, otherwise the defaults: plain values, as `fit` writes."""
+        from bytelm.language_model import LanguageModel  # here, as it needs Lightning
+
         feedforward, options = FEEDFORWARDS[self.activation]
         network = spec(
             GPT,
