@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from bytelm.config.messages import note
-from bytelm.data.tokenizer import Tokenizer, load_tokenizer
+from bytelm.data.tokenizer import ByteTokenizer, Tokenizer, load_tokenizer
 from bytelm.errors import CheckpointError, ConfigError, DataError, StorageError
 from bytelm.inference.convert.gpt2 import FEEDFORWARDS, GPT2, size
 from bytelm.runs.checkpoints import reason
@@ -139,15 +139,17 @@ def _tokenizer_files(tokenizer: Tokenizer, max_seq_len: int) -> dict[str, str]:
 
 
 def _find_tokenizer(folder: Path, vocab_size: int) -> str | None:
-    """The path of a folder's tokenizer.json, if there is one that bytelm can use."""
+    """The name of the tokenizer of a folder's tokenizer.json, if there is one that bytelm can use."""
     file = folder / TOKENIZER_FILES[0]
     if not file.is_file():
         return None
     try:
+        if file.read_text(encoding="utf-8") == ByteTokenizer().to_json():
+            return "bytes"  # an export of bytelm's, whose rows begin with a marker
         tokenizer = load_tokenizer(str(file.absolute()))
         if tokenizer.vocab_size > vocab_size:
             raise DataError("tokenizer", str(file), f"it has {tokenizer.vocab_size} tokens, the network {vocab_size}")
-    except DataError as error:
+    except (DataError, OSError, ValueError) as error:
         note(f"{file} is not used: {error}; --tokenizer names another tokenizer")
         return None
     return tokenizer.name
