@@ -27,8 +27,10 @@ import bytelm.data.corpora
 import bytelm.data.shards  # noqa: F401 (these two make the short names of all data known)
 from bytelm.callbacks import (
     BudgetBar,
+    CorpusWatch,
     Divergence,
     Interruption,
+    KeepOnDataError,
     LastCheckpoint,
     PredictionWriter,
     RankWatch,
@@ -298,7 +300,7 @@ class BytelmCLI(LightningCLI):
         signals = Signals()
         callbacks: list[Callback] = [signals, Interruption(signals), TrainLog(), RankWatch(), RunRecord()]
         schedules = merged(self._get(self.config_init, "lr_schedule"), self._get(self.config_init, "schedules"))
-        callbacks += [Resume(self.plain_config), Schedules(schedules)]
+        callbacks += [Resume(self.plain_config), Schedules(schedules), CorpusWatch(), KeepOnDataError()]
         if settings.get("enable_progress_bar") in (None, True):
             callbacks.append(BudgetBar())
         if self.subcommand == "predict":

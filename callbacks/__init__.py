@@ -7,6 +7,7 @@ if __name__ == "callbacks":
 
     __path__ = extend_path(__path__, __name__)[1:]
 else:
+    from bytelm.callbacks.corpus_watch import CorpusWatch, KeepOnDataError
     from bytelm.callbacks.divergence import Divergence
     from bytelm.callbacks.interruption import Interruption, Signals
     from bytelm.callbacks.last_checkpoint import LastCheckpoint
@@ -34,10 +35,12 @@ else:
 __all__ = [
     "BudgetBar",
     "Constant",
+    "CorpusWatch",
     "Cosine",
     "Divergence",
     "FromFunction",
     "Interruption",
+    "KeepOnDataError",
     "LRSchedule",
     "LastCheckpoint",
     "Linear",
