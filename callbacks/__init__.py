@@ -1,5 +1,6 @@
 """Callbacks: one behaviour a file. Yours go into any file of yours, named by import path in `trainer.callbacks`."""
 
+from bytelm.callbacks.best_checkpoint import BestCheckpoint
 from bytelm.callbacks.divergence import Divergence
 from bytelm.callbacks.interruption import Interruption, Signals
 from bytelm.callbacks.last_checkpoint import LastCheckpoint
@@ -7,6 +8,7 @@ from bytelm.callbacks.prediction_writer import PredictionWriter
 from bytelm.callbacks.progress_bar import BudgetBar
 from bytelm.callbacks.rank_watch import RankWatch
 from bytelm.callbacks.resume import Resume
+from bytelm.callbacks.run_folder import ClaimFolder
 from bytelm.callbacks.run_record import RunRecord
 from bytelm.callbacks.schedules import Schedules
 from bytelm.callbacks.throughput import Throughput
@@ -25,7 +27,9 @@ from bytelm.schedules import (
 )
 
 __all__ = [
+    "BestCheckpoint",
     "BudgetBar",
+    "ClaimFolder",
     "Constant",
     "Cosine",
     "Divergence",
