@@ -48,6 +48,7 @@ from bytelm.config import keys
 from bytelm.config.flat import flat
 from bytelm.config.keys import METHOD_DEFAULTS
 from bytelm.config.messages import clarify, note
+from bytelm.config.packages import missing_package
 from bytelm.config.parser import ConfigFileParser
 from bytelm.data.base import TokenData
 from bytelm.errors import ConfigError, UsageError, run_error
@@ -198,6 +199,14 @@ class BytelmCLI(LightningCLI):
         else:
             self.config[self.subcommand].ckpt_path = str(checkpoint_to_score(experiment, own, given))
 
+    def instantiate_classes(self) -> None:
+        try:
+            super().instantiate_classes()
+        except ValueError as error:
+            if run_error(error) is None and (missing := missing_package(error, self.plain_config)) is not None:
+                raise missing from error
+            raise
+
     def after_instantiate_classes(self) -> None:
         self._check()
         checkpoint = self._get(self.config_init, "checkpoint")
@@ -303,10 +312,10 @@ class BytelmCLI(LightningCLI):
         return RunFolder(self._runs_root() / self.experiment, name=self.experiment)
 
     def _log_folder(self) -> RunFolder | None:
-        """Where loggers without a `save_dir` write: of a run that is scored, too, its folder."""
+        """Where loggers without a `save_dir` write; of a run that is scored, `validate` or `test` in its folder."""
         path = self._get(self.config, "ckpt_path")
         if self.folder is None and path and (run := run_of(Path(path))) is not None:
-            return RunFolder.of_finished(run, name=self.experiment)
+            return RunFolder.inside(run, str(self.subcommand), name=self.experiment)
         return self.folder
 
     def _purge_step(self) -> int | None:

@@ -53,5 +53,5 @@ def link_to(file: Path, link: Path) -> None:
     partial = link.with_name(f".{link.name}.part")
     partial.unlink(missing_ok=True)
     # Relative: a run's folder may be moved.
-    partial.symlink_to(os.path.relpath(file.resolve().parent, link.parent.resolve()) + f"/{file.name}")
+    partial.symlink_to(Path(os.path.relpath(file.resolve().parent, link.parent.resolve()), file.name))
     partial.replace(link)

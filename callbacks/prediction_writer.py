@@ -1,8 +1,8 @@
-"""PredictionWriter: keeps what `predict` found out, as predictions.pt in the folder of the run that the checkpoint is of.
+"""PredictionWriter: keeps what `predict` found out, as predictions.pt in the folder of the checkpoint's run.
 
-`predict` makes no run: there is no new version_N. With a checkpoint that lies in no run's folder, or with none, the file
-is in `trainer.default_root_dir`, which is the working directory by default. A file is never overwritten; the second is
-predictions-1.pt.
+`predict` makes no run: there is no new version_N. With a checkpoint that lies in no run's folder, or with none, the
+file is in `trainer.default_root_dir`, which is the working directory by default. A file is never overwritten; the
+second is predictions-1.pt.
 """
 
 from collections.abc import Sequence

@@ -1,7 +1,7 @@
 """Which run `--ckpt_path last` and `best` mean.
 
-`fit --ckpt_path last` continues the newest run of the experiment. If that was cut before its first checkpoint, it starts
-again in its folder, provided that the command is the same; an older run is not taken in its place. A run's own
+`fit --ckpt_path last` continues the newest run of the experiment. If that was cut before its first checkpoint, it
+starts again in its folder, provided that the command is the same; an older run is not taken in its place. A run's own
 config.yaml names that run: `validate --config runs/x/version_0/config.yaml --ckpt_path best` scores version_0.
 """
 

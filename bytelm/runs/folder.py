@@ -1,9 +1,9 @@
 """The run's folder: runs/<experiment>/version_N, one for each run, also when several start at the same moment.
 
 It holds config.yaml, record.json, checkpoints and predictions, whichever loggers the run has. `runs` is in
-`trainer.default_root_dir` if that is given, else in the working directory. `--ckpt_path last` continues in the folder of
-the newest run, so that TensorBoard shows one curve. A lock keeps a second process out of the folder while the first one
-is alive.
+`trainer.default_root_dir` if that is given, else in the working directory. `--ckpt_path last` continues in the folder
+of the newest run, so that TensorBoard shows one curve. A lock keeps a second process out of the folder while the first
+one is alive.
 """
 
 import os
@@ -26,7 +26,7 @@ CHECKPOINTS = "checkpoints"
 
 
 class RunFolder:
-    """The folder of a run, which rank 0 claims when it is first asked for: a run that is rejected before leaves nothing.
+    """The folder of a run, which rank 0 claims when it is first asked for. A run that is rejected before has none.
 
     Args:
         experiment: Folder of the experiment, such as runs/rope.
@@ -42,20 +42,21 @@ class RunFolder:
         self._lock: int | None = None
 
     @classmethod
-    def of_finished(cls, run: Path, name: str | None = None) -> "RunFolder":
-        """The folder of a run that is not continued: it is not claimed.
+    def inside(cls, run: Path, inner: str, name: str | None = None) -> "RunFolder":
+        """A folder in that of a run that is not continued. It is not claimed.
 
         Args:
-            run: The folder.
+            run: The run's folder.
+            inner: Name of the folder in it.
             name: Name of the experiment.
         """
-        folder = cls(run.parent, name=name)
-        folder._path = run
+        folder = cls(run.parent, number_of(run), name)
+        folder._path = run / inner
         return folder
 
     @property
     def path(self) -> Path:
-        """The folder. On other ranks than 0 it is known after `share`; before, it is a guess that nothing is written to.
+        """The folder. Other ranks than 0 know it after `share`; before, they have a guess, which they do not write to.
 
         Raises:
             StorageError: It cannot be made, or another process is at work in it.
@@ -64,14 +65,15 @@ class RunFolder:
             return self._path
         if not is_rank_zero():
             return self.experiment / f"version_{self._version or 0}"
-        version, self._lock = claim(self.experiment, self._version)
-        self._path = self.experiment / f"version_{version}"
+        self._version, self._lock = claim(self.experiment, self._version)
+        self._path = self.experiment / f"version_{self._version}"
         return self._path
 
     @property
     def version(self) -> int:
         """Number of the run."""
-        return int(self.path.name.removeprefix("version_"))
+        assert self.path is not None  # which claims it
+        return self._version or 0
 
     def share(self, broadcast: Callable[[Any], Any]) -> None:
         """Tells all ranks the folder of rank 0. Called on all ranks.
@@ -79,7 +81,8 @@ class RunFolder:
         Args:
             broadcast: Returns on all ranks what rank 0 passes, as a strategy's broadcast does.
         """
-        self._path = Path(broadcast(str(self.path)))
+        path, self._version = broadcast((str(self.path), self.version))
+        self._path = Path(path)
 
     def release(self) -> None:
         """Lets other processes continue the run."""

@@ -152,6 +152,10 @@ class CSVLogger(loggers.CSVLogger):
     def save_dir(self) -> str:
         return super().save_dir if self.folder is None else str(self.folder.path)
 
+    def _get_next_version(self) -> int:
+        self._root_dir = self.save_dir  # where Lightning's looks for earlier versions
+        return super()._get_next_version()
+
 
 PLACED = (TensorBoardLogger, CSVLogger)
 
@@ -159,20 +163,19 @@ PLACED = (TensorBoardLogger, CSVLogger)
 class StepRows:
     """Gives a logger all values of a step in one call of `log_metrics`.
 
-    Training logs from several callbacks, and a validation after that; a logger that writes a row for each call, as
+    Training logs from several callbacks, and a validation after that. A logger that writes a row for each call, as
     CSVLogger, W&B's and many others do, would have several rows for a step. The values wait for the next step, or for
-    `save` or `finalize` of the logger.
+    the end of the run: the logger's `finalize`.
 
     Args:
         logger: A logger of any class; its methods are replaced in this object alone.
     """
 
     def __init__(self, logger: Logger) -> None:
-        self._log_metrics, self._save, self._finalize = logger.log_metrics, logger.save, logger.finalize
+        self._log_metrics, self._finalize = logger.log_metrics, logger.finalize
         self._step: int | None = None
         self._row: dict[str, float] = {}
         logger.log_metrics = self._add  # type: ignore[method-assign]
-        logger.save = self._write_and_save  # type: ignore[method-assign]
         logger.finalize = self._write_and_finalize  # type: ignore[method-assign]
 
     def _add(self, metrics: Mapping[str, float], step: int | None = None) -> None:
@@ -187,10 +190,6 @@ class StepRows:
         row, self._row = self._row, {}
         if row:
             self._log_metrics(row, step=self._step)
-
-    def _write_and_save(self) -> None:
-        self._write()
-        self._save()
 
     def _write_and_finalize(self, status: str) -> None:
         self._write()

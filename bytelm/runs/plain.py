@@ -60,8 +60,8 @@ def plain(value: Any, key: str = "") -> Any:
         made = _base(value, CONTAINERS)(elements)
         return made if type(value) in CONTAINERS else _converted(value, made, key)
     raise CheckpointError(
-        f"{key}: a {_name(value)} cannot be saved in a checkpoint, which holds plain values and tensors alone; "
-        "return numbers, text, lists, dictionaries or tensors in their place from state_dict"
+        f"{key}: an object of {_name(value)} cannot be saved in a checkpoint, which holds plain values and tensors; "
+        "return numbers, text, lists, dictionaries or tensors from state_dict"
     )
 
 
@@ -82,5 +82,5 @@ def _name(value: object) -> str:
 def _converted(value: object, made: Any, key: str) -> Any:
     if key not in _told:
         _told.add(key)
-        note(f"{key}: checkpoints keep a {_name(value)} as a {_name(made)}, and it comes back as that")
+        note(f"{key}: a checkpoint stores {_name(value)} as {_name(made)}, and restores it as {_name(made)}")
     return made

@@ -71,12 +71,13 @@ def test_a_run_is_continued_by_one_process_at_a_time(tmp_path):
 
 def test_other_ranks_are_told_the_folder_of_rank_0(tmp_path, monkeypatch):
     first = RunFolder(tmp_path / "rope")
-    RunFolder(tmp_path / "rope").share(lambda path: path)
-    first.share(lambda path: path)
+    RunFolder(tmp_path / "rope").share(lambda known: known)
+    first.share(lambda known: known)
     monkeypatch.setattr("bytelm.runs.folder.is_rank_zero", lambda: False)
     other = RunFolder(tmp_path / "rope")
-    other.share(lambda path: str(first.path))
+    other.share(lambda known: (str(first.path), 1))
     assert other.path == first.path == tmp_path / "rope" / "version_1"
+    assert other.version == 1
     assert len(list((tmp_path / "rope").iterdir())) == 2
 
 
