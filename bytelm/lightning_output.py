@@ -20,8 +20,8 @@ def quieten() -> None:
     for package in (lightning.pytorch, lightning.fabric):
         logger = logging.getLogger(package.__name__)
         logger.setLevel(logging.INFO)
-        for handler in logger.handlers or [logging.lastResort]:
-            if handler is not None and _is_asked_for not in handler.filters:
+        for handler in logger.handlers:  # none where the user has configured logging: then nothing is left out
+            if _is_asked_for not in handler.filters:
                 handler.addFilter(_is_asked_for)
     for message in (
         ".*LeafSpec.*is deprecated",

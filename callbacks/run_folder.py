@@ -41,13 +41,27 @@ class ClaimFolder(Callback):
 def run_folder(trainer: Trainer) -> Path | None:
     """The folder of the run that a trainer trains. Called on all ranks, in `setup` or later.
 
-    A trainer without ClaimFolder, one that was not made by the command line, has the folder of its first logger.
+    A trainer without ClaimFolder, one that was not made by the command line, has the folder in which Lightning's
+    ModelCheckpoint would make `checkpoints`: that of the first logger, or `default_root_dir`.
 
     Args:
         trainer: A trainer that has been set up.
+
+    Returns:
+        None under `fast_dev_run`, which leaves nothing.
     """
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, ClaimFolder):
-            return callback.folder.path
-    folder = trainer.log_dir  # a broadcast
-    return None if folder is None else Path(folder)
+    if (claim := claim_of(trainer)) is not None:
+        return claim.folder.path
+    if trainer.fast_dev_run:  # type: ignore[attr-defined]
+        return None
+    folder = Path(trainer.default_root_dir)
+    if trainer.loggers:
+        first = trainer.loggers[0]
+        version = first.version if isinstance(first.version, str) else f"version_{first.version}"
+        folder = Path(first.save_dir or folder, str(first.name), version)
+    return Path(trainer.strategy.broadcast(str(folder)))
+
+
+def claim_of(trainer: Trainer) -> ClaimFolder | None:
+    """The ClaimFolder among a trainer's callbacks, if there is one."""
+    return next((c for c in trainer.callbacks if isinstance(c, ClaimFolder)), None)  # type: ignore[attr-defined]

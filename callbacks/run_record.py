@@ -20,7 +20,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 import bytelm
 from bytelm.callbacks.last_checkpoint import LastCheckpoint
-from bytelm.callbacks.run_folder import run_folder
+from bytelm.callbacks.run_folder import claim_of, run_folder
 from bytelm.callbacks.throughput import Throughput
 from bytelm.callbacks.time_budget import TimeBudget
 from bytelm.data.base import TokenData
@@ -69,7 +69,8 @@ class RunRecord(Callback):
         self._trainer = trainer
         self._num_params = sum(p.numel() for p in pl_module.parameters())  # before a strategy shards them
         # Asked for here, on all ranks, and not at the end, which one of them may come to alone.
-        folder = run_folder(trainer) if stage == "fit" else None
+        kept = stage == "fit" and (claim_of(trainer) is not None or bool(trainer.loggers))
+        folder = run_folder(trainer) if kept else None
         self._folder = None if folder is None else str(folder)
 
     def on_train_batch_end(

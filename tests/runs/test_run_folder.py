@@ -113,7 +113,7 @@ def test_a_logger_of_the_users_gets_hyper_parameters_and_one_row_a_step(run):
     assert [step for step, row in logger.rows if "val/bpb" in row] == [2, 5, 8]
     assert logger.rows[8][1]["val/bpb"] == pytest.approx(record_of("runs/tiny/version_0")["val_bpb"], abs=1e-6)
     assert logger.hyperparams["gpt.d_model"] == 16
-    assert logger.hyperparams["optimizer.init_args.lr"] == 3e-3
+    assert logger.hyperparams["optimizer.lr"] == 3e-3
     assert logger.hyperparams["time_budget.limit"] == "9 steps"
     assert logger.ended == "success"
 
