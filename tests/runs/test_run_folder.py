@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 from added_callback import added_callback
+from lightning.pytorch import Callback
 from resuming import Signal, curves
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -211,8 +212,15 @@ def test_a_config_of_before_experiments_were_saved_names_its_run_too(run, capsys
     assert sorted(path.name for path in Path("runs/a/x").iterdir()) == ["version_0", "version_1"]
 
 
+class CutAtStart(Callback):
+    """As a signal that comes while the network compiles."""
+
+    def on_train_start(self, trainer, pl_module):
+        raise Interrupted(signal.SIGTERM)
+
+
 def cut_before_the_first_checkpoint(run, *options):
-    with added_callback(Signal("on_train_start", 1, signal.SIGTERM)), pytest.raises(Interrupted):
+    with added_callback(CutAtStart()), pytest.raises(Interrupted):
         run(*options)
     assert not list(Path("runs").glob("tiny/version_1/checkpoints/*"))
 
