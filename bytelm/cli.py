@@ -8,16 +8,15 @@ the run record, and messages about a config that name the key, its value and the
 """
 
 import json
-import logging
 import sys
-import warnings
 from pathlib import Path
 from typing import Any, NoReturn
 
 from jsonargparse import Namespace, set_parsing_settings
 from jsonargparse.typing import register_type
+from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.plugins import Precision
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -26,7 +25,9 @@ from torch.utils.tensorboard.summary import hparams
 import bytelm.data.corpora
 import bytelm.data.shards  # noqa: F401 (these two make the short names of all data known)
 from bytelm.callbacks import (
+    BestCheckpoint,
     BudgetBar,
+    ClaimFolder,
     CorpusWatch,
     Divergence,
     Interruption,
@@ -43,24 +44,29 @@ from bytelm.callbacks import (
     TrainLog,
 )
 from bytelm.callbacks.order import arrange
+from bytelm.callbacks.run_folder import run_folder
 from bytelm.config import keys
 from bytelm.config.checks import check_experiment, check_values
 from bytelm.config.flat import flat
 from bytelm.config.keys import METHOD_DEFAULTS, METHOD_KEYS
 from bytelm.config.lightning_options import check_callbacks, check_options, constructor_error, trainer_error
 from bytelm.config.messages import clarify, note
+from bytelm.config.packages import missing_package
 from bytelm.config.parser import ConfigFileParser, header
 from bytelm.config.text import dump
 from bytelm.data.base import TokenData
-from bytelm.errors import CheckpointError, ConfigError, UsageError, run_error
+from bytelm.errors import ConfigError, UsageError, run_error
 from bytelm.gpt import GPT
 from bytelm.language_model import LanguageModel
+from bytelm.lightning_output import quieten
 from bytelm.parts.contract import known_parts
 from bytelm.precision import FP8
+from bytelm.runs import checkpoint_io, logger
 from bytelm.runs.checkpoint_io import AtomicCheckpointIO
 from bytelm.runs.checkpoints import Contents, check_compatible, check_optimizer, read
-from bytelm.runs.folder import RUNS, newest_checkpoint, version_of
-from bytelm.runs.logger import RunLogger
+from bytelm.runs.choice import checkpoint_to_score, experiment_of, run_of_config, run_to_continue
+from bytelm.runs.folder import CONFIG, RunFolder, checkpoint_of, number_of, run_of, runs_root
+from bytelm.runs.logger import TensorBoardLogger
 from bytelm.runs.score import VAL_BPB, score_for
 from bytelm.schedules import DEFAULT_SCHEDULE, Schedule, merged
 from bytelm.strategies import STRATEGIES, check_strategy
@@ -90,7 +96,7 @@ TRAINER_DEFAULTS = {
 KEYS = keys.classes()
 OTHER_OPTIONS = ("config", "print_config", "help", *METHOD_KEYS)
 COMPARED_TRAINER_KEYS = ("devices", "strategy", "precision", "gradient_clip_val", "accumulate_grad_batches")
-CALLBACK_KEYS = {key: cls for key, cls in KEYS.items() if issubclass(cls, Callback) and cls is not ModelCheckpoint}
+CALLBACK_KEYS = {key: cls for key, cls in KEYS.items() if issubclass(cls, Callback) and cls is not BestCheckpoint}
 ADDED_CALLBACKS = (
     *(BudgetBar, Interruption, PredictionWriter, RankWatch, Resume, RunRecord, SaveConfigCallback, Signals, TrainLog),
 )
@@ -103,7 +109,7 @@ CHECKPOINT_DEFAULTS = {
 
 
 class RunConfig(SaveConfigCallback):
-    """Saves the resolved config in the run's folder, and as hyper-parameters that TensorBoard compares runs by.
+    """Saves the resolved config in the run's folder, and gives it to the loggers as hyper-parameters.
 
     Args:
         parser: The command line's.
@@ -116,27 +122,30 @@ class RunConfig(SaveConfigCallback):
         self.plain = plain
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self._folder = Path(trainer.log_dir or trainer.default_root_dir)  # a broadcast, so on all ranks
-        super().setup(trainer, pl_module, stage)
+        if stage == "fit":
+            self._folder = run_folder(trainer)
+            super().setup(trainer, pl_module, stage)
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         # Without the checkpoint: `fit --config` on it repeats the run from its beginning.
         config = {key: value for key, value in self.plain.items() if key != "ckpt_path"}
-        self._folder.mkdir(parents=True, exist_ok=True)
-        with replacing(self._folder / self.config_filename) as partial:
-            partial.write_text(header() + dump(config), encoding="utf-8")
-        if stage != "fit" or not isinstance(trainer.logger, RunLogger):
-            return
+        if self._folder is not None:
+            with replacing(self._folder / CONFIG) as partial:
+                partial.write_text(header() + dump(config), encoding="utf-8")
         varied = {key: config[key] for key in ("seed_everything", "data", "time_budget", "lr_schedule", "schedules")}
         varied["trainer"] = {key: config["trainer"][key] for key in COMPARED_TRAINER_KEYS}
         values = {
             key: value if isinstance(value, bool | int | float) else str(value)
             for key, value in flat({**varied, **config["model"]}).items()
         }
-        writer = trainer.logger.experiment.file_writer
-        # Only the metric's name is written: logger.log_hyperparams would also log a first value of it at step 0.
-        for summary in hparams(values, {score_for(trainer.datamodule.counts_bytes).tag: 0.0}):  # type: ignore[attr-defined]
-            writer.add_summary(summary)
+        for each in trainer.loggers:
+            if isinstance(each, TensorBoardLogger) and each.folder is not None:
+                # Only the metric's name is written: log_hyperparams would also log a first value of it at step 0.
+                score = score_for(trainer.datamodule.counts_bytes)  # type: ignore[attr-defined]
+                for summary in hparams(values, {score.tag: 0.0}):
+                    each.experiment.file_writer.add_summary(summary)
+            else:
+                each.log_hyperparams(values)
 
 
 class Parser(ConfigFileParser, LightningArgumentParser):
@@ -151,7 +160,7 @@ class Parser(ConfigFileParser, LightningArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         if not self.exit_on_error:
             super().error(message, ex)
-        unlisted = (*CALLBACK_KEYS.values(), *ADDED_CALLBACKS, RunLogger)
+        unlisted = (*CALLBACK_KEYS.values(), *ADDED_CALLBACKS)
         line = clarify(message, KEYS, (GPT, *known_parts()), OTHER_OPTIONS, unlisted)
         raise UsageError(line + self.where()) from ex
 
@@ -159,7 +168,8 @@ class Parser(ConfigFileParser, LightningArgumentParser):
 class BytelmCLI(LightningCLI):
     """LightningCLI with a time budget, a schedule and a run record."""
 
-    resumed: Path | None = None  # the checkpoint of the run that goes on in its own folder
+    continued: Path | None = None  # the folder of the run that goes on
+    folder: RunFolder | None = None  # where `fit` keeps all that it leaves
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         given = sys.argv[1:] if kwargs["args"] is None else kwargs["args"]
@@ -182,9 +192,9 @@ class BytelmCLI(LightningCLI):
         )
         parser.add_lightning_class_args(TimeBudget, "time_budget")
         parser.add_subclass_arguments(Schedule, "lr_schedule", fail_untyped=False, required=False)
-        help = "What else changes during the run, by target: `{momentum.hidden: {class_path: Ramp, init_args: …}}`."
+        help = "What else changes during the run, by target, such as `momentum.hidden`, with a schedule for each."
         parser.add_argument("--schedules", type=dict[str, Schedule], default={}, help=help)
-        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(BestCheckpoint, "checkpoint")
         parser.add_lightning_class_args(LastCheckpoint, "last_checkpoint")
         parser.add_lightning_class_args(Divergence, "divergence")
         parser.add_lightning_class_args(Throughput, "throughput")
@@ -200,23 +210,27 @@ class BytelmCLI(LightningCLI):
         plain = json.loads(self.parser.dump(self.config, skip_unset=False, skip_validation=True, format="json"))
         self.plain_config: dict[str, Any] = plain.get(self.subcommand, plain)
         self.save_config_kwargs = {"plain": self.plain_config}
+        self.experiment = self.plain_config["experiment"] = self._experiment()
         given = self._get(self.config, "ckpt_path")
         if given not in ("last", "best"):
             return
-        found = newest_checkpoint(self._experiment(), given)
-        self.config[self.subcommand].ckpt_path = found and str(found)
+        own, experiment = self._own_run(), self._runs_root() / self.experiment
         if given == "last" and self.subcommand == "fit":
-            self.resumed = found
-            if found is None:  # so that a queue's script can give the same command the first time and every time
-                note(f"no last.ckpt in {RUNS}/{self._experiment()} yet: the run begins at the beginning")
-        elif found is None:
-            raise CheckpointError(f"ckpt_path: no {given}.ckpt in {RUNS}/{self._experiment()}; accepted: a path, too")
+            # The first time there is nothing to continue: a queue's script can give the same command every time.
+            self.continued = run_to_continue(experiment, own, self.plain_config)
+            last = checkpoint_of(self.continued, "last") if self.continued is not None else None
+            self.config[self.subcommand].ckpt_path = str(last) if last is not None and last.is_file() else None
+        else:
+            self.config[self.subcommand].ckpt_path = str(checkpoint_to_score(experiment, own, given))
 
     def instantiate_classes(self) -> None:
         try:
             super().instantiate_classes()
         except (MisconfigurationException, ValueError) as error:
-            if run_error(error) is None and (rejected := constructor_error(error, self.plain_config, KEYS)):
+            if run_error(error) is not None:
+                raise
+            rejected = missing_package(error, self.plain_config) if isinstance(error, ValueError) else None
+            if (rejected := rejected or constructor_error(error, self.plain_config, KEYS)) is not None:
                 raise rejected from error
             raise
 
@@ -266,33 +280,40 @@ class BytelmCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         settings = self._get(self.config_init, "trainer")
         check_options(settings)
-        given = settings.get("callbacks") or []
-        check_callbacks(given if isinstance(given, list) else [given], CALLBACK_KEYS, ADDED_CALLBACKS)
-        logger = settings.get("logger")
-        if logger is None and self.subcommand in ("validate", "test"):
-            kwargs["logger"] = logger = False  # they print their scores and leave nothing
-        elif logger in (None, True):
-            kwargs["logger"] = self._logger()
-        if logger is False:
-            self.save_config_callback = None
+        check_callbacks(_as_list(settings.get("callbacks")), CALLBACK_KEYS, ADDED_CALLBACKS)
+        if settings.get("logger") is None and self.subcommand not in ("fit", None):
+            kwargs["logger"] = False  # scores are printed, and predictions written
+        elif settings.get("logger") in (None, True):
+            kwargs["logger"] = TensorBoardLogger()
         if settings.get("enable_checkpointing") is False:
             for key in ("checkpoint", "last_checkpoint"):
                 self._parser(self.subcommand).callback_keys.remove(key)
         check_strategy(settings.get("strategy"))
         if (strategy := settings.get("strategy")) in STRATEGIES:
             kwargs["strategy"] = STRATEGIES[strategy]()
-        plugins = settings.get("plugins") or []
-        if any(isinstance(plugin, Precision) for plugin in (plugins if isinstance(plugins, list) else [plugins])):
+        plugins = _as_list(settings.get("plugins"))
+        if any(isinstance(plugin, Precision) for plugin in plugins):
             kwargs["precision"] = None  # Lightning takes one or the other
+        for plugin in plugins:
+            checkpoint_io.prepare(plugin)
+        self.folder = self._run_folder(settings)
         self.trainer_defaults = {**self.trainer_defaults, "callbacks": self._callbacks(settings)}
         try:
             trainer = super().instantiate_trainer(**kwargs)
-        except (ImportError, MisconfigurationException, TypeError, ValueError) as error:  # about its options
+        except (
+            ImportError,
+            MisconfigurationException,
+            RuntimeError,
+            TypeError,
+            ValueError,
+        ) as error:  # about its options
             if run_error(error) is not None:
                 raise
             raise trainer_error(error, self.plain_config["trainer"]) from error
         trainer.callbacks = arrange(trainer.callbacks)  # type: ignore[attr-defined]
-        trainer.strategy.checkpoint_io = AtomicCheckpointIO()
+        if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
+            trainer.strategy.checkpoint_io = AtomicCheckpointIO()
+        logger.prepare(trainer, self._log_folder(), self._purge_step())
         return trainer
 
     def _callbacks(self, settings: Namespace) -> list[Callback]:
@@ -301,25 +322,67 @@ class BytelmCLI(LightningCLI):
         callbacks: list[Callback] = [signals, Interruption(signals), TrainLog(), RankWatch(), RunRecord()]
         schedules = merged(self._get(self.config_init, "lr_schedule"), self._get(self.config_init, "schedules"))
         callbacks += [Resume(self.plain_config), Schedules(schedules), CorpusWatch(), KeepOnDataError()]
-        if settings.get("enable_progress_bar") in (None, True):
+        if self.folder is not None:
+            callbacks.append(ClaimFolder(self.folder))
+        has_bar = any(isinstance(callback, ProgressBar) for callback in _as_list(settings.get("callbacks")))
+        if settings.get("enable_progress_bar") in (None, True) and not has_bar:
             callbacks.append(BudgetBar())
         if self.subcommand == "predict":
             callbacks.append(PredictionWriter())
         return callbacks
 
-    def _logger(self) -> RunLogger:
-        if self.resumed is None:
-            return RunLogger(RUNS, self._experiment())
-        steps = Contents(read(self.resumed), self.resumed).steps
-        return RunLogger(RUNS, self._experiment(), resumed=version_of(self.resumed), purge_step=steps - 1)
+    def _run_subcommand(self, subcommand: str) -> None:
+        try:
+            super()._run_subcommand(subcommand)
+        finally:
+            if self.folder is not None:
+                self.folder.release()
+
+    def _run_folder(self, settings: Namespace) -> RunFolder | None:
+        """The folder of a run that trains; what only scores or predicts makes none, nor does `fast_dev_run`."""
+        if self.subcommand not in ("fit", None) or settings.get("fast_dev_run"):
+            return None
+        if self.continued is not None:
+            return RunFolder(self.continued.parent, number_of(self.continued), name=self.experiment)
+        return RunFolder(self._runs_root() / self.experiment, name=self.experiment)
+
+    def _log_folder(self) -> RunFolder | None:
+        """Where loggers without a `save_dir` write; of a run that is scored, `validate` or `test` in its folder."""
+        path = self._get(self.config, "ckpt_path")
+        if self.folder is None and path and (run := run_of(Path(path))) is not None:
+            return RunFolder.inside(run, str(self.subcommand), name=self.experiment)
+        return self.folder
+
+    def _purge_step(self) -> int | None:
+        if self.continued is None:
+            return None
+        path = self._get(self.config, "ckpt_path")
+        return Contents(read(path), path).steps - 1 if path else 0
+
+    def _runs_root(self) -> Path:
+        return runs_root(self.plain_config["trainer"]["default_root_dir"])
+
+    def _own_run(self) -> Path | None:
+        """The run whose own config.yaml was given, unless `experiment` names another."""
+        run = run_of_config(self._get(self.config, "config") or [])
+        return run if run is not None and experiment_of(run) == self.experiment else None
 
     def _experiment(self) -> str:
+        configs = self._get(self.config, "config") or []
         if name := self._get(self.config, "experiment"):
             return name
-        configs = self._get(self.config, "config") or []
+        if (run := run_of_config(configs)) is not None:  # of a version that did not save the name
+            return experiment_of(run)
         name = "+".join(Path(str(config)).stem for config in configs if config) or "default"
         check_experiment(name)
         return name
+
+
+def _as_list(value: Any) -> list[Any]:
+    """What a trainer takes as one or several."""
+    if value is None:
+        return []
+    return value if isinstance(value, list) else [value]
 
 
 def main(args: list[str]) -> None:
@@ -338,7 +401,7 @@ def build(args: list[str] | None = None, run: bool = True) -> BytelmCLI:
         args: Arguments, with a subcommand if it is to be run, and without one if not: `["--config", "my.yaml"]`.
         run: Whether to run the subcommand.
     """
-    _quieten_lightning()
+    quieten()
     if args == sys.argv[1:]:
         args = None  # the same; LightningCLI warns where there are both
     return BytelmCLI(
@@ -355,16 +418,3 @@ def build(args: list[str] | None = None, run: bool = True) -> BytelmCLI:
         args=args,
         run=run,
     )
-
-
-def _quieten_lightning() -> None:
-    # Hints on hardware and services, and warnings about what is so on purpose: nothing that a user could act on.
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    for message in (
-        ".*LeafSpec.*is deprecated",
-        "The dirpath has changed from",
-        "Checkpoint directory .* exists and is not empty",
-        "Couldn't infer the batch indices",
-    ):
-        warnings.filterwarnings("ignore", message=message)

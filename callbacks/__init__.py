@@ -7,6 +7,7 @@ if __name__ == "callbacks":
 
     __path__ = extend_path(__path__, __name__)[1:]
 else:
+    from bytelm.callbacks.best_checkpoint import BestCheckpoint
     from bytelm.callbacks.corpus_watch import CorpusWatch, KeepOnDataError
     from bytelm.callbacks.divergence import Divergence
     from bytelm.callbacks.interruption import Interruption, Signals
@@ -15,6 +16,7 @@ else:
     from bytelm.callbacks.progress_bar import BudgetBar
     from bytelm.callbacks.rank_watch import RankWatch
     from bytelm.callbacks.resume import Resume
+    from bytelm.callbacks.run_folder import ClaimFolder
     from bytelm.callbacks.run_record import RunRecord
     from bytelm.callbacks.schedules import Schedules
     from bytelm.callbacks.throughput import Throughput
@@ -33,7 +35,9 @@ else:
     )
 
 __all__ = [
+    "BestCheckpoint",
     "BudgetBar",
+    "ClaimFolder",
     "Constant",
     "CorpusWatch",
     "Cosine",

@@ -31,7 +31,7 @@ class CorpusWatch(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if not TimeBudget.of(trainer).is_meeting:
+        if not TimeBudget.of(trainer).clock_synced:
             return
         if trainer.world_size == 1 and not trainer.should_stop and time.monotonic() - self._looked_at < SECONDS:
             return

@@ -12,8 +12,11 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
+from bytelm.callbacks.run_folder import run_folder
 from bytelm.callbacks.time_budget import TimeBudget
 from bytelm.errors import ConfigError
+from bytelm.runs.folder import checkpoint_of
+from bytelm.runs.plain import plain
 from bytelm.units import Duration
 
 
@@ -38,10 +41,11 @@ class LastCheckpoint(Checkpoint):
         return next((c for c in trainer.callbacks if isinstance(c, LastCheckpoint)), None)  # type: ignore[attr-defined]
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if stage == "fit" and (folder := trainer.log_dir) is not None:  # a broadcast, so on all ranks
-            self.path = Path(folder, "checkpoints", "last.ckpt")
+        if stage == "fit" and (folder := run_folder(trainer)) is not None:
+            self.path = checkpoint_of(folder, "last")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        check_states(trainer)
         self._written_at = self._used(trainer)
 
     def on_train_batch_end(
@@ -84,3 +88,14 @@ def weights_are_finite(trainer: Trainer) -> bool:
         sums = torch.stack([parameter.float().sum() for parameter in trainer.lightning_module.parameters()])
         finite = bool(sums.isfinite().all())
     return trainer.strategy.reduce_boolean_decision(finite)
+
+
+def check_states(trainer: Trainer) -> None:
+    """Rejects, before training, a user's callback whose state a checkpoint cannot hold. Called on all ranks.
+
+    Raises:
+        CheckpointError: There is one; the message names it and the key.
+    """
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if not type(callback).__module__.startswith("bytelm."):
+            plain(callback.state_dict(), f"callbacks.{callback.state_key.partition('{')[0]}")

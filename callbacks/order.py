@@ -14,6 +14,7 @@ from bytelm.callbacks.prediction_writer import PredictionWriter
 from bytelm.callbacks.progress_bar import BudgetBar
 from bytelm.callbacks.rank_watch import RankWatch
 from bytelm.callbacks.resume import Resume
+from bytelm.callbacks.run_folder import ClaimFolder
 from bytelm.callbacks.run_record import RunRecord
 from bytelm.callbacks.schedules import Schedules
 from bytelm.callbacks.throughput import Throughput
@@ -39,6 +40,7 @@ class Place(NamedTuple):
 
 ORDER = (
     Place(Signals, "notes signals from the first hook on, also while the network compiles"),
+    Place(ClaimFolder, "makes the run's folder in setup, which all below may ask for"),
     Place(Yours, "in the order of the config; before the budget, whose clock counts their time in the step"),
     Place(TimeBudget, "reads the clock when a step has ended; those below use its progress"),
     Place(Schedules, "sets learning rates and all else that is scheduled by the progress at a step's beginning"),
@@ -55,7 +57,7 @@ ORDER = (
     Place(CorpusWatch, "ends a run whose corpus has changed, after RunRecord has seen the step"),
     Place(Interruption, "ends a run that was asked to end, after all others are done with the step"),
     Place(PredictionWriter, "writes the predictions, which none of the others reads"),
-    Place(SaveConfigCallback, "makes the run's folder in setup, after the setups that may reject the run"),
+    Place(SaveConfigCallback, "writes the config, after the setups that may reject the run"),
     Place(Checkpoint, "last, as in Lightning: it saves the state that the others have reached"),
 )
 YOURS = [place.kind for place in ORDER].index(Yours)

@@ -16,7 +16,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from bytelm.callbacks.time_budget import TimeBudget
 from bytelm.runs.checkpoints import CONFIG, Contents, set_counters
-from bytelm.runs.logger import RunLogger
+from bytelm.runs.logger import TensorBoardLogger
 
 
 class Resume(Callback):
@@ -44,7 +44,7 @@ class Resume(Callback):
             states = [own] * self._trainer.world_size
             torch.distributed.all_gather_object(states, own)
         loggers = self._trainer.loggers if self._trainer is not None else []
-        logged = [logger.latest for logger in loggers if isinstance(logger, RunLogger)]
+        logged = [logger.latest for logger in loggers if isinstance(logger, TensorBoardLogger)]
         return {"random_states": states, "validated_step": self._validated_step, "logged": dict(logged)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -75,7 +75,7 @@ class Resume(Callback):
         logged = self._logged.get(steps - 1, {})
         logged = {tag: value for tag, value in logged.items() if not (validates and tag.startswith("val/"))}
         for logger in trainer.loggers:
-            if logged and isinstance(logger, RunLogger):
+            if logged and isinstance(logger, TensorBoardLogger):
                 logger.log_metrics(logged, steps - 1)
         if validates:
             trainer.validating = True

@@ -20,6 +20,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 import bytelm
 from bytelm.callbacks.last_checkpoint import LastCheckpoint
+from bytelm.callbacks.run_folder import claim_of, run_folder
 from bytelm.callbacks.throughput import Throughput
 from bytelm.callbacks.time_budget import TimeBudget
 from bytelm.data.base import TokenData
@@ -67,8 +68,10 @@ class RunRecord(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._trainer = trainer
         self._num_params = sum(p.numel() for p in pl_module.parameters())  # before a strategy shards them
-        # Asked for here, on all ranks, and not at the end, which one of them may come to alone: log_dir is a broadcast.
-        self._folder = trainer.log_dir if trainer.logger is not None else None
+        # Asked for here, on all ranks, and not at the end, which one of them may come to alone.
+        kept = stage == "fit" and (claim_of(trainer) is not None or bool(trainer.loggers))
+        folder = run_folder(trainer) if kept else None
+        self._folder = None if folder is None else str(folder)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

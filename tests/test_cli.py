@@ -110,7 +110,7 @@ def test_every_run_has_a_folder_of_its_own(run):
 def test_the_resolved_config_repeats_the_run_exactly(run):
     run("--lr_schedule", "Cosine", "--lr_schedule.warmup", "2 steps", "--data.order", "shuffled")
     run(config="runs/tiny/version_0/config.yaml")
-    first, second = (json.loads(Path(f"runs/{n}/version_0/record.json").read_text()) for n in ("tiny", "config"))
+    first, second = (json.loads(Path(f"runs/tiny/version_{n}/record.json").read_text()) for n in (0, 1))
     assert (first["val_bpb"], first["train_loss"]) == (second["val_bpb"], second["train_loss"])
 
 

@@ -20,7 +20,7 @@ LAYERS = (
     ("bytelm.language_model", "bytelm.strategies", "bytelm.precision", "bytelm.log_steps"),
     ("bytelm.callbacks", "bytelm.runs"),
     ("bytelm.inference",),
-    ("bytelm.cli",),
+    ("bytelm.cli", "bytelm.lightning_output"),
     ("bytelm.experiments",),
     ("bytelm.program", "bytelm.__main__"),
 )

@@ -1,11 +1,13 @@
-"""AtomicCheckpointIO: Lightning's way to checkpoint files (checkpoints.py)."""
+"""AtomicCheckpointIO: Lightning's way to checkpoint files (checkpoints.py), alone or in a plugin that wraps it."""
 
 from typing import Any
 
 import lightning
 from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.pytorch.plugins.io.wrapper import _WrappingCheckpointIO
 
 from bytelm.runs.checkpoints import read, write
+from bytelm.runs.plain import plain
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -19,9 +21,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """Writes a checkpoint, whole or not at all; `storage_options` are not used.
 
         Raises:
+            CheckpointError: It holds what is neither a plain value nor a tensor.
             StorageError: It could not be written; what was at `path` is as it was.
         """
-        write(checkpoint, path)
+        write(plain(checkpoint), path)
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         """Reads a checkpoint into main memory, whatever `weights_only` says, without running code from it.
@@ -32,3 +35,15 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         checkpoint = read(path, map_location=map_location or (lambda storage, location: storage))
         checkpoint.setdefault("pytorch-lightning_version", lightning.__version__)  # weights alone can be scored, too
         return checkpoint
+
+
+def prepare(plugin: object) -> None:
+    """Makes a plugin that wraps another CheckpointIO, such as AsyncCheckpointIO, wrap an AtomicCheckpointIO.
+
+    Called before the trainer is made, which would make it wrap Lightning's TorchCheckpointIO.
+
+    Args:
+        plugin: Any plugin of the user's; one that names what it wraps is left as it is.
+    """
+    if isinstance(plugin, _WrappingCheckpointIO) and not plugin._base_checkpoint_io_configured:
+        plugin.checkpoint_io = AtomicCheckpointIO()

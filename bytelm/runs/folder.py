@@ -1,14 +1,19 @@
 """The run's folder: runs/<experiment>/version_N, one for each run, also when several start at the same moment.
 
-`--ckpt_path last` goes on in the folder of the newest run, so that TensorBoard shows one curve. A lock keeps a second
-process out of it as long as the first one lives.
+It holds config.yaml, record.json, checkpoints and predictions, whichever loggers the run has. `runs` is in
+`trainer.default_root_dir` if that is given, else in the working directory. `--ckpt_path last` continues in the folder
+of the newest run, so that TensorBoard shows one curve. A lock keeps a second process out of the folder while the first
+one is alive.
 """
 
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from bytelm.errors import StorageError
+from bytelm.errors import ConfigError, StorageError
+from bytelm.system.process import is_rank_zero
 
 try:
     import fcntl
@@ -16,6 +21,102 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 RUNS = "runs"
+CONFIG = "config.yaml"
+CHECKPOINTS = "checkpoints"
+
+
+class RunFolder:
+    """The folder of a run, which rank 0 claims when it is first asked for. A run that is rejected before has none.
+
+    Args:
+        experiment: Folder of the experiment, such as runs/rope.
+        version: Number of the run to continue; default a new one.
+        name: Name of the experiment.
+    """
+
+    def __init__(self, experiment: Path, version: int | None = None, name: str | None = None) -> None:
+        self.experiment = experiment
+        self.name = name or experiment.name
+        self._version = version
+        self._path: Path | None = None
+        self._lock: int | None = None
+
+    @classmethod
+    def inside(cls, run: Path, inner: str, name: str | None = None) -> "RunFolder":
+        """A folder in that of a run that is not continued. It is not claimed.
+
+        Args:
+            run: The run's folder.
+            inner: Name of the folder in it.
+            name: Name of the experiment.
+        """
+        folder = cls(run.parent, number_of(run), name)
+        folder._path = run / inner
+        return folder
+
+    @property
+    def path(self) -> Path:
+        """The folder. Other ranks than 0 know it after `share`; before, they have a guess, which they do not write to.
+
+        Raises:
+            StorageError: It cannot be made, or another process is at work in it.
+        """
+        if self._path is not None:
+            return self._path
+        if not is_rank_zero():
+            return self.experiment / f"version_{self._version or 0}"
+        self._version, self._lock = claim(self.experiment, self._version)
+        self._path = self.experiment / f"version_{self._version}"
+        return self._path
+
+    @property
+    def version(self) -> int:
+        """Number of the run."""
+        assert self.path is not None  # which claims it
+        return self._version or 0
+
+    def share(self, broadcast: Callable[[Any], Any]) -> None:
+        """Tells all ranks the folder of rank 0. Called on all ranks.
+
+        Args:
+            broadcast: Returns on all ranks what rank 0 passes, as a strategy's broadcast does.
+        """
+        path, self._version = broadcast((str(self.path), self.version))
+        self._path = Path(path)
+
+    def release(self) -> None:
+        """Lets other processes continue the run."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+
+def runs_root(default_root_dir: str | os.PathLike[str] | None) -> Path:
+    """Folder of all experiments.
+
+    Args:
+        default_root_dir: The trainer's option.
+
+    Raises:
+        ConfigError: It is an address and no local folder.
+    """
+    if default_root_dir is None:
+        return Path(RUNS)
+    if "://" in str(default_root_dir):
+        raise ConfigError("trainer.default_root_dir", str(default_root_dir), "accepted: a folder of this machine")
+    return Path(default_root_dir).expanduser() / RUNS
+
+
+def run_of(file: Path) -> Path | None:
+    """The folder of the run that a config.yaml or a checkpoint belongs to; None where it belongs to none.
+
+    Args:
+        file: runs/x/version_0/config.yaml, or a file in runs/x/version_0/checkpoints.
+    """
+    folder = file.parent.parent if file.parent.name == CHECKPOINTS else file.parent
+    is_run = folder.name.removeprefix("version_").isdecimal() and folder.name.startswith("version_")
+    belongs = file.parent.name == CHECKPOINTS or file.name == CONFIG
+    return folder if is_run and belongs and folder.is_dir() else None
 
 
 def claim(experiment: Path, version: int | None = None) -> tuple[int, int]:
@@ -58,8 +159,13 @@ def newest_checkpoint(experiment: str, name: str = "last", root: str = RUNS) -> 
         root: Folder of all experiments.
     """
     folder = Path(root, experiment)
-    found = [folder / f"version_{version}" / "checkpoints" / f"{name}.ckpt" for version in sorted(_versions(folder))]
-    return next((path for path in reversed(found) if path.is_file()), None)
+    found = [checkpoint_of(folder / f"version_{version}", name) for version in sorted(_versions(folder), reverse=True)]
+    return next((path for path in found if path.is_file()), None)
+
+
+def checkpoint_of(run: Path, name: str) -> Path:
+    """Where a run keeps its checkpoint `last` or `best`."""
+    return run / CHECKPOINTS / f"{name}.ckpt"
 
 
 def newest_run(experiment: Path) -> Path | None:
@@ -74,7 +180,12 @@ def newest_run(experiment: Path) -> Path | None:
 
 def version_of(checkpoint: Path) -> int:
     """The version whose folder a path from `newest_checkpoint` is in."""
-    return int(checkpoint.parent.parent.name.removeprefix("version_"))
+    return number_of(checkpoint.parent.parent)
+
+
+def number_of(run: Path) -> int:
+    """The number in the name of a run's folder."""
+    return int(run.name.removeprefix("version_"))
 
 
 def _versions(folder: Path) -> list[int]:

@@ -1,53 +1,97 @@
-"""RunLogger: TensorBoard's logs in the run's folder."""
+"""Loggers in the run's folder: TensorBoard's by default; what a logger of the user's gets of a run.
+
+TensorBoardLogger and CSVLogger are Lightning's, with one difference: `save_dir` may be left out, and the logs are then
+in the run's folder. All other loggers are used as they are, and write where Lightning lets them.
+
+| logger | where it writes |
+| --- | --- |
+| none given, `true`, TensorBoardLogger | runs/<experiment>/version_N |
+| CSVLogger | runs/<experiment>/version_N/csv/version_M; M counts the processes that the run took |
+| any logger with `save_dir`, and others | where Lightning's documentation says |
+"""
 
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch import Trainer, loggers
+from lightning.pytorch.loggers import Logger
 
 from bytelm.errors import StorageError
-from bytelm.runs.folder import claim
-from bytelm.system.process import is_rank_zero
+from bytelm.runs.folder import RunFolder
+
+LIGHTNINGS_NAME = "lightning_logs"
 
 
-class RunLogger(TensorBoardLogger):
-    """TensorBoardLogger that claims its version by making the folder, which only one process can.
-
-    Lightning's own looks for the highest number and takes the next, so that two runs that start together share a
-    folder. The claim is made when the folder is first asked for: a run refused before that leaves nothing behind.
+class TensorBoardLogger(loggers.TensorBoardLogger):
+    """Lightning's TensorBoardLogger; without `save_dir` it writes to the run's folder.
 
     Args:
-        root: Folder of all experiments.
-        experiment: Name of this one.
-        resumed: Number of the version to go on in; default a new one.
-        kwargs: Passed on to torch's SummaryWriter, such as `purge_step`: TensorBoard forgets what was logged from that
-            step on, before the run was cut.
+        save_dir: As for Lightning's; default the run's folder.
+        name: As for Lightning's; not used in the run's folder.
+        version: As for Lightning's; not used in the run's folder.
+        log_graph: As for Lightning's.
+        default_hp_metric: As for Lightning's; in the run's folder the metric is the run's score.
+        prefix: As for Lightning's.
+        sub_dir: As for Lightning's.
+        kwargs: Passed on to torch's SummaryWriter.
 
     Attributes:
+        folder: The run's folder, where it writes; None where `save_dir` is given.
         latest: The last step that was logged, and its values by tag.
 
     Raises:
-        StorageError: The folder cannot be made, or another process is at work in it.
+        StorageError: The log cannot be written.
     """
 
-    def __init__(self, root: str, experiment: str, resumed: int | None = None, **kwargs: Any) -> None:
-        folder = os.path.expandvars(Path(root).expanduser())
-        super().__init__(folder, name=experiment, default_hp_metric=False, **kwargs)
+    def __init__(
+        self,
+        save_dir: str | Path | None = None,
+        name: str | None = LIGHTNINGS_NAME,
+        version: int | str | None = None,
+        log_graph: bool = False,
+        default_hp_metric: bool = True,
+        prefix: str = "",
+        sub_dir: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(save_dir or "", name, version, log_graph, default_hp_metric, prefix, sub_dir, **kwargs)
+        self.in_run_folder = save_dir is None
+        self.folder: RunFolder | None = None
         self.latest: tuple[int, dict[str, float]] = (-1, {})
-        self._resumed = resumed
-        self._claimed: int | None = None
-        self._lock: int | None = None
+
+    def place(self, folder: RunFolder, purge_step: int | None = None) -> None:
+        """Makes the logger write to the run's folder.
+
+        Args:
+            folder: The run's folder.
+            purge_step: TensorBoard forgets what was logged from that step on, before the run was cut.
+        """
+        self.folder = folder
+        self._kwargs.update({} if purge_step is None else {"purge_step": purge_step})
 
     @property
-    def version(self) -> int:
-        if self._claimed is None:
-            if is_rank_zero():
-                self._claimed, self._lock = claim(Path(self.root_dir), self._resumed)
-            else:  # other ranks get the folder from rank 0; what they would claim is not used
-                self._claimed = self._resumed or 0
-        return self._claimed
+    def name(self) -> str:
+        return super().name if self.folder is None else self.folder.name
+
+    @property
+    def version(self) -> int | str:
+        return super().version if self.folder is None else self.folder.version
+
+    @property
+    def root_dir(self) -> str:
+        return super().root_dir if self.folder is None else str(self.folder.experiment)
+
+    @property
+    def log_dir(self) -> str:
+        if self.folder is None:
+            return super().log_dir
+        return os.path.join(self.folder.path, self.sub_dir or "")
+
+    @property
+    def save_dir(self) -> str:
+        return super().save_dir if self.folder is None else str(self.folder.path)
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         # Lightning adds the epoch to what it logs; a budgeted run has none.
@@ -57,16 +101,111 @@ class RunLogger(TensorBoardLogger):
         self._write(super().log_metrics, values, step)
 
     def save(self) -> None:
-        self._write(self.experiment.flush)  # and no hparams.yaml beside config.yaml
+        # In the run's folder no hparams.yaml beside config.yaml.
+        self._write(super().save if self.folder is None else self.experiment.flush)
 
     def finalize(self, status: str) -> None:
         self._write(super().finalize, status)
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
 
     def _write(self, function: Any, *args: Any) -> None:
         try:
             function(*args)
         except OSError as error:  # of TensorBoard's writing thread, handed on by the next call
             raise StorageError(f"{self.log_dir}: the log could not be written ({error.strerror or error})") from error
+
+
+class CSVLogger(loggers.CSVLogger):
+    """Lightning's CSVLogger; without `save_dir` it writes to `csv/version_M` in the run's folder.
+
+    Args:
+        save_dir: As for Lightning's; default the run's folder.
+        name: As for Lightning's; default `csv` in the run's folder.
+        version: As for Lightning's.
+        prefix: As for Lightning's.
+        flush_logs_every_n_steps: As for Lightning's.
+    """
+
+    def __init__(
+        self,
+        save_dir: str | Path | None = None,
+        name: str | None = None,
+        version: int | str | None = None,
+        prefix: str = "",
+        flush_logs_every_n_steps: int = 100,
+    ) -> None:
+        if name is None:
+            name = "csv" if save_dir is None else LIGHTNINGS_NAME
+        super().__init__(save_dir or "", name, version, prefix, flush_logs_every_n_steps)
+        self.in_run_folder = save_dir is None
+        self.folder: RunFolder | None = None
+
+    def place(self, folder: RunFolder, purge_step: int | None = None) -> None:
+        """Makes the logger write to the run's folder.
+
+        Args:
+            folder: The run's folder.
+            purge_step: Not used: each process of a run has a file of its own, as with Lightning's.
+        """
+        self.folder = folder
+
+    @property
+    def save_dir(self) -> str:
+        return super().save_dir if self.folder is None else str(self.folder.path)
+
+    def _get_next_version(self) -> int:
+        self._root_dir = self.save_dir  # where Lightning's looks for earlier versions
+        return super()._get_next_version()
+
+
+PLACED = (TensorBoardLogger, CSVLogger)
+
+
+class StepRows:
+    """Gives a logger all values of a step in one call of `log_metrics`.
+
+    Training logs from several callbacks, and a validation after that. A logger that writes a row for each call, as
+    CSVLogger, W&B's and many others do, would have several rows for a step. The values wait for the next step, or for
+    the end of the run: the logger's `finalize`.
+
+    Args:
+        logger: A logger of any class; its methods are replaced in this object alone.
+    """
+
+    def __init__(self, logger: Logger) -> None:
+        self._log_metrics, self._finalize = logger.log_metrics, logger.finalize
+        self._step: int | None = None
+        self._row: dict[str, float] = {}
+        logger.log_metrics = self._add  # type: ignore[method-assign]
+        logger.finalize = self._write_and_finalize  # type: ignore[method-assign]
+
+    def _add(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        if step is None or step != self._step:
+            self._write()
+        self._step = step
+        self._row.update(metrics)
+        if step is None:
+            self._write()
+
+    def _write(self) -> None:
+        row, self._row = self._row, {}
+        if row:
+            self._log_metrics(row, step=self._step)
+
+    def _write_and_finalize(self, status: str) -> None:
+        self._write()
+        self._finalize(status)
+
+
+def prepare(trainer: Trainer, folder: RunFolder | None, purge_step: int | None = None) -> None:
+    """Places the loggers of a trainer, and makes them write a row for a step.
+
+    Args:
+        trainer: Of a run that has not begun.
+        folder: The run's folder; None for a run without one.
+        purge_step: See `TensorBoardLogger.place`.
+    """
+    for logger in trainer.loggers:
+        if folder is not None and isinstance(logger, PLACED) and logger.in_run_folder:
+            logger.place(folder, purge_step)
+        if not isinstance(logger, TensorBoardLogger):  # which has no rows
+            StepRows(logger)

@@ -10,22 +10,22 @@ from collections.abc import Callable
 from datetime import datetime, timezone
 from functools import cache
 from multiprocessing.connection import wait
-from pathlib import Path
 
 IMPORTED_AT = time.monotonic()
+CPU_SECONDS_BEFORE = time.process_time()
 SIGNALS = (signal.SIGTERM, signal.SIGINT)  # that ask a program to end
 ENDING_SECONDS = 30.0  # for what a run does at a SIGTERM: finish a step, write a checkpoint
 LIFELINE = "BYTELM_LIFELINE"  # names the file descriptor of a pipe that only the parent can write to
 
 
 def process_age() -> float:
-    """Seconds since this process started; where the system does not tell (/proc), since bytelm was imported."""
-    try:
-        fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
-        started = int(fields[19]) / os.sysconf("SC_CLK_TCK")  # starttime, in ticks since boot
-        return time.clock_gettime(time.CLOCK_BOOTTIME) - started
-    except (OSError, AttributeError):
-        return time.monotonic() - IMPORTED_AT
+    """Seconds since this program started, the start of Python and earlier imports included.
+
+    The system knows only when the process started, and a process may have been another program before: bash runs the
+    last command of `bash -c 'sleep 20 && python …'` in its own process. So what came before the import of this module
+    counts as long as the CPU was busy with it, which a sleep is not.
+    """
+    return time.monotonic() - IMPORTED_AT + CPU_SECONDS_BEFORE
 
 
 def utc(timestamp: float) -> str:

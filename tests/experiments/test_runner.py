@@ -739,7 +739,7 @@ def test_a_study_goes_on_after_a_kill(program, until, alive):
         assert (record["status"], record["total_steps"], record["seed"]) == ("completed", STEPS, seed)
     assert on_record("tiny/tiny,seed=1")["wall_time_secs"] > on_record("tiny/tiny,seed=1")["total_time_secs"]
     log = Path("runs/tiny/tiny,seed=1/log.txt").read_text()
-    assert log.count("the run begins at the beginning") == 1  # and not once more where it went on
+    assert log.count("has no run yet; starting a new run") == 1  # and not once more where it went on
     assert ledger() == {"tiny,seed=1": "completed", "tiny,seed=2": "completed"}
     lines = Path("stderr").read_text().splitlines()
     assert [re.sub(r" \d+:\d\d  ", " ", line).split(": ")[0] for line in lines] == [

@@ -162,7 +162,7 @@ def gpt_of(config):
         lambda c: gpt_of(c).update(position="my_evil.yaml"),
         lambda c: gpt_of(c)["attention"]["init_args"].update(qk_norm={"class_path": "my_evil.Evil"}),
         lambda c: gpt_of(c).update(init={"class_path": "bytelm.system.files.os.getpid"}),
-        lambda c: gpt_of(c).update(init="bytelm.runs.logger.RunLogger"),
+        lambda c: gpt_of(c).update(init="bytelm.runs.logger.TensorBoardLogger"),
         lambda c: c["model"].update(gpt="my_evil.yaml"),
         lambda c: c["model"].update(gpt={"class_path": "my_evil.Evil"}),
         lambda c: c["model"].update(gpt=["my_evil.Evil"]),

@@ -272,7 +272,7 @@ def test_a_changed_corpus_is_refused_by_both_hashes(run, refuses):
 def test_last_begins_at_the_beginning_where_there_is_no_run_yet(run, capsys):
     run("--ckpt_path", "last")
     captured = capsys.readouterr()
-    assert "bytelm: note: no last.ckpt in runs/tiny yet: the run begins at the beginning" in captured.err
+    assert "bytelm: note: runs/tiny has no run yet; starting a new run" in captured.err
     assert read(LAST)["callbacks"]["TimeBudget"]["steps"] == 4
 
 

@@ -104,4 +104,4 @@ def test_the_config_of_a_run_that_went_on_repeats_it_from_its_beginning(run):
     run()
     run("--ckpt_path", "last", "--time_budget.limit", "6 steps")
     run(config="runs/tiny/version_0/config.yaml")
-    assert json.loads(Path("runs/config/version_0/record.json").read_text())["total_steps"] == 6
+    assert json.loads(Path("runs/tiny/version_1/record.json").read_text())["total_steps"] == 6

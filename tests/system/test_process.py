@@ -10,7 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from bytelm.system.process import LIFELINE, Lifeline, end_with_parent, end_worker_with_parent, is_rank_zero
+from bytelm.system.process import (
+    LIFELINE,
+    Lifeline,
+    end_with_parent,
+    end_worker_with_parent,
+    is_rank_zero,
+    process_age,
+)
 
 pytest.importorskip("fcntl", reason="pipes and signals of POSIX systems")
 
@@ -97,3 +104,20 @@ def test_only_rank_zero_speaks(monkeypatch):
     assert not is_rank_zero()
     monkeypatch.delitem(sys.modules, "lightning_utilities.core.rank_zero")
     assert is_rank_zero()  # nothing has said that there are others
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a shell of POSIX systems")
+def test_the_age_of_a_program_leaves_out_the_shell_that_it_was_before():
+    program = "from bytelm.system.process import process_age; print(process_age())"
+    command = f"sleep 3; exec '{sys.executable}' -c '{program}'"
+    ended = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
+    assert 0 < float(ended.stdout) < 2
+
+
+def test_the_age_of_a_program_grows_with_the_clock_and_has_the_start_of_python_in_it():
+    before = process_age()
+    time.sleep(0.2)
+    assert process_age() - before == pytest.approx(0.2, abs=0.1)
+    program = "import sys; sum(range(10**7)); from bytelm.system.process import process_age; print(process_age())"
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert float(ended.stdout) > 0.05  # the sum takes longer

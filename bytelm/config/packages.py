@@ -1,0 +1,36 @@
+"""Classes of Lightning's that need a package which is not installed: one line that names the key and the command."""
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from bytelm.errors import ConfigError
+
+
+def missing_package(error: BaseException, config: dict[str, Any]) -> ConfigError | None:
+    """The message about a package that is not installed; None for an error that is about something else.
+
+    Args:
+        error: What making the objects of a config raised.
+        config: The config, as plain values.
+    """
+    text = str(error)
+    needed = re.search(r"Requirement '([\w.-]+)([^']*)' not met", text)
+    made = re.search(r"Problem with given class_path '([\w.]+)':", text)
+    if needed is None or made is None:
+        return None
+    key = next(_keys_of(config, made[1]), "trainer")
+    package, name = needed[1], made[1].rpartition(".")[2]
+    return ConfigError(key, name, f"it needs {package}, which is not installed: pip install '{package}{needed[2]}'")
+
+
+def _keys_of(value: Any, class_path: str, key: str = "") -> Iterator[str]:
+    """Keys whose value is a class, or a list with it."""
+    if isinstance(value, dict):
+        if value.get("class_path") == class_path:
+            yield key
+        for name, inner in value.items():
+            yield from _keys_of(inner, class_path, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _keys_of(inner, class_path, key)

@@ -1,0 +1,93 @@
+"""Which run `--ckpt_path last` and `best` mean.
+
+`fit --ckpt_path last` continues the newest run of the experiment. If that was cut before its first checkpoint, it
+starts again in its folder, provided that the command is the same; an older run is not taken in its place. A run's own
+config.yaml names that run: `validate --config runs/x/version_0/config.yaml --ckpt_path best` scores version_0.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from bytelm.config.messages import note
+from bytelm.errors import CheckpointError, StorageError
+from bytelm.runs import record
+from bytelm.runs.checkpoints import differences
+from bytelm.runs.folder import CONFIG, RUNS, checkpoint_of, newest_checkpoint, newest_run, run_of
+
+
+def run_of_config(configs: Sequence[Any]) -> Path | None:
+    """The run whose own config.yaml is the only config that was given.
+
+    Args:
+        configs: Paths, or texts of configs.
+    """
+    return run_of(Path(str(configs[0]))) if len(configs) == 1 and "\n" not in str(configs[0]) else None
+
+
+def experiment_of(run: Path) -> str:
+    """Name of a run's experiment: the path from `runs` to it."""
+    parts = run.parent.parts
+    start = len(parts) - parts[::-1].index(RUNS) if RUNS in parts else len(parts) - 1
+    return str(Path(*parts[start:]))
+
+
+def run_to_continue(experiment: Path, own: Path | None, config: Mapping[str, Any]) -> Path | None:
+    """The run that `fit --ckpt_path last` continues, or starts again in its folder; None for a new one.
+
+    Args:
+        experiment: Folder of the experiment.
+        own: The run whose config.yaml was given.
+        config: The config of the command.
+    """
+    run = own or newest_run(experiment)
+    if run is None:
+        note(f"{experiment} has no run yet; starting a new run")
+        return None
+    if checkpoint_of(run, "last").is_file():
+        return run
+    if _is_of_same_command(run, config):
+        note(f"{run} has no last.ckpt yet; starting it again")
+        return run
+    note(f"{run} has no last.ckpt, and has ended or has another config; starting a new run")
+    return None
+
+
+def checkpoint_to_score(experiment: Path, own: Path | None, name: str) -> Path:
+    """The checkpoint `last` or `best` of an experiment.
+
+    Args:
+        experiment: Folder of the experiment.
+        own: The run whose config.yaml was given: no other run is taken.
+        name: `last` or `best`.
+
+    Raises:
+        CheckpointError: There is none.
+    """
+    found: Path | None
+    if own is not None:
+        found = checkpoint_of(own, name)
+        found = found if found.is_file() else None
+    else:
+        found = newest_checkpoint(experiment.name, name, root=str(experiment.parent))
+        newest = newest_run(experiment)
+        if found is not None and newest is not None and run_of(found) != newest:
+            note(f"{newest} has no {name}.ckpt; using {found}")
+    if found is None:
+        raise CheckpointError(f"ckpt_path: no {name}.ckpt in {own or experiment}; accepted: a path, too")
+    return found
+
+
+def _is_of_same_command(run: Path, config: Mapping[str, Any]) -> bool:
+    """Whether a run without a checkpoint is one that the same command began, and that did not complete."""
+    try:
+        if (run / record.FILE).exists() and record.read(run)["status"] == "completed":
+            return False
+        if not (run / CONFIG).exists():
+            return True  # it was cut before it wrote its config
+        saved = yaml.safe_load((run / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError, StorageError):  # damaged: nobody knows what it was
+        return False
+    return isinstance(saved, dict) and not differences(saved, config)

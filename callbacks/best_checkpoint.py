@@ -1,0 +1,57 @@
+"""BestCheckpoint: the key `checkpoint`; keeps the checkpoints with the best scores, and a best.ckpt that is the best.
+
+It is Lightning's ModelCheckpoint. With `save_top_k: 1` the only file is best.ckpt. Where there are several, or the user
+names them, best.ckpt is a link to the best of them, so that `--ckpt_path best` finds it.
+"""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from bytelm.callbacks.run_folder import run_folder
+from bytelm.runs.folder import checkpoint_of
+
+
+class BestCheckpoint(ModelCheckpoint):
+    """ModelCheckpoint whose files never overwrite each other.
+
+    Args:
+        kwargs: ModelCheckpoint's. With a `save_top_k` other than 1, files are named by their step, too, if `filename`
+            does not say so: `best-step=300.ckpt`.
+    """
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        if self.save_top_k not in (0, 1) and self.filename is not None and "{step" not in self.filename:
+            self.filename += "-{step}"
+        self._link: Path | None = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        folder = run_folder(trainer)
+        self._link = checkpoint_of(folder, "best") if stage == "fit" and folder is not None else None
+
+    def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
+        super()._save_checkpoint(trainer, filepath)
+        if trainer.is_global_zero and self._link is not None and self.best_model_path:
+            link_to(Path(self.best_model_path), self._link)
+
+
+def link_to(file: Path, link: Path) -> None:
+    """Makes `link` a symbolic link to a file, in place of an earlier link; a file by that name is left as it is.
+
+    Args:
+        file: An existing file.
+        link: Path of the link; in a folder that may not exist.
+    """
+    if file.absolute() == link.absolute() or (link.exists() and not link.is_symlink()):
+        return
+    link.parent.mkdir(parents=True, exist_ok=True)
+    partial = link.with_name(f".{link.name}.part")
+    partial.unlink(missing_ok=True)
+    # Relative: a run's folder may be moved.
+    partial.symlink_to(Path(os.path.relpath(file.resolve().parent, link.parent.resolve()), file.name))
+    partial.replace(link)
