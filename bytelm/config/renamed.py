@@ -33,7 +33,7 @@ RENAMED = {
     },
     "bytelm.checkpoints.AtomicCheckpointIO": "bytelm.runs.checkpoint_io.AtomicCheckpointIO",
     "bytelm.row_adagrad.RowAdagrad": "bytelm.optim.row_adagrad.RowAdagrad",
-    "bytelm.run_folder.RunLogger": "bytelm.runs.logger.RunLogger",
+    "bytelm.run_folder.RunLogger": "bytelm.runs.logger.TensorBoardLogger",
 }
 
 
