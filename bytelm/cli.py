@@ -96,9 +96,12 @@ TRAINER_DEFAULTS = {
 KEYS = keys.classes()
 OTHER_OPTIONS = ("config", "print_config", "help", *METHOD_KEYS)
 COMPARED_TRAINER_KEYS = ("devices", "strategy", "precision", "gradient_clip_val", "accumulate_grad_batches")
-CALLBACK_KEYS = {key: cls for key, cls in KEYS.items() if issubclass(cls, Callback) and cls is not BestCheckpoint}
+# Callbacks that a run has once: those with a key (but `checkpoint`, beside which there may be others), and those that
+# bytelm adds.
+CALLBACK_KEYS = {key: cls for key, cls in KEYS.items() if issubclass(cls, Callback) and key != "checkpoint"}
 ADDED_CALLBACKS = (
-    *(BudgetBar, Interruption, PredictionWriter, RankWatch, Resume, RunRecord, SaveConfigCallback, Signals, TrainLog),
+    *(BestCheckpoint, BudgetBar, ClaimFolder, CorpusWatch, Interruption, KeepOnDataError, PredictionWriter, RankWatch),
+    *(Resume, RunRecord, SaveConfigCallback, Schedules, Signals, TrainLog),
 )
 CHECKPOINT_DEFAULTS = {
     "checkpoint.filename": "best",
