@@ -16,7 +16,7 @@ from jsonargparse import Namespace, set_parsing_settings
 from jsonargparse.typing import register_type
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
+from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.plugins import Precision
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -96,11 +96,12 @@ TRAINER_DEFAULTS = {
 KEYS = keys.classes()
 OTHER_OPTIONS = ("config", "print_config", "help", *METHOD_KEYS)
 COMPARED_TRAINER_KEYS = ("devices", "strategy", "precision", "gradient_clip_val", "accumulate_grad_batches")
-CALLBACK_KEYS = {
-    key: cls for key, cls in KEYS.items() if issubclass(cls, Callback) and not issubclass(cls, ModelCheckpoint)
-}
+# Callbacks that a run has once: those with a key (but `checkpoint`, beside which there may be others), and those that
+# bytelm adds.
+CALLBACK_KEYS = {key: cls for key, cls in KEYS.items() if issubclass(cls, Callback) and key != "checkpoint"}
 ADDED_CALLBACKS = (
-    *(BudgetBar, Interruption, PredictionWriter, RankWatch, Resume, RunRecord, SaveConfigCallback, Signals, TrainLog),
+    *(BestCheckpoint, BudgetBar, ClaimFolder, CorpusWatch, Interruption, KeepOnDataError, PredictionWriter, RankWatch),
+    *(Resume, RunRecord, SaveConfigCallback, Schedules, Signals, TrainLog),
 )
 CHECKPOINT_DEFAULTS = {
     "checkpoint.filename": "best",

@@ -5,6 +5,7 @@ carries the name `last.ckpt` is always a whole checkpoint, whenever the power go
 only, so that `torch.load(weights_only=True)` reads it and a checkpoint from a stranger cannot run anything.
 """
 
+import functools
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from torch import nn
 
 import bytelm
 from bytelm.config.flat import flat
-from bytelm.config.renamed import current_names
+from bytelm.config.renamed import current_callbacks, current_names
 from bytelm.errors import CheckpointError, StorageError
 from bytelm.system.files import replacing
 
@@ -69,8 +70,11 @@ def read(path: str | Path, map_location: str | Callable[..., Any] = "meta", chec
                 raise ValueError(f"{damaged} in it is not what was written")
             file.seek(0)
             checkpoint = torch.load(file, map_location=map_location, weights_only=True)
-        for key in {"config", "hyper_parameters"} & checkpoint.keys() if isinstance(checkpoint, dict) else ():
-            checkpoint[key] = current_names(checkpoint[key], trusted=False)
+        if isinstance(checkpoint, dict) and VERSION not in checkpoint:
+            renew = functools.partial(current_names, trusted=False)
+            for key, of_today in ((CONFIG, renew), ("hyper_parameters", renew), ("callbacks", current_callbacks)):
+                if key in checkpoint:
+                    checkpoint[key] = of_today(checkpoint[key])
     except Exception as error:  # torch.load raises whatever the damage makes of the file
         if "Unsupported global" in str(error) or "Unsupported class" in str(error):
             raise CheckpointError(
