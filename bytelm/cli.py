@@ -203,15 +203,17 @@ class BytelmCLI(LightningCLI):
         parser.add_lightning_class_args(Throughput, "throughput")
         parser.set_defaults({"lr_schedule": {"class_path": DEFAULT_SCHEDULE}, **CHECKPOINT_DEFAULTS})
 
+    def _plain(self) -> dict[str, Any]:
+        # Parsing has validated the values; doing it again would take longer than all the rest.
+        plain = json.loads(self.parser.dump(self.config, skip_unset=False, skip_validation=True, format="json"))
+        return plain.get(self.subcommand, plain)
+
     def _set_seed(self) -> None:
-        plain = json.loads(self.parser.dump(self.config, skip_unset=False, format="json"))
-        check_values(plain.get(self.subcommand, plain))  # first of all: the seed is used next
+        check_values(self._plain())  # first of all: the seed is used next
         super()._set_seed()
 
     def before_instantiate_classes(self) -> None:
-        # Parsing has just validated it; once more would take longer than the rest of this method.
-        plain = json.loads(self.parser.dump(self.config, skip_unset=False, skip_validation=True, format="json"))
-        self.plain_config: dict[str, Any] = plain.get(self.subcommand, plain)
+        self.plain_config = self._plain()
         self.save_config_kwargs = {"plain": self.plain_config}
         self.experiment = self.plain_config["experiment"] = self._experiment()
         given = self._get(self.config, "ckpt_path")
