@@ -59,11 +59,12 @@ from bytelm.errors import ConfigError, UsageError, run_error
 from bytelm.gpt import GPT
 from bytelm.language_model import LanguageModel
 from bytelm.lightning_output import quieten
+from bytelm.optim import regroup
 from bytelm.parts.contract import known_parts
 from bytelm.precision import FP8
 from bytelm.runs import checkpoint_io, logger
-from bytelm.runs.checkpoint_io import AtomicCheckpointIO
-from bytelm.runs.checkpoints import Contents, check_compatible, check_optimizer, read
+from bytelm.runs.checkpoint_io import AtomicCheckpointIO, errors_are_the_checkpoints
+from bytelm.runs.checkpoints import Contents, check_compatible, check_optimizer, check_states, read
 from bytelm.runs.choice import checkpoint_to_score, experiment_of, run_of_config, run_to_continue
 from bytelm.runs.folder import CONFIG, RunFolder, checkpoint_of, number_of, run_of, runs_root
 from bytelm.runs.logger import TensorBoardLogger
@@ -277,10 +278,25 @@ class BytelmCLI(LightningCLI):
         differing = check_compatible(path, checkpoint, self.model, self.plain_config)
         if self.subcommand == "fit":
             check_optimizer(path, checkpoint, self.plain_config)
+            self._check_states(path, checkpoint)
             self.datamodule.check_resume(Contents(checkpoint, path).state_of(self.datamodule))
         if differing:
             kept = " (the optimizer keeps those of the checkpoint)" if "model.optimizer" in str(differing) else ""
             note(f"{path} was written with other values{kept}: {'; '.join(differing)}")
+
+    def _check_states(self, path: str, checkpoint: dict[str, Any]) -> None:
+        """Compares saved states with those of bytelm's and Lightning's objects, which have not begun."""
+        likes: dict[tuple[str, ...], Any] = {
+            ("callbacks", callback.state_key): callback.state_dict()
+            for callback in self.trainer.callbacks  # type: ignore[attr-defined]
+            if type(callback).__module__.startswith("bytelm.")
+        }
+        likes["loops", "fit_loop"] = self.trainer.fit_loop.state_dict()
+        likes["loops", "fit_loop", "state_dict", "combined_loader"] = [{}]  # states of loaders
+        if type(self.datamodule).__module__.startswith("bytelm."):
+            likes[type(self.datamodule).__qualname__,] = {"position": 0, "corpus": ""}
+        states = [regroup(state, self.model) for state in checkpoint["optimizer_states"]]
+        check_states(path, checkpoint, likes, zip(states, [self.model.configure_optimizers()], strict=False))
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         settings = self._get(self.config_init, "trainer")
@@ -318,6 +334,7 @@ class BytelmCLI(LightningCLI):
         trainer.callbacks = arrange(trainer.callbacks)  # type: ignore[attr-defined]
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
             trainer.strategy.checkpoint_io = AtomicCheckpointIO()
+        errors_are_the_checkpoints(trainer)
         logger.prepare(trainer, self._log_folder(), self._purge_step())
         return trainer
 
