@@ -28,6 +28,8 @@ from bytelm.errors import ConfigError
 class ConfigFileParser(ArgumentParser):
     """A parser that rejects invalid config files, and names of modules that cannot be imported, with the reason."""
 
+    rejects_null = True  # for options that are not optional; false where most keys are read as values of any type
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         kwargs.setdefault("allow_abbrev", False)  # the beginning of a key is a typing error
         super().__init__(*args, **kwargs)
@@ -54,7 +56,8 @@ class ConfigFileParser(ArgumentParser):
         """Parses a command line."""
         with failures_as_import_errors():
             parsed = super().parse_args(*args, **kwargs)
-            self._check_nulls(parsed)
+            if self.rejects_null:
+                self._check_nulls(parsed)
         return parsed
 
     @contextmanager

@@ -205,6 +205,7 @@ def _parser_of_files() -> ConfigFileParser:
 
     known = keys.classes()
     parser = _parser()
+    parser.rejects_null = False
     parser.add_argument("--config", action="config")
     parser.add_argument("--data", type=known["data"])
     of_training = [f"model.{name}" for name in inspect.signature(known["model"]).parameters if name != "gpt"]
