@@ -3,4 +3,4 @@
 Start with `gpt.py` for the network, `language_model.py` for what is trained, `cli.py` for how a run is put together.
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -12,12 +12,11 @@ import sys
 from pathlib import Path
 from typing import Any, NoReturn
 
-import yaml
 from jsonargparse import Namespace, set_parsing_settings
 from jsonargparse.typing import register_type
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.plugins import Precision
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -45,26 +44,29 @@ from bytelm.callbacks import (
 from bytelm.callbacks.order import arrange
 from bytelm.callbacks.run_folder import run_folder
 from bytelm.config import keys
+from bytelm.config.checks import check_experiment, check_values
 from bytelm.config.flat import flat
-from bytelm.config.keys import METHOD_DEFAULTS
+from bytelm.config.keys import METHOD_DEFAULTS, METHOD_KEYS
+from bytelm.config.lightning_options import check_callbacks, check_options, constructor_error, trainer_error
 from bytelm.config.messages import clarify, note
 from bytelm.config.packages import missing_package
-from bytelm.config.parser import ConfigFileParser
+from bytelm.config.parser import ConfigFileParser, header
+from bytelm.config.text import dump
 from bytelm.data.base import TokenData
 from bytelm.errors import ConfigError, UsageError, run_error
 from bytelm.gpt import GPT
 from bytelm.language_model import LanguageModel
 from bytelm.lightning_output import quieten
-from bytelm.parts.attention import MultiHeadAttention
+from bytelm.parts.contract import known_parts
 from bytelm.precision import FP8
 from bytelm.runs import checkpoint_io, logger
 from bytelm.runs.checkpoint_io import AtomicCheckpointIO
 from bytelm.runs.checkpoints import Contents, check_compatible, check_optimizer, read
 from bytelm.runs.choice import checkpoint_to_score, experiment_of, run_of_config, run_to_continue
-from bytelm.runs.folder import CONFIG, RUNS, RunFolder, checkpoint_of, number_of, run_of, runs_root
+from bytelm.runs.folder import CONFIG, RunFolder, checkpoint_of, number_of, run_of, runs_root
 from bytelm.runs.logger import TensorBoardLogger
 from bytelm.runs.score import VAL_BPB, score_for
-from bytelm.schedules import Schedule, merged
+from bytelm.schedules import DEFAULT_SCHEDULE, Schedule, merged
 from bytelm.strategies import STRATEGIES, check_strategy
 from bytelm.system.files import replacing
 from bytelm.system.process import is_rank_zero
@@ -72,7 +74,15 @@ from bytelm.units import Duration
 
 # A value of no particular type stays what it is, also if it looks like a class and its options.
 set_parsing_settings(instantiate_subclass_spec_in_any=False)
-register_type(Duration, serializer=str, deserializer=Duration.parse, deserializer_exceptions=(ValueError,))
+
+
+def _duration_text(value: object) -> str:
+    if not isinstance(value, Duration):  # jsonargparse tries the types of a union one by one
+        raise ValueError(f"{value!r} is not a Duration")
+    return str(value)
+
+
+register_type(Duration, serializer=_duration_text, deserializer=Duration.parse, deserializer_exceptions=(ValueError,))
 
 DESCRIPTION = "Trains language models under a wall-clock budget, and scores them."
 TRAINER_DEFAULTS = {
@@ -82,7 +92,24 @@ TRAINER_DEFAULTS = {
     "enable_model_summary": False,
 }
 KEYS = keys.classes()
+OTHER_OPTIONS = ("config", "print_config", "help", *METHOD_KEYS)
 COMPARED_TRAINER_KEYS = ("devices", "strategy", "precision", "gradient_clip_val", "accumulate_grad_batches")
+CALLBACK_KEYS = {key: cls for key, cls in KEYS.items() if issubclass(cls, Callback) and cls is not ModelCheckpoint}
+ADDED_CALLBACKS = (
+    *(
+        BestCheckpoint,
+        BudgetBar,
+        ClaimFolder,
+        Interruption,
+        PredictionWriter,
+        RankWatch,
+        Resume,
+        RunRecord,
+        SaveConfigCallback,
+        Signals,
+        TrainLog,
+    ),
+)
 CHECKPOINT_DEFAULTS = {
     "checkpoint.filename": "best",
     "checkpoint.monitor": VAL_BPB.tag,
@@ -114,7 +141,7 @@ class RunConfig(SaveConfigCallback):
         config = {key: value for key, value in self.plain.items() if key != "ckpt_path"}
         if self._folder is not None:
             with replacing(self._folder / CONFIG) as partial:
-                partial.write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), encoding="utf-8")
+                partial.write_text(header() + dump(config), encoding="utf-8")
         varied = {key: config[key] for key in ("seed_everything", "data", "time_budget", "lr_schedule", "schedules")}
         varied["trainer"] = {key: config["trainer"][key] for key in COMPARED_TRAINER_KEYS}
         values = {
@@ -143,7 +170,9 @@ class Parser(ConfigFileParser, LightningArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         if not self.exit_on_error:
             super().error(message, ex)
-        raise UsageError(clarify(message, KEYS, nested=(GPT, MultiHeadAttention))) from ex
+        unlisted = (*CALLBACK_KEYS.values(), *ADDED_CALLBACKS)
+        line = clarify(message, KEYS, (GPT, *known_parts()), OTHER_OPTIONS, unlisted)
+        raise UsageError(line + self.where()) from ex
 
 
 class BytelmCLI(LightningCLI):
@@ -179,7 +208,12 @@ class BytelmCLI(LightningCLI):
         parser.add_lightning_class_args(LastCheckpoint, "last_checkpoint")
         parser.add_lightning_class_args(Divergence, "divergence")
         parser.add_lightning_class_args(Throughput, "throughput")
-        parser.set_defaults({"lr_schedule": {"class_path": "bytelm.callbacks.Constant"}, **CHECKPOINT_DEFAULTS})
+        parser.set_defaults({"lr_schedule": {"class_path": DEFAULT_SCHEDULE}, **CHECKPOINT_DEFAULTS})
+
+    def _set_seed(self) -> None:
+        plain = json.loads(self.parser.dump(self.config, skip_unset=False, format="json"))
+        check_values(plain.get(self.subcommand, plain))  # first of all: the seed is used next
+        super()._set_seed()
 
     def before_instantiate_classes(self) -> None:
         # Parsing has just validated it; once more would take longer than the rest of this method.
@@ -202,10 +236,13 @@ class BytelmCLI(LightningCLI):
     def instantiate_classes(self) -> None:
         try:
             super().instantiate_classes()
-        except ValueError as error:
-            if run_error(error) is None and (missing := missing_package(error, self.plain_config)) is not None:
-                raise missing from error
-            raise
+        except (MisconfigurationException, ValueError) as error:
+            if run_error(error) is not None:
+                raise
+            rejected = missing_package(error, self.plain_config) or constructor_error(error, self.plain_config, KEYS)
+            if rejected is None:
+                raise
+            raise rejected from error
 
     def after_instantiate_classes(self) -> None:
         self._check()
@@ -252,6 +289,8 @@ class BytelmCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         settings = self._get(self.config_init, "trainer")
+        check_options(settings)
+        check_callbacks(_as_list(settings.get("callbacks")), CALLBACK_KEYS, ADDED_CALLBACKS)
         if settings.get("logger") is None and self.subcommand not in ("fit", None):
             kwargs["logger"] = False  # scores are printed, and predictions written
         elif settings.get("logger") in (None, True):
@@ -271,10 +310,10 @@ class BytelmCLI(LightningCLI):
         self.trainer_defaults = {**self.trainer_defaults, "callbacks": self._callbacks(settings)}
         try:
             trainer = super().instantiate_trainer(**kwargs)
-        except (ImportError, MisconfigurationException, RuntimeError, ValueError) as error:  # about its options
+        except (ImportError, MisconfigurationException, RuntimeError, TypeError, ValueError) as error:
             if run_error(error) is not None:
                 raise
-            raise ConfigError("trainer", "what it was given", str(error)) from error
+            raise trainer_error(error, self.plain_config["trainer"]) from error
         trainer.callbacks = arrange(trainer.callbacks)  # type: ignore[attr-defined]
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
             trainer.strategy.checkpoint_io = AtomicCheckpointIO()
@@ -335,12 +374,12 @@ class BytelmCLI(LightningCLI):
     def _experiment(self) -> str:
         configs = self._get(self.config, "config") or []
         if name := self._get(self.config, "experiment"):
-            if Path(name).is_absolute() or ".." in Path(name).parts:
-                raise ConfigError("experiment", name, f"accepted: the name of a folder in {RUNS}/")
             return name
         if (run := run_of_config(configs)) is not None:  # of a version that did not save the name
             return experiment_of(run)
-        return "+".join(Path(str(config)).stem for config in configs) or "default"
+        name = "+".join(Path(str(config)).stem for config in configs if config) or "default"
+        check_experiment(name)
+        return name
 
 
 def _as_list(value: Any) -> list[Any]:

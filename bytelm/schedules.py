@@ -398,3 +398,6 @@ def _places(points: set[Duration], progress: Progress) -> dict[Duration, float] 
     if len(units) > 1 and not (len(progress.limits) == 1 and units == {"fraction", *progress.limits}):
         return None
     return {point: progress.share(point) if len(units) > 1 else point.value for point in points}
+
+
+DEFAULT_SCHEDULE = f"bytelm.callbacks.{Constant.__name__}"  # of the learning rate, where a config names none

@@ -1,30 +1,37 @@
 """Callbacks: one behaviour a file. Yours go into any file of yours, named by import path in `trainer.callbacks`."""
 
-from bytelm.callbacks.best_checkpoint import BestCheckpoint
-from bytelm.callbacks.divergence import Divergence
-from bytelm.callbacks.interruption import Interruption, Signals
-from bytelm.callbacks.last_checkpoint import LastCheckpoint
-from bytelm.callbacks.prediction_writer import PredictionWriter
-from bytelm.callbacks.progress_bar import BudgetBar
-from bytelm.callbacks.rank_watch import RankWatch
-from bytelm.callbacks.resume import Resume
-from bytelm.callbacks.run_folder import ClaimFolder
-from bytelm.callbacks.run_record import RunRecord
-from bytelm.callbacks.schedules import Schedules
-from bytelm.callbacks.throughput import Throughput
-from bytelm.callbacks.time_budget import TimeBudget
-from bytelm.callbacks.train_log import TrainLog
-from bytelm.schedules import (
-    Constant,
-    Cosine,
-    FromFunction,
-    Linear,
-    LRSchedule,
-    Piecewise,
-    Ramp,
-    Schedule,
-    WarmupStableDecay,
-)
+if __name__ == "callbacks":
+    # With a checkout on the import path this folder is found under the name `callbacks`, too. That name is the user's:
+    # it leads to their folder, if they have one, and to nothing of bytelm.
+    from pkgutil import extend_path
+
+    __path__ = extend_path(__path__, __name__)[1:]
+else:
+    from bytelm.callbacks.best_checkpoint import BestCheckpoint
+    from bytelm.callbacks.divergence import Divergence
+    from bytelm.callbacks.interruption import Interruption, Signals
+    from bytelm.callbacks.last_checkpoint import LastCheckpoint
+    from bytelm.callbacks.prediction_writer import PredictionWriter
+    from bytelm.callbacks.progress_bar import BudgetBar
+    from bytelm.callbacks.rank_watch import RankWatch
+    from bytelm.callbacks.resume import Resume
+    from bytelm.callbacks.run_folder import ClaimFolder
+    from bytelm.callbacks.run_record import RunRecord
+    from bytelm.callbacks.schedules import Schedules
+    from bytelm.callbacks.throughput import Throughput
+    from bytelm.callbacks.time_budget import TimeBudget
+    from bytelm.callbacks.train_log import TrainLog
+    from bytelm.schedules import (
+        Constant,
+        Cosine,
+        FromFunction,
+        Linear,
+        LRSchedule,
+        Piecewise,
+        Ramp,
+        Schedule,
+        WarmupStableDecay,
+    )
 
 __all__ = [
     "BestCheckpoint",

@@ -12,13 +12,14 @@ class CommandParser(ArgumentParser):
     """A parser for `python -m bytelm <command>`.
 
     Args:
-        command: Its name.
-        options: As for jsonargparse's.
+        command: Name of the command.
+        options: As for jsonargparse's parser.
     """
 
     def __init__(self, command: str = "", **options: Any) -> None:
-        super().__init__(prog=f"python -m bytelm {command}".strip(), **options)
+        super().__init__(prog=f"python -m bytelm {command}".strip(), allow_abbrev=False, **options)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raises UsageError: one line, in place of jsonargparse's report with the usage before it."""
-        raise UsageError(clarify(message, {})) from ex
+        options = [option.lstrip("-") for action in self._actions for option in action.option_strings]
+        raise UsageError(clarify(message, {}, others=options)) from ex

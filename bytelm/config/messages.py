@@ -1,20 +1,21 @@
-"""What users are told: notes, and jsonargparse's reports of a bad config as one line (key, value, what is accepted).
+"""Messages to users: notes, and jsonargparse's reports of an invalid config as one line (key, value, what is accepted).
 
-jsonargparse tells what failed at each level of a nested value; a user wants the innermost key and the reason. A report
-in a form that is not known here is passed on as it is, and tests hold these forms against the installed version.
+jsonargparse reports what failed at each level of a nested value; a user wants the innermost key and the reason. A
+report in a form that is not known here is passed on as it is. Tests compare these forms with the installed version.
 """
 
 import inspect
 import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from difflib import get_close_matches
 from pydoc import locate
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 from jsonargparse._parameter_resolvers import get_signature_parameters
 from tqdm import tqdm
 
+from bytelm.config.renamed import RENAMED
 from bytelm.system.process import is_rank_zero
 
 NUMBERS = {
@@ -24,85 +25,205 @@ NUMBERS = {
     "NonNegativeFloat": "a number from 0",
     "ClosedUnitInterval": "a number from 0 to 1",
 }
+TYPES = {"NoneType": "null", "tuple": "list", "Iterable": "list", "timedelta": "a time like 0:30:00"}
+HINTS = {"trainer.precision": "8-bit layers are a plugin: --trainer.plugins bytelm.precision.FP8"}
+NO_CLASS = r"must include a class_path|an import path or a subclass spec, but got None|'NoneType' is not iterable"
+NOT_A_CLASS = r"is abstract$|Not a valid subclass of"
+NULL = "Null is not accepted"  # of bytelm's own parser
+OPTIONS = "with options as {class_path: …, init_args: {…}}"
 
 
 def note(text: str) -> None:
-    """Tells the user something that is no error."""
+    """Tells the user something that is not an error."""
     if is_rank_zero():
         tqdm.write(f"bytelm: note: {text}", file=sys.stderr)  # which makes room for it above a progress bar
 
 
-def clarify(message: str, roots: Mapping[str, type], nested: Iterable[type] = ()) -> str:
-    """One line for a report of jsonargparse.
+def clarify(
+    message: str,
+    roots: Mapping[str, type],
+    nested: Iterable[type] = (),
+    others: Iterable[str] = (),
+    unlisted: tuple[type, ...] = (),
+) -> str:
+    """Makes one line of a report of jsonargparse.
 
     Args:
         message: The report.
         roots: Class behind each top-level key.
         nested: Further classes whose constructors take other classes.
+        others: Further options of the command line.
+        unlisted: Classes that are not suggested for keys of the trainer.
 
     Returns:
         `key: value …; accepted: …`, or the message itself where its form is not known.
     """
-    key = ".".join(re.findall(r'Parser key "([^"]+)"', message))
+    key, report = _innermost(message)
     nested = [*nested, *filter(inspect.isclass, map(locate, re.findall(r"class_path='([\w.]+)'", message)))]
     name = key.rpartition(".")[2]
 
+    def classes(given: str) -> str:
+        return _class_choices(name, given, roots, nested, unlisted if key.startswith("trainer.") else ())
+
+    if match := re.search(r"^unrecognized arguments: (\S+)", message):
+        return _unknown_option(match[1], roots, others)
+    if match := re.search(r"^(?:error: )?the following arguments are required: ([^\n]+)", message):
+        return _missing(match[1].split(", "), roots, nested)
+    if NULL in message:
+        accepted = classes("") if _is_class(name, roots, nested) else "without this key its default is used"
+        return f"{key}: null is not accepted; {accepted}"
     if match := re.search(r"^Parser key \"config\": (.*): ('.*')$", message):
         return f"config: {match[2]} cannot be used; {match[1]}"
-    if match := re.search(r"does not accept option '([\w.]+)'", message):
-        return _unknown_key(match[1], roots)
-    if match := re.search(
-        r"Option '(\w+)' is not accepted(?:\. Got value: Namespace\(class_path='([\w.]+)')?", message
-    ):
-        owner = match[2] or re.findall(r"class_path '([\w.]+)'", message[: match.start()])[-1]
-        return f"{key}.{match[1]}: unknown key; {_choices(match[1], _parameters(locate(owner)))}"
-    if matches := re.findall(r"Not of type Duration: (.*?)\s?is no duration; (.*?\(5%\))", message):
+    if match := re.search(r"does not accept option '([^']+)'", message):
+        return _unknown_key(match[1], roots, others)
+    if match := re.search(r"^Unable to load config '([^\n]*)'", message, re.MULTILINE):
+        key = name  # which is in the report twice
+        accepted = ", ".join(inspect.signature(roots[key]).parameters) if key in roots else "see --help"
+        return f"{key}: {match[1]!r} is neither a mapping of options nor a file with one; accepted: {accepted}"
+    if match := re.search(r"Option '([^']+)' is not accepted", report):
+        owner = _owner(report, match.end()) or "".join(
+            re.findall(r"class_path '([\w.]+)'", report[: match.start()])[-1:]
+        )
+        options = list(_parameters(cls := locate(owner)))
+        if options or not any(cls in _bases_of(each, name) for each in [*roots.values(), *nested]):
+            return f"{key}.{match[1]}: unknown key; {_choices(match[1], options)}"
+        return f"{key}: {_given(report)} does not name a class; {classes('')}, {OPTIONS}"
+    if matches := re.findall(r"Not of type Duration: (.*?)\s?is no duration; (.*?\(5%\))", report):
         given, accepted = matches[-1]  # of a list, the last attempt is at its element
-        given = given or "".join(re.findall(r"Given value: (.*)", message))
+        given = given or "".join(re.findall(r"Given value: (.*)", report))
         return f"{key}: {given} is no duration; {accepted}"
     number = rf"Not of type ({'|'.join(NUMBERS)}): "
     number += r"(?:invalid literal.*?: |could not.*?: |does not conform(?s:.*?)Given value: )?(\S+)"
-    if match := re.search(number, message):
-        return f"{key}: {match[2]} is not accepted; accepted: {NUMBERS[match[1]]}"
-    if match := re.search(r"Expected a typing\.Literal\[(.*?)\]\. Got value: (\S+)", message):
+    if match := re.search(number, report):
+        given = _given(report) if match[2] in ("int()", "float()") else match[2]  # of `int() argument must be …`
+        return f"{key}: {given} is not accepted; accepted: {NUMBERS[match[1]]}"
+    if match := re.search(r"Expected a typing\.Literal\[(.*?)\]\. Got value: (\S+)", report):
         return f"{key}: {match[2]!r} is not accepted; accepted: {match[1]}"
-    if match := re.search(r"Expected '([\w.]+)' to be a subclass of", message):
-        return f"{key}: {match[1]!r} is not one of its classes; {_class_choices(name, match[1], roots, nested)}"
+    if match := re.search(r"Expected '([\w.]+)' to be a subclass of", report):
+        return f"{key}: {match[1]!r} is not one of its classes; {classes(match[1])}"
+    if re.search(NO_CLASS, report):
+        return f"{key}: {_given(report)} does not name a class; {classes('')}, {OPTIONS}"
     failed = r"callable class: (?P<reason>.+?)\. Got value: (?:Namespace\(class_path=')?(?P<path>[\w.]+)"
     failed += r"|Problem with given class_path '(?P<class>[\w.]+)':\s+(?P<why>(?!Parser key)\S.*)$"
-    if match := re.search(failed, message, re.MULTILINE):
+    if match := re.search(failed, report, re.MULTILINE):
         path, reason = match["path"] or match["class"], match["reason"] or match["why"]
-        return f"{key}: {path!r} cannot be used ({reason}); {_class_choices(name, path, roots, nested)}"
-    if match := re.search(
-        r"(?:Expected a dot import path string|Unexpected import path format): (\S+?)\.?(?:\s|$)", message
-    ):
-        return f"{key}: {match[1]!r} is not known; {_class_choices(name, match[1], roots, nested)}"
-    if match := re.search(r"Given value: (.*?)(?:\. Got value: .*)?$", message, re.MULTILINE):
-        types = re.findall(
-            r"Expected (?:a )?(?:<class '(?:\w+\.)*(\w+)'>|typing\.Literal\[(.*?)\]|(tuple with \d+ elements))", message
-        )
-        if types:
-            accepted = ", ".join(dict.fromkeys(map("".join, types))).replace("NoneType", "null")
-            return f"{key}: {match[1]!r} is not accepted; accepted: {accepted}"
-    if match := re.search(r"Expected a <class '(\w+)'>\. Got value: (.*?)(?:\. Got value|$)", message):
-        return f"{key}: {match[2]!r} is not accepted; accepted: {match[1]}"
+        if required := re.match(r"the following arguments are required: (\w+)", reason):
+            return f"{key}.{required[1]}: it is required"
+        if path in RENAMED:
+            return f"{key}: {path!r} cannot be used ({reason}); did you mean {RENAMED[path]}?"
+        return f"{key}: {path!r} cannot be used ({reason}); {classes(path)}"
+    if re.search(NOT_A_CLASS, report, re.MULTILINE):
+        return f"{key}: {_given(report)} does not name a class; {classes('')}, {OPTIONS}"
+    if match := re.search(r"(?:Expected a dot import path string|Unexpected import path format): (\S+)", report):
+        return f"{key}: {match[1]!r} is not known; {classes(match[1])}"
+    if "Given value: " in report and (accepted := _types(report)):
+        hint = f"; {HINTS[key]}" if key in HINTS else ""
+        return f"{key}: {_given(report)!r} is not accepted; accepted: {accepted}{hint}"
+    if match := re.search(r"Expected a <class '(\w+)'>\. Got value: (.*?)(?:\. Got value|$)", report):
+        return f"{key}: {match[2]!r} is not accepted; accepted: {TYPES.get(match[1], match[1])}"
     return message
 
 
-def _unknown_key(key: str, roots: Mapping[str, type]) -> str:
+def _unknown_option(option: str, roots: Mapping[str, type], others: Iterable[str]) -> str:
+    if not option.startswith("--"):
+        meant = f"did you mean -{option}? " if option.startswith("-") else ""
+        return f"{option!r} is not an option; {meant}accepted: --key value, or --key=value"
+    return _unknown_key(option.lstrip("-").partition("=")[0], roots, others)
+
+
+def _unknown_key(key: str, roots: Mapping[str, type], others: Iterable[str]) -> str:
     root, _, rest = key.partition(".")
     if root not in roots:
-        return f"{root}: unknown key; {_choices(root, roots)}"
-    name = rest.partition(".")[0]
-    return f"{root}.{name}: unknown key; {_choices(name, inspect.signature(roots[root]).parameters)}"
+        return f"{root}: unknown key; {_choices(root, [*roots, *others])}"
+    name, _, inner = rest.partition(".")
+    options = inspect.signature(roots[root]).parameters
+    if inner and name in options:
+        return f"{key}: unknown key; {root}.{name} takes one value"
+    return f"{root}.{name}: unknown key; {_choices(name, options)}"
 
 
-def _class_choices(name: str, given: str, roots: Mapping[str, type], nested: Iterable[type]) -> str:
-    names = set()
+def _missing(names: list[str], roots: Mapping[str, type], nested: Iterable[type]) -> str:
+    rest = names[0].partition(".")[2]
+    key = rest if rest.partition(".")[0] in roots else names[0].lstrip("-")  # `fit.data`
+    name = key.rpartition(".")[2]
+    accepted = _class_choices(name, "", roots, nested) if _is_class(name, roots, nested) else "see --help"
+    return f"{key}: it is required{', in a --config for example' if roots else ''}; {accepted}"
+
+
+def _innermost(message: str) -> tuple[str, str]:
+    """The innermost key that a report is about, and the part of the report that is about its value.
+
+    Where several types were tried, these are of the first that has an inner key.
+    """
+    keys: list[str] = []
+    deepest = -1
+    report = message
+    for match in re.finditer(r'^([ -]*).*?Parser key "([^"]+)"', message, re.MULTILINE):
+        if len(match[1]) > deepest:
+            keys.append(match[2])
+            deepest = len(match[1])
+            report = message[match.end() :]
+    end = re.search(r"Given value: .*", report)
+    return ".".join(keys), report[: end.end()] if end else report
+
+
+def _owner(message: str, start: int) -> str:
+    """The class whose options were given, of the `Got value: Namespace(…)` that follows; empty if there is none.
+
+    Args:
+        message: The report.
+        start: Where in it to look.
+    """
+    match = re.compile(r"\. Got value: Namespace\(").match(message, start)
+    depth, at = 1, match.end() if match else len(message)
+    while at < len(message) and depth:
+        if depth == 1 and (found := re.compile(r"class_path='([\w.]+)'").match(message, at)):
+            return found[1]
+        depth += {"(": 1, ")": -1}.get(message[at], 0)
+        at += 1
+    return ""
+
+
+def _given(message: str) -> str:
+    """The value that a report is about, as text."""
+    values = re.findall(r"Given value: (.*?)(?:\. Got value: .*)?$", message, re.MULTILINE)
+    values += re.findall(r"Got value: (.*?)$", message, re.MULTILINE)
+    value = values[0] if values else "null"
+    if match := re.fullmatch(r"NestedArg\(key='(.*)', val='?(.*?)'?\)", value):
+        return f"{{{match[1]}: {match[2]}}}"
+    return "null" if value == "None" else value
+
+
+def _types(message: str) -> str:
+    """The types and values that a report of a union lists."""
+    literals = list(dict.fromkeys(re.findall(r"Literal\[(.*?)\]", message)))
+    values = [value.strip(" '") for literal in literals for value in literal.split(",")]
+    types = re.findall(r"(?:Expected a <class '(?:\w+\.)*|Not of type )(\w+)", message)
+    if any(not literal.startswith("'") for literal in literals):  # then text is first held against whole numbers
+        types = [name for name in types if name != "int"]
+    if "str" in types and re.search(r"Given value type: <class '(?:int|float|bool)'>", message):
+        types[types.index("str")] = "str (text that looks like a number needs quotes)"
+    names = [*values, *(TYPES.get(name, name) for name in types)]
+    return ", ".join(dict.fromkeys(names))
+
+
+def _is_class(name: str, roots: Mapping[str, type], nested: Iterable[type]) -> bool:
+    return name in roots or any(_bases_of(owner, name) for owner in [*roots.values(), *nested])
+
+
+def _class_choices(
+    name: str, given: str, roots: Mapping[str, type], nested: Iterable[type], unlisted: tuple[type, ...] = ()
+) -> str:
+    names: set[str] = set()
+    options: list[str] = []
     for owner in [*roots.values(), *nested]:
-        if base := _class_in(_hints(owner).get(name)) or roots.get(name):
+        for base in _bases_of(owner, name) or ([roots[name]] if name in roots else []):
             # The base itself only where it is the default, else it is there to be derived from.
-            names |= {c.__name__ for c in _concrete(base) if c is not base or c is _default(owner, name)}
+            classes = [c for c in _concrete(base) if c is not base or c is _default(owner, name)]
+            names |= {c.__name__ for c in classes if not issubclass(c, unlisted)}
+            options += _parameters(base)
+    if not names and options:  # there is but the base: model.gpt
+        return f"accepted: a mapping of {', '.join(options)}, or an import path"
     return _choices(given, sorted(names)) + ", or an import path"
 
 
@@ -124,23 +245,28 @@ def _default(owner: type, name: str) -> Any:
     return parameter and parameter.default
 
 
-def _hints(owner: type) -> dict[str, Any]:
+def _bases_of(owner: type, name: str) -> list[type]:
+    """The classes that a class's constructor takes for an argument."""
     try:
-        return get_type_hints(vars(owner)["__init__"])
+        hint = get_type_hints(vars(owner)["__init__"]).get(name)
     except (KeyError, NameError, TypeError):
-        return {}
+        return []
+    return list(dict.fromkeys(_classes_in(hint)))
 
 
-def _class_in(hint: Any) -> type | None:
-    """The class that an annotation asks for: X itself, or the X of Callable[..., X], of X | None, and of a protocol
-    whose `__call__` returns X.
+def _classes_in(hint: Any) -> Iterator[type]:
+    """The classes that an annotation asks for: X itself, the X of Callable[..., X], of X | None and of list[X], and
+    that of a protocol whose `__call__` returns X.
     """
     if getattr(hint, "_is_protocol", False) and "__call__" in vars(hint):
-        return _class_in(get_type_hints(hint.__call__).get("return"))
-    if inspect.isclass(hint) and hint is not type(None) and not get_args(hint):
-        return hint
-    arguments = [argument for argument in get_args(hint) if argument is not type(None)]
-    return _class_in(arguments[-1]) if arguments else None
+        yield from _classes_in(get_type_hints(hint.__call__).get("return"))
+    elif inspect.isclass(hint) and not get_args(hint):
+        if not issubclass(hint, bool | int | float | str | list | dict | None):
+            yield hint
+    else:
+        arguments = get_args(hint)
+        for argument in arguments[-1:] if get_origin(hint) is Callable else arguments:
+            yield from _classes_in(argument)
 
 
 def _concrete(base: type) -> Iterator[type]:
@@ -149,5 +275,5 @@ def _concrete(base: type) -> Iterator[type]:
         yield base
     subclass: type
     for subclass in base.__subclasses__():
-        if not subclass.__name__.startswith("_"):
+        if not subclass.__name__.startswith(("_", "Base")):
             yield from _concrete(subclass)

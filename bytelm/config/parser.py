@@ -1,161 +1,211 @@
-"""Config files, read strictly: what YAML or jsonargparse would let pass, or crash on, is refused by file and line.
+"""The parser of config files and of the options that override them.
 
-Of two equal keys YAML takes the last, and a value may contain itself; jsonargparse drops an unknown key whose value is
-an empty mapping. The text is checked event by event, as nesting can be too deep for it to be loaded at all.
+What YAML or jsonargparse would accept silently, or fail on with a traceback, is an error that names the file and the
+key. A file may state its bases (base.py) and may use import paths of earlier versions (renamed.py).
 """
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any
+import inspect
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from pydoc import locate
+from typing import Any, get_args, get_type_hints
 
-import yaml
-from jsonargparse import ArgumentParser, Namespace, get_loader
+from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 
-import bytelm.config.short_names  # noqa: F401 (among classes of one name, bytelm's is meant)
+import bytelm
+import bytelm.config.short_names
+from bytelm.config import base
 from bytelm.config.imports import failures_as_import_errors
+from bytelm.config.keys import KEYS
+from bytelm.config.messages import NULL
+from bytelm.config.renamed import current_names
+from bytelm.config.text import ACCEPTED, BadText, dump, read
 from bytelm.errors import ConfigError
-
-DEEPEST = 50  # levels of nesting; thousands overflow the stack of libyaml
-ACCEPTED = "accepted: a YAML file of keys and values"
-
-
-class BadText(ValueError):
-    """A text that is no config; the message says why and, where there is one, in which line."""
 
 
 class ConfigFileParser(ArgumentParser):
-    """A parser that refuses bad config files, and import paths whose modules fail, with what the user has to know."""
+    """A parser that rejects invalid config files, and names of modules that cannot be imported, with the reason."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        kwargs.setdefault("allow_abbrev", False)  # the beginning of a key is a typing error
+        super().__init__(*args, **kwargs)
+        self.dump_header = [f"bytelm=={bytelm.__version__}", *(self.dump_header or [])]  # of --print_config
+        self._files: base.BaseFiles | None = None  # of the --config that is being applied
+
+    def add_argument(self, *args: Any, **kwargs: Any) -> Any:
+        """Adds an argument; config files may have bases."""
+        if kwargs.get("action") in ("config", ActionConfigFile):
+            kwargs["action"] = ConfigOption
+        return super().add_argument(*args, **kwargs)
 
     def get_defaults(self, *args: Any, **kwargs: Any) -> Namespace:
-        """Default values; of a class its name alone, its options' defaults being filled in at the end of a parse.
+        """Default values; of a class only its name, because its options get their defaults at the end of a parse.
 
-        Otherwise they would count as given: where a config names another class, jsonargparse keeps the options that the
-        two have in common, and RMSNorm would begin with LayerNorm's eps, SGD with AdamW's weight decay.
+        Otherwise they would count as given: where a config names another class, jsonargparse keeps the options that
+        both classes have, and RMSNorm would begin with LayerNorm's eps, SGD with AdamW's weight decay.
         """
         defaults = super().get_defaults(*args, **kwargs)
-        _forget_options(defaults)
+        _remove_options(defaults)
         return defaults
 
     def parse_args(self, *args: Any, **kwargs: Any) -> Namespace:  # type: ignore[override]
         """Parses a command line."""
         with failures_as_import_errors():
-            return super().parse_args(*args, **kwargs)
+            parsed = super().parse_args(*args, **kwargs)
+            self._check_nulls(parsed)
+        return parsed
+
+    @contextmanager
+    def reading(self, files: base.BaseFiles) -> Iterator[None]:
+        """Inside, one `--config` is applied.
+
+        Args:
+            files: Applies the bases.
+        """
+        self._files = files
+        try:
+            yield
+        finally:
+            self._files = None
 
     def parse_path(self, path: Any, *args: Any, **kwargs: Any) -> Namespace:
         """Parses a config file.
 
         Raises:
-            ConfigError: It cannot be read, or is no config.
+            ConfigError: It cannot be read, or is not a config.
         """
+        assert self._files is not None  # files come from --config alone
+        name = self._files.name(str(path))
         try:
-            return super().parse_path(path, *args, **kwargs)
+            with self._files.opened(str(path)):
+                return super().parse_path(path, *args, **kwargs)
         except UnicodeDecodeError as error:
-            raise ConfigError("config", str(path), f"it is not UTF-8 ({error.reason}); {ACCEPTED}") from error
+            raise ConfigError("config", name, f"it is not UTF-8 ({error.reason}); {ACCEPTED}") from error
         except (OSError, BadText) as error:
-            raise ConfigError("config", str(path), str(error)) from error
+            raise ConfigError("config", name, str(error)) from error
 
     def parse_string(self, content: str, path: Any = "", *args: Any, **kwargs: Any) -> Namespace:
         """Parses the text of a config file, or a config that is given in place of a path.
 
         Raises:
-            BadText: It is no config.
+            BadText: It is not a config.
         """
         config = read(content)
-        if not config:
-            if not path:
-                raise BadText(f"it is empty; {ACCEPTED}")  # an empty file changes nothing, but this is a slip
-            content = "{}"
+        if not config and not path:
+            raise BadText(f"it is empty; {ACCEPTED}")  # an empty file changes nothing, but an empty value is a mistake
+        if self._files is not None and base.KEY in config:
+            self._files.apply(config.pop(base.KEY))
+        config = current_names(config)
         known = self.get_defaults(skip_validation=True)
         known.pop("config", None)  # an option, but no key of a file
         if "subcommand" not in known:
-            self._check_keys(config, known)
-        return super().parse_string(content, path, *args, **kwargs)
+            config = self._check_keys(config, known)
+        return super().parse_string(dump(config), path, *args, **kwargs)
 
-    def _check_keys(self, config: Mapping[Any, Any], known: Namespace, prefix: str = "") -> None:
-        """Refuses unknown keys, down to where a class has a say on its options."""
+    def where(self) -> str:
+        """The file that is being parsed, for the end of a message, with the version of bytelm that wrote it."""
+        file = self._files.current if self._files is not None else None
+        if self._files is None or file is None:
+            return ""
+        version = written_by(Path(file))
+        by = f", written by bytelm {version}; this is {bytelm.__version__}"
+        return f" (in {self._files.name(file)}{by if version not in (None, bytelm.__version__) else ''})"
+
+    def _check_keys(self, config: Mapping[Any, Any], known: Namespace, prefix: str = "") -> dict[Any, Any]:
+        """Rejects unknown keys outside of the options of classes; returns the config without its empty sections."""
+        kept = {}
         for key, value in config.items():
             name, _, rest = str(key).partition(".")  # `a.b: 3` stands for `a: {b: 3}`, and `a+` appends to a
             name = name.removesuffix("+")
             if name not in vars(known):
-                self.error(f"Parser does not accept option '{prefix}{key}'")  # as jsonargparse says it of others
-            inner = {rest: value} if rest else value
+                self.error(f"Parser does not accept option '{prefix}{key}'")  # as jsonargparse reports others
             group = vars(known)[name]
+            if isinstance(group, Namespace) and value is None and not rest:
+                continue  # a section whose options are all comments
+            kept[key] = value
             if not isinstance(group, Namespace) or "class_path" in group:
                 continue
+            inner = {rest: value} if rest else value
             if isinstance(inner, Mapping):
-                self._check_keys(inner, group, f"{prefix}{name}.")
-            elif not isinstance(inner, str | None):  # text may be the path of a config for this key
-                raise ConfigError(f"{prefix}{name}", inner, f"accepted: a mapping of {', '.join(vars(group))}")
+                inner = self._check_keys(inner, group, f"{prefix}{name}.")
+                if rest and rest not in inner:
+                    del kept[key]
+                else:
+                    kept[key] = inner[rest] if rest else inner
+            elif not isinstance(inner, str):  # text may be the path of a config for this key
+                accepted = f"accepted: a mapping of {', '.join(vars(group))}{self.where()}"
+                raise ConfigError(f"{prefix}{name}", inner, accepted)
+        return kept
+
+    def _check_nulls(self, value: Any, key: str = "") -> None:
+        """Rejects null for an option that is not optional, which jsonargparse takes for one that is not given."""
+        if not isinstance(value, Namespace):
+            return
+        options = vars(value)
+        path = options.get("class_path") or KEYS.get(key)  # of a class, or of a section
+        if isinstance(options.get("class_path"), str):
+            options = vars(value.get("init_args") or Namespace())
+        for name, inner in options.items():
+            if path is not None and inner is None and not _takes_null(locate(path), name):
+                self.error(f'Parser key "{key}.{name}": {NULL}')
+        for name, inner in options.items():
+            self._check_nulls(inner, f"{key}.{name}" if key else name)
 
 
-def _forget_options(defaults: Namespace) -> None:
+class ConfigOption(ActionConfigFile):
+    """`--config`: applies the bases of a file before the file."""
+
+    def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
+        def apply_base(path: str) -> None:
+            self.apply_config(parser, cfg, self.dest, path)
+            cfg[self.dest].pop()  # only the files on the command line name the run
+
+        with parser.reading(base.BaseFiles(apply_base)):
+            self.apply_config(parser, cfg, self.dest, values)
+
+
+def header() -> str:
+    """The comment that begins a config that bytelm writes."""
+    return f"# bytelm=={bytelm.__version__}\n"
+
+
+def written_by(config: Path) -> str | None:
+    """The version of bytelm that wrote a config file; None where the file does not tell.
+
+    Args:
+        config: A config file; before version 0.2.0 the record beside it tells the version.
+    """
+    try:
+        if match := re.match(r"# bytelm==(\S+)\n", config.read_text(encoding="utf-8")):
+            return match[1]
+        record = read((config.parent / "record.json").read_text(encoding="utf-8"))
+        return str(record["versions"]["bytelm"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _takes_null(cls: Any, option: str) -> bool:
+    """Whether null is accepted for an argument of a class's constructor, as far as its annotation tells.
+
+    An argument without a default is null where it is not given; that is reported elsewhere.
+    """
+    for constructor in (vars(owner)["__init__"] for owner in inspect.getmro(cls) if "__init__" in vars(owner)):
+        parameter = inspect.signature(constructor).parameters.get(option)
+        if parameter is not None:
+            try:
+                hint = get_type_hints(constructor).get(option, Any)
+            except (NameError, TypeError):  # of names that are not imported
+                return True
+            return parameter.default is parameter.empty or hint is Any or type(None) in get_args(hint)
+    return True
+
+
+def _remove_options(defaults: Namespace) -> None:
     for value in vars(defaults).values():
         if isinstance(value, Namespace):
             if "class_path" in value:
                 value.pop("init_args", None)
             else:
-                _forget_options(value)
-
-
-def read(text: str, aliases: bool = True) -> dict[Any, Any]:
-    """What a config says; nothing, if there are but blanks and comments.
-
-    Args:
-        text: YAML.
-        aliases: Whether values may be written once and named again.
-
-    Raises:
-        BadText: It is no YAML, no mapping, says something twice, contains itself, or is nested too deeply.
-    """
-    try:
-        _check(yaml.parse(text, Loader=yaml.SafeLoader), aliases)
-        value = get_loader("yaml")(text)
-    except BadText:
-        raise
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        at = f"line {mark.line + 1}: " if mark else ""
-        raise BadText(f"{at}{error.problem}; {ACCEPTED}") from error
-    except yaml.reader.ReaderError as error:
-        line = text.count("\n", 0, error.position) + 1
-        raise BadText(f"line {line}: character {error.character:#x} is not allowed; {ACCEPTED}") from error
-    except (AttributeError, LookupError, ValueError) as error:  # `!!timestamp abc`, `!!bool abc`, `!!int abc`
-        raise BadText(f"a value is not of its kind ({error}); {ACCEPTED}") from error
-    if not isinstance(value, dict | None):  # jsonargparse leaves keys without values as the text that they are
-        raise BadText(f"{value!r} is no mapping; {ACCEPTED}")
-    return value or {}
-
-
-@dataclass
-class _Open:
-    """A mapping or sequence that has begun: its anchor, the keys of a mapping, and whether one of them comes next."""
-
-    anchor: str | None
-    keys: set[str] | None
-    at_key: bool = True
-
-
-def _check(events: Iterable[yaml.Event], aliases: bool) -> None:
-    around: list[_Open] = []
-    for event in events:
-        if isinstance(event, yaml.CollectionEndEvent):
-            around.pop()
-        if not isinstance(event, yaml.NodeEvent):
-            continue
-        line = f"line {event.start_mark.line + 1}"  # type: ignore[union-attr]
-        if around and (keys := around[-1].keys) is not None:
-            if around[-1].at_key:
-                if not isinstance(event, yaml.ScalarEvent):
-                    raise BadText(f"{line}: a list or mapping cannot be a key; {ACCEPTED}")
-                if event.value in keys:
-                    raise BadText(f"{line}: key {event.value!r} is there twice; keep one of them")
-                keys.add(event.value)
-            around[-1].at_key = not around[-1].at_key
-        if isinstance(event, yaml.AliasEvent) and not aliases:
-            raise BadText(f"{line}: '*{event.anchor}' is an alias; accepted here: values that are written out")
-        if isinstance(event, yaml.AliasEvent) and event.anchor in [outer.anchor for outer in around]:
-            raise BadText(f"{line}: '*{event.anchor}' contains itself; write its values out")
-        if isinstance(event, yaml.CollectionStartEvent):
-            if len(around) == DEEPEST:
-                raise BadText(f"{line}: nested too deeply; accepted: up to {DEEPEST} levels")
-            around.append(_Open(event.anchor, set() if isinstance(event, yaml.MappingStartEvent) else None))
+                _remove_options(value)

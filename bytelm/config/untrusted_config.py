@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 from torch.optim import Optimizer
 
+from bytelm.config import base
 from bytelm.errors import ConfigError
 from bytelm.units import time_limit
 
@@ -163,6 +164,9 @@ def _check_key(key: str, path: str, value: Any) -> None:
     top, _, rest = path.partition(".")
     if top in WHOLLY:
         return
+    if top == base.KEY:
+        whole = "a whole config, as `python -m bytelm fit --config FILE --print_config=skip_default` prints it"
+        raise ConfigError(key, value, f"it names a file; accepted here: {whole}")
     if top not in PARTLY:
         raise ConfigError(key, value, f"accepted here: {', '.join((*WHOLLY, *PARTLY))}")
     accepted = (*PARTLY[top], *SHARED[top])

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 
+from bytelm.config.text import dump
 from bytelm.data.tokenizer import Tokenizer, load_tokenizer
 from bytelm.errors import ConfigError, DataError
 from bytelm.system.process import end_worker_with_parent
@@ -71,7 +71,7 @@ def config_lines(folder: str, tokenizer: Tokenizer) -> str:
     size = tokenizer.vocab_size
     data = {"path": folder, "tokenizer": tokenizer.name, "vocab_size": size}
     config = {"data": {"class_path": "TokenShards", "init_args": data}, "model": {"gpt": {"vocab_size": size}}}
-    return yaml.safe_dump(config, sort_keys=False).rstrip()
+    return dump(config).rstrip()
 
 
 def text_pieces(file: Path, separator: str | None = None) -> Iterator[Piece]:

@@ -24,6 +24,8 @@ from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, Trial, TrialState
 
+from bytelm.config.base import files_of
+from bytelm.config.text import dump
 from bytelm.errors import ConfigError
 from bytelm.experiments.job import LOG
 from bytelm.runs.folder import RUNS, is_free
@@ -41,7 +43,7 @@ class Task:
 
     Attributes:
         config: Config file.
-        content: Hash of what the file says: another content is another run.
+        content: Hash of what the file and its bases say: another content is another run.
         options: Further options.
         seed: None for the config's own.
         point: Values of the keys that are searched, as the command line takes them.
@@ -129,9 +131,10 @@ class Plan:
 
     def task(self, config: str, seed: int | None, point: tuple[tuple[str, str], ...]) -> Task:
         try:
-            said = yaml.safe_load(Path(config).read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            said = str(error)  # the check of the run will say it better
+            said: Any = [yaml.safe_load(file.read_text(encoding="utf-8")) for file in files_of(config)]
+            said = said[0] if len(said) == 1 else said  # without a base the hash is that of earlier versions
+        except (OSError, ValueError, yaml.YAMLError) as error:
+            said = str(error)  # the check of the run reports it
         content = hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode()).hexdigest()[:16]
         return Task(config, content, tuple(self.options), seed, point)
 
@@ -325,7 +328,7 @@ def _task(trial: FrozenTrial | Trial) -> Task | None:
 
 def as_text(value: Any) -> str:
     """A value as the command line takes it."""
-    return value if isinstance(value, str) else yaml.safe_dump(value, default_flow_style=True).split("\n...")[0].strip()
+    return value if isinstance(value, str) else dump(value, in_one_line=True)
 
 
 def _is_number(value: Any) -> bool:

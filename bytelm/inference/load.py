@@ -24,8 +24,8 @@ from bytelm.config.untrusted_config import is_part, leaves
 from bytelm.data.tokenizer import ByteTokenizer, Tokenizer, load_tokenizer
 from bytelm.errors import CheckpointError, ConfigError
 from bytelm.gpt import GPT
-from bytelm.parts.attention import MultiHeadAttention
-from bytelm.runs.checkpoints import Contents, check_compatible, read, reason
+from bytelm.parts.contract import known_parts
+from bytelm.runs.checkpoints import Contents, check_compatible, other_version, read, reason
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def load(ckpt_path: str | Path, configs: Sequence[str | Path] = (), device: str 
         try:
             parsed = parser.parse_args([f"--config={path}" for path in configs])
         except ArgumentError as error:
-            message = clarify(str(error), keys.classes(), nested=(GPT, MultiHeadAttention))
+            message = clarify(str(error), keys.classes(), nested=(GPT, *known_parts()))
             raise ConfigError("config", [*map(str, configs)], message) from error
         if parsed.model.gpt is None:
             raise ConfigError("config", [*map(str, configs)], "model.gpt is missing; accepted: whole configs of a run")
@@ -85,8 +85,8 @@ def load(ckpt_path: str | Path, configs: Sequence[str | Path] = (), device: str 
         try:
             parsed = parser.parse_object({"model": {"gpt": config["model"]["gpt"]}})
         except ArgumentError as error:
-            message = clarify(str(error), {}, nested=(GPT, MultiHeadAttention))
-            raise CheckpointError(f"ckpt_path: {str(ckpt_path)!r}: {message}") from error
+            message = clarify(str(error), {}, nested=(GPT, *known_parts()))
+            raise CheckpointError(f"ckpt_path: {str(ckpt_path)!r}: {message}{other_version(checkpoint)}") from error
     network = nn.ModuleDict({"gpt": _build(parser, parsed)})
     weights = Contents(checkpoint, ckpt_path).network
     differing = check_compatible(ckpt_path, {**checkpoint, "state_dict": weights}, network, config)
@@ -150,8 +150,8 @@ def _own_config(path: str | Path, checkpoint: Mapping[str, Any]) -> dict[str, An
         plain = value is None or isinstance(value, bool | int | float) or value in ({}, [])
         if not plain and not (isinstance(value, str) and (value.isidentifier() or is_part(value))):
             raise CheckpointError(
-                f"ckpt_path: {str(path)!r}: {key}: {value!r} is no part of bytelm, and to import it is to "
-                "run its code; accepted: a config that you trust, such as the run's (--config)"
+                f"ckpt_path: {str(path)!r}: {key}: {value!r} is no part of bytelm, and to import it is to run its "
+                f"code; accepted: a config that you trust, such as the run's (--config){other_version(checkpoint)}"
             )
     return config  # type: ignore[return-value]
 

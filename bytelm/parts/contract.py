@@ -332,6 +332,15 @@ def class_of(factory: Callable[..., Any]) -> type:
     return factory  # type: ignore[return-value]
 
 
+def known_parts() -> Iterator[type]:
+    """The classes of all parts that are loaded, by any depth of inheritance from a contract."""
+    found: list[type] = [*KINDS]
+    while found:
+        cls = found.pop()
+        yield cls
+        found += cls.__subclasses__()
+
+
 def declaring(network: nn.Module, name: str) -> Iterator[Any]:
     """The modules of a network that declare an attribute or a method of this name."""
     return (module for module in network.modules() if hasattr(module, name))

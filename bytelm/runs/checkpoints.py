@@ -14,7 +14,9 @@ from typing import Any
 import torch
 from torch import nn
 
+import bytelm
 from bytelm.config.flat import flat
+from bytelm.config.renamed import current_names
 from bytelm.errors import CheckpointError, StorageError
 from bytelm.system.files import replacing
 
@@ -22,6 +24,7 @@ CONFIG = "config"  # key of the run's config
 NEEDED = ("callbacks", "loops", "lr_schedulers", "global_step", "epoch", "optimizer_states")  # of a run that is resumed
 # What is trained; a run may go on with another budget, on other devices.
 COMPARED = ("data", "lr_schedule", "schedules", "model")
+VERSION = "bytelm_version"  # key of a checkpoint: what wrote it
 
 
 def write(checkpoint: Mapping[str, Any], path: str | Path) -> None:
@@ -38,7 +41,7 @@ def write(checkpoint: Mapping[str, Any], path: str | Path) -> None:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         # A file, and not its path: what torch opens itself fails without the system's reason.
         with replacing(Path(path)) as partial, open(partial, "wb") as file:
-            torch.save(checkpoint, file)
+            torch.save({**checkpoint, VERSION: bytelm.__version__}, file)
     except (OSError, RuntimeError) as error:  # torch wraps the file's errors
         raise StorageError(
             f"{path}: the checkpoint could not be written ({reason(error)}); an earlier one is as it was"
@@ -66,6 +69,8 @@ def read(path: str | Path, map_location: str | Callable[..., Any] = "meta", chec
                 raise ValueError(f"{damaged} in it is not what was written")
             file.seek(0)
             checkpoint = torch.load(file, map_location=map_location, weights_only=True)
+        for key in {"config", "hyper_parameters"} & checkpoint.keys() if isinstance(checkpoint, dict) else ():
+            checkpoint[key] = current_names(checkpoint[key], trusted=False)
     except Exception as error:  # torch.load raises whatever the damage makes of the file
         if "Unsupported global" in str(error) or "Unsupported class" in str(error):
             raise CheckpointError(
@@ -161,14 +166,16 @@ def check_compatible(
         if name.endswith("_extra_state") and not (
             isinstance(text, torch.Tensor) and text.dtype == value.dtype and text.ndim == value.ndim
         ):
-            raise CheckpointError(f"ckpt_path: {str(path)!r} is of another model; it lacks the text of {name}")
+            message = f"ckpt_path: {str(path)!r} is of another model; it lacks the text of {name}"
+            raise CheckpointError(message + other_version(checkpoint))
     # Tied or not, the embeddings have the same keys and shapes, and only half of an untied pair would be loaded.
     if theirs != ours or any(line.startswith("model.gpt.tie_embeddings:") for line in differing):
         of_network = [line for line in differing if line.startswith("model.gpt.")]
         if not of_network:
             name = next(name for name in sorted({**theirs, **ours}) if theirs.get(name) != ours.get(name))
             of_network = [f"{name}: {theirs.get(name, 'absent')} in the checkpoint, {ours.get(name, 'absent')} now"]
-        raise CheckpointError(f"ckpt_path: {str(path)!r} is of another model; {'; '.join(of_network)}")
+        message = f"ckpt_path: {str(path)!r} is of another model; {'; '.join(of_network)}"
+        raise CheckpointError(message + other_version(checkpoint))
     return differing
 
 
@@ -188,7 +195,8 @@ def check_optimizer(path: str | Path, checkpoint: Mapping[str, Any], config: Map
     )
     for key in theirs:
         if key in ours and theirs[key] != ours[key]:
-            raise CheckpointError(f"ckpt_path: {str(path)!r}; {key}: {theirs[key]} in the checkpoint, {ours[key]} now")
+            message = f"ckpt_path: {str(path)!r}; {key}: {theirs[key]} in the checkpoint, {ours[key]} now"
+            raise CheckpointError(message + other_version(checkpoint))
 
 
 def set_counters(checkpoint: dict[str, Any], steps: int, batches_per_step: int) -> None:
@@ -217,6 +225,12 @@ def set_counters(checkpoint: dict[str, Any], steps: int, batches_per_step: int) 
     loops["epoch_progress"] = {"total": first_epoch, "current": first_epoch}
     nothing = dict.fromkeys(ended, 0)
     loops["epoch_loop.val_loop.batch_progress"] = {"total": nothing, "current": nothing, "is_last_batch": False}
+
+
+def other_version(checkpoint: Mapping[str, Any]) -> str:
+    """The end of a message about a checkpoint that another version of bytelm wrote; empty for one of this version."""
+    version = checkpoint.get(VERSION, "0.1.0 or earlier")
+    return "" if version == bytelm.__version__ else f" (written by bytelm {version}; this is {bytelm.__version__})"
 
 
 def differences(saved: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]:

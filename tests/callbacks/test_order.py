@@ -20,8 +20,18 @@ def names(trainer):
 
 def test_a_run_has_its_callbacks_in_order(folder):
     assert names(build(TINY, run=False).trainer) == [
-        *("Signals", "TimeBudget", "Constant", "Divergence", "Throughput", "BudgetBar", "TrainLog", "Resume"),
-        *("RankWatch", "RunRecord", "Interruption", "RunConfig", "ModelCheckpoint", "LastCheckpoint"),
+        *(
+            "Signals",
+            "ClaimFolder",
+            "TimeBudget",
+            "Constant",
+            "Divergence",
+            "Throughput",
+            "BudgetBar",
+            "TrainLog",
+            "Resume",
+        ),
+        *("RankWatch", "RunRecord", "Interruption", "RunConfig", "BestCheckpoint", "LastCheckpoint"),
     ]
 
 
@@ -30,8 +40,8 @@ def test_the_users_callbacks_come_before_the_budget_in_the_order_of_the_config(f
     added = ["my_callbacks.B", "ModelCheckpoint", "LearningRateMonitor", "my_callbacks.A"]
     added[1] = "{class_path: ModelCheckpoint, init_args: {monitor: val/loss}}"
     cli = build([*TINY, *(f"--trainer.callbacks+={each}" for each in added)], run=False)
-    assert names(cli.trainer)[:5] == ["Signals", "B", "LearningRateMonitor", "A", "TimeBudget"]
-    assert names(cli.trainer)[-3:] == ["ModelCheckpoint", "ModelCheckpoint", "LastCheckpoint"]
+    assert names(cli.trainer)[:6] == ["Signals", "ClaimFolder", "B", "LearningRateMonitor", "A", "TimeBudget"]
+    assert names(cli.trainer)[-3:] == ["ModelCheckpoint", "BestCheckpoint", "LastCheckpoint"]
     assert [callback.monitor for callback in cli.trainer.callbacks[-3:-1]] == ["val/loss", "val/bpb"]
 
 

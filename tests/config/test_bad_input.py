@@ -1,6 +1,7 @@
 """Proves that bad input ends the program with one line and an exit status of its own, and leaves nothing behind."""
 
 import errno
+import importlib.util
 import os
 import shutil
 import socket
@@ -104,10 +105,9 @@ def as_nobody(folder, monkeypatch):
         ("trainer: {callbacks: [{class_path: Timer, class_path: Timer}]}\n", ["line 1", "'class_path'", "twice"]),
         ("experiment: a\n'experiment': b\n", ["line 2", "'experiment'", "twice"]),
         # no mapping
-        ("- model\n- data\n", ["['model', 'data'] is no mapping"]),
-        ("hello\n", ["'hello", "no mapping"]),
-        ("3\n", ["3 is no mapping"]),
-        ("model:\n", ["'model:", "no mapping"]),
+        ("- model\n- data\n", ["['model', 'data'] is not a mapping"]),
+        ("hello\n", ["'hello", "not a mapping"]),
+        ("3\n", ["3 is not a mapping"]),
         # structures that cannot be loaded
         ("model: &model {gpt: *model}\n", ["line 1", "'*model' contains itself"]),
         ("model: &model\n  <<: *model\n", ["line 2", "'*model' contains itself"]),
@@ -134,7 +134,7 @@ def test_a_file_that_is_no_config_is_refused_by_file_and_line(refuses, text, sai
         ("model: {gpt: {3: x}}\n", ["string", "3"]),
         ("data: {1.5: 3}\n", ["data", "1.5"]),
         ("'': 3\n", ["''"]),
-        ("a b: 3\n", ["'a b'"]),
+        ("a b: 3\n", ["a b: unknown key"]),
         ("config: {}\n", ["config: unknown key"]),
         ("config: tiny.yaml\n", ["config: unknown key"]),
         ("help: 3\n", ["help: unknown key"]),
@@ -157,8 +157,14 @@ def test_a_config_with_bad_keys_or_values_is_refused(refuses, text, said):
     refuses("--config", "bad.yaml", said=said)
 
 
-@pytest.mark.parametrize("text", ["", "\n\n", "# only a comment\n", "null\n", "---\n", "{}\n", "model: {}\n"])
-def test_a_config_that_says_nothing_changes_nothing(folder, text):
+NOTHING = ["", "\n\n", "# only a comment\n", "null\n", "---\n", "{}\n", "model: {}\n", "model:\n", "{model, trainer}\n"]
+SECTION = (
+    "divergence:\n  # on_divergence: rewind\ntrainer:\nlr_schedule:\nlast_checkpoint: {}\nmodel:\n  # compile: true\n"
+)
+
+
+@pytest.mark.parametrize("text", [*NOTHING, SECTION])
+def test_a_config_or_a_section_that_is_empty_changes_nothing(folder, text):
     Path("empty.yaml").write_text(text)
     cli = build(["--config", "tiny.yaml", "--config", "empty.yaml"], run=False)
     assert cli.model.gpt.d_model == 16
@@ -260,6 +266,110 @@ def test_what_a_module_itself_imports_and_survives_is_left_alone(folder):
     assert "Cosine" in [type(callback).__name__ for callback in cli.trainer.callbacks]
 
 
+# Options of the trainer, and of classes of Lightning's
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ("--trainer.accelerator=gpu", ["trainer.accelerator: 'gpu' ", "gpu backend", "on this machine: auto, cpu"]),
+        ("--trainer.accelerator=nothing", ["trainer.accelerator: 'nothing' ", "auto, cpu"]),
+        ("--trainer.strategy=nothing", ["trainer.strategy: 'nothing' ", "auto, ddp"]),
+        ("--trainer.devices=0", ["trainer.devices: '0' "]),
+        ("--trainer.devices=many", ["trainer.devices: 'many' "]),
+        ("--trainer.num_nodes=0", ["trainer.num_nodes: 0 "]),
+        ("--trainer.max_steps=-3", ["trainer.max_steps: -3 "]),
+        ("--trainer.max_time=abc", ["trainer.max_time: 'abc' "]),
+        ("--trainer.profiler=foo", ["trainer.profiler: 'foo' ", "simple"]),
+        ("--trainer.gradient_clip_algorithm=foo", ["trainer.gradient_clip_algorithm: 'foo' ", "norm"]),
+        ("--trainer.val_check_interval=1.5", ["trainer.val_check_interval: 1.5 "]),
+        ("--trainer.fast_dev_run=-1", ["trainer.fast_dev_run: -1 "]),
+        ("--trainer.limit_val_batches=-1", ["trainer.limit_val_batches: -1 "]),
+        ("--trainer.overfit_batches=-1", ["trainer.overfit_batches: -1 "]),
+        ("--trainer.barebones=true", ["trainer.barebones: True ", "accepted: false", "--trainer.logger false"]),
+        # a callback that every run has once
+        ("--trainer.callbacks+=Cosine", ["trainer.callbacks: 'Cosine' ", "the key lr_schedule"]),
+        ("--trainer.callbacks+=my_schedule.Mine", ["trainer.callbacks: 'Mine' ", "the key lr_schedule"]),
+        ("--trainer.callbacks+=TimeBudget", ["trainer.callbacks: 'TimeBudget' ", "the key time_budget"]),
+        ("--trainer.callbacks+=Throughput", ["trainer.callbacks: 'Throughput' ", "the key throughput"]),
+        ("--trainer.callbacks+=LastCheckpoint", ["trainer.callbacks: 'LastCheckpoint' ", "the key last_checkpoint"]),
+        ("--trainer.callbacks+=Divergence", ["trainer.callbacks: 'Divergence' ", "the key divergence"]),
+        ("--trainer.callbacks+=TrainLog", ["trainer.callbacks: 'TrainLog' ", "every run has one"]),
+        ("--trainer.callbacks+=RankWatch", ["trainer.callbacks: 'RankWatch' ", "every run has one"]),
+        # what the constructor of a class rejects
+        ("--checkpoint.mode=foo", ["checkpoint: 'ModelCheckpoint' ", "min, max"]),
+        ("--checkpoint.save_top_k=-5", ["checkpoint: 'ModelCheckpoint' ", "save_top_k=-5"]),
+        (
+            "--trainer.callbacks+={class_path: EarlyStopping, init_args: {monitor: val/bpb, mode: foo}}",
+            ["trainer.callbacks: 'EarlyStopping' ", "min, max"],
+        ),
+        (
+            "--trainer.callbacks+={class_path: Timer, init_args: {duration: abc}}",
+            ["trainer.callbacks: 'Timer' ", "abc"],
+        ),
+    ],
+)
+def test_an_option_of_the_trainer_is_rejected_by_its_name(refuses, option, said):
+    Path("my_schedule.py").write_text("from bytelm.callbacks import Linear\n\nclass Mine(Linear): pass\n")
+    refuses(option, said=said)
+
+
+def test_a_logger_whose_package_is_not_installed_is_rejected_by_its_key(refuses):
+    if importlib.util.find_spec("comet_ml") is not None:
+        pytest.skip("it is installed")
+    refuses("--trainer.logger=CometLogger", said=["trainer.logger: 'CometLogger' ", "comet-ml", "pip install"])
+
+
+# Seeds, names and paths
+
+
+@pytest.mark.parametrize("seed", ["-1", "4294967296", "99999999999999999999"])
+def test_a_seed_out_of_range_is_rejected(refuses, seed):
+    refuses(f"--seed_everything={seed}", said=[f"seed_everything: {seed} ", "from 0 to 4294967295"])
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("x" * 300, "at most 255 bytes"),
+        ("é" * 128, "at most 255 bytes"),
+        ("a/" + "x" * 256, "at most 255 bytes"),
+        ("", "the name of a folder"),
+        (".", "the name of a folder"),
+        ("..", "the name of a folder"),
+        ("a/../..", "the name of a folder"),
+    ],
+)
+def test_a_name_that_no_folder_can_have_is_rejected(refuses, name, said):
+    refuses("--experiment", name, said=["experiment: ", said])
+
+
+def test_a_name_of_many_configs_that_is_too_long_for_a_folder_is_rejected(refuses):
+    options = []
+    for letter in "abc":
+        Path(f"{letter * 100}.yaml").write_text("{}")
+        options += ["--config", f"{letter * 100}.yaml"]
+    refuses(*options, said=["experiment: 'tiny+aaa", "at most 255 bytes"])
+
+
+def test_a_config_on_the_command_line_does_not_name_the_run(run):
+    run("--config", "{time_budget: {limit: 1 steps}}")
+    assert Path("runs/tiny/version_0").is_dir()
+
+
+@pytest.mark.parametrize(
+    "key", ["experiment", "data.path", "trainer.default_root_dir", "checkpoint.dirpath", "ckpt_path"]
+)
+def test_a_nul_in_a_name_is_rejected(refuses, key):
+    Path("nul.yaml").write_text(f'{key}: "a\\0b"\n')
+    refuses("--config", "nul.yaml", said=[f"{key}: 'a\\x00b' ", "NUL"])
+
+
+@pytest.mark.parametrize("options", [["--data.path", "~nosuchuser/x"], ["--data.path", "[corpus.txt, ~nosuchuser]"]])
+def test_the_home_folder_of_nobody_is_rejected(refuses, options):
+    refuses(*options, said=["data.path: '~nosuchuser", "no user 'nosuchuser'"], status=DataError.exit_status)
+
+
 # Corpora
 
 
@@ -278,6 +388,7 @@ CORPORA = {
     "dangling.txt": (lambda path: os.symlink("gone.txt", path), ["a link to what is not there"]),
     "fifo": (make_fifo, ["neither a file nor a folder"]),
     "socket": (make_socket, ["neither a file nor a folder"]),
+    "x" * 300: (lambda path: None, ["it is not there"]),
     "no*thing": (lambda path: None, ["it is not there", "glob"]),
 }
 

@@ -27,7 +27,7 @@ pytest.importorskip("httpx")
 import httpx
 from fastapi.testclient import TestClient
 
-from bytelm.config.parser import BadText, read
+from bytelm.config.text import BadText, read
 from bytelm.config.untrusted_config import check_limit, check_meaning, check_words, rest_of
 from bytelm.errors import ConfigError, StorageError
 from bytelm.experiments.check import Checker

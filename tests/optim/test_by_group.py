@@ -33,7 +33,7 @@ class Counting(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure=None):
         self.seen += 1
-        total = self.state["total"] if "total" in self.state else 0
+        total = self.state.get("total", 0)
         self.state["total"] = total + 1
         for group in self.param_groups:
             for param in group["params"]:

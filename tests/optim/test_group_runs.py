@@ -101,9 +101,9 @@ def test_a_cut_run_goes_on_to_the_bit(run):
 
 def test_the_name_muon_is_that_of_bytelms(run):
     cli = run(*BY_GROUP, "--model.optimizer.groups.hidden", "Muon")
-    assert [type(part) for part in cli.trainer.optimizers[0]._optimizers][0] is Muon
+    assert next(type(part) for part in cli.trainer.optimizers[0]._optimizers) is Muon
     cli = run(*BY_GROUP, "--model.optimizer.groups.hidden", "torch.optim.Muon")
-    assert [type(part) for part in cli.trainer.optimizers[0]._optimizers][0] is torch.optim.Muon
+    assert next(type(part) for part in cli.trainer.optimizers[0]._optimizers) is torch.optim.Muon
 
 
 REJECTED = {
@@ -116,7 +116,7 @@ REJECTED = {
     "--model.optimizer.groups.embedding=Muom": ["'Muom' is not known; did you mean Muon?", "or an import path"],
     "--model.optimizer.groups.hidden.lrr=1": ["lrr: unknown key; did you mean lr?", "split_qkv"],
     "--model.optimizer.groups.hidden.split_qkv=x": ["split_qkv: 'x' is not accepted; accepted: bool, 'heads'"],
-    "--model.optimizer.groups.hidden.ns_coefficients=x": ["group hidden: ns_coefficients: 'x' cannot be used; accepted"],
+    "--model.optimizer.groups.hidden.ns_coefficients=x": ["hidden: ns_coefficients: 'x' cannot be used; accepted"],
     "--model.optimizer.groups.vector=Muon": ["group vector: Muon takes matrices", "one of shape (16,)"],
     "--model.optimizer=Muon": ["model.optimizer: 'Muon' cannot be used; Muon takes matrices"],
 }

@@ -1,4 +1,4 @@
-"""MuonAdamW as exactly torch's Muon and AdamW, and RowAdagrad, side by side; checkpoints that earlier versions wrote."""
+"""MuonAdamW is exactly Muon, AdamW and RowAdagrad side by side; checkpoints of earlier versions load."""
 
 import copy
 

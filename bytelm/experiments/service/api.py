@@ -23,7 +23,7 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 import bytelm
 from bytelm.config.command import CommandParser
 from bytelm.config.messages import note
-from bytelm.config.parser import BadText, read
+from bytelm.config.text import BadText, read
 from bytelm.config.untrusted_config import PARTLY, WHOLLY
 from bytelm.config.values import PositiveInt
 from bytelm.errors import ConfigError

@@ -27,10 +27,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 import bytelm.cli  # noqa: F401 (loads the parts that a config may name)
-from bytelm.config.parser import BadText, read
+from bytelm.config.renamed import current_names
+from bytelm.config.text import BadText, dump, read
 from bytelm.config.untrusted_config import check_limit, check_meaning, check_words, rest_of
 from bytelm.errors import ConfigError, StorageError
 from bytelm.experiments.check import Checker
@@ -234,6 +233,7 @@ class Service:
         except UnicodeDecodeError as error:
             raise BadText(f"it is not UTF-8 ({error.reason}); accepted: a config as YAML or JSON") from error
         config = read(text, aliases=False)  # a few of them can stand for more values than fit into memory
+        config = current_names(config, trusted=False)
         try:
             json.dumps(config, default=repr)
         except ValueError as error:  # a whole number of thousands of digits
@@ -370,7 +370,7 @@ def _write(path: Path, text: str) -> None:
 
 
 def _dump(config: Mapping[str, Any]) -> str:
-    return yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
+    return dump(dict(config))
 
 
 def _number(run_id: str) -> int:

@@ -1,0 +1,122 @@
+"""The key `base` of a config file: the files that it differs from.
+
+    base: 32-rope-d80-ff256.yaml
+    model: {gpt: {embedding: ScaledEmbedding}}
+
+A file with a base means the same as its bases and then the file itself, each given with `--config`: mappings are
+merged, and a class that replaces another keeps the options that both have. Paths are relative to the file that names
+them. Of several bases the later ones win; a file that several others are based on is applied once, before them. What a
+run saves is the resolved config, which has no base.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from bytelm.config.text import BadText, read
+
+KEY = "base"
+ACCEPTED = "accepted: the path of a YAML file, relative to this file, or a list of paths"
+
+
+class BaseFiles:
+    """Applies the bases of one `--config` and of the files that these are based on.
+
+    Args:
+        apply: Applies a config file, given by its absolute path.
+    """
+
+    def __init__(self, apply: Callable[[str], None]) -> None:
+        self._apply = apply
+        self._start = os.getcwd()
+        self._open: list[str] = []  # absolute paths: the file on the command line, a base of it, …
+        self._applied: set[str] = set()
+
+    @contextmanager
+    def opened(self, path: str) -> Iterator[None]:
+        """Inside, the bases of a file are applied.
+
+        Args:
+            path: Of the file; relative to the working directory.
+        """
+        path = _absolute(path)
+        self._open.append(path)
+        try:
+            yield
+            self._applied.add(path)
+        finally:
+            self._open.pop()
+
+    @property
+    def current(self) -> str | None:
+        """Absolute path of the file that is being read; None while the text of a config is."""
+        return self._open[-1] if self._open else None
+
+    def name(self, path: str) -> str:
+        """A file as a message names it: relative to the working directory of the program, if it is in it."""
+        short = os.path.relpath(_absolute(path), self._start)
+        return path if short.startswith("..") else short
+
+    def apply(self, base: Any) -> None:
+        """Applies the bases of the file that is being read.
+
+        Args:
+            base: Value of the key `base`.
+
+        Raises:
+            BadText: A base is not a file, or is based on this file.
+        """
+        for path in paths_of(base, Path(self._open[-1]).parent if self._open else Path.cwd()):
+            if path in self._open:
+                cycle = [*self._open[self._open.index(path) :], path]
+                raise BadText(f"{KEY}: {' -> '.join(map(self.name, cycle))} is a cycle; remove one of them")
+            if path not in self._applied:
+                self._apply(path)
+
+
+def paths_of(base: Any, folder: Path) -> list[str]:
+    """The absolute paths that a `base` names.
+
+    Args:
+        base: Value of the key.
+        folder: Folder of the file that it is in.
+
+    Raises:
+        BadText: It is not a path or a list of paths, or there is no such file.
+    """
+    names = base if isinstance(base, list) else [base]
+    if not names or not all(isinstance(name, str) and name for name in names):
+        raise BadText(f"{KEY}: {base!r} is not accepted; {ACCEPTED}")
+    paths = [_absolute(str(folder / os.path.expanduser(name))) for name in names]
+    for name, path in zip(names, paths, strict=True):
+        if "\0" in name or not os.path.isfile(path):
+            raise BadText(f"{KEY}: {name!r}: there is no file {path!r}; {ACCEPTED}")
+    return paths
+
+
+def files_of(config: str | Path) -> list[Path]:
+    """A config file and the files that it is based on, in the order in which they are applied.
+
+    Raises:
+        OSError: One of them cannot be read.
+        UnicodeDecodeError: One of them is not UTF-8.
+        BadText: One of them is not a config, or its bases are not accepted.
+    """
+    found: list[Path] = []
+
+    def apply(path: str) -> None:
+        with files.opened(path):
+            content = read(Path(path).read_text(encoding="utf-8"))
+            if KEY in content:
+                files.apply(content[KEY])
+            found.append(Path(path))
+
+    files = BaseFiles(apply)
+    apply(str(config))
+    return found
+
+
+def _absolute(path: str) -> str:
+    return os.path.abspath(os.path.expanduser(path))

@@ -1,0 +1,70 @@
+"""Checks of a parsed config that its types cannot express.
+
+Ranges of single numbers are types (values.py); what depends on several values is checked by the constructor that gets
+them.
+"""
+
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from bytelm.errors import ConfigError, DataError
+
+MAX_SEED = 2**32 - 1  # NumPy's
+MAX_NAME_BYTES = 255  # of one file or folder on the usual file systems
+
+
+def check_values(config: Mapping[str, Any]) -> None:
+    """Checks what no file system and no random generator takes.
+
+    Args:
+        config: The parsed config, as plain values.
+
+    Raises:
+        ConfigError: A text with a NUL character, a home folder of nobody, a name or a seed out of range.
+    """
+    for key, value in _texts(config):
+        if "\0" in value:
+            raise ConfigError(key, value, "accepted: text without the character NUL")
+        if key.startswith("data.") and value.startswith("~") and os.path.expanduser(value) == value:
+            user = Path(value).parts[0].removeprefix("~")
+            raise DataError(key, value, f"there is no user {user!r}; accepted: a path")
+    check_experiment(config.get("experiment"))
+    seed = config.get("seed_everything")
+    if isinstance(seed, int) and not 0 <= seed <= MAX_SEED:
+        raise ConfigError("seed_everything", seed, f"accepted: a whole number from 0 to {MAX_SEED}")
+
+
+def check_experiment(name: str | None, key: str = "experiment") -> None:
+    """Checks the name of an experiment or a study, which is a folder in runs/.
+
+    Args:
+        name: Several names with slashes between them are folders in each other; None for no name.
+        key: The option.
+
+    Raises:
+        ConfigError: The name is empty, leads elsewhere, or is too long.
+    """
+    if name is None:
+        return
+    path = Path(name)
+    if path.is_absolute() or ".." in path.parts or path == Path("."):
+        raise ConfigError(key, name, "accepted: the name of a folder in runs/")
+    if any(len(os.fsencode(part)) > MAX_NAME_BYTES for part in path.parts):
+        raise ConfigError(key, name, f"accepted: a name of at most {MAX_NAME_BYTES} bytes")
+
+
+def _texts(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """The text values of a config with their keys, as the command line takes them."""
+    if isinstance(value, Mapping):
+        for name, inner in value.items():
+            if name in ("init_args", "dict_kwargs"):
+                yield from _texts(inner, key)
+            else:
+                yield from _texts(inner, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _texts(inner, key)
+    elif isinstance(value, str):
+        yield key, value

@@ -1,0 +1,128 @@
+"""Options of Lightning's Trainer: those that bytelm does not accept, and Lightning's errors as errors of one option.
+
+Lightning's errors are in its own words, some of which name the option, some its value, some neither.
+"""
+
+import inspect
+import re
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.accelerators import AcceleratorRegistry
+from lightning.pytorch.loggers import Logger
+
+from bytelm.errors import ConfigError
+
+# Of those that name nothing that was given.
+_SIGNS = {"Timer(duration=": "max_time", "compute capability": "precision"}
+
+
+def trainer_error(error: Exception, given: Mapping[str, Any]) -> ConfigError:
+    """Makes an error that names the option of an error of the Trainer's constructor.
+
+    Args:
+        error: Lightning's error.
+        given: The options of the Trainer.
+    """
+    reason = " ".join(str(error).split())
+    defaults = inspect.signature(Trainer.__init__).parameters
+    changed = {
+        key: value for key, value in given.items() if key in defaults and value not in (None, defaults[key].default)
+    }
+    named = [key for key in defaults if re.search(rf"\b{key}\b", reason)]
+    named.sort(key=lambda key: (key not in changed, reason.find(key)))
+    texts = [
+        key
+        for key, value in changed.items()
+        if isinstance(value, str) and re.search(rf"\b{re.escape(value)}\b", reason)
+    ]
+    signs = [key for sign, key in _SIGNS.items() if sign in reason]
+    found = [*signs, *(key for key in named if key in changed), *texts, *named]
+    if not found:
+        options = ", ".join(f"{key}={value!r}" for key, value in changed.items())
+        return ConfigError("trainer", options, reason)
+    if found[0] == "accelerator":
+        here = [name for name, entry in AcceleratorRegistry.items() if entry["accelerator"].is_available()]
+        reason = f"{reason} Accepted on this machine: auto, {', '.join(here)}"
+    return ConfigError(f"trainer.{found[0]}", given.get(found[0]), reason)
+
+
+def constructor_error(error: Exception, config: Mapping[str, Any], keys: Mapping[str, type]) -> ConfigError | None:
+    """Makes an error that names the key of a callback or logger whose constructor rejected its options.
+
+    Args:
+        error: Lightning's error, or jsonargparse's about one.
+        config: The config, as plain values.
+        keys: Classes of the top-level keys of a config.
+
+    Returns:
+        The error; None if this one is another.
+    """
+    if match := re.search(r"Problem with given class_path '([\w.]+)': (.*?)(?= - |$)", " ".join(str(error).split())):
+        return _rejected(match[1].rpartition(".")[2], match[2], config, keys)
+    cause: BaseException | None = error
+    while cause is not None:
+        for frame, _ in traceback.walk_tb(cause.__traceback__):
+            made = frame.f_locals.get("self")
+            if frame.f_code.co_name == "__init__" and isinstance(made, Callback | Logger):
+                names = [kind.__name__ for kind in type(made).__mro__]  # BestCheckpoint is the key of ModelCheckpoint
+                known = {cls.__name__ for cls in keys.values()}
+                name = next((name for name in names if name in known or any(_keys_of(name, config))), names[0])
+                return _rejected(name, " ".join(str(cause).split()), config, keys)
+        cause = cause.__cause__ or cause.__context__
+    return None
+
+
+def _rejected(name: str, reason: str, config: Mapping[str, Any], keys: Mapping[str, type]) -> ConfigError:
+    found = [key for key, cls in keys.items() if cls.__name__ == name]
+    return ConfigError(next(iter([*_keys_of(name, config), *found]), "trainer"), name, reason)
+
+
+def _keys_of(name: str, value: Any, key: str = "") -> Iterator[str]:
+    """The keys of a config at which a class is named."""
+    if isinstance(value, Mapping):
+        if str(value.get("class_path")).rpartition(".")[2] == name:
+            yield key
+        for inner, content in value.items():
+            yield from _keys_of(name, content, key if inner == "init_args" else f"{key}.{inner}" if key else inner)
+    elif isinstance(value, list):
+        for content in value:
+            yield from _keys_of(name, content, key)
+
+
+def check_options(given: Mapping[str, Any]) -> None:
+    """Checks options of the Trainer that Lightning would reject for what bytelm sets.
+
+    Args:
+        given: The options of the Trainer.
+
+    Raises:
+        ConfigError: One that is not accepted.
+    """
+    if given.get("barebones"):
+        less = "--trainer.logger false --trainer.enable_checkpointing false --trainer.enable_progress_bar false"
+        raise ConfigError(
+            "trainer.barebones", True, f"a run logs its score and its record; accepted: false, with {less}"
+        )
+
+
+def check_callbacks(callbacks: Sequence[Callback], keys: Mapping[str, type], others: tuple[type, ...]) -> None:
+    """Checks that `trainer.callbacks` has no second instance of a callback that every run has once.
+
+    Args:
+        callbacks: Those of `trainer.callbacks`.
+        keys: Classes of the callbacks that are top-level keys of a config.
+        others: Classes of the callbacks that bytelm adds by itself.
+
+    Raises:
+        ConfigError: It has one.
+    """
+    for callback in callbacks:
+        name = type(callback).__name__
+        for key, cls in keys.items():
+            if isinstance(callback, cls):
+                raise ConfigError("trainer.callbacks", name, f"every run has one; accepted: the key {key}")
+        if isinstance(callback, others):
+            raise ConfigError("trainer.callbacks", name, "every run has one; leave it out")
