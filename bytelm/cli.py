@@ -28,8 +28,10 @@ from bytelm.callbacks import (
     BestCheckpoint,
     BudgetBar,
     ClaimFolder,
+    CorpusWatch,
     Divergence,
     Interruption,
+    KeepOnDataError,
     LastCheckpoint,
     PredictionWriter,
     RankWatch,
@@ -94,7 +96,9 @@ TRAINER_DEFAULTS = {
 KEYS = keys.classes()
 OTHER_OPTIONS = ("config", "print_config", "help", *METHOD_KEYS)
 COMPARED_TRAINER_KEYS = ("devices", "strategy", "precision", "gradient_clip_val", "accumulate_grad_batches")
-CALLBACK_KEYS = {key: cls for key, cls in KEYS.items() if issubclass(cls, Callback) and cls is not ModelCheckpoint}
+CALLBACK_KEYS = {
+    key: cls for key, cls in KEYS.items() if issubclass(cls, Callback) and not issubclass(cls, ModelCheckpoint)
+}
 ADDED_CALLBACKS = (
     *(
         BestCheckpoint,
@@ -202,7 +206,7 @@ class BytelmCLI(LightningCLI):
         )
         parser.add_lightning_class_args(TimeBudget, "time_budget")
         parser.add_subclass_arguments(Schedule, "lr_schedule", fail_untyped=False, required=False)
-        help = "What else changes during the run, by target: `{momentum.hidden: {class_path: Ramp, init_args: …}}`."
+        help = "What else changes during the run, by target, such as `momentum.hidden`, with a schedule for each."
         parser.add_argument("--schedules", type=dict[str, Schedule], default={}, help=help)
         parser.add_lightning_class_args(BestCheckpoint, "checkpoint")
         parser.add_lightning_class_args(LastCheckpoint, "last_checkpoint")
@@ -239,10 +243,10 @@ class BytelmCLI(LightningCLI):
         except (MisconfigurationException, ValueError) as error:
             if run_error(error) is not None:
                 raise
-            rejected = missing_package(error, self.plain_config) or constructor_error(error, self.plain_config, KEYS)
-            if rejected is None:
-                raise
-            raise rejected from error
+            rejected = missing_package(error, self.plain_config) if isinstance(error, ValueError) else None
+            if (rejected := rejected or constructor_error(error, self.plain_config, KEYS)) is not None:
+                raise rejected from error
+            raise
 
     def after_instantiate_classes(self) -> None:
         self._check()
@@ -310,7 +314,13 @@ class BytelmCLI(LightningCLI):
         self.trainer_defaults = {**self.trainer_defaults, "callbacks": self._callbacks(settings)}
         try:
             trainer = super().instantiate_trainer(**kwargs)
-        except (ImportError, MisconfigurationException, RuntimeError, TypeError, ValueError) as error:
+        except (
+            ImportError,
+            MisconfigurationException,
+            RuntimeError,
+            TypeError,
+            ValueError,
+        ) as error:  # about its options
             if run_error(error) is not None:
                 raise
             raise trainer_error(error, self.plain_config["trainer"]) from error
@@ -325,7 +335,7 @@ class BytelmCLI(LightningCLI):
         signals = Signals()
         callbacks: list[Callback] = [signals, Interruption(signals), TrainLog(), RankWatch(), RunRecord()]
         schedules = merged(self._get(self.config_init, "lr_schedule"), self._get(self.config_init, "schedules"))
-        callbacks += [Resume(self.plain_config), Schedules(schedules)]
+        callbacks += [Resume(self.plain_config), Schedules(schedules), CorpusWatch(), KeepOnDataError()]
         if self.folder is not None:
             callbacks.append(ClaimFolder(self.folder))
         has_bar = any(isinstance(callback, ProgressBar) for callback in _as_list(settings.get("callbacks")))

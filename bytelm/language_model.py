@@ -200,7 +200,7 @@ class LanguageModel(LightningModule):
             raise ConfigError("model.optimizer", name, str(error) or "its options") from error
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        if self.trainer.state.fn == "fit":
+        if self._trainer is not None and self.trainer.state.fn == "fit":
             states = checkpoint.get("optimizer_states", [])
             checkpoint["optimizer_states"] = [regroup(state, self) for state in states]
 

@@ -18,7 +18,7 @@ from typing import NamedTuple, NoReturn
 
 import bytelm
 from bytelm.errors import ConfigError, Interrupted, run_error
-from bytelm.system.process import SIGNALS, end_with_parent, is_rank_zero
+from bytelm.system.process import SIGNALS, default_signals_in_children, end_with_parent, is_rank_zero
 
 
 class Command(NamedTuple):
@@ -166,6 +166,7 @@ def interruptible() -> Iterator[None]:
             threading.__excepthook__(failed)
 
     before = {signum: signal.signal(signum, end) for signum in SIGNALS}
+    default_signals_in_children()
     threading.excepthook = report
     try:
         yield

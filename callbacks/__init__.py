@@ -8,6 +8,7 @@ if __name__ == "callbacks":
     __path__ = extend_path(__path__, __name__)[1:]
 else:
     from bytelm.callbacks.best_checkpoint import BestCheckpoint
+    from bytelm.callbacks.corpus_watch import CorpusWatch, KeepOnDataError
     from bytelm.callbacks.divergence import Divergence
     from bytelm.callbacks.interruption import Interruption, Signals
     from bytelm.callbacks.last_checkpoint import LastCheckpoint
@@ -38,10 +39,12 @@ __all__ = [
     "BudgetBar",
     "ClaimFolder",
     "Constant",
+    "CorpusWatch",
     "Cosine",
     "Divergence",
     "FromFunction",
     "Interruption",
+    "KeepOnDataError",
     "LRSchedule",
     "LastCheckpoint",
     "Linear",

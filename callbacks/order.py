@@ -7,6 +7,7 @@ from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.cli import SaveConfigCallback
 
+from bytelm.callbacks.corpus_watch import CorpusWatch, KeepOnDataError
 from bytelm.callbacks.divergence import Divergence
 from bytelm.callbacks.interruption import Interruption, Signals
 from bytelm.callbacks.prediction_writer import PredictionWriter
@@ -51,7 +52,9 @@ ORDER = (
     Place(TrainLog, "before checkpoints: one that is written after a step is written after its logs"),
     Place(Resume, "after the budget, which says at which step the run is, and whether it is over"),
     Place(RankWatch, "before RunRecord: in on_exception it finds out which rank was lost"),
+    Place(KeepOnDataError, "before RunRecord: in on_exception it writes the checkpoint that the record names"),
     Place(RunRecord, "after all that may change what came of the run"),
+    Place(CorpusWatch, "ends a run whose corpus has changed, after RunRecord has seen the step"),
     Place(Interruption, "ends a run that was asked to end, after all others are done with the step"),
     Place(PredictionWriter, "writes the predictions, which none of the others reads"),
     Place(SaveConfigCallback, "writes the config, after the setups that may reject the run"),

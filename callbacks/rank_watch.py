@@ -17,7 +17,7 @@ import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from bytelm.callbacks.run_record import RunRecord
-from bytelm.errors import Interrupted, RankLost, RunError, run_error
+from bytelm.errors import DataError, Interrupted, RankLost, RunError, run_error
 
 BEAT_SECONDS = 1.0
 PATIENCE = 25  # beats that a rank may miss; counted, not timed: a machine that was asleep has missed none
@@ -70,6 +70,8 @@ class RankWatch(Callback):
         else:
             if isinstance(cause, Interrupted):  # before there was a step to finish, so that it knows alone
                 self._store.set("signal", str(cause.signum))
+            if isinstance(cause, DataError):  # which the others would have met too
+                self._store.set("status", str(cause.exit_status))
             self._store.set("lost", f"{self._names[self._rank]} failed: {type(exception).__name__}: {exception}")
             self._over.set()
             time.sleep(2 * BEAT_SECONDS)  # for the others to read it: the store ends with rank 0
@@ -90,7 +92,10 @@ class RankWatch(Callback):
                 if store.check(["lost"]):
                     lost = store.get("lost").decode()
                     if not store.check(["signal"]):
-                        return self._end(RankLost(lost))
+                        error = RankLost(lost)
+                        if store.check(["status"]):
+                            error.exit_status = int(store.get("status"))
+                        return self._end(error)
                     signum = int(store.get("signal"))
                     os.kill(os.getpid(), signum)  # as if it had come here
                     return self._end(Interrupted(signum, f"as {lost}"))

@@ -27,7 +27,8 @@ import numpy as np
 from tqdm import tqdm
 
 from bytelm.config.values import PositiveInt
-from bytelm.data.shard_file import read_shard, write_shard
+from bytelm.data.shard_file import Shard as ShardFile
+from bytelm.data.shard_file import write_shard
 from bytelm.data.tokenize import Piece, Tokens, config_lines, encoded, shard_folder, shard_tokenizer
 from bytelm.data.tokenizer import Tokenizer
 from bytelm.errors import ConfigError, DataError, Interrupted
@@ -117,7 +118,7 @@ def finished(folder: Path, made_with: dict[str, Any]) -> list[Shard]:
 
 def is_whole(folder: Path, shard: Shard) -> bool:
     try:
-        return len(read_shard(folder / shard.file)) == shard.tokens
+        return len(ShardFile(folder / shard.file)) == shard.tokens
     except DataError:
         return False
 

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from bytelm.metrics import BitsPerByte
+from bytelm.metrics import BitsPerByte, NatsPerToken
 
 TOKEN_BYTES = torch.tensor([1, 4, 2, 7, 3])
 
@@ -25,6 +25,25 @@ def test_bits_per_byte_is_the_formula_over_all_batches(token_bytes):
         nats += sum(batch[0].flatten().tolist())
         n_bytes += sum(1 if token_bytes is None else int(TOKEN_BYTES[t]) for t in batch[1].flatten().tolist())
     assert metric.compute().item() == pytest.approx(nats / math.log(2) / n_bytes, rel=1e-12)
+
+
+def test_targets_that_stand_for_no_text_do_not_count():
+    nats, targets = torch.tensor([[1.5, 7.0, 2.5, 9.0]]), torch.tensor([[1, 0, 3, 0]])
+    metric = BitsPerByte(torch.tensor([0, 4, 2, 7]))  # token 0 ends a document
+    metric.update(nats, targets)
+    assert metric.compute().item() == pytest.approx((1.5 + 2.5) / math.log(2) / (4 + 7), rel=1e-12)
+    by_tokens = NatsPerToken()
+    by_tokens.update(nats, targets)
+    assert by_tokens.compute().item() == pytest.approx(20 / 4)
+
+
+def test_a_corpus_without_such_targets_has_the_score_that_it_had_to_the_bit():
+    generator = torch.Generator().manual_seed(1)
+    nats, targets = torch.rand(32, 1024, generator=generator) * 9, torch.randint(5, (32, 1024), generator=generator)
+    metric = BitsPerByte(TOKEN_BYTES)
+    metric.update(nats, targets)
+    assert metric.nats.item() == nats.sum(dtype=torch.float64).item()
+    assert metric.count.item() == TOKEN_BYTES[targets].sum().item()
 
 
 def test_a_model_that_knows_nothing_needs_eight_bits_a_byte():

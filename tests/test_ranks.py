@@ -27,6 +27,8 @@ import pytest
 import torch
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 
+from bytelm.data.shard_file import write_shard
+
 PROJECT = Path(__file__).resolve().parents[1]
 CONFIG = """
 model:
@@ -418,6 +420,31 @@ def test_when_a_rank_fails_the_others_end_and_name_it_and_its_error(start, launc
         record = run.record()
         assert record["status"] == "error"
         assert "no such thing" in record["reason"]
+
+
+@pytest.mark.parametrize("how", ["overwritten", pytest.param("truncated", marks=pytest.mark.slow)])
+def test_a_corpus_that_changes_ends_all_ranks_with_status_3(start, how, tmp_path):
+    shards = [tmp_path / f"{split}.bin" for split in ("train", "val")]
+    for shard in shards:
+        write_shard(shard, [*range(1, 256)] * 20)
+    data = ["--data", "TokenShards", "--data.path", ".", "--data.vocab_size", "256", "--data.tokenizer", "null"]
+    run = start(*data, "--data.seq_len", "32", "--time_budget.limit", "100000 steps")
+    run.wait_for_step(4)
+    if how == "truncated":
+        os.truncate(shards[0], 2000)
+    else:
+        with shards[0].open("r+b") as file:
+            file.write(shards[0].read_bytes()[:1024] + bytes(4000))
+    status, seconds = run.end(timeout=75)
+    assert seconds < 60
+    assert status == 3, run.err
+    lines = [line for line in run.err.splitlines() if line.startswith("bytelm: error:")]
+    assert any("train.bin" in line for line in lines), run.err
+    assert run.record()["status"] == "error"
+    if how == "overwritten":  # found by all together
+        assert len(lines) == 1
+        kept = run.checkpoint()["callbacks"]["TimeBudget"]["steps"]
+        assert kept == run.record()["total_steps"] == len(run.events(0, "step")) > 4
 
 
 @pytest.mark.slow

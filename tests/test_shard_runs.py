@@ -115,7 +115,10 @@ def test_tokens_that_the_network_does_not_know_are_refused(refused):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (("--data.path", "none"), ["data.path: 'none'", "accepted: a folder with *train*.bin"]),
+        (
+            ("--data.path", "none"),
+            ["data.path: 'none'", "accepted: a folder with .bin files that have the word `train`"],
+        ),
         (("--data.vocab_size", "200"), ["data.vocab_size: 200", "tokens/text_train_1.bin has token 255"]),
         (("--data.seq_len", "16", "--data.val", "tokens/short.bin"), ["data.seq_len: 16", "accepted: up to 15"]),
         (("--data.train", "tokens/cut.bin"), ["'tokens/cut.bin'", "it is cut short"]),

@@ -69,6 +69,13 @@ class TokenData(LightningDataModule, ABC):
             DataError: The text is not there, or cannot be read.
         """
 
+    def changed(self) -> str | None:
+        """What has changed in the files that this run reads, since `corpus_record`; None if nothing has.
+
+        None too where all text is in memory. Called about once a second.
+        """
+        return None
+
     @abstractmethod
     def train_loader(self, seed: int, rank: int, world_size: int) -> TrainLoader:
         """A rank's training batches, from the first one.

@@ -7,14 +7,18 @@ import sysconfig
 from collections.abc import Iterator
 from mmap import ACCESS_COPY, mmap
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, BinaryIO, NoReturn
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from bytelm.data.bytes import ByteData, Corpus, read_bytes
 from bytelm.data.download import DownloadError, download, kept_hash, strip_gutenberg
+from bytelm.data.file_watch import FileWatch, Stamp
 from bytelm.errors import ConfigError, DataError
+
+READ_AT_MOST = 2**30  # bytes of a single file; larger ones are mapped
 
 
 class Shakespeare(ByteData):
@@ -104,10 +108,17 @@ class PythonSource(ByteData):
 class Bytes(ByteData):
     """Any files of yours, as bytes.
 
+    Text is read into memory when the run begins: the files may change afterwards. One file of more than 1 GiB is mapped
+    instead, and a run that finds it changed ends. If such a file is truncated, the process may be killed by SIGBUS
+    before it finds out.
+
     Args:
-        path: A file, a folder (all files in it, sorted by path), a glob pattern, or a list of these.
+        path: A file, a folder (all files in it and below it, sorted by path, but for hidden ones, whose names or whose
+            folders' names begin with a dot), a glob pattern, or a list of these.
         kwargs: The options of ByteData.
     """
+
+    _watch: FileWatch | None = None  # of a mapped file
 
     def __init__(self, path: str | list[str], **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -118,13 +129,22 @@ class Bytes(ByteData):
     def read(self) -> Corpus:
         files = [file for path in self.paths for file in text_files(path)]
         name = Path(self.paths[0]).name or self.paths[0]
-        if len(files) == 1:
-            return Corpus(name, _mapped(files[0]))
-        return Corpus(name, read_bytes(b"".join(file.read_bytes() for file in files)))
+        if len(files) > 1:
+            return Corpus(name, read_bytes(b"".join(file.read_bytes() for file in files)))
+        if files[0].stat().st_size <= READ_AT_MOST:
+            return Corpus(name, torch.from_numpy(np.fromfile(files[0], np.uint8)))
+        file = files[0].open("rb")
+        self._watch = FileWatch(lambda: {files[0]: _stamp(file)}, lambda: _hash(file))
+        return Corpus(name, _mapped(file))
+
+    def changed(self) -> str | None:
+        return None if self._watch is None else self._watch.changed(self.corpus.sha256)
 
 
 def text_files(path: str) -> list[Path]:
-    """The files that a path means: itself, all in a folder, or those that match a glob pattern; sorted.
+    """The files that a path stands for, sorted: itself, those in a folder, or those that match a glob pattern.
+
+    Hidden files of a folder are left out, as a glob pattern leaves them out.
 
     Raises:
         DataError: There are none.
@@ -141,9 +161,10 @@ def text_files(path: str) -> list[Path]:
 
 
 def _walk(folder: Path) -> Iterator[Path]:
-    """All in a folder; unlike Path.rglob it does not pass over what may not be read."""
-    for parent, _, names in os.walk(folder, onerror=_raise):
-        yield from (Path(parent, name) for name in names)
+    """All that is not hidden in a folder; unlike Path.rglob it does not pass over what may not be read."""
+    for parent, folders, names in os.walk(folder, onerror=_raise):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        yield from (Path(parent, name) for name in names if not name.startswith("."))
 
 
 def _raise(error: OSError) -> NoReturn:
@@ -152,18 +173,28 @@ def _raise(error: OSError) -> NoReturn:
 
 def _what_it_is(path: Path) -> str:
     if path.is_dir():
-        return "it is a folder without files"
+        return "it is a folder without files, or with hidden ones alone"
     if path.exists():
         return "it is neither a file nor a folder"
     return "it is a link to what is not there" if path.is_symlink() else "it is not there"
 
 
-def _mapped(file: Path) -> Tensor:
+def _mapped(file: BinaryIO) -> Tensor:
     """A file in memory that is read as it is used: a corpus larger than memory costs only what is read of it."""
-    with file.open("rb") as opened:
-        if not os.fstat(opened.fileno()).st_size:
-            return read_bytes(b"")  # nothing cannot be mapped
-        return torch.frombuffer(mmap(opened.fileno(), 0, access=ACCESS_COPY), dtype=torch.uint8)
+    return torch.frombuffer(mmap(file.fileno(), 0, access=ACCESS_COPY), dtype=torch.uint8)
+
+
+def _stamp(file: BinaryIO) -> Stamp:
+    found = os.fstat(file.fileno())
+    return found.st_size, found.st_mtime_ns
+
+
+def _hash(file: BinaryIO) -> str:
+    file.seek(0)
+    digest = hashlib.sha256()
+    while part := file.read(2**24):
+        digest.update(part)
+    return digest.hexdigest()
 
 
 def _cache_folder() -> Path:

@@ -1,12 +1,11 @@
 """TokenShards: text that was turned into tokens beforehand (see shard_file.py), as batches.
 
 A crop of T + 1 consecutive tokens t0 ... tT, all of one shard, is a row with the inputs [t0, ..., t(T-1)] and the
-targets [t1, ..., tT]. Nothing is loaded: shards are mapped, and a batch reads its crops alone.
+targets [t1, ..., tT]. Nothing is loaded: a batch reads its own crops from the files.
 """
 
 import glob
 import hashlib
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -20,14 +19,15 @@ from torch.nn import functional as F
 
 from bytelm.config.values import NonNegativeInt, PositiveInt
 from bytelm.data.base import TokenData
+from bytelm.data.file_watch import FileWatch, Stamp
 from bytelm.data.rows import eval_shares
-from bytelm.data.shard_file import read_shard
+from bytelm.data.shard_file import Shard, Split, Tokens, find_shards
 from bytelm.data.tokenizer import load_tokenizer
 from bytelm.errors import ConfigError, DataError
 
 CropOrder = Literal["random", "sequential"]
-Split = Literal["train", "val"]
-Shards = Mapping[Path, NDArray[np.uint16]]
+SPLITS: tuple[Split, ...] = ("train", "val")
+Shards = Mapping[Path, Shard]
 
 MEGABYTE = 2**20
 SCANNED = 1_000_000  # tokens at either end of a shard
@@ -40,10 +40,11 @@ class TokenShards(TokenData):
     predicted once, save each shard's first, which has none before it, and its last few, which fill no row.
 
     Args:
-        path: Folder that has both, as *train*.bin and *val*.bin.
-        train: Shards to train on, in place of those in `path`: a file, a folder (its *train*.bin), a glob pattern, or a
-            list of these.
-        val: Shards to validate on, likewise (of a folder its *val*.bin).
+        path: Folder with the shards of both splits: the .bin files with the word `train` or `val` in their names
+            (`train.bin`, `fineweb_val_000000.bin`; `medieval_train_000.bin` has the word `train` alone).
+        train: Shards to train on, in place of those in `path`: a file, a folder (its shards with `train`), a glob
+            pattern, or a list of these.
+        val: Shards to validate on, in the same forms (of a folder its shards with `val`).
         batch_size: Rows of one batch of one rank.
         seq_len: Tokens of a row.
         order: `random` takes crops that begin anywhere, all places being equally likely, as nanoGPT does;
@@ -92,23 +93,27 @@ class TokenShards(TokenData):
             DataError: They are not there, cannot be read, or have tokens from vocab_size.
         """
         if split not in self._shards:
-            shards = {file: read_shard(file) for file in self._files(split)}
-            for file, tokens in shards.items():
-                for end in (tokens[:SCANNED], tokens[-SCANNED:]):
-                    check_tokens(end, self.vocab_size, file)
+            shards = {file: Shard(file) for file in self._files(split)}
+            for file, shard in shards.items():
+                if self.vocab_size > (most := 1 + np.iinfo(shard.dtype).max):
+                    reason = f"{file} has {8 * shard.dtype.itemsize}-bit tokens; accepted: up to {most}"
+                    raise DataError("data.vocab_size", self.vocab_size, reason)
+                check_ends(shard, self.vocab_size)
             self._shards[split] = shards
         return self._shards[split]
 
     def setup(self, stage: str) -> None:
-        splits: tuple[Split, ...] = ("train", "val") if stage == "fit" else ("val",)
-        for split in splits:
+        for split in SPLITS if stage == "fit" else ("val",):
             if (longest := max(map(len, self.shards(split).values()))) <= self.seq_len:
                 reason = f"the longest of the {split} shards has {longest} tokens; accepted: up to {longest - 1}"
                 raise DataError("data.seq_len", self.seq_len, reason)
         if stage == "fit":
-            self._sha256  # noqa: B018  (now, not when the first checkpoint is written and the clock runs)
+            self._watch, self._sha256  # noqa: B018  (now, not when the first checkpoint is written and the clock runs)
         if self.tokenizer is not None and self.token_bytes is None:
             self.token_bytes = self._read_token_bytes(self.tokenizer)
+
+    def changed(self) -> str | None:
+        return self._watch.changed(self._sha256)
 
     def corpus_record(self) -> dict[str, Any]:
         """See TokenData; `sha256` is that of all shards' names, sizes, first and last megabytes."""
@@ -147,28 +152,35 @@ class TokenShards(TokenData):
         return Crops(self.shards(split), self.seq_len, stride, self.vocab_size, pin_memory=on_gpu)
 
     def _files(self, split: Split) -> list[Path]:
-        pattern = f"*{split}*.bin"
         given = self.given[split]
         if not given:
-            files = sorted(Path(str(self.path)).expanduser().glob(pattern))
+            files = find_shards(Path(str(self.path)).expanduser(), split)
             if not files:
-                raise DataError("data.path", self.path, f"accepted: a folder with {pattern} in it")
+                accepted = f"accepted: a folder with .bin files that have the word `{split}` in their names"
+                raise DataError("data.path", self.path, accepted)
             return files
         places = [given] if isinstance(given, str) else given
-        return [file for place in places for file in _files(f"data.{split}", place, pattern)]
+        return [file for place in places for file in _files(split, place)]
+
+    @cached_property
+    def _watch(self) -> FileWatch:
+        return FileWatch(self._stamps, self._digest)
+
+    def _stamps(self) -> dict[Path, Stamp]:
+        return {path: shard.stamp() for split in SPLITS for path, shard in self.shards(split).items()}
 
     @cached_property
     def _sha256(self) -> str:
+        return self._digest()
+
+    def _digest(self) -> str:
         digest = hashlib.sha256()
-        splits: tuple[Split, ...] = ("train", "val")
-        for split in splits:
-            for path in self.shards(split):
-                with path.open("rb") as file:
-                    size = os.fstat(file.fileno()).st_size
-                    digest.update(f"{split} {path.name} {size}\n".encode())
-                    digest.update(file.read(MEGABYTE))
-                    file.seek(max(size - MEGABYTE, 0))
-                    digest.update(file.read(MEGABYTE))
+        for split in SPLITS:
+            for path, shard in self.shards(split).items():
+                digest.update(f"{split} {path.name} {shard.size}\n".encode())
+                ends = min(shard.size, MEGABYTE)
+                digest.update(shard.read(0, ends))
+                digest.update(shard.read(shard.size - ends, ends))
         return digest.hexdigest()
 
     def _read_token_bytes(self, name: str) -> Tensor:
@@ -176,6 +188,8 @@ class TokenShards(TokenData):
         if tokenizer.vocab_size > self.vocab_size:
             accepted = f"accepted: from {tokenizer.vocab_size}, the tokens of {name}"
             raise ConfigError("data.vocab_size", self.vocab_size, accepted)
+        for shard in self.shards("val").values():  # of tokens that it does not have, nobody knows the bytes
+            check_ends(shard, tokenizer.vocab_size, key="data.tokenizer", value=name)
         return F.pad(tokenizer.token_bytes, (0, self.vocab_size - tokenizer.vocab_size))
 
 
@@ -183,18 +197,25 @@ class Crops:
     """The crops of some shards, numbered through; they begin at every `stride`-th token and end in the same shard.
 
     Args:
-        shards: Their tokens.
+        shards: Their tokens, as shards or as arrays, (n,) each.
         seq_len: Tokens of a row, one fewer than those of a crop.
         stride: Tokens from where one crop begins to where the next does.
         vocab_size: All tokens must be below it.
         pin_memory: Whether batches are put where a GPU can fetch them by itself.
     """
 
-    def __init__(self, shards: Shards, seq_len: int, stride: int, vocab_size: int, pin_memory: bool = False) -> None:
+    def __init__(
+        self,
+        shards: Mapping[Path, Shard | Tokens],
+        seq_len: int,
+        stride: int,
+        vocab_size: int,
+        pin_memory: bool = False,
+    ) -> None:
         self.vocab_size = vocab_size
         self.pin_memory = pin_memory
         self._files = list(shards)
-        self._tokens = [np.asarray(tokens) for tokens in shards.values()]  # slices of a memmap cost several times more
+        self._tokens = [*shards.values()]
         self.lengths = [len(tokens) for tokens in self._tokens]
         self.resize(seq_len, stride)
 
@@ -289,8 +310,9 @@ class CropLoader:
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         while True:
             shards, starts = self._random() if self.order == "random" else self._sequential()
+            batch = self.crops.cut(shards, starts)  # first: if it fails, the position is that of the batches taken
             self.position += self.batch_size * self.world_size
-            yield self.crops.cut(shards, starts)
+            yield batch
 
     def state_dict(self) -> dict[str, Any]:
         """Lightning puts this into checkpoints."""
@@ -351,30 +373,44 @@ class EvalCrops:
         return map(self.crops.take, self.batches)
 
 
-def check_tokens(tokens: NDArray[Any], vocab_size: int, file: Path) -> None:
-    """Refuses tokens that a vocabulary does not have.
+def check_tokens(
+    tokens: NDArray[Any], vocab_size: int, file: Path, key: str = "data.vocab_size", value: object = None
+) -> None:
+    """Rejects tokens that a vocabulary does not have.
 
     Args:
         tokens: Of a shard.
         vocab_size: All must be below it.
         file: The shard.
+        key: The option that says so.
+        value: Its value; default vocab_size.
 
     Raises:
         DataError: One is not.
     """
     if (largest := int(tokens.max(initial=0))) >= vocab_size:
-        raise DataError("data.vocab_size", vocab_size, f"{file} has token {largest}; accepted: from {largest + 1}")
+        accepted = f"; accepted: from {largest + 1}" if value is None else f", and it knows {vocab_size} tokens"
+        raise DataError(key, vocab_size if value is None else value, f"{file} has token {largest}{accepted}")
 
 
-def _files(key: str, place: str, pattern: str) -> list[Path]:
+def check_ends(shard: Shard, vocab_size: int, **option: Any) -> None:
+    """Rejects a shard whose first or last tokens a vocabulary does not have; see `check_tokens`."""
+    for tokens in (shard[:SCANNED], shard[-SCANNED:]):
+        check_tokens(tokens, vocab_size, shard.path, **option)
+
+
+def _files(split: Split, place: str) -> list[Path]:
     path = Path(place).expanduser()
     if path.is_dir():
-        files = sorted(path.glob(pattern))
+        files = find_shards(path, split)
     elif path.is_file():
         files = [path]
     else:
         files = sorted(Path(name) for name in glob.glob(str(path), recursive=True) if Path(name).is_file())
     if not files:
-        accepted = f"accepted: a file of tokens, a folder with {pattern} in it, or a glob that matches some"
-        raise DataError(key, place, accepted)
+        accepted = (
+            f"accepted: a file of tokens, a folder with .bin files that have the word `{split}` in their names, or a "
+            "glob pattern that matches files"
+        )
+        raise DataError(f"data.{split}", place, accepted)
     return files

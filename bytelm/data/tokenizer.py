@@ -14,18 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bytelm.data import tokenizer_json
+from bytelm.data.meta_pkl import read_meta
 from bytelm.data.rows import BOS
-from bytelm.errors import DataError
+from bytelm.data.tokenizer_json import BYTE_OF
+from bytelm.errors import ConfigError, DataError
 
 KEY = "tokenizer"  # of the data, as of the scripts
 INSTALL = 'pip install "bytelm[tokens]" brings it'
 END_OF_TEXT = ("<|endoftext|>", "<|end_of_text|>", "</s>")  # its names in a tokenizer.json, the first one counts
-
-# The alphabet of byte-level BPE (GPT-2's): bytes that are printable in Latin-1 are written as themselves, and the
-# others as the characters from 256 on.
-PRINTABLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-BYTE_OF = {chr(byte): byte for byte in PRINTABLE}
-BYTE_OF |= {chr(256 + i): byte for i, byte in enumerate(sorted({*range(256)} - {*PRINTABLE}))}
 
 
 class Tokenizer(ABC):
@@ -59,6 +56,16 @@ class Tokenizer(ABC):
         """Tokens of each of several texts."""
         return [self.encode(text) for text in texts]
 
+    @abstractmethod
+    def to_json(self) -> str:
+        """Content of a tokenizer.json with which Hugging Face's libraries make the same tokens of a text.
+
+        Special tokens are found in texts there, as is usual; here they are encoded as the text that they look like.
+
+        Raises:
+            ConfigError: There is none that does.
+        """
+
     def decode_bytes(self, tokens: Iterable[int]) -> bytes:
         """The bytes that tokens stand for, which may begin or end within a character."""
         return b"".join(self.bytes_of[token] for token in tokens)
@@ -79,6 +86,40 @@ class ByteTokenizer(Tokenizer):
     def encode(self, text: str) -> list[int]:
         return list(text.encode())
 
+    def to_json(self) -> str:
+        return tokenizer_json.of_bytes(BOS)
+
+
+class CharacterTokenizer(Tokenizer):
+    """A token is a character, as nanoGPT's meta.pkl numbers them.
+
+    Args:
+        path: The file.
+
+    Raises:
+        DataError: It cannot be read, or is something else.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        try:
+            meta = read_meta(Path(path))
+        except (OSError, ValueError) as error:
+            accepted = "accepted: a meta.pkl as nanoGPT writes it"
+            raise DataError(KEY, str(path), f"it cannot be read: {error}; {accepted}") from error
+        self.numbers, self.texts = meta.numbers, meta.texts
+        bytes_of = [self.texts.get(number, "").encode() for number in range(1 + max(self.texts))]
+        super().__init__(str(path), bytes_of, None)
+
+    def encode(self, text: str) -> list[int]:
+        try:
+            return [self.numbers[character] for character in text]
+        except KeyError as error:
+            accepted = f"accepted with {self.name}: texts of its {len(self.numbers)} characters"
+            raise ConfigError("text", error.args[0], accepted) from error
+
+    def to_json(self) -> str:
+        return tokenizer_json.of_characters(self.numbers)
+
 
 class TiktokenTokenizer(Tokenizer):
     """One of tiktoken's tokenizers, which it downloads when it is first used.
@@ -97,7 +138,9 @@ class TiktokenTokenizer(Tokenizer):
             raise DataError(KEY, name, f"it needs tiktoken, which is not installed; {INSTALL}") from error
         known = tiktoken.list_encoding_names()
         if name not in known:
-            raise DataError(KEY, name, f"accepted: bytes, {', '.join(known)}, a tokenizer.json or a folder with one")
+            raise DataError(
+                KEY, name, f"accepted: bytes, {', '.join(known)}, a tokenizer.json or a folder with one, a meta.pkl"
+            )
         try:
             self._encoding = tiktoken.get_encoding(name)
         except (OSError, ValueError) as error:  # ValueError: what came is not what tiktoken expects
@@ -116,6 +159,17 @@ class TiktokenTokenizer(Tokenizer):
     def encode(self, text: str) -> list[int]:
         return self._encoding.encode_ordinary(text)
 
+    def to_json(self) -> str:
+        # These attributes are what tiktoken's README names for making one encoding of another.
+        encoding = self._encoding
+        content = tokenizer_json.of_ranks(encoding._mergeable_ranks, encoding._pat_str, encoding._special_tokens)
+        theirs = _import_tokenizers(self.name).Tokenizer.from_str(content)
+        for text in (tokenizer_json.PROBE, tokenizer_json.PROBE[::-1]):
+            if theirs.encode(text).ids != self.encode(text):
+                accepted = "accepted: a tokenizer.json in its place (--tokenizer)"
+                raise ConfigError(KEY, self.name, f"no tokenizer.json makes the same tokens of a text; {accepted}")
+        return content
+
 
 class TokenizerFile(Tokenizer):
     """A tokenizer.json of Hugging Face's tokenizers with byte-level BPE, as that of GPT-2, Pythia, OLMo or SmolLM.
@@ -131,10 +185,7 @@ class TokenizerFile(Tokenizer):
     """
 
     def __init__(self, path: str | Path) -> None:
-        try:
-            import tokenizers
-        except ImportError as error:
-            raise DataError(KEY, str(path), f"it needs tokenizers, which is not installed; {INSTALL}") from error
+        tokenizers = _import_tokenizers(str(path))
         file = Path(path) / "tokenizer.json" if Path(path).is_dir() else Path(path)
         try:
             content = file.read_text(encoding="utf-8")
@@ -147,6 +198,7 @@ class TokenizerFile(Tokenizer):
             self._tokenizer = tokenizers.Tokenizer.from_str(content)
         except Exception as error:  # the only kind that tokenizers raises
             raise DataError(KEY, str(path), f"{file} is not what tokenizers reads: {error}") from error
+        self._content = content
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self._tokenizer.encode_special_tokens = True  # as the text that they look like
@@ -168,9 +220,20 @@ class TokenizerFile(Tokenizer):
     def encode(self, text: str) -> list[int]:
         return self._tokenizer.encode(text, add_special_tokens=False).ids
 
+    def to_json(self) -> str:
+        return tokenizer_json.of_file(self._content)
+
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         # Several threads, and no search for where in the text each token lies.
         return [found.ids for found in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+
+
+def _import_tokenizers(name: str) -> Any:
+    try:
+        import tokenizers
+    except ImportError as error:
+        raise DataError(KEY, name, f"it needs tokenizers, which is not installed; {INSTALL}") from error
+    return tokenizers
 
 
 def _not_byte_level(content: Any) -> str | None:
@@ -195,7 +258,8 @@ def load_tokenizer(name: str) -> Tokenizer:
     """A tokenizer by name.
 
     Args:
-        name: `bytes`; a tokenizer.json, or a folder that has one; or one of tiktoken's names, such as gpt2.
+        name: `bytes`; a tokenizer.json, or a folder that has one; nanoGPT's meta.pkl; or one of tiktoken's names, such
+            as gpt2.
 
     Raises:
         DataError: It is not there, cannot be used, or needs a package that is not installed.
@@ -204,6 +268,8 @@ def load_tokenizer(name: str) -> Tokenizer:
         return ByteTokenizer()
     if name.endswith(".json") or (Path(name) / "tokenizer.json").is_file():
         return TokenizerFile(name)
+    if name.endswith(".pkl"):
+        return CharacterTokenizer(name)
     return TiktokenTokenizer(name)
 
 

@@ -21,7 +21,7 @@ from bytelm.config import keys
 from bytelm.config.messages import clarify, note
 from bytelm.config.parser import ConfigFileParser
 from bytelm.config.untrusted_config import is_part, leaves
-from bytelm.data.tokenizer import ByteTokenizer, Tokenizer, load_tokenizer
+from bytelm.data.tokenizer import Tokenizer, load_tokenizer
 from bytelm.errors import CheckpointError, ConfigError
 from bytelm.gpt import GPT
 from bytelm.parts.contract import known_parts
@@ -56,7 +56,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def load(ckpt_path: str | Path, configs: Sequence[str | Path] = (), device: str = "cpu") -> Trained:
-    """Loads the network of a checkpoint.
+    """Loads the network of a checkpoint, and its tokenizer.
 
     Args:
         ckpt_path: The checkpoint's file.
@@ -67,6 +67,31 @@ def load(ckpt_path: str | Path, configs: Sequence[str | Path] = (), device: str 
         CheckpointError: It is missing, damaged, unsafe, has no config, or is of another network than the configs say.
         ConfigError: The configs or the device cannot be used.
         DataError: The tokenizer cannot be had.
+    """
+    gpt, config = load_network(ckpt_path, configs)
+    if (name := tokenizer_name(config)) is None:
+        accepted = "accepted: what made its tokens, in the run's config (--config) or given to import (--tokenizer)"
+        raise ConfigError("data.tokenizer", None, accepted)
+    tokenizer = load_tokenizer(name)
+    if tokenizer.vocab_size > gpt.vocab_size:
+        accepted = f"accepted: up to {gpt.vocab_size} tokens, the network's; it has {tokenizer.vocab_size}"
+        raise ConfigError("data.tokenizer", tokenizer.name, accepted)
+    return Trained(_move(gpt, device), tokenizer, config)
+
+
+def load_network(ckpt_path: str | Path, configs: Sequence[str | Path] = ()) -> tuple[GPT, dict[str, Any]]:
+    """Loads the network of a checkpoint, in evaluation mode, on the CPU.
+
+    Args:
+        ckpt_path: See `load`.
+        configs: See `load`.
+
+    Returns:
+        The network, and the config that it was built from.
+
+    Raises:
+        CheckpointError: See `load`.
+        ConfigError: The configs cannot be used.
     """
     checkpoint = read(ckpt_path, map_location="cpu")
     if configs:
@@ -94,11 +119,14 @@ def load(ckpt_path: str | Path, configs: Sequence[str | Path] = (), device: str 
         note(f"{ckpt_path} was written with other values: {'; '.join(of_network)}")
     network.load_state_dict(weights)
     gpt: Any = network["gpt"]
-    tokenizer = _tokenizer(config)
-    if tokenizer.vocab_size > gpt.vocab_size:
-        accepted = f"accepted: up to {gpt.vocab_size} tokens, the network's; it has {tokenizer.vocab_size}"
-        raise ConfigError("data.tokenizer", tokenizer.name, accepted)
-    return Trained(_move(gpt.eval().requires_grad_(False), device), tokenizer, config)
+    return gpt.eval().requires_grad_(False), config
+
+
+def tokenizer_name(config: Mapping[str, Any]) -> str | None:
+    """The tokenizer that a config's data names, as for `load_tokenizer`; None where the data do not know theirs."""
+    data = (config.get("data") or {}).get("init_args") or {}
+    name = data.get("tokenizer", "bytes")  # data without the option are bytes
+    return None if name is None else str(name)
 
 
 def _parser() -> ConfigFileParser:
@@ -154,16 +182,6 @@ def _own_config(path: str | Path, checkpoint: Mapping[str, Any]) -> dict[str, An
                 f"code; accepted: a config that you trust, such as the run's (--config){other_version(checkpoint)}"
             )
     return config  # type: ignore[return-value]
-
-
-def _tokenizer(config: Mapping[str, Any]) -> Tokenizer:
-    data = (config.get("data") or {}).get("init_args") or {}
-    if "tokenizer" not in data:  # data without one are bytes
-        return ByteTokenizer()
-    if data["tokenizer"] is None:
-        accepted = "accepted: what made its tokens, in the run's config (--config) or given to import (--tokenizer)"
-        raise ConfigError("data.tokenizer", None, accepted)
-    return load_tokenizer(str(data["tokenizer"]))
 
 
 def _move(gpt: GPT, device: str) -> GPT:

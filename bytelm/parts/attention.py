@@ -133,6 +133,8 @@ class MultiHeadAttention(contract.Attention):
 class SDPA(MultiHeadAttention):
     """PyTorch's fused scaled_dot_product_attention (Flash, cuDNN or a CPU kernel, by device and shape)."""
 
+    gpt2_attention = True
+
     def attend(self, q: Tensor, k: Tensor, v: Tensor, scores: Tensor | None) -> Tensor:
         return F.scaled_dot_product_attention(
             q,
@@ -212,6 +214,8 @@ class FlashAttention(SDPA):
         ConfigError: There is such a GPU, and the kernels are not installed.
     """
 
+    gpt2_attention = True
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         load_for_hopper("attention", "attention", type(self).__name__)
@@ -229,6 +233,8 @@ class FlashAttention(SDPA):
 
 class Explicit(MultiHeadAttention):
     """softmax(Q K^T / sqrt(head_dim)) V, written out: the mathematics of SDPA, with the (T, T) scores in memory."""
+
+    gpt2_attention = True
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, scores: Tensor | None) -> Tensor:
         groups = self.n_heads // self.n_kv_heads

@@ -28,10 +28,14 @@ Three rules make a part short:
 | `value_dim` | width of the values that an attention takes from `context.values`, if it does |
 | `auxiliary_loss()` | a term, (), that training adds to the loss of the last forward pass |
 | `schedulable` | names of the options that `schedules` may change during a run |
+| `gpt2_activation` | of a feed-forward: Hugging Face's name of f, if it computes down(f(up(x))) as GPT-2 does |
+| `gpt2_attention` | of an attention: whether it computes what GPT-2's does, with the matrices `qkv` and `out` |
 | `connect(network)` | called once all blocks exist, before the initialisation |
 | `initializes_itself` | whether initialisations leave the module's parameters alone |
 | `after_init()` | called after the initialisation, to set what it should not have changed |
 | `on_train_start(data)`, `on_train_batch_start(data)`, `on_evaluation_start()` | called at these moments of a run |
+
+The two about GPT-2 count for the class that declares them and not for its subclasses, which may compute something else.
 """
 
 import inspect

@@ -45,6 +45,8 @@ class MLP(contract.FeedForward):
 class ReLU(MLP):
     """max(x, 0)."""
 
+    gpt2_activation = "relu"
+
     def activation(self, x: Tensor) -> Tensor:
         return F.relu(x)
 
@@ -72,6 +74,10 @@ class GELU(MLP):
     ) -> None:
         super().__init__(d_model, d_ff, dropout, bias)
         self.approximate = approximate
+
+    @property
+    def gpt2_activation(self) -> str:
+        return "gelu_new" if self.approximate == "tanh" else "gelu"
 
     def activation(self, x: Tensor) -> Tensor:
         if self.approximate == "polynomial":
@@ -116,6 +122,8 @@ class FusedGELU(GELU):
         ConfigError: There is such a GPU, and the kernels are not installed; or they do not take the sizes.
     """
 
+    gpt2_activation = "gelu"
+
     def __init__(self, d_model: int, d_ff: int) -> None:
         super().__init__(d_model, d_ff, bias=False)
         load_for_hopper("gelu", "feedforward", type(self).__name__)
@@ -145,12 +153,16 @@ class FusedGELU(GELU):
 class SiLU(MLP):
     """x sigmoid(x) (Elfwing et al. 2017, arXiv:1702.03118)."""
 
+    gpt2_activation = "silu"
+
     def activation(self, x: Tensor) -> Tensor:
         return F.silu(x)
 
 
 class ReLUSquared(MLP):
     """max(x, 0)^2 (So et al. 2021, arXiv:2109.08668)."""
+
+    gpt2_activation = "relu2"
 
     def activation(self, x: Tensor) -> Tensor:
         return F.relu(x).square()

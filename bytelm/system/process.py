@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 from datetime import datetime, timezone
+from functools import cache
 from multiprocessing.connection import wait
 
 IMPORTED_AT = time.monotonic()
@@ -87,6 +88,23 @@ def _when_closed(descriptor: int, end: Callable[[], None]) -> None:
         end()
 
     threading.Thread(target=watch, daemon=True, name="lifeline").start()
+
+
+@cache  # once: a registration cannot be taken back
+def default_signals_in_children() -> None:
+    """Gives processes that a library forks from this one (a pool of workers, say) the system's signal handling.
+
+    With the program's handlers, which raise, a worker that its pool ends by SIGTERM would print a traceback or hang.
+    """
+
+    def reset() -> None:
+        for signum in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
+            owner = str(getattr(signal.getsignal(signum), "__module__", ""))
+            if owner.startswith(("bytelm.", "lightning.")):  # Lightning's call what was there before
+                signal.signal(signum, signal.SIG_DFL)
+
+    if hasattr(os, "register_at_fork"):  # not on Windows, which does not fork
+        os.register_at_fork(after_in_child=reset)
 
 
 def _end_by_signals() -> None:

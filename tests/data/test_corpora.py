@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from bytelm.data import corpora
 from bytelm.data.corpora import Bytes, PythonSource, Shakespeare
 from bytelm.errors import ConfigError, DataError
 
@@ -65,7 +66,67 @@ def test_any_bytes_are_kept_and_hashed(files, tmp_path):
     assert data.corpus.name == "0.bin"
 
 
-def test_reading_a_file_never_writes_to_it(tmp_path):
+def test_hidden_files_and_folders_are_left_out_of_a_folder(tree):
+    for name in (".DS_Store", ".git/config", "a/.cache/x.txt", "a/.hidden"):
+        (tree / name).parent.mkdir(exist_ok=True)
+        (tree / name).write_bytes(b"hidden")
+    assert content(Bytes(str(tree))) == b"abcd"
+    assert content(Bytes(str(tree / "**/*"))) == b"abcd"
+    assert content(Bytes(str(tree / ".git"))) == b"hidden"  # what is named is read
+    assert content(Bytes(str(tree / "a/.hidden"))) == b"hidden"
+    (tree / "hollow").mkdir()
+    (tree / "hollow/.DS_Store").touch()
+    with pytest.raises(DataError, match="it is a folder without files, or with hidden ones alone"):
+        Bytes(str(tree / "hollow")).read()
+
+
+@pytest.mark.parametrize("files", [1, 2])
+def test_text_in_memory_is_as_it_was_whatever_happens_to_its_files(files, tree):
+    data = Bytes([str(tree / name) for name in ("a/1.txt", "a/2.txt")][:files])
+    before = content(data)
+    (tree / "a/1.txt").write_bytes(b"")
+    (tree / "a/2.txt").write_bytes(b"other")
+    assert content(data) == before
+    assert data.changed() is None
+
+
+@pytest.fixture
+def mapped(tmp_path, monkeypatch):
+    """A file that is large enough to be mapped."""
+    monkeypatch.setattr(corpora, "READ_AT_MOST", 10)
+    file = tmp_path / "large.txt"
+    file.write_bytes(b"twelve bytes")
+    return file
+
+
+def test_a_large_file_that_changes_is_noticed(mapped):
+    data = Bytes(str(mapped))
+    assert content(data) == b"twelve bytes"
+    sha256 = data.corpus_record()["sha256"]
+    assert sha256 == hashlib.sha256(b"twelve bytes").hexdigest()
+    assert data.changed() is None
+    mapped.with_name("new").write_bytes(b"another file")
+    mapped.with_name("new").rename(mapped)
+    assert data.changed() is None  # the mapped one is as it was
+    assert content(data) == b"twelve bytes"
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [(b"twelve", "has 6 bytes, and had 12"), (b"TWELVE BYTES", "was written to: the sha256 is ")],
+)
+def test_a_large_file_that_is_written_to_is_noticed(text, reason, mapped):
+    data = Bytes(str(mapped))
+    data.corpus_record()
+    with mapped.open("r+b") as file:
+        file.write(text)
+        file.truncate()
+    assert data.changed().startswith(f"{mapped} {reason}")
+
+
+@pytest.mark.parametrize("most", [0, 2**30])
+def test_reading_a_file_never_writes_to_it(most, tmp_path, monkeypatch):
+    monkeypatch.setattr(corpora, "READ_AT_MOST", most)
     (tmp_path / "text").write_bytes(b"original")
     Bytes(str(tmp_path / "text")).corpus.stream.fill_(0)
     assert (tmp_path / "text").read_bytes() == b"original"

@@ -1,18 +1,23 @@
-"""Proves that both formats of token files are read for what they are, and that nothing else is."""
+"""Shard files: each format is read as it was written, other files are rejected, and a file may change while in use."""
 
+import os
+import pickle
+import resource
 import struct
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 
-from bytelm.data.shard_file import read_shard, write_shard
+from bytelm.data.shard_file import Shard, find_shards, read_shard, write_shard
 from bytelm.errors import DataError
 
 TOKENS = np.arange(1_000, dtype=np.uint16) * 65
 
 
-def header(magic=20240520, version=1, n_tokens=1_000) -> bytes:
-    return struct.pack("<256i", magic, version, n_tokens, *[0] * 253)
+def header(magic=20240520, version=1, n_tokens=1_000, fourth=0) -> bytes:
+    return struct.pack("<256i", magic, version, n_tokens, fourth, *[0] * 252)
 
 
 def test_tokens_without_a_header_are_read_as_nanogpt_writes_them(tmp_path):
@@ -34,12 +39,54 @@ def test_a_shard_is_written_as_llm_c_expects_it(tmp_path):
     assert read_shard(tmp_path / "shard.bin").tolist() == [0, 65_535]
 
 
-def test_a_shard_is_mapped_and_cannot_be_written_to(tmp_path):
+def test_32_bit_tokens_after_a_header_are_read_as_llm_c_writes_them(tmp_path):
+    tokens = np.array([128_000, 1, 2**32 - 1], dtype=np.uint32)
+    (tmp_path / "shard.bin").write_bytes(header(20240801, 7, 3) + tokens.tobytes())
+    shard = Shard(tmp_path / "shard.bin")
+    assert shard[:].tolist() == tokens.tolist()
+    assert (len(shard), shard.dtype) == (3, np.uint32)
+
+
+@pytest.mark.parametrize("where", [slice(0, 5), slice(990, 2_000), slice(-7, None), slice(5, 5), slice(9, 3)])
+@pytest.mark.parametrize("before", [b"", header()], ids=["nanoGPT", "llm.c"])
+def test_a_slice_of_a_shard_is_that_of_its_tokens(where, before, tmp_path):
+    (tmp_path / "shard.bin").write_bytes(before + TOKENS.tobytes())
+    shard = Shard(tmp_path / "shard.bin")
+    assert shard[where].tolist() == TOKENS[where].tolist()
+    assert pickle.loads(pickle.dumps(shard))[where].tolist() == TOKENS[where].tolist()
+
+
+def test_a_file_that_takes_a_shards_name_is_not_read(tmp_path):
     write_shard(tmp_path / "shard.bin", TOKENS)
-    tokens = read_shard(tmp_path / "shard.bin")
-    assert isinstance(tokens, np.memmap)
-    with pytest.raises(ValueError, match="read-only"):
-        tokens[0] = 1
+    shard = Shard(tmp_path / "shard.bin")
+    stamp = shard.stamp()
+    write_shard(tmp_path / "shard.bin", [1])  # by a rename
+    assert shard[:].tolist() == TOKENS.tolist()
+    assert shard.stamp() == stamp
+
+
+def test_a_shard_that_is_truncated_is_an_error_where_it_is_read(tmp_path):
+    write_shard(tmp_path / "shard.bin", TOKENS)
+    shard = Shard(tmp_path / "shard.bin")
+    stamp = shard.stamp()
+    os.truncate(tmp_path / "shard.bin", 1024 + 100)
+    assert shard[:50].tolist() == TOKENS[:50].tolist()
+    with pytest.raises(DataError, match=r"shard\.bin' cannot be used; it was cut short while it was in use"):
+        shard[50:51]
+    assert shard.stamp() != stamp
+
+
+def test_more_shards_than_a_process_may_open_by_default(tmp_path):
+    write_shard(tmp_path / "shard.bin", TOKENS)
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    program = f"""
+import resource
+from bytelm.data.shard_file import Shard
+resource.setrlimit(resource.RLIMIT_NOFILE, (32, {most}))
+shards = [Shard({str(tmp_path / "shard.bin")!r}) for _ in range(100)]
+print(sum(len(shard[-3:]) for shard in shards))
+"""
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True).stdout == "300\n"
 
 
 @pytest.mark.parametrize(
@@ -64,17 +111,24 @@ def test_tokens_are_not_taken_for_a_header(tokens, tmp_path):
         (b"abc", "it has 3 bytes, an odd number"),
         (TOKENS.tobytes() + b"x", "it has 2001 bytes, an odd number"),
         (header(), "it is cut short: 1024 bytes; accepted: 3024"),
-        (
-            header() + TOKENS.tobytes()[:-2],
-            "it is cut short: 3022 bytes; accepted: 3024, of 1000 tokens and the header",
-        ),
+        (header() + TOKENS.tobytes()[:-2], "it is cut short: 3022 bytes; accepted: 3024, the header and 1000 tokens"),
         (header() + TOKENS.tobytes()[:-1], "it is cut short: 3023 bytes"),
-        (header() + TOKENS.tobytes() + b"xx", "there is more in it than its header tells: 3026 bytes; accepted: 3024"),
-        (header(n_tokens=0), "its header tells of 0 tokens"),
-        (header(n_tokens=-1), "its header tells of -1 tokens"),
-        (header(magic=7) + TOKENS.tobytes(), "its magic number is 7; accepted: 20240520"),
-        (header(magic=20240801, version=7), "20240801, is that of 32-bit LLaMA tokens; accepted: 20240520"),
-        (header(version=2) + TOKENS.tobytes(), "it is of version 2; accepted: 1"),
+        (header() + TOKENS.tobytes() + b"xx", "it is longer than its header announces: 3026 bytes; accepted: 3024"),
+        (header(n_tokens=0), "its header announces 0 tokens"),
+        (header(n_tokens=-1), "its header announces -1 tokens"),
+        (header(magic=7) + TOKENS.tobytes(), "its magic number is 7; accepted: 20240520 for 16-bit tokens (GPT-2), "),
+        (header(version=2) + TOKENS.tobytes(), "it is version 2 of 16-bit tokens (GPT-2); accepted: 1"),
+        (header(20240801, 7) + TOKENS.tobytes(), "it is cut short: 3024 bytes; accepted: 5024"),
+        (header(20240801, 1), "it is version 1 of 32-bit tokens (LLaMA-3); accepted: 7"),
+        (
+            header(20240522, 1, 9, fourth=900) + TOKENS.tobytes(),
+            "its magic number is 20240522: in llm.c, questions of an evaluation (HellaSwag, MMLU); `python -m bytelm",
+        ),
+        (header(20240328, 2, 50_257), "its magic number is 20240328: in llm.c, a tokenizer; accepted: 20240520"),
+        (np.lib.format.magic(1, 0) + TOKENS.tobytes(), "it is a .npy file; accepted: tokens alone"),
+        (TOKENS.astype(np.uint32).tobytes(), "it looks like 32-bit tokens without a header"),
+        (TOKENS.astype(np.int64).tobytes(), "it looks like 64-bit tokens without a header"),
+        ((TOKENS.astype(np.uint32) + 60_000).tobytes(), "every second 16-bit number is at most 1; accepted: 16-bit"),
     ],
 )
 def test_what_is_no_shard_is_refused_by_its_name(content, complaint, tmp_path):
@@ -104,3 +158,39 @@ def test_tokens_that_do_not_fit_are_not_written_and_an_earlier_file_is_as_it_was
     assert repr(str(path)) in str(refusal.value)
     assert read_shard(path).tolist() == TOKENS.tolist()
     assert [file.name for file in tmp_path.iterdir()] == ["shard.bin"]
+
+
+@pytest.mark.parametrize(
+    "tokens",
+    [
+        np.arange(1_000) % 3,
+        np.repeat([0, 40_000], 500),
+        np.tile([40_000, 40_000, 0, 0], 250),
+        np.tile([50_000, 0], 16),
+    ],
+    ids=["a small vocabulary", "zeros at first", "zeros in pairs", "a short file"],
+)
+def test_16_bit_tokens_are_not_taken_for_wider_ones(tokens, tmp_path):
+    tokens.astype(np.uint16).tofile(tmp_path / "train.bin")
+    assert read_shard(tmp_path / "train.bin").tolist() == tokens.tolist()
+
+
+# Names
+
+TRAIN = ["train.bin", "fineweb_train_000001.bin", "medieval_train_000.bin", "interval-TRAIN.bin", "training2.bin"]
+VAL = ["val.bin", "fineweb_val_000000.bin", "brain_validation.bin", "trainer.val.bin", "valid7.bin"]
+NEITHER = ["test.bin", "medieval.bin", "strain.bin", "value_0.bin", "train.txt", "val.bin.part"]
+
+
+def test_the_name_of_a_file_has_its_split_as_a_word(tmp_path):
+    for name in (*TRAIN, *VAL, *NEITHER):
+        (tmp_path / name).touch()
+    assert find_shards(tmp_path, "train") == [tmp_path / name for name in sorted(TRAIN)]
+    assert find_shards(tmp_path, "val") == [tmp_path / name for name in sorted(VAL)]
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_name_with_both_splits_is_rejected(split, tmp_path):
+    (tmp_path / "train_val_000.bin").touch()
+    with pytest.raises(DataError, match=r"^data\.path: '.*train_val_000\.bin' .* both `train` and `val`"):
+        find_shards(tmp_path, split)

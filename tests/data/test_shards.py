@@ -3,6 +3,8 @@
 In most tests token i of shard s is 1000 s + i, so that a crop tells where it was taken from.
 """
 
+import os
+import struct
 import time
 from itertools import islice, pairwise
 from types import SimpleNamespace
@@ -263,11 +265,17 @@ def test_shards_must_be_said_to_be_somewhere(options):
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
-        ({"path": "none"}, r"data.path: 'none' cannot be used; accepted: a folder with \*train\*.bin in it"),
+        (
+            {"path": "none"},
+            r"data.path: 'none' cannot be used; accepted: a folder with .bin files that have the word",
+        ),
         ({"path": "numbers/text_val_0.bin"}, r"data.path: 'numbers/text_val_0.bin' cannot be used"),
         ({"train": "numbers/none.bin"}, r"data.train: 'numbers/none.bin' cannot be used; accepted: a file"),
         ({"train": ["numbers", "*.none"]}, r"data.train: '\*.none' cannot be used"),
-        ({"val": "."}, r"data.val: '.' cannot be used; accepted: .* a folder with \*val\*.bin"),
+        (
+            {"val": "."},
+            r"data.val: '.' cannot be used; accepted: .* files that have the word `val` in",
+        ),
         ({"train": "empty.bin"}, r"data: 'empty.bin' cannot be used; it is empty"),
     ],
 )
@@ -361,7 +369,9 @@ def test_a_run_does_not_go_on_with_other_shards(change, is_noticed, folder, data
 # Bytes
 
 
-def test_the_tokenizer_tells_how_many_bytes_a_token_stands_for(data):
+def test_the_tokenizer_tells_how_many_bytes_a_token_stands_for(folder, data):
+    for file in folder.glob("*_val_*"):
+        write_shard(file, np.arange(200))
     made = data("validate", tokenizer="bytes")
     assert made.counts_bytes
     assert made.token_bytes.shape == (10_000,)
@@ -382,6 +392,80 @@ def test_the_tokenizer_must_not_have_more_tokens_than_the_data(folder):
     files = {split: str(folder / f"{split}.bin") for split in ("train", "val")}
     with pytest.raises(ConfigError, match=r"^data.vocab_size: 255 cannot be used; accepted: from 256, .* bytes$"):
         TokenShards(**files, seq_len=T, vocab_size=255, tokenizer="bytes").setup("fit")
+
+
+def test_tokens_that_the_tokenizer_does_not_know_are_rejected(data):
+    complaint = r"data\.tokenizer: 'bytes' cannot be used; .*text_val_0\.bin has token 5029, and it knows 256 tokens"
+    with pytest.raises(DataError, match=complaint):
+        data("validate", tokenizer="bytes")
+
+
+# Widths
+
+
+def test_a_vocabulary_wider_than_the_tokens_is_rejected(folder, data):
+    reason = r"text_train_0\.bin has 16-bit tokens; accepted: up to 65536"
+    with pytest.raises(DataError, match=rf"^data\.vocab_size: 100277 cannot be used; .*{reason}"):
+        data(vocab_size=100_277)
+    data(vocab_size=65_536)
+
+
+def test_32_bit_shards_are_trained_on(folder, data):
+    for file in folder.iterdir():
+        head = struct.pack("<256i", 20240801, 7, 40, *[0] * 253)
+        file.write_bytes(head + (np.arange(40) + 128_000).astype("<u4").tobytes())
+    made = data(vocab_size=128_256, order="sequential")
+    assert starts(next(iter(made.train_dataloader()))) == [128_000, 128_004, 128_008]
+    with pytest.raises(DataError, match=r"has token 128039; accepted: from 128040"):
+        data(vocab_size=128_000)
+
+
+# Files that change while they are in use
+
+
+def test_nothing_has_changed_where_nobody_writes(folder, data):
+    made = data()
+    (folder / "text_train_9.bin").write_bytes(b"xx")
+    write_shard(folder / "text_train_0.bin", [1, 2, 3])  # another file by its name
+    assert made.changed() is None
+
+
+def test_a_truncated_shard_has_changed(folder, data):
+    made = data()
+    os.truncate(folder / "text_train_1.bin", 50)
+    assert made.changed() == f"{folder}/text_train_1.bin has 50 bytes, and had 52"
+
+
+def test_a_shard_that_was_overwritten_has_changed(folder, data):
+    made = data()
+    before = made.corpus_record()["sha256"]
+    overwrite(-1)(folder)
+    reason = made.changed()
+    assert reason.startswith(f"{folder}/text_train_1.bin was written to: the sha256 is ")
+    assert reason.endswith(f"…, and was {before[:12]}…")
+    assert made.changed() == reason
+
+
+def test_a_shard_that_was_written_to_and_has_the_same_hash_is_noted_once(folder, data, capsys):
+    made = data()
+    overwrite(-1, (folder / "text_train_1.bin").read_bytes()[-1:])(folder)
+    os.utime(folder / "text_train_1.bin", (1, 1))
+    assert made.changed() is None
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "text_train_1.bin was written to during the run; its size and the data's sha256 are the same" in line
+    assert made.changed() is None
+    assert capsys.readouterr().err == ""
+
+
+def test_a_batch_that_cannot_be_read_is_not_counted(folder, data):
+    loader = data(order="sequential", batch_size=4).train_dataloader()
+    assert len(taken(loader, 2)) == 2
+    position = loader.state_dict()
+    for file in folder.glob("*train*"):
+        os.truncate(file, 4)
+    with pytest.raises(DataError, match="was cut short while it was in use"):
+        next(iter(loader))
+    assert loader.state_dict() == position
 
 
 # Speed

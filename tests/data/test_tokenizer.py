@@ -1,6 +1,7 @@
 """Tokenizers: every text comes back, its bytes are those of its tokens, and what cannot be known is refused."""
 
 import json
+import pickle
 import sys
 
 import pytest
@@ -10,8 +11,10 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from bytelm.data.meta_pkl import LARGEST, Meta, read_meta, write_meta
 from bytelm.data.tokenizer import ByteTokenizer, TiktokenTokenizer, TokenizerFile, load_tokenizer, train_tokenizer
-from bytelm.errors import DataError
+from bytelm.data.tokenizer_json import BYTE_OF
+from bytelm.errors import ConfigError, DataError
 
 TEXTS = [
     "",
@@ -190,6 +193,186 @@ def test_nothing_is_added_around_a_text(tokenizer_json, tmp_path):
     tokenizer = load_tokenizer(str(tmp_path))
     assert tokenizer.encode_batch(["to be"]) == [tokenizer.encode("to be")]
     assert tokenizer.end_of_text not in tokenizer.encode("to be")
+
+
+# As a tokenizer.json
+
+
+def theirs(tokenizer):
+    """The tokenizer of Hugging Face's library that a tokenizer's JSON makes."""
+    return tokenizers.Tokenizer.from_str(tokenizer.to_json())
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=300)
+@given(st.text(st.characters(exclude_categories=["Cs"])) | st.text("to be'sl\n\r\t1\0 \u00e9\u0100\u3000", max_size=40))
+def test_the_tokenizer_json_makes_the_same_tokens_and_text(tokenizer, text):
+    made = theirs(tokenizer)
+    tokens = tokenizer.encode(text)
+    assert made.encode(text).ids == tokens
+    assert made.decode(tokens) == tokenizer.decode(tokens)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=300)
+@given(st.data())
+def test_the_tokenizer_json_decodes_tokens_that_are_no_text_in_the_same_way(tokenizer, data):
+    some = [token for token, piece in enumerate(tokenizer.bytes_of) if piece or token == tokenizer.end_of_text]
+    tokens = data.draw(st.lists(st.sampled_from(some)))
+    made = theirs(tokenizer)
+    assert made.decode(tokens) == tokenizer.decode(tokens)
+    if tokens:
+        expected = [token for token in tokens if token != tokenizer.end_of_text]
+        assert made.decode(tokens, skip_special_tokens=True) == made.decode(expected, skip_special_tokens=False)
+
+
+def test_the_tokenizer_json_has_the_special_token(tokenizer):
+    (special,) = [token for token, added in theirs(tokenizer).get_added_tokens_decoder().items() if added.special]
+    assert special == tokenizer.end_of_text
+
+
+def test_the_tokenizer_json_of_bytes_knows_the_marker_and_no_other_special_text():
+    made = theirs(ByteTokenizer())
+    assert made.encode("a\0b").ids == [97, 0, 98]
+    assert made.encode("\u0100<|endoftext|>").ids == [*"\u0100<|endoftext|>".encode()]
+    assert made.get_vocab_size() == 256
+    assert made.decode([97, 0, 0xC3, 98]) == "a\ufffdb"
+
+
+# The regular expressions of tiktoken's own encodings, whose tokens cannot be downloaded here.
+GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
+CL100K_PATTERN = (
+    r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+|\s++$|\s*[\r\n]|"
+    r"\s+(?!\S)|\s"
+)
+
+
+@pytest.fixture(params=[GPT2_PATTERN, CL100K_PATTERN], ids=["gpt2", "cl100k"], scope="module")
+def learned(request, tokenizer_json):
+    """A tiktoken encoding of a pattern, with the merges of the tokenizer.json, and a token that no merge makes."""
+    model = json.loads(tokenizer_json.read_text())["model"]
+    letters = {letter: bytes([byte]) for letter, byte in BYTE_OF.items()}
+    pieces = [b"".join(letters[letter] for letter in left + right) for left, right in model["merges"]]
+    words = [*(bytes([i]) for i in range(256)), *pieces, b" xyzzy"]
+    ranks = {word: rank for rank, word in enumerate(words)}
+    return tiktoken.Encoding("p50k_base", pat_str=request.param, mergeable_ranks=ranks, special_tokens={SPECIAL: 999})
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=500)
+@given(st.lists(st.sampled_from([*"  \n\r\t1a\u00e9.", "'s", "'LL", " to", " be", "question", " xyzzy"])).map("".join))
+def test_the_tokenizer_json_of_tiktokens_patterns(learned, text):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(tiktoken.registry.ENCODINGS, "p50k_base", learned)
+        tokenizer = load_tokenizer("p50k_base")
+    assert theirs(tokenizer).encode(text).ids == tokenizer.encode(text)
+
+
+def test_a_pattern_that_a_tokenizer_json_cannot_follow_is_rejected(gpt2, monkeypatch):
+    monkeypatch.setattr(gpt2._encoding, "_pat_str", r"\S+|\s+", raising=True)
+    with pytest.raises(ConfigError, match=r"'gpt2' .* no tokenizer\.json makes the same tokens .*--tokenizer"):
+        gpt2.to_json()
+
+
+def test_the_tokenizer_json_of_a_file_adds_cuts_and_pads_nothing(tokenizer_json, tmp_path):
+    other = tokenizers.Tokenizer.from_file(str(tokenizer_json))
+    around = tokenizers.processors.TemplateProcessing(single=f"{SPECIAL} $A", special_tokens=[(SPECIAL, 0)])
+    other.post_processor = around
+    other.enable_truncation(4)
+    other.enable_padding(length=100)
+    other.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = load_tokenizer(str(tmp_path))
+    assert theirs(tokenizer).encode("to be or not" * 9).ids == tokenizer.encode("to be or not" * 9)
+
+
+# Characters
+
+
+@pytest.fixture
+def characters(tmp_path):
+    """A meta.pkl as nanoGPT's data/shakespeare_char/prepare.py writes it."""
+    text = sorted(set("to be, or not\n\u00e9\U0001f600"))
+    meta = {"vocab_size": len(text), "itos": dict(enumerate(text)), "stoi": {c: i for i, c in enumerate(text)}}
+    (tmp_path / "meta.pkl").write_bytes(pickle.dumps(meta))
+    return tmp_path / "meta.pkl"
+
+
+def test_characters_of_nanogpt(characters):
+    tokenizer = load_tokenizer(str(characters))
+    meta = pickle.loads(characters.read_bytes())
+    text = "or \U0001f600 to\u00e9"
+    assert tokenizer.encode(text) == [meta["stoi"][character] for character in text]
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+    assert (tokenizer.vocab_size, tokenizer.end_of_text) == (meta["vocab_size"], None)
+    assert tokenizer.token_bytes[tokenizer.encode("o\u00e9\U0001f600")].tolist() == [1, 2, 4]
+    with pytest.raises(ConfigError, match=r"text: 'x' cannot be used; accepted with .*meta\.pkl: texts of its 11 char"):
+        tokenizer.encode("box")
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_a_meta_pkl_of_any_protocol(protocol, characters):
+    expected = load_tokenizer(str(characters)).numbers
+    characters.write_bytes(pickle.dumps(pickle.loads(characters.read_bytes()), protocol))
+    assert load_tokenizer(str(characters)).numbers == expected
+
+
+def test_the_tokenizer_json_of_characters(characters):
+    tokenizer = load_tokenizer(str(characters))
+    made = theirs(tokenizer)
+    text = "to  be,\n\nor \U0001f600\u00e9 not\n"
+    assert made.encode(text).ids == tokenizer.encode(text)
+    assert made.decode(tokenizer.encode(text)) == text
+    with pytest.raises(Exception, match="UNK"):
+        made.encode("box")
+
+
+def test_a_meta_pkl_comes_back(tmp_path):
+    meta = Meta({"a": 0, "b": 2}, {0: "a", 2: "b", 3: "\ufffd"}, is_bytes=True)
+    write_meta(tmp_path / "meta.pkl", meta)
+    tokenizer = load_tokenizer(str(tmp_path / "meta.pkl"))
+    assert read_meta(tmp_path / "meta.pkl") == meta
+    assert (tokenizer.numbers, tokenizer.texts) == (meta.numbers, meta.texts)
+    assert [*tokenizer.bytes_of] == [b"a", b"", b"b", "\ufffd".encode()]
+
+
+class Evil:
+    def __reduce__(self):
+        return open, ("ran", "w")
+
+
+GOOD = {"itos": {0: "a"}, "stoi": {"a": 0}}
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (pickle.dumps({**GOOD, "more": Evil()}), "more than characters and numbers (instruction "),
+        (pickle.dumps(Evil(), 0), "more than characters and numbers (instruction GLOBAL)"),
+        (pickle.dumps({**GOOD, "x": [1]}), "instruction EMPTY_LIST"),
+        (pickle.dumps({**GOOD, "x": 0.5}), "instruction BINFLOAT"),
+        (pickle.dumps([]), "instruction EMPTY_LIST"),
+        (b"\x80\x02}r\xff\xff\xff\x7f.", "it asks for memory number 2147483647"),
+        (b"}p2147483647\n.", "it asks for memory number 2147483647"),
+        (pickle.dumps(GOOD)[:-3], "it cannot be read: "),
+        (b"", "it cannot be read: "),
+        (b"PK\x03\x04", "it cannot be read: "),
+        (pickle.dumps({"stoi": {}}), "it lacks stoi or itos"),
+        (pickle.dumps("text"), "it lacks stoi or itos"),
+        (pickle.dumps({"itos": {}, "stoi": {}}), "it has no characters"),
+        (pickle.dumps({"itos": {0: "b"}, "stoi": {"a": 0}}), "stoi: 'a': 0 is no character whose number itos has"),
+        (pickle.dumps({"itos": {0: "ab"}, "stoi": {"ab": 0}}), "stoi: 'ab': 0 is no character"),
+        (pickle.dumps({"itos": {-1: "a"}, "stoi": {"a": -1}}), "itos: -1: 'a' is no number and its text"),
+        (pickle.dumps({"itos": {10**9: "a"}, "stoi": {"a": 10**9}}), "itos: 1000000000: 'a' is no number and its text"),
+    ],
+)
+def test_a_meta_pkl_that_is_something_else_is_rejected_and_runs_nothing(content, reason, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "meta.pkl").write_bytes(content)
+    assert reason in refusal("meta.pkl")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_meta_pkl_that_is_too_large_is_rejected(tmp_path):
+    with (tmp_path / "meta.pkl").open("wb") as file:
+        file.truncate(LARGEST + 1)
+    assert "it is larger than" in refusal(str(tmp_path / "meta.pkl"))
 
 
 # Refusals

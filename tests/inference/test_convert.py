@@ -23,6 +23,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from bytelm.cli import build
 from bytelm.data.tokenizer import train_tokenizer
 from bytelm.errors import CheckpointError, ConfigError, StorageError
 from bytelm.inference.convert import (
@@ -30,10 +31,10 @@ from bytelm.inference.convert import (
     import_weights,
     main_export,
     main_import,
-    read_bytelm,
+    read_checkpoint,
     read_huggingface,
     read_nanogpt,
-    write_bytelm,
+    write_checkpoint,
     write_huggingface,
 )
 from bytelm.inference.generate import write
@@ -174,6 +175,11 @@ def test_a_checkpoint_from_before_bias_was_an_option_has_biases(tmp_path):
         {"activation_function": "gelu"},
         {"activation_function": "gelu_pytorch_tanh", "n_inner": 48},
         {"layer_norm_epsilon": 1e-2},
+        {"activation_function": "relu"},
+        {"activation_function": "silu"},
+        {"activation_function": "swish", "tie_word_embeddings": False},
+        {"activation_function": "relu2"},
+        {"tie_word_embeddings": False},
     ],
     ids=str,
 )
@@ -247,52 +253,122 @@ def test_the_parts_for_hopper_are_gpt2s(run):
         torch.testing.assert_close(from_pretrained("there")(tokens).logits, gpt(tokens), atol=1e-5, rtol=1e-5)
 
 
-def spec(class_path, **options):
-    return {"class_path": class_path, "init_args": options}
+@pytest.fixture
+def saved(folder):
+    """Makes saved.ckpt, without training, of a network with learned positions and further options; returns the GPT."""
+
+    def saved(*options):
+        cli = build(["--config", "tiny.yaml", "--model.gpt.position", "Learned", *options], run=False)
+        torch.save({"state_dict": cli.model.state_dict(), "config": cli.plain_config}, "saved.ckpt")
+        return cli.model.gpt.eval()
+
+    return saved
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "named"),
+    ("option", "named"),
     [
-        ("position", spec("bytelm.parts.position.Rotary"), "model.gpt.position: 'bytelm.parts.position.Rotary'"),
-        ("position", spec("my_parts.Learned"), "model.gpt.position: 'my_parts.Learned'"),
-        ("block", spec("bytelm.parts.block.PostNorm"), "model.gpt.block: 'bytelm.parts.block.PostNorm'"),
-        ("embedding", spec("bytelm.parts.embedding.ScaledEmbedding"), "model.gpt.embedding: 'bytelm.parts.embedding."),
-        ("norm", spec("bytelm.parts.norm.RMSNorm"), "model.gpt.norm: 'bytelm.parts.norm.RMSNorm'"),
-        ("norm", spec("bytelm.parts.norm.LayerNorm", weight=False), "model.gpt.norm.weight: False"),
-        ("feedforward", spec("bytelm.parts.feedforward.SiLU"), "model.gpt.feedforward: 'bytelm.parts.feedforward.SiLU"),
-        ("attention", spec("bytelm.parts.attention.SDPA", n_kv_heads=1), "model.gpt.attention.n_kv_heads: 1"),
         (
-            "attention",
-            spec("bytelm.parts.attention.SDPA", qk_norm=spec("bytelm.parts.norm.RMSNorm")),
-            "model.gpt.attention.qk_norm: ",
+            "position=Rotary",
+            "model.gpt.position: 'bytelm.parts.position.Rotary' cannot be used; GPT-2 has noth",
         ),
-        ("memory", spec("bytelm.parts.memory.NGramMemory"), "model.gpt.memory: 'bytelm.parts.memory.NGramMemory'"),
+        ("block=PostNorm", "model.gpt.block: 'bytelm.parts.block.PostNorm'"),
+        ("embedding=ScaledEmbedding", "model.gpt.embedding: 'bytelm.parts.embedding.ScaledEmbedding"),
+        ("norm=RMSNorm", "model.gpt.norm: 'bytelm.parts.norm.RMSNorm'"),
+        ("norm={class_path: LayerNorm, init_args: {weight: false}}", "model.gpt.norm.weight: False"),
         (
-            "tie_embeddings",
-            False,
-            "model.gpt.tie_embeddings: False cannot be used; accepted, as GPT-2 has",
+            "feedforward=SwiGLU",
+            "model.gpt.feedforward: 'SwiGLU' cannot be used; GPT-2 has nothing like it; ac",
         ),
-        ("head_bias", True, "model.gpt.head_bias: True"),
-        ("norm_embeddings", True, "model.gpt.norm_embeddings: True"),
-        ("logit_softcap", 15.0, "model.gpt.logit_softcap: 15.0"),
-        ("an_option_to_come", 1, "model.gpt.an_option_to_come: 1"),
+        ("attention=WindowedSDPA", "model.gpt.attention: 'WindowedSDPA' cannot be used; GPT-2 has nothing like it"),
+        (
+            "attention={class_path: SDPA, init_args: {n_kv_heads: 1}}",
+            "model.gpt.attention.n_kv_heads: 1",
+        ),
+        ("attention={class_path: SDPA, init_args: {qk_norm: RMSNorm}}", "model.gpt.attention.qk_norm: "),
+        ("memory=NGramMemory", "model.gpt.memory: 'bytelm.parts.memory.NGramMemory'"),
+        ("head_bias=true", "model.gpt.head_bias: True cannot be used; GPT-2 has nothing else than False"),
+        ("norm_embeddings=true", "model.gpt.norm_embeddings: True"),
+        ("logit_softcap=15", "model.gpt.logit_softcap: 15.0"),
     ],
 )
-def test_a_network_that_is_no_gpt2_is_refused(key, value, named, there):
-    checkpoint = read("model.ckpt", map_location="cpu")
-    checkpoint["config"]["model"]["gpt"]["init_args"][key] = value
-    torch.save(checkpoint, "other.ckpt")
+def test_a_network_that_is_no_gpt2_is_rejected_by_its_key(option, named, saved):
+    saved(f"--model.gpt.{option}", "--data.order=folds")  # which a memory needs
     with pytest.raises(ConfigError) as refused:
-        read_bytelm(Path("other.ckpt"))
+        read_checkpoint(Path("saved.ckpt"))
     assert str(refused.value).startswith(named)
+
+
+PARTS = """
+from bytelm.parts.attention import SDPA
+from bytelm.parts.feedforward import MLP, GELU
+from torch.nn import functional as F
+
+class Fast(SDPA):
+    gpt2_attention = True
+
+class Cubed(GELU):
+    def activation(self, x):
+        return x**3
+
+class Own(MLP):
+    gpt2_activation = "silu"
+
+    def activation(self, x):
+        return F.silu(x)
+"""
+
+
+def test_a_part_of_ones_own_that_declares_what_it_equals_is_exported(saved):
+    Path("my_parts.py").write_text(PARTS)
+    Path("mine.yaml").write_text(
+        "model: {gpt: {position: Learned, attention: my_parts.Fast, feedforward: my_parts.Own}}"
+    )
+    gpt = saved("--config", "mine.yaml")
+    main_export(["saved.ckpt", "there", "--format", "huggingface", "--config", "tiny.yaml", "--config", "mine.yaml"])
+    tokens = TOKENS[:, :32]
+    with torch.no_grad():
+        torch.testing.assert_close(from_pretrained("there")(tokens).logits, gpt(tokens), atol=1e-5, rtol=1e-5)
+    with pytest.raises(CheckpointError, match="my_parts"):  # not without the config: its code is not run
+        main_export(["saved.ckpt", "again", "--format", "huggingface"])
+
+
+def test_a_subclass_does_not_inherit_what_its_base_declares(saved):
+    Path("my_parts.py").write_text(PARTS)
+    Path("mine.yaml").write_text("model: {gpt: {position: Learned, feedforward: my_parts.Cubed}}")
+    saved("--config", "mine.yaml")
+    with pytest.raises(ConfigError, match=r"model\.gpt\.feedforward: 'Cubed' cannot be used; GPT-2 has nothing"):
+        read_checkpoint("saved.ckpt", ["tiny.yaml", "mine.yaml"])
+
+
+@pytest.mark.parametrize("feedforward", ["GELU", "ReLU", "SiLU", "ReLUSquared", "FusedGELU"])
+@pytest.mark.parametrize("tied", ["true", "false"])
+def test_each_activation_and_head_gives_its_logits_in_hugging_face_and_comes_back(feedforward, tied, saved):
+    gpt = saved(f"--model.gpt.feedforward={feedforward}", f"--model.gpt.tie_embeddings={tied}")
+    export_weights("saved.ckpt", "there", "huggingface")
+    tokens = TOKENS[:, :32]
+    with torch.no_grad():
+        expected = gpt(tokens)
+        torch.testing.assert_close(from_pretrained("there")(tokens).logits, expected, atol=1e-5, rtol=1e-5)
+    import_weights("there", "back.ckpt")
+    back = LanguageModel.load_from_checkpoint("back.ckpt", weights_only=True).gpt.eval()
+    assert back.tie_embeddings == (tied == "true")
+    with torch.no_grad():
+        torch.testing.assert_close(back(tokens), expected, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
     ("options", "named"),
     [
         ({"n_inner": 48, "activation_function": "gelu"}, "model.gpt.d_ff: 48 cannot be used; accepted by nanoGPT: 128"),
-        ({"activation_function": "gelu_new"}, "model.gpt.feedforward.approximate: 'tanh' cannot be used; accepted"),
+        (
+            {"activation_function": "gelu_new"},
+            "model.gpt.feedforward: 'gelu_new' cannot be used; accepted by",
+        ),
+        (
+            {"activation_function": "gelu", "tie_word_embeddings": False},
+            "model.gpt.tie_embeddings: False",
+        ),
         ({"layer_norm_epsilon": 1e-6, "activation_function": "gelu"}, "model.gpt.norm.eps: 1e-06 cannot be used"),
     ],
 )
@@ -307,7 +383,7 @@ def test_what_nanogpt_has_not_is_refused(options, named, tmp_path):
 def test_biases_here_and_not_there_are_refused_by_nanogpt_alone(there):
     gpt2 = read_nanogpt(Path("ckpt.pt"))
     weights = {name: tensor for name, tensor in gpt2.weights.items() if not name.endswith("norm.bias")}
-    write_bytelm(replace(gpt2, norm_bias=False, weights=weights), Path("model.ckpt"))
+    write_checkpoint(replace(gpt2, norm_bias=False, weights=weights), Path("model.ckpt"))
     with pytest.raises(ConfigError, match=r"model\.gpt\.norm\.bias: False .* True, as attention\.bias is True"):
         export_weights("model.ckpt", "back.pt", "nanogpt")
     export_weights("model.ckpt", "folder", "huggingface")
@@ -318,12 +394,10 @@ def test_biases_here_and_not_there_are_refused_by_nanogpt_alone(there):
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        (lambda c: c.pop("config"), "does not tell its network's config"),
-        (lambda c: c["config"]["model"]["gpt"].pop("init_args"), "does not tell its network's config"),
-        (lambda c: c["config"]["model"]["gpt"]["init_args"].update(d_model="32"), "d_model: '32' cannot be used"),
-        (lambda c: c["config"]["model"]["gpt"]["init_args"].update(n_heads=5), "5 heads do not divide the width"),
-        (lambda c: c["state_dict"].pop("gpt.norm.bias"), "lacks gpt.norm.bias"),
-        (lambda c: c["state_dict"].update({"gpt.more": torch.ones(1)}), "gpt.more is nothing that a GPT-2"),
+        (lambda c: c.pop("config"), "does not say what network it is of"),
+        (lambda c: c["config"]["model"]["gpt"]["init_args"].update(d_model="wide"), "d_model"),
+        (lambda c: c["state_dict"].pop("gpt.norm.bias"), "gpt.norm.bias: absent in the checkpoint"),
+        (lambda c: c["state_dict"].update({"gpt.more": torch.ones(1)}), "gpt.more: (1,) in the checkpoint, absent now"),
     ],
 )
 def test_a_checkpoint_that_does_not_agree_with_itself_is_refused(change, named, there):
@@ -331,8 +405,8 @@ def test_a_checkpoint_that_does_not_agree_with_itself_is_refused(change, named, 
     change(checkpoint)
     torch.save(checkpoint, "other.ckpt")
     with pytest.raises(CheckpointError) as refused:
-        read_bytelm(Path("other.ckpt"))
-    assert str(refused.value).startswith("other.ckpt")
+        read_checkpoint(Path("other.ckpt"))
+    assert str(refused.value).startswith("ckpt_path: 'other.ckpt'")
     assert named in str(refused.value)
 
 
@@ -345,10 +419,10 @@ def test_a_target_that_cannot_be_written_is_named(format, there):
 
 
 def test_a_folder_of_which_the_writing_fails_is_as_it_was(there, monkeypatch):
-    gpt2 = read_bytelm(Path("model.ckpt"))
+    gpt2 = read_checkpoint(Path("model.ckpt"))
     write_huggingface(gpt2, Path("there"))
     before = {path.name: path.read_bytes() for path in Path("there").iterdir()}
-    assert before.keys() == {"config.json", "model.safetensors"}
+    assert before.keys() == {"config.json", "model.safetensors"}  # and no tokenizer, which is not known
 
     def fail(tensors, path, metadata):
         Path(path).write_bytes(b"half")
@@ -389,7 +463,10 @@ def has(**args):
             has(vocab_size=50304),
             "wte.weight has the shape (101, 32), where its config asks for (50304, 32)",
         ),
-        (lambda c: c["model"].update({"lm_head.weight": torch.ones(101, 32)}), "lm_head.weight is not the token embed"),
+        (
+            lambda c: c["model"].update({"lm_head.weight": torch.ones(101, 32)}),
+            "lm_head.weight is not the token embedding",
+        ),
         (lambda c: c["model"].update({"transformer.wpe.weight": 1}), "lacks transformer.wpe.weight"),
     ],
 )
@@ -432,9 +509,9 @@ def test_a_file_that_is_damaged_or_unsafe_is_refused(there):
     ("key", "value"),
     [
         ("model_type", "llama"),
-        ("activation_function", "relu"),
+        ("activation_function", "quick_gelu"),
         ("activation_function", ["gelu"]),
-        ("tie_word_embeddings", False),
+        ("tie_word_embeddings", "yes"),
         ("scale_attn_weights", False),
         ("scale_attn_by_inverse_layer_idx", True),
         ("add_cross_attention", True),
@@ -472,7 +549,11 @@ def test_a_folder_that_lacks_something_is_refused(there):
     assert refusal().startswith(f"{weights} cannot be read (")
     index = folder / "model.safetensors.index.json"
     index.write_text("{}")
-    assert refusal() == f"{index} lacks weight_map"
+    assert refusal() == f"{index} lacks weight_map, the file of each tensor"
+    index.write_text('{"weight_map": {"a": []}}')
+    assert refusal() == f"{index} lacks weight_map, the file of each tensor"
+    index.write_text("[" * 100_000)
+    assert refusal().startswith(f"{index} cannot be read (")
     index.write_text('{"weight_map": {"a": "model-00001-of-00002.safetensors"}}')
     assert refusal().startswith(f"{folder / 'model-00001-of-00002.safetensors'} cannot be read (")
     index.unlink()
@@ -573,15 +654,15 @@ def test_the_commands_say_what_they_wrote_and_refuse_in_one_line(there, capsys):
     main_export(["model.ckpt", "folder", "--format", "huggingface"])
     main_import(["folder", "again.ckpt", "--tokenizer", "gpt2"])
     assert capsys.readouterr().out.splitlines() == ["huggingface: folder", "checkpoint: again.ckpt"]
-    for command, options, status in (
-        (main_import, ["none.pt", "model.ckpt"], 4),
-        (main_import, ["ckpt.pt"], 2),
-        (main_export, ["model.ckpt", "folder"], 2),
-        (main_export, ["model.ckpt", "folder", "--format", "onnx"], 2),
-        (main_export, ["ckpt.pt", "folder", "--format", "nanogpt"], 4),
+    for options, status in (
+        (["import", "none.pt", "model.ckpt"], 4),
+        (["import", "ckpt.pt"], 2),
+        (["export", "model.ckpt", "folder"], 2),
+        (["export", "model.ckpt", "folder", "--format", "onnx"], 2),
+        (["export", "ckpt.pt", "folder", "--format", "nanogpt"], 4),
     ):
         with pytest.raises(SystemExit) as ended:
-            command(options)
+            main(options)
         assert ended.value.code == status
         (line,) = capsys.readouterr().err.splitlines()
         assert line.startswith("bytelm: error: ")

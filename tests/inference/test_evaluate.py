@@ -241,6 +241,12 @@ doc_to_target: '{{answer}}'
 generation_kwargs: {until: ["\\n"], max_gen_toks: 12}
 metric_list: [{metric: exact_match}]
 """
+CLOZE = """
+output_type: loglikelihood
+doc_to_text: '{{prompt}}'
+doc_to_target: '{{answer}}'
+metric_list: [{metric: perplexity}, {metric: acc}]
+"""
 GROUP = "group: my_group\ntask: [my_choice]\naggregate_metric_list: [{metric: acc}]\n"
 
 
@@ -316,6 +322,22 @@ def test_a_trained_model_is_scored_on_tasks_of_one_s_own(run, folder, add_task, 
     assert f"my_choice/acc: {right / 4:.4f}" in lines
     assert f"my_group/acc: {right / 4:.4f}" in lines
     assert "my_writing/exact_match: 0.5000" in lines
+
+
+def test_a_metric_whose_error_is_bootstrapped_is_told_with_it(run, folder, add_task, quick, capfd):
+    """The harness forks a pool of workers for that."""
+    run()
+    pairs = [("to be or", " not"), ("that is the", " question"), ("to", " be"), ("whether", " nobler")]
+    add_task("my_cloze", CLOZE, [{"prompt": prompt, "answer": answer} for prompt, answer in pairs])
+    capfd.readouterr()
+    main(on_the_command_line("--tasks", "my_cloze", "--output", "scores.json"))
+    scores = json.loads(Path("scores.json").read_text())["results"]["my_cloze"]
+    nats = [score for score, _ in HarnessModel(load(CHECKPOINT)).loglikelihood([asked(*pair) for pair in pairs])]
+    assert scores["perplexity,none"] == pytest.approx(math.exp(-sum(nats) / len(nats)), rel=1e-4)
+    assert scores["perplexity_stderr,none"] > 0
+    captured = capfd.readouterr()
+    assert f"my_cloze/perplexity: {scores['perplexity,none']:.4f}" in captured.out.splitlines()
+    assert "Traceback" not in captured.err
 
 
 def test_a_limit_is_a_number_or_a_share_of_questions(run, add_task, quick):

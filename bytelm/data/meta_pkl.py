@@ -1,0 +1,85 @@
+"""nanoGPT's meta.pkl: the characters of a data set and their numbers, read without running code from it.
+
+A pickle is a program for a machine that can import and call anything. nanoGPT's holds a dict of dicts of characters and
+whole numbers, for which a few of its instructions suffice. A file with any other instruction is rejected unread.
+"""
+
+import pickle
+import pickletools
+from pathlib import Path
+from typing import Any, NamedTuple
+
+LARGEST = 2**26  # bytes; all characters of Unicode take less
+MOST_TOKENS = 2**21  # more than Unicode has characters
+TOKENIZER, BYTES = "tokenizer", "bytes"  # a key of bytelm's, which nanoGPT does not look at, and its value
+# Of protocols 0 to 5: dicts, texts, whole numbers, and the memory in which a value is kept for its next use.
+OPCODES = {
+    *("PROTO", "FRAME", "STOP", "MARK", "DICT", "EMPTY_DICT", "SETITEM", "SETITEMS"),
+    *("UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"),
+    *("INT", "LONG", "LONG1", "BININT", "BININT1", "BININT2"),
+    *("MEMOIZE", "PUT", "BINPUT", "LONG_BINPUT", "GET", "BINGET", "LONG_BINGET"),
+}
+
+
+class Meta(NamedTuple):
+    """What a meta.pkl says.
+
+    Attributes:
+        numbers: Each character that can be encoded, and its number (`stoi`).
+        texts: Each number and the text that it decodes to (`itos`).
+        is_bytes: Whether the tokens are bytes, of which only some are characters. Written by bytelm alone.
+    """
+
+    numbers: dict[str, int]
+    texts: dict[int, str]
+    is_bytes: bool = False
+
+
+def read_meta(path: Path) -> Meta:
+    """Reads a meta.pkl.
+
+    Raises:
+        OSError: The file cannot be read.
+        ValueError: It holds something else; the message says what.
+    """
+    with path.open("rb") as file:
+        data = file.read(LARGEST + 1)
+    if len(data) > LARGEST:
+        raise ValueError(f"it is larger than {LARGEST} bytes")
+    try:
+        for opcode, argument, _ in pickletools.genops(data):
+            if opcode.name not in OPCODES:
+                raise ValueError(f"it holds more than characters and numbers (instruction {opcode.name})")
+            if opcode.name in ("PUT", "LONG_BINPUT") and int(argument or 0) >= len(data):
+                raise ValueError(f"it asks for memory number {argument}")  # each takes space
+        values = pickle.loads(data)
+    except ValueError:
+        raise
+    except Exception as error:  # pickle raises whatever the damage makes of the file
+        raise ValueError(f"it is no pickle ({error})") from error
+    return _checked(values)
+
+
+def write_meta(path: Path, meta: Meta) -> None:
+    """Writes a meta.pkl."""
+    values: dict[str, Any] = {"vocab_size": len(meta.texts), "itos": meta.texts, "stoi": meta.numbers}
+    if meta.is_bytes:
+        values[TOKENIZER] = BYTES
+    path.write_bytes(pickle.dumps(values, protocol=4))
+
+
+def _checked(values: Any) -> Meta:
+    numbers, texts, tokenizer = (
+        values.get(key) if isinstance(values, dict) else None for key in ("stoi", "itos", TOKENIZER)
+    )
+    if not isinstance(numbers, dict) or not isinstance(texts, dict):
+        raise ValueError("it lacks stoi or itos")
+    for character, number in numbers.items():
+        if not isinstance(character, str) or len(character) != 1 or texts.get(number) != character:
+            raise ValueError(f"stoi: {character!r}: {number!r} is no character whose number itos has")
+    for number, text in texts.items():
+        if type(number) is not int or not 0 <= number < MOST_TOKENS or not isinstance(text, str):
+            raise ValueError(f"itos: {number!r}: {text!r} is no number and its text")
+    if not numbers:
+        raise ValueError("it has no characters")
+    return Meta(numbers, texts, tokenizer == BYTES)

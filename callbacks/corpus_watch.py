@@ -1,0 +1,91 @@
+"""CorpusWatch and KeepOnDataError: a corpus that changes under a run ends it, with a checkpoint and exit status 3.
+
+What a run trains on, or is scored on, is what its record names by a hash. So a file that is truncated or overwritten
+while the run reads it ends the run. A shard that ends too early is found where it is read (bytelm/data/shard_file.py);
+what else changes is found by sizes and times of change, which are compared when the ranks have read the budget's clock
+together, and before a score counts.
+"""
+
+import time
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from bytelm.callbacks.last_checkpoint import LastCheckpoint
+from bytelm.callbacks.time_budget import TimeBudget
+from bytelm.callbacks.warm_up import data_position
+from bytelm.config.messages import note
+from bytelm.data.base import TokenData
+from bytelm.errors import DataError, run_error
+
+SECONDS = 1.0  # between two looks, where the clock is read after every step
+
+
+class CorpusWatch(Callback):
+    """Ends a run whose corpus has changed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._looked_at = 0.0
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if not TimeBudget.of(trainer).clock_synced:
+            return
+        if trainer.world_size == 1 and not trainer.should_stop and time.monotonic() - self._looked_at < SECONDS:
+            return
+        self._look(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn == "fit":
+            self._look(trainer)
+
+    def _look(self, trainer: Trainer) -> None:
+        data = getattr(trainer, "datamodule", None)
+        if not isinstance(data, TokenData):
+            return
+        reason = data.changed()
+        self._looked_at = time.monotonic()
+        if trainer.strategy.reduce_boolean_decision(reason is None):  # on all ranks
+            return
+        found = reason or "another rank has found so"
+        error = DataError("data", data.corpus_record()["name"], f"it has changed since the run began: {found}")
+        error.on_all_ranks = True
+        raise error
+
+
+class KeepOnDataError(Callback):
+    """Writes last.ckpt when a run ends by an error of its data.
+
+    Where one rank of several meets the error alone, as in a file that only it reads, the others wait for its gradients,
+    and the checkpoint that is there is the last one that was written.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._trains = False
+        self._step = 0
+        self._position: dict[str, Any] | None = None  # of the data, after the last step
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._trains = True
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        # Of batches that are accumulated into a step, some may have been taken when the next one cannot be read.
+        if trainer.accumulate_grad_batches > 1 and trainer.global_step != self._step:
+            self._step, self._position = trainer.global_step, data_position(trainer)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        error = run_error(exception)
+        last, budget = LastCheckpoint.of(trainer), TimeBudget.of(trainer)
+        if not isinstance(error, DataError) or last is None or not self._trains or not budget.steps:
+            return
+        if trainer.world_size > 1 and not error.on_all_ranks:
+            return
+        if self._position is not None:
+            trainer.train_dataloader.load_state_dict(self._position)  # type: ignore[union-attr]
+        if last.save(trainer):
+            note(f"step {budget.steps} is in {last.path}; --ckpt_path last goes on from there, with the same data")
