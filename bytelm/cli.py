@@ -16,7 +16,7 @@ from jsonargparse import Namespace, set_parsing_settings
 from jsonargparse.typing import register_type
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
+from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.plugins import Precision
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -59,11 +59,12 @@ from bytelm.errors import ConfigError, UsageError, run_error
 from bytelm.gpt import GPT
 from bytelm.language_model import LanguageModel
 from bytelm.lightning_output import quieten
+from bytelm.optim import regroup
 from bytelm.parts.contract import known_parts
 from bytelm.precision import FP8
 from bytelm.runs import checkpoint_io, logger
-from bytelm.runs.checkpoint_io import AtomicCheckpointIO
-from bytelm.runs.checkpoints import Contents, check_compatible, check_optimizer, read
+from bytelm.runs.checkpoint_io import AtomicCheckpointIO, errors_are_the_checkpoints
+from bytelm.runs.checkpoints import Contents, check_compatible, check_optimizer, check_states, read
 from bytelm.runs.choice import checkpoint_to_score, experiment_of, run_of_config, run_to_continue
 from bytelm.runs.folder import CONFIG, RunFolder, checkpoint_of, number_of, run_of, runs_root
 from bytelm.runs.logger import TensorBoardLogger
@@ -96,23 +97,12 @@ TRAINER_DEFAULTS = {
 KEYS = keys.classes()
 OTHER_OPTIONS = ("config", "print_config", "help", *METHOD_KEYS)
 COMPARED_TRAINER_KEYS = ("devices", "strategy", "precision", "gradient_clip_val", "accumulate_grad_batches")
-CALLBACK_KEYS = {
-    key: cls for key, cls in KEYS.items() if issubclass(cls, Callback) and not issubclass(cls, ModelCheckpoint)
-}
+# Callbacks that a run has once: those with a key (but `checkpoint`, beside which there may be others), and those that
+# bytelm adds.
+CALLBACK_KEYS = {key: cls for key, cls in KEYS.items() if issubclass(cls, Callback) and key != "checkpoint"}
 ADDED_CALLBACKS = (
-    *(
-        BestCheckpoint,
-        BudgetBar,
-        ClaimFolder,
-        Interruption,
-        PredictionWriter,
-        RankWatch,
-        Resume,
-        RunRecord,
-        SaveConfigCallback,
-        Signals,
-        TrainLog,
-    ),
+    *(BestCheckpoint, BudgetBar, ClaimFolder, CorpusWatch, Interruption, KeepOnDataError, PredictionWriter, RankWatch),
+    *(Resume, RunRecord, SaveConfigCallback, Schedules, Signals, TrainLog),
 )
 CHECKPOINT_DEFAULTS = {
     "checkpoint.filename": "best",
@@ -214,15 +204,17 @@ class BytelmCLI(LightningCLI):
         parser.add_lightning_class_args(Throughput, "throughput")
         parser.set_defaults({"lr_schedule": {"class_path": DEFAULT_SCHEDULE}, **CHECKPOINT_DEFAULTS})
 
+    def _plain(self) -> dict[str, Any]:
+        # Parsing has validated the values; doing it again would take longer than all the rest.
+        plain = json.loads(self.parser.dump(self.config, skip_unset=False, skip_validation=True, format="json"))
+        return plain.get(self.subcommand, plain)
+
     def _set_seed(self) -> None:
-        plain = json.loads(self.parser.dump(self.config, skip_unset=False, format="json"))
-        check_values(plain.get(self.subcommand, plain))  # first of all: the seed is used next
+        check_values(self._plain())  # first of all: the seed is used next
         super()._set_seed()
 
     def before_instantiate_classes(self) -> None:
-        # Parsing has just validated it; once more would take longer than the rest of this method.
-        plain = json.loads(self.parser.dump(self.config, skip_unset=False, skip_validation=True, format="json"))
-        self.plain_config: dict[str, Any] = plain.get(self.subcommand, plain)
+        self.plain_config = self._plain()
         self.save_config_kwargs = {"plain": self.plain_config}
         self.experiment = self.plain_config["experiment"] = self._experiment()
         given = self._get(self.config, "ckpt_path")
@@ -286,10 +278,25 @@ class BytelmCLI(LightningCLI):
         differing = check_compatible(path, checkpoint, self.model, self.plain_config)
         if self.subcommand == "fit":
             check_optimizer(path, checkpoint, self.plain_config)
+            self._check_states(path, checkpoint)
             self.datamodule.check_resume(Contents(checkpoint, path).state_of(self.datamodule))
         if differing:
             kept = " (the optimizer keeps those of the checkpoint)" if "model.optimizer" in str(differing) else ""
             note(f"{path} was written with other values{kept}: {'; '.join(differing)}")
+
+    def _check_states(self, path: str, checkpoint: dict[str, Any]) -> None:
+        """Compares saved states with those of bytelm's and Lightning's objects, which have not begun."""
+        likes: dict[tuple[str, ...], Any] = {
+            ("callbacks", callback.state_key): callback.state_dict()
+            for callback in self.trainer.callbacks  # type: ignore[attr-defined]
+            if type(callback).__module__.startswith("bytelm.")
+        }
+        likes["loops", "fit_loop"] = self.trainer.fit_loop.state_dict()
+        likes["loops", "fit_loop", "state_dict", "combined_loader"] = [{}]  # states of loaders
+        if type(self.datamodule).__module__.startswith("bytelm."):
+            likes[type(self.datamodule).__qualname__,] = {"position": 0, "corpus": ""}
+        states = [regroup(state, self.model) for state in checkpoint["optimizer_states"]]
+        check_states(path, checkpoint, likes, zip(states, [self.model.configure_optimizers()], strict=False))
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         settings = self._get(self.config_init, "trainer")
@@ -327,6 +334,7 @@ class BytelmCLI(LightningCLI):
         trainer.callbacks = arrange(trainer.callbacks)  # type: ignore[attr-defined]
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
             trainer.strategy.checkpoint_io = AtomicCheckpointIO()
+        errors_are_the_checkpoints(trainer)
         logger.prepare(trainer, self._log_folder(), self._purge_step())
         return trainer
 

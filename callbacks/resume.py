@@ -48,9 +48,13 @@ class Resume(Callback):
         return {"random_states": states, "validated_step": self._validated_step, "logged": dict(logged)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        for states in state_dict["random_states"]:
+            check_random_states(states)
         self._random_states = state_dict["random_states"]
         self._validated_step = state_dict["validated_step"]
-        self._logged = state_dict["logged"]
+        self._logged = {
+            step: {tag: float(value) for tag, value in values.items()} for step, values in state_dict["logged"].items()
+        }
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         checkpoint[CONFIG] = self.config
@@ -105,10 +109,21 @@ def set_random_states(states: dict[str, Any]) -> None:
     """Makes the generators go on where `random_states` found them."""
     torch.set_rng_state(states["torch"].cpu())
     random.setstate(states["python"])
-    of_numpy = states["numpy"]
-    np.random.set_state({**of_numpy, "state": {**of_numpy["state"], "key": of_numpy["state"]["key"].tolist()}})
+    np.random.set_state(_of_numpy(states))
     if "cuda" in states and torch.cuda.is_available():
         torch.cuda.set_rng_state(states["cuda"].cpu())
+
+
+def check_random_states(states: dict[str, Any]) -> None:
+    """Tries `set_random_states` on other generators; whatever they raise, they cannot go on from there."""
+    torch.Generator().set_state(states["torch"].cpu())
+    random.Random().setstate(states["python"])
+    np.random.RandomState().set_state(_of_numpy(states))
+
+
+def _of_numpy(states: dict[str, Any]) -> dict[str, Any]:
+    of_numpy = states["numpy"]
+    return {**of_numpy, "state": {**of_numpy["state"], "key": of_numpy["state"]["key"].tolist()}}
 
 
 def _seed_apart(rank: int) -> None:

@@ -50,13 +50,18 @@ def _spawned_processes_start_fast():
     programs.serve_multiprocessing()
 
 
+def write_inputs(folder):
+    """Writes corpus.txt and tiny.yaml."""
+    words = ["to", "be", "or", "not", "that", "is", "the", "question", "whether", "nobler\n"]
+    rng = random.Random(0)
+    (folder / "corpus.txt").write_text(" ".join(rng.choice(words) for _ in range(4000)))
+    (folder / "tiny.yaml").write_text(CONFIG)
+
+
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """A working folder with corpus.txt and tiny.yaml."""
-    words = ["to", "be", "or", "not", "that", "is", "the", "question", "whether", "nobler\n"]
-    rng = random.Random(0)
-    (tmp_path / "corpus.txt").write_text(" ".join(rng.choice(words) for _ in range(4000)))
-    (tmp_path / "tiny.yaml").write_text(CONFIG)
+    write_inputs(tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setattr("sys.argv", ["bytelm"])  # LightningCLI warns where there are both sys.argv and args
@@ -74,6 +79,25 @@ def run(folder):
         return build([subcommand, "--config", config, *options])
 
     return run
+
+
+@pytest.fixture(scope="session")
+def _trained(tmp_path_factory):
+    from bytelm.cli import build
+
+    folder = tmp_path_factory.mktemp("trained")
+    write_inputs(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr("sys.argv", ["bytelm"])
+        build(["fit", "--config", "tiny.yaml"])
+    return folder / "runs"
+
+
+@pytest.fixture
+def trained(folder, _trained):
+    """What `run()` leaves: a copy of a run that is made once."""
+    shutil.copytree(_trained, folder / "runs")
 
 
 @pytest.fixture

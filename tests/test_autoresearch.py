@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 
 import pytest
-import yaml
 
 from bytelm.cli import build
+from configs import merged
 
 PROJECT = Path(__file__).resolve().parents[1]
 CONFIGS = sorted((PROJECT / "configs" / "autoresearch").iterdir())
@@ -96,7 +96,7 @@ def test_a_config_builds_the_reported_model_and_quotes_what_is_reported(small_co
 
 
 def test_configs_differ_from_each_other_and_share_the_budget():
-    contents = [yaml.safe_load(config.read_text()) for config in CONFIGS]
+    contents = [merged(config) for config in CONFIGS]
     for i, content in enumerate(contents):
         assert content not in contents[:i], CONFIGS[i].name
         assert content["time_budget"] == {"limit": "180s"}, CONFIGS[i].name

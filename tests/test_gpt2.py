@@ -27,6 +27,7 @@ from bytelm.parts.feedforward import GELU, FusedGELU, GeGLU, ReLUSquared, SwiGLU
 from bytelm.parts.loss import FusedCrossEntropy
 from bytelm.parts.norm import LayerNorm, RMSNorm
 from bytelm.parts.position import Learned, Rotary
+from configs import merged
 
 PROJECT = Path(__file__).resolve().parents[1]
 DOCS = (PROJECT / "docs/gpt2.md").read_text()
@@ -78,7 +79,7 @@ def network(config):
     """The network of a config, without memory for its weights."""
     parser = ArgumentParser()
     parser.add_class_arguments(LanguageModel, "model")
-    said = parser.parse_object({"model": yaml.safe_load(config.read_text())["model"]})
+    said = parser.parse_object({"model": merged(config)["model"]})
     with torch.device("meta"):
         return parser.instantiate(said).model.gpt
 
@@ -97,9 +98,7 @@ def test_a_size_has_gpt2s_parameters(name, n_layers, d_model, millions):
 
 
 def test_the_sizes_differ_in_what_docs_say_alone():
-    base, medium, large = (
-        yaml.safe_load((PROJECT / f"configs/gpt2/{n}.yaml").read_text()) for n in ("124m", "345m", "1.5b")
-    )
+    base, medium, large = (merged(PROJECT / f"configs/gpt2/{n}.yaml") for n in ("124m", "345m", "1.5b"))
     for other in (medium, large):
         for key in ("d_model", "n_heads", "n_layers"):
             other["model"]["gpt"][key] = base["model"]["gpt"][key]

@@ -61,23 +61,18 @@ def constructor_error(error: Exception, config: Mapping[str, Any], keys: Mapping
         The error; None if this one is another.
     """
     if match := re.search(r"Problem with given class_path '([\w.]+)': (.*?)(?= - |$)", " ".join(str(error).split())):
-        return _rejected(match[1].rpartition(".")[2], match[2], config, keys)
+        name = match[1].rpartition(".")[2]
+        return ConfigError(next(_keys_of(name, config), "trainer"), name, match[2])
     cause: BaseException | None = error
     while cause is not None:
         for frame, _ in traceback.walk_tb(cause.__traceback__):
             made = frame.f_locals.get("self")
             if frame.f_code.co_name == "__init__" and isinstance(made, Callback | Logger):
-                names = [kind.__name__ for kind in type(made).__mro__]  # BestCheckpoint is the key of ModelCheckpoint
-                known = {cls.__name__ for cls in keys.values()}
-                name = next((name for name in names if name in known or any(_keys_of(name, config))), names[0])
-                return _rejected(name, " ".join(str(cause).split()), config, keys)
+                name = type(made).__name__
+                key = next((key for key, cls in keys.items() if isinstance(made, cls)), "trainer")
+                return ConfigError(next(_keys_of(name, config), key), name, " ".join(str(cause).split()))
         cause = cause.__cause__ or cause.__context__
     return None
-
-
-def _rejected(name: str, reason: str, config: Mapping[str, Any], keys: Mapping[str, type]) -> ConfigError:
-    found = [key for key, cls in keys.items() if cls.__name__ == name]
-    return ConfigError(next(iter([*_keys_of(name, config), *found]), "trainer"), name, reason)
 
 
 def _keys_of(name: str, value: Any, key: str = "") -> Iterator[str]:

@@ -144,7 +144,8 @@ class ConfigFileParser(ArgumentParser):
         if not isinstance(value, Namespace):
             return
         options = vars(value)
-        path = options.get("class_path") or KEYS.get(key)  # of a class, or of a section
+        # Of a class, or of a section of the command line's, where all options of its class are.
+        path = options.get("class_path") or (KEYS.get(key) if key in (self.groups or {}) else None)
         if isinstance(options.get("class_path"), str):
             options = vars(value.get("init_args") or Namespace())
         for name, inner in options.items():

@@ -33,7 +33,6 @@ RENAMED = {
     },
     "bytelm.checkpoints.AtomicCheckpointIO": "bytelm.runs.checkpoint_io.AtomicCheckpointIO",
     "bytelm.row_adagrad.RowAdagrad": "bytelm.optim.row_adagrad.RowAdagrad",
-    "bytelm.run_folder.RunLogger": "bytelm.runs.logger.TensorBoardLogger",
 }
 
 
@@ -68,3 +67,16 @@ def current_names(value: Any, trusted: bool = True) -> Any:
     if isinstance(value, str) and value in RENAMED and not (trusted and is_users(value)):
         return RENAMED[value]
     return value
+
+
+def current_callbacks(states: Any) -> Any:
+    """The states of callbacks in a checkpoint, under the names of today's classes.
+
+    Args:
+        states: Those that Lightning wrote, by the class's name and its options. Up to version 0.1.0 the callback of the
+            key `checkpoint` was Lightning's ModelCheckpoint, and the last one of those.
+    """
+    if not isinstance(states, Mapping):
+        return states
+    old = [key for key in states if isinstance(key, str) and key.startswith("ModelCheckpoint{")]
+    return {key.replace("Model", "Best", 1) if key in old[-1:] else key: state for key, state in states.items()}

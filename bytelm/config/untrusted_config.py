@@ -1,12 +1,13 @@
-"""What a config from a stranger may say: nothing that runs code, touches files, or makes its score mean something else.
+"""Configs that are not trusted: they cannot run code, read files, or be scored on other terms than the baseline.
 
 A config is more than data: it names classes to import, a file that is named in place of a value is read, and the
-trainer's options reach all that Lightning can do. So what is accepted is listed, and all else is refused:
+trainer's options reach everything that Lightning can do. So the accepted keys and values are listed, and all others are
+rejected, in two steps:
 
-* keys and words, before anything parses them (`check_words`);
-* what they have become, as a short name stands for any class that is loaded (`check_meaning`).
+* the config as it was written, before anything parses it (`check_written`);
+* the config as it was parsed, because a short name stands for any class that is loaded (`check_resolved`).
 
-What a stranger's config may not say is as in the baseline (`rest_of`): its corpus, its device, its callbacks.
+All other keys are as in the baseline (`shared_config`): the corpus, the device, the callbacks.
 """
 
 import re
@@ -21,17 +22,17 @@ from bytelm.config import base
 from bytelm.errors import ConfigError
 from bytelm.units import time_limit
 
-# Keys that are each run's own: these with all below them, and of those in PARTLY some.
-WHOLLY = ("model", "time_budget", "lr_schedule", "divergence", "seed_everything")
-PARTLY = {
+# Each run sets these keys, with everything below them, and these options of further keys.
+OWN_KEYS = ("model", "time_budget", "lr_schedule", "divergence", "seed_everything")
+OWN_OPTIONS = {
     "data": ("batch_size", "order", "seed"),
     "trainer": (
         *("precision", "gradient_clip_val", "gradient_clip_algorithm", "accumulate_grad_batches"),
         *("deterministic", "val_check_interval", "log_every_n_steps"),
     ),
 }
-# Keys that may be said, but only as in the baseline: they decide on what text, and on what device, a score is won.
-SHARED = {"data": ("class_path", "seq_len", "train_fraction", "eval_bytes"), "trainer": ("accelerator",)}
+# These may be set as in the baseline only: they determine the text and the device that a score is reached on.
+FIXED_OPTIONS = {"data": ("class_path", "seq_len", "train_fraction", "eval_bytes"), "trainer": ("accelerator",)}
 
 ROOTS = ("bytelm.", "torch.optim.", "lion_pytorch.")
 _kinds: set[type] = {Optimizer}  # and those that are `nameable`
@@ -51,16 +52,16 @@ def nameable(kind: Kind) -> Kind:
     return kind
 
 
-def check_words(config: Mapping[Any, Any], baseline: Mapping[str, Any], folder: Path) -> None:
-    """Refuses keys and words that a stranger may not use; nothing is imported or opened for that.
+def check_written(config: Mapping[Any, Any], baseline: Mapping[str, Any], folder: Path) -> None:
+    """Checks the keys and values of a config before it is parsed; imports and opens nothing.
 
     Args:
-        config: What it says.
+        config: The config.
         baseline: The baseline's resolved config.
-        folder: Where the config will be read from, and files that it names with it.
+        folder: The folder that the config, and files that it names, will be read from.
 
     Raises:
-        ConfigError: One that is not accepted.
+        ConfigError: A key or a value is not accepted.
     """
     corpus = _last(baseline["data"]["class_path"])
     for key, value in leaves(config):
@@ -68,22 +69,22 @@ def check_words(config: Mapping[Any, Any], baseline: Mapping[str, Any], folder: 
         path = "data.class_path" if path == "data" else path  # a class may be given by its name alone
         _check_key(key, path, value)
         _check_value(key, value, folder)
-        # Said by its name, before it is parsed: other corpora would be looked for, and downloaded.
+        # Before it is parsed, because another corpus would be searched for and downloaded.
         if path == "data.class_path" and value != {} and _last(str(value)) != corpus:
             raise ConfigError(key, value, f"accepted: {corpus}, the baseline's corpus")
 
 
-def check_meaning(resolved: Mapping[str, Any], baseline: Mapping[str, Any]) -> None:
-    """Refuses classes from elsewhere, and whatever would make scores incomparable.
+def check_resolved(resolved: Mapping[str, Any], baseline: Mapping[str, Any]) -> None:
+    """Checks the classes of a parsed config, and that its score can be compared with the baseline's.
 
     Args:
-        resolved: The config, after it was parsed.
-        baseline: The baseline's.
+        resolved: The resolved config.
+        baseline: The baseline's resolved config.
 
     Raises:
-        ConfigError: One of these.
+        ConfigError: A class is not accepted, or an option is not as in the baseline.
     """
-    for key, value in leaves({key: resolved[key] for key in WHOLLY if key in resolved}):
+    for key, value in leaves({key: resolved[key] for key in OWN_KEYS if key in resolved}):
         if key.endswith(".class_path") and not is_part(str(value)):
             raise ConfigError(key, value, CLASSES)
     given, wanted = _shared(resolved), _shared(baseline)
@@ -94,15 +95,15 @@ def check_meaning(resolved: Mapping[str, Any], baseline: Mapping[str, Any]) -> N
 
 
 def check_limit(resolved: Mapping[str, Any], most: float, baseline: Mapping[str, Any]) -> None:
-    """Refuses a budget that no run can use up, or that is larger than the baseline's.
+    """Checks that a budget is not larger than the baseline's, and that a run has the time for it.
 
     Args:
-        resolved: A resolved config.
+        resolved: The resolved config.
         most: Seconds that the run may take.
-        baseline: The baseline's.
+        baseline: The baseline's resolved config.
 
     Raises:
-        ConfigError: One of these.
+        ConfigError: The limit is too large.
     """
     limit = resolved["time_budget"]["limit"]
     seconds, equal = time_limit(limit), time_limit(baseline["time_budget"]["limit"])
@@ -114,29 +115,29 @@ def check_limit(resolved: Mapping[str, Any], most: float, baseline: Mapping[str,
         raise ConfigError("time_budget.limit", limit, f"accepted: up to {most:g}s, all that a run may take here")
 
 
-def rest_of(baseline: Mapping[str, Any]) -> dict[str, Any]:
-    """What of the baseline's resolved config holds for all runs, as a config to put before each."""
-    rest = {key: value for key, value in baseline.items() if key not in WHOLLY}
+def shared_config(baseline: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of the baseline's resolved config that all runs share, as a config to apply before theirs."""
+    rest = {key: value for key, value in baseline.items() if key not in OWN_KEYS}
     data = baseline["data"]
-    rest["data"] = {**data, "init_args": _without(data.get("init_args") or {}, PARTLY["data"])}
-    rest["trainer"] = _without(baseline["trainer"], PARTLY["trainer"])
+    rest["data"] = {**data, "init_args": _without(data.get("init_args") or {}, OWN_OPTIONS["data"])}
+    rest["trainer"] = _without(baseline["trainer"], OWN_OPTIONS["trainer"])
     return rest
 
 
 def leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    """The values of a config with their keys, written with dots; an empty mapping or list counts as a value.
+    """The values of a config with their dotted keys; an empty mapping or list counts as a value.
 
     Args:
-        value: The config.
-        key: Of all of it.
+        value: The config, or a value in it.
+        key: Its key in the whole config.
 
     Raises:
-        ConfigError: A key is no name.
+        ConfigError: A key is not a name.
     """
     if isinstance(value, Mapping) and value:
         for name, inner in value.items():
             if not isinstance(name, str) or not NAME.fullmatch(name):
-                raise ConfigError(key or "config", name, "accepted as a key: a name")
+                raise ConfigError(key or "config", name, "a key has to be a name")
             yield from leaves(inner, f"{key}.{name}" if key else name)
     elif isinstance(value, list) and value:
         for inner in value:
@@ -146,10 +147,10 @@ def leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def is_part(path: str) -> bool:
-    """Whether an import path names a part of ours; other classes of ours start processes, say.
+    """Whether an import path names a part of bytelm; other classes of bytelm start processes, for example.
 
-    Modules have attributes that are not their own (`bytelm.system.files.os.system`), so what counts is where it was
-    defined. Those that are not loaded hold no parts.
+    Modules have attributes from elsewhere (`bytelm.system.files.os.system`), so the module that defines the class
+    counts. Modules that are not loaded hold no parts.
 
     Args:
         path: Such as `bytelm.parts.position.Rotary`.
@@ -162,14 +163,14 @@ def is_part(path: str) -> bool:
 
 def _check_key(key: str, path: str, value: Any) -> None:
     top, _, rest = path.partition(".")
-    if top in WHOLLY:
+    if top in OWN_KEYS:
         return
     if top == base.KEY:
         whole = "a whole config, as `python -m bytelm fit --config FILE --print_config=skip_default` prints it"
         raise ConfigError(key, value, f"it names a file; accepted here: {whole}")
-    if top not in PARTLY:
-        raise ConfigError(key, value, f"accepted here: {', '.join((*WHOLLY, *PARTLY))}")
-    accepted = (*PARTLY[top], *SHARED[top])
+    if top not in OWN_OPTIONS:
+        raise ConfigError(key, value, f"accepted here: {', '.join((*OWN_KEYS, *OWN_OPTIONS))}")
+    accepted = (*OWN_OPTIONS[top], *FIXED_OPTIONS[top])
     if rest.partition(".")[0] not in accepted:
         rules = f"accepted of {top} here: {', '.join(accepted)}; all else is as in the baseline"
         raise ConfigError(key, value, f"{rules}, the corpus too" if top == "data" else rules)
@@ -187,8 +188,8 @@ def _check_value(key: str, value: Any, folder: Path) -> None:
 def _shared(config: Mapping[str, Any]) -> dict[str, Any]:
     data = {**config["data"]}
     data |= data.pop("init_args", None) or {}
-    shared = {f"data.{key}": value for key, value in _without(data, PARTLY["data"]).items()}
-    return shared | {f"trainer.{key}": config["trainer"][key] for key in SHARED["trainer"]}
+    shared = {f"data.{key}": value for key, value in _without(data, OWN_OPTIONS["data"]).items()}
+    return shared | {f"trainer.{key}": config["trainer"][key] for key in FIXED_OPTIONS["trainer"]}
 
 
 def _without(values: Mapping[str, Any], keys: tuple[str, ...]) -> dict[str, Any]:

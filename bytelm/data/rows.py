@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from bytelm.data.orders import ORDERS, OrderName
-
-BOS = 0
+from bytelm.data.tokenizer import BOS
 
 
 def cut_rows(stream: Tensor, starts: Tensor, seq_len: int) -> tuple[Tensor, Tensor]:

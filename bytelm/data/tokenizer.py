@@ -16,10 +16,10 @@ from torch import Tensor
 
 from bytelm.data import tokenizer_json
 from bytelm.data.meta_pkl import read_meta
-from bytelm.data.rows import BOS
 from bytelm.data.tokenizer_json import BYTE_OF
 from bytelm.errors import ConfigError, DataError
 
+BOS = 0  # the byte that begins a row of bytes; text does not have it
 KEY = "tokenizer"  # of the data, as of the scripts
 INSTALL = 'pip install "bytelm[tokens]" brings it'
 END_OF_TEXT = ("<|endoftext|>", "<|end_of_text|>", "</s>")  # its names in a tokenizer.json, the first one counts

@@ -8,7 +8,7 @@ accepted. A network with parts of one's own is loaded with the config that one g
 import inspect
 import json
 from argparse import ArgumentError, ArgumentParser
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,16 +16,24 @@ from typing import Any
 import torch
 from jsonargparse import Namespace
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from bytelm.config import keys
 from bytelm.config.messages import clarify, note
 from bytelm.config.parser import ConfigFileParser
 from bytelm.config.untrusted_config import is_part, leaves
 from bytelm.data.tokenizer import Tokenizer, load_tokenizer
-from bytelm.errors import CheckpointError, ConfigError
+from bytelm.errors import CheckpointError, ConfigError, OutOfMemory, run_error
 from bytelm.gpt import GPT
 from bytelm.parts.contract import known_parts
 from bytelm.runs.checkpoints import Contents, check_compatible, other_version, read, reason
+from bytelm.system.memory import limited_memory
+
+RANDOM = {f"{name}_" for name in ("normal", "uniform", "trunc_normal", "xavier_normal", "xavier_uniform")}
+RANDOM |= {f"kaiming_{name}_" for name in ("normal", "uniform")}
+SMALL_SIZE = 2**22  # no size up to it takes long to build, whatever it is of
+MOST_TABLE_BYTES = 2**32  # of what a network computes beside its weights, such as tables of positions
+LONGEST_MESSAGE = 500  # characters
 
 
 @dataclass(frozen=True)
@@ -35,12 +43,10 @@ class Trained:
     Attributes:
         gpt: The network, in evaluation mode, its weights frozen.
         tokenizer: Makes tokens of text, and text of tokens.
-        config: What it was built from: `model.gpt`, `data` and, if it is the checkpoint's own, the rest of its run.
     """
 
     gpt: GPT
     tokenizer: Tokenizer
-    config: dict[str, Any]
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -76,10 +82,10 @@ def load(ckpt_path: str | Path, configs: Sequence[str | Path] = (), device: str 
     if tokenizer.vocab_size > gpt.vocab_size:
         accepted = f"accepted: up to {gpt.vocab_size} tokens, the network's; it has {tokenizer.vocab_size}"
         raise ConfigError("data.tokenizer", tokenizer.name, accepted)
-    return Trained(_move(gpt, device), tokenizer, config)
+    return Trained(_move(gpt, device), tokenizer)
 
 
-def load_network(ckpt_path: str | Path, configs: Sequence[str | Path] = ()) -> tuple[GPT, dict[str, Any]]:
+def load_network(ckpt_path: str | Path, configs: Sequence[str | Path] = ()) -> tuple[GPT, Mapping[str, Any]]:
     """Loads the network of a checkpoint, in evaluation mode, on the CPU.
 
     Args:
@@ -93,31 +99,9 @@ def load_network(ckpt_path: str | Path, configs: Sequence[str | Path] = ()) -> t
         CheckpointError: See `load`.
         ConfigError: The configs cannot be used.
     """
-    checkpoint = read(ckpt_path, map_location="cpu")
-    if configs:
-        parser = _parser_of_files()
-        try:
-            parsed = parser.parse_args([f"--config={path}" for path in configs])
-        except ArgumentError as error:
-            message = clarify(str(error), keys.classes(), nested=(GPT, *known_parts()))
-            raise ConfigError("config", [*map(str, configs)], message) from error
-        if parsed.model.gpt is None:
-            raise ConfigError("config", [*map(str, configs)], "model.gpt is missing; accepted: whole configs of a run")
-        config = json.loads(parser.dump(parsed, format="json"))
-    else:
-        config = _own_config(ckpt_path, checkpoint)
-        parser = _parser()
-        try:
-            parsed = parser.parse_object({"model": {"gpt": config["model"]["gpt"]}})
-        except ArgumentError as error:
-            message = clarify(str(error), {}, nested=(GPT, *known_parts()))
-            raise CheckpointError(f"ckpt_path: {str(ckpt_path)!r}: {message}{other_version(checkpoint)}") from error
-    network = nn.ModuleDict({"gpt": _build(parser, parsed)})
-    weights = Contents(checkpoint, ckpt_path).network
-    differing = check_compatible(ckpt_path, {**checkpoint, "state_dict": weights}, network, config)
-    if of_network := [line for line in differing if line.startswith("model.gpt.")]:
-        note(f"{ckpt_path} was written with other values: {'; '.join(of_network)}")
-    network.load_state_dict(weights)
+    contents = Contents(read(ckpt_path, map_location="cpu", check=True, mapped=True), ckpt_path)
+    network, config = _network_of_files(contents, configs) if configs else _own_network(contents)
+    network.load_state_dict(contents.network)
     gpt: Any = network["gpt"]
     return gpt.eval().requires_grad_(False), config
 
@@ -127,6 +111,84 @@ def tokenizer_name(config: Mapping[str, Any]) -> str | None:
     data = (config.get("data") or {}).get("init_args") or {}
     name = data.get("tokenizer", "bytes")  # data without the option are bytes
     return None if name is None else str(name)
+
+
+def _network_of_files(contents: Contents, configs: Sequence[str | Path]) -> tuple[nn.ModuleDict, dict[str, Any]]:
+    """The network that config files describe, and what they say."""
+    parser = _parser_of_files()
+    try:
+        parsed = parser.parse_args([f"--config={path}" for path in configs])
+    except ArgumentError as error:
+        message = clarify(str(error), keys.classes(), nested=(GPT, *known_parts()))
+        raise ConfigError("config", [*map(str, configs)], message) from error
+    if parsed.model.gpt is None:
+        raise ConfigError("config", [*map(str, configs)], "model.gpt is missing; accepted: whole configs of a run")
+    config = json.loads(parser.dump(parsed, format="json"))
+    network = _build(parser, parsed)
+    differing = _check_network(contents, network, config)
+    if of_network := [line for line in differing if line.startswith("model.gpt.")]:
+        note(f"{contents.path} was written with other values: {'; '.join(of_network)}")
+    return network, config
+
+
+def _own_network(contents: Contents) -> tuple[nn.ModuleDict, Mapping[str, Any]]:
+    """The network that a checkpoint's own config describes, and that config, whose author may be anybody.
+
+    Raises:
+        CheckpointError: The config makes no network, one that is not of these weights, or one that takes much more
+            memory than they do.
+    """
+    config, path = _own_config(contents), contents.path
+    version = other_version(contents.checkpoint)
+    _check_sizes(contents)
+    parser = _parser()
+    n_bytes = sum(tensor.nbytes for tensor in contents.network.values())
+    try:
+        parsed = parser.parse_object({"model": {"gpt": config["model"]["gpt"]}})
+        with _WithoutInitialization(), limited_memory(2 * n_bytes + MOST_TABLE_BYTES):
+            network = _build(parser, parsed)
+    except ArgumentError as error:
+        message = " ".join(clarify(str(error), {}, nested=(GPT, *known_parts())).split())
+        raise CheckpointError(f"ckpt_path: {str(path)!r}: {message[:LONGEST_MESSAGE]}{version}") from error
+    except Exception as error:  # of a constructor, about values that its checks do not expect
+        if isinstance(run_error(error), OutOfMemory):
+            message = f"its network takes more memory than its weights, by {MOST_TABLE_BYTES >> 30} GB or more"
+            accepted = "accepted: a config that you trust, such as the run's (--config)"
+            raise CheckpointError(f"ckpt_path: {str(path)!r}: {message}; {accepted}") from None
+        message = " ".join(f"{type(error).__name__}: {error}".split())[:LONGEST_MESSAGE]
+        raise CheckpointError(f"ckpt_path: {str(path)!r}: its config makes no network ({message}){version}") from error
+    _check_network(contents, network, config)
+    return network, config
+
+
+class _WithoutInitialization(TorchFunctionMode):
+    """Inside, random numbers are not drawn: the weights that they are for come from a checkpoint."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if getattr(func, "__name__", "") in RANDOM:
+            return args[0] if args else (kwargs or {})["tensor"]
+        return func(*args, **(kwargs or {}))
+
+
+def _check_network(contents: Contents, network: nn.ModuleDict, config: Mapping[str, Any]) -> list[str]:
+    checkpoint = {**contents.checkpoint, "state_dict": contents.network}
+    return check_compatible(contents.path, checkpoint, network, config)
+
+
+def _check_sizes(contents: Contents) -> None:
+    """Rejects sizes that no network of these weights has, and that would take for ever to build.
+
+    Raises:
+        CheckpointError: There is one.
+    """
+    weights = contents.network
+    most = max(SMALL_SIZE, sum(tensor.numel() for tensor in weights.values()))
+    for key, value in leaves(contents.config["model"]["gpt"], "model.gpt"):
+        largest = len(weights) if key.endswith(".n_layers") else most
+        if isinstance(value, int | float) and abs(value) > largest:
+            raise CheckpointError(f"ckpt_path: {str(contents.path)!r}: {key}: {value!r} is not a size of its weights")
 
 
 def _parser() -> ConfigFileParser:
@@ -151,23 +213,24 @@ def _parser_of_files() -> ConfigFileParser:
     return parser
 
 
-def _build(parser: ConfigFileParser, parsed: Namespace) -> GPT:
-    return parser.instantiate(Namespace(model=Namespace(gpt=parsed.model.gpt))).model.gpt
+def _build(parser: ConfigFileParser, parsed: Namespace) -> nn.ModuleDict:
+    """The network as a module that has it as `gpt`, as a LanguageModel does."""
+    return nn.ModuleDict({"gpt": parser.instantiate(Namespace(model=Namespace(gpt=parsed.model.gpt))).model.gpt})
 
 
-def _own_config(path: str | Path, checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+def _own_config(contents: Contents) -> Mapping[str, Any]:
     """The config in a checkpoint.
 
     Raises:
         CheckpointError: There is none, or it names what only its owner may trust.
     """
-    config = checkpoint.get("config")
+    config, path = contents.config, contents.path
     try:
-        network = config["model"]["gpt"]  # type: ignore[index]
+        network = config["model"]["gpt"]
     except (KeyError, TypeError) as error:
         message = f"ckpt_path: {str(path)!r} does not say what network it is of; accepted: a config, too (--config)"
         raise CheckpointError(message) from error
-    data = config.get("data") or {}  # type: ignore[union-attr]
+    data = config.get("data") or {}
     if not isinstance(data, Mapping) or not isinstance(data.get("init_args") or {}, Mapping):
         raise CheckpointError(f"ckpt_path: {str(path)!r}: data: {data!r} is no class with its options")
     try:
@@ -177,11 +240,12 @@ def _own_config(path: str | Path, checkpoint: Mapping[str, Any]) -> dict[str, An
     for key, value in values:
         plain = value is None or isinstance(value, bool | int | float) or value in ({}, [])
         if not plain and not (isinstance(value, str) and (value.isidentifier() or is_part(value))):
+            version = other_version(contents.checkpoint)
             raise CheckpointError(
                 f"ckpt_path: {str(path)!r}: {key}: {value!r} is no part of bytelm, and to import it is to run its "
-                f"code; accepted: a config that you trust, such as the run's (--config){other_version(checkpoint)}"
+                f"code; accepted: a config that you trust, such as the run's (--config){version}"
             )
-    return config  # type: ignore[return-value]
+    return config
 
 
 def _move(gpt: GPT, device: str) -> GPT:

@@ -1,11 +1,15 @@
-"""AtomicCheckpointIO: Lightning's way to checkpoint files (checkpoints.py), alone or in a plugin that wraps it."""
+"""Lightning's way to checkpoint files (checkpoints.py), alone or in a plugin that wraps it; what its errors mean."""
 
+from collections.abc import Callable
+from functools import wraps
 from typing import Any
 
 import lightning
 from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.pytorch import Trainer
 from lightning.pytorch.plugins.io.wrapper import _WrappingCheckpointIO
 
+from bytelm.errors import CheckpointError, run_error
 from bytelm.runs.checkpoints import read, write
 from bytelm.runs.plain import plain
 
@@ -47,3 +51,31 @@ def prepare(plugin: object) -> None:
     """
     if isinstance(plugin, _WrappingCheckpointIO) and not plugin._base_checkpoint_io_configured:
         plugin.checkpoint_io = AtomicCheckpointIO()
+
+
+def errors_are_the_checkpoints(trainer: Trainer) -> None:
+    """Makes errors of restoring a checkpoint CheckpointErrors.
+
+    Its contents are checked before (structure.py), except for the states of the user's own callbacks, and for what
+    Lightning requires of single values.
+
+    Args:
+        trainer: Its connector restores checkpoints.
+    """
+
+    def guarded(restore: Callable[..., None]) -> Callable[..., None]:
+        @wraps(restore)
+        def call(*args: Any, **kwargs: Any) -> None:
+            try:
+                restore(*args, **kwargs)
+            except Exception as error:
+                if run_error(error) is not None:
+                    raise
+                said = f"{type(error).__name__}: {' '.join(str(error).split())}"
+                raise CheckpointError(f"ckpt_path: {str(trainer.ckpt_path)!r} cannot be restored: {said}") from error
+
+        return call
+
+    connector: Any = trainer._checkpoint_connector
+    for name in ("_restore_modules_and_callbacks", "restore_training_state"):
+        setattr(connector, name, guarded(getattr(connector, name)))

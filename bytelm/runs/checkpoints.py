@@ -5,7 +5,7 @@ carries the name `last.ckpt` is always a whole checkpoint, whenever the power go
 only, so that `torch.load(weights_only=True)` reads it and a checkpoint from a stranger cannot run anything.
 """
 
-import zipfile
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +16,9 @@ from torch import nn
 
 import bytelm
 from bytelm.config.flat import flat
-from bytelm.config.renamed import current_names
+from bytelm.config.renamed import current_callbacks, current_names
 from bytelm.errors import CheckpointError, StorageError
+from bytelm.runs import archive, structure
 from bytelm.system.files import replacing
 
 CONFIG = "config"  # key of the run's config
@@ -48,38 +49,43 @@ def write(checkpoint: Mapping[str, Any], path: str | Path) -> None:
         ) from error
 
 
-def read(path: str | Path, map_location: str | Callable[..., Any] = "meta", check: bool = False) -> dict[str, Any]:
+def read(
+    path: str | Path,
+    map_location: str | Callable[..., Any] = "meta",
+    check: bool = False,
+    mapped: bool = False,
+) -> dict[str, Any]:
     """Reads a checkpoint; with the default `map_location` only the shapes and types of its tensors.
 
     Args:
         path: Its file.
         map_location: As for torch.load.
-        check: Whether to hold all of it against its checksums, which torch does not do.
+        check: Whether to compare all of it with its checksums, which torch does not do.
+        mapped: Whether tensors stay in the file, which must not change, until they are used; needs `map_location: cpu`.
 
     Raises:
         CheckpointError: It is not there, damaged, no checkpoint of Lightning's, or holds more than plain values.
     """
     try:
-        file = open(path, "rb")  # noqa: SIM115 (closed below; here, for errors that are not those of the contents)
+        structure.check_contents(archive.check(path, checksums=check))
+        checkpoint: dict[str, Any] = torch.load(path, map_location=map_location, weights_only=True, mmap=mapped)
+        if VERSION not in checkpoint:
+            renew = functools.partial(current_names, trusted=False)
+            for key, of_today in ((CONFIG, renew), ("hyper_parameters", renew), ("callbacks", current_callbacks)):
+                if key in checkpoint:
+                    checkpoint[key] = of_today(checkpoint[key])
+    except structure.BadStructure as error:
+        message = f"ckpt_path: {str(path)!r} is no checkpoint of a run: {error}; accepted: files like last.ckpt"
+        raise CheckpointError(message) from error
+    except archive.UnsafeArchive as error:
+        raise CheckpointError(
+            f"ckpt_path: {str(path)!r} holds more than tensors and plain values, and reading that could run code: "
+            f"{error}; accepted: checkpoints as bytelm writes them"
+        ) from error
     except OSError as error:
         raise CheckpointError(f"ckpt_path: {str(path)!r} cannot be read: {error.strerror or error}") from error
-    try:
-        with file:
-            if check and zipfile.is_zipfile(file) and (damaged := zipfile.ZipFile(file).testzip()):
-                raise ValueError(f"{damaged} in it is not what was written")
-            file.seek(0)
-            checkpoint = torch.load(file, map_location=map_location, weights_only=True)
-        for key in {"config", "hyper_parameters"} & checkpoint.keys() if isinstance(checkpoint, dict) else ():
-            checkpoint[key] = current_names(checkpoint[key], trusted=False)
     except Exception as error:  # torch.load raises whatever the damage makes of the file
-        if "Unsupported global" in str(error) or "Unsupported class" in str(error):
-            raise CheckpointError(
-                f"ckpt_path: {str(path)!r} holds more than tensors and plain values, and reading that could run code; "
-                "accepted: checkpoints as bytelm writes them"
-            ) from error
         raise CheckpointError(f"ckpt_path: {str(path)!r} is damaged or no checkpoint ({reason(error)})") from error
-    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
-        raise CheckpointError(f"ckpt_path: {str(path)!r} is no checkpoint of a run; accepted: files like last.ckpt")
     return checkpoint
 
 
@@ -168,6 +174,11 @@ def check_compatible(
         ):
             message = f"ckpt_path: {str(path)!r} is of another model; it lacks the text of {name}"
             raise CheckpointError(message + other_version(checkpoint))
+    for name, value in current.items():
+        given = checkpoint["state_dict"].get(name)
+        if given is not None and given.dtype.is_floating_point != value.dtype.is_floating_point:
+            message = f"is of another model; {name}: {given.dtype} in the checkpoint, {value.dtype} now"
+            raise CheckpointError(f"ckpt_path: {str(path)!r} {message}")
     # Tied or not, the embeddings have the same keys and shapes, and only half of an untied pair would be loaded.
     if theirs != ours or any(line.startswith("model.gpt.tie_embeddings:") for line in differing):
         of_network = [line for line in differing if line.startswith("model.gpt.")]
@@ -197,6 +208,34 @@ def check_optimizer(path: str | Path, checkpoint: Mapping[str, Any], config: Map
         if key in ours and theirs[key] != ours[key]:
             message = f"ckpt_path: {str(path)!r}; {key}: {theirs[key]} in the checkpoint, {ours[key]} now"
             raise CheckpointError(message + other_version(checkpoint))
+
+
+def check_states(
+    path: str | Path, checkpoint: Mapping[str, Any], likes: Mapping[tuple[str, ...], Any], optimizers: Any
+) -> None:
+    """Checks that the states in a checkpoint can be restored.
+
+    Args:
+        path: The checkpoint, for the message.
+        checkpoint: What it holds; check_optimizer has accepted it.
+        likes: States of the objects that they will be given to, by where in the checkpoint theirs are, such as
+            `("callbacks", "TimeBudget")`.
+        optimizers: Pairs of a saved state and the optimizer that it will be given to.
+
+    Raises:
+        CheckpointError: One of them is not of the kind that belongs there.
+    """
+    try:
+        for keys, like in likes.items():
+            saved: Any = checkpoint
+            for key in keys:
+                saved = saved.get(key) if isinstance(saved, Mapping) else None
+            if saved is not None:
+                structure.check_like(saved, like, ".".join(keys), further=keys[0] == "loops")
+        for number, (state, optimizer) in enumerate(optimizers):
+            structure.check_optimizer_state(state, optimizer, f"optimizer_states.{number}")
+    except structure.BadStructure as error:
+        raise CheckpointError(f"ckpt_path: {str(path)!r} cannot be resumed from: {error}") from error
 
 
 def set_counters(checkpoint: dict[str, Any], steps: int, batches_per_step: int) -> None:

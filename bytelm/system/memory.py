@@ -3,6 +3,9 @@
 import ctypes
 import gc
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 
 def peak_memory_mb() -> float | None:
@@ -20,6 +23,29 @@ def peak_device_memory_mb() -> float:
     import torch
 
     return round(torch.cuda.max_memory_allocated() / 2**20, 1)
+
+
+@contextmanager
+def limited_memory(n_bytes: int) -> Iterator[None]:
+    """Inside, allocations fail that make this process's memory grow by more than so much; only on Linux.
+
+    Args:
+        n_bytes: By how much it may grow, in addresses.
+    """
+    if sys.platform != "linux":
+        yield
+        return
+    import resource
+
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    limit = pages * resource.getpagesize() + n_bytes
+    highest = [each for each in (soft, hard) if each != resource.RLIM_INFINITY]
+    resource.setrlimit(resource.RLIMIT_AS, (min([limit, *highest]), hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
 def release_memory() -> None:

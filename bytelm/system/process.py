@@ -18,8 +18,17 @@ ENDING_SECONDS = 30.0  # for what a run does at a SIGTERM: finish a step, write 
 LIFELINE = "BYTELM_LIFELINE"  # names the file descriptor of a pipe that only the parent can write to
 
 
+def _begin_in_fork() -> None:
+    global IMPORTED_AT, CPU_SECONDS_BEFORE
+    IMPORTED_AT, CPU_SECONDS_BEFORE = time.monotonic(), 0.0
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_begin_in_fork)  # multiprocessing's `forkserver` may have waited for hours
+
+
 def process_age() -> float:
-    """Seconds since this program started, the start of Python and earlier imports included.
+    """Seconds since this program started, the start of Python and earlier imports included; or since it was forked.
 
     The system knows only when the process started, and a process may have been another program before: bash runs the
     last command of `bash -c 'sleep 20 && python …'` in its own process. So what came before the import of this module

@@ -288,8 +288,11 @@ def test_what_a_module_itself_imports_and_survives_is_left_alone(folder):
         ("--trainer.overfit_batches=-1", ["trainer.overfit_batches: -1 "]),
         ("--trainer.barebones=true", ["trainer.barebones: True ", "accepted: false", "--trainer.logger false"]),
         # a callback that every run has once
-        ("--trainer.callbacks+=Cosine", ["trainer.callbacks: 'Cosine' ", "the key lr_schedule"]),
-        ("--trainer.callbacks+=my_schedule.Mine", ["trainer.callbacks: 'Mine' ", "the key lr_schedule"]),
+        ("--trainer.callbacks+=Cosine", ["trainer.callbacks: 'Cosine' ", "accepted: BatchSizeFinder"]),
+        ("--trainer.callbacks+=bytelm.callbacks.Cosine", ["trainer.callbacks: 'bytelm.callbacks.Cosine' "]),
+        ("--trainer.callbacks+=my_schedule.Mine", ["trainer.callbacks: 'my_schedule.Mine' "]),
+        ("--trainer.callbacks+=Schedules", ["trainer.callbacks: 'Schedules' "]),
+        ("--trainer.callbacks+=BestCheckpoint", ["trainer.callbacks: 'BestCheckpoint' ", "every run has one"]),
         ("--trainer.callbacks+=TimeBudget", ["trainer.callbacks: 'TimeBudget' ", "the key time_budget"]),
         ("--trainer.callbacks+=Throughput", ["trainer.callbacks: 'Throughput' ", "the key throughput"]),
         ("--trainer.callbacks+=LastCheckpoint", ["trainer.callbacks: 'LastCheckpoint' ", "the key last_checkpoint"]),
@@ -297,8 +300,8 @@ def test_what_a_module_itself_imports_and_survives_is_left_alone(folder):
         ("--trainer.callbacks+=TrainLog", ["trainer.callbacks: 'TrainLog' ", "every run has one"]),
         ("--trainer.callbacks+=RankWatch", ["trainer.callbacks: 'RankWatch' ", "every run has one"]),
         # what the constructor of a class rejects
-        ("--checkpoint.mode=foo", ["checkpoint: 'ModelCheckpoint' ", "min, max"]),
-        ("--checkpoint.save_top_k=-5", ["checkpoint: 'ModelCheckpoint' ", "save_top_k=-5"]),
+        ("--checkpoint.mode=foo", ["checkpoint: 'BestCheckpoint' ", "min, max"]),
+        ("--checkpoint.save_top_k=-5", ["checkpoint: 'BestCheckpoint' ", "save_top_k=-5"]),
         (
             "--trainer.callbacks+={class_path: EarlyStopping, init_args: {monitor: val/bpb, mode: foo}}",
             ["trainer.callbacks: 'EarlyStopping' ", "min, max"],

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from bytelm.config.base import files_of
-from bytelm.config.untrusted_config import check_words
+from bytelm.config.untrusted_config import check_written
 from bytelm.errors import CheckpointError, ConfigError, UsageError
 from bytelm.experiments.study import Plan
 from bytelm.inference.load import load
@@ -223,4 +223,4 @@ def test_for_a_study_another_base_is_another_run(folder):
 def test_an_untrusted_config_has_no_base(text):
     resolved = {"data": {"class_path": "bytelm.data.corpora.Bytes", "init_args": {}}}
     with pytest.raises(ConfigError, match=r"^base: .*names a file.*--print_config=skip_default"):
-        check_words(text, resolved, Path())
+        check_written(text, resolved, Path())

@@ -13,6 +13,7 @@ import zipfile
 from importlib.metadata import version
 from pathlib import Path
 
+import programs
 import pytest
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -38,7 +39,10 @@ def python(*command, path=None):
     env = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     if path is not None:
         env["PYTHONPATH"] = str(path)
-    result = subprocess.run([sys.executable, *command], env=env, capture_output=True, text=True, timeout=300)
+    if path == PROJECT:  # where programs.run has bytelm from
+        result = programs.run([sys.executable, *command], env=env)
+    else:
+        result = subprocess.run([sys.executable, *command], env=env, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stdout + result.stderr
     return result.stdout
 

@@ -28,7 +28,7 @@ import httpx
 from fastapi.testclient import TestClient
 
 from bytelm.config.text import BadText, read
-from bytelm.config.untrusted_config import check_limit, check_meaning, check_words, rest_of
+from bytelm.config.untrusted_config import check_limit, check_resolved, check_written, shared_config
 from bytelm.errors import ConfigError, StorageError
 from bytelm.experiments.check import Checker
 from bytelm.experiments.service.api import app
@@ -75,9 +75,12 @@ RESOLVED = {
 
 
 @pytest.mark.parametrize("path", sorted(PROJECT.glob("configs/autoresearch/*.yaml")), ids=lambda path: path.stem)
-def test_every_config_of_the_challenge_may_be_sent(path):
-    text = path.read_text()
-    check_words(
+def test_every_config_of_the_challenge_may_be_sent_as_it_is_printed(path, capsys, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["bytelm"])
+    with pytest.raises(SystemExit):
+        main(["fit", "--config", str(path), "--print_config=skip_default"])
+    text = capsys.readouterr().out
+    check_written(
         read(text, aliases=False),
         {**RESOLVED, "data": {"class_path": "bytelm.data.corpora.Shakespeare", "init_args": {}}},
         Path(),
@@ -107,7 +110,7 @@ def test_every_config_of_the_challenge_may_be_sent(path):
     ],
 )
 def test_what_makes_an_experiment_may_be_said(text):
-    check_words(read(text, aliases=False), RESOLVED, Path())
+    check_written(read(text, aliases=False), RESOLVED, Path())
 
 
 CLASSES = "parts of bytelm, callbacks, torch.optim and lion_pytorch"
@@ -148,13 +151,13 @@ FOREIGN = {  # a word that is refused, wherever it is
 def test_words_that_lead_elsewhere_are_refused(word, key, folder):
     Path("notes").touch()
     with pytest.raises(ConfigError) as refusal:
-        check_words({key: word}, RESOLVED, Path())
+        check_written({key: word}, RESOLVED, Path())
     assert str(refusal.value).startswith(f"{key}: {word!r} cannot be used; ")
     assert CLASSES in str(refusal.value) or "it is a file" in str(refusal.value)
     with pytest.raises(ConfigError):
-        check_words({"model": {"gpt": {"norm": {"class_path": word}}}}, RESOLVED, Path())
+        check_written({"model": {"gpt": {"norm": {"class_path": word}}}}, RESOLVED, Path())
     with pytest.raises(ConfigError):
-        check_words({"time_budget": {"limit": ["3 steps", word]}}, RESOLVED, Path())
+        check_written({"time_budget": {"limit": ["3 steps", word]}}, RESOLVED, Path())
 
 
 @pytest.mark.parametrize(
@@ -198,7 +201,7 @@ def test_words_that_lead_elsewhere_are_refused(word, key, folder):
 )
 def test_keys_that_are_not_a_strangers_are_refused(text, said):
     with pytest.raises(ConfigError) as refusal:
-        check_words(read(text), RESOLVED, Path())
+        check_written(read(text), RESOLVED, Path())
     assert [part for part in said if part not in str(refusal.value)] == []
 
 
@@ -219,18 +222,18 @@ def test_keys_that_are_not_a_strangers_are_refused(text, said):
 )
 def test_what_a_config_has_become_is_looked_at_too(key, value, said):
     with pytest.raises(ConfigError) as refusal:
-        check_meaning({**RESOLVED, key: value}, RESOLVED)
+        check_resolved({**RESOLVED, key: value}, RESOLVED)
     assert str(refusal.value).startswith(said)
 
 
 def test_a_config_with_options_of_its_own_means_the_same_score():
     trainer = {**RESOLVED["trainer"], "precision": "bf16-mixed"}
     own = {"data": data(batch_size=8, seed=3), "trainer": trainer, "seed_everything": 1}
-    check_meaning({**RESOLVED, **own}, RESOLVED)
+    check_resolved({**RESOLVED, **own}, RESOLVED)
 
 
 def test_the_rest_is_as_in_the_baseline():
-    rest = rest_of(RESOLVED)
+    rest = shared_config(RESOLVED)
     assert set(rest) == {"experiment", "trainer", "data", "checkpoint"}
     assert rest["trainer"] == {"accelerator": "cpu", "devices": 1, "logger": None, "limit_val_batches": None}
     assert rest["data"]["class_path"] == RESOLVED["data"]["class_path"]

@@ -36,7 +36,7 @@ def gpt(**options):
 
 
 def of_bytes(batch_size=16, **options):
-    return HarnessModel(Trained(gpt(**options), ByteTokenizer(), {}), batch_size)
+    return HarnessModel(Trained(gpt(**options), ByteTokenizer()), batch_size)
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def tokenizer(tmp_path_factory):
 @pytest.fixture
 def of_tokens(tokenizer):
     """A model of these tokens, whose vocabulary is filled up to 288."""
-    return HarnessModel(Trained(gpt(vocab_size=288, head_bias=True), tokenizer, {}))
+    return HarnessModel(Trained(gpt(vocab_size=288, head_bias=True), tokenizer))
 
 
 def asked(*args):
@@ -214,7 +214,7 @@ def test_draws_are_those_that_the_task_asks_for():
 def test_a_tokenizer_without_a_token_to_begin_with_is_refused(tokenizer):
     nameless = SimpleNamespace(end_of_text=None, name="nameless.json")
     with pytest.raises(ConfigError, match=r"data.tokenizer: 'nameless.json' cannot be used; accepted: one with an end"):
-        HarnessModel(Trained(gpt(), nameless, {}))
+        HarnessModel(Trained(gpt(), nameless))
 
 
 # The command

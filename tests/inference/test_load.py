@@ -69,8 +69,6 @@ def test_a_run_leaves_all_that_it_takes(run):
     assert not any(p.requires_grad for p in found.gpt.parameters())
     assert torch.equal(found.gpt(rows()), gpt(rows()))
     assert isinstance(found.tokenizer, ByteTokenizer)
-    assert found.config["model"]["gpt"]["init_args"]["d_model"] == 16
-    assert found.config["time_budget"]["limit"] == "4 steps"
 
 
 @pytest.mark.parametrize(

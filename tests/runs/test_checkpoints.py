@@ -66,8 +66,7 @@ def refuses(folder, capsys):
 # No checkpoint, or no whole one
 
 
-def test_a_checkpoint_that_was_cut_short_is_refused(run, refuses):
-    run()
+def test_a_checkpoint_that_was_cut_short_is_refused(trained, refuses):
     whole = LAST.read_bytes()
     cut = Path("cut.ckpt")
     for length in [*range(0, 100, 7), *range(100, len(whole), len(whole) // 150), *range(len(whole) - 30, len(whole))]:
@@ -79,14 +78,12 @@ def test_a_checkpoint_that_was_cut_short_is_refused(run, refuses):
         assert "'cut.ckpt' is damaged or no checkpoint" in refuses(cut, *ON)
 
 
-def test_a_last_checkpoint_that_was_cut_short_is_refused_by_its_path(run, refuses):
-    run()
+def test_a_last_checkpoint_that_was_cut_short_is_refused_by_its_path(trained, refuses):
     os.truncate(LAST, LAST.stat().st_size // 2)
     assert f"'{LAST}' is damaged or no checkpoint" in refuses("last", *ON)
 
 
-def test_a_flipped_bit_is_found_or_does_no_harm(run):
-    run()
+def test_a_flipped_bit_is_found_or_does_no_harm(trained):
     good = read(LAST, map_location="cpu")
     whole = LAST.read_bytes()
     flipped = Path("flipped.ckpt")
@@ -127,8 +124,7 @@ def bind_root():
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="root's powers are taken from it in the way of Linux")
-def test_a_checkpoint_that_may_not_be_read_is_refused(run):
-    run()
+def test_a_checkpoint_that_may_not_be_read_is_refused(trained):
     LAST.chmod(0)
     before = contents()
     process = start(Path.cwd(), "fit", "--config", "tiny.yaml", "--ckpt_path", str(LAST), *ON, before=bind_root)
@@ -145,8 +141,7 @@ class Code:
         return open, ("has-run", "w")
 
 
-def test_code_in_a_checkpoint_does_not_run(run, refuses):
-    run()
+def test_code_in_a_checkpoint_does_not_run(trained, refuses):
     checkpoint = read(LAST, map_location="cpu")
     Path("pickle.ckpt").write_bytes(pickle.dumps(Code()))
     torch.save(Code(), "bare.ckpt")
@@ -182,8 +177,7 @@ def test_code_in_a_checkpoint_does_not_run(run, refuses):
     ids=["d_model", "n_layers", "position", "feedforward"],
 )
 @pytest.mark.parametrize("subcommand", ["fit", "validate"])
-def test_another_models_checkpoint_is_refused_by_the_keys_that_differ(options, told, subcommand, run, refuses):
-    run()
+def test_another_models_checkpoint_is_refused_by_the_keys_that_differ(options, told, subcommand, trained, refuses):
     for ckpt_path in (LAST, "last"):
         line = refuses(ckpt_path, *options, subcommand=subcommand)
         assert line.startswith(f"ckpt_path: '{LAST}' is of another model; model.gpt.")
@@ -199,15 +193,13 @@ def test_tied_and_untied_embeddings_are_two_models_though_of_the_same_shapes(the
         assert told in refuses(LAST, "--model.gpt.tie_embeddings", ours, subcommand="validate")
 
 
-def test_a_checkpoint_of_the_same_shapes_is_scored_with_a_note(run, capsys):
-    run()
+def test_a_checkpoint_of_the_same_shapes_is_scored_with_a_note(trained, run, capsys):
     run("--ckpt_path", str(LAST), "--model.gpt.attention", "Explicit", subcommand="validate")
     assert "model.gpt.attention: SDPA in the checkpoint, Explicit now" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("optimizer", ["Adam", "Lion", "MuonAdamW", "SGD"])
-def test_another_optimizers_checkpoint_is_refused_but_scored(optimizer, run, refuses):
-    run()
+def test_another_optimizers_checkpoint_is_refused_but_scored(optimizer, trained, run, refuses):
     line = refuses(LAST, "--model.optimizer", optimizer, *ON)
     assert line.startswith(f"ckpt_path: '{LAST}'; model.optimizer: ")
     theirs, ours = line.partition("model.optimizer: ")[2].split(" in the checkpoint, ")
@@ -242,8 +234,7 @@ def test_a_checkpoint_of_another_lightning_module_is_refused(subcommand, folder,
     "key",
     ["pytorch-lightning_version", "callbacks", "loops", "global_step", "epoch", "lr_schedulers", "Bytes", "config"],
 )
-def test_a_checkpoint_that_lacks_something_is_refused_or_does_without(key, run, refuses):
-    run()
+def test_a_checkpoint_that_lacks_something_is_refused_or_does_without(key, trained, run, refuses):
     checkpoint = read(LAST, map_location="cpu")
     del checkpoint[key]
     torch.save(checkpoint, "lacking.ckpt")

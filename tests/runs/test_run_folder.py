@@ -7,6 +7,7 @@ import signal
 import sys
 from pathlib import Path
 
+import programs
 import pytest
 import torch
 import yaml
@@ -397,10 +398,9 @@ def test_a_progress_bar_of_the_users_is_the_only_one(run, bar):
     ],
 )
 def test_reports_that_were_asked_for_are_printed_and_hints_are_not(folder, options, said):
-    import subprocess
-
     command = [sys.executable, "-m", "bytelm", "fit", "--config", "tiny.yaml", *options]
-    ended = subprocess.run(command, capture_output=True, text=True, check=True)
+    ended = programs.run(command)
+    assert ended.returncode == 0
     assert said in ended.stderr
     for hint in ("GPU available", "litlogger", "litmodels", "Seed set to", "stopped:"):
         assert hint not in ended.stderr

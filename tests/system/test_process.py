@@ -121,3 +121,16 @@ def test_the_age_of_a_program_grows_with_the_clock_and_has_the_start_of_python_i
     program = "import sys; sum(range(10**7)); from bytelm.system.process import process_age; print(process_age())"
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert float(ended.stdout) > 0.05  # the sum takes longer
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks of POSIX systems")
+def test_the_age_of_a_fork_is_its_own():
+    before = process_age()
+    read, write = os.pipe()
+    if os.fork() == 0:
+        os.write(write, str(process_age()).encode())
+        os._exit(0)
+    os.wait()
+    with os.fdopen(read) as told:
+        os.close(write)
+        assert 0 <= float(told.read()) < min(before, 1)

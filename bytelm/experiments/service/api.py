@@ -24,7 +24,7 @@ import bytelm
 from bytelm.config.command import CommandParser
 from bytelm.config.messages import note
 from bytelm.config.text import BadText, read
-from bytelm.config.untrusted_config import PARTLY, WHOLLY
+from bytelm.config.untrusted_config import OWN_KEYS, OWN_OPTIONS
 from bytelm.config.values import PositiveInt
 from bytelm.errors import ConfigError
 from bytelm.experiments.service.match import BASELINE, Busy, Service, Unusable, UsedUp
@@ -130,8 +130,8 @@ REFUSALS: dict[int | str, dict[str, Any]] = {
 BODY = {
     "requestBody": {
         "required": True,
-        "description": f"A config, as for `python -m bytelm fit`. It may say {', '.join(WHOLLY)}, and some of "
-        f"{' and '.join(PARTLY)}; all else is as in the baseline.",
+        "description": f"A config, as for `python -m bytelm fit`. It may say {', '.join(OWN_KEYS)}, and some of "
+        f"{' and '.join(OWN_OPTIONS)}; all else is as in the baseline.",
         "content": {
             "application/yaml": {
                 "schema": {"type": "string"},

@@ -30,7 +30,7 @@ from typing import Any
 import bytelm.cli  # noqa: F401 (loads the parts that a config may name)
 from bytelm.config.renamed import current_names
 from bytelm.config.text import BadText, dump, read
-from bytelm.config.untrusted_config import check_limit, check_meaning, check_words, rest_of
+from bytelm.config.untrusted_config import check_limit, check_resolved, check_written, shared_config
 from bytelm.errors import ConfigError, StorageError
 from bytelm.experiments.check import Checker
 from bytelm.experiments.job import LOG, Job, tail
@@ -253,14 +253,14 @@ class Service:
 
     def _resolve(self, config: Mapping[Any, Any]) -> dict[str, Any]:
         try:
-            check_words(config, self._baseline_config, self.folder)
+            check_written(config, self._baseline_config, self.folder)
             sent = self.folder / ".sent.yaml"
             _write(sent, json.dumps(config))
             options = ["--config", str(self.folder / "rest.yaml"), "--config", str(sent)]
             resolved, reason = self._checker.check(options, CHECK_SECONDS)
             if resolved is None:
                 raise Unusable(reason)
-            check_meaning(resolved, self._baseline_config)
+            check_resolved(resolved, self._baseline_config)
             check_limit(resolved, self._most_seconds(), self._baseline_config)
         except ConfigError as error:
             raise Unusable(str(error)) from error
@@ -324,7 +324,7 @@ class Service:
             reason = f"the study was begun with another one, {kept}; accepted: that, or another study"
             raise ConfigError("baseline", self.baseline, reason)
         _write(kept, text)
-        _write(self.folder / "rest.yaml", _dump(rest_of(config)))
+        _write(self.folder / "rest.yaml", _dump(shared_config(config)))
         self._baseline_config = dict(config)
         self.baseline_text = Path(self.baseline).read_text(encoding="utf-8")
 
