@@ -51,7 +51,7 @@ def test_a_run_without_a_tokenizer_is_scored_by_its_loss(run, capsys):
     config = yaml.safe_load(Path("runs/tiny/version_0/config.yaml").read_text())
     assert config["checkpoint"]["monitor"] == "val/loss"
     states = read_checkpoint("tiny", "best")["callbacks"]
-    (best,) = [state for key, state in states.items() if key.startswith("ModelCheckpoint")]
+    (best,) = [state for key, state in states.items() if key.startswith("BestCheckpoint")]
     assert best["monitor"] == "val/loss"
     assert float(best["best_model_score"]) == pytest.approx(min(e.value for e in scalars().Scalars("val/loss")))
     assert "val/bpb" not in scalars().Tags()["scalars"]

@@ -9,9 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from bytelm.config.messages import note
+from bytelm.config.text import read
 from bytelm.errors import CheckpointError, StorageError
 from bytelm.runs import record
 from bytelm.runs.checkpoints import differences
@@ -87,7 +86,7 @@ def _is_of_same_command(run: Path, config: Mapping[str, Any]) -> bool:
             return False
         if not (run / CONFIG).exists():
             return True  # it was cut before it wrote its config
-        saved = yaml.safe_load((run / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError, StorageError):  # damaged: nobody knows what it was
+        saved = read((run / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError, StorageError):  # damaged: nobody knows what it was
         return False
     return isinstance(saved, dict) and not differences(saved, config)
