@@ -4,8 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 
 from bytelm.cli import build
+from bytelm.config.flat import flat
 from configs import merged
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -55,6 +57,67 @@ RUNS = {
     37: ("3.237", None, None, 223_248),
 }
 
+LEARNED = {"gpt.position": "Learned", "gpt.position.std": 0.02, "gpt.position.base": None}
+COSINE = {"lr_schedule": "Cosine", "lr_schedule.min_lr_factor": 0.0, "lr_schedule.until": "100%"}
+# What each run's settings are, as differences from those of run 32 (None: there is no such setting).
+SETTINGS = {
+    0: {
+        **{**LEARNED, "gpt.d_model": 128, "gpt.n_layers": 4, "gpt.d_ff": 512, "gpt.attention": "Explicit"},
+        **{"gpt.attention.dropout": 0.1, "gpt.feedforward": "ReLU", "gpt.feedforward.dropout": 0.1},
+        **{"gpt.feedforward.approximate": None, "gpt.block": "PostNorm", "gpt.init.scale_residual": False},
+        **{"gpt.tie_embeddings": False, "gpt.head_bias": True, "optimizer": "Adam", "optimizer.lr": 0.001},
+        **{"optimizer.betas": [0.9, 0.999], "optimizer.weight_decay": 0.0, "optimizer.fused": None},
+        **{"lr_schedule.warmup": "0 steps", "trainer.gradient_clip_val": None},
+    },
+    1: {**LEARNED, "gpt.d_model": 128, "gpt.n_layers": 4, "gpt.d_ff": 512, **COSINE},
+    2: {**LEARNED, "gpt.d_model": 128, "gpt.n_layers": 4, "gpt.d_ff": 512},
+    3: {**LEARNED, "gpt.d_model": 96, "gpt.d_ff": 384},
+    4: {**LEARNED, "gpt.d_model": 128, "gpt.n_layers": 4, "gpt.d_ff": 512, "data.batch_size": 8},
+    5: {**LEARNED, "gpt.d_model": 64, "gpt.n_layers": 4},
+    6: {**LEARNED, "gpt.d_model": 96, "gpt.n_layers": 4, "gpt.d_ff": 384},
+    7: {**LEARNED, "gpt.d_model": 96, "gpt.d_ff": 384, "optimizer.lr": 0.005},
+    8: {**LEARNED, "gpt.d_model": 96, "gpt.d_ff": 384, "optimizer.lr": 0.002},
+    9: {**LEARNED, "gpt.d_model": 96, "gpt.d_ff": 384, **COSINE},
+    10: {**LEARNED, "gpt.d_model": 96, "gpt.feedforward": "SwiGLU", "gpt.feedforward.approximate": None},
+    11: {**LEARNED, "gpt.d_model": 96, "gpt.d_ff": 512},
+    12: {**LEARNED, "gpt.d_model": 96, "gpt.d_ff": 384, "loss.label_smoothing": 0.1},
+    13: {**LEARNED, "gpt.d_model": 96, "gpt.d_ff": 384, "data.batch_size": 32},
+    14: {**LEARNED, "gpt.d_ff": 320},
+    15: {**LEARNED, "gpt.d_model": 88, "gpt.d_ff": 352},
+    16: {**LEARNED, "gpt.d_model": 72, "gpt.d_ff": 288},
+    17: {**LEARNED, "gpt.d_model": 64},
+    18: {**LEARNED, "gpt.d_model": 72, "gpt.d_ff": 288, "optimizer.lr": 0.0025},
+    20: {**LEARNED, "gpt.d_model": 72, "gpt.d_ff": 288, "gpt.n_heads": 2},
+    21: {**LEARNED, "gpt.d_model": 72, "gpt.d_ff": 288, "gpt.n_layers": 4},
+    22: {"gpt.d_model": 72, "gpt.d_ff": 288, "optimizer.lr": 0.002},
+    23: {"gpt.d_model": 96, "gpt.d_ff": 384, "optimizer.lr": 0.002},
+    24: {"gpt.d_model": 72, "gpt.d_ff": 288},
+    25: {"gpt.d_model": 72, "gpt.d_ff": 288, "optimizer.lr": 0.004},
+    26: {"gpt.d_model": 64},
+    27: {"gpt.d_ff": 320},
+    28: {"gpt.d_ff": 320, "optimizer.lr": 0.002},
+    29: {"gpt.d_model": 88, "gpt.d_ff": 352},
+    30: {"gpt.d_ff": 320, **COSINE},
+    31: {"gpt.d_ff": 320, "optimizer.lr": 0.0035},
+    32: {},
+    33: {"gpt.d_ff": 192},
+    34: {"optimizer.lr": 0.0035},
+    35: {"optimizer.weight_decay": 0.05},
+    37: {"gpt.embedding": "ScaledEmbedding"},
+}
+# Those of run 32 itself.
+BEST = {
+    **{"gpt.d_model": 80, "gpt.n_heads": 4, "gpt.n_layers": 3, "gpt.d_ff": 256, "gpt.position": "Rotary"},
+    **{"gpt.position.base": 10000.0, "gpt.embedding": "TokenEmbedding", "gpt.attention": "SDPA"},
+    **{"gpt.attention.dropout": 0.0, "gpt.feedforward": "GELU", "gpt.feedforward.dropout": 0.0},
+    **{"gpt.feedforward.approximate": "none", "gpt.block": "PreNorm", "gpt.init.scale_residual": True},
+    **{"gpt.tie_embeddings": True, "gpt.head_bias": False, "loss.label_smoothing": 0.0, "optimizer": "AdamW"},
+    **{"optimizer.lr": 0.003, "optimizer.betas": [0.9, 0.95], "optimizer.weight_decay": 0.1, "optimizer.fused": True},
+    **{"data": "Shakespeare", "data.batch_size": 16, "data.seq_len": 256, "time_budget.limit": "180s"},
+    **{"lr_schedule": "Constant", "lr_schedule.warmup": "9 steps", "trainer.gradient_clip_val": 1.0},
+    **{"trainer.accelerator": "cpu", "seed_everything": 42},
+}
+
 
 def number(config):
     return int(config.name.split("-")[0])
@@ -87,6 +150,11 @@ def test_a_config_builds_the_reported_model_and_quotes_what_is_reported(small_co
     assert cli.model.gpt.num_params() == params
     assert reported in (None, thousands(params))
 
+    settings = {key.removeprefix("model."): value for key, value in flat(cli.plain_config).items()}
+    expected = {**BEST, **SETTINGS[number(config)]}
+    keys = {key for differences in (BEST, *SETTINGS.values()) for key in differences}
+    assert {key: settings.get(key) for key in keys} == {key: expected.get(key) for key in keys}
+
     first, *comment = [line for line in config.read_text().splitlines() if line.startswith("#")]
     assert first == f"# python -m bytelm fit --config configs/autoresearch/{config.name}"
     quoted = " ".join(line.removeprefix("# ") for line in comment)
@@ -100,6 +168,20 @@ def test_configs_differ_from_each_other_and_share_the_budget():
     for i, content in enumerate(contents):
         assert content not in contents[:i], CONFIGS[i].name
         assert content["time_budget"] == {"limit": "180s"}, CONFIGS[i].name
+
+
+def test_a_config_states_its_base_and_what_differs_alone():
+    whole = []
+    for config in CONFIGS:
+        content = yaml.safe_load(config.read_text())
+        if "base" not in content:
+            whole.append(number(config))
+        else:
+            assert len(config.read_text().splitlines()) <= 12, config.name
+    assert whole == [0, 1, 3, 32]
+    best, embedding = ((PROJECT / f"configs/autoresearch/{CONFIGS[i].name}").read_text() for i in (-5, -1))
+    assert "embedding" not in best
+    assert embedding.endswith("base: 32-rope-d80-ff256.yaml\nmodel:\n  gpt: {embedding: ScaledEmbedding}\n")
 
 
 @pytest.mark.parametrize("n", [0, 9, 12, 37])

@@ -124,6 +124,16 @@ def shared_config(baseline: Mapping[str, Any]) -> dict[str, Any]:
     return rest
 
 
+def own_config(resolved: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a resolved config that an untrusted config may state."""
+    own = {key: value for key, value in resolved.items() if key in OWN_KEYS}
+    data, trainer = ((*OWN_OPTIONS[key], *FIXED_OPTIONS[key]) for key in ("data", "trainer"))
+    options = {key: value for key, value in (resolved["data"].get("init_args") or {}).items() if key in data}
+    own["data"] = {"class_path": resolved["data"]["class_path"], "init_args": options}
+    own["trainer"] = {key: value for key, value in resolved["trainer"].items() if key in trainer}
+    return own
+
+
 def leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
     """The values of a config with their dotted keys; an empty mapping or list counts as a value.
 

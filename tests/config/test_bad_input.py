@@ -391,7 +391,6 @@ CORPORA = {
     "dangling.txt": (lambda path: os.symlink("gone.txt", path), ["a link to what is not there"]),
     "fifo": (make_fifo, ["neither a file nor a folder"]),
     "socket": (make_socket, ["neither a file nor a folder"]),
-    "x" * 300: (lambda path: None, ["it is not there"]),
     "no*thing": (lambda path: None, ["it is not there", "glob"]),
 }
 
@@ -401,6 +400,10 @@ def test_a_corpus_that_is_not_there_is_a_data_error(refuses, path):
     make, said = CORPORA[path]
     make(path)
     refuses("--data.path", path, said=[f"path: '{path}' cannot be used", *said], status=DataError.exit_status)
+
+
+def test_a_corpus_whose_name_no_file_can_have_is_a_data_error(refuses):
+    refuses("--data.path", "x" * 300, said=["cannot be read", "File name too long"], status=DataError.exit_status)
 
 
 @pytest.mark.parametrize(

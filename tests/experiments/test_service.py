@@ -14,6 +14,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import programs
 import pytest
@@ -239,6 +240,32 @@ def test_the_rest_is_as_in_the_baseline():
     assert rest["data"]["class_path"] == RESOLVED["data"]["class_path"]
     assert set(rest["data"]["init_args"]) == {"path", "seq_len", "eval_bytes", "train_fraction"}
     assert "batch_size" in RESOLVED["data"]["init_args"]
+
+
+def test_a_baseline_with_a_base_is_shown_as_one_config_that_may_be_sent(folder):
+    Path("runs/s").mkdir(parents=True)
+    Path("based.yaml").write_text("base: tiny.yaml\nmodel: {gpt: {n_layers: 2}}\n")
+    service = Service("based.yaml", "s", max_runs=1, match_time=60, run_timeout=60)
+    service._keep_baseline(RESOLVED)
+    shown = read(service.baseline_text)
+    assert shown["model"] == RESOLVED["model"]
+    assert shown["data"]["init_args"] == {"batch_size": 4, "seq_len": 32, "eval_bytes": 1024, "train_fraction": 0.9}
+    assert shown["trainer"] == {"accelerator": "cpu", "precision": None}
+    check_written(shown, RESOLVED, Path())
+
+    service.baseline = "tiny.yaml"
+    service._keep_baseline(RESOLVED)
+    assert service.baseline_text == Path("tiny.yaml").read_text()
+
+
+def test_an_old_name_of_a_class_may_be_sent(folder):
+    Path("runs/s").mkdir(parents=True)
+    service = Service("tiny.yaml", "s", max_runs=1, match_time=60, run_timeout=60)
+    service._keep_baseline(RESOLVED)
+    sent = {"lr_schedule": {"class_path": "callbacks.Cosine"}}
+    service._checker = SimpleNamespace(check=lambda *_: (None, Path("runs/s/.sent.yaml").read_text()))
+    with pytest.raises(Unusable, match=r"bytelm\.callbacks\.Cosine"):
+        service.submit(json.dumps(sent).encode())
 
 
 @pytest.mark.parametrize(

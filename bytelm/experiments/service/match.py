@@ -28,9 +28,10 @@ from pathlib import Path
 from typing import Any
 
 import bytelm.cli  # noqa: F401 (loads the parts that a config may name)
+from bytelm.config.base import files_of
 from bytelm.config.renamed import current_names
 from bytelm.config.text import BadText, dump, read
-from bytelm.config.untrusted_config import check_limit, check_resolved, check_written, shared_config
+from bytelm.config.untrusted_config import check_limit, check_resolved, check_written, own_config, shared_config
 from bytelm.errors import ConfigError, StorageError
 from bytelm.experiments.check import Checker
 from bytelm.experiments.job import LOG, Job, tail
@@ -87,7 +88,7 @@ class Service:
         run_timeout: Seconds that a run may take.
 
     Attributes:
-        baseline_text: What the baseline's file says.
+        baseline_text: The baseline's config: the text of its file, or of a file with bases all that it comes to.
     """
 
     def __init__(self, baseline: str, study: str, max_runs: int, match_time: float, run_timeout: float) -> None:
@@ -327,6 +328,8 @@ class Service:
         _write(self.folder / "rest.yaml", _dump(shared_config(config)))
         self._baseline_config = dict(config)
         self.baseline_text = Path(self.baseline).read_text(encoding="utf-8")
+        if len(files_of(self.baseline)) > 1:  # a client does not have its bases
+            self.baseline_text = _dump(own_config(config))
 
     def _read_folder(self) -> None:
         # The run of a service that was killed ends by itself, and holds its log's lock until then.
