@@ -20,6 +20,7 @@ from bytelm.data.tokenizer_json import BYTE_OF
 from bytelm.errors import ConfigError, DataError
 
 BOS = 0  # the byte that begins a row of bytes; text does not have it
+MOST_TOKENS = 2**24  # memory grows with the largest one
 KEY = "tokenizer"  # of the data, as of the scripts
 INSTALL = 'pip install "bytelm[tokens]" brings it'
 END_OF_TEXT = ("<|endoftext|>", "<|end_of_text|>", "</s>")  # its names in a tokenizer.json, the first one counts
@@ -190,7 +191,7 @@ class TokenizerFile(Tokenizer):
         try:
             content = file.read_text(encoding="utf-8")
             reason = _not_byte_level(json.loads(content))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise DataError(KEY, str(path), f"{file} cannot be read: {error}") from error
         if reason:
             raise DataError(KEY, str(path), f"{reason}; accepted: byte-level BPE, with no normalizer or NFC")
@@ -205,7 +206,9 @@ class TokenizerFile(Tokenizer):
 
         added = self._tokenizer.get_added_tokens_decoder()
         learned = {token: text for text, token in self._tokenizer.get_vocab().items() if token not in added}
-        bytes_of = [b""] * (1 + max([*added, *learned]))
+        if (largest := max([0, *added, *learned])) >= MOST_TOKENS:
+            raise DataError(KEY, str(path), f"it has token {largest}; accepted: tokens below {MOST_TOKENS}")
+        bytes_of = [b""] * (1 + largest)
         try:
             for token, text in learned.items():
                 bytes_of[token] = bytes(BYTE_OF[character] for character in text)

@@ -1,7 +1,9 @@
 """Trained models: what is loaded is what was trained, needs no corpus, and runs no code of a stranger's."""
 
 import copy
+import random
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -185,6 +187,86 @@ def test_of_a_checkpoints_config_only_the_network_and_the_tokenizer_are_looked_a
 
     trained.load(altered(change))
     assert not Path("ran").exists()
+
+
+def test_a_flipped_bit_is_found(fitted):
+    data = bytearray(CHECKPOINT.read_bytes())
+    weight = torch.load(CHECKPOINT, weights_only=True)["state_dict"]["gpt.blocks.0.feedforward.up.weight"]
+    data[data.index(weight.numpy().tobytes()) + 5] ^= 4
+    Path("flipped.ckpt").write_bytes(data)
+    with pytest.raises(CheckpointError, match=r"flipped\.ckpt' is damaged .*data/\d+ in it is not what was written"):
+        trained.load("flipped.ckpt")
+
+
+def alibi(max_seq_len):
+    return {"position": {"class_path": "bytelm.parts.position.ALiBi"}, "max_seq_len": max_seq_len}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is limited in the way of Linux")
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"n_layers": 10**8}, "n_layers: 100000000 is not a size of its weights"),
+        ({"max_seq_len": 10**12}, "max_seq_len: 1000000000000 is not a size of its weights"),
+        ({"vocab_size": 2**33}, "vocab_size: 8589934592 is not a size of its weights"),
+        ({"d_ff": 10**300}, "d_ff: 1000"),
+        ({"d_model": 2**20, "n_heads": 1}, "takes more memory than its weights"),
+        (alibi(2**20), "takes more memory than its weights"),
+        ({"d_ff": 2**16}, "is of another model"),
+        ({"n_heads": 0}, "n_heads: 0 is not accepted"),
+    ],
+)
+def test_a_network_that_is_larger_than_its_weights_is_not_built(altered, options, reason):
+    path = altered(lambda config: gpt_of(config).update(options))
+    start = time.process_time()
+    with pytest.raises(CheckpointError, match=reason):
+        trained.load(path)
+    assert time.process_time() - start < 5
+    assert torch.empty(2**30).numel() == 2**30  # the limit of memory was for the loading alone
+
+
+VALUES = [
+    *(None, "abc", -1, 2.5, 2**70, float("nan"), [], {}, [1, [2]], True, "x" * 20_000, torch.ones(3)),
+    *(torch.eye(2).to_sparse(), torch.ones(16, dtype=torch.complex64), {"class_path": 3}, {"class_path": "os.system"}),
+    *({"class_path": "bytelm.parts.position.ALiBi", "init_args": []}, {"init_args": {"n_layers": 10**9}}),
+]
+
+
+def places(value, keys=()):
+    yield keys
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from places(inner, (*keys, key))
+
+
+def rejection(path):
+    """The message of the error that a checkpoint is rejected with; None if it is accepted."""
+    try:
+        trained.load(path)
+    except (CheckpointError, ConfigError) as error:
+        return str(error)
+    return None
+
+
+def test_hostile_checkpoints_are_rejected_in_one_line_or_do_no_harm(fitted):
+    rng = random.Random(0)
+    checkpoint = torch.load(CHECKPOINT, weights_only=True)
+    all_places = [keys for keys in places(checkpoint) if keys and keys[0] in ("state_dict", "config")]
+    rejected = 0
+    for _ in range(100):
+        hostile = copy.deepcopy(checkpoint)
+        *outer, last = rng.choice(all_places)
+        inner = hostile
+        for key in outer:
+            inner = inner[key]
+        inner[last] = rng.choice(VALUES)
+        torch.save(hostile, "hostile.ckpt")
+        if (message := rejection("hostile.ckpt")) is not None:
+            assert "hostile.ckpt" in message or "tokenizer" in message
+            assert "\n" not in message
+            assert len(message) < 1000
+            rejected += 1
+    assert rejected > 20
 
 
 @pytest.mark.parametrize(

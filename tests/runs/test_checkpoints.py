@@ -151,10 +151,103 @@ def test_code_in_a_checkpoint_does_not_run(trained, refuses):
     for path in sorted(Path().glob("*.ckpt")):
         for subcommand in ("fit", "validate", "predict"):
             line = refuses(path, subcommand=subcommand)
-            assert f"{str(path)!r} holds more than tensors and plain values" in line or path == Path("pickle.ckpt")
+            unsafe = f"{str(path)!r} holds more than tensors and plain values" in line
+            assert unsafe or path in (Path("pickle.ckpt"), Path("old-format.ckpt")), line
         assert not Path("has-run").exists()
     torch.load("weights.ckpt", weights_only=False)
     assert Path("has-run").exists()  # the code is real
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="devices of Linux")
+@pytest.mark.parametrize("subcommand", ["fit", "validate"])
+def test_a_device_is_no_checkpoint(subcommand, folder, refuses):
+    line = refuses("/dev/zero", subcommand=subcommand)
+    assert line == "ckpt_path: '/dev/zero' is damaged or no checkpoint (it is no regular file)"
+
+
+def test_a_last_checkpoint_of_weights_alone_is_rejected(run, refuses):
+    run()
+    torch.save({"state_dict": read(LAST, map_location="cpu")["state_dict"]}, LAST)
+    assert refuses("last", *ON).startswith(f"ckpt_path: '{LAST}' ")
+
+
+def replaced(value, keys, new):
+    """A copy of nested values with another one in one place."""
+    if not keys:
+        return new
+    copy = dict(value) if isinstance(value, dict) else list(value)
+    copy[keys[0]] = replaced(value[keys[0]], keys[1:], new)
+    return copy if isinstance(value, dict) else type(value)(copy)
+
+
+STATE = ("optimizer_states", 0)
+HOSTILE = [
+    (("callbacks",), []),
+    (("callbacks", "TimeBudget"), torch.ones(3)),
+    (("callbacks", "TimeBudget", "steps"), torch.tensor(4)),
+    (("callbacks", "TimeBudget", "steps"), -4),
+    (("callbacks", "TimeBudget", "training_seconds"), float("nan")),
+    (("callbacks", "TimeBudget", "step_seconds"), ["fast"]),
+    (("callbacks", "Divergence", "rewinds"), 0.5),
+    (("callbacks", "Resume", "random_states", 0, "torch"), torch.ones(3)),
+    (("callbacks", "Resume", "random_states", 0, "python"), (3, (1, 2), None)),
+    (("callbacks", "RunRecord", "train_loss"), torch.ones(2)),
+    (("loops", "fit_loop"), None),
+    (("loops", "fit_loop", "epoch_progress", "total", "ready"), "one"),
+    (("loops", "fit_loop", "state_dict", "combined_loader"), torch.ones(3)),
+    (("global_step",), 10**300),
+    (("epoch",), "first"),
+    (("pytorch-lightning_version",), "new"),
+    (("bytelm_version",), torch.ones(2)),
+    (("Bytes", "position"), "start"),
+    (("Bytes", "position"), -1),
+    (("Bytes", "corpus"), None),
+    (("config", "model"), [1]),
+    (("config", "data", "class_path"), 3),
+    (("hyper_parameters",), torch.ones(2)),
+    (("state_dict", "gpt.norm.bias"), 1.0),
+    (("state_dict", "gpt.norm.bias"), torch.zeros(16, dtype=torch.complex64)),
+    (STATE, []),
+    ((*STATE, "param_groups"), {}),
+    ((*STATE, "param_groups", 0, "params"), [0]),
+    ((*STATE, "param_groups", 0, "lr"), "high"),
+    ((*STATE, "param_groups", 0, "betas"), (0.9, 1.5)),
+    ((*STATE, "param_groups", 0, "amsgrad"), "yes"),
+    ((*STATE, "state", 0, "exp_avg"), None),
+    ((*STATE, "state", 0, "exp_avg"), torch.ones(5)),
+    ((*STATE, "state", 0, "step"), "first"),
+]
+
+
+def test_values_of_the_wrong_kind_are_rejected_by_their_place_before_anything_is_made(run, refuses):
+    run()
+    checkpoint = read(LAST, map_location="cpu")
+    for keys, new in HOSTILE:
+        torch.save(replaced(checkpoint, keys, new), "hostile.ckpt")
+        if keys == ("hyper_parameters",):
+            continue  # nobody looks at them
+        line = refuses("hostile.ckpt", *ON)
+        place = keys[-1] if isinstance(keys[-1], str) else keys[0]
+        assert str(place) in line or "of another model" in line or "of other parameter groups" in line, (keys, line)
+
+
+def test_a_state_that_a_callback_of_the_users_cannot_restore_is_the_checkpoints_error(run, folder, capsys):
+    Path("my_counter.py").write_text(
+        "from lightning.pytorch import Callback\n\n\nclass Counter(Callback):\n"
+        "    def state_dict(self):\n        return {'count': 1}\n\n"
+        "    def load_state_dict(self, state_dict):\n        self.count = state_dict['count'] + 1\n"
+    )
+    options = ("--trainer.callbacks+=my_counter.Counter",)
+    run(*options)
+    checkpoint = read(LAST, map_location="cpu")
+    torch.save(replaced(checkpoint, ("callbacks", "Counter", "count"), "one"), "other.ckpt")
+    capsys.readouterr()
+    for subcommand in ("fit", "validate"):
+        with pytest.raises(SystemExit) as ended:
+            main([subcommand, "--config", "tiny.yaml", "--ckpt_path", "other.ckpt", *options, *ON])
+        assert ended.value.code == 4
+        *_, line = capsys.readouterr().err.splitlines()
+        assert line.startswith("bytelm: error: ckpt_path: 'other.ckpt' cannot be restored: TypeError: ")
 
 
 # Of something else

@@ -4,7 +4,6 @@ nanoGPT looks for the characters of its tokens in a meta.pkl of the data set tha
 takes tokens for GPT-2's where there is none.
 """
 
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from bytelm.data.meta_pkl import BYTES, Meta, read_meta, write_meta
 from bytelm.data.tokenizer import ByteTokenizer, CharacterTokenizer, load_tokenizer
 from bytelm.errors import CheckpointError, ConfigError, StorageError
 from bytelm.inference.convert.gpt2 import GPT2, size
+from bytelm.runs import archive
 from bytelm.runs.checkpoints import reason, write
 
 ACCEPTED = "accepted: nanoGPT's ckpt.pt, or a folder of Hugging Face's"
@@ -29,10 +29,7 @@ def read_nanogpt(path: Path) -> GPT2:
         CheckpointError: It is not there, damaged, or something else.
     """
     try:
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
-                if damaged := archive.testzip():
-                    raise ValueError(f"{damaged} in it is not what was written")
+        archive.check(path, checksums=True)
         # Mapped: the optimizer's state, two thirds of the file, takes no memory.
         checkpoint = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
     except Exception as error:  # torch.load raises whatever the damage makes of the file
