@@ -5,13 +5,16 @@ can claim bytes that the file does not have, and a value can stand for so many o
 the archive and its pickle are read here first, with stand-ins for tensors, and nothing larger than the file is made.
 """
 
+# typeshed does not describe the pure-Python unpickler, whose operations are overridden here.
+# mypy: disable-error-code="attr-defined, misc, assignment, unused-ignore"
+
 import itertools
 import os
 import pickle
 import stat
 import zipfile
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -216,7 +219,7 @@ def _encode(text: Any, encoding: Any = "utf-8", *rest: Any) -> bytes:
     return text.encode(encoding, "replace")
 
 
-def _counter(values: Any = ()) -> Hashable:
+def _counter(values: Any = ()) -> Any:
     _set(values)
     return Counter(dict(values)) if isinstance(values, dict) else Counter(values)
 

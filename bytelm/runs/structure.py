@@ -104,7 +104,10 @@ def check_like(value: Any, like: Any, key: str, further: bool = False) -> None:
     elif isinstance(like, list):
         _expect(isinstance(value, list), key, "a list")
         for number, inner in enumerate(value):
-            check_like(inner, like[0] if like else 0.0, f"{key}.{number}", further)  # an empty one is of numbers
+            if like:
+                check_like(inner, like[0], f"{key}.{number}", further)
+            else:
+                _check_plain(inner, f"{key}.{number}")
     elif isinstance(like, Tensor):
         is_like = isinstance(value, Layout | Tensor) and value.dtype == like.dtype and value.shape == like.shape
         _expect(is_like, key, f"a tensor of the shape {tuple(like.shape)} and the type {like.dtype}")
@@ -118,7 +121,7 @@ def check_like(value: Any, like: Any, key: str, further: bool = False) -> None:
     elif isinstance(like, str):
         _expect(isinstance(value, str), key, "text")
     else:
-        _expect(value is None or isinstance(value, str) or _is_number(value), key, "a plain value")
+        _check_plain(value, key)
 
 
 def check_optimizer_state(state: Mapping[str, Any], optimizer: Optimizer, key: str) -> None:
@@ -223,6 +226,8 @@ def _check_plain(value: Any, key: str) -> None:
     elif isinstance(value, list | tuple):
         for number, inner in enumerate(value):
             _check_plain(inner, f"{key}.{number}")
+    elif isinstance(value, Layout | Tensor):  # a score, which Lightning's ModelCheckpoint keeps as a tensor
+        _expect(math.prod(value.shape) == 1, key, "a plain value")
     else:
         _expect(value is None or isinstance(value, str) or _is_number(value), key, "a plain value")
 
