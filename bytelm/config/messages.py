@@ -59,7 +59,7 @@ def clarify(
         `key: value …; accepted: …`, or the message itself where its form is not known.
     """
     key, report = _innermost(message)
-    nested = [*nested, *filter(inspect.isclass, map(locate, re.findall(r"class_path='([\w.]+)'", message)))]
+    nested = [*nested, *_loaded(re.findall(r"class_path='([\w.]+)'", message))]
     name = key.rpartition(".")[2]
 
     def classes(given: str) -> str:
@@ -148,6 +148,15 @@ def _missing(names: list[str], roots: Mapping[str, type], nested: Iterable[type]
     name = key.rpartition(".")[2]
     accepted = _class_choices(name, "", roots, nested) if _is_class(name, roots, nested) else "see --help"
     return f"{key}: it is required{', in a --config for example' if roots else ''}; {accepted}"
+
+
+def _loaded(paths: Iterable[str]) -> Iterator[type]:
+    """Those of some import paths that lead to classes, in modules that are already imported."""
+    for path in paths:
+        module, _, name = path.rpartition(".")
+        found = getattr(sys.modules.get(module), name, None)
+        if inspect.isclass(found):
+            yield found
 
 
 def _innermost(message: str) -> tuple[str, str]:

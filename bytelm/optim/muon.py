@@ -18,11 +18,15 @@ from torch.optim import Optimizer
 from bytelm.optim.base import loss_of, restore_precision
 from bytelm.optim.groups import ParamGroup, RowSplits
 
+Alike = Tensor | list[Tensor]
+"""Tensors of one shape, one for each of some parameters: stacked, or as a list."""
+
 Coefficients = tuple[float, float, float]
 """a, b and c of an iteration's polynomial a x + b x^3 + c x^5, which acts on the singular values."""
 
 PRECISION = torch.bfloat16  # of the iterations
-MOST_AT_ONCE = 2**27  # elements of the matrices that are orthogonalised together: 256 MB in bfloat16
+MOST_AT_ONCE = 2**24  # elements of the matrices that are orthogonalised together; more of them are hardly faster
+MOST_ONE_BY_ONE = 2**17  # elements of those that share the other operations of a step, and so a core's cache
 
 # Amsel et al. 2025: of all compositions of quintic polynomials the one that is closest to 1 on [0.001, 1], with their
 # "cushion" of 0.024; further iterations repeat the last one.
@@ -169,8 +173,8 @@ class Muon(Optimizer):
         for param in group["params"]:
             if param.grad is not None:
                 alike.setdefault((param.shape, param.device, *self._sizes(param, group["split_qkv"])), []).append(param)
-        for (shape, _, *sizes), params in alike.items():
-            n = max(1, MOST_AT_ONCE // shape.numel())
+        for (shape, device, *sizes), params in alike.items():
+            n = max(1, (MOST_AT_ONCE if _batched(group, device) else MOST_ONE_BY_ONE) // shape.numel())
             for start in range(0, len(params), n):
                 yield params[start : start + n], sizes
 
@@ -180,7 +184,7 @@ class Muon(Optimizer):
             return [param.shape[-2]]
         return [size for heads in splits for size in (heads if split == "heads" else [sum(heads)])]
 
-    def _step(self, params: list[Tensor], sizes: Sequence[int], group: dict[str, Any]) -> None:
+    def _step(self, params: list[Tensor], sizes: list[int], group: dict[str, Any]) -> None:
         grads: list[Any] = [param.grad for param in params]
         states = [self.state[param] for param in params]
         for grad, state in zip(grads, states, strict=True):
@@ -189,13 +193,12 @@ class Muon(Optimizer):
         buffers = [_local(state["momentum_buffer"]) for state in states]
         updates = _momentum([_local(grad) for grad in grads], buffers, group["momentum"], group["nesterov"])
         whole = [_whole(update.to(PRECISION), param) for update, param in zip(updates, params, strict=True)]
-        parts = torch.stack(whole).split(list(sizes), dim=-2)
-        batched = parts[0].device.type != "cpu" if group["batched"] is None else group["batched"]
+        parts = [list(part) for part in zip(*(tensor.split(sizes, dim=-2) for tensor in whole), strict=True)]
         schedule = _schedule(group["ns_coefficients"], group["ns_steps"])
-        directions = _orthogonalized(parts, schedule, group["eps"], batched)
+        directions = _orthogonalized(parts, schedule, group["eps"], _batched(group, whole[0].device))
         if group["variance_reduction"]:
             directions = _with_equal_rows(directions, states, group["beta2"])
-        ratios = [RATIOS[group["adjust_lr_fn"] or "original"](size, parts[0].shape[-1]) for size in sizes]
+        ratios = [RATIOS[group["adjust_lr_fn"] or "original"](size, whole[0].shape[-1]) for size in sizes]
         if len(parts) == 1:
             (direction,), (ratio,) = directions, ratios
         else:  # one below the other again
@@ -238,13 +241,17 @@ def _expect(accepted: bool, name: str, value: Any, what: str) -> None:
         raise ValueError(f"{name}: {value!r} cannot be used; accepted: {what}")
 
 
+def _batched(group: dict[str, Any], device: torch.device) -> bool:
+    return device.type != "cpu" if group["batched"] is None else group["batched"]
+
+
 def _momentum(grads: list[Tensor], buffers: list[Tensor], momentum: float, nesterov: bool) -> Sequence[Tensor]:
     """Updates the buffers in place and returns the directions to take."""
     torch._foreach_lerp_(buffers, grads, 1 - momentum)
     return torch._foreach_lerp(grads, buffers, momentum) if nesterov else buffers
 
 
-def _with_equal_rows(directions: list[Tensor], states: list[dict[str, Any]], beta2: float) -> list[Tensor]:
+def _with_equal_rows(directions: list[Alike], states: list[dict[str, Any]], beta2: float) -> list[Alike]:
     """Divides rows by the root of their averaged mean square, and keeps each matrix's norm."""
     exact = [_exact(part) for part in directions]
     mean_squares = torch.cat([part.square().mean(dim=-1, keepdim=True) for part in exact], dim=-2)
@@ -253,7 +260,7 @@ def _with_equal_rows(directions: list[Tensor], states: list[dict[str, Any]], bet
             state["second_moment"] = torch.zeros_like(mean_square)
         state["second_moment"].lerp_(mean_square, 1 - beta2)
     moments = torch.stack([state["second_moment"] for state in states])
-    equal = []
+    equal: list[Alike] = []
     for part, moment in zip(exact, moments.split([part.shape[-2] for part in exact], dim=-2), strict=True):
         rows = part / moment.sqrt().clamp(min=1e-10)
         equal.append(rows * (_norm(part) / _norm(rows).clamp(min=1e-10)))
@@ -290,35 +297,41 @@ def _schedule(coefficients: str | Coefficients, steps: int) -> tuple[list[Coeffi
 
 
 def _orthogonalized(
-    parts: Sequence[Tensor], schedule: tuple[list[Coefficients], float], eps: float, batched: bool
-) -> list[Tensor]:
-    """Orthogonalises the matrices in tensors of any number of dimensions."""
+    parts: list[list[Tensor]], schedule: tuple[list[Coefficients], float], eps: float, batched: bool
+) -> list[Alike]:
+    """Orthogonalises matrices and stacks of matrices.
+
+    On the CPU one by one, as torch.optim.Muon does: a product in a batch may be summed in another order.
+    """
     steps, scale = schedule
-    results: list[Tensor] = list(parts)
+    if not batched:
+        return [[_one_by_one(tensor, steps, scale, eps) for tensor in part] for part in parts]
+    results: list[Alike] = list(parts)
     alike: dict[Any, list[int]] = {}
     for i, part in enumerate(parts):
-        alike.setdefault(part.shape, []).append(i)
+        alike.setdefault(part[0].shape, []).append(i)
     for shape, indices in alike.items():
-        matrices = torch.stack([parts[i] for i in indices]).reshape(-1, *shape[-2:])
-        # On the CPU one by one, as torch.optim.Muon does: a product in a batch may be summed in another order. With
-        # 32 rows and columns or more no difference was seen, and small matrices took a fifth of the time.
-        done = (
-            orthogonalize(matrices, steps, scale, eps)
-            if batched
-            else torch.stack([orthogonalize(matrix, steps, scale, eps) for matrix in matrices])
-        )
-        for i, result in zip(indices, done.view(len(indices), *shape), strict=True):
+        matrices = torch.stack([tensor for i in indices for tensor in parts[i]]).view(-1, *shape[-2:])
+        done = orthogonalize(matrices, steps, scale, eps).reshape(len(indices), -1, *shape)
+        for i, result in zip(indices, done, strict=True):
             results[i] = result
     return results
 
 
+def _one_by_one(tensor: Tensor, steps: list[Coefficients], scale: float, eps: float) -> Tensor:
+    if tensor.ndim == 2:
+        return orthogonalize(tensor, steps, scale, eps)
+    return torch.stack([orthogonalize(matrix, steps, scale, eps) for matrix in tensor])
+
+
 def _norm(matrices: Tensor) -> Tensor:
     """Frobenius norm of each matrix, (..., 1, 1)."""
-    return matrices.norm(dim=(-2, -1), keepdim=True)
+    return torch.linalg.vector_norm(matrices, dim=(-2, -1), keepdim=True)
 
 
-def _exact(tensor: Tensor) -> Tensor:
-    """The same in float32, unless it is more exact already."""
+def _exact(tensors: Alike) -> Tensor:
+    """The same, stacked, in float32, unless it is more exact already."""
+    tensor = tensors if isinstance(tensors, Tensor) else torch.stack(tensors)
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
