@@ -12,6 +12,7 @@
 | 128 + n | Interrupted | signal n: 130 for SIGINT, 143 for SIGTERM |
 """
 
+import errno
 import signal
 import sys
 
@@ -107,6 +108,8 @@ def run_error(error: BaseException | None) -> RunError | None:
     while error is not None and not isinstance(error, RunError):
         if _is_out_of_memory(error):
             return OutOfMemory(HOW_TO_SAVE_MEMORY)
+        if isinstance(error, OSError) and error.errno in DISK_ERRORS:  # wherever it was met
+            return StorageError(f"{error.filename or 'a file'}: it cannot be written ({error.strerror})")
         error = error.__cause__ or error.__context__
     return error
 
@@ -117,6 +120,7 @@ def _is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, kinds) or CPU_IS_OUT_OF_MEMORY in str(error)
 
 
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # the disk is full, or read-only
 CPU_IS_OUT_OF_MEMORY = "can't allocate memory"  # in torch's RuntimeError
 HOW_TO_SAVE_MEMORY = (
     "out of memory; lower data.batch_size (and raise trainer.accumulate_grad_batches to keep the tokens of a step), "

@@ -8,7 +8,9 @@ files to the disk. This file imports nothing of bytelm, as the process that dist
 import os
 import random
 import shutil
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import programs
@@ -116,3 +118,50 @@ def refused(folder, capsys):
         return line
 
     return refused
+
+
+@pytest.fixture
+def at_work():
+    """Locks a file as a process that is at work does; returns the process."""
+    from bytelm.runs.folder import lock
+
+    processes = []
+
+    def at_work(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "ab") as file:
+            assert lock(file.fileno())
+            processes.append(subprocess.Popen(["sleep", "600"], stdout=file))
+        return processes[-1]
+
+    yield at_work
+    for process in processes:
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture
+def until():
+    """Waits until something is so, and returns what it is."""
+
+    def until(condition, seconds=20.0):
+        end = time.monotonic() + seconds
+        while not (found := condition()):
+            assert time.monotonic() < end, f"not so after {seconds:g} s"
+            time.sleep(0.01)
+        return found
+
+    return until
+
+
+@pytest.fixture
+def alive():
+    """Tells whether a process lives; one that only waits to be reaped does not."""
+
+    def alive(pid):
+        try:
+            return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+        except OSError:
+            return False
+
+    return alive

@@ -219,7 +219,7 @@ def test_warmup_stable_cosine_is_the_benchmarks_entry(shards):
 
 def test_all_schedules_are_one_study(shards, monkeypatch):
     pytest.importorskip("optuna")
-    from bytelm.experiments.study import Plan
+    from bytelm.experiments.task import Plan
 
     (space,) = re.findall(r"--space '(\{config:.*?\})'", DOCS, re.DOTALL)
     tiny = [*TINY, f"--data.path={Path('shards').absolute()}"]

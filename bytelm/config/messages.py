@@ -92,6 +92,8 @@ def clarify(
         given, accepted = matches[-1]  # of a list, the last attempt is at its element
         given = given or "".join(re.findall(r"Given value: (.*)", report))
         return f"{key}: {given} is no duration; {accepted}"
+    if match := re.search(r"Not of type Size: (.*? is no amount of memory; accepted: .*)", message):
+        return f"{key}: {match[1]}"
     number = rf"Not of type ({'|'.join(NUMBERS)}): "
     number += r"(?:invalid literal.*?: |could not.*?: |does not conform(?s:.*?)Given value: )?(\S+)"
     if match := re.search(number, report):

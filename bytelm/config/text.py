@@ -48,7 +48,7 @@ def read(text: str, aliases: bool = True) -> dict[Any, Any]:
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
         raise BadText(f"line {line}: character {error.character:#x} is not allowed; {ACCEPTED}") from error
-    except (AttributeError, LookupError, ValueError) as error:  # `!!timestamp abc`, `!!bool abc`, `!!int abc`
+    except (AttributeError, LookupError, TypeError, ValueError) as error:  # `!!timestamp abc`, `!!int abc`, `1: null`
         raise BadText(f"a value is not of its type ({error}); {ACCEPTED}") from error
     if not isinstance(value, dict | None):
         raise BadText(f"{value!r} is not a mapping; {ACCEPTED}")

@@ -44,6 +44,7 @@ NAME = re.compile(r"[A-Za-z]\w*(\.[A-Za-z]\w*)*", re.ASCII)
 # jsonargparse reads a text as YAML once more.
 _WORD = r"[+-]?([A-Za-z0-9_%]|\.[0-9])([A-Za-z0-9_%+-]|\.(?=[0-9]))*"
 WORDS = re.compile(rf"{_WORD}( {_WORD})*")
+LONGEST_WORDS = 200  # characters; no part and no value has more, and file systems have names of up to 255 bytes
 
 
 def nameable(kind: Kind) -> Kind:
@@ -191,6 +192,8 @@ def _check_value(key: str, value: Any, folder: Path) -> None:
         return
     if not isinstance(value, str) or not (WORDS.fullmatch(value) or is_part(value)):
         raise ConfigError(key, value, CLASSES)
+    if len(value) > LONGEST_WORDS:
+        raise ConfigError(key, f"{value[:20]}…", f"accepted here: texts of up to {LONGEST_WORDS} characters")
     if (folder / value).is_file():
         raise ConfigError(key, value, "it is a file, which would be read in its place; accepted here: no files")
 

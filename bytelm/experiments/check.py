@@ -1,7 +1,7 @@
-"""Checker: tells what cannot run before it costs a run.
+"""Checker: finds out whether a config can run, before it costs a run.
 
-The check builds all that a config describes, short of training it, in a process of its own, which has imported torch
-once and is kept for the next check: a bad config can neither end nor change the process that asks.
+The check builds everything that a config describes, except for the training, in a process of its own, which has
+imported torch and is kept for the next check. So a bad config can neither end nor change the process that asks.
 """
 
 import contextlib
@@ -9,19 +9,28 @@ import io
 import json
 import multiprocessing
 import signal
+import time
 from collections.abc import Sequence
 from concurrent import futures
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
+from bytelm.experiments.memory_limit import LOOK_SECONDS, Size, memory_of
 from bytelm.system.process import end_worker_with_parent
+
+LOWER = "lower the sizes in model.gpt"
 
 
 class Checker:
-    """Use it in a `with` block, which ends its process."""
+    """Use it in a `with` block, which ends its process.
 
-    def __init__(self) -> None:
+    Args:
+        memory_limit: Memory that a check may use; None for no limit.
+    """
+
+    def __init__(self, memory_limit: Size | None = None) -> None:
+        self._memory_limit = memory_limit
         self._pool: ProcessPoolExecutor | None = None
 
     def __enter__(self) -> "Checker":
@@ -38,21 +47,37 @@ class Checker:
 
         Args:
             options: What would follow `python -m bytelm fit`.
-            seconds: How long that may take; default as long as it takes.
+            seconds: How long the check may take; default without a limit.
 
         Returns:
-            The resolved config, or None; and what is wrong with it then.
+            The resolved config, or None and what is wrong with it.
         """
         if self._pool is None:
             self._pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=_begin)
         try:
-            return self._pool.submit(_check, list(options)).result(seconds)
+            result = self._pool.submit(_check, list(options))
+            if self._memory_limit is None:
+                return result.result(seconds)
+            return self._wait(result, seconds, self._memory_limit)
         except futures.TimeoutError:
             self.end()
-            return None, f"it takes more than {seconds:g} s to build; lower the sizes in model.gpt"
+            return None, f"it takes more than {seconds:g} s to build; {LOWER}"
         except BrokenProcessPool:
             self.close()
-            return None, "the process that checks it died (out of memory?)"
+            return None, f"the process that checks it died, perhaps for lack of memory; {LOWER}"
+
+    def _wait(self, result: "Future[Any]", seconds: float | None, limit: Size) -> tuple[dict[str, Any] | None, str]:
+        end = float("inf") if seconds is None else time.monotonic() + seconds
+        while True:
+            left = end - time.monotonic()
+            try:
+                return result.result(min(LOOK_SECONDS, max(left, 0.0)))
+            except futures.TimeoutError:
+                if left <= 0:
+                    raise
+            if memory_of(process.pid or 0 for process in multiprocessing.active_children()) > limit.bytes:
+                self.end()
+                return None, f"it takes more than {limit} of memory to build, the limit here; {LOWER}"
 
     def end(self) -> None:
         """Ends a check that is under way, which then has failed."""
@@ -61,13 +86,14 @@ class Checker:
         self.close()
 
     def close(self) -> None:
+        """Ends the process once the check that is under way is done."""
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
             self._pool = None
 
 
 def _begin() -> None:
-    """A Ctrl-C is for the parent, and without that nothing is left to be done."""
+    """Leaves a Ctrl-C to the parent, and ends with it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     end_worker_with_parent()
 

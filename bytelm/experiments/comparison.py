@@ -15,7 +15,7 @@ from typing import Any
 from scipy import stats
 
 from bytelm.config.flat import flat
-from bytelm.runs.ledger import Run
+from bytelm.runs.read import Run
 
 # What tells one run of an experiment from another, and what makes no difference to a score.
 NO_SETTINGS = (

@@ -1,7 +1,7 @@
-"""Job: one run as a process of its own, which is ended at its limit, and leaves a record whatever became of it.
+"""Job: one run as a process of its own, which is ended at its limits and always leaves a record.
 
-A run that fails, hangs or is killed by the system takes nothing else with it. When this process ends, in whatever way,
-the run does too, and leaves a last.ckpt to go on from.
+A run that fails, hangs or is killed by the system affects nothing else. When this process ends, in whatever way, the
+run ends too, and leaves a last.ckpt to continue from.
 """
 
 import contextlib
@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from bytelm.errors import CheckpointError, ConfigError, DataError, StorageError
+from bytelm.experiments.memory_limit import MemoryWatch, Size
 from bytelm.runs import record
 from bytelm.runs.folder import RUNS, lock, newest_run
 from bytelm.runs.record import Record, Status
@@ -22,58 +23,76 @@ from bytelm.system.process import ENDING_SECONDS, Lifeline
 
 LOG = "log.txt"
 ERROR = "bytelm: error: "  # begins the line that says why a program has ended
-REFUSALS = (ConfigError.exit_status, DataError.exit_status, CheckpointError.exit_status)
+REJECTIONS = (ConfigError.exit_status, DataError.exit_status, CheckpointError.exit_status)
+
+
+class RunIsTaken(StorageError):
+    """Another process works on the run."""
 
 
 @dataclass
 class Outcome:
-    """What became of a run.
+    """How a run ended.
 
     Attributes:
-        status: completed, error, timeout, diverged, interrupted; or refused, which leaves no folder.
+        status: completed, error, timeout, diverged, interrupted; or rejected, which leaves no folder.
         reason: Why it was not completed.
-        folder: Where its record is.
-        record: What record.json says.
+        folder: The folder that holds its record.
+        record: The contents of record.json.
+        exit_status: Of its process; None if it had none.
     """
 
     status: str
     reason: str | None = None
     folder: Path | None = None
     record: Record = field(default_factory=lambda: Record())
+    exit_status: int | None = None
 
 
 class Job:
-    """Starts a run, or goes on with one that was cut. To be used in a `with` block, or closed.
+    """Starts a run, or continues one that was cut. Use it in a `with` block, or close it.
 
-    Until it is closed nobody else can start the run, so that what came of it can be put on record first.
+    Until it is closed no other process can start the run, so that its outcome can be recorded first.
 
     Args:
         options: What follows `python -m bytelm fit`.
-        experiment: Its folder in runs/, which is no other run's. Its output is written there, to log.txt.
+        experiment: Its folder in runs/, which belongs to no other run. Its output is written there, to log.txt.
         timeout: Seconds after which it is ended; None for no such limit.
+        memory_limit: Memory that its processes may use together; None for no such limit.
 
     Attributes:
-        log: Its output.
+        log: The file with its output.
 
     Raises:
-        StorageError: Another process is at work on it.
+        RunIsTaken: Another process works on it.
+        StorageError: Its folder cannot be used.
     """
 
-    def __init__(self, options: Sequence[str], experiment: str, timeout: float | None = None) -> None:
+    def __init__(
+        self,
+        options: Sequence[str],
+        experiment: str,
+        timeout: float | None = None,
+        memory_limit: Size | None = None,
+    ) -> None:
         self.folder = Path(RUNS, experiment)
         self.timeout = timeout
         self._started = time.time()
         self._clock = time.monotonic()
         self._ended_by: Status | None = None
+        self._end_reason: str | None = None
         self._kill_at = float("inf")
         self._result: Outcome | None = None
-        self.folder.mkdir(parents=True, exist_ok=True)
         self.log = self.folder / LOG
         command = [sys.executable, "-m", "bytelm", "fit", *options, "--experiment", experiment, "--ckpt_path", "last"]
-        self._log = open(self.log, "ab")  # noqa: SIM115 (closed by close)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._log = open(self.log, "ab")  # noqa: SIM115 (closed by close)
+        except OSError as error:
+            raise StorageError(f"{self.folder}: the run cannot be started ({error.strerror or error})") from error
         if not lock(self._log.fileno()):  # the run inherits the lock with the file
             self._log.close()
-            raise StorageError(f"{self.folder}: another process is at work on this run")
+            raise RunIsTaken(f"{self.folder}: another process works on this run")
         self._log_start = self._log.tell()
         self._earlier_run = newest_run(self.folder)
         self._earlier_record = self._read_record()
@@ -88,6 +107,7 @@ class Job:
             start_new_session=True,  # a Ctrl-C is for this process, and the run's processes are a group
         )
         self._lifeline.started()
+        self._memory = None if memory_limit is None else MemoryWatch(self.process.pid, memory_limit)
 
     def __enter__(self) -> "Job":
         return self
@@ -96,7 +116,7 @@ class Job:
         self.close()
 
     def close(self) -> None:
-        """Lets go of the run: one that has not ended is told to."""
+        """Releases the run; one that has not ended is told to end."""
         if not self._log.closed:
             self._log.close()
             self._lifeline.cut()
@@ -107,10 +127,10 @@ class Job:
         return time.monotonic() - self._clock
 
     def end(self, status: Status = "interrupted") -> None:
-        """Asks the run to end; `poll` insists if it does not.
+        """Asks the run to end; `poll` kills it if it does not.
 
         Args:
-            status: What its record will say.
+            status: The status that is recorded.
         """
         if self._ended_by is None:
             self._ended_by = status
@@ -118,27 +138,35 @@ class Job:
             self._signal(signal.SIGTERM)
 
     def poll(self) -> Outcome | None:
-        """Sees to the limit; returns the outcome when the run has ended."""
+        """Enforces the limits; returns the outcome once the run has ended."""
         if self._result is None and self.process.poll() is None:
-            if self.timeout is not None and self.elapsed > self.timeout:
+            if self.timeout is not None and self.elapsed > self.timeout and self._ended_by is None:
+                self._end_reason = f"not done after {self.timeout:g} s"
                 self.end("timeout")
+            if self._memory is not None and self._memory.is_exceeded():
+                self._end_by_memory(self._memory.limit)
             if time.monotonic() > self._kill_at:
                 self._signal(signal.SIGKILL)
             return None
         if self._result is None:
-            self._signal(signal.SIGKILL)  # what the run may have left of its own processes
+            self._signal(signal.SIGKILL)  # for processes that the run may have left
             self._result = self._outcome(self.process.returncode)
         return self._result
 
-    def wait(self, interval: float = 0.2) -> Outcome:
+    def wait(self, interval: float = 0.1) -> Outcome:
         """Waits for the end."""
         while (outcome := self.poll()) is None:
             time.sleep(interval)
         return outcome
 
     def tail(self, size: int = 4000) -> str:
-        """The last characters of what the run has printed, without what a progress bar has overwritten."""
+        """The last characters that the run has printed, without what a progress bar has overwritten."""
         return tail(self.log, size, self._log_start)
+
+    def _end_by_memory(self, limit: Size) -> None:
+        """Kills the run at once: it would use more memory until it had finished a step and a checkpoint."""
+        self._ended_by, self._end_reason = "error", f"it used more than {limit} of memory, the limit of a run here"
+        self._kill_at = 0.0
 
     def _signal(self, signum: int) -> None:
         with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -157,21 +185,21 @@ class Job:
         run = newest_run(self.folder)
         errors = [line for line in self.tail().splitlines() if line.startswith(ERROR)]
         message = errors[-1].removeprefix(ERROR) if errors else None
-        if exit_status in REFUSALS and run is None and self._ended_by is None:
+        if exit_status in REJECTIONS and run is None and self._ended_by is None:
             self.log.unlink()
             with contextlib.suppress(OSError):
                 self.folder.rmdir()
-            return Outcome("refused", message or f"ended with exit status {exit_status}")
+            return Outcome("rejected", message or f"ended with exit status {exit_status}", exit_status=exit_status)
 
         left, written_at = self._read_record()
         earlier, earlier_written_at = self._earlier_record
         final = record.of_process(
             left=None if written_at == earlier_written_at else left,
-            earlier=earlier if run == self._earlier_run else None,  # one that began anew is another run
+            earlier=earlier if run == self._earlier_run else None,  # one that started again is another run
             exit_status=exit_status,
             message=message,
             asked=self._ended_by,
-            timeout=self.timeout,
+            why=self._end_reason,
             started_at=self._started,
             seconds=self.elapsed,
         )
@@ -179,8 +207,13 @@ class Job:
             run = self.folder / "version_0"
         final["run"] = str(run)
         if final != left:
-            record.write(run, final)
-        return Outcome(final["status"], final["reason"], run, final)
+            try:
+                record.write(run, final)
+            except OSError as error:
+                if exit_status != StorageError.exit_status:  # else the run has said more about it
+                    reason = error.strerror or error
+                    raise StorageError(f"{self.folder}: its record cannot be written ({reason})") from error
+        return Outcome(final["status"], final["reason"], run, final, exit_status)
 
 
 def tail(log: Path, size: int = 4000, start: int = 0) -> str:

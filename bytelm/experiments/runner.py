@@ -1,35 +1,40 @@
 """`python -m bytelm experiments`: runs a list of configs, a grid or a search, one after another, under common limits.
 
-What is to be done is in the study's queue (study.py), what was done in the runs' folders; so the same command goes on
-after a cut, and several workers, on as many machines or GPUs, are the same command given as many times.
+The study's queue (study.py) says what is to be run, the runs' folders say what was done. So the same command continues
+after it was cut, and several workers, on as many machines or GPUs, are the same command given as many times.
 """
 
+import shlex
 import statistics
 import sys
 import time
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import yaml
 from tqdm import tqdm
 
 from bytelm.config.command import CommandParser
+from bytelm.config.messages import note
 from bytelm.config.values import PositiveInt
 from bytelm.errors import ConfigError, Interrupted, StorageError
 from bytelm.experiments.check import Checker
-from bytelm.experiments.job import Job, Outcome
-from bytelm.experiments.study import Claim, Plan, Sampler, Study
-from bytelm.runs.folder import RUNS, newest_run
-from bytelm.runs.ledger import LEDGER, Run, best_of, read_runs, write_ledger
+from bytelm.experiments.job import Job, Outcome, RunIsTaken
+from bytelm.experiments.status_line import columns, status_line
+from bytelm.experiments.study import Claim, Study, database_errors
+from bytelm.experiments.task import Plan, Sampler
+from bytelm.runs.folder import CONFIG, RUNS, newest_run
+from bytelm.runs.ledger import LEDGER, best_of, read_runs, write_ledger
+from bytelm.runs.read import Run, read_config
 from bytelm.runs.record import wall_time
 from bytelm.runs.score import RANKED, score_of
 from bytelm.units import Duration, clock, time_limit
 
 MOST_CUTS = 5  # of one run, within one call of this command
 STARTUP_SECONDS = 1200.0  # a run that has not written its config by then hangs
-LOOK_SECONDS = 30.0  # between two looks at what other workers have spent
-MOST_REFUSALS = 20  # in a row: then a search that draws is ended
+LOOK_SECONDS = 30.0  # between two looks at the time that other workers have spent
+MOST_REJECTIONS = 20  # in a row; then a search that draws ends
 
 
 def run_experiments(
@@ -50,21 +55,21 @@ def run_experiments(
     Args:
         configs: Config files; each is an experiment.
         options: What is added to every run's command line.
-        study: Name of this collection of runs, and of its folder in runs/. Default: name of the folder that the configs
-            are in; of the config, if there is one only.
+        study: Name of this collection of runs, and of its folder in runs/. Default: the name of the folder that holds
+            the configs, or of the config if there is only one.
         seeds: Every experiment is run once with each of them. Default: the config's own.
-        space: For each key that is searched a list of values, or, but in a grid, a range: `{model.optimizer.lr: {low:
-            1e-4, high: 1e-2, log: true}, lr_schedule: [Constant, Cosine]}`.
-        sampler: grid: every combination; random: combinations drawn at random; tpe: drawn by what was learnt from
-            those before (Tree-structured Parzen Estimator, Bergstra et al. 2011). The latter two need a limit.
-        sampler_seed: Of the draws. Default: drawn, as several workers that share one would draw the same.
+        space: For each key that is searched a list of values, or, except in a grid, a range: `{model.optimizer.lr:
+            {low: 1e-4, high: 1e-2, log: true}, lr_schedule: [Constant, Cosine]}`.
+        sampler: grid: every combination; random: combinations drawn at random; tpe: drawn by what earlier runs have
+            shown (Tree-structured Parzen Estimator, Bergstra et al. 2011). The latter two need a limit.
+        sampler_seed: Seed of the draws. Default: a random one, as workers that share a seed draw the same.
         max_runs: How many runs there may be, over all calls and workers.
-        total_time: How long all runs together may take, such as 3h. No run is begun that would not fit, going by the
-            longest so far.
+        total_time: How long all runs together may take, such as 3h. A run that would not fit, judging by the longest
+            so far, is not started.
         run_timeout: How long a run may take, from its start to its end, before it is ended. Default: twice its budget
-            in time, and ten minutes; no limit for a budget in steps or tokens.
+            in time plus ten minutes; no limit for a budget in steps or tokens.
         storage: Where workers keep the queue that they share: a file, or a database's URL, as in Optuna. Default: a
-            file in the study's folder. They have to share runs/ in any case, on a file system with locks (flock).
+            file in the study's folder. Workers share runs/ in any case, on a file system with locks (flock).
 
     Returns:
         The exit status: 0 if every run was completed.
@@ -77,10 +82,11 @@ def run_experiments(
             raise ConfigError(key, str(duration), "accepted: a time (180s, 3m, 1h30m)")
     if study is None:
         study = Path(configs[0]).stem if len(configs) == 1 else Path(configs[0]).absolute().parent.name
-    elif Path(study).is_absolute() or ".." in Path(study).parts:
+    elif not Path(study).parts or Path(study).is_absolute() or ".." in Path(study).parts:
         raise ConfigError("study", study, f"accepted: the name of a folder in {RUNS}/")
-    queue = Study(study, plan, storage, sampler_seed)
-    return Runner(queue, max_runs, total_time, run_timeout).run()
+    with database_errors(storage):
+        queue = Study(study, plan, storage, sampler_seed)
+        return Runner(queue, max_runs, total_time, run_timeout).run()
 
 
 class Runner:
@@ -90,7 +96,7 @@ class Runner:
         study: The queue.
         max_runs: Limit on the number of the study's runs.
         total_time: Limit on their time.
-        run_timeout: Limit on one run's.
+        run_timeout: Limit on the time of one run.
     """
 
     def __init__(
@@ -107,40 +113,43 @@ class Runner:
         self.outcomes: list[Outcome] = []
         self.bar: tqdm = tqdm(disable=True)
         self._spent = 0.0  # seconds that all runs have taken
-        self._shown: tuple[str, float | None] | None = None
+        self._standing: _Standing | None = None
+        self._noted: set[str] = set()
 
     def run(self) -> int:
         """Runs them all; returns the exit status."""
         self._queue_runs()
         cuts: Counter[int] = Counter()
-        refusals = 0
+        rejections = 0
         # Where there is no terminal, a line for every run that has ended is enough.
-        with tqdm(file=sys.stderr, dynamic_ncols=True, bar_format="{desc}", disable=None) as self.bar:
+        with tqdm(file=sys.stderr, dynamic_ncols=True, bar_format="{desc}", disable=None, leave=False) as self.bar:
             while (
-                (refusals < MOST_REFUSALS or self.study.plan.sampler == "grid")
+                (rejections < MOST_REJECTIONS or self.study.plan.sampler == "grid")
                 and not self._out_of_time()
                 and (claim := self.study.next(self.max_runs)) is not None
             ):
                 try:
                     job = Job(claim.task.fit_options, claim.experiment)
-                except StorageError:
-                    continue  # another worker has gone on with the same cut run
+                except RunIsTaken:
+                    continue  # another worker continues the same cut run
                 with job:
                     outcome = self._wait(job, claim)
+                    if outcome.exit_status == StorageError.exit_status:
+                        self._end_by_storage(claim, outcome)
                     cuts[claim.number] += outcome.status == "interrupted"
                     if outcome.status == "interrupted" and cuts[claim.number] < MOST_CUTS:
                         continue  # it stays in the queue
-                    refusals = refusals + 1 if outcome.status == "refused" else 0
-                    if outcome.status == "refused":
+                    rejections = rejections + 1 if outcome.status == "rejected" else 0
+                    if outcome.status == "rejected":
                         self.study.drop(claim.number)
-                        self._refuse(Path(claim.experiment).name, outcome.reason)
+                        self._reject(Path(claim.experiment).name, outcome.reason)
                     else:
                         self.study.close(claim.number, self._learnt(outcome))
                         self._tell(claim, outcome)
         return self._sum_up()
 
     def _queue_runs(self) -> None:
-        """Queues the runs of a list or a grid, but for those that cannot run: all are checked before one is begun."""
+        """Queues the runs of a list or a grid that can run: all are checked before the first one starts."""
         if self.study.plan.sampler != "grid" or not (missing := self.study.missing()):
             return
         with (
@@ -150,25 +159,38 @@ class Runner:
             for task in tasks:
                 config, reason = checker.check(task.fit_options)
                 if config is None:
-                    self._refuse(task.name, reason)
+                    self._reject(task.name, reason)
                 else:
                     self.study.queue(task)
 
-    def _refuse(self, name: str, reason: str | None) -> None:
-        self.outcomes.append(Outcome("refused", reason))
-        tqdm.write(f"refused         {name}: {reason}", file=sys.stderr)
+    def _reject(self, name: str, reason: str | None) -> None:
+        self.outcomes.append(Outcome("rejected", reason))
+        tqdm.write(f"rejected        {name}: {reason}", file=sys.stderr)
+
+    def _end_by_storage(self, claim: Claim, outcome: Outcome) -> None:
+        """Ends the command, as later runs would fail for the same reason: the disk is full, or cannot be written to."""
+        with suppress(StorageError):
+            write_ledger(Path(RUNS), self._note)
+        raise StorageError(f"{outcome.reason}; once this is solved, the same command continues {claim.experiment}")
 
     # Limits
 
     def _runs(self) -> list[Run]:
-        return [run for run in read_runs(self.study.folder) if run.folder.parent.parent == self.study.folder]
+        runs = read_runs(self.study.folder, self._note)
+        return [run for run in runs if run.folder.parent.parent == self.study.folder]
+
+    def _note(self, text: str) -> None:
+        """Tells the user something once, however often it is met."""
+        if text not in self._noted:
+            self._noted.add(text)
+            note(text)
 
     def _out_of_time(self) -> bool:
         runs = self._runs()
         times = [wall_time(run.record) for run in runs]
         longest = max(times, default=0.0)
         self._spent = sum(times)
-        to_come = sum(longest - wall_time(run.record) for run in runs if run.status == "running")  # other workers'
+        to_come = sum(longest - wall_time(run.record) for run in runs if run.status == "running")  # of other workers
         return self.total_time is not None and self._spent + to_come + longest > self.total_time
 
     def _spent_by_others(self, experiment: Path) -> float:
@@ -180,6 +202,7 @@ class Runner:
     def _wait(self, job: Job, claim: Claim) -> Outcome:
         others, look_again = self._spent_by_others(job.folder), LOOK_SECONDS
         before = max(self._spent - others, 0.0)  # what earlier attempts at this run have taken
+        self._standing = None
         try:
             while (outcome := job.poll()) is None:
                 if job.timeout is None:
@@ -190,85 +213,127 @@ class Runner:
                     others, look_again = self._spent_by_others(job.folder), job.elapsed + LOOK_SECONDS
                 if self.total_time is not None and before + others + job.elapsed > self.total_time:
                     job.end()
-                self._show(f"{Path(claim.experiment).name} {clock(job.elapsed)}", job.elapsed)
+                self._show(claim, before, job.elapsed)
                 time.sleep(0.5)
             return outcome
         except Interrupted as error:
             job.end()
             job.wait()
-            raise Interrupted(error.signum, f"in {claim.experiment}; the same command goes on with it") from error
+            raise Interrupted(error.signum, f"in {claim.experiment}; the same command continues it") from error
 
     def _learnt(self, outcome: Outcome) -> float | None:
-        """What a search is to learn from: the run's score, if it is the one that the study has so far.
+        """What a search learns from a run: its score, if it is the kind of score that the study has so far.
 
-        What it was told of runs that have val_loss alone, before the first that has val_bpb, is not taken back.
+        Values of val_loss that it was told before the first run with a val_bpb are not taken back.
         """
         records = [outcome.record, *(run.record for run in self._runs())]
         return score_of(records).of(outcome.record)
 
-    # What is shown
+    # Output
 
-    def _show(self, now: str, elapsed: float) -> None:
+    def _show(self, claim: Claim, before: float, elapsed: float) -> None:
+        """Updates the line on the terminal.
+
+        Args:
+            claim: The run that is under way.
+            before: Seconds that its earlier processes have taken.
+            elapsed: Seconds that the current one has taken.
+        """
         if self.bar.disable:
             return
-        if self._shown is None:  # read once a run
-            runs = self._runs()
-            ended = [run for run in runs if run.status != "running"]
-            mean = statistics.fmean([wall_time(run.record) for run in ended]) if ended else None
-            left = self.study.queued if self.study.plan.sampler == "grid" else None
-            if self.max_runs is not None:
-                left = min(self.max_runs - len(ended), left if left is not None else self.max_runs)
-            total = "?" if left is None else str(len(ended) + left)
-            seconds = [] if left is None or mean is None else [left * mean]
-            seconds += [] if self.total_time is None else [self.total_time - self._spent]
-            best = best_of(ended)
-            self._shown = (
-                f"{len(ended)}/{total} runs | " + (f"best {best.score:.4f} {best.experiment} | " if best else ""),
-                min(seconds, default=None),
-            )
-        text, seconds_left = self._shown
-        left_text = "" if seconds_left is None else f" | {clock(max(seconds_left - elapsed, 0.0))} left"
-        self.bar.set_description_str(f"{text}{now}{left_text}")
+        if self._standing is None:  # read once a run
+            self._standing = self._read_standing()
+        standing = self._standing
+        left = [] if self.total_time is None else [self.total_time - self._spent - elapsed]
+        if standing.left is not None and standing.mean is not None:
+            left.append(standing.left * standing.mean - before - elapsed)
+        total = None if standing.left is None else standing.ended + standing.left
+        text = status_line(
+            standing.ended,
+            total,
+            standing.best,
+            Path(claim.experiment).name,
+            before + elapsed,
+            min(left, default=None),
+            columns() - 1,  # in the last column, the cursor would go to the next line
+        )
+        self.bar.set_description_str(text)
+
+    def _read_standing(self) -> "_Standing":
+        states = self.study.states()
+        times = {name: 0.0 for name, has_ended in states.items() if has_ended}
+        runs = self._runs()
+        for run in runs:
+            if run.experiment in times:
+                times[run.experiment] += wall_time(run.record)
+        left = sum(not has_ended for has_ended in states.values()) if self.study.plan.sampler == "grid" else None
+        if self.max_runs is not None:
+            left = min(self.max_runs - len(times), self.max_runs if left is None else left)
+        best = best_of(run for run in runs if run.experiment in times)
+        shown = None if best is None else (f"{best.score:.4f}", best.experiment)
+        return _Standing(len(times), left, statistics.fmean(times.values()) if times else None, shown)
 
     def _tell(self, claim: Claim, outcome: Outcome) -> None:
-        """One line for a run that has ended."""
+        """Prints a line for a run that has ended."""
         self.outcomes.append(outcome)
-        self._shown = None
-        write_ledger(Path(RUNS))
-        said = " ".join((outcome.reason or "").split())
+        write_ledger(Path(RUNS), self._note)
+        text = " ".join((outcome.reason or "").split())
         if outcome.status == "completed":
-            run = next(run for run in self._runs() if run.folder == outcome.folder)
-            score, value = run.ranked_by.name, run.ranked_by.of(outcome.record)
-            said = f"no {score}, {run.decision}" if value is None else f"{score} {value:.4f}, {run.decision}"
+            for run in self._runs():
+                if run.folder == outcome.folder:
+                    score, value = run.ranked_by.name, run.ranked_by.of(outcome.record)
+                    text = f"no {score}, {run.decision}" if value is None else f"{score} {value:.4f}, {run.decision}"
         name = Path(claim.experiment).name
-        tqdm.write(f"{outcome.status:9} {clock(wall_time(outcome.record))}  {name}: {said}", file=sys.stderr)
+        tqdm.write(f"{outcome.status:9} {clock(wall_time(outcome.record))}  {name}: {text}", file=sys.stderr)
 
     def _sum_up(self) -> int:
-        counts = Counter(outcome.status for outcome in self.outcomes)
-        write_ledger(Path(RUNS))
-        runs = self._runs()
-        print(f"runs: {len(runs)}, of which now {', '.join(f'{n} {status}' for status, n in counts.items()) or 'none'}")
+        now = Counter(outcome.status for outcome in self.outcomes)
+        ended = sum(self.study.states().values())
+        write_ledger(Path(RUNS), self._note)
+        print(f"runs: {ended} ended, of which now {', '.join(f'{n} {status}' for status, n in now.items()) or 'none'}")
         if left := self.study.queued:
-            print(f"left: {left}; under way elsewhere, or beyond the limits; the same command goes on with them")
-        if best := best_of(runs):
+            print(f"left: {left}, under way elsewhere or beyond the limits; the same command continues with them")
+        if best := best_of(self._runs()):
             print(f"best: {best.score:.4f} {best.folder}")
         print(f"ledger: {Path(RUNS, LEDGER)}")
+        if ended:
+            print(f"report: python -m bytelm report {shlex.quote(str(self.study.folder))}")
         return int(any(outcome.status != "completed" for outcome in self.outcomes))
 
 
+class _Standing(NamedTuple):
+    """How far the study is, when a run starts.
+
+    Attributes:
+        ended: Number of runs that have ended.
+        left: Number of runs that have not, the current one among them; None if that is not known.
+        mean: Mean of the times that a run took, in seconds.
+        best: Score and name of the best run.
+    """
+
+    ended: int
+    left: int | None
+    mean: float | None
+    best: tuple[str, str] | None
+
+
 def default_timeout(experiment: Path) -> float | None:
-    """Twice a run's budget in time and ten minutes: what no run takes that does not hang.
+    """Twice a run's budget in time plus ten minutes; a run that takes longer hangs.
 
     Args:
-        experiment: Its folder.
+        experiment: The run's folder.
 
     Returns:
-        Seconds; infinitely many for a budget that is none in time, None before the run has written its config.
+        Seconds; infinity for a budget without a limit in time, None before the run has written its config.
     """
     run = newest_run(experiment)
-    if run is None or not (run / "config.yaml").exists():
+    if run is None or not (run / CONFIG).exists():
         return None
-    seconds = time_limit(yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))["time_budget"]["limit"])
+    try:
+        limit = (read_config(run / CONFIG).get("time_budget") or {}).get("limit")
+    except StorageError:  # it is damaged
+        return float("inf")
+    seconds = None if limit is None else time_limit(limit)
     return float("inf") if seconds is None else 2 * seconds + 600
 
 

@@ -201,7 +201,7 @@ def is_running(run: Path) -> bool:
 def is_free(file: Path) -> bool:
     """Whether no process has locked a file; so it is where there is none."""
     try:
-        descriptor = os.open(file, os.O_RDWR)
+        descriptor = os.open(file, os.O_RDONLY)  # which works on a read-only disk, too
     except FileNotFoundError:
         return True
     try:

@@ -160,7 +160,7 @@ def of_process(
     exit_status: int,
     message: str | None,
     asked: Status | None,
-    timeout: float | None,
+    why: str | None,
     started_at: float,
     seconds: float,
 ) -> Record:
@@ -172,7 +172,7 @@ def of_process(
         exit_status: Of the process, as subprocess gives it.
         message: Its last error message.
         asked: What it was asked to end as; None if it ended by itself.
-        timeout: Seconds that it was allowed to take, for the reason of a `timeout`.
+        why: Why it was asked to.
         started_at: When it started, in seconds since 1970.
         seconds: How long it took.
     """
@@ -190,8 +190,7 @@ def of_process(
     if exit_status == 0:
         status, reason = "completed", None
     elif asked is not None:
-        status = asked
-        reason = f"not done after {timeout:g} s" if asked == "timeout" else reason
+        status, reason = asked, why or reason
     record |= {"status": status, "reason": reason}
     if earlier is not None and (before := wall_time(earlier)):
         record["wall_time_secs"] = round(before + seconds, 3)

@@ -28,6 +28,8 @@ def replacing(path: Path, shared: bool = False) -> Iterator[Path]:
                 os.fsync(folder)  # the name too
             finally:
                 os.close(folder)
-    except BaseException:
+    except BaseException as error:
+        if isinstance(error, OSError) and error.filename is None:  # of a write; the message is to name the file
+            error.filename = str(path)
         partial.unlink(missing_ok=True)
         raise

@@ -16,10 +16,12 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from disks import small_disk
 
 from bytelm.errors import StorageError
 from bytelm.experiments import job as job_module
-from bytelm.experiments.job import Job, Outcome, tail
+from bytelm.experiments.job import Job, Outcome, RunIsTaken, tail
+from bytelm.experiments.memory_limit import Size
 from bytelm.runs.ledger import read_runs
 from bytelm.runs.record import wall_time
 from bytelm.runs.score import VAL_BPB
@@ -149,7 +151,7 @@ def test_a_run_that_is_refused_leaves_nothing_but_the_reason(run, status):
         print("bytelm: error: n_heads: 3 cannot be used", file=sys.stderr)
         sys.exit({status})
     """)
-    assert outcome == Outcome("refused", "n_heads: 3 cannot be used")
+    assert outcome == Outcome("rejected", "n_heads: 3 cannot be used", exit_status=status)
     assert not FOLDER.exists()
 
 
@@ -273,6 +275,25 @@ def test_a_run_that_is_ended_is_interrupted_whatever_else_comes(start, told):
     assert on_record()["status"] == "interrupted"
 
 
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc")
+def test_a_run_that_takes_too_much_memory_is_killed_with_the_reason(run, told, until, alive):
+    outcome = run(
+        """
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        tell("pids", os.getpid(), sleeper())
+        held = []
+        while True:
+            held.append(b"x" * 1_000_000)
+            time.sleep(0.001)
+        """,
+        memory_limit=Size.parse("200MiB"),
+    )
+    reason = "it used more than 200MiB of memory, the limit of a run here"
+    assert (outcome.status, outcome.reason) == ("error", reason)
+    assert (on_record()["status"], on_record()["reason"]) == ("error", reason)
+    until(lambda: not any(map(alive, told("pids"))))
+
+
 # A run that goes on
 
 
@@ -334,6 +355,40 @@ def test_the_time_of_a_run_without_a_record_is_none():
     assert wall_time({"total_time_secs": 2.0, "wall_time_secs": 5.0}) == 5.0
 
 
+# Disks
+
+
+def test_a_run_whose_folder_cannot_be_made_ends_in_one_error(start):
+    Path("runs").touch()
+    with pytest.raises(StorageError, match=r"^runs/s/a: the run cannot be started \(Not a directory\)"):
+        start("")
+
+
+def test_a_record_that_cannot_be_written_ends_in_one_error_and_the_earlier_one_stays(run):
+    with small_disk("runs") as disk:
+        earlier(status="interrupted", reason="cut", total_time_secs=100.0)
+        disk.fill()
+        with pytest.raises(StorageError, match=r"^runs/s/a: its record cannot be written \(No space left on device"):
+            run("sys.exit(1)")
+        assert on_record()["status"] == "interrupted"
+
+
+def test_a_run_that_ended_by_a_full_disk_tells_so_itself(run):
+    with small_disk("runs") as disk:
+        disk.fill()
+        # Its log may be written no longer.
+        outcome = run("sys.exit(5)")
+        assert (outcome.status, outcome.exit_status) == ("error", 5)
+
+
+@pytest.mark.parametrize("damage", ["", "[]", '{"status": 3}', '{"total_time_secs": "x", "status": "error"}'])
+def test_a_damaged_record_of_an_earlier_attempt_is_replaced(run, damage):
+    RECORD.parent.mkdir(parents=True)
+    RECORD.write_text(damage)
+    assert run("sys.exit(1)").status == "error"
+    assert (on_record()["status"], on_record()["reason"]) == ("error", "ended with exit status 1")
+
+
 # One process at a time
 
 
@@ -341,7 +396,7 @@ def test_a_run_is_not_begun_by_another_before_this_is_done_with_it(start, told):
     with start("tell('ready'); time.sleep(0.2); record(status='completed')") as job:
         told("ready")
         for _ in ("under way", "ended"):
-            with pytest.raises(StorageError, match="runs/s/a: another process is at work on this run"):
+            with pytest.raises(RunIsTaken, match="runs/s/a: another process works on this run"):
                 Job([], "s/a")
             assert job.wait(0.02).status == "completed"
     with start("record(status='completed', val_bpb=2.0)") as job:

@@ -1,9 +1,12 @@
 import json
 import re
+import shlex
+import warnings
+from html.parser import HTMLParser
 
 import pytest
 import yaml
-from run_folders import config, make_run, write_curve
+from run_folders import CORPUS, config, make_run, write_curve
 from torch.utils.tensorboard import SummaryWriter
 
 pytest.importorskip("matplotlib")
@@ -12,8 +15,13 @@ pytest.importorskip("scipy")
 
 from pathlib import Path
 
+from bytelm.experiments.comparison import experiments_of
 from bytelm.experiments.report import plots
+from bytelm.experiments.report.contests import Layout, contests_of, ended_runs
+from bytelm.experiments.report.curves import read_curves
 from bytelm.experiments.report.page import report
+from bytelm.experiments.report.section import Section
+from bytelm.experiments.report.text import plain
 from bytelm.program import main
 from bytelm.runs.ledger import read_runs
 from bytelm.runs.score import VAL_BPB, VAL_LOSS
@@ -51,14 +59,15 @@ def rows(markdown, head):
     return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in table]
 
 
-def test_a_table_has_a_row_for_each_experiment(study):
-    base, wide, slow, bad = rows(text(), "Run")
-    assert base == ["0", "00-base", "**3.0000**", "1,500", "223K", "", "keep"]
-    assert wide[:2] == ["1", "01-wide"]
-    assert wide[2] == "**2.5150 ± 0.0234 (3)**"
-    assert wide[5:] == ["d_model 16 → 32 (from 0)", "keep"]
-    assert slow[5:] == ["lr 0.003 → 0.001 (from 1)", "discard"]
-    assert (bad[2], bad[6]) == ("none", "diverged")
+def test_a_table_has_a_row_for_each_experiment_the_best_first(study):
+    page = text()
+    wide, slow, base, bad = rows(page, "Experiment")
+    assert wide == ["01-wide", "**2.5150 ± 0.0234 (3)**", "100", "223K", "d_model 16 → 32 (from 00-base)", "keep"]
+    assert slow == ["02-slow", "2.7000", "100", "223K", "lr 0.003 → 0.001 (from 01-wide)", "discard"]
+    assert base == ["00-base", "3.0000", "1,500", "223K", "", "keep"]
+    assert (bad[0], bad[1], bad[-1]) == ("03-bad", "none", "diverged")
+    assert "± is the standard deviation over seeds, with the number of runs in parentheses" in page
+    assert "keep: it was the best of the contest when it ended; discard: it was not" in page
 
 
 def test_the_best_configuration_comes_with_how_it_came_about_and_how_to_repeat_it(study):
@@ -73,7 +82,7 @@ def test_the_best_configuration_comes_with_how_it_came_about_and_how_to_repeat_i
 def test_phases_are_tables_of_their_own_and_the_rest_is_not_lost(study):
     page = text(phases={"Width": ["0[01]-*"], "Rate": ["02-*"]})
     assert re.findall("^## (.*)$", page, re.M)[1:4] == ["Width", "Rate", "Others"]
-    width, rate, others = (part.split("\n## ")[0] for part in page.split("| Run | Config")[1:4])
+    width, rate, others = (part.split("\n## ")[0] for part in page.split("| Experiment | val_bpb")[1:4])
     assert "00-base" in width
     assert "01-wide" in width
     assert "02-slow" in rate
@@ -82,19 +91,19 @@ def test_phases_are_tables_of_their_own_and_the_rest_is_not_lost(study):
 
 def test_figures_from_elsewhere_stand_beside(study):
     page = text(reported={"0[01]-*": {"val_bpb": 3.728, "total_steps": 65}}, reported_by="challenge")
-    assert "| Run | Config | val_bpb | challenge | Steps | challenge steps | Params |" in page
-    base, _, slow, _ = rows(page, "Run")
-    assert base[3:6] == ["3.728", "1,500", "65"]
-    assert slow[3:6] == ["", "100", ""]
+    assert "| Experiment | val_bpb | challenge | Steps | challenge steps | Params |" in page
+    _, slow, base, _ = rows(page, "Experiment")
+    assert base[2:5] == ["3.728", "1,500", "65"]
+    assert slow[2:5] == ["", "100", ""]
 
 
 def test_effects_say_what_shows_and_what_does_not(study):
     effects = {"wide over narrow": ["01-*", "00-*"], "slow over fast": ["02-*", "01-*"], "bad": ["03-*", "00-*"]}
     page = text(effects=effects, reported={"00-*": {"val_bpb": 3.5}, "01-*": {"val_bpb": 3.4}})
     wide, slow, bad = rows(page, "Statement")
-    assert wide[3:] == ["+0.4850", "+0.100", "shows"]
-    assert slow[3:] == ["-0.1850", "", "the opposite shows"]
-    assert bad[5] == "not to be said: a run has no score"
+    assert wide[3:] == ["+0.4850", "+0.100", "confirmed"]
+    assert slow[3:] == ["-0.1850", "", "the opposite"]
+    assert bad[5] == "unknown: a run has no score"
 
 
 def test_a_small_effect_is_within_noise():
@@ -104,18 +113,19 @@ def test_a_small_effect_is_within_noise():
     page = text(effects={"a over b": ["a", "b"]})
     assert rows(page, "Statement")[0][5] == "within noise"
     assert rows(page, "Phase") == [["s", "0.1000", "4"]]
-    assert "Not to be told from the best, a: b." in page
+    assert "Statistically indistinguishable from the best, a: b." in page
 
 
 def test_what_was_made_from_another_differs_by_more_than_noise_or_does_not(study):
-    wide, slow = rows(text().split("## What differs")[1], "Run")
-    assert (wide[1], wide[2], wide[4]) == ("01-wide", "00-base", "better")
-    assert (slow[1], slow[2], slow[4]) == ("02-slow", "01-wide", "worse")
+    wide, slow = rows(text().split("## What differs")[1], "Experiment")
+    assert (wide[0], wide[1], wide[3]) == ("01-wide", "00-base", "better")
+    assert (slow[0], slow[1], slow[3]) == ("02-slow", "01-wide", "worse")
 
 
 def test_without_seeds_nothing_is_said_of_noise():
     make_run("s/a", 2.0)
-    assert "nothing can be said" in text()
+    make_run("s/b", 2.1, settings=config(d_model=32))
+    assert "no difference can be judged" in text()
 
 
 def test_noise_can_be_taken_from_other_runs():
@@ -125,13 +135,13 @@ def test_noise_can_be_taken_from_other_runs():
         make_run(f"other/a,seed={seed}", 2.1 + seed / 100, at=seed, settings=config(seed=seed))
     page = text(spread_of=["runs/other"], phases={"All": ["*"]})
     assert rows(page, "Phase") == [["All", "0.0100", "2"]]
-    assert rows(page.split("## What differs")[1], "Run")[0][4] == "worse"
+    assert rows(page.split("## What differs")[1], "Experiment")[0][3] == "worse"
     assert "(3)" not in page
 
 
 def test_failures_are_listed_with_their_reasons_and_cannot_break_the_page(study):
     page = text()
-    assert rows(page, "Config | Status") == [
+    assert rows(page, "Experiment | Status") == [
         ["03-bad", "diverged", "the loss &lt;b&gt;became&lt;/b&gt; NaN \\| stop", "`runs/s/03-bad/version_0`"]
     ]
     assert "<b>became" not in Path("runs/s/report/report.html").read_text()
@@ -139,7 +149,7 @@ def test_failures_are_listed_with_their_reasons_and_cannot_break_the_page(study)
 
 def test_the_html_page_needs_no_other_file(study):
     page = report(["runs/s"], title="A <title>").read_text()
-    assert page.count('src="data:image/svg+xml;base64,') == 3
+    assert page.count('src="data:image/svg+xml;base64,') == 3  # of one size, so none by parameters
     assert not re.search(r'(src|href)="(?!data:)', page)
     assert "<title>A &lt;title&gt;</title>" in page
     assert page.count("<table>") == len(re.findall(r"^\| -|^\| :?-", Path("runs/s/report/report.md").read_text(), re.M))
@@ -151,22 +161,48 @@ def test_the_pictures_beside_the_markdown_are_those_that_it_names(study):
 
 
 def test_the_same_runs_give_the_same_report(study):
-    files = ("report.md", "report.html", "by_number.svg", "by_parameters.svg", "by_time.svg")
+    files = ("report.md", "report.html", "by_name.svg", "in_order.svg", "by_time.svg")
     one, other = (report(["runs/s"], out=out).parent for out in ("one", "other"))
     for name in files:
         assert (one / name).read_bytes() == (other / name).read_bytes(), name
 
 
 def test_experiments_on_other_corpora_or_budgets_are_not_compared():
-    make_run("s/a", 2.0, at=1)
-    make_run("s/b", 1.0, at=2, settings=config(limit="20s", d_model=32))
+    for limit, at, best in (("180s", 1, 2.0), ("20s", 3, 1.0)):
+        make_run(f"s/base-{limit}", best + 0.5, at=at, settings=config(limit=limit))
+        make_run(f"s/wide-{limit}", best, at=at + 1, settings=config(limit=limit, d_model=32), num_params_M=0.5)
+    make_run("s/alone", 0.5, at=5, settings=config(limit="5s"))
     page = text()
+    assert re.findall("^# (.*)$", page, re.M)[1:] == [
+        "Contest 1: 180s, corpus.txt, val_bpb",
+        "Contest 2: 20s, corpus.txt, val_bpb",
+    ]
+    one, two, alone = rows(page, "Contest")
+    assert one == ["1", "180s", "corpus.txt", "val_bpb", "2", "2", "wide-180s: 2.0000", "d_model 16 → 32"]
+    assert two == ["2", "20s", "corpus.txt", "val_bpb", "2", "2", "wide-20s: 1.0000", "d_model 16 → 32"]
+    assert alone == ["3", "5s", "corpus.txt", "val_bpb", "1", "1", "alone: 0.5000", ""]  # and no chapter of one point
     assert page.count("## Best configuration") == 2
+    assert [row[4] for row in rows(page, "Experiment |")] == ["d_model 16 → 32 (from base-180s)", ""]
     html = Path("runs/s/report/report.html").read_text()
-    assert html.count('src="data:image/svg+xml;base64,') == 6
+    assert html.count('src="data:image/svg+xml;base64,') == 8
     assert ".svg" not in html
-    assert [row[5] for row in (rows(page, "Run")[0], rows(page.split("## Best")[2], "Run")[0])] == ["", ""]
-    assert len(list(Path("runs/s/report").glob("*.svg"))) == 6
+    assert len(list(Path("runs/s/report").glob("*.svg"))) == 8
+
+
+def test_a_report_on_one_experiment_has_no_chapter_of_one_point():
+    write_curve(make_run("s/a", 2.0, at=1))
+    page = text()
+    assert re.findall("^## (.*)$", page, re.M) == ["Best configuration", "s", "Training by the clock"]
+    assert page.count("![") == 1
+
+
+def test_contests_whose_runs_all_failed_are_listed():
+    make_run("s/a", 2.0, at=1)
+    make_run("s/b", status="error", at=2, settings=config(limit="20s"), corpus={**CORPUS, "sha256": "b"})
+    page = text()
+    assert [row[6] for row in rows(page, "Contest")] == ["a: 2.0000", "none was completed"]
+    assert "# Other runs without a score" in page
+    assert [row[:3] for row in rows(page, "Experiment | Status")] == [["b", "error", "it was error"]]
 
 
 def test_a_run_that_ended_before_it_left_a_config_is_with_the_others_of_its_name():
@@ -178,14 +214,14 @@ def test_a_run_that_ended_before_it_left_a_config_is_with_the_others_of_its_name
     make_run("s/b", 3.0, at=2, settings=config(d_model=32))
     page = text()
     assert page.count("## Best configuration") == 1
-    assert [row[1:3] for row in rows(page, "Run")] == [["a", "**2.0000**"], ["b", "3.0000"]]
+    assert [row[:2] for row in rows(page, "Experiment")] == [["a", "**2.0000**"], ["b", "3.0000"]]
     assert "runs | 3 (2 completed, 1 interrupted)" in page
 
 
 def test_figures_are_those_of_completed_runs():
     write_curve(make_run("s/a", status="interrupted", at=0, total_steps=7))
     make_run("s/a", 2.0, at=1, version=1, total_steps=1_500)
-    assert rows(text(), "Run")[0][3] == "1,500"
+    assert rows(text(), "Experiment")[0][2] == "1,500"
 
 
 def test_where_every_run_failed_there_is_a_report_all_the_same():
@@ -193,57 +229,245 @@ def test_where_every_run_failed_there_is_a_report_all_the_same():
     make_run("other/a,seed=1", 2.0, at=1)
     make_run("other/a,seed=2", 2.1, at=2, settings=config(seed=2))
     page = text(spread_of=["runs/other"])
-    assert page.count("No run was completed") == 2
-    assert rows(page, "Config | Status")[0][2] == "two lines &lt;b&gt;of&lt;/b&gt; it"
+    assert page.count("No run was completed") == 1
+    assert rows(page, "Experiment | Status")[0][2] == "two lines &lt;b&gt;of&lt;/b&gt; it"
 
 
 def test_runs_whose_names_begin_with_the_same_number_are_counted():
     for place, lr in enumerate((1e-3, 2e-3, 3e-3)):
         make_run(f"s/24-rope,lr={lr}", 2.0, at=place, settings=config(lr=lr))
-    assert [row[0] for row in rows(text(), "Run")] == ["1", "2", "3"]
+    assert [experiment.number for experiment in _experiments()] == [1, 2, 3]
 
 
-def test_names_and_phases_are_no_html_and_no_patterns():
-    make_run("s/a[1]", 2.0)
-    page = text(title="<i>", phases={"<b>": ["a[1]"]}, curves=["a[1]"])
-    assert page.startswith("# &lt;i&gt;\n")
-    assert "## &lt;b&gt;" in page
+# Texts of users
+
+HOSTILE = {
+    "a link": "[x](javascript:alert(1))",
+    "an image": "![i](http://evil.example/x.png)",
+    "a reference": "[x]: http://evil.example",
+    "HTML": "<img src=x onerror=alert(1)><script>alert(1)</script>",
+    "an entity": "&lt;b&gt; &#60;i&#62;",
+    "an address": "<https://evil.example> https://evil.example www.evil.example ftp://evil.example",
+    "emphasis": "*a* **b** _c_ __d__ ~~e~~ ***f***",
+    "code": "`a` ``b`` ```c```",
+    "a table": "a | b \\| c",
+    "math": "$x^2$ $$y$$ \\(z\\)",
+    "escapes": "\\* \\\\ \\[x\\](y)",
+    "a heading": "# h #",
+    "a rule": "---",
+    "a list": "1. a",
+    "another list": "- a",
+    "another heading": "===",
+    "inside words": "tiny,d_ff=32,n_layers=1 a_b_c -0.5 1.5s",
+    "other letters": "größer 日本語 🙂",
+}
+
+
+class Shown(HTMLParser):
+    """What a browser makes of the page: its text, and the tags in it."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.text, self.tags, self.attributes = "", set(), []
+        self.feed(page)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.add(tag)
+        self.attributes += attributes
+
+    def handle_data(self, data):
+        self.text += data
+
+
+TAGS = {"html", "head", "meta", "title", "style", "body", "h1", "h2", "p", "ul", "li", "strong", "code", "img"}
+TAGS |= {"table", "thead", "tbody", "tr", "th", "td"}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_names_and_reasons_are_shown_as_they_are_and_nothing_else(kind):
+    written = HOSTILE[kind]
+    name = written.replace("/", "\u2044")
+    make_run(f"{name}/{name}", 2.0, at=1)
+    make_run(f"{name}/{name}2", 2.5, at=2, settings=config(d_model=32))
+    make_run(f"{name}/{name}3", status="error", at=3, reason=written, settings=config(position=name))
+    effects = {written: [name.replace("[", "[[]"), name.replace("[", "[[]") + "2"]}
+    page = report([f"runs/{name}"], title=written, phases={written: ["*"]}, effects=effects, reported_by=written)
+    shown = Shown(page.read_text())
+    assert shown.tags <= TAGS
+    assert all(key not in ("href", "onerror") for key, _ in shown.attributes)
+    assert all(value.startswith("data:image/svg+xml") for key, value in shown.attributes if key == "src")
+    line = " ".join(written.split())
+    assert shown.text.count(line) >= 4  # title, phase, effect, reason
+    assert " ".join(name.split()) in shown.text
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_in_the_markdown_they_are_text_for_other_renderers_too(kind):
+    commonmark = pytest.importorskip("markdown_it")
+    renderer = commonmark.MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"])
+    line = plain(HOSTILE[kind])
+    for block in (line, f"* {line}", f"# {line}", f"| a |\n| --- |\n| {line} |"):
+        shown = Shown(renderer.render(block))
+        assert shown.tags <= {"p", "ul", "li", "h1", "table", "thead", "tbody", "tr", "th", "td"}
+        assert " ".join(HOSTILE[kind].split()) in shown.text
+
+
+@pytest.mark.parametrize(
+    "name", [r"$\foo{$", "$x^2$", "a$", r"\alpha", "_hidden", "{x}", "%s %d", "日本語", "a" * 200, "\u202ea"]
+)
+def test_names_in_pictures_are_text(name):
+    write_curve(make_run(f"s/{name}", 2.0, at=1))
+    write_curve(make_run("s/b", 2.5, at=2, settings=config(d_model=32), num_params_M=0.5, tokens_seen=1))
+    write_curve(make_run("s/c", 2.6, at=3, settings=config(d_model=64), num_params_M=0.6, tokens_seen=9))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        page = text(phases={name: ["*"], "Others too": ["b"]})
+    assert page.count("![") == 5
+    label = plots.short(name)
+    phases = {name: _experiments()}
+    assert label in [entry.get_text() for entry in plots.by_name(phases, VAL_BPB).axes[0].get_yticklabels()]
+    axes = plots.by_parameters(phases, VAL_BPB).axes[0]
+    assert label in [entry.get_text() for entry in axes.get_legend().get_texts()]
+    assert label in [entry.get_text() for entry in axes.texts]
+    assert all(not entry.get_parse_math() for entry in axes.texts)
+
+
+def test_unprintable_characters_are_replaced():
+    assert plain("a\x00b\x1b[31m\u202ec\udcf6") == "a\ufffdb\ufffd\\[31m\ufffdc\ufffd"
+    make_run("s/a\udcf6", status="error", reason="\x02wzxhzdk:0\x03 \x1b]0;title\x07")
+    assert "\x1b" not in text()
+    assert "\ufffdwzxhzdk:0\ufffd" in text()
+
+
+def test_a_path_in_a_command_is_as_a_shell_takes_it():
+    make_run("s/a b'c", 2.0)
+    (command,) = re.findall("To train it again: `(.*)`", text())
+    assert shlex.split(command)[-1] == "runs/s/a b'c/version_0/config.yaml"
+    make_run("s/`d`", 1.0)
+    assert "\\`d\\`" in text().split("To train it again")[1].splitlines()[0]
 
 
 def test_what_a_user_calls_others_is_not_lost(study):
     page = text(phases={"Others": ["00-*"]})
-    assert [row[1] for row in rows(page, "Run")] == ["00-base", "01-wide", "02-slow", "03-bad"]
+    assert [row[0] for row in rows(page, "Experiment")] == ["01-wide", "02-slow", "00-base", "03-bad"]
+
+
+# Curves and pictures
+
+
+def curves_of(score=VAL_BPB, folder=None):
+    runs = read_runs(Path("runs"))
+    return read_curves(next(run for run in runs if folder in (None, run.folder)), score)
 
 
 def test_curves_are_by_seconds_of_training_and_in_bits():
-    write_curve(make_run("s/a"), steps=200, scores=(2.5, 2.0))
-    (run,) = read_runs(Path("runs"))
-    curves = plots.read_curves(run, VAL_BPB)
-    seconds, loss = curves["train/loss"]
-    assert seconds[-1] == pytest.approx(180)
-    assert loss[-1] == pytest.approx(5.0 / 198**0.2 / 0.6931, rel=1e-3)  # mean of the last five
-    assert list(curves["val/bpb"][0]) == pytest.approx([90, 180])
-    assert list(curves["val/bpb"][1]) == pytest.approx([2.5, 2.0])
+    write_curve(make_run("s/a", total_steps=200, tokens_seen=1e6), steps=200, scores=(2.5, 2.0))
+    curves = curves_of()
+    assert curves.loss.seconds[-1] == pytest.approx(180)
+    assert curves.loss.values[-1] == pytest.approx(5.0 / 198**0.2 / 0.6931, rel=1e-3)  # mean of the last five
+    assert list(curves.scores.seconds) == pytest.approx([90, 180])
+    assert list(curves.scores.tokens) == pytest.approx([5e5, 1e6])
+    assert list(curves.scores.values) == pytest.approx([2.5, 2.0])
+
+
+def test_the_last_score_is_at_the_time_at_which_training_ended():
+    # Progress is logged at some steps only, and the run ended between two of them, before its budget was used up.
+    folder = make_run("s/a", 2.0, total_steps=119, training_time_secs=107.0)
+    with SummaryWriter(str(folder)) as writer:
+        for step in range(10, 119, 10):
+            writer.add_scalar("train/loss", 5.0, step)
+            writer.add_scalar("time_budget/progress", step / 200, step)
+        writer.add_scalar("val/bpb", 2.0, 119)
+    curves = curves_of()
+    assert (list(curves.scores.seconds), list(curves.scores.values)) == ([107.0], [2.0])
+    assert curves.loss.seconds[0] == pytest.approx(9.0)  # a tenth of 90 s, where half of the 180 s was used
+    assert curves.loss.seconds[-1] == pytest.approx(99.0)
+
+
+@pytest.mark.parametrize("limit", ["200 steps", "1 Mtok", ["180s", "200 steps"]], ids=str)
+def test_in_a_budget_that_is_none_in_time_the_last_score_is_at_the_time_of_the_record(limit):
+    settings = config(limit=limit)
+    write_curve(make_run("s/a", 2.0, settings=settings, total_steps=200, training_time_secs=50.0), scores=(2.5, 2.0))
+    assert list(curves_of().scores.seconds) == pytest.approx([25.0, 50.0])
+
+
+def test_a_run_with_another_logger_has_its_score_from_the_record():
+    make_run("s/a", 2.0, total_steps=100, training_time_secs=170.0, tokens_seen=1e6)  # and no log of TensorBoard's
+    curves = curves_of()
+    assert len(curves.loss.values) == 0
+    assert [list(part) for part in (curves.scores.seconds, curves.scores.tokens, curves.scores.values)] == [
+        [170.0],
+        [1e6],
+        [2.0],
+    ]
+    page = text()
+    assert "**2.0000**" in page
+    assert "by_time.svg" in page
+
+
+def test_a_damaged_log_costs_the_curve_and_not_the_report(study):
+    (events,) = Path("runs/s/00-base/version_0").glob("events*")
+    content = events.read_bytes()
+    for damaged in (b"", content[:100], b"\xff" * 5000, content[: len(content) // 2] + b"\xff" * 3000):
+        events.write_bytes(damaged)
+        assert "00-base" in text()
+        assert curves_of(folder=events.parent).scores.values[-1] == 3.0
+
+
+def test_values_that_are_no_numbers_are_left_out_of_curves():
+    folder = make_run("s/a", 2.0, total_steps=3)
+    with SummaryWriter(str(folder)) as writer:
+        for step, loss in enumerate((5.0, float("nan"), float("inf")), start=1):
+            writer.add_scalar("train/loss", loss, step)
+    assert list(curves_of().loss.values) == pytest.approx([5.0 / 0.6931], rel=1e-3)
+    text()
 
 
 def test_a_loss_of_tokens_that_are_no_bytes_is_not_shown_as_bits_per_byte():
-    write_curve(make_run("s/a", settings=config(vocab_size=50_304)))
-    (run,) = read_runs(Path("runs"))
-    curves = plots.read_curves(run, VAL_BPB)
-    assert len(curves["train/loss"][0]) == 0
-    assert len(curves["val/bpb"][0]) == 2
+    write_curve(make_run("s/a", settings=config(vocab_size=50_304), total_steps=200))
+    curves = curves_of()
+    assert len(curves.loss.values) == 0
+    assert len(curves.scores.values) == 2
+
+
+def test_names_are_on_the_axis_the_best_first(study):
+    axes = plots.by_name({"all": _experiments()}, VAL_BPB).axes[0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["01-wide", "02-slow", "00-base"]
+    assert axes.yaxis.get_view_interval()[0] > axes.yaxis.get_view_interval()[1]  # the first is at the top
+    points = [line for line in axes.lines if line.get_marker() == "o" and len(line.get_xdata())]
+    assert [float(line.get_xdata()[0]) for line in points] == pytest.approx([2.515, 2.7, 3.0])
 
 
 def test_the_running_best_falls(study):
-    axes = plots.by_number({"all": _experiments()}, VAL_BPB).axes[0]
+    axes = plots.in_order({"all": _experiments()}, VAL_BPB).axes[0]
     line = next(line for line in axes.lines if line.get_drawstyle() == "steps-post")
-    assert list(line.get_xdata()) == [0, 1, 2]
+    assert list(line.get_xdata()) == [1, 2, 3]
     assert list(line.get_ydata()) == pytest.approx([3.0, 2.515, 2.515])
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["00-base", "01-wide", "02-slow", "03-bad"]
+
+
+def test_all_curves_are_shown_where_there_are_few_and_those_of_the_best_where_there_are_many():
+    for place in range(7):
+        write_curve(make_run(f"s/{place}-x", 3.0 - place / 10, at=place, settings=config(d_model=16 + place)))
+    (experiments,) = contests_of(ended_runs(["runs/s"])).values()
+    layout = Layout(None, None, {}, "", {})
+    assert len(Section(experiments, layout, VAL_BPB).curves) == 7
+    for place in range(7, 12):
+        write_curve(make_run(f"s/{place}-x", 4.0, at=place, settings=config(d_model=16 + place)))
+    (experiments,) = contests_of(ended_runs(["runs/s"])).values()
+    shown = Section(experiments, layout, VAL_BPB).curves
+    assert [one.run.experiment for one in shown] == ["0-x", "6-x"]
+
+
+def test_runs_that_saw_unequal_numbers_of_tokens_are_shown_by_tokens_too():
+    write_curve(make_run("s/a", 2.0, at=1, tokens_seen=1_000_000))
+    write_curve(make_run("s/b", 2.5, at=2, settings=config(d_model=32), tokens_seen=1_010_000))
+    assert "by_tokens.svg" not in text()
+    write_curve(make_run("s/c", 2.6, at=3, settings=config(d_model=64), tokens_seen=2_000_000))
+    assert "![Loss against tokens seen](by_tokens.svg)" in text()
 
 
 def _experiments():
-    from bytelm.experiments.comparison import experiments_of
-
     return experiments_of(read_runs(Path("runs")))
 
 
@@ -261,11 +485,11 @@ def by_loss():
 def test_runs_without_val_bpb_are_reported_by_val_loss_with_its_unit(by_loss):
     effects = {"wide over narrow": ["01-*", "00-*"]}
     page = text(effects=effects, reported={"0*": {"val_loss": 5.5, "val_bpb": 1.0}}, reported_by="they")
-    assert "| Run | Config | val_loss (nats per token) | they | Steps | Params |" in page
-    base, wide, bad = rows(page, "Run")
-    assert (base[2], base[3], base[-1]) == ("**6.0000**", "5.500", "keep")
-    assert (wide[2], wide[-1]) == ("**5.1000 ± 0.1414 (2)**", "keep")
-    assert (bad[2], bad[-1]) == ("none", "diverged")
+    assert "| Experiment | val_loss (nats per token) | they | Steps | Params |" in page
+    wide, base, bad = rows(page, "Experiment")
+    assert (base[1], base[2], base[-1]) == ("6.0000", "5.500", "keep")
+    assert (wide[1], wide[-1]) == ("**5.1000 ± 0.1414 (2)**", "keep")
+    assert (bad[1], bad[-1]) == ("none", "diverged")
     assert "**01-wide**: val_loss 5.1000 ± 0.1414 (2)" in page
     assert "15.0 % less than the first, 00-base (6.0000)" in page
     assert rows(page, "Statement")[0][3:5] == ["+0.9000", "+0.000"]
@@ -277,34 +501,37 @@ def test_runs_without_val_bpb_are_reported_by_val_loss_with_its_unit(by_loss):
 def test_pictures_name_the_score_that_they_show(by_loss):
     phases = {"all": _experiments()}
     label = "val_loss (nats per token, lower is better)"
-    assert plots.by_number(phases, VAL_LOSS).axes[0].get_ylabel() == label
+    assert plots.in_order(phases, VAL_LOSS).axes[0].get_ylabel() == label
+    assert plots.by_name(phases, VAL_LOSS).axes[0].get_xlabel() == label
     assert plots.by_parameters(phases, VAL_LOSS).axes[0].get_ylabel() == label
-    axes = plots.by_time(phases["all"][0].runs, VAL_LOSS).axes[0]
-    assert axes.get_ylabel() == "nats per token"
+    curves = [read_curves(run, VAL_LOSS) for run in phases["all"][0].runs]
+    axes = plots.training(curves, VAL_LOSS, "seconds").axes[0]
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("training time (s)", "nats per token")
+    assert plots.training(curves, VAL_LOSS, "tokens").axes[0].get_xlabel() == "tokens seen (millions)"
     assert "val_loss" in [entry.get_text() for entry in axes.get_legend().get_texts()]
     label = "val_bpb (bits per byte, lower is better)"
-    assert plots.by_number(phases, VAL_BPB).axes[0].get_ylabel() == label
+    assert plots.in_order(phases, VAL_BPB).axes[0].get_ylabel() == label
 
 
 def test_curves_beside_val_loss_are_in_nats_whatever_a_token_is(by_loss):
     folder = Path("runs/s/00-base/version_0")
     with SummaryWriter(str(folder)) as writer:
         writer.add_scalar("val/loss", 6.0, 200)
-    run = next(run for run in read_runs(Path("runs")) if run.folder == folder)
-    curves = plots.read_curves(run, VAL_LOSS)
-    assert curves["train/loss"][1][-1] == pytest.approx(5.0 / 198**0.2, rel=1e-3)  # mean of the last five
-    assert [list(values) for values in curves["val/loss"]] == [pytest.approx([180]), [6.0]]
+    curves = curves_of(VAL_LOSS, folder)
+    assert curves.loss.values[-1] == pytest.approx(5.0 / 198**0.2, rel=1e-3)  # mean of the last five
+    assert (list(curves.scores.seconds), list(curves.scores.values)) == ([180.0], [6.0])
 
 
 def test_runs_without_val_bpb_among_others_are_not_ranked_and_the_report_says_so(study):
     make_run("s/04-tokens", None, at=40, settings=config(lr=2e-3), val_loss=1.0)
     page = text()
-    assert "\n\nNot ranked: 04-tokens. It is not known how many bytes" in page
+    assert "\n\nNot ranked: 04-tokens. The number of bytes that their tokens stand for is not known" in page
     assert "nats per token cannot be compared with bits per byte" in page
-    assert [row[2] for row in rows(page, "Run")] == ["**3.0000**", "**2.5150 ± 0.0234 (3)**", "2.7000", "none", "none"]
+    scores = [row[1] for row in rows(page, "Experiment")]
+    assert scores == ["**2.5150 ± 0.0234 (3)**", "2.7000", "3.0000", "none", "none"]
     assert "**01-wide**: val_bpb 2.5150" in page
-    failures = [row[:3] for row in rows(page, "Config | Status")]
-    assert ["04-tokens", "completed", "it has val_loss alone: 1.0000"] in failures
+    failures = [row[:3] for row in rows(page, "Experiment | Status")]
+    assert ["04-tokens", "completed", "it has a val_loss only: 1.0000"] in failures
 
 
 def test_a_report_on_runs_with_val_bpb_says_nothing_of_the_other_score(study):
@@ -314,8 +541,9 @@ def test_a_report_on_runs_with_val_bpb_says_nothing_of_the_other_score(study):
 
 
 def test_studies_that_are_ranked_by_another_score_are_not_compared():
-    make_run("s/a", 2.0, at=1)
-    make_run("t/a", None, at=2, settings=config(d_model=32), val_loss=1.0)
+    for study, at, scores in (("s", 1, {}), ("t", 3, {"val_bpb": None, "val_loss": 1.0})):
+        make_run(f"{study}/a", **{"val_bpb": 2.0, **scores}, at=at)
+        make_run(f"{study}/b", status="error", at=at + 1, settings=config(d_model=32))
     report(["runs/s", "runs/t"])
     page = Path("runs/s/report/report.md").read_text()
     assert page.count("## Best configuration") == 2
@@ -329,7 +557,7 @@ def test_noise_in_bits_says_nothing_of_scores_in_nats():
         make_run(f"s/{seed}-x", None, at=seed, settings=config(d_model=16 + seed), val_loss=loss)
         make_run(f"other/a,seed={seed}", val_bpb, at=seed, settings=config(seed=seed))
     page = text(spread_of=["runs/other"])
-    assert "how much the seed alone does is not known here" in page
+    assert "the effect of the seed alone is not known here" in page
 
 
 def refused(capsys, *args):
@@ -342,7 +570,7 @@ def refused(capsys, *args):
 def test_what_cannot_be_reported_is_refused_in_one_line(study, capsys):
     status, line = refused(capsys, "runs/none")
     assert status == 5
-    assert "runs/none: there is no such folder" in line
+    assert "runs/none: no such folder" in line
     Path("runs/empty").mkdir()
     assert "runs/empty: no runs there that have ended" in refused(capsys, "runs/empty")[1]
     status, line = refused(capsys, "runs/s", "--phases", "{A: [99-*]}")
@@ -365,7 +593,7 @@ def test_the_challenges_report_names_every_config_of_the_challenge():
     report(["runs/s"], **page)
     written = Path("runs/s/report/report.md").read_text()
     assert "## Others" not in written
-    assert all(len(row) == len(rows(written, "Run")[0]) for row in rows(written, "Run"))
+    assert all(len(row) == len(rows(written, "Experiment")[0]) for row in rows(written, "Experiment"))
     for path in (CONFIGS / "autoresearch").glob("*.yaml"):
         number = path.stem[:2]
         assert f"val_bpb {page['reported'][f'{number}-*']['val_bpb']:.3f}" in " ".join(path.read_text().split())

@@ -21,20 +21,22 @@ from typing import NamedTuple
 import programs
 import pytest
 import yaml
+from disks import small_disk
 from run_folders import make_run
 from tqdm import tqdm
 
-from bytelm.errors import StorageError
 from bytelm.program import main
 from bytelm.runs.folder import lock
+from bytelm.system.files import replacing
 from bytelm.system.process import utc
 
 pytest.importorskip("optuna")
 
 from bytelm.experiments import runner
 from bytelm.experiments.check import Checker, _check
-from bytelm.experiments.job import Outcome
+from bytelm.experiments.job import Outcome, RunIsTaken
 from bytelm.experiments.runner import MOST_CUTS, default_timeout, run_experiments
+from bytelm.experiments.status_line import status_line
 from bytelm.runs.record import wall_time
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -42,7 +44,7 @@ ENOUGH = 100  # runs that no test needs
 POLL = 5.0  # seconds that pass for a stand-in each time that it is looked at
 RANGE = "{model.optimizer.lr: {low: 1e-4, high: 1e-2, log: true}}"
 LIST = "{model.gpt.d_ff: [32, 48]}"
-GOES_ON = "under way elsewhere, or beyond the limits; the same command goes on with them"
+GOES_ON = "under way elsewhere or beyond the limits; the same command continues with them"
 
 
 @dataclass
@@ -55,6 +57,7 @@ class Ending:
         val_loss: That in nats per token.
         seconds: How long the run takes, over all processes.
         reason: Why it is not completed.
+        exit_status: Of its process.
     """
 
     status: str = "completed"
@@ -62,6 +65,7 @@ class Ending:
     val_loss: float | None = None
     seconds: float = 10.0
     reason: str | None = None
+    exit_status: int | None = None
 
 
 @dataclass
@@ -102,7 +106,7 @@ class StandIn:
         self._log = open(self.folder / "log.txt", "ab")  # noqa: SIM115 (closed by close)
         if not lock(self._log.fileno()):
             self._log.close()
-            raise StorageError(f"{self.folder}: another process is at work on this run")
+            raise RunIsTaken(f"{self.folder}: another process works on this run")
         world.begun.append(experiment)
         world.options.append(options)
         world.events.append(f"run {self.folder.name}")
@@ -150,8 +154,9 @@ class StandIn:
 
     def _outcome(self):
         status = self._ended_by or self._ending.status
+        exit_status = self._ending.exit_status if self._ended_by is None else None
         self._lock.close()
-        if status == "refused":
+        if status == "rejected":
             shutil.rmtree(self.folder)
             return Outcome(status, self._ending.reason)
         self._world.timeouts.append(self.timeout)
@@ -166,8 +171,9 @@ class StandIn:
             "started_at": utc(1_000_000_000 + number),
             "ended_at": utc(1_000_000_001 + number),
         }
-        (self._run / "record.json").write_text(json.dumps(record))
-        return Outcome(status, record["reason"], self._run, record)
+        with replacing(self._run / "record.json") as partial:
+            partial.write_text(json.dumps(record))
+        return Outcome(status, record["reason"], self._run, record, exit_status)
 
 
 class StandInChecker(Checker):
@@ -232,9 +238,10 @@ def test_all_are_run_in_order_and_the_best_is_named(world, experiments):
     assert ended.status == 0
     assert world.begun == ["s/tiny,seed=2", "s/other,seed=2", "s/tiny,seed=1", "s/other,seed=1"]
     assert ended.out == [
-        "runs: 4, of which now 4 completed",
+        "runs: 4 ended, of which now 4 completed",
         "best: 1.9000 runs/s/other,seed=2/version_0",
         "ledger: runs/ledger.csv",
+        "report: python -m bytelm report runs/s",
     ]
     assert ended.err == [
         "completed 0:10  tiny,seed=2: val_bpb 2.5000, keep",
@@ -252,9 +259,10 @@ def test_the_same_command_runs_nothing_twice(world, experiments):
     assert again == (
         0,
         [
-            "runs: 2, of which now none",
+            "runs: 2 ended, of which now none",
             "best: 2.0000 runs/tiny/tiny,seed=1/version_0",
             "ledger: runs/ledger.csv",
+            "report: python -m bytelm report runs/tiny",
         ],
         [],
     )
@@ -301,7 +309,7 @@ def test_a_plain_run_of_the_same_config_is_not_of_the_study(world, experiments):
     folder.mkdir(parents=True)
     (folder / "record.json").write_text('{"status": "completed", "val_bpb": 0.5, "total_time_secs": 1e6}')
     ended = experiments("tiny.yaml", "--total_time", "100s")
-    assert ended.out[:2] == ["runs: 1, of which now 1 completed", "best: 2.0000 runs/tiny/tiny/version_0"]
+    assert ended.out[:2] == ["runs: 1 ended, of which now 1 completed", "best: 2.0000 runs/tiny/tiny/version_0"]
 
 
 def test_the_queue_is_where_the_user_wants_it(world, experiments):
@@ -387,7 +395,7 @@ def test_a_run_that_fails_is_on_record_and_the_rest_go_on(world, experiments, st
     assert ended.status == 1
     assert world.begun == ["tiny/tiny,seed=1", "tiny/tiny,seed=2"]
     assert ended.err[0] == f"{status:9} 0:10  tiny,seed=1: the disk is full"
-    assert ended.out[0] == f"runs: 2, of which now 1 {status}, 1 completed"
+    assert ended.out[0] == f"runs: 2 ended, of which now 1 {status}, 1 completed"
     assert ledger() == {"tiny,seed=1": status, "tiny,seed=2": "completed"}
     assert experiments("tiny.yaml", "--seeds", "1", "2").status == 0  # there is nothing left to do
     assert len(world.begun) == 2
@@ -398,8 +406,8 @@ def test_configs_that_cannot_run_are_named_before_the_first_run_and_cost_none(wo
     ended = experiments("other.yaml", "tiny.yaml", "--study", "s", "--max_runs", "1")
     assert ended.status == 1
     assert world.events == ["check other.yaml", "check tiny.yaml", "run tiny"]
-    assert ended.err[0] == "refused         other: n_heads: 3 cannot be used"
-    assert ended.out[0] == "runs: 1, of which now 1 refused, 1 completed"
+    assert ended.err[0] == "rejected        other: n_heads: 3 cannot be used"
+    assert ended.out[0] == "runs: 1 ended, of which now 1 rejected, 1 completed"
     assert not Path("runs/s/other").exists()
     world.refusals.clear()
     assert experiments("other.yaml", "tiny.yaml", "--study", "s").status == 0  # once it can
@@ -407,18 +415,18 @@ def test_configs_that_cannot_run_are_named_before_the_first_run_and_cost_none(wo
 
 
 def test_a_run_that_is_refused_when_it_begins_costs_none(world, experiments):
-    world.endings["tiny,seed=1"] = Ending("refused", reason="the corpus has gone")
+    world.endings["tiny,seed=1"] = Ending("rejected", reason="the corpus has gone")
     ended = experiments("tiny.yaml", "--seeds", "1", "2", "--max_runs", "1")
     assert ended.status == 1
     assert world.begun == ["tiny/tiny,seed=1", "tiny/tiny,seed=2"]
-    assert ended.err[0] == "refused         tiny,seed=1: the corpus has gone"
+    assert ended.err[0] == "rejected        tiny,seed=1: the corpus has gone"
     assert list(ledger()) == ["tiny,seed=2"]
 
 
 @pytest.mark.parametrize("space", [LIST, RANGE], ids=["a few", "endless"])
 def test_a_search_all_of_whose_runs_are_refused_ends(world, experiments, space, monkeypatch):
     monkeypatch.setattr("bytelm.experiments.study.MOST_REPEATS", 20)
-    world.otherwise = Ending("refused", reason="the corpus has gone")
+    world.otherwise = Ending("rejected", reason="the corpus has gone")
     ended = experiments("tiny.yaml", "--sampler", "random", "--space", space, "--max_runs", "3")
     assert ended.status == 1
     assert len(set(map(str, world.options))) == len(world.options)  # what was refused once is not tried again
@@ -431,7 +439,7 @@ def test_a_run_that_is_cut_again_and_again_is_given_up(world, experiments):
     assert ended.status == 1
     assert world.begun == ["tiny/tiny,seed=1"] * MOST_CUTS + ["tiny/tiny,seed=2"]
     assert ended.err[0] == "interrupted 0:10  tiny,seed=1: interrupted by SIGTERM"
-    assert ended.out[0] == "runs: 2, of which now 1 interrupted, 1 completed"
+    assert ended.out[0] == "runs: 2 ended, of which now 1 interrupted, 1 completed"
 
 
 def test_a_run_that_another_worker_has_gone_on_with_is_left_to_it(world, experiments, at_work):
@@ -439,7 +447,7 @@ def test_a_run_that_another_worker_has_gone_on_with_is_left_to_it(world, experim
     ended = experiments("tiny.yaml", "--seeds", "1", "2")
     assert ended.status == 0
     assert world.begun == ["tiny/tiny,seed=2"]
-    assert ended.out[:2] == ["runs: 1, of which now 1 completed", f"left: 1; {GOES_ON}"]
+    assert ended.out[:2] == ["runs: 1 ended, of which now 1 completed", f"left: 1, {GOES_ON}"]
 
 
 # Limits
@@ -450,10 +458,10 @@ def test_there_are_no_more_runs_than_there_may_be(world, experiments):
     ended = experiments(*seeds, "2")
     assert ended.status == 0
     assert len(world.begun) == 2
-    assert ended.out[:2] == ["runs: 2, of which now 2 completed", f"left: 1; {GOES_ON}"]
+    assert ended.out[:2] == ["runs: 2 ended, of which now 2 completed", f"left: 1, {GOES_ON}"]
     experiments(*seeds, "2")
     assert len(world.begun) == 2
-    assert experiments(*seeds, "3").out[0] == "runs: 3, of which now 1 completed"
+    assert experiments(*seeds, "3").out[0] == "runs: 3 ended, of which now 1 completed"
     assert world.begun == ["tiny/tiny,seed=1", "tiny/tiny,seed=2", "tiny/tiny,seed=3"]
 
 
@@ -463,7 +471,7 @@ def test_no_run_is_begun_that_would_not_fit(world, experiments):
     ended = experiments(*seeds, "250s")
     assert ended.status == 0
     assert len(world.begun) == 2
-    assert ended.out[1] == f"left: 2; {GOES_ON}"
+    assert ended.out[1] == f"left: 2, {GOES_ON}"
     experiments(*seeds, "5m")
     assert len(world.begun) == 3
 
@@ -476,9 +484,9 @@ def test_a_run_that_goes_beyond_the_time_is_cut_and_goes_on_when_there_is_more(w
     assert world.begun == ["tiny/tiny,seed=1"]
     assert (on_record("tiny/tiny,seed=1")["status"], ended.err) == ("interrupted", [])
     assert wall_time(on_record("tiny/tiny,seed=1")) <= 30.0 + POLL
-    assert ended.out[:2] == ["runs: 1, of which now none", f"left: 2; {GOES_ON}"]
+    assert ended.out[:2] == ["runs: 0 ended, of which now none", f"left: 2, {GOES_ON}"]
     ended = experiments(*seeds, "4m")
-    assert (ended.status, ended.out[0]) == (0, "runs: 2, of which now 2 completed")
+    assert (ended.status, ended.out[0]) == (0, "runs: 2 ended, of which now 2 completed")
     assert world.begun[1:] == ["tiny/tiny,seed=1", "tiny/tiny,seed=2"]
     assert ended.err[0] == "completed 1:40  tiny,seed=1: val_bpb 2.0000, keep"
 
@@ -537,13 +545,13 @@ def test_a_study_with_another_space_is_refused_and_nothing_is_left_of_the_try(wo
 
 @pytest.mark.parametrize(
     ("ending", "listed"),
-    [(Ending(), {"tiny": "completed"}), (Ending(seconds=100.0), {"tiny": "interrupted"}), (Ending("refused"), {})],
-    ids=["completed", "cut", "refused"],
+    [(Ending(), {"tiny": "completed"}), (Ending(seconds=100.0), {"tiny": "interrupted"}), (Ending("rejected"), {})],
+    ids=["completed", "cut", "rejected"],
 )
 def test_the_ledger_that_is_named_is_there_and_has_all_runs(world, experiments, ending, listed):
     world.otherwise = ending
     ended = experiments("tiny.yaml", "--total_time", "30s")
-    assert ended.out[-1] == "ledger: runs/ledger.csv"
+    assert "ledger: runs/ledger.csv" in ended.out
     assert ledger() == listed
 
 
@@ -577,20 +585,69 @@ def test_a_run_that_has_not_said_its_budget_yet_may_take_what_it_takes(tmp_path)
 # What is said
 
 
-def test_a_terminal_shows_how_far_the_runs_are(world, experiments, monkeypatch):
-    class Shown(tqdm):
-        """A bar as on a terminal."""
+@pytest.fixture
+def terminal(world, experiments, monkeypatch):
+    """Runs the command as on a terminal of so many columns; returns what it has shown, in its order."""
 
+    class Shown(tqdm):
         def __init__(self, *args, disable=None, **options):
             super().__init__(*args, disable=bool(disable), **options)
 
-    monkeypatch.setattr(runner, "tqdm", Shown)
+    def terminal(*args, columns=120):
+        monkeypatch.setattr(runner, "tqdm", Shown)
+        monkeypatch.setattr(runner, "columns", lambda: columns)
+        ended = experiments(*args)
+        return [text.rstrip() for text in ended.err]  # in which each line was split where it was overwritten
+
+    return terminal
+
+
+def test_a_terminal_shows_how_far_the_runs_are(world, terminal):
     world.endings["tiny,seed=1"] = Ending(val_bpb=2.5)
-    ended = experiments("tiny.yaml", "--seeds", "1", "2")
-    shown = [text.strip() for line in ended.err for text in line.split("\r")]
+    shown = terminal("tiny.yaml", "--seeds", "1", "2")
     assert "0/2 runs | tiny,seed=1 0:05" in shown
     assert "1/2 runs | best 2.5000 tiny,seed=1 | tiny,seed=2 0:05 | 0:05 left" in shown
     assert "completed 0:10  tiny,seed=1: val_bpb 2.5000, keep" in shown
+
+
+@pytest.mark.parametrize("columns", [80, 66])
+def test_the_line_fits_into_the_terminal_with_its_end_and_is_gone_at_the_end(world, terminal, columns):
+    shown = terminal("tiny.yaml", "--space", "{model.gpt.norm: [LayerNorm, RMSNorm]}", "--seeds", "1", columns=columns)
+    lines = [text for text in shown if text.startswith("1/2 runs | best 2.0000 ")]
+    assert lines
+    assert [text for text in lines if len(text) >= columns or not text.endswith(" 0:05 | 0:05 left")] == []
+    assert shown[-1] == ""  # which overwrites it
+
+
+@pytest.mark.parametrize(
+    ("width", "shown"),
+    [
+        (100, "1/3 runs | best 7.4931 tiny,d_ff=32,seed=1 | tiny,norm=RMSNorm,seed=1 0:31 | 0:12 left"),
+        (79, "1/3 runs | best 7.4931 tiny,…ff=32,seed=1 | tiny,…SNorm,seed=1 0:31 | 0:12 left"),
+        (62, "1/3 runs | best 7.4931 ti…seed=1 | tin…seed=1 0:31 | 0:12 left"),
+        (20, "1/3 runs | best 7.49"),
+    ],
+)
+def test_names_give_way_where_the_line_is_too_long(width, shown):
+    names = ("7.4931", "tiny,d_ff=32,seed=1"), "tiny,norm=RMSNorm,seed=1"
+    assert status_line(1, 3, *names, 31, 12, width) == shown
+
+
+def test_a_run_that_was_cut_is_counted_once_and_with_all_its_time(world, terminal):
+    world.otherwise = Ending(seconds=100.0)
+    seeds = ("tiny.yaml", "--seeds", "1", "2", "--total_time")
+    terminal(*seeds, "30s")
+    shown = terminal(*seeds, "4m")
+    first = next(text for text in shown if "runs | " in text)
+    assert first.startswith("0/2 runs | tiny,seed=1 0:")
+    assert "0/2 runs | tiny,seed=1 1:35 | 2:25 left" in shown
+    assert "1/2 runs | best 2.0000 tiny,seed=1 | tiny,seed=2 0:05 | 1:35 left" in shown
+
+
+def test_a_run_that_began_again_in_another_folder_is_counted_once(world, experiments):
+    make_run("tiny/tiny,seed=1", status="interrupted", version=7)
+    ended = experiments("tiny.yaml", "--seeds", "1")
+    assert ended.out[0] == "runs: 1 ended, of which now 1 completed"
 
 
 @pytest.mark.parametrize(
@@ -602,18 +659,106 @@ def test_a_terminal_shows_how_far_the_runs_are(world, experiments, monkeypatch):
     ],
     ids=str,
 )
-def test_a_terminal_shows_how_long_a_search_may_take(world, experiments, monkeypatch, options, shown):
-    texts = []
-    show = runner.Runner._show
-
-    def note(self, now, elapsed):
-        self.bar = SimpleNamespace(disable=False, set_description_str=texts.append)
-        show(self, now, elapsed)
-
-    monkeypatch.setattr(runner.Runner, "_show", note)
-    experiments("tiny.yaml", "--sampler", "random", "--sampler_seed", "0", "--space", RANGE, *options)
+def test_a_terminal_shows_how_long_a_search_may_take(world, terminal, options, shown):
+    texts = terminal("tiny.yaml", "--sampler", "random", "--sampler_seed", "0", "--space", RANGE, *options)
     first, second = (Path(experiment).name for experiment in world.begun[:2])
     assert shown.format(first=first, second=second) in texts
+
+
+def test_the_report_is_named_as_a_shell_takes_it(world, experiments):
+    ended = experiments("tiny.yaml", "--study", "my runs/of (today)")
+    assert ended.out[-1] == "report: python -m bytelm report 'runs/my runs/of (today)'"
+
+
+# Disks
+
+
+@pytest.mark.parametrize("reason", ["last.ckpt: the checkpoint could not be written (No space left on device)"])
+def test_a_run_that_ends_by_a_full_disk_ends_the_command_which_then_continues(world, experiments, reason):
+    seeds = ("tiny.yaml", "--seeds", "1", "2", "3")
+    world.endings["tiny,seed=2"] = Ending("error", reason=reason, exit_status=5)
+    for _ in range(2):
+        ended = experiments(*seeds)
+        assert ended.status == 5
+        assert ended.out == []
+        assert ended.err[-1] == (
+            f"bytelm: error: {reason}; once this is solved, the same command continues tiny/tiny,seed=2"
+        )
+    assert world.begun == ["tiny/tiny,seed=1", "tiny/tiny,seed=2", "tiny/tiny,seed=2"]
+    assert ledger() == {"tiny,seed=1": "completed", "tiny,seed=2": "error"}
+    world.endings["tiny,seed=2"] = Ending(seconds=20.0)
+    ended = experiments(*seeds)
+    assert (ended.status, ended.out[0]) == (0, "runs: 3 ended, of which now 2 completed")
+    assert set(ledger().values()) == {"completed"}
+
+
+def test_a_search_continues_after_a_full_disk_and_loses_no_run(world, experiments):
+    search = ("tiny.yaml", "--sampler", "random", "--space", RANGE, "--max_runs", "3")
+    with small_disk("runs", "64k") as disk:
+        assert experiments(*search[:-1], "1").status == 0
+        for leave in (12_288, 8_192, 4_096, 0):
+            disk.fill(leave)
+            ended = experiments(*search)
+            assert (ended.status, len(ended.err)) == (5, 1) or (leave and ended.status in (0, 5))
+            disk.empty()
+        ended = experiments(*search)
+        assert (ended.status, ended.out[0].split(",")[0]) == (0, "runs: 3 ended")
+        assert list(ledger().values()) == ["completed"] * 3
+
+
+@pytest.mark.parametrize("kind", ["a file", "read-only"])
+def test_a_folder_that_cannot_be_used_is_told_in_one_line(world, experiments, kind):
+    def check():
+        ended = experiments("tiny.yaml")
+        assert (ended.status, ended.out) == (5, [])
+        (line,) = ended.err
+        assert line.startswith("bytelm: error: runs/tiny: the folder cannot be created (")
+
+    if kind == "a file":
+        Path("runs").touch()
+        check()
+        return
+    with small_disk("runs") as disk:
+        disk.read_only()
+        check()
+
+
+def test_damaged_files_are_named_once_and_the_runs_go_on(world, experiments):
+    for name, file in (("one", "record.json"), ("two", "config.yaml")):
+        (make_run(f"tiny/{name}") / file).write_text("{")
+    ended = experiments("tiny.yaml", "--seeds", "1", "2", "3")
+    assert ended.status == 0
+    notes = [line for line in ended.err if "note" in line]
+    assert [note.split()[2] for note in notes] == [
+        "runs/tiny/one/version_0/record.json",
+        "runs/tiny/two/version_0/config.yaml",
+    ]
+    assert ended.out[0] == "runs: 3 ended, of which now 3 completed"
+
+
+@pytest.mark.parametrize(
+    ("storage", "status", "said"),
+    [
+        (
+            "nosuch://host/queue",
+            2,
+            ["storage: 'nosuch://host/queue' cannot be used", "accepted: a file, or a database"],
+        ),
+        ("postgresql+nodriver://me:secret@host/q", 2, ["storage: 'postgresql+nodriver://me:***@host/q' cannot be use"]),
+        ("sqlite:////nowhere/queue.db", 5, ["storage: sqlite:////nowhere/queue.db cannot be used (unable to open"]),
+        ("sqlite:///tiny.yaml", 5, ["storage: sqlite:///tiny.yaml cannot be used (file is not a database)"]),
+        ("nowhere/queue", 5, ["nowhere/queue: the queue cannot be opened (No such file or directory)"]),
+        ("tiny.yaml", 5, ["tiny.yaml: line 1 is damaged, or the file is not a study's queue"]),
+    ],
+)
+def test_a_storage_that_cannot_be_used_is_told_in_one_line_without_its_password(
+    world, experiments, storage, status, said
+):
+    ended = experiments("tiny.yaml", "--storage", storage)
+    assert ended.status == status
+    (line,) = ended.err
+    assert [part for part in said if part not in line] == [], line
+    assert "secret" not in line
 
 
 @pytest.mark.parametrize(
@@ -639,7 +784,10 @@ def test_a_terminal_shows_how_long_a_search_may_take(world, experiments, monkeyp
         ),
         (["tiny.yaml", "--sampler", "random", "--space", RANGE], ["a random search needs a limit", "max_runs or"]),
         (["tiny.yaml", "--sampler", "tpe", "--space", RANGE], ["a tpe search needs a limit", "max_runs or total_time"]),
-        (["tiny.yaml", "--sampler", "tpe", "--max_runs", "3"], ["sampler: 'tpe' cannot be used", "there is none"]),
+        (
+            ["tiny.yaml", "--sampler", "tpe", "--max_runs", "3"],
+            ["sampler: 'tpe' cannot be used", "it needs a space to draw from"],
+        ),
         (["tiny.yaml", "--space", RANGE], ["space.model.optimizer.lr", "a grid takes a list of values"]),
         (["tiny.yaml", "--space", "{lr: 3}"], ["space.lr: 3 cannot be used", "a list of values"]),
         (["tiny.yaml", "--space", "[1, 2]"], ["space: '[1, 2]' is not accepted"]),
@@ -665,11 +813,11 @@ def test_a_config_that_is_not_there_or_no_config_is_refused_by_its_name(world, e
     ended = experiments("nowhere.yaml", "broken.yaml", "--study", "s")
     assert (ended.status, world.begun) == (1, [])
     nowhere, broken = ended.err
-    assert nowhere.startswith("refused         nowhere: config: ")
+    assert nowhere.startswith("rejected        nowhere: config: ")
     assert "nowhere.yaml' cannot be used; " in nowhere
-    assert broken.startswith("refused         broken: config: ")
+    assert broken.startswith("rejected        broken: config: ")
     assert "broken.yaml' cannot be used; line 2" in broken
-    assert ended.out[0] == "runs: 0, of which now 2 refused"
+    assert ended.out[0] == "runs: 0 ended, of which now 2 rejected"
 
 
 # The whole program
@@ -746,7 +894,7 @@ def test_a_study_goes_on_after_a_kill(program, until, alive):
         "completed tiny,seed=1",
         "completed tiny,seed=2",
     ]
-    assert Path("stdout").read_text().startswith("runs: 2, of which now 2 completed\nbest: ")
+    assert Path("stdout").read_text().startswith("runs: 2 ended, of which now 2 completed\nbest: ")
 
 
 def test_a_study_goes_on_after_a_ctrl_c(program, until, alive):
@@ -757,7 +905,7 @@ def test_a_study_goes_on_after_a_ctrl_c(program, until, alive):
     assert interrupted.wait(60) == 130
     assert not alive(pid)
     assert Path("stderr").read_text() == (
-        "bytelm: error: interrupted by SIGINT in tiny/tiny; the same command goes on with it\n"
+        "bytelm: error: interrupted by SIGINT in tiny/tiny; the same command continues it\n"
     )
     assert on_record("tiny/tiny")["status"] == "interrupted"
     assert on_record("tiny/tiny")["total_steps"] < STEPS

@@ -114,7 +114,7 @@ def test_what_makes_an_experiment_may_be_said(text):
     check_written(read(text, aliases=False), RESOLVED, Path())
 
 
-CLASSES = "parts of bytelm, callbacks, torch.optim and lion_pytorch"
+CLASSES = "parts of bytelm, torch.optim and lion_pytorch"
 FOREIGN = {  # a word that is refused, wherever it is
     "a module beside the service": "my_trap.Thing",
     "a function": "os.system",
@@ -395,13 +395,13 @@ def test_a_service_waits_for_a_run_of_one_that_was_killed(make, at_work):
 
 def test_a_study_has_one_service_and_one_baseline(make, monkeypatch):
     service = make()
-    with pytest.raises(StorageError, match="another service is at work there"):
+    with pytest.raises(StorageError, match="another service works there"):
         make()
     service.close()
     monkeypatch.setattr(
         Checker, "check", lambda checker, options, seconds=None: ({**RESOLVED, "seed_everything": 1}, "")
     )
-    with pytest.raises(ConfigError, match=r"baseline: 'tiny.yaml' cannot be used; the study was begun with"):
+    with pytest.raises(ConfigError, match=r"baseline: 'tiny.yaml' cannot be used; the study began with"):
         make()
 
 
@@ -715,7 +715,7 @@ def test_the_service_describes_itself(shared):
     assert all(page["summary"] for page in endpoints.values())
     post = endpoints["/run", "post"]
     assert set(post["requestBody"]["content"]) == {"application/yaml", "application/json"}
-    assert set(post["responses"]) == {"202", "400", "409", "413", "422", "429"}
+    assert set(post["responses"]) == {"202", "400", "408", "409", "413", "422", "429", "507"}
 
 
 def test_pages_of_other_hosts_cannot_use_it(idle):
@@ -731,7 +731,7 @@ def test_a_second_service_in_its_folder_is_refused(shared, monkeypatch, capsys):
     with pytest.raises(SystemExit) as ended:
         main(["serve", "--baseline", "baseline.yaml", "--port", "0"])
     assert ended.value.code == StorageError.exit_status
-    assert "another service is at work there" in capsys.readouterr().err
+    assert "another service works there" in capsys.readouterr().err
 
 
 @pytest.fixture

@@ -320,4 +320,4 @@ def test_the_command_says_where_there_are_no_runs(capsys):
         main(["ledger", "nowhere"])
     assert ended.value.code == 5
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("bytelm: error: nowhere: there is no such folder")
+    assert line.startswith("bytelm: error: nowhere: no such folder")

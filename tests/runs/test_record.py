@@ -92,7 +92,7 @@ def test_an_error_gives_the_status_and_the_reason(error, status, reason):
 
 def ended(**values):
     given = {
-        **{"left": None, "earlier": None, "exit_status": 1, "message": None, "asked": None, "timeout": None},
+        **{"left": None, "earlier": None, "exit_status": 1, "message": None, "asked": None, "why": None},
         **{"started_at": 0.0, "seconds": 2.0},
     }
     return of_process(**{**given, **values})
@@ -105,8 +105,8 @@ def ended(**values):
         ({"message": "the disk is full", "exit_status": 5}, "error", "the disk is full"),
         ({"exit_status": -9}, "error", "killed by SIGKILL"),
         ({"exit_status": -9, "asked": "interrupted"}, "interrupted", "killed by SIGKILL"),
-        ({"exit_status": 143, "asked": "timeout", "timeout": 30.0}, "timeout", "not done after 30 s"),
-        ({"exit_status": 0, "asked": "timeout", "timeout": 30.0}, "completed", None),
+        ({"exit_status": 143, "asked": "timeout", "why": "not done after 30 s"}, "timeout", "not done after 30 s"),
+        ({"exit_status": 0, "asked": "timeout", "why": "not done after 30 s"}, "completed", None),
         ({"left": {"status": "diverged", "reason": "NaN"}, "message": "other"}, "diverged", "NaN"),
         ({"left": {"status": "error"}, "message": "other"}, "error", "other"),
         ({"left": {"status": "error", "reason": "a"}, "exit_status": 0}, "completed", None),

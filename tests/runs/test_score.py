@@ -74,6 +74,6 @@ def test_real_runs_on_tokens_of_an_unknown_tokenizer_are_ranked_and_reported(run
     assert rows["high"]["val_loss"] == str(high["val_loss"])
 
     page = report(["runs/s"]).with_suffix(".md").read_text()
-    assert "| Run | Config | val_loss (nats per token) | Steps |" in page
+    assert "| Experiment | val_loss (nats per token) | Steps |" in page
     assert f"**high**: val_loss {high['val_loss']:.4f}, 4 steps" in page
     assert "val_bpb" not in page

@@ -1,22 +1,26 @@
-"""The report's pictures, with matplotlib: scores by run number, by parameters, and training by the clock."""
+"""The report's pictures, with matplotlib: scores by name, in order, by parameters; training by the clock, by tokens."""
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from bytelm.experiments.comparison import Experiment
-from bytelm.runs.ledger import Run
-from bytelm.runs.score import VAL_BPB, Score
-from bytelm.units import time_limit
+from bytelm.experiments.report.curves import Curves
+from bytelm.experiments.report.text import printable
+from bytelm.runs.score import Score
 
-SIZE = (9.0, 4.8)
+WIDTH, HEIGHT = 12.0, 5.0  # inches
+ROW = 0.27  # inches of a name on an axis
+MOST_NAMES = 60  # on an axis
+MOST_LABELS = 15  # points that are all labelled; of more, those that were the best so far
+LONGEST_LABEL = 36
 STYLE: Any = {
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -25,38 +29,67 @@ STYLE: Any = {
     "font.size": 10,
     "legend.frameon": False,
     "svg.hashsalt": "bytelm",  # the same picture is the same file
+    "text.parse_math": False,  # a name such as `$x{$` is text
 }
-SMOOTHED_OVER = 40  # parts that a curve is averaged in
 
 
 def save(figure: Figure, path: Path) -> None:
     """Writes a picture as SVG."""
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context(STYLE), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from")  # of a name; it is shown as a box
         figure.savefig(path, format="svg", bbox_inches="tight", metadata={"Date": None})
 
 
-def by_number(phases: Mapping[str, Sequence[Experiment]], score: Score) -> Figure:
-    """Scores in the order of the runs, with the best so far.
+def by_name(phases: Mapping[str, Sequence[Experiment]], score: Score) -> Figure:
+    """Scores beside the experiments' names, the best first, with the range over seeds.
 
     Args:
         phases: Experiments by the name of their phase.
         score: What they are ranked by.
     """
+    colors = {e: f"C{place}" for place, part in enumerate(phases.values()) for e in part}
+    ranked = sorted((e for e in colors if e.scores), key=lambda e: e.score or 0.0)[:MOST_NAMES]
     with matplotlib.rc_context(STYLE):
-        figure, axes = _axes("run", _label(score))
-        _points(axes, phases, {e: e.number for part in phases.values() for e in part})
-        scored = sorted(
-            ((e.number, e.score) for part in phases.values() for e in part if e.score is not None),
-        )
-        numbers = [number for number, _ in scored]
-        axes.step(numbers, np.minimum.accumulate([value for _, value in scored]), where="post", color="black", lw=1)
-        for part in phases.values():
-            for experiment in part:
-                if not experiment.scores:  # a run without a score has its place, too
-                    axes.plot(
-                        experiment.number, 1, "x", color="crimson", transform=axes.get_xaxis_transform(), clip_on=False
-                    )
+        figure = Figure(figsize=(WIDTH, 1.2 + ROW * max(len(ranked), 4)))  # without pyplot, which keeps figures
+        axes = figure.subplots()
+        axes.set_xlabel(_label(score))
+        for place, experiment in enumerate(ranked):
+            color, scores = colors[experiment], experiment.scores
+            if len(scores) > 1:
+                axes.plot(scores, [place] * len(scores), "|-", color=color, ms=7, lw=1.5)
+            axes.plot([experiment.score or 0.0], [place], "o", color=color, ms=6, zorder=3)
+        axes.set_yticks(range(len(ranked)), [short(e.name) for e in ranked])
+        axes.set_ylim(len(ranked) - 0.4, -0.6)
+        if len(phases) > 1:
+            for place, phase in enumerate(phases):
+                axes.plot([], [], "o", color=f"C{place}", label=short(phase))
+            axes.legend(fontsize=8)
+        return figure
+
+
+def in_order(phases: Mapping[str, Sequence[Experiment]], score: Score) -> Figure:
+    """Scores in the order in which the experiments were run, with the best so far.
+
+    Args:
+        phases: Experiments by the name of their phase.
+        score: What they are ranked by.
+    """
+    # Several phases may share an experiment.
+    order = sorted(dict.fromkeys(e for part in phases.values() for e in part), key=lambda e: e.number)
+    places = {experiment: place for place, experiment in enumerate(order, start=1)}
+    with matplotlib.rc_context(STYLE):
+        figure, axes = _axes("experiments, in their order", _label(score))
+        _points(axes, phases, {e: float(place) for e, place in places.items()})
+        scored = [(places[e], e.score) for e in order if e.score is not None]
+        best = np.minimum.accumulate([value for _, value in scored])
+        axes.step([place for place, _ in scored], best, where="post", color="black", lw=1)
+        for experiment in order:
+            if not experiment.scores:  # an experiment without a score has its place, too
+                top = axes.get_xaxis_transform()
+                axes.plot(places[experiment], 1, "x", color="crimson", transform=top, clip_on=False)
         axes.plot([], [], color="black", lw=1, label="best so far")
+        if len(order) <= MOST_LABELS:
+            axes.set_xticks(range(1, len(order) + 1), [short(e.name) for e in order], rotation=30, ha="right")
         axes.legend(fontsize=8)
         return figure
 
@@ -71,7 +104,7 @@ def by_parameters(phases: Mapping[str, Sequence[Experiment]], score: Score) -> F
     with matplotlib.rc_context(STYLE):
         figure, axes = _axes("parameters (millions)", _label(score))
         sizes = {e: e.figure("num_params_M") for part in phases.values() for e in part}
-        _points(axes, phases, {e: size for e, size in sizes.items() if size})
+        _points(axes, phases, {e: size for e, size in sizes.items() if size}, are_named=True)
         axes.set_xscale("log")
         ticks = [size for size in sizes.values() if size]
         if ticks and max(ticks) / min(ticks) < 30:
@@ -82,74 +115,43 @@ def by_parameters(phases: Mapping[str, Sequence[Experiment]], score: Score) -> F
         return figure
 
 
-def by_time(runs: Sequence[Run], score: Score) -> Figure:
-    """Training loss, in the score's unit, and score, against the seconds that the clock of the budget counted.
+def training(runs: Sequence[Curves], score: Score, over: Literal["seconds", "tokens"]) -> Figure:
+    """Training loss, in the score's unit, and score, as training goes on.
 
     Args:
         runs: Those to show.
         score: What they are ranked by.
+        over: What they are shown over: the seconds that the budget's clock has counted, or the tokens seen.
     """
+    unit, scale = ("training time (s)", 1.0) if over == "seconds" else ("tokens seen (millions)", 1e6)
     with matplotlib.rc_context(STYLE):
-        figure, axes = _axes("training time (s)", score.unit)
+        figure, axes = _axes(unit, score.unit)
         lowest, highest = math.inf, 0.0
-        for place, run in enumerate(runs):
-            curves = read_curves(run, score)
+        for place, curves in enumerate(runs):
             color = f"C{place}"
-            seconds, loss = curves["train/loss"]
-            if len(seconds):
-                axes.plot(seconds, loss, color=color, lw=1, alpha=0.75)
+            loss, scores = curves.loss.values, curves.scores.values
+            if len(loss):
+                axes.plot(getattr(curves.loss, over) / scale, loss, color=color, lw=1, alpha=0.75)
                 lowest, highest = min(lowest, *loss), max(highest, loss[len(loss) // 20])
-            seconds, scores = curves[score.tag]
-            axes.plot(seconds, scores, "o-" if len(scores) > 1 else "o", color=color, label=run.experiment)
+            style = "o-" if len(scores) > 1 else "o"
+            label = short(curves.run.experiment)
+            axes.plot(getattr(curves.scores, over) / scale, scores, style, color=color, label=label)
             if len(scores):
                 lowest, highest = min(lowest, *scores), max(highest, scores[-1])
         if highest:
-            axes.set_ylim(lowest - 0.05 * (highest - lowest), highest * 1.02)
+            margin = 0.05 * (highest - lowest) or 0.05 * highest
+            axes.set_ylim(lowest - margin, highest + margin)
         axes.plot([], [], "-", color="gray", lw=1, label="training loss, smoothed")
         axes.plot([], [], "o", color="gray", label=score.name)
         axes.legend(fontsize=8)
         return figure
 
 
-def read_curves(run: Run, score: Score) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """A run's `train/loss` (smoothed, in the score's unit) and score, each as seconds of training and values.
-
-    Beside val_bpb the training loss of tokens that are no bytes is in another unit, and is left out.
-
-    Args:
-        run: Whose.
-        score: Which of TensorBoard's curves are read with the loss.
-    """
-    events = EventAccumulator(str(run.folder), size_guidance={"scalars": 0})
-    events.Reload()
-    tags = events.Tags()["scalars"]
-
-    def values(tag: str) -> tuple[np.ndarray, np.ndarray]:
-        found = events.Scalars(tag) if tag in tags else []
-        return np.array([one.step for one in found], float), np.array([one.value for one in found], float)
-
-    steps, progress = values("time_budget/progress")
-    seconds = progress * _limit(run)
-    loss_steps, loss = values("train/loss")
-    gpt = ((run.config.get("model") or {}).get("gpt") or {}).get("init_args", {})
-    if score == VAL_BPB and gpt.get("vocab_size") != 256:
-        loss_steps, loss = loss_steps[:0], loss[:0]
-    width = max(1, len(loss) // SMOOTHED_OVER)
-    nats = math.log(2) if score == VAL_BPB else 1.0  # in the unit
-    smooth = np.convolve(loss, np.ones(width) / width, "valid") / nats if len(loss) else loss
-    score_steps, scores = values(score.tag)
-    return {
-        "train/loss": (np.interp(loss_steps[width - 1 :], steps, seconds) if len(loss) else loss, smooth),
-        score.tag: (np.interp(score_steps, steps, seconds) if len(steps) else score_steps, scores),
-    }
-
-
-def _limit(run: Run) -> float:
-    """Seconds of training that a run had: its limit, or, where that is in steps or tokens, what it took."""
-    limits = (run.config.get("time_budget") or {}).get("limit") or []
-    is_one = isinstance(limits, str) or len(limits) == 1
-    seconds = time_limit(limits) if is_one else None
-    return run.record.get("training_time_secs") or 0.0 if seconds is None else seconds
+def short(name: str) -> str:
+    """A name as a label."""
+    text = printable(name)
+    text = text if len(text) <= LONGEST_LABEL else f"{text[: LONGEST_LABEL // 2]}…{text[-(LONGEST_LABEL // 2 - 1) :]}"
+    return f" {text}" if text.startswith("_") else text  # matplotlib leaves out labels that begin so
 
 
 def _label(score: Score) -> str:
@@ -157,25 +159,35 @@ def _label(score: Score) -> str:
 
 
 def _axes(x: str, y: str) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=SIZE)  # without pyplot, which keeps figures, and may want a display
+    figure = Figure(figsize=(WIDTH, HEIGHT))
     axes = figure.subplots()
     axes.set_xlabel(x)
     axes.set_ylabel(y)
     return figure, axes
 
 
-def _points(axes: Axes, phases: Mapping[str, Sequence[Experiment]], x: Mapping[Experiment, float | None]) -> None:
-    """A point for each experiment, filled if it is better than all before it, with the range over its seeds."""
+def _points(
+    axes: Axes, phases: Mapping[str, Sequence[Experiment]], x: Mapping[Experiment, float], are_named: bool = False
+) -> None:
+    """A point for each experiment, filled if it is better than all before it, with the range over its seeds.
+
+    Args:
+        axes: Where to.
+        phases: Experiments by the name of their phase.
+        x: Where each of them is; others are left out.
+        are_named: Whether names are written beside the points, if need be only beside the filled ones.
+    """
+    named = set(x) if len(x) <= MOST_LABELS else {e for e in x if e.kept}
     for place, (phase, members) in enumerate(phases.items()):
         color = f"C{place}"
-        shown = [e for e in members if e.scores and x.get(e) is not None]
+        shown = [e for e in members if e.scores and e in x]
         for kept in (False, True):
             some = [e for e in shown if e.kept == kept]
             means = [e.score or 0.0 for e in some]
             ranges = [[m - min(e.scores) for m, e in zip(means, some, strict=True)]]
             ranges += [[max(e.scores) - m for m, e in zip(means, some, strict=True)]]
             axes.errorbar(
-                [float(x[e] or 0) for e in some],
+                [x[e] for e in some],
                 means,
                 yerr=ranges if any(map(any, ranges)) else None,
                 fmt="o",
@@ -185,8 +197,8 @@ def _points(axes: Axes, phases: Mapping[str, Sequence[Experiment]], x: Mapping[E
                 lw=1,
                 zorder=3,
             )
-        for e in shown:
-            axes.annotate(
-                str(e.number), (float(x[e] or 0), e.score or 0.0), (4, 4), textcoords="offset points", fontsize=7
-            )
-        axes.plot([], [], "o", color=color, label=phase)
+        for e in shown if are_named else ():
+            if e in named:
+                at, offset = (x[e], e.score or 0.0), (5, 4)
+                axes.annotate(short(e.name), at, offset, textcoords="offset points", fontsize=7)
+        axes.plot([], [], "o", color=color, label=short(phase))

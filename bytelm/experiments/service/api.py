@@ -1,10 +1,11 @@
 """The service over HTTP: FastAPI describes it (/docs), uvicorn serves it.
 
-It listens on this machine only, unless there is a token to be shown. Without one, a page of the web that is open in a
-browser here could still send requests to it: so those for another host's name (DNS rebinding) and those from another
-host's pages are refused.
+It listens on this machine only, unless requests need a token. Without one, a web page that is open in a browser here
+could still send requests to it: so requests for another host's name (DNS rebinding) and requests from another host's
+pages are rejected.
 """
 
+import asyncio
 import hmac
 import os
 import socket
@@ -26,8 +27,12 @@ from bytelm.config.messages import note
 from bytelm.config.text import BadText, read
 from bytelm.config.untrusted_config import OWN_KEYS, OWN_OPTIONS
 from bytelm.config.values import PositiveInt
-from bytelm.errors import ConfigError
-from bytelm.experiments.service.match import BASELINE, Busy, Service, Unusable, UsedUp
+from bytelm.errors import ConfigError, StorageError
+from bytelm.experiments.memory_limit import UNITS, Size, can_be_watched, machine_memory
+from bytelm.experiments.service.connections import BoundedProtocol
+from bytelm.experiments.service.match import Busy, Service, Unusable, UsedUp
+from bytelm.experiments.service.match_folder import BASELINE
+from bytelm.experiments.service.paths import without_paths
 from bytelm.runs.folder import RUNS
 from bytelm.runs.score import RANKED, VAL_BPB, VAL_LOSS
 from bytelm.units import Duration
@@ -36,17 +41,18 @@ TOKEN = "BYTELM_TOKEN"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 MOST_BYTES = 100_000  # of a config
 MOST_READ = 10_000_000  # of a body, and forgotten: a client that is still sending would not see the answer
-STATUS: dict[type[Exception], int] = {BadText: 400, Busy: 409, Unusable: 422, UsedUp: 429}
+BODY_SECONDS = 30.0  # for a body to arrive
+STATUS: dict[type[Exception], int] = {BadText: 400, Busy: 409, Unusable: 422, UsedUp: 429, StorageError: 507}
 
 
 class Problem(BaseModel):
-    """Why a request was refused."""
+    """Why a request was rejected."""
 
     detail: str
 
 
 class Health(BaseModel):
-    """A service that is there."""
+    """The service is available."""
 
     status: str
     version: str
@@ -67,7 +73,7 @@ class Scored(BaseModel):
 
 
 class Baseline(Scored):
-    """The config to beat: its file's text, what that says, and what came of it."""
+    """The config to beat: the text of its file, its contents, and its result."""
 
     text: str
     config: dict[str, Any]
@@ -114,24 +120,26 @@ class Runs(BaseModel):
 
 
 class Report(Scored):
-    """A run in full: beside these keys, all that are in its record.json."""
+    """A run in full: in addition to these keys, all keys of its record.json."""
 
     elapsed_secs: float | None = None
     log: str
 
 
-REFUSALS: dict[int | str, dict[str, Any]] = {
+REJECTIONS: dict[int | str, dict[str, Any]] = {
     400: {"model": Problem, "description": "The body is no config."},
+    408: {"model": Problem, "description": f"The body did not arrive within {BODY_SECONDS:g} s."},
     409: {"model": Problem, "description": "Another run is being trained, or another config checked."},
     413: {"model": Problem, "description": f"The body is larger than {MOST_BYTES} bytes."},
-    422: {"model": Problem, "description": "The config cannot run here. It has cost no run."},
+    422: {"model": Problem, "description": "The config cannot run here. It does not count as a run."},
     429: {"model": Problem, "description": "No runs are left, or no time."},
+    507: {"model": Problem, "description": "The disk of the service is full."},
 }
 BODY = {
     "requestBody": {
         "required": True,
-        "description": f"A config, as for `python -m bytelm fit`. It may say {', '.join(OWN_KEYS)}, and some of "
-        f"{' and '.join(OWN_OPTIONS)}; all else is as in the baseline.",
+        "description": f"A config, as for `python -m bytelm fit`. It may contain {', '.join(OWN_KEYS)}, and some "
+        f"of {' and '.join(OWN_OPTIONS)}; everything else is as in the baseline.",
         "content": {
             "application/yaml": {
                 "schema": {"type": "string"},
@@ -143,12 +151,15 @@ BODY = {
 }
 
 
+CLOSE = {"Connection": "close"}
+
+
 def app(service: Service, token: str | None = None) -> FastAPI:
     """The service's pages.
 
     Args:
         service: The match.
-        token: What a request has to show; None: nothing, and it has to come from this machine.
+        token: What requests have to show; None: nothing, and they have to come from this machine.
     """
     api = FastAPI(
         title="bytelm",
@@ -157,7 +168,7 @@ def app(service: Service, token: str | None = None) -> FastAPI:
         redoc_url=None,
     )
     for error in STATUS:
-        api.add_exception_handler(error, _refuse)
+        api.add_exception_handler(error, _reject)
 
     @api.middleware("http")
     async def guard(request: Request, answer: Callable[[Request], Awaitable[Response]]) -> Response:
@@ -172,7 +183,7 @@ def app(service: Service, token: str | None = None) -> FastAPI:
     if token is None:
         api.add_middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost", "[::1]"])
 
-    @api.get("/health", summary="Whether the service is there")
+    @api.get("/health", summary="Whether the service is available")
     def health() -> Health:
         return Health(status="ok", version=bytelm.__version__)
 
@@ -181,7 +192,7 @@ def app(service: Service, token: str | None = None) -> FastAPI:
         known = service.report(BASELINE) or {"run_id": BASELINE, "status": "not scored"}
         return Baseline(**_in_short(known), text=service.baseline_text, config=read(service.baseline_text))
 
-    @api.post("/run", status_code=202, summary="Train a config", responses=REFUSALS, openapi_extra=BODY)
+    @api.post("/run", status_code=202, summary="Train a config", responses=REJECTIONS, openapi_extra=BODY)
     async def run(request: Request) -> Accepted:
         service.check_free()
         run_id = await run_in_threadpool(service.submit, await _body(request))
@@ -206,21 +217,26 @@ def app(service: Service, token: str | None = None) -> FastAPI:
 
     not_found: dict[int | str, dict[str, Any]] = {404: {"model": Problem, "description": "There is no such run."}}
 
-    @api.get("/runs/{run_id}", summary="A run's record, and the end of what it has printed", responses=not_found)
+    @api.get("/runs/{run_id}", summary="A run's record, and the end of its output", responses=not_found)
     def report(run_id: str) -> Report:
         if (known := service.report(run_id, log=True)) is None:
             raise HTTPException(404, f"there is no run {run_id!r}; GET /runs lists them")
-        return Report(**known)
+        return Report(**_public(known))
 
     return api
 
 
 def _in_short(report: dict[str, Any]) -> dict[str, Any]:
-    """What of a run's report a list shows."""
+    """The part of a run's report that a list shows."""
     shown = set(Scored.model_fields)
     if report.get(VAL_BPB.name) is None and report.get(VAL_LOSS.name) is not None:
         shown.add(VAL_LOSS.name)
-    return {key: value for key, value in report.items() if key in shown}
+    return _public({key: value for key, value in report.items() if key in shown})
+
+
+def _public(report: dict[str, Any]) -> dict[str, Any]:
+    """A run's report without paths of this machine in what its process has written."""
+    return {key: without_paths(value) if isinstance(value, str) else value for key, value in report.items()}
 
 
 def _best(service: Service) -> Best | BestByLoss | None:
@@ -231,8 +247,10 @@ def _best(service: Service) -> Best | BestByLoss | None:
     return Best(run_id=run.experiment, val_bpb=run.score)
 
 
-def _refuse(request: Request, error: Exception) -> JSONResponse:
-    return JSONResponse({"detail": str(error)}, STATUS[type(error)])
+def _reject(request: Request, error: Exception) -> JSONResponse:
+    text = without_paths(str(error)) if isinstance(error, StorageError) else str(error)
+    text = text.encode(errors="backslashreplace").decode()  # what was sent in may be no UTF-8
+    return JSONResponse({"detail": text}, STATUS[type(error)])
 
 
 def _shows(request: Request, token: str) -> bool:
@@ -246,6 +264,13 @@ def _is_from_elsewhere(request: Request) -> bool:
 
 
 async def _body(request: Request) -> bytes:
+    try:
+        return await asyncio.wait_for(_read_body(request), BODY_SECONDS)
+    except asyncio.TimeoutError as error:
+        raise HTTPException(408, f"the config did not arrive within {BODY_SECONDS:g} s", CLOSE) from error
+
+
+async def _read_body(request: Request) -> bytes:
     body, size = bytearray(), 0
     async for part in request.stream():
         size += len(part)
@@ -254,7 +279,7 @@ async def _body(request: Request) -> bytes:
         elif size > MOST_READ:
             break
     if size > MOST_BYTES:
-        raise HTTPException(413, f"the config is larger than {MOST_BYTES} bytes", {"Connection": "close"})
+        raise HTTPException(413, f"the config is larger than {MOST_BYTES} bytes", CLOSE)
     return bytes(body)
 
 
@@ -267,6 +292,7 @@ def serve(
     max_runs: PositiveInt = 50,
     match_time: Duration = Duration(10_800, "seconds"),  # noqa: B008 (frozen)
     run_timeout: Duration = Duration(210, "seconds"),  # noqa: B008
+    memory_limit: Size | None = None,
     score_baseline: bool = True,
 ) -> None:
     """Offers a training challenge over HTTP until it is ended.
@@ -277,10 +303,12 @@ def serve(
         port: Port to listen on; 0 for one that is free.
         token: What requests have to show, as `Authorization: Bearer <token>`. Better given as BYTELM_TOKEN, as other
             users of this machine can read command lines.
-        study: Name of the match's folder in runs/; one that is there is gone on with.
+        study: Name of the match's folder in runs/; a match that is there continues.
         max_runs: How many runs there are.
-        match_time: How long the match lasts, from its first run on. What is under way at its end is ended.
+        match_time: How long the match lasts, from its first run on. A run that is under way at its end is ended.
         run_timeout: How long a run may take, from its start to its end, before it is ended.
+        memory_limit: How much memory a run, or the check of a config, may use before it is ended, such as 4GiB; that of
+            GPUs does not count. Default: half of this machine's memory.
         score_baseline: Whether the baseline is trained first, which costs no run and no time of the match.
     """
     for key, duration in (("match_time", match_time), ("run_timeout", run_timeout)):
@@ -288,33 +316,47 @@ def serve(
             raise ConfigError(key, str(duration), "accepted: a time (180s, 3m, 1h30m)")
     if not Path(study).parts or Path(study).is_absolute() or ".." in Path(study).parts:
         raise ConfigError("study", study, f"accepted: the name of a folder in {RUNS}/")
+    if memory_limit is not None and not can_be_watched():
+        raise ConfigError("memory_limit", str(memory_limit), "this system does not tell what memory processes use")
+    if memory_limit is None and can_be_watched():
+        memory_limit = Size(max(machine_memory().bytes // 2 // UNITS["MiB"], 1) * UNITS["MiB"])
     token = token or os.environ.get(TOKEN) or None
-    os.environ.pop(TOKEN, None)  # runs have no need to know it
+    os.environ.pop(TOKEN, None)  # runs do not need it
     if token is None and host not in LOOPBACK:
-        accepted = f"accepted without a token: {', '.join(LOOPBACK)}; one is given as {TOKEN}"
-        raise ConfigError("host", host, f"others can reach it; {accepted}")
+        accepted = f"accepted without a token: {', '.join(LOOPBACK)}; {TOKEN} sets one"
+        raise ConfigError("host", host, f"other machines can reach it; {accepted}")
     with (
         closing(_listener(host, port)) as listener,
-        Service(baseline, study, max_runs, match_time.value, run_timeout.value) as service,
+        Service(baseline, study, max_runs, match_time.value, run_timeout.value, memory_limit) as service,
     ):
         service.open(score_baseline)
         name = f"[{host}]" if ":" in host else host
         note(f"http://{name}:{listener.getsockname()[1]} is ready; /docs describes it")
         options = uvicorn.Config(
-            app(service, token), log_level="warning", access_log=False, lifespan="off", timeout_graceful_shutdown=5
+            app(service, token),
+            http=BoundedProtocol,
+            ws="none",
+            log_level="warning",
+            access_log=False,
+            lifespan="off",
+            timeout_graceful_shutdown=5,
         )
         uvicorn.Server(options).run(sockets=[listener])
 
 
 def _listener(host: str, port: int) -> socket.socket:
-    """A socket that is bound, so that a port that is taken is told of at once; listened on only when all is ready."""
+    """A socket that listens, so that a port that is taken is reported at once; requests wait until all is ready.
+
+    A socket that is only bound would not do: several can be bound to a port before one of them listens.
+    """
     listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))
+        listener.listen()
     except (OSError, OverflowError) as error:
         listener.close()
-        raise ConfigError("port", port, f"{host} cannot be listened on there: {error}") from error
+        raise ConfigError("port", port, f"the service cannot listen there on {host}: {error}") from error
     return listener
 
 

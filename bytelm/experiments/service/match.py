@@ -1,49 +1,39 @@
-"""Service: the rules of a training challenge: a baseline to beat, so many runs, so much time, one run at a time.
+"""Service: the rules of a training challenge. A baseline to beat, so many runs, so much time, one run at a time.
 
-A config that is sent in is read strictly, may say only what strangers.py accepts, is built by a Checker, and only then
-counts as a run; it is trained as a process of its own (job.py). The study's folder is the truth, so that a service that
-is started again, after whatever end, goes on where it was:
-
-| in runs/<study>/ | what |
-| --- | --- |
-| `run-N.yaml` | the resolved config of a run that was accepted |
-| `run-N/version_0/` | the run |
-| `baseline.yaml`, `baseline/version_N/` | the same of the baseline, which costs no run |
-| `match.json` | when the match began: with the first run |
+A config that is sent in is read strictly, may contain only what untrusted_config.py accepts, is built by a Checker, and
+only then counts as a run. It is trained as a process of its own (job.py), in the folder of the match (match_folder.py).
 
 `python -m bytelm serve` offers it over HTTP (api.py).
 """
 
 import json
 import math
-import os
-import shutil
 import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import bytelm.cli  # noqa: F401 (loads the parts that a config may name)
 from bytelm.config.base import files_of
+from bytelm.config.messages import note
 from bytelm.config.renamed import current_names
 from bytelm.config.text import BadText, dump, read
-from bytelm.config.untrusted_config import check_limit, check_resolved, check_written, own_config, shared_config
+from bytelm.config.untrusted_config import check_limit, check_resolved, check_written, own_config
 from bytelm.errors import ConfigError, StorageError
 from bytelm.experiments.check import Checker
 from bytelm.experiments.job import LOG, Job, tail
-from bytelm.runs import record
-from bytelm.runs.folder import RUNS, is_free, lock
-from bytelm.runs.ledger import Run, best_of, decide, read_runs, write_ledger
-from bytelm.system.files import replacing
-from bytelm.system.process import ENDING_SECONDS, utc
+from bytelm.experiments.memory_limit import Size
+from bytelm.experiments.service.match_folder import BASELINE, MatchFolder, number_of
+from bytelm.experiments.service.paths import without_paths
+from bytelm.runs.folder import RUNS
+from bytelm.runs.ledger import best_of, write_ledger
+from bytelm.runs.read import Run
 from bytelm.units import Duration
 
-BASELINE = "baseline"
-CHECK_SECONDS = 60.0  # a network that takes longer to build is none to be trained within minutes
+CHECK_SECONDS = 60.0  # a network that takes longer to build cannot be trained within minutes
 
 
 class Refusal(Exception):
@@ -51,11 +41,11 @@ class Refusal(Exception):
 
 
 class UsedUp(Refusal):
-    """There are no runs left, or no time."""
+    """No runs are left, or no time."""
 
 
 class Busy(Refusal):
-    """Something else is being trained or checked."""
+    """Another config is being trained or checked."""
 
 
 class Unusable(Refusal):
@@ -78,7 +68,7 @@ class Training:
 
 
 class Service:
-    """A match. To be used in a `with` block, which ends the run that is under way.
+    """A match. Use it in a `with` block, which ends the run that is under way.
 
     Args:
         baseline: Config file.
@@ -86,21 +76,30 @@ class Service:
         max_runs: How many runs there are.
         match_time: Seconds from the first run on.
         run_timeout: Seconds that a run may take.
+        memory_limit: Memory that a run, or a check, may use; None for no limit.
 
     Attributes:
-        baseline_text: The baseline's config: the text of its file, or of a file with bases all that it comes to.
+        baseline_text: The baseline's config: the text of its file, or, if it has bases, what all of them define.
     """
 
-    def __init__(self, baseline: str, study: str, max_runs: int, match_time: float, run_timeout: float) -> None:
+    def __init__(
+        self,
+        baseline: str,
+        study: str,
+        max_runs: int,
+        match_time: float,
+        run_timeout: float,
+        memory_limit: Size | None = None,
+    ) -> None:
         self.baseline = baseline
         self.study = study
-        self.folder = Path(RUNS, study)
+        self.folder = MatchFolder(study, self._note)
         self.max_runs = max_runs
         self.match_time = match_time
         self.run_timeout = run_timeout
+        self.memory_limit = memory_limit
         self.baseline_text = ""
-        self._checker = Checker()
-        self._claim: int | None = None  # a file's descriptor, whose lock keeps others out of the folder
+        self._checker = Checker(memory_limit)
         self._baseline_config: dict[str, Any] = {}
         self._began: float | None = None  # the match, in seconds since 1970
         self._accepted: list[str] = []  # run-0, run-1, …
@@ -109,6 +108,7 @@ class Service:
         self._training: Training | None = None
         self._busy: str | None = None  # with what
         self._closing = False
+        self._noted: set[str] = set()
 
     def __enter__(self) -> "Service":
         return self
@@ -117,33 +117,29 @@ class Service:
         self.close()
 
     def open(self, score_baseline: bool = True) -> None:
-        """Takes possession of the folder, finds out what was done in it, and trains the baseline if it has no score.
+        """Claims the folder, reads what was done in it, and trains the baseline if it has no score.
 
         Args:
-            score_baseline: Whether it does the last.
+            score_baseline: Whether the baseline is trained.
 
         Raises:
             ConfigError: The baseline cannot run, or is not that of the study.
-            StorageError: The folder cannot be used, or another service does.
+            StorageError: The folder cannot be used, or another service uses it.
         """
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self._claim = os.open(self.folder / ".lock", os.O_CREAT | os.O_RDWR, 0o644)
-        except OSError as error:
-            raise StorageError(f"study: {str(self.folder)!r} cannot be used: {error}") from error
-        if not lock(self._claim):
-            raise StorageError(f"{self.folder}: another service is at work there; --study names another folder")
+        self.folder.claim()
         config, reason = self._checker.check(["--config", self.baseline])
         if config is None:
             raise ConfigError("baseline", self.baseline, reason)
         self._keep_baseline(config)
-        self._read_folder()
+        self._began = self.folder.began()
+        self._accepted = self.folder.accepted()
+        self._ended = self.folder.ended()
         if score_baseline and (BASELINE not in self._ended or self._ended[BASELINE].score is None):
             check_limit(config, self.run_timeout, config)
             self._train(BASELINE, self.run_timeout)
 
     def close(self) -> None:
-        """Ends the run that is under way, and waits until that is on record."""
+        """Ends the run that is under way, and waits until its record is written."""
         with self._lock:
             self._closing = True
             training = self._training
@@ -151,11 +147,16 @@ class Service:
         if training is not None:
             training.job.end()
             training.watcher.join()
-        if self._claim is not None:
-            os.close(self._claim)
-            self._claim = None
+        self.folder.release()
 
-    # What there is
+    def _keep_baseline(self, config: Mapping[str, Any]) -> None:
+        self.folder.keep_baseline(config, self.baseline)
+        self._baseline_config = dict(config)
+        self.baseline_text = Path(self.baseline).read_text(encoding="utf-8")
+        if len(files_of(self.baseline)) > 1:  # a client does not have its bases
+            self.baseline_text = dump(own_config(config))
+
+    # State
 
     @property
     def runs_remaining(self) -> int:
@@ -164,7 +165,7 @@ class Service:
     @property
     def match_time_remaining(self) -> float:
         """Seconds; all of them before the first run."""
-        used = 0.0 if self._began is None else time.time() - self._began
+        used = 0.0 if self._began is None else max(time.time() - self._began, 0.0)
         return max(self.match_time - used, 0.0)
 
     @property
@@ -179,15 +180,15 @@ class Service:
         return best_of(self._ended[run_id] for run_id in list(self._accepted) if run_id in self._ended)
 
     def runs(self) -> list[dict[str, Any]]:
-        """The records of all runs that were accepted, in this order."""
+        """The records of all runs that were accepted, in their order."""
         return [report for run_id in list(self._accepted) if (report := self.report(run_id)) is not None]
 
     def report(self, run_id: str, log: bool = False) -> dict[str, Any] | None:
-        """What is known of a run; None if there is none by that name.
+        """What is known of a run; None if there is no run by that name.
 
         Args:
             run_id: `run-N`, or `baseline`.
-            log: Whether to add the end of what it has printed.
+            log: Whether to add the end of its output.
         """
         training = self._training
         if training is not None and training.run_id == run_id:
@@ -198,19 +199,19 @@ class Service:
             kept = record.get("checkpoint")
             record["checkpoint"] = kept if kept and Path(kept).exists() else None
             report = {**record, "status": run.status, "decision": run.decision}
-            printed = partial(tail, self.folder / run_id / LOG)
+            printed = partial(tail, self.folder.path / run_id / LOG)
         else:
             return None
         return {"run_id": run_id, **report, **({"log": printed()} if log else {})}
 
-    # What is sent in
+    # Configs that are sent in
 
     def check_free(self) -> None:
         """Whether a run could begin now.
 
         Raises:
             UsedUp: No runs are left, or no time.
-            Busy: There is something else to do.
+            Busy: Another config is being trained or checked.
         """
         if not self.runs_remaining:
             raise UsedUp(f"all {self.max_runs} runs are used up")
@@ -226,21 +227,11 @@ class Service:
             body: A config, as YAML or JSON.
 
         Raises:
-            BadText: It is no config.
+            BadText: The body is no config.
             Refusal: It is not trained; the kind says why.
+            StorageError: The folder cannot be written to.
         """
-        try:
-            text = body.decode()
-        except UnicodeDecodeError as error:
-            raise BadText(f"it is not UTF-8 ({error.reason}); accepted: a config as YAML or JSON") from error
-        config = read(text, aliases=False)  # a few of them can stand for more values than fit into memory
-        config = current_names(config, trusted=False)
-        try:
-            json.dumps(config, default=repr)
-        except ValueError as error:  # a whole number of thousands of digits
-            raise BadText(f"{error}; accepted: a config as YAML or JSON") from error
-        if not config:
-            raise BadText("it is empty; accepted: a config as YAML or JSON")
+        config = _read_sent(body)
         with self._lock:
             self.check_free()
             self._busy = "another config is being checked; it takes seconds"
@@ -248,19 +239,18 @@ class Service:
             resolved = self._resolve(config)
             with self._lock:
                 return self._accept(resolved)
-        except BaseException:
+        except BaseException as error:
             self._busy = None
+            if isinstance(error, OSError):
+                raise StorageError(f"{self.folder.path}: it cannot be written to ({error.strerror})") from error
             raise
 
     def _resolve(self, config: Mapping[Any, Any]) -> dict[str, Any]:
         try:
-            check_written(config, self._baseline_config, self.folder)
-            sent = self.folder / ".sent.yaml"
-            _write(sent, json.dumps(config))
-            options = ["--config", str(self.folder / "rest.yaml"), "--config", str(sent)]
-            resolved, reason = self._checker.check(options, CHECK_SECONDS)
+            check_written(config, self._baseline_config, self.folder.path)
+            resolved, reason = self._checker.check(self.folder.write_sent(config), CHECK_SECONDS)
             if resolved is None:
-                raise Unusable(reason)
+                raise Unusable(without_paths(reason))
             check_resolved(resolved, self._baseline_config)
             check_limit(resolved, self._most_seconds(), self._baseline_config)
         except ConfigError as error:
@@ -275,29 +265,28 @@ class Service:
 
     def _accept(self, resolved: Mapping[str, Any]) -> str:
         if self._closing:
-            raise Busy("the service is being ended")
-        number = max((_number(run_id) for run_id in self._accepted), default=-1) + 1
-        run_id = f"run-{number}"
+            raise Busy("the service is ending")
+        run_id = f"run-{max(map(number_of, self._accepted), default=-1) + 1}"
         if not self.match_time_remaining:
             raise UsedUp(self._over())
         if self._began is None:
-            began = time.time()
-            _write(self.folder / "match.json", json.dumps({"started_at": utc(began)}) + "\n")
-            self._began = began
-        config = self.folder / f"{run_id}.yaml"
-        _write(config, _dump(resolved))
+            now = time.time()
+            self.folder.begin(now)
+            self._began = now
+        self.folder.write_config(run_id, resolved)
         try:
             self._train(run_id, self._most_seconds())
         except BaseException:
-            config.unlink()  # it has not begun, and so does not count
+            self.folder.config(run_id).unlink()  # the run has not begun, and so does not count
             raise
         self._accepted.append(run_id)
         return run_id
 
-    # What is trained
+    # Training
 
     def _train(self, run_id: str, timeout: float) -> None:
-        job = Job(["--config", str(self.folder / f"{run_id}.yaml")], f"{self.study}/{run_id}", timeout)
+        options = ["--config", str(self.folder.config(run_id))]
+        job = Job(options, f"{self.study}/{run_id}", timeout, self.memory_limit)
         watcher = threading.Thread(target=self._watch, args=(run_id, job), name=run_id)
         self._training = Training(run_id, job, watcher)
         self._busy = f"{run_id} is being trained"
@@ -308,76 +297,47 @@ class Service:
             with job:
                 outcome = job.wait()
                 if outcome.folder is None:
-                    self._leave_record(run_id, "error", outcome.reason)
-            write_ledger(Path(RUNS))
+                    self.folder.leave_record(run_id, "error", outcome.reason)
+            write_ledger(Path(RUNS), self._note)
+        except StorageError as error:
+            note(str(error))
         finally:
             try:
-                self._ended |= self._read_ended()  # where a folder cannot be read, no run is forgotten
+                self._ended |= self.folder.ended()  # a run whose folder cannot be read now is not forgotten
                 self._drop_checkpoints()
+            except StorageError as error:
+                note(str(error))
             finally:
                 self._training = self._busy = None
 
-    # The folder
-
-    def _keep_baseline(self, config: Mapping[str, Any]) -> None:
-        kept, text = self.folder / f"{BASELINE}.yaml", _dump(config)
-        if kept.exists() and kept.read_text(encoding="utf-8") != text:
-            reason = f"the study was begun with another one, {kept}; accepted: that, or another study"
-            raise ConfigError("baseline", self.baseline, reason)
-        _write(kept, text)
-        _write(self.folder / "rest.yaml", _dump(shared_config(config)))
-        self._baseline_config = dict(config)
-        self.baseline_text = Path(self.baseline).read_text(encoding="utf-8")
-        if len(files_of(self.baseline)) > 1:  # a client does not have its bases
-            self.baseline_text = _dump(own_config(config))
-
-    def _read_folder(self) -> None:
-        # The run of a service that was killed ends by itself, and holds its log's lock until then.
-        give_up = time.monotonic() + ENDING_SECONDS + 10
-        for log in self.folder.glob(f"*/{LOG}"):
-            while not is_free(log):
-                if time.monotonic() > give_up:
-                    raise StorageError(f"{log.parent}: another process is at work on this run")
-                time.sleep(0.2)
-        if (match := self.folder / "match.json").exists():
-            self._began = datetime.fromisoformat(json.loads(match.read_text())["started_at"]).timestamp()
-        names = [path.stem for path in self.folder.glob("run-*.yaml") if path.stem.removeprefix("run-").isdecimal()]
-        self._accepted = sorted(names, key=_number)
-        self._ended = self._read_ended()
-        if unbegun := [run_id for run_id in self._accepted if run_id not in self._ended]:
-            for run_id in unbegun:
-                self._leave_record(run_id, "interrupted", "the service was ended before the run had begun")
-            self._ended = self._read_ended()
-
-    def _read_ended(self) -> dict[str, Run]:
-        runs = read_runs(self.folder)
-        decide(runs, lambda run: None)  # all compete, whatever budget they have asked for
-        return {run.experiment: run for run in runs}  # of the baseline, which may have taken several, the last
-
     def _drop_checkpoints(self) -> None:
-        """Weights are kept of the best run alone: those of many large networks would fill the disk."""
+        """Keeps the weights of the best run only: those of many large networks would fill the disk."""
         best = self.best
-        for run_id in self._accepted:
-            if run_id in self._ended and (best is None or run_id != best.experiment):
-                shutil.rmtree(self.folder / run_id / "version_0" / "checkpoints", ignore_errors=True)
+        others = [run_id for run_id in self._accepted if best is None or run_id != best.experiment]
+        self.folder.drop_checkpoints(run_id for run_id in others if run_id in self._ended)
 
-    def _leave_record(self, run_id: str, status: record.Status, reason: str | None) -> None:
-        """The record of a run that has not come as far as to leave one."""
-        accepted_at = (self.folder / f"{run_id}.yaml").stat().st_mtime
-        record.write(self.folder / run_id / "version_0", record.of_unstarted_run(status, reason, accepted_at))
-
-
-def _write(path: Path, text: str) -> None:
-    with replacing(path) as unfinished:
-        unfinished.write_text(text, encoding="utf-8")
+    def _note(self, text: str) -> None:
+        """Tells whoever runs the service something once, however often it is met."""
+        if text not in self._noted:
+            self._noted.add(text)
+            note(text)
 
 
-def _dump(config: Mapping[str, Any]) -> str:
-    return dump(dict(config))
-
-
-def _number(run_id: str) -> int:
-    return int(run_id.removeprefix("run-"))
+def _read_sent(body: bytes) -> dict[Any, Any]:
+    accepted = "accepted: a config as YAML or JSON"
+    try:
+        text = body.decode()
+    except UnicodeDecodeError as error:
+        raise BadText(f"it is not UTF-8 ({error.reason}); {accepted}") from error
+    config = read(text, aliases=False)  # a few aliases can stand for more values than fit into memory
+    if not config:
+        raise BadText(f"it is empty; {accepted}")
+    config = current_names(config, trusted=False)
+    try:
+        json.dumps(config, default=repr).encode()
+    except (TypeError, ValueError) as error:  # a key of another type; a number of thousands of digits
+        raise BadText(f"{error}; {accepted}") from error
+    return config
 
 
 def _finite(value: Any) -> Any:

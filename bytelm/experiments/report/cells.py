@@ -1,0 +1,59 @@
+"""What the report's tables say of one experiment or run, as text."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from bytelm.experiments.comparison import Experiment, changes
+from bytelm.runs.read import Run
+
+MOST_CHANGES = 6  # an experiment that changes more is another one altogether
+
+
+def change_since(best: Experiment, first: Experiment) -> list[str]:
+    """What of one experiment's settings another one has changed, at most MOST_CHANGES lines of it."""
+    return _limited(changes(first.settings, best.settings))
+
+
+def reason_of(run: Run) -> str:
+    """Why a run has no score."""
+    if run.has_loss_alone:
+        return f"it has a val_loss only: {run.record['val_loss']:.4f}"
+    return str(run.record.get("reason") or "")
+
+
+def score_text(experiment: Experiment) -> str:
+    """Mean score, with its standard deviation and the number of runs where there are several."""
+    if experiment.score is None:
+        return "none"
+    if experiment.spread is None:
+        return f"{experiment.score:.4f}"
+    return f"{experiment.score:.4f} ± {experiment.spread:.4f} ({len(experiment.scores)})"
+
+
+def params_text(experiment: Experiment) -> str:
+    millions = experiment.figure("num_params_M")
+    if millions is None:
+        return ""
+    return f"{millions * 1000:,.0f}K" if millions < 1 else f"{millions:,.1f}M"
+
+
+def count_text(value: float | None) -> str:
+    return "" if value is None else f"{value:,.0f}"
+
+
+def change_text(experiment: Experiment) -> str:
+    if experiment.origin is None:
+        return ""
+    return f"{', '.join(_limited(experiment.changes)) or 'none'} (from {experiment.origin.name})"
+
+
+def _limited(lines: list[str]) -> list[str]:
+    return lines if len(lines) <= MOST_CHANGES + 1 else [*lines[:MOST_CHANGES], f"… ({len(lines)} in all)"]
+
+
+def versions_text(record: Mapping[str, Any]) -> str:
+    versions, git = record["versions"], record.get("git") or {}
+    commit = f" ({git['commit'][:7]}{', with changes' if git.get('dirty') else ''})" if git.get("commit") else ""
+    names = {"bytelm": "bytelm", "torch": "torch", "lightning": "lightning", "python": "Python"}
+    texts = {key: f"{name} {versions[key]}" for key, name in names.items() if versions.get(key)}
+    return ", ".join(text + commit * (key == "bytelm") for key, text in texts.items())

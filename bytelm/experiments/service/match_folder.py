@@ -1,0 +1,187 @@
+"""The folder of a match. It alone says what was done, so a service that is started again continues where it was.
+
+| in runs/<study>/ | contents |
+| --- | --- |
+| `run-N.yaml` | the resolved config of a run that was accepted |
+| `run-N/version_0/` | the run |
+| `baseline.yaml`, `baseline/version_N/` | the same of the baseline, which does not count as a run |
+| `rest.yaml` | the baseline's settings that hold for all runs |
+| `match.json` | when the match began: with the first run |
+"""
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterable, Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from bytelm.config.text import dump
+from bytelm.config.untrusted_config import shared_config
+from bytelm.errors import ConfigError, StorageError
+from bytelm.experiments.job import LOG
+from bytelm.runs import record as records
+from bytelm.runs.folder import CONFIG, RUNS, is_free, lock
+from bytelm.runs.ledger import decide, read_runs
+from bytelm.runs.read import Run
+from bytelm.system.files import replacing
+from bytelm.system.process import ENDING_SECONDS, utc
+
+BASELINE = "baseline"
+CUT_BEFORE = "the service ended before the run had begun"
+DAMAGED = "its config or its record is damaged"
+
+
+class MatchFolder:
+    """The folder; one service at a time works in it.
+
+    Args:
+        study: Its name in runs/.
+        tell: Is called with a line for each damaged file.
+    """
+
+    def __init__(self, study: str, tell: Callable[[str], None]) -> None:
+        self.path = Path(RUNS, study)
+        self._tell = tell
+        self._claim: int | None = None  # descriptor of a file, whose lock keeps others out
+
+    def claim(self) -> None:
+        """Takes possession of the folder, and waits for the run of a service that was killed to end.
+
+        Raises:
+            StorageError: It cannot be used, or another service works in it.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._claim = os.open(self.path / ".lock", os.O_CREAT | os.O_RDWR, 0o644)
+        except OSError as error:
+            raise StorageError(f"study: {str(self.path)!r} cannot be used: {error}") from error
+        if not lock(self._claim):
+            raise StorageError(f"{self.path}: another service works there; --study names another folder")
+        give_up = (
+            time.monotonic() + ENDING_SECONDS + 10
+        )  # such a run ends by itself, and holds its log's lock until then
+        for log in self.path.glob(f"*/{LOG}"):
+            while not is_free(log):
+                if time.monotonic() > give_up:
+                    raise StorageError(f"{log.parent}: another process works on this run")
+                time.sleep(0.2)
+
+    def release(self) -> None:
+        """Lets other services use the folder."""
+        if self._claim is not None:
+            os.close(self._claim)
+            self._claim = None
+
+    # Configs
+
+    def config(self, run_id: str) -> Path:
+        """The file with the config of a run, of the `baseline`, or of the `rest`."""
+        return self.path / f"{run_id}.yaml"
+
+    def write_config(self, run_id: str, config: Mapping[str, Any]) -> None:
+        """Writes one of these."""
+        _write(self.config(run_id), dump(dict(config)))
+
+    def write_sent(self, config: Mapping[Any, Any]) -> list[str]:
+        """Writes a config that was sent in; returns the options that make it a run, with the rest of the baseline's."""
+        sent = self.path / ".sent.yaml"
+        _write(sent, json.dumps(config))
+        return ["--config", str(self.config("rest")), "--config", str(sent)]
+
+    def keep_baseline(self, config: Mapping[str, Any], given: str) -> None:
+        """Writes the baseline's config, and what of it holds for all runs.
+
+        Args:
+            config: Its resolved config.
+            given: Its file, for the message.
+
+        Raises:
+            ConfigError: The study began with another baseline.
+        """
+        kept = self.config(BASELINE)
+        if kept.exists() and kept.read_bytes() != dump(dict(config)).encode():
+            raise ConfigError("baseline", given, f"the study began with another one, {kept}; use that or another study")
+        self.write_config(BASELINE, config)
+        self.write_config("rest", shared_config(config))
+
+    def accepted(self) -> list[str]:
+        """Names of the runs that were accepted, in their order."""
+        names = [path.stem for path in self.path.glob("run-*.yaml") if path.stem.removeprefix("run-").isdecimal()]
+        return sorted(names, key=number_of)
+
+    # The time
+
+    def began(self) -> float | None:
+        """When the match began, in seconds since 1970; None before the first run.
+
+        Where the file that says it is damaged, the match began when the first config was accepted.
+        """
+        file = self.path / "match.json"
+        if not file.exists():
+            return None
+        try:
+            return datetime.fromisoformat(json.loads(file.read_text(encoding="utf-8"))["started_at"]).timestamp()
+        except (OSError, ValueError, LookupError, TypeError, OverflowError, RecursionError) as error:
+            self._tell(f"{file} cannot be used ({error}); the match began with the first config in its folder")
+            return min((self.config(run_id).stat().st_mtime for run_id in self.accepted()), default=None)
+
+    def begin(self, now: float) -> None:
+        """Writes when the match began."""
+        _write(self.path / "match.json", json.dumps({"started_at": utc(now)}) + "\n")
+
+    # Runs
+
+    def ended(self) -> dict[str, Run]:
+        """The runs that have ended, by name; of the baseline, which may have taken several, the last.
+
+        Raises:
+            StorageError: A record cannot be written.
+        """
+        runs = {run.experiment: run for run in self._read()}
+        for run_id in self.accepted():
+            if run_id not in runs:
+                left = [
+                    path for name in (CONFIG, records.FILE) for path in (self.path / run_id).glob(f"version_*/{name}")
+                ]
+                runs[run_id] = self._damaged(run_id) if left else self.leave_record(run_id, "interrupted", CUT_BEFORE)
+        return {run_id: run for run_id, run in runs.items() if run.status != "running"}
+
+    def leave_record(self, run_id: str, status: records.Status, reason: str | None) -> Run:
+        """Writes the record of a run that has ended before it could write one."""
+        record = self._short_record(run_id, status, reason)
+        folder = self.path / run_id / "version_0"
+        try:
+            records.write(folder, record)
+        except OSError as error:
+            raise StorageError(f"{folder}: its record cannot be written ({error.strerror or error})") from error
+        return Run(folder, {}, record, "discard")
+
+    def drop_checkpoints(self, run_ids: Iterable[str]) -> None:
+        """Removes the weights of runs."""
+        for run_id in run_ids:
+            for folder in (self.path / run_id).glob("version_*/checkpoints"):
+                shutil.rmtree(folder, ignore_errors=True)
+
+    def _read(self) -> list[Run]:
+        runs = read_runs(self.path, self._tell)
+        decide(runs, lambda run: None)  # all compete, whatever budget they have asked for
+        return runs
+
+    def _damaged(self, run_id: str) -> Run:
+        return Run(self.path / run_id / "version_0", {}, self._short_record(run_id, "error", DAMAGED), "discard")
+
+    def _short_record(self, run_id: str, status: records.Status, reason: str | None) -> records.Record:
+        return records.of_unstarted_run(status, reason, self.config(run_id).stat().st_mtime)
+
+
+def number_of(run_id: str) -> int:
+    """N of `run-N`."""
+    return int(run_id.removeprefix("run-"))
+
+
+def _write(path: Path, text: str) -> None:
+    with replacing(path) as unfinished:
+        unfinished.write_text(text, encoding="utf-8")

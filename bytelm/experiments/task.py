@@ -1,0 +1,166 @@
+"""Tasks: what one run is, and the plan that says which runs a study consists of."""
+
+import hashlib
+import itertools
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from optuna.trial import Trial
+
+from bytelm.config.base import files_of
+from bytelm.config.text import dump
+from bytelm.errors import ConfigError
+
+RANGE = {"low", "high", "log", "step"}
+LONGEST_NAME = 120  # bytes of a folder's name
+Sampler = Literal["grid", "random", "tpe"]
+
+
+@dataclass(frozen=True)
+class Task:
+    """What one run is, as plain values; two equal tasks are the same run.
+
+    Attributes:
+        config: Config file.
+        content: Hash of what the file and its bases say: another content is another run.
+        options: Further options.
+        seed: None for the config's own.
+        point: Values of the keys that are searched, as the command line takes them.
+    """
+
+    config: str
+    content: str
+    options: tuple[str, ...] = ()
+    seed: int | None = None
+    point: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def fit_options(self) -> list[str]:
+        """What follows `python -m bytelm fit`."""
+        options = ["--config", self.config, *self.options]
+        for key, value in self.point:
+            options += [f"--{key}", value]
+        return options if self.seed is None else [*options, "--seed_everything", str(self.seed)]
+
+    @property
+    def name(self) -> str:
+        """Name of the experiment: that of the config, with the searched values and the seed."""
+        parts = [Path(self.config).stem, *(f"{key.rpartition('.')[2]}={value}" for key, value in self.point)]
+        seed = "" if self.seed is None else f",seed={self.seed}"
+        name = re.sub(r"[^\w.,=+-]+", "_", ",".join(parts)).encode()[: LONGEST_NAME - len(seed)]
+        return name.decode(errors="ignore") + seed
+
+    def dump(self) -> str:
+        """The task as text, which `load` reads."""
+        return json.dumps(vars(self))
+
+    @classmethod
+    def load(cls, text: str) -> "Task":
+        """Reads what `dump` returns."""
+        values = json.loads(text)
+        return cls(**{**values, "options": tuple(values["options"]), "point": tuple(map(tuple, values["point"]))})
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which runs a study consists of.
+
+    Args:
+        configs: Config files; each is an experiment.
+        options: Further options, the same for all.
+        seeds: Each experiment is run with each of them; None stands for the config's own.
+        space: For each key that is searched a list of values, or a range {low, high, log, step}.
+        sampler: How points of the space are chosen.
+
+    Raises:
+        ConfigError: The space cannot be searched.
+    """
+
+    configs: Sequence[str]
+    options: Sequence[str] = ()
+    seeds: Sequence[int | None] = (None,)
+    space: Mapping[str, Any] | None = None
+    sampler: Sampler = "grid"
+
+    def __post_init__(self) -> None:
+        for key, values in (self.space or {}).items():
+            if isinstance(values, Mapping):
+                self._check_range(f"space.{key}", dict(values))
+            elif not isinstance(values, list) or not values:
+                raise ConfigError(f"space.{key}", values, "accepted: a list of values, or {low: …, high: …}")
+        if self.sampler != "grid" and not self.space:
+            raise ConfigError("sampler", self.sampler, "it needs a space to draw from; accepted without one: grid")
+
+    def _check_range(self, key: str, values: dict[str, Any]) -> None:
+        numbers = [values.get("low"), values.get("high"), values.get("step", 1)]
+        known = set(values) <= RANGE and isinstance(values.get("log", False), bool)
+        if not known or not all(map(_is_number, numbers)):
+            raise ConfigError(key, values, "accepted: {low: 1e-4, high: 1e-2}, optionally with log: true or a step")
+        if values.get("step", 1) <= 0:
+            raise ConfigError(key, values, "accepted: a step above 0")
+        if values["low"] >= values["high"]:
+            raise ConfigError(key, values, "accepted: a low that is below high")
+        if values.get("log") and (values["low"] <= 0 or "step" in values):
+            raise ConfigError(key, values, "accepted with log: true: a low above 0, and no step")
+        if self.sampler == "grid":
+            raise ConfigError(key, values, "a grid takes a list of values; a range needs --sampler random or tpe")
+
+    def grid(self) -> list[Task]:
+        """All runs of a list or a grid, with the seeds last: each experiment is run once before any is repeated."""
+        space = self.space or {}
+        points = [tuple(zip(space, map(as_text, values), strict=True)) for values in itertools.product(*space.values())]
+        return [self.task(config, seed, point) for seed in self.seeds for config in self.configs for point in points]
+
+    def task(self, config: str, seed: int | None, point: tuple[tuple[str, str], ...]) -> Task:
+        """The task of one config, seed and point."""
+        return Task(config, _content(config), tuple(self.options), seed, point)
+
+    def draw(self, trial: Trial) -> tuple[str, tuple[tuple[str, str], ...]]:
+        """A config and a point of the space, which the sampler chooses."""
+        config = self.configs[0]
+        if len(self.configs) > 1:
+            config = str(trial.suggest_categorical("config", list(self.configs)))
+        point = []
+        for key, values in (self.space or {}).items():
+            if isinstance(values, list):
+                value: Any = trial.suggest_categorical(key, [as_text(value) for value in values])
+            elif all(isinstance(number, int) for number in values.values()):
+                value = trial.suggest_int(key, **values)
+            else:
+                value = trial.suggest_float(key, **values)
+                short = float(f"{value:.{12 if 'step' in values else 4}g}")
+                value = short if values["low"] <= short <= values["high"] else value
+            point.append((key, as_text(value)))
+        return config, tuple(point)
+
+
+def as_text(value: Any) -> str:
+    """A value as the command line takes it."""
+    return value if isinstance(value, str) else dump(value, in_one_line=True)
+
+
+def _content(config: str) -> str:
+    """Hash of what a config and its bases say, the same for another order or style of its keys.
+
+    A file that is not a config gets a hash, too; the check of the run reports what is wrong with it.
+    """
+    try:
+        contents: Any = [yaml.safe_load(file.read_text(encoding="utf-8")) for file in files_of(config)]
+        contents = (
+            contents[0] if len(contents) == 1 else contents
+        )  # without a base the hash is that of earlier versions
+        text = json.dumps(contents, sort_keys=True, default=str)
+    # PyYAML and json raise all of these for values and keys that they cannot read or write.
+    except (OSError, yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+        text = str(error)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
