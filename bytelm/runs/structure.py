@@ -144,26 +144,25 @@ def check_optimizer_state(state: Mapping[str, Any], optimizer: Optimizer, key: s
         known |= dict(zip(group["params"], own["params"], strict=True))
         for option, value in group.items():
             if option != "params":
-                is_right = _is_option(value, own.get(option)) and (option != "betas" or all(0 <= b < 1 for b in value))
+                is_right = _are_betas(value) if option == "betas" else _is_option(value, own.get(option))
                 _expect(is_right, f"{name}.{option}", "a value of this option")
     own_states = {number: values for number, values in states.items() if number in known}  # others are of all together
     for number, values in own_states.items():
         where = f"{key}.state.{number}"
         _expect(isinstance(values, dict), where, "a mapping")
-        for name, value in values.items():
-            _check_state(value, f"{where}.{name}", tuple(known[number].shape), _has_usual_state(optimizer))
+        if _has_usual_state(optimizer):
+            for name, value in values.items():
+                _check_state(value, f"{where}.{name}", tuple(known[number].shape))
 
 
-def _check_state(value: Any, key: str, shape: tuple[int, ...], is_usual: bool) -> None:
-    """Checks one value of a parameter's state."""
+def _check_state(value: Any, key: str, shape: tuple[int, ...]) -> None:
+    """Checks one value of the state of a parameter of this shape."""
     if isinstance(value, Layout | Tensor):
         _expect(_fits(tuple(value.shape), shape), key, f"a tensor for a parameter of the shape {shape}")
         _expect(not value.dtype.is_complex, key, "of real numbers")
-    elif is_usual:
+    else:
         is_step = key.endswith(".step") and _is_number(value)
         _expect(is_step or (value is None and key.endswith(".momentum_buffer")), key, "a tensor")
-    else:
-        _check_plain(value, key)
 
 
 def _has_usual_state(optimizer: Optimizer) -> bool:
@@ -185,6 +184,10 @@ def _is_optimizer_state(state: Any) -> bool:
     )
 
 
+def _are_betas(value: Any) -> bool:
+    return isinstance(value, tuple | list) and all(_is_number(beta) and 0 <= beta < 1 for beta in value)
+
+
 def _is_option(value: Any, own: Any) -> bool:
     """Whether a value can be that of an option which an optimizer has as `own`; a run keeps its optimizer's options."""
     if isinstance(own, bool):
@@ -192,7 +195,8 @@ def _is_option(value: Any, own: Any) -> bool:
     if isinstance(own, int | float):
         return _is_number(value)
     if isinstance(value, tuple | list):
-        return all(map(_is_number, value)) and (not isinstance(own, tuple | list) or len(value) == len(own))
+        are_numbers = all(each is None or _is_number(each) for each in value)  # Adafactor's eps has None
+        return are_numbers and (not isinstance(own, tuple | list) or len(value) == len(own))
     if isinstance(own, tuple | list):
         return isinstance(value, str)
     return value is None or isinstance(value, str | bool) or _is_number(value)
