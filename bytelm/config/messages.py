@@ -116,7 +116,9 @@ def clarify(
         return f"{key}: {path!r} cannot be used ({reason}); {classes(path)}"
     if re.search(NOT_A_CLASS, report, re.MULTILINE):
         return f"{key}: {_given(report)} does not name a class; {classes('')}, {OPTIONS}"
-    if match := re.search(r"(?:Expected a dot import path string|Unexpected import path format): (\S+)", report):
+    if match := re.search(
+        r"(?:Expected a dot import path string|Unexpected import path format): (\S+?)\.?(?:\s|$)", report
+    ):
         return f"{key}: {match[1]!r} is not known; {classes(match[1])}"
     if "Given value: " in report and (accepted := _types(report)):
         hint = f"; {HINTS[key]}" if key in HINTS else ""

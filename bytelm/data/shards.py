@@ -309,8 +309,13 @@ class CropLoader:
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         while True:
+            before = self.state_dict()
             shards, starts = self._random() if self.order == "random" else self._sequential()
-            batch = self.crops.cut(shards, starts)  # first: if it fails, the position is that of the batches taken
+            try:
+                batch = self.crops.cut(shards, starts)
+            except DataError:
+                self.load_state_dict(before)  # the position is that of the batches taken
+                raise
             self.position += self.batch_size * self.world_size
             yield batch
 

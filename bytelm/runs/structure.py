@@ -106,8 +106,11 @@ def check_like(value: Any, like: Any, key: str, further: bool = False) -> None:
         for number, inner in enumerate(value):
             if like:
                 check_like(inner, like[0], f"{key}.{number}", further)
-            else:
-                _check_plain(inner, f"{key}.{number}")
+            else:  # an empty one is of numbers, or of tuples of numbers
+                numbers = inner if isinstance(inner, tuple) else (inner,)
+                _expect(all(map(_is_number, numbers)), f"{key}.{number}", "a finite number")
+    elif isinstance(like, Tensor) and like.ndim == 0:
+        _check_plain(value, key)  # a score: its type is that of the metric
     elif isinstance(like, Tensor):
         is_like = isinstance(value, Layout | Tensor) and value.dtype == like.dtype and value.shape == like.shape
         _expect(is_like, key, f"a tensor of the shape {tuple(like.shape)} and the type {like.dtype}")
@@ -121,6 +124,7 @@ def check_like(value: Any, like: Any, key: str, further: bool = False) -> None:
     elif isinstance(like, str):
         _expect(isinstance(value, str), key, "text")
     else:
+        _expect(not isinstance(value, list | tuple | Mapping), key, "a plain value")
         _check_plain(value, key)
 
 
@@ -231,7 +235,7 @@ def _check_plain(value: Any, key: str) -> None:
         for number, inner in enumerate(value):
             _check_plain(inner, f"{key}.{number}")
     elif isinstance(value, Layout | Tensor):  # a score, which Lightning's ModelCheckpoint keeps as a tensor
-        _expect(math.prod(value.shape) == 1, key, "a plain value")
+        _expect(tuple(value.shape) == (), key, "a plain value")
     else:
         _expect(value is None or isinstance(value, str) or _is_number(value), key, "a plain value")
 

@@ -14,6 +14,7 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from bytelm.callbacks import Schedules
 from bytelm.cli import build
 from bytelm.errors import ConfigError, DataError, RunError, StorageError
 from bytelm.program import fail
@@ -263,7 +264,7 @@ def test_what_a_module_itself_imports_and_survives_is_left_alone(folder):
     )
     Path("my_exception.py").write_text(MODULES["my_exception"][0])
     cli = build(["--config", "tiny.yaml", "--lr_schedule", "my_fallback.A"], run=False)
-    assert "Cosine" in [type(callback).__name__ for callback in cli.trainer.callbacks]
+    assert type(Schedules.of(cli.trainer).schedules["lr"]).__name__ == "Cosine"
 
 
 # Options of the trainer, and of classes of Lightning's
@@ -291,7 +292,7 @@ def test_what_a_module_itself_imports_and_survives_is_left_alone(folder):
         ("--trainer.callbacks+=Cosine", ["trainer.callbacks: 'Cosine' ", "accepted: BatchSizeFinder"]),
         ("--trainer.callbacks+=bytelm.callbacks.Cosine", ["trainer.callbacks: 'bytelm.callbacks.Cosine' "]),
         ("--trainer.callbacks+=my_schedule.Mine", ["trainer.callbacks: 'my_schedule.Mine' "]),
-        ("--trainer.callbacks+=Schedules", ["trainer.callbacks: 'Schedules' "]),
+        ("--trainer.callbacks+=Schedules", ["trainer.callbacks.schedules: it is required"]),
         ("--trainer.callbacks+=BestCheckpoint", ["trainer.callbacks: 'BestCheckpoint' ", "every run has one"]),
         ("--trainer.callbacks+=TimeBudget", ["trainer.callbacks: 'TimeBudget' ", "the key time_budget"]),
         ("--trainer.callbacks+=Throughput", ["trainer.callbacks: 'Throughput' ", "the key throughput"]),
