@@ -38,6 +38,11 @@ time_budget: {limit: 4 steps}
 
 
 def pytest_configure(config):
+    # TensorBoard reads a run's files in the order of their names, which end in a count of the process's files. Runs of
+    # one process, a second apart or less, would be out of order where the count gets one more digit.
+    from tensorboard.summary.writer import event_file_writer
+
+    event_file_writer._global_uid = event_file_writer.AtomicCounter(10**6)
     if MEMORY.is_dir() and shutil.disk_usage(MEMORY).free >= ENOUGH_MEMORY:
         os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
 

@@ -117,7 +117,7 @@ def clarify(
     if re.search(NOT_A_CLASS, report, re.MULTILINE):
         return f"{key}: {_given(report)} does not name a class; {classes('')}, {OPTIONS}"
     if match := re.search(
-        r"(?:Expected a dot import path string|Unexpected import path format): (\S+?)\.?(?:\s|$)", report
+        r"(?:Expected a dot import path string|Unexpected import path format): (\S+?)(?:\. Got |\s|$)", report
     ):
         return f"{key}: {match[1]!r} is not known; {classes(match[1])}"
     if "Given value: " in report and (accepted := _types(report)):

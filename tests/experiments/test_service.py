@@ -446,7 +446,7 @@ def test_a_config_that_cannot_be_built_in_time_is_refused(make, monkeypatch):
         (["--run_timeout", "0s"], 2, ["run_timeout: '0s'", "a time"]),
         (["--max_runs", "0"], 2, ["max_runs", "above 0"]),
         (["--study", "../s"], 2, ["study: '../s'", "runs/"]),
-        (["--unknown", "3"], 2, ["--unknown"]),
+        (["--unknown", "3"], 2, ["unknown: unknown key"]),
         (["--study", "in_the_way"], 5, ["study: 'runs/in_the_way' cannot be used"]),
     ],
 )
@@ -627,8 +627,8 @@ MODEL = "model:\n  gpt: {d_model: 16, n_heads: 2, n_layers: 1, d_ff: 32, max_seq
     [
         ("model: {gpt", 400, ["line 1"]),
         ("model: {}\nmodel: {}\n", 400, ["line 2", "'model'", "twice"]),
-        ("- model\n- data\n", 400, ["no mapping"]),
-        ("hello", 400, ["no mapping"]),
+        ("- model\n- data\n", 400, ["not a mapping"]),
+        ("hello", 400, ["not a mapping"]),
         ("# nothing\n", 400, ["empty"]),
         (b"experiment: \xff\xfe", 400, ["UTF-8"]),
         ("model: &m {gpt: {}}\ndata: *m\n", 400, ["line 2", "alias"]),
@@ -659,7 +659,7 @@ MODEL = "model:\n  gpt: {d_model: 16, n_heads: 2, n_layers: 1, d_ff: 32, max_seq
             422,
             ["'bytelm.experiments.job.Job'"],
         ),
-        ("a: !!timestamp b", 400, ["not of its kind"]),
+        ("a: !!timestamp b", 400, ["not of its type"]),
         ("seed_everything: 0x" + "f" * 4_000, 400, ["digits"]),
         (f"{MODEL}trainer: {{accumulate_grad_batches: 0}}", 422, ["trainer.accumulate_grad_batches: 0"]),
         (f"{MODEL}trainer: {{val_check_interval: 0}}", 422, ["trainer.val_check_interval: 0"]),

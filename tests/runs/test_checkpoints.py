@@ -227,8 +227,8 @@ def test_values_of_the_wrong_kind_are_rejected_by_their_place_before_anything_is
         if keys == ("hyper_parameters",):
             continue  # nobody looks at them
         line = refuses("hostile.ckpt", *ON)
-        place = keys[-1] if isinstance(keys[-1], str) else keys[0]
-        assert str(place) in line or "of another model" in line or "of other parameter groups" in line, (keys, line)
+        named = any(str(key) in line for key in keys)
+        assert named or "of another model" in line or "of other parameter groups" in line, (keys, line)
 
 
 def test_a_state_that_a_callback_of_the_users_cannot_restore_is_the_checkpoints_error(run, folder, capsys):
