@@ -65,7 +65,15 @@ from bytelm.precision import FP8
 from bytelm.runs import checkpoint_io, logger
 from bytelm.runs.checkpoint_io import AtomicCheckpointIO, errors_are_the_checkpoints
 from bytelm.runs.checkpoints import Contents, check_compatible, check_optimizer, check_states, read
-from bytelm.runs.choice import checkpoint_to_score, experiment_of, run_of_config, run_to_continue
+from bytelm.runs.choice import (
+    NAMES,
+    checkpoint_to_score,
+    experiment_of,
+    find_checkpoint,
+    run_of_config,
+    run_to_continue,
+    with_run,
+)
 from bytelm.runs.folder import CONFIG, RunFolder, checkpoint_of, number_of, run_of, runs_root
 from bytelm.runs.logger import TensorBoardLogger
 from bytelm.runs.score import VAL_BPB, score_for
@@ -180,6 +188,14 @@ class BytelmCLI(LightningCLI):
         self._given = given[0] if given else None
         super().__init__(*args, **kwargs)
 
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parses the command line, with RUN written out where it is `validate RUN`."""
+        given = sys.argv[1:] if args is None else args
+        if isinstance(given, list) and (written := with_run(given)) != given:
+            self.config = parser.parse_args(written)
+        else:
+            super().parse_arguments(parser, args)
+
     def _parse_ckpt_path(self) -> None:
         """Nothing: LightningCLI would put a checkpoint's model in place of the config's, without a word."""
 
@@ -193,6 +209,12 @@ class BytelmCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument(
             "--experiment", type=str | None, help="Name of the run's folder in runs/; default: the configs' names."
+        )
+        parser.add_argument(
+            "--init_from",
+            type=str | None,
+            help="What `fit` takes the first weights from: a checkpoint, the folder of a run, nanoGPT's ckpt.pt, or a "
+            "folder of Hugging Face's. All else begins anew. A run that is resumed (--ckpt_path) has weights already.",
         )
         parser.add_lightning_class_args(TimeBudget, "time_budget")
         parser.add_subclass_arguments(Schedule, "lr_schedule", fail_untyped=False, required=False)
@@ -218,7 +240,10 @@ class BytelmCLI(LightningCLI):
         self.save_config_kwargs = {"plain": self.plain_config}
         self.experiment = self.plain_config["experiment"] = self._experiment()
         given = self._get(self.config, "ckpt_path")
-        if given not in ("last", "best"):
+        if given is not None and Path(given).is_dir():
+            order = ("last", "best") if self.subcommand == "fit" else NAMES
+            self.config[self.subcommand].ckpt_path = str(find_checkpoint(given, order=order))
+        if given not in NAMES:
             return
         own, experiment = self._own_run(), self._runs_root() / self.experiment
         if given == "last" and self.subcommand == "fit":
@@ -246,6 +271,13 @@ class BytelmCLI(LightningCLI):
         if checkpoint.monitor == CHECKPOINT_DEFAULTS["checkpoint.monitor"]:
             score = score_for(self.datamodule.counts_bytes)
             checkpoint.monitor = self.plain_config["checkpoint"]["monitor"] = score.tag
+        if self.subcommand == "fit" and (given := self._get(self.config, "init_from")):
+            if path := self._get(self.config, "ckpt_path"):
+                note(f"init_from is not read: the run goes on from {path}")
+            else:
+                from bytelm.inference.init_from import init_from  # what it imports is for few runs
+
+                RunRecord.of(self.trainer).init_from = init_from(self.model, given, self.plain_config)
         # What a checkpoint needs to rebuild the model: plain values, so that it loads without unpickling code.
         instantiator = "lightning.pytorch.cli.instantiate_module"
         self.model.save_hyperparameters({**self.plain_config["model"], "_instantiator": instantiator}, logger=False)

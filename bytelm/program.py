@@ -43,9 +43,14 @@ class Command(NamedTuple):
 
 COMMANDS = (
     Command("fit", "bytelm.cli", "Train a model under a budget of time, steps or tokens.", with_name=True),
-    Command("validate", "bytelm.cli", "Score a checkpoint on the validation split.", with_name=True),
-    Command("test", "bytelm.cli", "Score a checkpoint on the whole validation split.", with_name=True),
-    Command("predict", "bytelm.cli", "Write what each token costs a checkpoint, in bits.", with_name=True),
+    Command(
+        "validate",
+        "bytelm.cli",
+        "Score a run or a checkpoint on the validation split.",
+        with_name=True,
+    ),
+    Command("test", "bytelm.cli", "Score a run or a checkpoint on the whole validation split.", with_name=True),
+    Command("predict", "bytelm.cli", "Write what each token costs a run or a checkpoint, in bits.", with_name=True),
     Command("generate", "bytelm.inference.generate", "Write text with the network of a checkpoint."),
     Command("evaluate", "bytelm.inference.evaluate", "Score a checkpoint on tasks of lm-evaluation-harness.", "eval"),
     Command("import", "bytelm.inference.convert", "Make a checkpoint from GPT-2 weights.", function="main_import"),

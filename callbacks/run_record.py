@@ -26,7 +26,7 @@ from bytelm.callbacks.time_budget import TimeBudget
 from bytelm.data.base import TokenData
 from bytelm.log_steps import batch_loss
 from bytelm.runs import record
-from bytelm.runs.record import Corpus, Git, Record
+from bytelm.runs.record import Corpus, Git, InitFrom, Record
 from bytelm.runs.score import VAL_BPB, VAL_LOSS
 from bytelm.system.memory import peak_device_memory_mb, peak_memory_mb
 from bytelm.system.process import process_age, utc
@@ -48,10 +48,15 @@ PRINTED = (
 
 
 class RunRecord(Callback):
-    """Writes record.json when a run has ended, however it did; prints the main lines of one that was completed."""
+    """Writes record.json when a run has ended, however it did; prints the main lines of one that was completed.
+
+    Attributes:
+        init_from: The weights that the run began with, if they are another run's.
+    """
 
     def __init__(self) -> None:
         super().__init__()
+        self.init_from: InitFrom | None = None
         self._last_outputs: Any = None
         self._train_loss: float | None = None
         self._num_params = 0
@@ -60,10 +65,16 @@ class RunRecord(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         self._read_loss()
-        return {"train_loss": self._train_loss}
+        return {"train_loss": self._train_loss, "init_from": self.init_from}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._train_loss = state_dict["train_loss"]
+        self.init_from = state_dict.get("init_from")  # checkpoints from before it was an option have none
+
+    @staticmethod
+    def of(trainer: Trainer) -> "RunRecord":
+        """The one among a trainer's callbacks."""
+        return next(c for c in trainer.callbacks if isinstance(c, RunRecord))  # type: ignore[attr-defined]
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._trainer = trainer
@@ -129,6 +140,7 @@ class RunRecord(Callback):
             "world_size": trainer.world_size,
             "precision": str(getattr(trainer.precision_plugin, "label", trainer.precision)),
             "corpus": cast(Corpus, data.corpus_record()) if isinstance(data, TokenData) else None,
+            "init_from": self.init_from,
             "git": git_state(),
             "versions": {
                 "python": platform.python_version(),

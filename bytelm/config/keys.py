@@ -7,6 +7,7 @@ from pydoc import locate
 
 KEYS = {
     "experiment": "builtins.str",
+    "init_from": "builtins.str",
     "seed_everything": "builtins.int",
     "trainer": "lightning.pytorch.Trainer",
     "model": "bytelm.language_model.LanguageModel",

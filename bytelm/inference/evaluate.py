@@ -32,7 +32,7 @@ from bytelm.config.values import NonNegativeInt, PositiveFloat, PositiveInt
 from bytelm.data.tokenizer import ByteTokenizer
 from bytelm.errors import ConfigError, DataError, StorageError
 from bytelm.inference.generate import generate, start_of
-from bytelm.inference.load import Trained, add_arguments, load
+from bytelm.inference.load import Trained, add_arguments, load_given
 from bytelm.runs.checkpoints import reason
 from bytelm.system.files import replacing
 
@@ -278,7 +278,7 @@ def main(args: list[str]) -> None:
     given = vars(parser.parse_args(args))
     output = given.pop("output")
     _quieten_harness()
-    trained = load(given.pop("ckpt_path"), given.pop("config"), given.pop("device"))
+    trained = load_given(given)
     results = evaluate(trained, **given)
     show(results)
     if output is not None:

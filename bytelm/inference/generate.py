@@ -20,7 +20,7 @@ from bytelm.config.values import NonNegativeFloat, NonNegativeInt, PositiveInt, 
 from bytelm.data.tokenizer import ByteTokenizer, Tokenizer
 from bytelm.errors import ConfigError
 from bytelm.gpt import GPT, Cache
-from bytelm.inference.load import Trained, add_arguments, load
+from bytelm.inference.load import Trained, add_arguments, load_given
 
 BETWEEN_SAMPLES = "\n---\n"
 
@@ -197,7 +197,7 @@ def main(args: list[str]) -> None:
     parser.add_argument("--no_cache", action="store_true", help="Compute all tokens anew each time: the same text.")
     parser.add_argument("--num_samples", type=PositiveInt, default=1, help="How many texts to write.")
     given = vars(parser.parse_args(args))
-    trained = load(given.pop("ckpt_path"), given.pop("config"), given.pop("device"))
+    trained = load_given(given)
     cached = not given.pop("no_cache")
     if cached and trained.gpt.new_cache() is None:
         note("a part of this network cannot go on from a cache, so that each token takes longer")

@@ -27,6 +27,7 @@ from bytelm.errors import CheckpointError, ConfigError, OutOfMemory, run_error
 from bytelm.gpt import GPT
 from bytelm.parts.contract import known_parts
 from bytelm.runs.checkpoints import Contents, check_compatible, other_version, read, reason
+from bytelm.runs.choice import NAMES, find_checkpoint
 from bytelm.system.memory import limited_memory
 
 RANDOM = {f"{name}_" for name in ("normal", "uniform", "trunc_normal", "xavier_normal", "xavier_uniform")}
@@ -50,8 +51,16 @@ class Trained:
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    """Adds the options `ckpt_path`, `config` and `device`, for `load`."""
-    parser.add_argument("--ckpt_path", required=True, type=str, help="The checkpoint.")
+    """Adds the options `ckpt_path`, `experiment`, `config` and `device`; `load_given` takes them."""
+    parser.add_argument(
+        "--ckpt_path",
+        required=True,
+        type=str,
+        help="A checkpoint; the folder of a run, for its best.ckpt; or last or best, for those of the newest run.",
+    )
+    parser.add_argument(
+        "--experiment", type=str, help="Whose newest run is meant by last and best; default: the newest of all."
+    )
     parser.add_argument(
         "--config",
         action="append",
@@ -61,11 +70,19 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--device", type=str, default="auto", help="Such as cpu or cuda; auto: a GPU, if there is one.")
 
 
+def load_given(options: dict[str, Any]) -> Trained:
+    """Loads what the options of `add_arguments` say, and takes them out of all that were given."""
+    path, experiment = options.pop("ckpt_path"), options.pop("experiment")
+    if experiment is not None and path not in NAMES:
+        raise ConfigError("experiment", experiment, f"accepted with ckpt_path: {', '.join(NAMES)}; it is {path!r}")
+    return load(find_checkpoint(path, experiment), options.pop("config"), options.pop("device"))
+
+
 def load(ckpt_path: str | Path, configs: Sequence[str | Path] = (), device: str = "cpu") -> Trained:
     """Loads the network of a checkpoint, and its tokenizer.
 
     Args:
-        ckpt_path: The checkpoint's file.
+        ckpt_path: The checkpoint's file; the folder of a run; or `last` or `best`, those of the newest run.
         configs: Config files, later ones win, in place of the config in the checkpoint.
         device: Where the network goes, such as `cuda`; `auto` for the GPU, where there is one.
 
@@ -99,6 +116,7 @@ def load_network(ckpt_path: str | Path, configs: Sequence[str | Path] = ()) -> t
         CheckpointError: See `load`.
         ConfigError: The configs cannot be used.
     """
+    ckpt_path = find_checkpoint(ckpt_path)
     contents = Contents(read(ckpt_path, map_location="cpu", check=True, mapped=True), ckpt_path)
     network, config = _network_of_files(contents, configs) if configs else _own_network(contents)
     network.load_state_dict(contents.network)

@@ -1,4 +1,7 @@
-"""Which run `--ckpt_path last` and `best` mean.
+"""Which checkpoint and which run a command line means.
+
+A checkpoint is named by its file, by the folder of its run, by the folder of an experiment (its newest run), or as
+`last` or `best`.
 
 `fit --ckpt_path last` continues the newest run of the experiment. If that was cut before its first checkpoint, it
 starts again in its folder, provided that the command is the same; an older run is not taken in its place. A run's own
@@ -11,10 +14,85 @@ from typing import Any
 
 from bytelm.config.messages import note
 from bytelm.config.text import read
-from bytelm.errors import CheckpointError, StorageError
+from bytelm.errors import CheckpointError, ConfigError, StorageError
 from bytelm.runs import record
 from bytelm.runs.checkpoints import differences
-from bytelm.runs.folder import CONFIG, RUNS, checkpoint_of, newest_checkpoint, newest_run, run_of
+from bytelm.runs.folder import (
+    CHECKPOINTS,
+    CONFIG,
+    RUNS,
+    checkpoint_of,
+    newest_checkpoint,
+    newest_run,
+    number_of,
+    run_of,
+)
+
+NAMES = ("best", "last")
+SCORING = ("validate", "test", "predict")  # commands that take a run in place of options
+
+
+def find_checkpoint(
+    given: str | Path, experiment: str | None = None, order: Sequence[str] = NAMES, root: str = RUNS
+) -> Path:
+    """The file of a checkpoint.
+
+    Args:
+        given: A file; the folder of a run or of an experiment; or `last` or `best`, of the newest run that has it.
+        experiment: Whose newest run that is; default the newest of all.
+        order: Which checkpoint of a folder is taken, the first that exists.
+        root: Folder of all experiments.
+
+    Raises:
+        CheckpointError: There is none. Whether a file exists is not checked.
+    """
+    if str(given) in NAMES:
+        found = _newest(str(given), root) if experiment is None else newest_checkpoint(experiment, str(given), root)
+        if found is None:
+            where = root if experiment is None else f"{root}/{experiment}"
+            raise CheckpointError(f"ckpt_path: no {given}.ckpt in {where}; accepted: a path, too")
+        return found
+    path = Path(given)
+    if not path.is_dir():
+        return path
+    for name in order:
+        for file in (checkpoint_of(path, name), path / f"{name}.ckpt"):
+            if file.is_file():
+                return file
+    of_runs = [found for name in order if (found := newest_checkpoint(path.name, name, str(path.parent)))]
+    if not of_runs:
+        names = " or ".join(f"{name}.ckpt" for name in order)
+        accepted = f"accepted: a checkpoint, or the folder of a run with {names}"
+        raise CheckpointError(f"ckpt_path: {str(path)!r} is a folder without checkpoints; {accepted}")
+    newest = max(number_of(file.parent.parent) for file in of_runs)
+    return next(file for file in of_runs if number_of(file.parent.parent) == newest)
+
+
+def with_run(arguments: Sequence[str]) -> list[str]:
+    """A command line on which `validate RUN`, `test RUN` or `predict RUN` is written out.
+
+    Args:
+        arguments: The command and its options.
+
+    Returns:
+        The same, with the config and the checkpoint of RUN as options. They come first: later ones win.
+
+    Raises:
+        CheckpointError: RUN is a folder without checkpoints.
+        ConfigError: RUN is not the folder of a run.
+    """
+    command, *rest = [*arguments] or [""]
+    if command not in SCORING or not rest or rest[0].startswith("-"):
+        return [*arguments]
+    given, *options = rest
+    if not Path(given).is_dir():
+        accepted = f"accepted: the folder of a run, such as {RUNS}/my-experiment/version_0, or options alone (--config)"
+        raise ConfigError("run", given, accepted)
+    checkpoint = find_checkpoint(given)
+    run = checkpoint.parent.parent
+    if not (run / CONFIG).is_file():
+        raise ConfigError("run", given, f"{run} has no {CONFIG}; accepted: the folder of a run")
+    return [command, "--config", str(run / CONFIG), "--ckpt_path", str(checkpoint), *options]
 
 
 def run_of_config(configs: Sequence[Any]) -> Path | None:
@@ -77,6 +155,11 @@ def checkpoint_to_score(experiment: Path, own: Path | None, name: str) -> Path:
     if found is None:
         raise CheckpointError(f"ckpt_path: no {name}.ckpt in {own or experiment}; accepted: a path, too")
     return found
+
+
+def _newest(name: str, root: str) -> Path | None:
+    found = Path(root).glob(f"**/version_*/{CHECKPOINTS}/{name}.ckpt")
+    return max(found, key=lambda file: file.stat().st_mtime, default=None)
 
 
 def _is_of_same_command(run: Path, config: Mapping[str, Any]) -> bool:

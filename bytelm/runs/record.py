@@ -46,6 +46,13 @@ class Versions(TypedDict, total=False):
     bytelm: str
 
 
+class InitFrom(TypedDict, total=False):
+    """The weights that a run began with."""
+
+    path: str
+    sha256: str
+
+
 class Record(TypedDict, total=False):
     """The keys of record.json. Only `status` and `ended_at` are always there; null stands for what is not known.
 
@@ -77,6 +84,7 @@ class Record(TypedDict, total=False):
     world_size: int
     precision: str
     corpus: Corpus | None
+    init_from: InitFrom | None  # null where the weights were initialised
     git: Git | None
     versions: Versions
     checkpoint: str | None  # path of last.ckpt

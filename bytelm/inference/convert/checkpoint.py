@@ -9,12 +9,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import bytelm
 from bytelm.errors import ConfigError
 from bytelm.gpt import GPT
 from bytelm.inference.convert.gpt2 import FEEDFORWARDS, GPT2, GPT2_TOKENS
 from bytelm.inference.load import load_network, tokenizer_name
 from bytelm.parts.norm import LayerNorm
-from bytelm.runs.checkpoints import write
+from bytelm.runs.checkpoints import VERSION, write
 
 # Options that change nothing of what a trained network computes in float32.
 OF_TRAINING = ("dropout", "init", "std", "residual_autocast")
@@ -78,6 +79,7 @@ def as_checkpoint(gpt2: GPT2) -> dict[str, Any]:
     data = {"tokenizer": gpt2.tokenizer, "vocab_size": tokens, "seq_len": gpt2.max_seq_len}
     model = gpt2.model_config()
     return {
+        VERSION: bytelm.__version__,
         "pytorch-lightning_version": version("lightning"),
         "state_dict": gpt2.state_dict(),
         "hyper_parameters": {**model, "_instantiator": "lightning.pytorch.cli.instantiate_module"},
