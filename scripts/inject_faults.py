@@ -377,7 +377,8 @@ READERS: dict[str, Callable[[Path], Any]] = {
 
 def what_counts(path: Path) -> Any:
     """A checkpoint, less times, names of folders, and Lightning's own counters (which Resume sets by the budget's)."""
-    return without(("loops", "epoch", "config", "ModelCheckpoint", *TIMED), torch.load(path, weights_only=True))
+    names = ("loops", "epoch", "config", "BestCheckpoint", "ModelCheckpoint", *TIMED)
+    return without(names, torch.load(path, weights_only=True))
 
 
 def without(names: tuple[str, ...], value: Any) -> Any:
