@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from jsonargparse import Namespace, set_parsing_settings
-from jsonargparse.typing import register_type
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
@@ -92,8 +91,6 @@ def _duration_text(value: object) -> str:
         raise ValueError(f"{value!r} is not a Duration")
     return str(value)
 
-
-register_type(Duration, serializer=_duration_text, deserializer=Duration.parse, deserializer_exceptions=(ValueError,))
 
 DESCRIPTION = "Trains language models under a wall-clock budget, and scores them."
 TRAINER_DEFAULTS = {

@@ -7,6 +7,8 @@ bytelm.errors.ConfigError.
 
 from typing import TYPE_CHECKING
 
+from bytelm.units import Duration
+
 if TYPE_CHECKING:  # a type checker knows them as the numbers that they are
     PositiveInt = int
     NonNegativeInt = int
@@ -32,6 +34,7 @@ else:
         )
         return plain
 
+    typing.register_type(Duration, serializer=str, deserializer=Duration.parse, deserializer_exceptions=(ValueError,))
     PositiveInt = _plain(int, typing.PositiveInt)
     NonNegativeInt = _plain(int, typing.NonNegativeInt)
     PositiveFloat = _plain(float, typing.PositiveFloat)

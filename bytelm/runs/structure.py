@@ -124,7 +124,7 @@ def check_like(value: Any, like: Any, key: str, further: bool = False) -> None:
     elif isinstance(like, str):
         _expect(isinstance(value, str), key, "text")
     else:
-        _expect(not isinstance(value, list | tuple | Mapping), key, "a plain value")
+        _expect(not isinstance(value, list | tuple), key, "a plain value")
         _check_plain(value, key)
 
 

@@ -766,7 +766,7 @@ def test_a_storage_that_cannot_be_used_is_told_in_one_line_without_its_password(
     [
         ([], ["configs", "required"]),
         (["tiny.yaml", "--seeds", "one"], ["seeds: 'one' is not accepted; accepted: int"]),
-        (["tiny.yaml", "--nothing", "3"], ["--nothing"]),
+        (["tiny.yaml", "--nothing", "3"], ["nothing: unknown key"]),
         (["tiny.yaml", "--study", "../x"], ["study: '../x' cannot be used", "the name of a folder in runs/"]),
         (["tiny.yaml", "--study", "a/../../x"], ["study: 'a/../../x' cannot be used"]),
         (["tiny.yaml", "--study", "/x"], ["study: '/x' cannot be used"]),
