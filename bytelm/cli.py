@@ -80,16 +80,9 @@ from bytelm.schedules import DEFAULT_SCHEDULE, Schedule, merged
 from bytelm.strategies import STRATEGIES, check_strategy
 from bytelm.system.files import replacing
 from bytelm.system.process import is_rank_zero
-from bytelm.units import Duration
 
 # A value of no particular type stays what it is, also if it looks like a class and its options.
 set_parsing_settings(instantiate_subclass_spec_in_any=False)
-
-
-def _duration_text(value: object) -> str:
-    if not isinstance(value, Duration):  # jsonargparse tries the types of a union one by one
-        raise ValueError(f"{value!r} is not a Duration")
-    return str(value)
 
 
 DESCRIPTION = "Trains language models under a wall-clock budget, and scores them."

@@ -18,6 +18,11 @@ if TYPE_CHECKING:  # a type checker knows them as the numbers that they are
 else:
     from jsonargparse import typing
 
+    def _duration_text(value: object) -> str:
+        if not isinstance(value, Duration):  # jsonargparse tries the types of a union one by one
+            raise ValueError(f"{value!r} is not a Duration")
+        return str(value)
+
     def _plain(base: type, checked: type) -> type:
         """A type of jsonargparse's whose values are plain numbers once they have been checked.
 
