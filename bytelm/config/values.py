@@ -39,7 +39,9 @@ else:
         )
         return plain
 
-    typing.register_type(Duration, serializer=_duration_text, deserializer=Duration.parse, deserializer_exceptions=(ValueError,))
+    typing.register_type(
+        Duration, serializer=_duration_text, deserializer=Duration.parse, deserializer_exceptions=(ValueError,)
+    )
     PositiveInt = _plain(int, typing.PositiveInt)
     NonNegativeInt = _plain(int, typing.NonNegativeInt)
     PositiveFloat = _plain(float, typing.PositiveFloat)
