@@ -283,8 +283,8 @@ def _classes_in(hint: Any) -> Iterator[type]:
 
 
 def _concrete(base: type) -> Iterator[type]:
-    """A class and those below it that can be used as they are."""
-    if not inspect.isabstract(base):
+    """A class and those below it that can be used as they are, and named: their modules are loaded."""
+    if not inspect.isabstract(base) and base.__module__ in sys.modules and "<locals>" not in base.__qualname__:
         yield base
     subclass: type
     for subclass in base.__subclasses__():
