@@ -29,7 +29,8 @@ def replacing(path: Path, shared: bool = False) -> Iterator[Path]:
             finally:
                 os.close(folder)
     except BaseException as error:
-        if isinstance(error, OSError) and error.filename is None:  # of a write; the message is to name the file
+        # The system's error about a write; the message is to name the file. Without a number it would lose its text.
+        if isinstance(error, OSError) and error.errno is not None and error.filename is None:
             error.filename = str(path)
         partial.unlink(missing_ok=True)
         raise

@@ -18,7 +18,7 @@ def message(resolved, *options):
 @pytest.mark.parametrize(
     ("option", "said"),
     [
-        ("--trainr.devices=3", "trainr: unknown key; did you mean trainer? accepted: experiment, init_from, seed_everything,"),
+        ("--trainr.devices=3", "trainr: unknown key; did you mean trainer? accepted: experiment, init_from, seed_"),
         ("--trainer.acelerator=cpu", "trainer.acelerator: unknown key; did you mean accelerator? accepted: "),
         ("--trainer.devicess", "trainer.devicess: unknown key; did you mean devices? "),
         ("--model.optimzer.lr=3", "model.optimzer: unknown key; did you mean optimizer? accepted: gpt, loss, "),
