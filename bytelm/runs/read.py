@@ -89,7 +89,7 @@ def find_runs(root: Path, tell: Callable[[str], None] = note) -> list[Run]:
         tell: Is called with a line for each run that is left out because one of its files is damaged.
     """
     runs = []
-    for folder in _run_folders(root):
+    for folder in sorted(_run_folders(root)):  # so that notes come in the same order on every file system
         try:
             if (run := read_run(folder)) is not None:
                 runs.append(run)

@@ -171,7 +171,7 @@ def _check_state(value: Any, key: str, shape: tuple[int, ...]) -> None:
 
 def _has_usual_state(optimizer: Optimizer) -> bool:
     """Whether an optimizer keeps tensors for each parameter, and a count of steps."""
-    known = type(optimizer).__module__.startswith(("bytelm.", "lion_pytorch.", "torch.optim."))
+    known = f"{type(optimizer).__module__}.".startswith(("bytelm.", "lion_pytorch.", "torch.optim."))
     return known and not isinstance(optimizer, torch.optim.LBFGS)
 
 
