@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from jsonargparse import get_loader
 
 from bytelm.config.text import dump, read
-from bytelm.experiments.study import as_text
+from bytelm.experiments.task import as_text
 
 LIKE_NUMBERS = [
     *(
