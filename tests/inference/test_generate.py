@@ -339,6 +339,7 @@ def test_bpe_texts_end_with_the_end_of_their_document(monkeypatch, capsys):
         gpt.head.bias[2] = 100.0
         gpt.head.bias[5] = 200.0  # padding of the vocabulary
     tokenizer = Pieces("abcdefgh", end_of_text=2)
-    monkeypatch.setattr("bytelm.inference.generate.load_given", lambda *given: Trained(gpt, tokenizer))
+    monkeypatch.setattr("bytelm.inference.load.find_checkpoint", lambda path, experiment: path)
+    monkeypatch.setattr("bytelm.inference.load.load", lambda *given: Trained(gpt, tokenizer))
     main(["generate", "--ckpt_path", "any.ckpt", "--prompt", "ab", "--max_new_tokens", "9"])
     assert capsys.readouterr().out == "ab\n"
