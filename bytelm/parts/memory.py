@@ -70,9 +70,9 @@ class NGramMemory(Memory):
     second prediction, the last ones, and the counts as input; the logits get these predictions' log-probabilities times
     gates that its output sets (Mahoney 2005, "Adaptive weighing of context models", mixes so in PAQ).
 
-    While the network trains on a fold of the text, that fold is held out of the counts (bytelm/ngrams.py). For bytes:
-    the work grows with the number of symbols, so the rare bytes share one, and each of
-    them gets that one's log-probability.
+    While the network trains on a fold of the text, that fold is held out of the counts (ngram_counts.py). For
+    bytes: the work grows with the number of symbols, so the rare bytes share one, and each of them gets that one's
+    log-probability.
 
     Args:
         vocab_size: Number of tokens, at most 256.
