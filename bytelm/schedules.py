@@ -31,8 +31,9 @@ DECAY_SHAPES: dict[str, Callable[[float], float]] = {
     "cosine": lambda x: 0.5 * (1 + math.cos(math.pi * x)),
     "sqrt": lambda x: math.sqrt(1 - x),
     "1-sqrt": lambda x: 1 - math.sqrt(x),
+    "inverse-sqrt": lambda x: (1 / math.sqrt(1 + 9 * x) - 1 / math.sqrt(10)) / (1 - 1 / math.sqrt(10)),
 }
-DecayShape = Literal["linear", "cosine", "sqrt", "1-sqrt"]
+DecayShape = Literal["linear", "cosine", "sqrt", "1-sqrt", "inverse-sqrt"]
 Target = TypeVar("Target")
 Changes = list[tuple[Duration, float]]
 """Points of a run, and the value from each of them on; the first point is the beginning."""
@@ -183,8 +184,8 @@ class WarmupStableDecay(WithWarmup):
 
     Args:
         decay: Length of the decay.
-        decay_shape: With x of the decay over: `linear` (1 - x), `cosine` ((1 + cos pi x) / 2), `sqrt` (sqrt(1 - x)) or
-            `1-sqrt` (1 - sqrt x).
+        decay_shape: With x of the decay over: `linear` (1 - x), `cosine` ((1 + cos pi x) / 2), `sqrt` (sqrt(1 - x)),
+            `1-sqrt` (1 - sqrt x) or `inverse-sqrt` (1 / sqrt(1 + 9 x), moved and scaled to end at 0).
         min_lr_factor: Share of the peak rate that is left at the end.
         kwargs: The options of WithWarmup.
 
