@@ -146,6 +146,7 @@ with FakeTensorMode():
 """
 
 
+@pytest.mark.slow
 def test_the_kernels_compile_for_hopper_without_one(monkeypatch):
     pytest.importorskip("flash_attn.cute")
     pytest.importorskip("quack")

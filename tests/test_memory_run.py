@@ -91,7 +91,12 @@ def test_the_checkpoint_holds_the_training_text_and_no_other(run):
 
 
 @pytest.mark.parametrize(
-    ("hook", "n"), [("on_train_batch_start", 1), ("on_before_optimizer_step", 7), ("on_validation_batch_start", 3)]
+    ("hook", "n"),
+    [
+        ("on_before_optimizer_step", 7),
+        pytest.param("on_train_batch_start", 1, marks=pytest.mark.slow),
+        pytest.param("on_validation_batch_start", 3, marks=pytest.mark.slow),
+    ],
 )
 def test_a_run_that_is_cut_goes_on_as_if_uncut(hook, n, run):
     run("--experiment", "uncut", *TWELVE, *MEMORY)

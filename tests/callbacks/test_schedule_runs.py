@@ -239,15 +239,23 @@ CHANGING = scheduled(
 )
 
 
-@pytest.mark.parametrize("kind", ["bytes", "sequential", "random"])
-def test_a_run_that_is_cut_around_changes_goes_on_as_if_uncut(run, kind):
+@pytest.mark.parametrize(
+    ("kind", "steps"),
+    [
+        ("bytes", (3, 5)),
+        ("sequential", (4,)),
+        ("random", (3,)),
+        *(pytest.param(kind, (2, 3, 4, 5, 6), marks=pytest.mark.slow) for kind in ("bytes", "sequential", "random")),
+    ],
+)
+def test_a_run_that_is_cut_around_changes_goes_on_as_if_uncut(run, kind, steps):
     options = ("--time_budget.limit", "8 steps", *CHANGING)
     if kind != "bytes":
         train_on_tokens()
         options = (*options[:2], *scheduled(data__batch_size={"0%": 2, "3 steps": 5}, data__seq_len={"5 steps": 12}))
         options += ("--data.order", kind)
     run("--experiment", "uncut", *options)
-    for step in (2, 3, 4, 5, 6):
+    for step in steps:
         signal = Signal("on_train_batch_end", step)
         with added_callback(signal), pytest.raises(Interrupted):
             run("--experiment", f"cut-{step}", *options)
@@ -361,6 +369,7 @@ def test_every_size_and_window_is_compiled_once_and_before_the_clock_starts(run,
     assert traced() - before == of_loss + of_network
 
 
+@pytest.mark.slow
 def test_more_values_than_torch_compiles_by_default_are_all_compiled(run, traced):
     graphs = Graphs(traced)
     lengths = {f"{step} steps": 4 + 2 * step for step in range(14)}

@@ -394,6 +394,7 @@ def test_what_cannot_be_evaluated_is_refused(refused, add_task, quick):
     assert line.startswith("bytelm: error: corpus.txt/my.json: the results could not be written")
 
 
+@pytest.mark.slow
 def test_the_harness_s_own_tasks_are_found(refused):
     """Their data sets cannot be had here."""
     line = refused("--tasks", "wikitext", status=3)

@@ -201,7 +201,7 @@ def test_chunked_without_gradients_and_with_a_frozen_head():
     torch.testing.assert_close(torch.autograd.grad(frozen, hidden)[0], gradient)
 
 
-@pytest.mark.parametrize("compiled", ["false", "true"])
+@pytest.mark.parametrize("compiled", ["false", pytest.param("true", marks=pytest.mark.slow)])
 def test_runs_with_a_chunked_loss_are_those_with_the_plain_one(run, compiled):
     options = ("--trainer.accumulate_grad_batches", "2", "--model.compile", compiled)
     plain = run("--experiment", "plain", *options).model.state_dict()

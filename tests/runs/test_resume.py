@@ -45,12 +45,19 @@ CUTS = [
 ]
 
 
-@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
-def test_a_run_that_is_cut_anywhere_goes_on_as_if_uncut(run, cut, options):
-    common = ("--time_budget.limit", "9 steps", "--trainer.val_check_interval", "3", *options)
+# All places for a plain run, and two of them for each other kind; the long tests take the rest.
+PLACES = [("plain", CUTS)]
+for number, kind in enumerate(("shuffled", "dropout", "muon", "accumulated", "schedule")):
+    few = [CUTS[(2 * number + offset) % len(CUTS)] for offset in (1, 4)]
+    PLACES += [(kind, few), pytest.param(kind, [cut for cut in CUTS if cut not in few], marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize(("kind", "places"), PLACES)
+def test_a_run_that_is_cut_anywhere_goes_on_as_if_uncut(run, cut, kind, places):
+    common = ("--time_budget.limit", "9 steps", "--trainer.val_check_interval", "3", *OPTIONS[kind])
     run("--experiment", "uncut", *common)
     uncut = json.loads(Path("runs/uncut/version_0/record.json").read_text())
-    for hook, n in CUTS:
+    for hook, n in places:
         name = f"{hook}-{n}"
         cut(hook, n, "--experiment", name, *common)
         assert json.loads(Path(f"runs/{name}/version_0/record.json").read_text())["status"] == "interrupted"

@@ -151,6 +151,7 @@ def test_the_plain_loop_trains_what_the_config_says(folder):
     assert result["tokens_per_sec"] == pytest.approx(batches * 4 * 32 / result["training_time_secs"])
 
 
+@pytest.mark.slow
 def test_two_ranks_of_the_plain_loop_learn_what_one_process_does_of_all_their_rows(folder, monkeypatch):
     """With SGD, which gradients of any other size would lead elsewhere. Rank 1's clock is ten times as fast."""
     (folder / "skewed.py").write_text(SKEWED.format(str(benchmark.PLAIN_LOOP)))
