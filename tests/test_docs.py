@@ -29,9 +29,7 @@ def test_links(page):
             continue
         path, _, anchor = link.partition("#")
         target = (docs_pages.PROJECT / page.parent / path).resolve() if path else docs_pages.PROJECT / page
-        if not target.exists():
-            missing.append(link)
-        elif anchor and anchor not in docs_pages.anchors(target.relative_to(docs_pages.PROJECT)):
+        if not target.exists() or (anchor and anchor not in docs_pages.anchors(target.relative_to(docs_pages.PROJECT))):
             missing.append(link)
     assert missing == []
 
