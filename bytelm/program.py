@@ -50,8 +50,10 @@ COMMANDS = (
         with_name=True,
     ),
     Command("test", "bytelm.cli", "Score a run or a checkpoint on the whole validation split.", with_name=True),
-    Command("predict", "bytelm.cli", "Write what each token costs a run or a checkpoint, in bits.", with_name=True),
-    Command("generate", "bytelm.inference.generate", "Write text with the network of a checkpoint."),
+    Command(
+        "predict", "bytelm.cli", "Write the cost of each token, in bits, of a run or a checkpoint.", with_name=True
+    ),
+    Command("generate", "bytelm.inference.generate", "Generate text with the network of a checkpoint."),
     Command("evaluate", "bytelm.inference.evaluate", "Score a checkpoint on tasks of lm-evaluation-harness.", "eval"),
     Command("import", "bytelm.inference.convert", "Make a checkpoint from GPT-2 weights.", function="main_import"),
     Command("export", "bytelm.inference.convert", "Make GPT-2 weights from a checkpoint.", function="main_export"),

@@ -313,7 +313,7 @@ class Piecewise(Schedule):
             that are passed the last one counts.
 
     Raises:
-        ConfigError: There is none, one is no duration, or two of one unit do not ascend.
+        ConfigError: There is none, one is not a duration, or two of one unit do not ascend.
     """
 
     is_absolute = True

@@ -79,7 +79,7 @@ def test_fifty_kills_leave_no_trace():
     ended = subprocess.run(script, env=environment, capture_output=True, text=True, timeout=900)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     figures = {row[0]: list(map(int, row[1:])) for row in table_rows(ended.stdout)}
-    made, trained, resumed, identical, lost = figures["in all"]
+    made, trained, resumed, identical, lost = figures["total"]
     assert made == resumed == identical == 50
     assert lost == 2
     assert trained >= 30

@@ -30,7 +30,7 @@ def weights(cli):
 @pytest.mark.parametrize("optimizer", ["AdamW", "Adam"])
 def test_an_optimizer_that_takes_no_sparse_gradients_is_refused(refused, optimizer):
     line = refused(*hashed(), "--model.optimizer", optimizer)
-    assert f"model.gpt.embedding.sparse: True cannot be used; {optimizer} takes no sparse gradients" in line
+    assert f"model.gpt.embedding.sparse: True cannot be used; {optimizer} does not support sparse gradients" in line
     assert "accepted: false, or the optimizer MuonAdamW" in line
 
 

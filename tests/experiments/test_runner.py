@@ -775,7 +775,7 @@ def test_a_storage_that_cannot_be_used_is_told_in_one_line_without_its_password(
         (["tiny.yaml", "--total_time", "100 steps"], ["total_time: '100 steps' cannot be used", "180s, 3m"]),
         (["tiny.yaml", "--total_time", "5%"], ["total_time: '5%' cannot be used", "180s, 3m"]),
         (["tiny.yaml", "--total_time", "0s"], ["total_time: '0s' cannot be used", "180s, 3m"]),
-        (["tiny.yaml", "--total_time", "soon"], ["total_time: 'soon' is no duration", "180s, 3m"]),
+        (["tiny.yaml", "--total_time", "soon"], ["total_time: 'soon' is not a duration", "180s, 3m"]),
         (["tiny.yaml", "--run_timeout", "3 Mtok"], ["run_timeout: '3 Mtok' cannot be used", "180s, 3m"]),
         (["tiny.yaml", "--run_timeout", "0s"], ["run_timeout: '0s' cannot be used", "180s, 3m"]),
         (

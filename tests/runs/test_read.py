@@ -177,7 +177,7 @@ def test_a_record_that_lacks_values_or_has_more_is_read(runs, capsys, values):
     assert capsys.readouterr().err == ""
 
 
-DURATION = "is no duration; accepted: a time"
+DURATION = "is not a duration; accepted: a time"
 
 
 @pytest.mark.parametrize(
@@ -187,7 +187,7 @@ DURATION = "is no duration; accepted: a time"
         ({"time_budget": {"limit": "3 stops"}}, f"'3 stops' {DURATION}"),
         ({"time_budget": {"limit": 3}}, f"3 {DURATION}"),
         ({"time_budget": {"limit": [{}]}}, f"{{}} {DURATION}"),
-        ({"time_budget": {"limit": "[Duration('180s'), Duration('5 steps')]"}}, "is no duration"),
+        ({"time_budget": {"limit": "[Duration('180s'), Duration('5 steps')]"}}, "is not a duration"),
         ({"time_budget": {"limit": date(2020, 1, 1)}}, f"datetime.date(2020, 1, 1) {DURATION}"),
         ({"model": "x"}, "model is not a mapping"),
         ({"data": [1]}, "data is not a mapping"),

@@ -80,7 +80,7 @@ def test_the_report_has_every_row_and_its_shares_are_of_the_peak(short):
     assert report.count("100.0%") == 2  # the step, by part and by operator
     for row in ("32 x 32 x 32", "64 x 64 x 64", "128 x 16 x 48, forward, 1 of them", "128 x 32 x 16, weight gradient"):
         assert float(value_of(row, report)) >= 0  # products so small may round to 0.0 on a busy machine
-    for row in ("tokens/s", "FLOPs a token", "the network's of a step, ms", "no operator at work", "other operators"):
+    for row in ("tokens/s", "FLOPs a token", "the network's products of a step, ms", "no operator", "other operators"):
         assert value_of(row, report)
 
 
@@ -98,7 +98,7 @@ def test_what_a_machine_cannot_or_only_slowly_is_left_out(short, monkeypatch):
     assert smallest.gflops[torch.float32] > 0
     assert [p.gflops[torch.float32] for p in others] == [None] * 4
     report = "\n".join(benchmark.product_lines([smallest, *others], 1))
-    assert value_of("the network's of a step, ms", report) == "-"
+    assert value_of("the network's products of a step, ms", report) == "-"
 
 
 def test_nested_parts_are_told_apart(monkeypatch):
@@ -231,11 +231,11 @@ def test_without_scaling_all_devices_are_what_is_run(rows):
 def test_with_fsdp_there_is_no_plain_loop_and_a_line_says_so(rows):
     table, lines = rows("--", "--trainer.devices=2", "--trainer.strategy=fsdp")
     assert list(table) == [("bytelm", "2")]
-    assert lines[-1] == "no plain loop: it knows one device and ddp, not FSDP"
+    assert lines[-1] == "no plain loop: it supports one device and ddp, not FSDP"
 
 
 def test_one_device_has_no_scaling(rows):
-    with pytest.raises(SystemExit, match="asks for one device"):
+    with pytest.raises(SystemExit, match="has one device"):
         rows("--scaling")
 
 
