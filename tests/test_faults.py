@@ -430,7 +430,7 @@ def test_files_that_may_not_grow_end_a_checkpoint_and_keep_the_one_before(ended)
     full = callback("Full", step=5, file_size=30_000)
     status, line = ended(full, "--time_budget.limit", "9 steps", "--last_checkpoint.every", "3 steps")
     assert status == 5
-    assert line == f"{LAST}: the checkpoint could not be written (File too large); an earlier one is as it was"
+    assert line == f"{LAST}: the checkpoint could not be written (File too large); an earlier one is unchanged"
     assert assert_whole() == 3
     assert record()["status"] == "error"
     assert record()["reason"] == line

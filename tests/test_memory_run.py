@@ -1,4 +1,4 @@
-"""Whole runs with an n-gram memory: better from the start, refused where it would cheat, the same when resumed."""
+"""Whole runs with an n-gram memory: score, rejected settings, resuming."""
 
 import json
 import random
@@ -33,7 +33,7 @@ def printed(out):
     return dict(line.split(": ", 1) for line in out.splitlines() if ": " in line)
 
 
-def test_a_memory_makes_the_score_better(run):
+def test_memory_improves_the_score(run):
     run("--experiment", "with", *TWELVE, *MEMORY)
     run("--experiment", "without", *TWELVE, *FOLDS, "--model.gpt.init", "FanIn")
     assert record("with")["status"] == record("without")["status"]
@@ -60,14 +60,14 @@ def spy(method, before):
 
 
 @pytest.mark.parametrize("order", ["shuffled", "sequential"])
-def test_an_order_in_which_the_memory_would_recall_what_it_trains_on_is_refused(order, refused):
+def test_orders_that_leak_training_text_are_rejected(order, refused):
     line = refused(*MEMORY, "--data.order", order)
     assert f"data.order: {order!r} cannot" in line
     assert "NGramMemory" in line
     assert "folds" in line
 
 
-def test_options_of_the_memory_that_cannot_work_are_refused(refused):
+def test_invalid_options_of_the_memory_are_rejected(refused):
     line = refused(*FOLDS, "--model.gpt.memory={class_path: NGramMemory, init_args: {orders: [4, 2]}}")
     assert "orders: [4, 2]" in line
 
@@ -79,7 +79,7 @@ def test_validate_repeats_the_score(run, capsys):
     assert printed(capsys.readouterr().out)["val_bpb"] == fitted
 
 
-def test_the_checkpoint_holds_the_training_text_and_no_other(run):
+def test_checkpoint_contains_only_the_training_text(run):
     text = Path("corpus.txt").read_bytes()
     cut = int(len(text) * 0.9)
     secret = bytes(random.Random(9).choices(range(97, 123), k=40))
@@ -98,7 +98,7 @@ def test_the_checkpoint_holds_the_training_text_and_no_other(run):
         pytest.param("on_validation_batch_start", 3, marks=pytest.mark.slow),
     ],
 )
-def test_a_run_that_is_cut_goes_on_as_if_uncut(hook, n, run):
+def test_resumed_run_equals_uninterrupted_run(hook, n, run):
     run("--experiment", "uncut", *TWELVE, *MEMORY)
     with added_callback(Signal(hook, n)), pytest.raises(Interrupted):
         run("--experiment", "cut", *TWELVE, *MEMORY)
@@ -118,7 +118,7 @@ def curve_of_files(folder):
     return values
 
 
-def test_another_model_is_told_from_a_checkpoint_with_a_memory(run):
+def test_checkpoint_with_a_memory_of_another_model_is_rejected(run):
     run(*MEMORY)
     with pytest.raises(CheckpointError, match=r"model\.gpt\.memory"):
         run(*FOLDS, "--ckpt_path", LAST, subcommand="validate")
