@@ -30,14 +30,18 @@ class Clock:
 
 
 class Slow(Callback):
-    """Turns the clock: by `seconds[step]` in each step's backward pass, by 100 in validation and in checkpoints."""
+    """Turns the clock: by `seconds[step]` in each step's forward pass, by 100 in validation and in checkpoints."""
 
     def __init__(self, clock, seconds):
         self.clock, self.seconds = clock, seconds
         self.fractions = []
 
-    def on_before_backward(self, trainer, pl_module, loss):
-        self.clock.now += self.seconds[min(trainer.global_step, len(self.seconds) - 1)]
+    def on_fit_start(self, trainer, pl_module):
+        def turn(gpt, *args):
+            if gpt.training:  # in the warm-up pass, too, of which callbacks do not hear
+                self.clock.now += self.seconds[min(trainer.global_step, len(self.seconds) - 1)]
+
+        pl_module.gpt.register_forward_hook(turn)
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         self.fractions.append(TimeBudget.of(trainer).progress.fraction)
