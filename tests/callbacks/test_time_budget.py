@@ -11,22 +11,11 @@ import torch
 from added_callback import added_callback
 from lightning.pytorch import Callback
 
-from bytelm import clock as clock_module
-from bytelm.callbacks import TimeBudget, time_budget, warm_up
+from bytelm.callbacks import TimeBudget, time_budget
 from bytelm.errors import ConfigError
 from bytelm.units import Duration
 
 PROJECT = Path(__file__).resolve().parents[2]
-
-
-class Clock:
-    """Stands for the module `time`; stands still unless told."""
-
-    def __init__(self):
-        self.now = 1000.0
-
-    def perf_counter(self):
-        return self.now
 
 
 class Slow(Callback):
@@ -48,15 +37,6 @@ class Slow(Callback):
 
     def on_validation_batch_start(self, trainer, pl_module, batch, batch_idx, dataloader_idx=0):
         self.clock.now += 100
-
-
-@pytest.fixture
-def clock(monkeypatch):
-    clock = Clock()
-    monkeypatch.setattr(clock_module, "time", clock)
-    monkeypatch.setattr(warm_up, "time", clock)
-    monkeypatch.setattr(time_budget, "process_age", lambda: clock.now - 1000.0)
-    return clock
 
 
 @pytest.fixture
