@@ -1,18 +1,13 @@
 """TimeBudget and schedules in a Trainer and with a LightningModule that know nothing of bytelm."""
 
-import os
 import random
-import subprocess
-import sys
-import warnings
-from pathlib import Path
 
 import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
 import torchmetrics
-from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, Timer
+from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from memory_logger import MemoryLogger
 from torch import nn
@@ -24,7 +19,6 @@ from bytelm.callbacks.snapshot import Attributes, cloned
 from bytelm.errors import ConfigError
 from bytelm.units import Duration
 
-PROJECT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
@@ -88,7 +82,7 @@ def test_a_plain_trainer_trains_epoch_after_epoch_to_the_budgets_end(clock):
         ({"max_epochs": 5, "max_steps": 50}, 10, ""),
         ({"max_epochs": -1}, 10, ""),
         ({"max_time": "01:00:00:00"}, 10, ""),
-        ({"max_time": {"seconds": 0}}, 1, ""),
+        ({"max_time": {"seconds": 0}}, 0, ""),
         ({"fast_dev_run": True}, 1, ""),
         ({"limit_train_batches": 3}, 10, ""),
         ({"overfit_batches": 1}, 10, ""),
@@ -114,7 +108,7 @@ def test_a_callback_may_end_a_run_before_the_budget_and_the_clock_stops_with_it(
     assert made.global_step == budget.steps == 8
     clock.now += 50
     assert budget.training_seconds == pytest.approx(8.0)
-    made.validate(dataloaders=rows(), verbose=False)
+    made.validate(made.lightning_module, rows(), verbose=False)
     assert budget.training_seconds == pytest.approx(8.0)
 
 
@@ -175,6 +169,10 @@ class Sums(Net):
         return self.layer(torch.stack([each.float().mean() for each in flat if torch.is_tensor(each)]).mean().repeat(3)).sum()
 
 
+def listed(batches):
+    return DataLoader(batches, batch_size=None)  # Lightning takes a list for one of loaders
+
+
 def generator():
     for number in range(1000):
         yield torch.full((2,), number)
@@ -183,8 +181,8 @@ def generator():
 BATCHES = {
     "tensor": lambda: DataLoader(torch.randn(8, 3), batch_size=2),
     "dict": lambda: DataLoader([{"image": torch.randn(3), "label": 1} for _ in range(8)], batch_size=2),
-    "nested": lambda: [({"a": [torch.ones(2)]}, ("text", torch.ones(1)))] * 4,
-    "None": lambda: [torch.ones(2), None, torch.ones(2)],
+    "nested": lambda: listed([({"a": [torch.ones(2)]}, ("text", torch.ones(1)))] * 4),
+    "None": lambda: listed([torch.ones(2), None, torch.ones(2)]),
     "dict of loaders": lambda: {"a": rows(), "b": DataLoader(torch.randn(8, 3))},
     "list of loaders": lambda: [rows(), rows()],
     "combined": lambda: CombinedLoader({"a": rows(), "b": rows(4)}, "min_size"),
@@ -206,7 +204,7 @@ class Texts(Sums):
 
 
 def texts():
-    return [{"input_ids": torch.ones(2, 8), "mask": torch.ones(2, 3)}] * 3
+    return listed([{"input_ids": torch.ones(2, 8), "mask": torch.ones(2, 3)}] * 3)
 
 
 def test_tokens_are_counted_as_declared_or_as_input_ids():
@@ -287,10 +285,10 @@ class Restless(Net):
         return {"loss": F.cross_entropy(logits, y)}
 
     def on_before_backward(self, loss):
-        self.calls.append("before")
+        self.calls.append(0)
 
     def on_after_backward(self):
-        self.calls.append("after")
+        self.calls.append(1)
 
     def on_train_batch_end(self, outputs, batch, batch_idx):
         state = [*self.state_dict().values(), *self.sums["x"], self.noise.get_state().sum(), torch.rand(1)]
@@ -306,7 +304,7 @@ class Hears(Callback):
         self.calls.append(loss.item())
 
     def on_after_backward(self, trainer, pl_module):
-        self.calls.append("after")
+        self.calls.append(1)
 
 
 def restless_run(*callbacks, **options):
@@ -506,7 +504,7 @@ def test_a_modules_own_scheduler_beside_a_schedule_of_the_learning_rate_is_rejec
         fit(Scheduled(), TimeBudget("3 steps"), Schedules({"lr": Cosine()}))
     with pytest.raises(ConfigError, match=r"schedules\.lr\.0: 'Cosine' .*StepLR"):
         fit(Scheduled(), TimeBudget("3 steps"), Schedules({"lr.0": Cosine()}))
-    fit(Scheduled(), TimeBudget("3 steps"), Schedules({"weight_decay": Ramp(0.0, 0.1)}))
+    fit(Scheduled(), TimeBudget("3 steps"), Schedules({"weight_decay.0": Ramp(0.0, 0.1)}))
 
 
 # More than one fit
