@@ -1,9 +1,12 @@
 """TimeBudget and schedules in a Trainer and with a LightningModule that know nothing of bytelm."""
 
+import json
 import random
+import sys
 
 import lightning.pytorch as pl
 import numpy as np
+import programs
 import pytest
 import torch
 import torchmetrics
@@ -562,3 +565,36 @@ def test_a_clock_that_is_read_now_and_then_goes_on_where_tokens_are_not_known(cl
     fit(Net(clock, 0.1), TimeBudget("3.05s"), Watch())
     assert fractions[:-1] == pytest.approx([0.1 * step / 3.05 for step in range(1, 30)])
     assert len(fractions) == 30
+
+
+RANKS = """
+import json, sys, torch, lightning.pytorch as pl
+from torch.utils.data import DataLoader
+from bytelm.callbacks import TimeBudget
+
+class Net(pl.LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(1, 1)
+    def training_step(self, batch, batch_idx):
+        return self.layer(batch["input_ids"].float().mean().view(1)).sum()
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+    def on_fit_end(self):
+        budget, rank = TimeBudget.of(self.trainer), self.trainer.global_rank
+        with open(f"{rank}.json", "w") as file:
+            json.dump([budget.steps, budget.tokens, budget.progress.fraction], file)
+
+texts = [{"input_ids": torch.ones(1 + 9 * (i % 2))} for i in range(8)]  # of 1 token on one rank, of 10 on the other
+off = dict(logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)
+budget = TimeBudget(["60 tok", "1h"], warm_up=True)
+trainer = pl.Trainer(accelerator="cpu", devices=2, strategy="ddp_fork", max_epochs=-1, callbacks=[budget], **off)
+trainer.fit(Net(), DataLoader(texts, shuffle=False))
+"""
+
+
+def test_two_ranks_with_batches_of_different_lengths_count_together_and_stop_together(folder):
+    ended = programs.run([sys.executable, "-c", RANKS])
+    assert ended.returncode == 0, ended.stderr
+    one, two = (json.loads((folder / f"{rank}.json").read_text()) for rank in (0, 1))
+    assert one == two == [5, 55, pytest.approx(55 / 60)]
