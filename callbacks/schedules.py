@@ -133,7 +133,9 @@ class Schedules(Callback):
             return
         for target, schedule in self.schedules.items():
             if any(duration.unit == "tokens" and duration.value for duration in durations_of(schedule)):
-                raise ConfigError(f"schedules.{target}", type(schedule).__name__, f"a length is in tokens; {COUNT_TOKENS}")
+                raise ConfigError(
+                    f"schedules.{target}", type(schedule).__name__, f"a length is in tokens; {COUNT_TOKENS}"
+                )
 
     # What the budget asks for (time_budget.StepPlan)
 

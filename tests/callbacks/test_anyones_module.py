@@ -169,7 +169,9 @@ class Sums(Net):
     def training_step(self, batch):
         self.batch = batch
         flat, _ = torch.utils._pytree.tree_flatten(batch)
-        return self.layer(torch.stack([each.float().mean() for each in flat if torch.is_tensor(each)]).mean().repeat(3)).sum()
+        return self.layer(
+            torch.stack([each.float().mean() for each in flat if torch.is_tensor(each)]).mean().repeat(3)
+        ).sum()
 
 
 def listed(batches):
@@ -364,7 +366,9 @@ def test_the_warm_up_is_run_where_it_is_asked_for_and_does_not_count(clock, caps
     assert all("Net.training_step may change more than can be put back (warm_up=True" in line for line in notes)
 
 
-def test_a_module_can_declare_that_its_step_is_repeatable_and_one_that_overrides_the_step_has_to_declare_it_again(clock):
+def test_a_module_can_declare_that_its_step_is_repeatable_and_one_that_overrides_the_step_has_to_declare_it_again(
+    clock,
+):
     class Pure(Net):
         repeatable_step = True
 
@@ -443,7 +447,9 @@ def test_several_optimizers_are_stepped_as_often_as_global_step_says(clock, caps
 
 def test_a_warm_up_that_cannot_be_undone_is_rejected_where_it_is_asked_for():
     module = GAN()
-    with pytest.raises(ConfigError, match=r"time_budget\.warm_up: True .*GAN optimizes manually.*accepted: auto, false"):
+    with pytest.raises(
+        ConfigError, match=r"time_budget\.warm_up: True .*GAN optimizes manually.*accepted: auto, false"
+    ):
         fit(module, TimeBudget("4 steps", warm_up=True))
     assert module.trainer.global_step == 0
 
@@ -541,7 +547,9 @@ def test_a_resumed_run_has_what_was_left_of_the_budget(clock, tmp_path, module, 
 # Other devices and ranks
 
 
-@pytest.mark.parametrize("options", [{"precision": "bf16-mixed"}, {"gradient_clip_val": 0.5}, {"reload_dataloaders_every_n_epochs": 1}])
+@pytest.mark.parametrize(
+    "options", [{"precision": "bf16-mixed"}, {"gradient_clip_val": 0.5}, {"reload_dataloaders_every_n_epochs": 1}]
+)
 def test_options_of_the_trainer(options):
     budget = TimeBudget("6 steps", warm_up=True)
     made = fit(Net(), budget, **options)
