@@ -44,6 +44,8 @@ class LanguageModel(LightningModule):
             block's gradients while the one before is still computed. fsdp always does so.
     """
 
+    repeatable_step = True  # for TimeBudget: a step can be run and undone before training, and dropped at its end
+
     def __init__(
         self,
         gpt: GPT,
@@ -160,6 +162,10 @@ class LanguageModel(LightningModule):
     def forward(self, tokens: Tensor) -> Tensor:
         """Token ids (B, T) to logits (B, T, vocab_size)."""
         return self.gpt(tokens)
+
+    def count_tokens(self, batch: Batch) -> int:
+        """Tokens of a batch of this rank, for TimeBudget."""
+        return batch[0].numel()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         inputs, targets = batch

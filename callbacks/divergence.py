@@ -73,8 +73,9 @@ class Divergence(Callback):
     ) -> None:
         budget = TimeBudget.of(trainer)
         step_of_batch = trainer.global_step + (0 if ends_step(trainer, batch_idx) else 1)
-        self._losses.append((step_of_batch, outputs["loss"]))
-        if budget.clock_synced and (step := self._first_bad_step(trainer)) is not None:
+        if "loss" in outputs:  # a step that is left out has none
+            self._losses.append((step_of_batch, outputs["loss"]))
+        if budget.clock_synced and self._losses and (step := self._first_bad_step(trainer)) is not None:
             self._diverged(trainer, f"the training loss of step {step} is NaN or infinite")
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
