@@ -40,6 +40,7 @@ from bytelm.callbacks import (
     Signals,
     Throughput,
     TimeBudget,
+    TrainedWeights,
     TrainLog,
 )
 from bytelm.callbacks.order import arrange
@@ -48,7 +49,16 @@ from bytelm.config import keys
 from bytelm.config.checks import check_experiment, check_values
 from bytelm.config.flat import flat
 from bytelm.config.keys import METHOD_DEFAULTS, METHOD_KEYS
-from bytelm.config.lightning_options import check_callbacks, check_options, constructor_error, trainer_error
+from bytelm.config.lightning_options import (
+    check_callbacks,
+    check_counts,
+    check_epochs,
+    check_monitors,
+    check_options,
+    constructor_error,
+    trainer_error,
+    validation_times,
+)
 from bytelm.config.messages import clarify, note
 from bytelm.config.packages import missing_package
 from bytelm.config.parser import ConfigFileParser, header
@@ -89,6 +99,7 @@ DESCRIPTION = "Trains language models under a wall-clock budget, and scores them
 TRAINER_DEFAULTS = {
     "max_epochs": -1,  # the time budget alone ends a run
     "log_every_n_steps": 10,
+    "check_val_every_n_epoch": None,  # validation is at the end alone, or every `val_check_interval` batches of the run
     "num_sanity_val_steps": 0,  # a validation before training tells nothing that the final one does not
     "enable_model_summary": False,
 }
@@ -100,7 +111,7 @@ COMPARED_TRAINER_KEYS = ("devices", "strategy", "precision", "gradient_clip_val"
 CALLBACK_KEYS = {key: cls for key, cls in KEYS.items() if issubclass(cls, Callback) and key != "checkpoint"}
 ADDED_CALLBACKS = (
     *(BestCheckpoint, BudgetBar, ClaimFolder, CorpusWatch, Interruption, KeepOnDataError, PredictionWriter, RankWatch),
-    *(Resume, RunRecord, SaveConfigCallback, Schedules, Signals, TrainLog),
+    *(Resume, RunRecord, SaveConfigCallback, Schedules, Signals, TrainedWeights, TrainLog),
 )
 CHECKPOINT_DEFAULTS = {
     "checkpoint.filename": "best",
@@ -292,6 +303,9 @@ class BytelmCLI(LightningCLI):
             self.datamodule.setup(self.subcommand or "fit")
             if schedules is not None:
                 schedules.check_sizes(self.datamodule)
+                self.datamodule.trainer = self.trainer  # whose ranks share the batches of an epoch
+                check_epochs(self.trainer, self.datamodule)
+                check_monitors(self.trainer, self.plain_config)
             if path := self._get(self.config, "ckpt_path"):
                 self._check_checkpoint(path)
 
@@ -323,6 +337,8 @@ class BytelmCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         settings = self._get(self.config_init, "trainer")
         check_options(settings)
+        if self.subcommand in (None, "fit"):
+            check_counts(settings)
         check_callbacks(_as_list(settings.get("callbacks")), CALLBACK_KEYS, ADDED_CALLBACKS)
         if settings.get("logger") is None and self.subcommand not in ("fit", None):
             kwargs["logger"] = False  # scores are printed, and predictions written
@@ -339,6 +355,7 @@ class BytelmCLI(LightningCLI):
             kwargs["precision"] = None  # Lightning takes one or the other
         for plugin in plugins:
             checkpoint_io.prepare(plugin)
+        kwargs |= validation_times(settings)
         self.folder = self._run_folder(settings)
         self.trainer_defaults = {**self.trainer_defaults, "callbacks": self._callbacks(settings)}
         try:
@@ -366,6 +383,7 @@ class BytelmCLI(LightningCLI):
         callbacks: list[Callback] = [signals, Interruption(signals), TrainLog(), RankWatch(), RunRecord()]
         schedules = merged(self._get(self.config_init, "lr_schedule"), self._get(self.config_init, "schedules"))
         callbacks += [Resume(self.plain_config), Schedules(schedules), CorpusWatch(), KeepOnDataError()]
+        callbacks.append(TrainedWeights())
         if self.folder is not None:
             callbacks.append(ClaimFolder(self.folder))
         has_bar = any(isinstance(callback, ProgressBar) for callback in _as_list(settings.get("callbacks")))

@@ -7,6 +7,7 @@ if __name__ == "callbacks":
 
     __path__ = extend_path(__path__, __name__)[1:]
 else:
+    from bytelm.callbacks.averages import TrainedWeights
     from bytelm.callbacks.best_checkpoint import BestCheckpoint
     from bytelm.callbacks.corpus_watch import CorpusWatch, KeepOnDataError
     from bytelm.callbacks.divergence import Divergence
@@ -60,5 +61,6 @@ __all__ = [
     "Throughput",
     "TimeBudget",
     "TrainLog",
+    "TrainedWeights",
     "WarmupStableDecay",
 ]

@@ -238,32 +238,48 @@ def check_states(
         raise CheckpointError(f"ckpt_path: {str(path)!r} cannot be resumed from: {error}") from error
 
 
-def set_counters(checkpoint: dict[str, Any], steps: int, batches_per_step: int) -> None:
+def set_counters(
+    checkpoint: dict[str, Any], steps: int, batches_per_step: int, batches_per_epoch: int | None = None
+) -> None:
     """Sets Lightning's counters in a checkpoint to those after so many finished steps.
 
     They depend on where in Lightning's loop the checkpoint was written (after a step, in a validation, at the end), and
-    for some of these places Lightning would continue with a step more or less.
+    for some of these places Lightning would continue with a step more or less. Runs of version 0.1.0 had one endless
+    epoch; they go on in the epoch that their number of steps is in.
 
     Args:
         checkpoint: What is about to be restored.
         steps: Finished steps.
         batches_per_step: Batches whose gradients are accumulated into a step.
+        batches_per_epoch: Of the run that goes on; None: it has one endless epoch.
     """
     if steps == 0:
         checkpoint.pop("loops")
         return
     loops = checkpoint["loops"]["fit_loop"]
     batches = steps * batches_per_step
-    ended = {"ready": batches, "started": batches, "processed": batches, "completed": batches - 1}
-    loops["epoch_loop.batch_progress"] = {"total": ended, "current": ended, "is_last_batch": False}
-    loops["epoch_loop.state_dict"]["_batches_that_stepped"] = steps - 1
+    epochs, in_epoch = divmod(batches, batches_per_epoch) if batches_per_epoch else (0, batches)
+    # In the middle of an epoch Lightning itself counts the last batch as completed, and as one that stepped. After a
+    # whole number of epochs it does not: it starts an epoch.
+    uncounted = 1 if in_epoch else 0
+    loops["epoch_loop.batch_progress"] = {
+        "total": _ended(batches, uncounted),
+        "current": _ended(in_epoch, uncounted),
+        "is_last_batch": False,
+    }
+    loops["epoch_loop.state_dict"]["_batches_that_stepped"] = steps - uncounted
     for event in loops["epoch_loop.automatic_optimization.optim_progress"]["optimizer"].values():
         for count in event.values():
             count.update(dict.fromkeys(count, steps))
-    first_epoch = {"ready": 1, "started": 1, "processed": 0, "completed": 0}
-    loops["epoch_progress"] = {"total": first_epoch, "current": first_epoch}
-    nothing = dict.fromkeys(ended, 0)
+    epoch = {"ready": epochs + uncounted, "started": epochs + uncounted, "processed": epochs, "completed": epochs}
+    loops["epoch_progress"] = {"total": epoch, "current": dict(epoch)}
+    nothing = _ended(0, 0)
     loops["epoch_loop.val_loop.batch_progress"] = {"total": nothing, "current": nothing, "is_last_batch": False}
+
+
+def _ended(batches: int, uncounted: int) -> dict[str, int]:
+    """Lightning's counts when so many batches have ended."""
+    return {"ready": batches, "started": batches, "processed": batches, "completed": batches - uncounted}
 
 
 def other_version(checkpoint: Mapping[str, Any]) -> str:
