@@ -371,6 +371,8 @@ class BytelmCLI(LightningCLI):
                 raise
             raise trainer_error(error, self.plain_config["trainer"]) from error
         trainer.callbacks = arrange(trainer.callbacks)  # type: ignore[attr-defined]
+        if not hasattr(trainer, "val_check_interval"):  # it is a time: EarlyStopping fails without the attribute
+            trainer.val_check_interval = None  # type: ignore[assignment]
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
             trainer.strategy.checkpoint_io = AtomicCheckpointIO()
         errors_are_the_checkpoints(trainer)

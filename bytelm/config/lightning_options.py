@@ -168,9 +168,6 @@ def validation_times(given: Mapping[str, Any]) -> dict[str, Any]:
 
     Returns:
         Those that differ from what is given.
-
-    Raises:
-        ConfigError: A time is given, for several ranks.
     """
     every = given.get("val_check_interval")
     if given.get("check_val_every_n_epoch") is not None:
@@ -225,6 +222,9 @@ def check_epochs(trainer: Any, data: Any) -> None:
         reason = f"it is {n_batches} of {epoch} batches, and steps have {per_step} (trainer.accumulate_grad_batches)"
         raise ConfigError(f"trainer.{key}", value, f"{reason}; accepted: such as {fitting}")
     every = trainer.val_check_interval
+    if every is None and trainer.world_size > 1:
+        reason = "ranks would begin to validate by their own clocks; accepted: a number of batches, or a share of an epoch"
+        raise ConfigError("trainer.val_check_interval", "a time", reason)
     if trainer.check_val_every_n_epoch is not None and isinstance(every, int) and every > n_batches:
         reason = f"an epoch has {n_batches} batches; accepted: up to {n_batches}, or check_val_every_n_epoch null"
         raise ConfigError("trainer.val_check_interval", every, reason)
