@@ -31,6 +31,7 @@ from bytelm.callbacks import (
     Divergence,
     Interruption,
     KeepOnDataError,
+    KeepTrainedWeights,
     LastCheckpoint,
     PredictionWriter,
     RankWatch,
@@ -111,7 +112,7 @@ COMPARED_TRAINER_KEYS = ("devices", "strategy", "precision", "gradient_clip_val"
 CALLBACK_KEYS = {key: cls for key, cls in KEYS.items() if issubclass(cls, Callback) and key != "checkpoint"}
 ADDED_CALLBACKS = (
     *(BestCheckpoint, BudgetBar, ClaimFolder, CorpusWatch, Interruption, KeepOnDataError, PredictionWriter, RankWatch),
-    *(Resume, RunRecord, SaveConfigCallback, Schedules, Signals, TrainedWeights, TrainLog),
+    *(KeepTrainedWeights, Resume, RunRecord, SaveConfigCallback, Schedules, Signals, TrainedWeights, TrainLog),
 )
 CHECKPOINT_DEFAULTS = {
     "checkpoint.filename": "best",
@@ -385,7 +386,8 @@ class BytelmCLI(LightningCLI):
         callbacks: list[Callback] = [signals, Interruption(signals), TrainLog(), RankWatch(), RunRecord()]
         schedules = merged(self._get(self.config_init, "lr_schedule"), self._get(self.config_init, "schedules"))
         callbacks += [Resume(self.plain_config), Schedules(schedules), CorpusWatch(), KeepOnDataError()]
-        callbacks.append(TrainedWeights())
+        trained = TrainedWeights()
+        callbacks += [trained, KeepTrainedWeights(trained)]
         if self.folder is not None:
             callbacks.append(ClaimFolder(self.folder))
         has_bar = any(isinstance(callback, ProgressBar) for callback in _as_list(settings.get("callbacks")))

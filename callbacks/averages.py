@@ -1,9 +1,9 @@
-"""TrainedWeights: Lightning's WeightAveraging (and EMAWeightAveraging) in runs that are resumed, and in short runs.
+"""Lightning's WeightAveraging (and EMAWeightAveraging) in runs that are resumed, and in short runs.
 
 A checkpoint of a run with an average has the average as its weights, as that is scored, and the weights that are
-trained beside it. At the end of training Lightning puts the average in place of the trained weights. The last
-checkpoint is written afterwards; without the trained weights, a run that is given more time would go on from the
-average.
+trained beside it. Lightning loses the trained weights in two places. At the end of training it puts the average in
+their place; the last checkpoint is written afterwards, and a run that is given more time would go on from the average.
+In a validation, the two have changed places; a run that is cut there would go on with one as the other.
 """
 
 from typing import Any
@@ -12,17 +12,24 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import WeightAveraging
 from torch import Tensor
 
+CURRENT = "current_model_state"  # WeightAveraging's key for the trained weights
+
 
 class TrainedWeights(Callback):
-    """Keeps the trained weights for the last checkpoint. Before WeightAveraging in the order of callbacks.
+    """Knows where the trained weights are. Before WeightAveraging in the order of callbacks.
 
     An average that has not begun (`update_starting_at_step`) is that of the trained weights. Lightning would score, and
     keep, the weights that the run began with.
+
+    Attributes:
+        at_end: The trained weights, when training has ended.
+        swapped: Whether the average is in the module, and the trained weights are where it was.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self._weights: dict[str, Tensor] | None = None
+        self.at_end: dict[str, Tensor] | None = None
+        self.swapped = False
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         for averaging in averagings(trainer):
@@ -31,20 +38,42 @@ class TrainedWeights(Callback):
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         _follow(trainer, pl_module)
+        self.swapped = trainer.state.fn == "fit"
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.swapped = False
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         _follow(trainer, pl_module)
         if averagings(trainer):
-            self._weights = {name: value.clone() for name, value in pl_module.state_dict().items()}
+            self.at_end = {name: value.clone() for name, value in pl_module.state_dict().items()}
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        if self._weights is not None:
-            checkpoint["state_dict"] = self._weights  # WeightAveraging, which is next, makes it `current_model_state`
-        else:
+        if not self.swapped:
             _follow(trainer, pl_module)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self._weights = None
+        self.at_end = None
+
+
+class KeepTrainedWeights(Callback):
+    """Puts the trained weights into checkpoints. After WeightAveraging in the order of callbacks.
+
+    Args:
+        trained: Where they are.
+    """
+
+    def __init__(self, trained: TrainedWeights) -> None:
+        super().__init__()
+        self.trained = trained
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        if CURRENT not in checkpoint:
+            return
+        if self.trained.at_end is not None:
+            checkpoint[CURRENT] = self.trained.at_end
+        elif self.trained.swapped:
+            checkpoint[CURRENT], checkpoint["state_dict"] = checkpoint["state_dict"], checkpoint[CURRENT]
 
 
 def averagings(trainer: Trainer) -> list[WeightAveraging]:

@@ -7,7 +7,7 @@ from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.cli import SaveConfigCallback
 
-from bytelm.callbacks.averages import TrainedWeights
+from bytelm.callbacks.averages import KeepTrainedWeights, TrainedWeights
 from bytelm.callbacks.corpus_watch import CorpusWatch, KeepOnDataError
 from bytelm.callbacks.divergence import Divergence
 from bytelm.callbacks.interruption import Interruption, Signals
@@ -44,6 +44,7 @@ ORDER = (
     Place(ClaimFolder, "makes the run's folder in setup, which all below may ask for"),
     Place(TrainedWeights, "keeps the trained weights, before WeightAveraging puts the average in their place"),
     Place(Yours, "in the order of the config; before the budget, whose clock counts their time in the step"),
+    Place(KeepTrainedWeights, "puts them into checkpoints, after WeightAveraging has put the average there"),
     Place(TimeBudget, "reads the clock when a step has ended; those below use its progress"),
     Place(Schedules, "sets learning rates and all else that is scheduled by the progress at a step's beginning"),
     Place(

@@ -44,7 +44,9 @@ def probed(run, *options, **kwargs):
 
 
 def checkpoint(name, experiment="tiny"):
-    return torch.load(f"runs/{experiment}/version_0/checkpoints/{name}.ckpt", weights_only=True)
+    """The weights in a checkpoint, by key."""
+    content = torch.load(f"runs/{experiment}/version_0/checkpoints/{name}.ckpt", weights_only=True)
+    return {key: dict(content[key]) for key in ("state_dict", "current_model_state") if key in content}
 
 
 def record(experiment="tiny"):
