@@ -54,7 +54,7 @@ from bytelm.config.lightning_options import (
     check_callbacks,
     check_counts,
     check_epochs,
-    check_monitors,
+    check_needs,
     check_options,
     constructor_error,
     trainer_error,
@@ -306,7 +306,7 @@ class BytelmCLI(LightningCLI):
                 schedules.check_sizes(self.datamodule)
                 self.datamodule.trainer = self.trainer  # whose ranks share the batches of an epoch
                 check_epochs(self.trainer, self.datamodule)
-                check_monitors(self.trainer, self.plain_config)
+                check_needs(self.trainer, self.plain_config)
             if path := self._get(self.config, "ckpt_path"):
                 self._check_checkpoint(path)
 

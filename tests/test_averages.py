@@ -159,3 +159,9 @@ def test_weights_that_a_callback_changes_at_the_end_are_those_that_are_scored_an
 
 def test_two_averages_are_rejected(refused):
     assert "accepted: one of them" in refused(EMA, EQUAL)
+
+
+def test_an_average_of_split_weights_is_rejected(refused):
+    line = refused(EMA, "--trainer.strategy", "fsdp", "--trainer.devices", "2")
+    assert "trainer.callbacks: 'EMAWeightAveraging'" in line
+    assert "ddp" in line

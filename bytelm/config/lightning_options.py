@@ -22,6 +22,7 @@ from lightning.pytorch.callbacks import (
     WeightAveraging,
 )
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 
 from bytelm.data.epochs import limited
 from bytelm.errors import ConfigError
@@ -235,16 +236,21 @@ def check_epochs(trainer: Any, data: Any) -> None:
         raise ConfigError(f"trainer.{key}", share, reason)
 
 
-def check_monitors(trainer: Any, config: Mapping[str, Any]) -> None:
-    """Checks that callbacks which need validations, or epochs that end with one, get them.
+def check_needs(trainer: Any, config: Mapping[str, Any]) -> None:
+    """Checks that callbacks get what they need: whole weights, validations, epochs that end with one.
 
     Args:
         trainer: The Trainer.
         config: The config, as plain values.
 
     Raises:
-        ConfigError: One gets none before the end of the run.
+        ConfigError: One does not.
     """
+    if isinstance(trainer.strategy, FSDPStrategy | ModelParallelStrategy):
+        for callback in trainer.callbacks:
+            if isinstance(callback, WeightAveraging):
+                reason = "it cannot average weights that are split over ranks; accepted: with trainer.strategy ddp"
+                raise ConfigError("trainer.callbacks", type(callback).__name__, reason)
     if trainer.fast_dev_run or trainer.check_val_every_n_epoch is not None:
         return
     only_at_the_end = trainer.val_check_interval == AT_THE_END
