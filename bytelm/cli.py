@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 from jsonargparse import Namespace, set_parsing_settings
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.callbacks import ProgressBar, WeightAveraging
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.plugins import Precision
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -48,18 +48,10 @@ from bytelm.callbacks.order import arrange
 from bytelm.callbacks.run_folder import run_folder
 from bytelm.config import keys
 from bytelm.config.checks import check_experiment, check_values
+from bytelm.config.epoch_options import check_counts, check_epochs, check_needs, validation_times
 from bytelm.config.flat import flat
 from bytelm.config.keys import METHOD_DEFAULTS, METHOD_KEYS
-from bytelm.config.lightning_options import (
-    check_callbacks,
-    check_counts,
-    check_epochs,
-    check_needs,
-    check_options,
-    constructor_error,
-    trainer_error,
-    validation_times,
-)
+from bytelm.config.lightning_options import check_callbacks, check_options, constructor_error, trainer_error
 from bytelm.config.messages import clarify, note
 from bytelm.config.packages import missing_package
 from bytelm.config.parser import ConfigFileParser, header
@@ -74,7 +66,14 @@ from bytelm.parts.contract import known_parts
 from bytelm.precision import FP8
 from bytelm.runs import checkpoint_io, logger
 from bytelm.runs.checkpoint_io import AtomicCheckpointIO, errors_are_the_checkpoints
-from bytelm.runs.checkpoints import Contents, check_compatible, check_optimizer, check_states, read
+from bytelm.runs.checkpoints import (
+    Contents,
+    check_average,
+    check_compatible,
+    check_optimizer,
+    check_states,
+    read,
+)
 from bytelm.runs.choice import (
     NAMES,
     checkpoint_to_score,
@@ -316,6 +315,9 @@ class BytelmCLI(LightningCLI):
         if self.subcommand == "fit":
             check_optimizer(path, checkpoint, self.plain_config)
             self._check_states(path, checkpoint)
+            averages = any(isinstance(callback, WeightAveraging) for callback in self.trainer.callbacks)  # type: ignore[attr-defined]
+            if check_average(path, checkpoint) and not averages:
+                note(f"{path} has an average of weights (WeightAveraging), and the run goes on from that")
             self.datamodule.check_resume(Contents(checkpoint, path).state_of(self.datamodule))
         if differing:
             kept = " (the optimizer keeps those of the checkpoint)" if "model.optimizer" in str(differing) else ""
@@ -331,7 +333,7 @@ class BytelmCLI(LightningCLI):
         likes["loops", "fit_loop"] = self.trainer.fit_loop.state_dict()
         likes["loops", "fit_loop", "state_dict", "combined_loader"] = [{}]  # states of loaders
         if type(self.datamodule).__module__.startswith("bytelm."):
-            likes[type(self.datamodule).__qualname__,] = {"position": 0, "corpus": ""}
+            likes[type(self.datamodule).__qualname__,] = {"position": 0, "repeated": 0, "corpus": ""}
         states = [regroup(state, self.model) for state in checkpoint["optimizer_states"]]
         check_states(path, checkpoint, likes, zip(states, [self.model.configure_optimizers()], strict=False))
 

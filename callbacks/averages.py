@@ -12,7 +12,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import WeightAveraging
 from torch import Tensor
 
-CURRENT = "current_model_state"  # WeightAveraging's key for the trained weights
+from bytelm.runs.checkpoints import TRAINED
 
 
 class TrainedWeights(Callback):
@@ -68,12 +68,12 @@ class KeepTrainedWeights(Callback):
         self.trained = trained
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        if CURRENT not in checkpoint:
+        if TRAINED not in checkpoint:
             return
         if self.trained.at_end is not None:
-            checkpoint[CURRENT] = self.trained.at_end
+            checkpoint[TRAINED] = self.trained.at_end
         elif self.trained.swapped:
-            checkpoint[CURRENT], checkpoint["state_dict"] = checkpoint["state_dict"], checkpoint[CURRENT]
+            checkpoint[TRAINED], checkpoint["state_dict"] = checkpoint["state_dict"], checkpoint[TRAINED]
 
 
 def averagings(trainer: Trainer) -> list[WeightAveraging]:

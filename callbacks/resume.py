@@ -114,7 +114,8 @@ class Resume(Callback):
         It was not where `check_val_every_n_epoch` skips the last epoch, where a callback has stopped the run at the end
         of an epoch, or where one has changed the weights at the end of the run.
         """
-        same = self._validated_step == TimeBudget.of(trainer).steps and self._validated_weights == fingerprint(pl_module)
+        same = self._validated_step == TimeBudget.of(trainer).steps
+        same = same and self._validated_weights == fingerprint(pl_module)
         if trainer.enable_validation and not trainer.strategy.reduce_boolean_decision(same):
             _validate(trainer)
 

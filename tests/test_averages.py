@@ -10,7 +10,7 @@ from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import WeightAveraging
 from resuming import Signal, assert_equal, assert_same_checkpoints
 
-from bytelm.errors import Interrupted
+from bytelm.errors import CheckpointError, Interrupted
 
 EMA = "--trainer.callbacks+={class_path: EMAWeightAveraging, init_args: {decay: 0.5}}"
 EQUAL = "--trainer.callbacks+=WeightAveraging"
@@ -155,6 +155,30 @@ def test_weights_that_a_callback_changes_at_the_end_are_those_that_are_scored_an
     assert_equal(checkpoint("last")["state_dict"], probe.scored[-1])
     assert record()["val_bpb"] == round(probe.scores[-1], 6) == validated(run, "last")
     assert min(probe.scores) == pytest.approx(validated(run, "best"), abs=1e-6)
+
+
+def test_a_run_that_goes_on_without_its_average_says_so(run, capsys):
+    run("--time_budget.limit", "6 steps", EMA)
+    run(*NINE, "--ckpt_path", "last")
+    assert "has an average of weights (WeightAveraging), and the run goes on from that" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("current_model_state", {}),
+        ("current_model_state", 3),
+        ("averaging_state", {}),
+        ("averaging_state", {"n_averaged": torch.zeros(2)}),
+    ],
+)
+def test_a_checkpoint_whose_trained_weights_are_damaged_is_rejected(run, refused, capsys, key, value):
+    run("--time_budget.limit", "2 steps", EMA)
+    path = "runs/tiny/version_0/checkpoints/last.ckpt"
+    torch.save({**torch.load(path, weights_only=True), key: value}, path)
+    capsys.readouterr()
+    line = refused(EMA, "--ckpt_path", path, status=CheckpointError.exit_status)
+    assert "cannot be resumed from" in line
 
 
 def test_two_averages_are_rejected(refused):

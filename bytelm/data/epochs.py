@@ -1,4 +1,4 @@
-"""Epochs: how many batches an epoch has, and the loader that hands a rank's endless batches to Lightning epoch by epoch.
+"""Epochs: how many batches an epoch has, and the loader that hands a rank's endless batches to Lightning by epochs.
 
 An epoch is as many tokens as the training text has, of all ranks together, in whole steps: one pass over the text in
 ordered data, the same number of tokens in random crops. Its number of batches follows from the sizes in the config and

@@ -25,6 +25,7 @@ CONFIG = "config"  # key of the run's config
 NEEDED = ("callbacks", "loops", "lr_schedulers", "global_step", "epoch", "optimizer_states")  # of a run that is resumed
 # What is trained; a run may go on with another budget, on other devices.
 COMPARED = ("data", "lr_schedule", "schedules", "model")
+TRAINED = "current_model_state"  # WeightAveraging's key for the trained weights, where `state_dict` has the average
 VERSION = "bytelm_version"  # key of a checkpoint: what wrote it
 
 
@@ -236,6 +237,25 @@ def check_states(
             structure.check_optimizer_state(state, optimizer, f"optimizer_states.{number}")
     except structure.BadStructure as error:
         raise CheckpointError(f"ckpt_path: {str(path)!r} cannot be resumed from: {error}") from error
+
+
+def check_average(path: str | Path, checkpoint: Mapping[str, Any]) -> bool:
+    """Whether a checkpoint's weights are an average, beside which it has those that were trained.
+
+    Raises:
+        CheckpointError: It has not, but what Lightning's WeightAveraging would restore them from.
+    """
+    if TRAINED not in checkpoint:
+        return False
+    trained, average = checkpoint[TRAINED], checkpoint["state_dict"]
+    count = (checkpoint.get("averaging_state") or {}).get("n_averaged")
+    try:
+        structure.check_like(trained, average, TRAINED)
+        if trained.keys() != average.keys() or not isinstance(count, torch.Tensor) or count.ndim:
+            raise structure.BadStructure(f"{TRAINED} and averaging_state are not those of the weights")
+    except structure.BadStructure as error:
+        raise CheckpointError(f"ckpt_path: {str(path)!r} cannot be resumed from: {error}") from error
+    return True
 
 
 def set_counters(
