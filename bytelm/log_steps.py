@@ -13,8 +13,13 @@ from torch import Tensor
 
 
 def ends_step(trainer: Trainer, batch_idx: int) -> bool:
-    """Whether a batch is the last of those that are accumulated into a step."""
-    return (batch_idx + 1) % trainer.accumulate_grad_batches == 0  # Lightning's own rule
+    """Whether a batch is the last of those that are accumulated into a step.
+
+    Lightning also takes a step at an epoch's last batch. Epochs of bytelm's data are whole steps; those of other data
+    need not be.
+    """
+    n_batches = batch_idx + 1
+    return n_batches % trainer.accumulate_grad_batches == 0 or n_batches == trainer.num_training_batches
 
 
 def is_log_step(trainer: Trainer, batch_idx: int) -> bool:

@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from bytelm.callbacks.averages import restore_averages
 from bytelm.callbacks.last_checkpoint import LastCheckpoint
 from bytelm.callbacks.schedules import Schedules
 from bytelm.callbacks.time_budget import TimeBudget
@@ -103,6 +104,7 @@ class Divergence(Callback):
         self.rewinds += 1
         checkpoint = trainer.strategy.load_checkpoint(path, weights_only=True)
         trainer.strategy.load_model_state_dict(checkpoint, strict=True)
+        restore_averages(trainer, checkpoint)
         trainer.strategy.load_optimizer_state_dict(checkpoint)
         contents = Contents(checkpoint, path)
         lower = self.lr_factor ** (self.rewinds - contents.rewinds)

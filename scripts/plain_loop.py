@@ -75,7 +75,7 @@ class PlainLoop:
         self.step_tokens = data.batch_size * data.seq_len * self.accumulated * self.ranks
         data.trainer = trainer  # it reads the rank from the trainer
         data.setup("fit")
-        self.batches = iter(data.train_dataloader())
+        self.batches = iter(data.train_dataloader().loader)  # endless: the loop has no epochs
         self.network: nn.Module = Network(cli.model).to(self.device)
         self.optimizer = cli.model.configure_optimizers()
         if cli.model.use_compile:

@@ -25,6 +25,7 @@ CONFIG = "config"  # key of the run's config
 NEEDED = ("callbacks", "loops", "lr_schedulers", "global_step", "epoch", "optimizer_states")  # of a resumed run
 # The sections that define what is trained; a run can resume with another budget and on other devices.
 COMPARED = ("data", "lr_schedule", "schedules", "model")
+TRAINED = "current_model_state"  # WeightAveraging's key for the trained weights, where `state_dict` has the average
 VERSION = "bytelm_version"  # key of the version that wrote a checkpoint
 
 
@@ -239,32 +240,67 @@ def check_states(
         raise CheckpointError(f"ckpt_path: {str(path)!r} cannot be resumed from: {error}") from error
 
 
-def set_counters(checkpoint: dict[str, Any], steps: int, batches_per_step: int) -> None:
+def check_average(path: str | Path, checkpoint: Mapping[str, Any]) -> bool:
+    """Whether a checkpoint's weights are an average. It then has the trained weights, too.
+
+    Raises:
+        CheckpointError: The trained weights are there, but Lightning's WeightAveraging cannot restore them.
+    """
+    if TRAINED not in checkpoint:
+        return False
+    trained, average = checkpoint[TRAINED], checkpoint["state_dict"]
+    count = (checkpoint.get("averaging_state") or {}).get("n_averaged")
+    try:
+        structure.check_like(trained, average, TRAINED)
+        if trained.keys() != average.keys() or not isinstance(count, torch.Tensor) or count.ndim:
+            raise structure.BadStructure(f"{TRAINED} and averaging_state are not those of the weights")
+    except structure.BadStructure as error:
+        raise CheckpointError(f"ckpt_path: {str(path)!r} cannot be resumed from: {error}") from error
+    return True
+
+
+def set_counters(
+    checkpoint: dict[str, Any], steps: int, batches_per_step: int, batches_per_epoch: int | None = None
+) -> None:
     """Sets Lightning's counters in a checkpoint to their values after a number of finished steps.
 
     The saved values depend on the place in Lightning's loop (after a step, in a validation, at the end). From some of
-    these places Lightning would continue with one step more or less.
+    these places Lightning would continue with one step more or less. Runs of version 0.1.0 had one endless epoch; they
+    resume in the epoch that contains their last step.
 
     Args:
         checkpoint: The checkpoint to restore.
         steps: Number of finished steps.
         batches_per_step: Batches whose gradients are accumulated into a step.
+        batches_per_epoch: Length of an epoch of the resumed run; None: one endless epoch.
     """
     if steps == 0:
         checkpoint.pop("loops")
         return
     loops = checkpoint["loops"]["fit_loop"]
     batches = steps * batches_per_step
-    ended = {"ready": batches, "started": batches, "processed": batches, "completed": batches - 1}
-    loops["epoch_loop.batch_progress"] = {"total": ended, "current": ended, "is_last_batch": False}
-    loops["epoch_loop.state_dict"]["_batches_that_stepped"] = steps - 1
+    epochs, in_epoch = divmod(batches, batches_per_epoch) if batches_per_epoch else (0, batches)
+    # In the middle of an epoch Lightning itself counts the last batch as completed, and as one that stepped. After a
+    # whole number of epochs it does not: it starts an epoch.
+    uncounted = 1 if in_epoch else 0
+    loops["epoch_loop.batch_progress"] = {
+        "total": _ended(batches, uncounted),
+        "current": _ended(in_epoch, uncounted),
+        "is_last_batch": False,
+    }
+    loops["epoch_loop.state_dict"]["_batches_that_stepped"] = steps - uncounted
     for event in loops["epoch_loop.automatic_optimization.optim_progress"]["optimizer"].values():
         for count in event.values():
             count.update(dict.fromkeys(count, steps))
-    first_epoch = {"ready": 1, "started": 1, "processed": 0, "completed": 0}
-    loops["epoch_progress"] = {"total": first_epoch, "current": first_epoch}
-    nothing = dict.fromkeys(ended, 0)
+    epoch = {"ready": epochs + uncounted, "started": epochs + uncounted, "processed": epochs, "completed": epochs}
+    loops["epoch_progress"] = {"total": epoch, "current": dict(epoch)}
+    nothing = _ended(0, 0)
     loops["epoch_loop.val_loop.batch_progress"] = {"total": nothing, "current": nothing, "is_last_batch": False}
+
+
+def _ended(batches: int, uncounted: int) -> dict[str, int]:
+    """Lightning's counts when so many batches have ended."""
+    return {"ready": batches, "started": batches, "processed": batches, "completed": batches - uncounted}
 
 
 def other_version(checkpoint: Mapping[str, Any]) -> str:
