@@ -225,7 +225,7 @@ def test_the_older_format_of_torch_is_rejected(tmp_path):
 def test_what_is_no_file_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     for path in ("/dev/zero", tmp_path / "pipe"):
-        with pytest.raises(BadArchive, match="no regular file"):
+        with pytest.raises(BadArchive, match="not a regular file"):
             check(path)
     with pytest.raises(IsADirectoryError):
         check(tmp_path)
