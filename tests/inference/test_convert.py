@@ -337,7 +337,7 @@ def test_a_subclass_does_not_inherit_what_its_base_declares(saved):
     Path("my_parts.py").write_text(PARTS)
     Path("mine.yaml").write_text("model: {gpt: {position: Learned, feedforward: my_parts.Cubed}}")
     saved("--config", "mine.yaml")
-    with pytest.raises(ConfigError, match=r"model\.gpt\.feedforward: 'Cubed' cannot be used; GPT-2 has nothing"):
+    with pytest.raises(ConfigError, match=r"model\.gpt\.feedforward: 'Cubed' cannot be used; GPT-2 has no equivalent"):
         read_checkpoint("saved.ckpt", ["tiny.yaml", "mine.yaml"])
 
 
