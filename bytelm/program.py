@@ -209,7 +209,7 @@ def end(error: RunError) -> NoReturn:
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Inside, a signal that ends the program raises Interrupted: at once, until callbacks/interruption.py has a step."""
+    """Inside, signals that end the program raise Interrupted: at once, until callbacks/interruption.py has a step."""
 
     def interrupt(signum: int, frame: FrameType | None) -> None:
         raise Interrupted(signum)
