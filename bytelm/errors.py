@@ -9,7 +9,8 @@
 | 5 | StorageError | the run's folder cannot be written to, or its disk is full |
 | 6 | OutOfMemory | the model and its batch do not fit into memory |
 | 7 | RankLost | another process of a distributed run died |
-| 128 + n | Interrupted | signal n: 130 for SIGINT, 143 for SIGTERM |
+| 128 + n | Interrupted | signal n: 129 for SIGHUP, 130 for SIGINT, 143 for SIGTERM |
+| 141 | OutputLost | who reads the standard output of `generate`, `validate`, … has stopped reading |
 """
 
 import errno
@@ -68,6 +69,21 @@ class StorageError(RunError):
     exit_status = 5
 
 
+class OutputLost(StorageError):
+    """Standard output, which a command is run for, cannot be written to.
+
+    Args:
+        error: The system's. A reader that has closed the pipe, as `head` does, has read enough: that is no failure, and
+            ends the program as SIGPIPE ends others, without a message.
+    """
+
+    def __init__(self, error: OSError) -> None:
+        super().__init__(f"standard output: it cannot be written ({error.strerror or error})")
+        self.is_closed_pipe = error.errno == errno.EPIPE
+        if self.is_closed_pipe:
+            self.exit_status = CLOSED_PIPE_STATUS
+
+
 class OutOfMemory(RunError):
     """The memory of the machine or its GPU is too small."""
 
@@ -120,6 +136,7 @@ def _is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, kinds) or CPU_IS_OUT_OF_MEMORY in str(error)
 
 
+CLOSED_PIPE_STATUS = 128 + 13  # what shells show of a program that SIGPIPE has ended
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # the disk is full, or read-only
 CPU_IS_OUT_OF_MEMORY = "can't allocate memory"  # in torch's RuntimeError
 HOW_TO_SAVE_MEMORY = (

@@ -220,7 +220,9 @@ class TimeBudget(Callback):
                 self._warms_up_first_batch = True  # none can be looked at before training takes it
                 return
             self._run_warm_up(trainer, pl_module, lambda: next_batch(trainer))
-        self._start(trainer)
+        if self.steps:
+            self._prepare(pl_module)  # once more, after a restart: it was counted in the process before
+        self._start(trainer, pl_module)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         if self.counts_tokens is None:
@@ -406,15 +408,40 @@ class TimeBudget(Callback):
         self._next_tokens = tokens
         self._paces.append(Pace(trainer.strategy.broadcast(seconds * batches), self._next_work))
 
-    def _start(self, trainer: Trainer) -> None:
-        """Starts the clock for the first step of this process."""
+    def _start(self, trainer: Trainer, unprepared: LightningModule | None = None) -> None:
+        """Starts the clock for the first step of this process.
+
+        Args:
+            trainer: The trainer.
+            unprepared: The module, where it may have to be prepared for the first step.
+        """
         self.startup_seconds = process_age()
         self._clock.start(self._updates, self._work)
+        if not self.steps and unprepared is not None:
+            self._prepare(unprepared, self.budget.limits.get("seconds", math.inf))
+            self._clock.look(self._updates, self._work)
         self.progress = self._measure()
         if self._is_over():
             if not self.steps:
                 raise self._no_step_fits()
             trainer.should_stop = True  # what is left to the resumed run is shorter than a step
+
+    def _prepare(self, pl_module: LightningModule, limit: float = math.inf) -> None:
+        """Does what the module has to do before the first step: its `prepare_in_pieces`, an iterator of pieces of work.
+
+        Args:
+            pl_module: The module, with or without such a method.
+            limit: Seconds of the budget that end it.
+
+        Raises:
+            ConfigError: They are used up before it is done.
+        """
+        for _ in getattr(pl_module, "prepare_in_pieces", tuple)():
+            if limit < math.inf and self._clock.now() >= limit:
+                reason = "it was used up before the first step, while the model was prepared (a memory is filled then)"
+                error = ConfigError("time_budget.limit", str(Duration(limit, "seconds")), reason)
+                error.on_all_ranks = True  # they read one clock
+                raise error
 
     def _plan_next_step(self, trainer: Trainer) -> None:
         """Measures progress, and lets the plan set the next step's size by it."""

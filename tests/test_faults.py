@@ -150,7 +150,7 @@ def interrupted(folder):
     return interrupted
 
 
-@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 @pytest.mark.parametrize(
     ("hook", "n"), [("on_train_batch_start", 4), ("on_validation_batch_start", 3), ("saving", 2)], ids=str
 )

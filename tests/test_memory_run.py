@@ -2,6 +2,7 @@
 
 import json
 import random
+import time
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from resuming import CURVES, Signal, assert_same_checkpoints
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_ranks import Run, write_inputs
 
-from bytelm.errors import CheckpointError, Interrupted
+from bytelm.errors import CheckpointError, ConfigError, Interrupted
 from bytelm.parts.ngram_counts import NGramCounts
 
 FOLDS = ("--data.order", "folds")
@@ -49,6 +50,22 @@ def test_each_step_holds_out_the_fold_of_its_batch_and_validation_nothing(run, m
     assert len(set(training)) >= 3
     assert held_out[-1] is None, "the final validation knows all of the text"
     assert cli.model.gpt.memory._tables[0].held_out is None
+
+
+def test_a_budget_that_the_filling_uses_up_ends_the_run_before_its_first_step(run, monkeypatch):
+    made = []
+
+    def late(*args):
+        made.append(args)
+        time.sleep(0.3)
+        return NGramCounts(*args)
+
+    monkeypatch.setattr("bytelm.parts.memory.NGramCounts", late)
+    with pytest.raises(ConfigError, match=r"'0\.2s' cannot be used; it was used up before the first step"):
+        run("--time_budget.limit", "0.2s", *MEMORY)
+    assert len(made) == 1, "no more is counted when the time is up"
+    assert record()["status"] == "error"
+    assert record()["total_steps"] == 0
 
 
 def spy(method, before):

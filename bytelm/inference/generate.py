@@ -6,7 +6,6 @@ The text is the same with and without the cache.
 """
 
 import codecs
-import os
 import sys
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -213,12 +212,9 @@ def _print_samples(trained: Trained, cached: bool, num_samples: int, prompt: str
         prompt.encode()
     except UnicodeError as error:
         raise ConfigError("prompt", "-" if prompt == "-" else "what was given", f"it is not UTF-8: {error}") from error
-    try:
-        for sample in range(num_samples):
-            if sample:
-                print(end=BETWEEN_SAMPLES)
-            for text in write(trained, prompt, seed=None if seed is None else seed + sample, cached=cached, **how):
-                print(text, end="", flush=True)
-        print(flush=True)
-    except BrokenPipeError:  # the reader has closed the pipe, as `head` does; nothing must be flushed at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    for sample in range(num_samples):
+        if sample:
+            print(end=BETWEEN_SAMPLES)
+        for text in write(trained, prompt, seed=None if seed is None else seed + sample, cached=cached, **how):
+            print(text, end="", flush=True)
+    print(flush=True)
