@@ -311,7 +311,11 @@ class Windows(Callback):
         return [block.attention.window for block in pl_module.gpt.blocks]
 
     def on_fit_start(self, trainer, pl_module):
-        pl_module.gpt.register_forward_hook(lambda gpt, *_: gpt.training and self.trained.append(self.of(pl_module)))
+        def note(gpt, inputs):
+            if gpt.training:
+                self.trained.append(self.of(pl_module))
+
+        pl_module.gpt.register_forward_pre_hook(note)
 
     def on_validation_batch_start(self, trainer, pl_module, batch, batch_idx, dataloader_idx=0):
         self.validated.append(self.of(pl_module))
