@@ -72,7 +72,9 @@ STRATEGIES: dict[str, Callable[[], Strategy]] = {"ddp": partial(DDPStrategy, **_
 
 # Those of Lightning's that are trained with as they are.
 LIGHTNINGS = ("single_device", *(f"ddp_find_unused_parameters_{value}" for value in ("true", "false")), "auto")
-ACCEPTED = f"accepted: {', '.join(['auto', *STRATEGIES, *LIGHTNINGS[:-1]])}, or a class as {{class_path: …, init_args: {{…}}}}"
+ACCEPTED = (
+    f"accepted: {', '.join(['auto', *STRATEGIES, *LIGHTNINGS[:-1]])}, or a class as {{class_path: …, init_args: {{…}}}}"
+)
 # By the beginning of their names: why others are not accepted.
 REJECTED = {
     "fsdp": "it is FSDP1, which joins parameters to flat tensors; accepted: fsdp, bytelm's, which shards each",

@@ -315,9 +315,7 @@ def other_version(checkpoint: Mapping[str, Any]) -> str:
     return "" if version == bytelm.__version__ else f" (written by bytelm {version}; this is {bytelm.__version__})"
 
 
-def differences(
-    saved: Mapping[str, Any], config: Mapping[str, Any], compared: tuple[str, ...] = COMPARED
-) -> list[str]:
+def differences(saved: Mapping[str, Any], config: Mapping[str, Any], compared: tuple[str, ...] = COMPARED) -> list[str]:
     """Keys of two configs that differ in what is trained, each as `key: a in the checkpoint, b now`.
 
     Args:
