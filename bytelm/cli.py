@@ -22,6 +22,7 @@ from torch.utils.tensorboard.summary import hparams
 
 import bytelm.data.corpora
 import bytelm.data.shards  # noqa: F401 (these two make the short names of all data known)
+from bytelm import hosts
 from bytelm.callbacks import (
     BestCheckpoint,
     BudgetBar,
@@ -46,7 +47,6 @@ from bytelm.callbacks import (
 from bytelm.callbacks.order import arrange
 from bytelm.callbacks.run_folder import run_folder
 from bytelm.callbacks.train_log import TAGS as TRAIN_TAGS
-from bytelm import hosts
 from bytelm.config import keys
 from bytelm.config.checks import check_experiment, check_values
 from bytelm.config.epoch_options import check_counts, check_epochs, check_needs, validation_times
@@ -202,6 +202,10 @@ class BytelmCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parses the command line, with RUN written out where it is `validate RUN`."""
         given = sys.argv[1:] if args is None else args
+        # Not where a config has it: in that of a run it says where the run came from.
+        options = [str(option).partition("=")[0] for option in given] if isinstance(given, list) else []
+        if "--init_from" in options and self._given in ("validate", "test", "predict"):
+            raise UsageError(f"init_from: it is an option of fit; accepted by {self._given}: --ckpt_path")
         if isinstance(given, list) and (written := with_run(given)) != given:
             self.config = parser.parse_args(written)
         else:
@@ -225,7 +229,7 @@ class BytelmCLI(LightningCLI):
             "--init_from",
             type=str | None,
             help="What `fit` takes the first weights from: a checkpoint, the folder of a run, nanoGPT's ckpt.pt, or a "
-            "folder of Hugging Face's. All else begins anew. A run that is resumed (--ckpt_path) has weights already.",
+            "folder of Hugging Face's; all else is that of a new run. A run that is resumed (--ckpt_path) has weights.",
         )
         parser.add_lightning_class_args(TimeBudget, "time_budget")
         parser.add_subclass_arguments(Schedule, "lr_schedule", fail_untyped=False, required=False)

@@ -72,7 +72,7 @@ class StepLoss:
         """The mean over all ranks, (). Called on all ranks together."""
         if self.value is None or trainer.world_size == 1:
             return self.value
-        return trainer.strategy.reduce(self.value.clone(), reduce_op="mean")  # type: ignore[return-value]
+        return trainer.strategy.reduce(self.value.clone(), reduce_op="mean")
 
 
 def log_metrics(trainer: Trainer, metrics: Mapping[str, Tensor | float]) -> None:

@@ -75,6 +75,7 @@ LIGHTNINGS = ("single_device", *(f"ddp_find_unused_parameters_{value}" for value
 ACCEPTED = (
     f"accepted: {', '.join(['auto', *STRATEGIES, *LIGHTNINGS[:-1]])}, or a class as {{class_path: …, init_args: {{…}}}}"
 )
+NOT_MADE_FOR = f"checkpoints, signals and clocks of bytelm are not made for it; {ACCEPTED}"
 # By the beginning of their names: why others are not accepted.
 REJECTED = {
     "fsdp": "it is FSDP1, which joins parameters to flat tensors; accepted: fsdp, bytelm's, which shards each",
@@ -84,10 +85,7 @@ REJECTED = {
         "ddp, which starts a process for each rank"
         for how in ("fork", "spawn", "notebook")
     },
-    **{
-        name: f"checkpoints, signals and clocks of bytelm are not made for it; {ACCEPTED}"
-        for name in ("deepspeed", "xla", "single_xla", "single_tpu", "singledevicexla")
-    },
+    **dict.fromkeys(("deepspeed", "xla", "single_xla", "single_tpu", "singledevicexla"), NOT_MADE_FOR),
 }
 
 

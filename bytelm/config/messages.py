@@ -80,6 +80,9 @@ def clarify(
         return _unknown_key(match[1], roots, others)
     if match := re.search(r"^Unable to load config '([^\n]*)'", message, re.MULTILINE):
         key = name  # which is in the report twice
+        if key == "model" and re.fullmatch(r"[\w.]*\.[A-Z]\w*", match[1]):
+            own = "a LightningModule of your own is trained by a Trainer with TimeBudget among its callbacks"
+            return f"model: {match[1]!r} cannot be used; it is bytelm's LanguageModel, and {own}"
         accepted = ", ".join(inspect.signature(roots[key]).parameters) if key in roots else "see --help"
         return f"{key}: {match[1]!r} is neither a mapping of options nor a file with one; accepted: {accepted}"
     if match := re.search(r"Option '([^']+)' is not accepted", report):

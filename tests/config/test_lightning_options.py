@@ -49,9 +49,9 @@ def test_zero_and_lightnings_special_values_are_accepted(given):
         ("Checkpoint", "does nothing by itself"),
         ("ProgressBar", "does nothing by itself"),
         ("Timer", "time_budget.limit"),
-        ("BatchSizeFinder", "the key data.batch_size"),
-        ("LearningRateFinder", "the key model.optimizer.lr"),
-        ("BackboneFinetuning", "no backbone"),
+        ("BatchSizeFinder", "accepted: data.batch_size"),
+        ("LearningRateFinder", "accepted: model.optimizer.lr"),
+        ("BackboneFinetuning", "schedules.lr.<group>"),
     ],
 )
 def test_a_callback_that_would_do_nothing_or_cannot_work_is_rejected(name, said):
