@@ -182,9 +182,6 @@ def check_options(given: Mapping[str, Any]) -> None:
             raise ConfigError(f"trainer.{key}", value, f"accepted: a whole number from {lowest}")
     if given.get("max_time") is not None:
         raise ConfigError("trainer.max_time", str(given["max_time"]), ENDS_A_RUN)
-    if value := given.get("reload_dataloaders_every_n_epochs"):
-        reason = "batches come from one loader, whose position is in checkpoints; accepted: 0"
-        raise ConfigError("trainer.reload_dataloaders_every_n_epochs", value, reason)
     if given.get("model_registry"):
         reason = "nothing is uploaded; accepted: null, and a logger that keeps models, such as WandbLogger"
         raise ConfigError("trainer.model_registry", given["model_registry"], reason)

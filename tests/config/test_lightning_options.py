@@ -29,7 +29,6 @@ def message(function, *args, **kwargs):
         ("log_every_n_steps", -1),
         ("num_sanity_val_steps", -2),
         ("max_time", "00:00:10:00"),
-        ("reload_dataloaders_every_n_epochs", 1),
         ("model_registry", "models"),
     ],
 )
