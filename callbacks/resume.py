@@ -164,9 +164,10 @@ def _seed_apart(rank: int) -> None:
 
 
 def fingerprint(pl_module: LightningModule) -> list[float]:
-    """Sums by which weights are told apart."""
+    """Sums that differ where weights differ; of a weight that is split over ranks, the sums of this rank's share."""
     with torch.no_grad():
-        weights = [parameter.float() for parameter in pl_module.parameters()]
+        shares = (each.to_local() if hasattr(each, "to_local") else each for each in pl_module.parameters())
+        weights = [share.float() for share in shares]
         return torch.stack([total for each in weights for total in (each.sum(), each.square().sum())]).tolist()
 
 
