@@ -61,11 +61,12 @@ def test_a_budget_that_the_filling_uses_up_ends_the_run_before_its_first_step(ru
         time.sleep(0.1)
         return _triples(*args)
 
+    monkeypatch.setattr("bytelm.parts.memory.release_memory", lambda: None)  # it takes as long in a process of tests
     monkeypatch.setattr("bytelm.parts.ngram_counts._PIECE", 1000)
     monkeypatch.setattr("bytelm.parts.ngram_counts._triples", late)
     with pytest.raises(ConfigError, match=r"'0\.2s' cannot be used; it was used up before the first step"):
         run("--time_budget.limit", "0.2s", *MEMORY)
-    assert len(made) <= 2, "no more is counted when the time is up"
+    assert 1 <= len(made) <= 2, "no more is counted when the time is up"
     assert record()["status"] == "error"
     assert record()["total_steps"] == 0
     assert record()["training_time_secs"] < 0.2 + 0.1 + 0.2, "one piece more, and some patience"

@@ -139,6 +139,7 @@ class NGramMemory(Memory):
     # The budget's clock is running: what a memory learns, it learns in training time.
     def prepare_in_pieces(self, data: Any) -> Iterator[None]:
         release_memory()
+        yield
         yield from self._fill(data.train_split, data.folds(), data.seq_len)
 
     def on_train_batch_start(self, data: Any) -> None:
