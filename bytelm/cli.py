@@ -416,7 +416,7 @@ class BytelmCLI(LightningCLI):
         """Those that every run has, beside the ones with a key of their own."""
         signals = Signals()
         callbacks: list[Callback] = [signals, Interruption(signals), TrainLog(), RankWatch(), RunRecord()]
-        schedules = merged(self._get(self.config_init, "lr_schedule"), self._get(self.config_init, "schedules"))
+        schedules = merged(self._get(self.config_init, "lr_schedule"), self._get(self.config_init, "schedules") or {})
         callbacks += [Resume(self.plain_config), Schedules(schedules), CorpusWatch(), KeepOnDataError()]
         trained = TrainedWeights()
         callbacks += [trained, KeepTrainedWeights(trained)]

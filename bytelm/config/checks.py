@@ -13,6 +13,7 @@ from bytelm.errors import ConfigError, DataError
 
 MAX_SEED = 2**32 - 1  # NumPy's
 MAX_NAME_BYTES = 255  # of one file or folder on the usual file systems
+PATHS = ("ckpt_path", "init_from", "default_root_dir", "dirpath", "save_dir")  # options, of whatever they are
 
 
 def check_values(config: Mapping[str, Any]) -> None:
@@ -23,13 +24,18 @@ def check_values(config: Mapping[str, Any]) -> None:
 
     Raises:
         ConfigError: A text with a NUL character, a home folder of nobody, a name or a seed out of range.
+        DataError: A home folder of nobody, of data.
     """
     for key, value in _texts(config):
         if "\0" in value:
             raise ConfigError(key, value, "accepted: text without the character NUL")
-        if key.startswith("data.") and value.startswith("~") and os.path.expanduser(value) == value:
+        is_path = key.rpartition(".")[2] in PATHS
+        if is_path and any(len(os.fsencode(part)) > MAX_NAME_BYTES for part in Path(value).parts):
+            raise ConfigError(key, value, f"accepted: names of at most {MAX_NAME_BYTES} bytes")
+        if (is_path or key.startswith("data.")) and value.startswith("~") and os.path.expanduser(value) == value:
             user = Path(value).parts[0].removeprefix("~")
-            raise DataError(key, value, f"there is no user {user!r}; accepted: a path")
+            kind = DataError if key.startswith("data.") else ConfigError
+            raise kind(key, value, f"there is no user {user!r}; accepted: a path")
     check_experiment(config.get("experiment"))
     seed = config.get("seed_everything")
     if isinstance(seed, int) and not 0 <= seed <= MAX_SEED:

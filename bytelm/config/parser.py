@@ -100,7 +100,7 @@ class ConfigFileParser(ArgumentParser):
             raise BadText(f"it is empty; {ACCEPTED}")  # an empty file changes nothing, but an empty value is a mistake
         if self._files is not None and base.KEY in config:
             self._files.apply(config.pop(base.KEY))
-        config = current_names(config)
+        config = _without_empty_options(current_names(config))
         known = self.get_defaults(skip_validation=True)
         known.pop("config", None)  # an option, but no key of a file
         if "subcommand" not in known:
@@ -125,7 +125,7 @@ class ConfigFileParser(ArgumentParser):
             if name not in vars(known):
                 self.error(f"Parser does not accept option '{prefix}{key}'")  # as jsonargparse reports others
             group = vars(known)[name]
-            if isinstance(group, Namespace) and value is None and not rest:
+            if isinstance(group, Namespace | dict) and value is None and not rest:
                 continue  # a section whose options are all comments
             kept[key] = value
             if not isinstance(group, Namespace) or "class_path" in group:
@@ -188,6 +188,15 @@ def written_by(config: Path) -> str | None:
         return str(record["versions"]["bytelm"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def _without_empty_options(value: Any) -> Any:
+    """A value of a config without `init_args` whose options are all comments."""
+    if isinstance(value, list):
+        return [_without_empty_options(each) for each in value]
+    if not isinstance(value, dict):
+        return value
+    return {key: _without_empty_options(each) for key, each in value.items() if (key, each) != ("init_args", None)}
 
 
 def _takes_null(cls: Any, option: str) -> bool:

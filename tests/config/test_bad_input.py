@@ -161,10 +161,12 @@ def test_a_config_with_bad_keys_or_values_is_refused(refuses, text, said):
 NOTHING = ["", "\n\n", "# only a comment\n", "null\n", "---\n", "{}\n", "model: {}\n", "model:\n", "{model, trainer}\n"]
 SECTION = (
     "divergence:\n  # on_divergence: rewind\ntrainer:\nlr_schedule:\nlast_checkpoint: {}\nmodel:\n  # compile: true\n"
+    "schedules:\n  # weight_decay: Constant\n"
 )
+OPTIONS = "data:\n  class_path: Bytes\n  init_args:\n    # train_fraction: 0.5\n"
 
 
-@pytest.mark.parametrize("text", [*NOTHING, SECTION])
+@pytest.mark.parametrize("text", [*NOTHING, SECTION, OPTIONS])
 def test_a_config_or_a_section_that_is_empty_changes_nothing(folder, text):
     Path("empty.yaml").write_text(text)
     cli = build(["--config", "tiny.yaml", "--config", "empty.yaml"], run=False)
@@ -372,6 +374,19 @@ def test_a_nul_in_a_name_is_rejected(refuses, key):
 @pytest.mark.parametrize("options", [["--data.path", "~nosuchuser/x"], ["--data.path", "[corpus.txt, ~nosuchuser]"]])
 def test_the_home_folder_of_nobody_is_rejected(refuses, options):
     refuses(*options, said=["data.path: '~nosuchuser", "no user 'nosuchuser'"], status=DataError.exit_status)
+
+
+PATHS = ["trainer.default_root_dir", "checkpoint.dirpath", "ckpt_path", "init_from"]
+
+
+@pytest.mark.parametrize("key", PATHS)
+def test_other_paths_in_the_home_folder_of_nobody_are_rejected(refuses, key):
+    refuses(f"--{key}", "~nosuchuser/x", said=[f"{key}: '~nosuchuser/x' ", "no user 'nosuchuser'"])
+
+
+@pytest.mark.parametrize("key", PATHS)
+def test_a_path_with_a_name_that_no_file_can_have_is_rejected(refuses, key):
+    refuses(f"--{key}", f"a/{'x' * 256}", said=[f"{key}: 'a/xxx", "at most 255 bytes"])
 
 
 # Corpora

@@ -14,6 +14,7 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
@@ -98,7 +99,7 @@ class World:
 class StandIn:
     """Stands for a Job: the same folder and outcomes, but no process."""
 
-    def __init__(self, world, options, experiment):
+    def __init__(self, world, options, experiment, is_open):
         self.folder = Path("runs", experiment)
         if other := world.others.get(self.folder.name):
             other(self.folder)
@@ -107,6 +108,9 @@ class StandIn:
         if not lock(self._log.fileno()):
             self._log.close()
             raise RunIsTaken(f"{self.folder}: another process works on this run")
+        if not is_open():
+            self._log.close()
+            raise RunIsTaken(f"{self.folder}: another process has ended this run")
         world.begun.append(experiment)
         world.options.append(options)
         world.events.append(f"run {self.folder.name}")
@@ -194,7 +198,7 @@ def world(folder, monkeypatch):
     """Stand-ins take the place of runs and checks. There are tiny.yaml and other.yaml."""
     world = World()
     Path("other.yaml").write_text("seed_everything: 3\n")
-    monkeypatch.setattr(runner, "Job", lambda options, experiment: StandIn(world, options, experiment))
+    monkeypatch.setattr(runner, "Job", partial(StandIn, world))
     monkeypatch.setattr(runner, "Checker", lambda: StandInChecker(world))
     monkeypatch.setattr(runner, "time", SimpleNamespace(sleep=lambda seconds: None))
     return world
@@ -326,6 +330,17 @@ def test_workers_share_the_runs(world, monkeypatch):
         assert list(statuses) == [0, 0, 0]
     assert sorted(world.begun) == [f"tiny/tiny,seed={seed}" for seed in range(8)]
     assert ledger() == {f"tiny,seed={seed}": "completed" for seed in range(8)}
+
+
+def test_a_run_that_another_worker_takes_and_ends_first_is_not_run_again(world, experiments):
+    def work(folder):
+        world.others.clear()
+        assert run_experiments(["tiny.yaml"], [], seeds=[1, 2]) == 0
+
+    world.others["tiny,seed=1"] = work
+    assert experiments("tiny.yaml", "--seeds", "1", "2").status == 0
+    assert world.begun == ["tiny/tiny,seed=1", "tiny/tiny,seed=2"]
+    assert ledger() == {"tiny,seed=1": "completed", "tiny,seed=2": "completed"}
 
 
 def test_a_search_draws_as_many_as_it_may(world, experiments):
