@@ -215,9 +215,9 @@ class Loss(Contract):
     """The loss that training minimises. Validation always reports plain cross-entropy.
 
     Attributes:
-        takes_hidden: Whether it receives hidden states and the head, and computes the logits itself: `forward(hidden,
-            head, targets)`, with hidden (B, T, d_model), head a module from (..., d_model) to (..., vocab_size), and
-            targets (B, T).
+        takes_hidden: Whether it receives hidden states and the head, and computes the logits itself:
+            `forward(hidden, head, targets)`, with hidden (B, T, d_model), head a module from (..., d_model) to (...,
+            vocab_size), and targets (B, T).
     """
 
     takes_hidden = False

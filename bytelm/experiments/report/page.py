@@ -39,8 +39,8 @@ def report(
             one for each study.
         curves: Experiments, as names or patterns, whose training curves are shown. Default: all if there are few;
             otherwise the first and the best of each phase.
-        reported: Figures from other sources to show beside experiments, given as names or patterns: `{32-*: {val_bpb:
-            2.95, total_steps: 243}}`; for runs that are ranked by val_loss, `val_loss`.
+        reported: Figures from other sources to show beside experiments, given as names or patterns:
+            `{32-*: {val_bpb: 2.95, total_steps: 243}}`; for runs that are ranked by val_loss, `val_loss`.
         reported_by: Source of these figures, as the head of their columns.
         effects: Statements to examine, each with the experiment claimed to be better and the one claimed to be worse:
             `{Rotary over learned positions: [24-*, 16-*]}`.
