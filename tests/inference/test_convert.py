@@ -270,7 +270,7 @@ def saved(folder):
     [
         (
             "position=Rotary",
-            "model.gpt.position: 'bytelm.parts.position.Rotary' cannot be used; it must be 'bytelm.parts.position.Learned'",
+            "model.gpt.position: 'bytelm.parts.position.Rotary' cannot be used; it must be 'bytelm.parts.position.Lea",
         ),
         ("block=PostNorm", "model.gpt.block: 'bytelm.parts.block.PostNorm'"),
         ("embedding=ScaledEmbedding", "model.gpt.embedding: 'bytelm.parts.embedding.ScaledEmbedding"),
