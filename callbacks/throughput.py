@@ -1,9 +1,9 @@
 """Throughput: training speed by the budget's clock (without validation and checkpoints).
 
-| logged | what |
+| logged | value |
 | --- | --- |
 | throughput/tokens_per_sec | tokens trained per second, on all ranks together, since the last logging step |
-| throughput/mfu | share of the devices' peak that the network's own arithmetic takes, 0 to 1, where the peak is known |
+| throughput/mfu | share of the devices' peak that the network's own arithmetic takes, 0 to 1, if the peak is known |
 """
 
 from typing import Any, Optional

@@ -73,7 +73,7 @@ class TimeBudget(Callback):
         tokens: Tokens trained on, by all ranks; 0 if they are unknown.
         counts_tokens: Whether the tokens of a batch are known; None: unknown until the first batch.
         startup_seconds: Time from the start of the process to the start of the clock.
-        plan: Decides the size of steps; None: the data alone decide.
+        plan: Decides the size of steps; None: only the data decide.
     """
 
     def __init__(
@@ -110,7 +110,7 @@ class TimeBudget(Callback):
         self._stopwatch = Stopwatch()
         self._paces: deque[Pace] = deque(maxlen=RECENT_STEPS)
         self._clock: Clock = LocalClock(self._stopwatch, self._now, self._paces)
-        self._updates = 0  # batches of this process after which the clock was told of a step
+        self._updates = 0  # batches of this process with a step, as reported to the clock
         self._next_steps = 1  # of the next batch: more than 1 if it has several optimizers
         self._next_tokens = 0  # of the step that begins
         self._step_tokens = 0  # of the current step, so far, on this rank

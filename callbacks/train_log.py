@@ -1,6 +1,6 @@
 """TrainLog: the training loss and the size of the gradients, for loggers and for callbacks that monitor them.
 
-| logged | what |
+| logged | value |
 | --- | --- |
 | train/loss | cross-entropy in nats per token, or the value of `model.loss`; mean over the step's batches and ranks |
 | grad/norm | norm of the gradients before clipping |

@@ -13,7 +13,7 @@ from bytelm.errors import ConfigError, DataError
 
 MAX_SEED = 2**32 - 1  # NumPy's limit
 MAX_NAME_BYTES = 255  # of one file or folder on the usual file systems
-PATHS = ("ckpt_path", "init_from", "default_root_dir", "dirpath", "save_dir")  # options, of whatever they are
+PATHS = ("ckpt_path", "init_from", "default_root_dir", "dirpath", "save_dir")  # options of any class
 
 
 def check_values(config: Mapping[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Messages to users: notes, and jsonargparse's reports of an invalid config as one line (key, value, what is accepted).
+"""Messages to users: notes, and jsonargparse's reports of an invalid config as one line (key, value, accepted values).
 
 jsonargparse reports an error at each level of a nested value; users need the innermost key and the reason. Reports of
 an unknown form are passed on unchanged. Tests compare the known forms with the installed version.

@@ -28,7 +28,7 @@ from bytelm.errors import ConfigError
 class ConfigFileParser(ArgumentParser):
     """A parser that rejects invalid config files, and modules that cannot be imported, with the reason."""
 
-    rejects_null = True  # for options that are not optional; false where most keys accept values of any type
+    rejects_null = True  # for options that are not optional; false if most keys accept values of any type
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         kwargs.setdefault("allow_abbrev", False)  # an incomplete key is a typing error
@@ -147,7 +147,7 @@ class ConfigFileParser(ArgumentParser):
         if not isinstance(value, Namespace):
             return
         options = vars(value)
-        # An option of a class, or of a section of the command line, where all options are those of its class.
+        # Options of a class, or of a section of the command line that consists of a class's options.
         path = options.get("class_path") or (KEYS.get(key) if key in (self.groups or {}) else None)
         if isinstance(options.get("class_path"), str):
             options = vars(value.get("init_args") or Namespace())

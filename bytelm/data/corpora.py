@@ -106,7 +106,7 @@ class PythonSource(ByteData):
 
 
 class Bytes(ByteData):
-    """Any files of yours, as bytes.
+    """Your own files, as bytes.
 
     Text is read into memory when the run starts: the files may change afterwards. A single file of more than 1 GiB is
     mapped instead, and a run that detects a change in it ends. If such a file is truncated, SIGBUS may kill the process

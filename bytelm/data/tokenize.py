@@ -158,7 +158,7 @@ def _encode(tokenizer: Tokenizer, pieces: list[Piece]) -> list[Tokens]:
     return [np.array([*(begin * piece.begins), *one], np.uint16) for piece, one in zip(pieces, tokens, strict=True)]
 
 
-# In a process of its own
+# Runs in the worker processes
 
 _tokenizer: Tokenizer
 

@@ -22,7 +22,7 @@ Three rules make a part short:
 | `optimizer_groups` | mapping of a parameter's or child module's name to its optimizer group (optim/groups.py) |
 | `row_splits` | rows of the matrices that a fused weight consists of, and of their heads (optim/groups.py) |
 | `check(run)` | raises ConfigError if the part cannot work with a `Run` |
-| `supports_cache` | of an attention or a block: whether it can compute new tokens alone, with `context.cache` |
+| `supports_cache` | of an attention or a block: whether it can compute only new tokens, with `context.cache` |
 | `new_cache(max_seq_len)` | of an attention with `supports_cache`: makes its `context.cache` |
 | `values(tokens)` | of an embedding: its addition for tokens (B, T) to the values of attentions, (B, T, value_dim) |
 | `value_dim` | width of the values that an attention takes from `context.values`, if it uses them |
@@ -30,7 +30,7 @@ Three rules make a part short:
 | `schedulable` | names of the options that `schedules` may change during a run |
 | `gpt2_activation` | of a feed-forward: Hugging Face's name of f, if it computes down(f(up(x))) as GPT-2 does |
 | `gpt2_attention` | of an attention: whether it computes the same as GPT-2's, with the matrices `qkv` and `out` |
-| `connect(network)` | called once all blocks exist, before the initialisation |
+| `connect(network)` | called after all blocks exist, before the initialisation |
 | `initializes_itself` | whether initialisations leave the module's parameters alone |
 | `after_init()` | called after the initialisation, to set values that it must not change |
 | `prepare_in_pieces(data)` | called before the first step, on the budget's clock: an iterator of pieces of work |
@@ -165,7 +165,7 @@ class Memory(Contract):
 
     @abstractmethod
     def mix(self, logits: Tensor, x: Tensor, evidence: Any) -> Tensor:
-        """Mixes evidence into logits (B, T, vocab_size), where the network's output was x (B, T, d_model)."""
+        """Mixes evidence into logits (B, T, vocab_size), given the network's output x (B, T, d_model)."""
 
 
 class Attention(Contract):

@@ -66,7 +66,7 @@ def fit(module, budget, *callbacks, loader=None, validation=None, **options):
     return made
 
 
-# What ends a run
+# End of a run
 
 
 def test_a_plain_trainer_trains_epoch_after_epoch_to_the_budgets_end(clock):
