@@ -1,0 +1,184 @@
+"""Runs cells as programs, and tells what came of each."""
+
+import importlib.util
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from bytelm.errors import ConfigError
+from lightning_cells.cell import Cell, Run
+
+SCRIPTS = Path(__file__).resolve().parents[1]
+sys.path.append(str(SCRIPTS.parent / "tests"))
+import programs  # noqa: E402  (programs that start within milliseconds)
+
+# An epoch is 8 batches, and a validation 3.
+CONFIG = """
+model:
+  gpt: {d_model: 16, n_heads: 2, n_layers: 1, d_ff: 32, max_seq_len: 32}
+  optimizer: {class_path: AdamW, init_args: {lr: 3e-3}}
+data:
+  class_path: Bytes
+  init_args: {path: corpus.txt, batch_size: 4, seq_len: 32, train_fraction: 0.64, eval_bytes: 384}
+trainer:
+  accelerator: cpu
+  devices: 1
+  log_every_n_steps: 1
+  callbacks: [lightning_cells.observer.Observer]
+time_budget: {limit: 6 steps}
+"""
+CORPUS_BYTES = 1600
+EPOCH, VALIDATION = 8, 3  # batches
+ERROR = "bytelm: error: "
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came of a cell.
+
+    Attributes:
+        outcome: `works`, `rejected`, `needs package …`, or a fault: `ignored`, `traceback`, `hangs`, `fails`.
+        line: The message of a rejection; of a fault, what was seen.
+    """
+
+    outcome: str
+    line: str = ""
+
+    @property
+    def is_fault(self) -> bool:
+        """Whether the cell neither does what Lightning documents nor is rejected in one line."""
+        return self.outcome not in ("works", "rejected") and not self.outcome.startswith("needs package")
+
+
+class Bench:
+    """Runs cells, each in a folder of its own.
+
+    Args:
+        folder: Where the folders are made.
+        timeout: Seconds after which a run hangs.
+    """
+
+    def __init__(self, folder: Path, timeout: float = 60.0) -> None:
+        self.folder = folder
+        self.timeout = timeout
+        self._lock = threading.RLock()
+        self._made = 0
+        self._plain: dict[tuple[str, ...], Run] = {}
+
+    def run(self, cell: Cell) -> Result:
+        """Runs a cell."""
+        run = self._run(cell.command, cell.options, cell.environment)
+        return self._judge(cell, run)
+
+    def _run(self, command: str, options: tuple[str, ...], environment: Mapping[str, str]) -> Run:
+        with self._lock:
+            self._made += 1
+            folder = self.folder / f"cell-{self._made}"
+        folder.mkdir()
+        words = "to be or not that is the question whether nobler in the mind to suffer slings and arrows "
+        text = " ".join(word[i % len(word) :] for i in range(60) for word in words.split())  # no two rows are the same
+        (folder / "corpus.txt").write_text(text[:CORPUS_BYTES])
+        (folder / "tiny.yaml").write_text(CONFIG)
+        if command != "fit":
+            shutil.copytree(self.plain(()).folder / "runs", folder / "runs")
+        experiment = tuple(_experiment(options))
+        return self._program(folder, command, options, environment, lambda: self.plain(experiment))
+
+    def plain(self, options: tuple[str, ...]) -> Run:
+        """The run of the experiment alone, made once.
+
+        Args:
+            options: Of the experiment, such as `--time_budget.limit`.
+        """
+        with self._lock:
+            if options not in self._plain:
+                self._plain[options] = self._run("fit", options, {})
+            return self._plain[options]
+
+    def _program(
+        self,
+        folder: Path,
+        command: str,
+        options: tuple[str, ...],
+        environment: Mapping[str, str],
+        plain: Callable[[], Run],
+    ) -> Run:
+        paths = os.pathsep.join([str(SCRIPTS.parent), str(SCRIPTS)])
+        with programs.Program(
+            [sys.executable, "-m", "bytelm", command, "--config", "tiny.yaml", *options],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            stdin=subprocess.DEVNULL,
+            text=True,
+            cwd=folder,
+            env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "WANDB_MODE": "offline", **environment},
+            start_new_session=True,
+        ) as process:
+            status: int | None
+            try:
+                out, err = process.communicate(timeout=self.timeout)
+                status = process.returncode
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                out, err = process.communicate()
+                status = None
+
+        def again(command: str, *options: str) -> Run:
+            for file in folder.glob("seen-*.json"):
+                file.unlink()
+            return self._program(folder, command, options, environment, plain)
+
+        return Run(folder, status, out, err, plain, again)
+
+    def _judge(self, cell: Cell, run: Run) -> Result:
+        lines = run.err.splitlines()
+        said = _anonymous(lines[-1], run.folder) if lines else ""
+        if run.status is None:
+            return Result("hangs", f"after {self.timeout:g} s; {said}")
+        if "Traceback (most recent call last)" in run.err and not cell.status:
+            return Result("traceback", said)
+        if run.status == ConfigError.exit_status and cell.status != run.status:
+            return self._judge_rejection(cell, run, lines, said)
+        if run.status != cell.status:
+            return Result("fails", f"exit status {run.status}: {said}")
+        try:
+            observed, expected = cell.check(run)
+        except Exception as error:  # what the check looks for is not there
+            return Result("ignored", f"{type(error).__name__}: {_anonymous(str(error), run.folder)}")
+        if observed != expected:
+            return Result("ignored", f"observed {observed!r}, expected {expected!r}")
+        return Result("works")
+
+    def _judge_rejection(self, cell: Cell, run: Run, lines: list[str], said: str) -> Result:
+        key = cell.key or cell.options[0].partition("=")[0].rstrip("+").rpartition(".")[2].lstrip("-")
+        if len(lines) != 1 or not said.startswith(ERROR):
+            return Result("fails", f"{len(lines)} lines: {said}")
+        if run.seen.get("batches") or (run.folder / "runs").exists() and cell.command == "fit":
+            return Result("fails", f"rejected after the run's folder was made: {said}")
+        if cell.needs and importlib.util.find_spec(cell.needs) is None and cell.needs in said:
+            return Result(f"needs package {cell.needs}", said.removeprefix(ERROR))
+        if key not in said:
+            return Result("fails", f"the message does not name {key}: {said}")
+        return Result("rejected", said.removeprefix(ERROR))
+
+
+def _experiment(options: tuple[str, ...]) -> list[str]:
+    return [
+        word
+        for option, value in zip(options, options[1:], strict=False)
+        if option.startswith("--time_budget")
+        for word in (option, value)
+    ]
+
+
+def _anonymous(line: str, folder: Path) -> str:
+    """A line without what is another in every run."""
+    line = re.sub(re.escape(str(folder.resolve())) + r"|" + re.escape(str(folder)), "…", line)
+    return re.sub(r"0x[0-9a-f]{6,}", "0x…", line)
