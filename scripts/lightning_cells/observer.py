@@ -39,7 +39,7 @@ class Observer(Callback):
         super().__init__()
         self.seen: dict[str, Any] = {
             **{key: [] for key in ("batches", "epochs", "validations", "gradients")},
-            **{key: 0 for key in ("steps", "sanity", "test", "predict", "loaders")},
+            **dict.fromkeys(("steps", "sanity", "test", "predict", "loaders"), 0),
             **{"flags": {}, "dtypes": {}, "weights": None},
         }
         self._hooks: list[Any] = []

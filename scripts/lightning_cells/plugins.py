@@ -13,17 +13,16 @@ def plugin(name: str, options: dict[str, str], documented: str, check: Check, *m
     """A cell of a plugin, with its options; further options of the run follow."""
     given = [word for key, value in options.items() for word in (f"--trainer.plugins.{key}", value)]
     value = details.pop("value", name)
-    return Cell(
-        GROUP, name, ("--trainer.plugins", value, *given, *more), documented, check, **{"key": name, **details}
-    )
+    return Cell(GROUP, name, ("--trainer.plugins", value, *given, *more), documented, check, **{"key": name, **details})
 
 
 def reads_back(io: str) -> Check:
     """Checkpoints go through the plugin, and last.ckpt is scored as the run was."""
 
     def check(run: Run) -> tuple[Any, Any]:
+        used = run.seen["checkpoint_io"]  # before the second command, whose Observer writes the same file
         scored = run.again("validate", "--ckpt_path", "last").score
-        return (run.seen.get("checkpoint_io", io), scored), (io, run.score)
+        return (used, scored), (io, run.score)
 
     return check
 

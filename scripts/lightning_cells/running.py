@@ -160,7 +160,7 @@ class Bench:
         key = cell.key or cell.options[0].partition("=")[0].rstrip("+").rpartition(".")[2].lstrip("-")
         if len(lines) != 1 or not said.startswith(ERROR):
             return Result("fails", f"{len(lines)} lines: {said}")
-        if run.seen.get("batches") or (run.folder / "runs").exists() and cell.command == "fit":
+        if run.seen.get("batches") or ((run.folder / "runs").exists() and cell.command == "fit"):
             return Result("fails", f"rejected after the run's folder was made: {said}")
         if cell.needs and importlib.util.find_spec(cell.needs) is None and cell.needs in said:
             return Result(f"needs package {cell.needs}", said.removeprefix(ERROR))

@@ -4,7 +4,5 @@ from lightning_cells import callbacks, loggers, plugins, profilers, strategies, 
 from lightning_cells.cell import Cell
 
 CELLS: tuple[Cell, ...] = tuple(
-    cell
-    for module in (trainer_options, callbacks, loggers, profilers, strategies, plugins)
-    for cell in module.CELLS
+    cell for module in (trainer_options, callbacks, loggers, profilers, strategies, plugins) for cell in module.CELLS
 )

@@ -227,5 +227,3 @@ class WithBatchNorm(nn.Module):
         normed: torch.Tensor = self.norm(x.transpose(1, 2)).transpose(1, 2)
         y: torch.Tensor = self.linear(normed)
         return y
-
-
