@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 from jsonargparse import Namespace, set_parsing_settings
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.callbacks import ProgressBar, WeightAveraging
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.plugins import Precision
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -31,6 +31,7 @@ from bytelm.callbacks import (
     Divergence,
     Interruption,
     KeepOnDataError,
+    KeepTrainedWeights,
     LastCheckpoint,
     PredictionWriter,
     RankWatch,
@@ -40,12 +41,14 @@ from bytelm.callbacks import (
     Signals,
     Throughput,
     TimeBudget,
+    TrainedWeights,
     TrainLog,
 )
 from bytelm.callbacks.order import arrange
 from bytelm.callbacks.run_folder import run_folder
 from bytelm.config import keys
 from bytelm.config.checks import check_experiment, check_values
+from bytelm.config.epoch_options import check_counts, check_epochs, check_needs, validation_times
 from bytelm.config.flat import flat
 from bytelm.config.keys import METHOD_DEFAULTS, METHOD_KEYS
 from bytelm.config.lightning_options import check_callbacks, check_options, constructor_error, trainer_error
@@ -63,7 +66,14 @@ from bytelm.parts.contract import known_parts
 from bytelm.precision import FP8
 from bytelm.runs import checkpoint_io, logger
 from bytelm.runs.checkpoint_io import AtomicCheckpointIO, errors_are_the_checkpoints
-from bytelm.runs.checkpoints import Contents, check_compatible, check_optimizer, check_states, read
+from bytelm.runs.checkpoints import (
+    Contents,
+    check_average,
+    check_compatible,
+    check_optimizer,
+    check_states,
+    read,
+)
 from bytelm.runs.choice import (
     NAMES,
     checkpoint_to_score,
@@ -89,6 +99,7 @@ DESCRIPTION = "Trains language models under a wall-clock budget, and scores them
 TRAINER_DEFAULTS = {
     "max_epochs": -1,  # the time budget alone ends a run
     "log_every_n_steps": 10,
+    "check_val_every_n_epoch": None,  # validation is at the end alone, or every `val_check_interval` batches of the run
     "num_sanity_val_steps": 0,  # a validation before training tells nothing that the final one does not
     "enable_model_summary": False,
 }
@@ -100,7 +111,7 @@ COMPARED_TRAINER_KEYS = ("devices", "strategy", "precision", "gradient_clip_val"
 CALLBACK_KEYS = {key: cls for key, cls in KEYS.items() if issubclass(cls, Callback) and key != "checkpoint"}
 ADDED_CALLBACKS = (
     *(BestCheckpoint, BudgetBar, ClaimFolder, CorpusWatch, Interruption, KeepOnDataError, PredictionWriter, RankWatch),
-    *(Resume, RunRecord, SaveConfigCallback, Schedules, Signals, TrainLog),
+    *(KeepTrainedWeights, Resume, RunRecord, SaveConfigCallback, Schedules, Signals, TrainedWeights, TrainLog),
 )
 CHECKPOINT_DEFAULTS = {
     "checkpoint.filename": "best",
@@ -292,6 +303,9 @@ class BytelmCLI(LightningCLI):
             self.datamodule.setup(self.subcommand or "fit")
             if schedules is not None:
                 schedules.check_sizes(self.datamodule)
+                self.datamodule.trainer = self.trainer  # whose ranks share the batches of an epoch
+                check_epochs(self.trainer, self.datamodule)
+                check_needs(self.trainer, self.plain_config)
             if path := self._get(self.config, "ckpt_path"):
                 self._check_checkpoint(path)
 
@@ -301,6 +315,9 @@ class BytelmCLI(LightningCLI):
         if self.subcommand == "fit":
             check_optimizer(path, checkpoint, self.plain_config)
             self._check_states(path, checkpoint)
+            averages = any(isinstance(callback, WeightAveraging) for callback in self.trainer.callbacks)  # type: ignore[attr-defined]
+            if check_average(path, checkpoint) and not averages:
+                note(f"{path} has an average of weights (WeightAveraging), and the run goes on from that")
             self.datamodule.check_resume(Contents(checkpoint, path).state_of(self.datamodule))
         if differing:
             kept = " (the optimizer keeps those of the checkpoint)" if "model.optimizer" in str(differing) else ""
@@ -316,13 +333,15 @@ class BytelmCLI(LightningCLI):
         likes["loops", "fit_loop"] = self.trainer.fit_loop.state_dict()
         likes["loops", "fit_loop", "state_dict", "combined_loader"] = [{}]  # states of loaders
         if type(self.datamodule).__module__.startswith("bytelm."):
-            likes[type(self.datamodule).__qualname__,] = {"position": 0, "corpus": ""}
+            likes[type(self.datamodule).__qualname__,] = {"position": 0, "repeated": 0, "corpus": ""}
         states = [regroup(state, self.model) for state in checkpoint["optimizer_states"]]
         check_states(path, checkpoint, likes, zip(states, [self.model.configure_optimizers()], strict=False))
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         settings = self._get(self.config_init, "trainer")
         check_options(settings)
+        if self.subcommand in (None, "fit"):
+            check_counts(settings)
         check_callbacks(_as_list(settings.get("callbacks")), CALLBACK_KEYS, ADDED_CALLBACKS)
         if settings.get("logger") is None and self.subcommand not in ("fit", None):
             kwargs["logger"] = False  # scores are printed, and predictions written
@@ -339,6 +358,7 @@ class BytelmCLI(LightningCLI):
             kwargs["precision"] = None  # Lightning takes one or the other
         for plugin in plugins:
             checkpoint_io.prepare(plugin)
+        kwargs |= validation_times(settings)
         self.folder = self._run_folder(settings)
         self.trainer_defaults = {**self.trainer_defaults, "callbacks": self._callbacks(settings)}
         try:
@@ -354,6 +374,8 @@ class BytelmCLI(LightningCLI):
                 raise
             raise trainer_error(error, self.plain_config["trainer"]) from error
         trainer.callbacks = arrange(trainer.callbacks)  # type: ignore[attr-defined]
+        if not hasattr(trainer, "val_check_interval"):  # it is a time: EarlyStopping fails without the attribute
+            trainer.val_check_interval = None  # type: ignore[assignment]
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
             trainer.strategy.checkpoint_io = AtomicCheckpointIO()
         errors_are_the_checkpoints(trainer)
@@ -366,6 +388,8 @@ class BytelmCLI(LightningCLI):
         callbacks: list[Callback] = [signals, Interruption(signals), TrainLog(), RankWatch(), RunRecord()]
         schedules = merged(self._get(self.config_init, "lr_schedule"), self._get(self.config_init, "schedules"))
         callbacks += [Resume(self.plain_config), Schedules(schedules), CorpusWatch(), KeepOnDataError()]
+        trained = TrainedWeights()
+        callbacks += [trained, KeepTrainedWeights(trained)]
         if self.folder is not None:
             callbacks.append(ClaimFolder(self.folder))
         has_bar = any(isinstance(callback, ProgressBar) for callback in _as_list(settings.get("callbacks")))

@@ -122,7 +122,7 @@ class Clock(ABC):
 
     @abstractmethod
     def expected(self, tokens: float) -> float:
-        """Seconds that a step of so many tokens is predicted to take."""
+        """Seconds that a step of so many tokens is predicted to take; 0 before one was measured."""
 
 
 class LocalClock(Clock):
@@ -141,7 +141,7 @@ class LocalClock(Clock):
         pass  # it was read after the step
 
     def expected(self, tokens: float) -> float:
-        return sum(pace.of(tokens) for pace in self.paces) / len(self.paces)
+        return sum(pace.of(tokens) for pace in self.paces) / max(len(self.paces), 1)
 
 
 class SharedClock(Clock):
@@ -204,4 +204,4 @@ class SharedClock(Clock):
         self._next_reading = steps + 1  # the first step of the new size tells its pace
 
     def expected(self, tokens: float) -> float:
-        return max(pace.of(tokens) for pace in self.paces)
+        return max((pace.of(tokens) for pace in self.paces), default=0.0)

@@ -1,15 +1,16 @@
-"""What ends a run, each kind with an exit status of its own, so that a queue's script can tell them apart.
+"""Errors that end a run. Each kind has an exit status, which scripts can check.
 
-| status | error | what |
+| status | error | cause |
 | --- | --- | --- |
-| 1 | Diverged, and whatever is not named here | training failed |
-| 2 | ConfigError, UsageError | a value, a key, a config file or an option that cannot work |
-| 3 | DataError | a corpus that is missing, unreadable, too short, or not the one that a checkpoint was trained on |
+| 1 | Diverged, and all other errors | training failed |
+| 2 | ConfigError, UsageError | an invalid value, key, config file or option |
+| 3 | DataError | a corpus that is missing, unreadable, too short, or different from the checkpoint's |
 | 4 | CheckpointError | a checkpoint that is missing, damaged, unsafe, or of another model |
 | 5 | StorageError | the run's folder cannot be written to, or its disk is full |
 | 6 | OutOfMemory | the model and its batch do not fit into memory |
 | 7 | RankLost | another process of a distributed run died |
-| 128 + n | Interrupted | signal n: 130 for SIGINT, 143 for SIGTERM |
+| 128 + n | Interrupted | signal n: 129 for SIGHUP, 130 for SIGINT, 143 for SIGTERM |
+| 141 | OutputLost | who reads the standard output of `generate`, `validate`, … has stopped reading |
 """
 
 import errno
@@ -18,11 +19,11 @@ import sys
 
 
 class RunError(Exception):
-    """Base of what ends a run with a message in place of a traceback.
+    """Base of errors that end a run with a message instead of a traceback.
 
     Attributes:
-        exit_status: Of the program.
-        on_all_ranks: Whether all ranks of a distributed run end for this reason, and know it.
+        exit_status: Exit status of the program.
+        on_all_ranks: Whether all ranks of a distributed run raise this error together.
     """
 
     exit_status = 1
@@ -30,12 +31,12 @@ class RunError(Exception):
 
 
 class ConfigError(RunError, ValueError):
-    """A value that cannot work.
+    """An invalid value.
 
     Args:
         key: The key as the user wrote it, such as `n_heads`.
-        value: The value given for it.
-        accepted: What would be accepted, or why this is not.
+        value: The given value.
+        accepted: The accepted values, or the reason of the rejection.
     """
 
     exit_status = 2
@@ -68,6 +69,21 @@ class StorageError(RunError):
     exit_status = 5
 
 
+class OutputLost(StorageError):
+    """Standard output, which a command is run for, cannot be written to.
+
+    Args:
+        error: The system's. A reader that has closed the pipe, as `head` does, has read enough: that is no failure, and
+            ends the program as SIGPIPE ends others, without a message.
+    """
+
+    def __init__(self, error: OSError) -> None:
+        super().__init__(f"standard output: it cannot be written ({error.strerror or error})")
+        self.is_closed_pipe = error.errno == errno.EPIPE
+        if self.is_closed_pipe:
+            self.exit_status = CLOSED_PIPE_STATUS
+
+
 class OutOfMemory(RunError):
     """The memory of the machine or its GPU is too small."""
 
@@ -91,7 +107,7 @@ class Interrupted(RunError):
 
     Args:
         signum: Number of the signal.
-        message: What was kept, and how to go on.
+        message: What was saved, and how to resume.
         on_all_ranks: Whether all ranks have agreed to end.
     """
 
@@ -104,25 +120,26 @@ class Interrupted(RunError):
 
 
 def run_error(error: BaseException | None) -> RunError | None:
-    """The RunError that an exception is, came from, or amounts to, if there is one."""
+    """The RunError that an exception is, was caused by, or is equivalent to, if there is one."""
     while error is not None and not isinstance(error, RunError):
         if _is_out_of_memory(error):
             return OutOfMemory(HOW_TO_SAVE_MEMORY)
-        if isinstance(error, OSError) and error.errno in DISK_ERRORS:  # wherever it was met
+        if isinstance(error, OSError) and error.errno in DISK_ERRORS:  # from any file operation
             return StorageError(f"{error.filename or 'a file'}: it cannot be written ({error.strerror})")
         error = error.__cause__ or error.__context__
     return error
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
-    torch = sys.modules.get("torch")  # where it is not loaded, the error is not one of its kinds
+    torch = sys.modules.get("torch")  # if torch is not loaded, the error is not one of its kinds
     kinds = MemoryError if torch is None else (MemoryError, torch.OutOfMemoryError)
     return isinstance(error, kinds) or CPU_IS_OUT_OF_MEMORY in str(error)
 
 
+CLOSED_PIPE_STATUS = 128 + 13  # what shells show of a program that SIGPIPE has ended
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # the disk is full, or read-only
 CPU_IS_OUT_OF_MEMORY = "can't allocate memory"  # in torch's RuntimeError
 HOW_TO_SAVE_MEMORY = (
     "out of memory; lower data.batch_size (and raise trainer.accumulate_grad_batches to keep the tokens of a step), "
-    "data.seq_len or the sizes in model.gpt; --trainer.precision bf16-mixed and --trainer.strategy fsdp save memory too"
+    "data.seq_len or the sizes in model.gpt; --trainer.precision bf16-mixed and --trainer.strategy fsdp also help"
 )

@@ -1,15 +1,15 @@
-"""GPT: a causal transformer whose every part is injected.
+"""GPT: a causal transformer with injected parts.
 
     tokens -> embedding -> memory.embed -> position.embed -> n_layers x block -> norm -> head -> memory.mix -> logits
 
-The constructor takes small factories, one a part; a config names another class to swap one. What each kind of part
-promises and may declare is in parts/contract.py: this file knows the contracts and no particular part. Notable:
-- a block, its attention and its feed-forward may ask for their layer's number, so that layers can differ;
-- one Context, the same for all blocks, holds what parts may look at beside their input;
+The constructor takes a factory for each part; a config replaces a part by naming another class. parts/contract.py
+defines the kinds of parts. This file uses the contracts and no particular part. Notable:
+- a block, its attention and its feed-forward can ask for their layer's number, which lets layers differ;
+- one Context, shared by all blocks, contains the values that parts can read beside their input;
 - one position encoding acts on embeddings, on queries and keys, or on scores;
-- in generation a cache keeps what attentions need of earlier tokens, where all parts support it;
-- the head is tied to the token embedding unless told otherwise;
-- the last step of construction is the initialisation, a part too.
+- in generation a cache keeps the attentions' data of earlier tokens, if all parts support it;
+- the head is tied to the token embedding by default;
+- the last step of construction is the initialisation, which is also a part.
 """
 
 from collections.abc import Callable
@@ -63,17 +63,17 @@ class GPT(nn.Module):
         norm: Normalisation.
         block: Block: the order of normalisation, attention and feed-forward.
         init: Initialisation.
-        tie_embeddings: Whether the head reads logits off the token embedding's weights.
+        tie_embeddings: Whether the head uses the token embedding's weights.
         head_bias: Whether the head has a bias.
         norm_embeddings: Whether the embeddings are normalised before the first block.
-        logit_softcap: Logits become c tanh(logits / c), within (-c, c), before a memory mixes into them (Gemma 2,
-            arXiv:2408.00118); none by default.
-        residual_autocast: Whether under mixed precision the residual stream is in its lower precision, too. Otherwise
-            it is in float32, as the embeddings are, and takes twice the memory's time.
-        dropout: Probability of dropping an element of the embeddings and of what each branch adds (GPT-2's).
+        logit_softcap: If given, logits become c tanh(logits / c), within (-c, c), before a memory changes them
+            (Gemma 2, arXiv:2408.00118).
+        residual_autocast: Whether mixed precision applies to the residual stream, too. Otherwise the stream is in
+            float32 like the embeddings and needs twice the memory traffic.
+        dropout: Probability of dropping an element of the embeddings and of each branch's output (GPT-2).
 
     Raises:
-        ConfigError: Values that do not fit together, or a part that is none of its kind; the message names them.
+        ConfigError: Values are incompatible, or a part does not have the methods of its kind; the message names them.
     """
 
     optimizer_groups: ClassVar = {"blocks": "hidden", "head": "head"}
@@ -119,7 +119,7 @@ class GPT(nn.Module):
             )
         self.embedding_norm = self._make_norm(norm) if norm_embeddings else nn.Identity()
         self.dropout = nn.Dropout(dropout)
-        self._attentions: list[nn.Module] = []  # those of the blocks, which may keep them under any name
+        self._attentions: list[nn.Module] = []  # of the blocks, which can store them under any name
         d_ff = 4 * d_model if d_ff is None else d_ff
         self.blocks = nn.ModuleList()
         for layer in range(n_layers):
@@ -147,19 +147,19 @@ class GPT(nn.Module):
 
         Args:
             tokens: Token ids (B, T), T <= max_seq_len.
-            cache: What is kept of the first tokens, as many as are in it (`new_cache`). They are not computed again,
-                and the others are added to it.
-            to_logits: Whether to go on to logits; otherwise hidden states are returned, which `head` takes.
+            cache: Data of the first `cache.length` tokens (see `new_cache`). They are not computed again; the data of
+                the other tokens are added to it.
+            to_logits: Whether to return logits; otherwise the hidden states, which are the input of `head`.
 
         Returns:
-            (B, T, vocab_size), or (B, T, d_model); with a cache those of the tokens that were not in it.
+            (B, T, vocab_size), or (B, T, d_model); with a cache only for the tokens that were not in it.
         """
         assert tokens.shape[1] <= self.max_seq_len, f"{tokens.shape[1]} tokens, max_seq_len is {self.max_seq_len}"
         start = 0 if cache is None else cache.length
         evidence = self.memory.recall(tokens, start)
         x = self.embedding(tokens)
         values = self.embedding.values(tokens) if hasattr(self.embedding, "values") else None
-        if start:  # embeddings may look back over all tokens; what follows is of the new ones alone
+        if start:  # embeddings can use all tokens; from here on only the new ones are computed
             x, values = x[:, start:], None if values is None else values[:, start:]
         x = self.dropout(self.embedding_norm(self.position.embed(self.memory.embed(x, evidence), start)))
         if self.residual_autocast and torch.is_autocast_enabled(x.device.type):
@@ -173,7 +173,7 @@ class GPT(nn.Module):
         return self.memory.mix(self.head(x), x, evidence) if to_logits else x
 
     def new_cache(self) -> "Cache | None":
-        """An empty cache for `forward`; None where a block or an attention does not support it."""
+        """An empty cache for `forward`; None if a block or an attention does not support it."""
         if not all(getattr(part, "supports_cache", False) for part in (*self.blocks, *self._attentions)):
             return None
         attentions: list[Any] = self._attentions
@@ -184,14 +184,14 @@ class GPT(nn.Module):
         return sum(p.numel() for p in self.parameters())
 
     def flops_per_token(self, seq_len: int) -> int:
-        """FLOPs that training takes per token, forward and backward: 6 N + 12 n_layers d_model seq_len.
+        """FLOPs of training per token, forward and backward: 6 N + 12 n_layers d_model seq_len.
 
-        N leaves out embeddings, which are only looked up. The second term is attention's, unmasked, as is the custom
+        N excludes embeddings, which are only looked up. The second term is attention without the mask, as is usual
         (Chowdhery et al. 2022, arXiv:2204.02311, appendix B).
         """
         tables = (module.weight for module in self.modules() if isinstance(module, nn.Embedding))
         looked_up = {id(p): p.numel() for p in (*self.position.parameters(), *tables)}
-        if self.tie_embeddings:  # then the head multiplies with the token embedding
+        if self.tie_embeddings:  # the head then multiplies by the token embedding
             looked_up.pop(id(self.head.weight))
         return 6 * (self.num_params() - sum(looked_up.values())) + 12 * len(self.blocks) * self.d_model * seq_len
 
@@ -209,7 +209,7 @@ class GPT(nn.Module):
 
 
 class Head(nn.Linear):
-    """Makes logits of hidden states.
+    """Maps hidden states to logits.
 
     Args:
         d_model: Width of the hidden states.
@@ -230,11 +230,11 @@ class Head(nn.Linear):
 
 @dataclass
 class Cache:
-    """What is kept of the tokens that a network has seen, so that generation computes each once. For no_grad.
+    """Data of earlier tokens, which generation computes once. Use it under no_grad.
 
     Attributes:
-        layers: What each layer's attention keeps.
-        length: How many tokens are in it.
+        layers: The data of each layer's attention.
+        length: Number of tokens in the cache.
     """
 
     layers: list[Any]

@@ -6,6 +6,7 @@ Logged: val/loss (nats per token), and val/bpb where it is known how many bytes 
 import math
 import shutil
 import warnings
+from collections.abc import Iterator
 from contextlib import nullcontext
 from typing import Any, Literal
 
@@ -44,6 +45,8 @@ class LanguageModel(LightningModule):
             block's gradients while the one before is still computed. fsdp always does so.
     """
 
+    repeatable_step = True  # for TimeBudget: a step can be run and undone before training, and dropped at its end
+
     def __init__(
         self,
         gpt: GPT,
@@ -57,11 +60,12 @@ class LanguageModel(LightningModule):
         self.optimizer = optimizer
         self.use_compile = compile
         self._compiled = False
+        self._is_prepared = False
         self.val_loss = NatsPerToken()
         self.val_bpb: BitsPerByte | None = BitsPerByte()
         self._grad_norm: Tensor | None = None
         # Collected once: walking through the module tree takes a quarter of a millisecond.
-        events = ("on_train_start", "on_train_batch_start", "on_evaluation_start")
+        events = ("prepare_in_pieces", "on_train_start", "on_train_batch_start", "on_evaluation_start")
         self._parts_told = {event: [*contract.declaring(gpt, event)] for event in events}
         self._with_auxiliary_loss = [*contract.declaring(gpt, "auxiliary_loss")]
 
@@ -129,7 +133,21 @@ class LanguageModel(LightningModule):
         # Without a datamodule, as where a user's own code calls fit, every token counts as a byte.
         self.val_bpb = BitsPerByte(getattr(data, "token_bytes", None)) if getattr(data, "counts_bytes", True) else None
 
+    def prepare_in_pieces(self) -> Iterator[None]:
+        """Does what parts have to do before the first step, such as the filling of a memory.
+
+        TimeBudget iterates over it on its clock, and ends the run between two pieces of the work if it takes too long.
+        """
+        self._is_prepared = False
+        for part in self._parts_told["prepare_in_pieces"]:
+            yield from part.prepare_in_pieces(self._data)
+        self._is_prepared = True
+
     def on_train_start(self) -> None:
+        if not self._is_prepared:  # without a TimeBudget, or where it has nothing left to train
+            for _ in self.prepare_in_pieces():
+                pass
+        self._is_prepared = False  # Lightning may train the same module once more
         self._tell_parts("on_train_start", self._data)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
@@ -160,6 +178,10 @@ class LanguageModel(LightningModule):
     def forward(self, tokens: Tensor) -> Tensor:
         """Token ids (B, T) to logits (B, T, vocab_size)."""
         return self.gpt(tokens)
+
+    def count_tokens(self, batch: Batch) -> int:
+        """Tokens of a batch of this rank, for TimeBudget."""
+        return batch[0].numel()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         inputs, targets = batch

@@ -13,14 +13,30 @@ from torch import Tensor
 
 
 def ends_step(trainer: Trainer, batch_idx: int) -> bool:
-    """Whether a batch is the last of those that are accumulated into a step."""
-    return (batch_idx + 1) % trainer.accumulate_grad_batches == 0  # Lightning's own rule
+    """Whether a batch is the last of those that are accumulated into a step.
+
+    Lightning also takes a step at an epoch's last batch. Epochs of bytelm's data are whole steps; those of other data
+    need not be.
+    """
+    n_batches = batch_idx + 1
+    return n_batches % trainer.accumulate_grad_batches == 0 or n_batches == trainer.num_training_batches
 
 
 def is_log_step(trainer: Trainer, batch_idx: int) -> bool:
     """Whether a step has just ended that is one to log."""
     every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
-    return every > 0 and ends_step(trainer, batch_idx) and trainer.global_step % every == 0  # 0: never
+    return every > 0 and ends_step(trainer, batch_idx) and logged_steps(trainer) % every == 0  # 0: never
+
+
+def logged_steps(trainer: Trainer) -> int:
+    """How many steps loggers are told of, at the end of one.
+
+    With several optimizers, `trainer.global_step` counts each of their steps, and Lightning logs under a count of the
+    batches that took some.
+    """
+    if trainer.lightning_module.automatic_optimization:
+        return trainer.global_step
+    return trainer.fit_loop.epoch_loop._batches_that_stepped + 1  # increased only after the batch's hooks
 
 
 def batch_loss(trainer: Trainer, outputs: Any) -> Tensor:
@@ -39,4 +55,4 @@ def log_metrics(trainer: Trainer, metrics: Mapping[str, Tensor | float]) -> None
         metrics: Values by tag; tensors of one element are read, which waits for their device.
     """
     for logger in trainer.loggers:
-        logger.log_metrics({tag: float(value) for tag, value in metrics.items()}, step=trainer.global_step - 1)
+        logger.log_metrics({tag: float(value) for tag, value in metrics.items()}, step=logged_steps(trainer) - 1)

@@ -1,4 +1,4 @@
-"""The scores: cross-entropy in nats per token, and in bits per byte of text."""
+"""Scores: cross-entropy in nats per token and in bits per byte of text."""
 
 import math
 
@@ -27,32 +27,32 @@ class NatsPerToken(Metric):
 
         Args:
             nats: Cross-entropy of each target in nats, any shape.
-            targets: The tokens predicted, of the same shape.
+            targets: The predicted tokens, of the same shape.
         """
-        # In double precision: a float32 sum of 10^5 and more terms would lose the digits that runs differ in. Again
-        # each time, as a network that is converted to bf16 as a whole takes this state along.
+        # In double precision: a float32 sum of 10^5 or more terms loses the digits that distinguish runs. Converted
+        # each time, because converting the whole module to bf16 also converts this state.
         self.nats = self.nats.double() + nats.sum(dtype=torch.float64)
         self.count = self.count + targets.numel()
 
     def compute(self) -> Tensor:
-        """The mean of all that was added."""
+        """The mean over all batches."""
         return self.nats / self.count
 
 
 class BitsPerByte(NatsPerToken):
     """Cross-entropy in bits per byte of text: sum of nats / ln 2 / bytes, over all batches and ranks.
 
-    Counted per byte, models with different vocabularies can be compared. Targets that stand for no text, such as the
-    token that ends a document, count neither in the nats nor in the bytes: how many there are depends on how the text
-    was cut into documents. `val/loss` counts them, as it counts every target.
+    Bits per byte are comparable between models with different vocabularies. Targets that represent no text, such as
+    the token at the end of a document, count in neither the nats nor the bytes, because their number depends on how
+    the text is divided into documents. `val/loss` counts every target.
 
     Args:
-        token_bytes: Number of bytes that each token stands for, (vocab_size,); None where every token is a byte.
+        token_bytes: Number of bytes of each token, (vocab_size,); None: every token is a byte.
     """
 
     def __init__(self, token_bytes: Tensor | None = None) -> None:
         super().__init__()
-        self.token_bytes = token_bytes  # no buffer, which ddp would send to all ranks before every training batch
+        self.token_bytes = token_bytes  # not a buffer, because ddp would broadcast it before every training batch
 
     def update(self, nats: Tensor, targets: Tensor) -> None:
         """Adds a batch; see NatsPerToken."""
@@ -60,10 +60,10 @@ class BitsPerByte(NatsPerToken):
             return super().update(nats, targets)
         self.token_bytes = self.token_bytes.to(targets.device)
         n_bytes = self.token_bytes[targets]
-        text = torch.where(n_bytes > 0, nats, 0.0)  # of the same shape: the sum of the others is the same to the bit
+        text = torch.where(n_bytes > 0, nats, 0.0)  # keeps the shape, and with it the exact order of the sum
         self.nats = self.nats.double() + text.sum(dtype=torch.float64)
         self.count = self.count + n_bytes.sum()
 
     def compute(self) -> Tensor:
-        """Bits per byte of all that was added."""
+        """Bits per byte over all batches."""
         return super().compute() / math.log(2)

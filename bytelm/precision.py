@@ -1,9 +1,9 @@
-"""FP8: mixed precision whose blocks multiply matrices in 8 bits, by torchao.
+"""FP8: mixed precision with 8-bit matrix products in the blocks, by torchao.
 
     --trainer.plugins bytelm.precision.FP8
 
-Nothing but the products changes. Weights, gradients and the optimizer stay in float32, and checkpoints are those of the
-network without it.
+Only the products change. Weights, gradients and the optimizer stay in float32, and checkpoints are the same as without
+FP8.
 """
 
 import logging
@@ -19,25 +19,24 @@ from bytelm.errors import ConfigError
 from bytelm.language_model import LanguageModel
 from bytelm.strategies import FSDP
 
-CAPABILITY = (8, 9)  # of the first GPUs that multiply in 8 bits
-MULTIPLE = 16  # their kernels want sizes that are multiples of it
+CAPABILITY = (8, 9)  # compute capability of the first GPUs with 8-bit products
+MULTIPLE = 16  # sizes must be multiples of this
 
 
 class FP8(MixedPrecision):
     """bf16 autocast, with float8 products in the blocks' linear layers (Micikevicius et al. 2022, arXiv:2209.05433).
 
     Before a product both factors are scaled to float8's range and rounded: inputs, weights and gradients, in all three
-    products of a layer's forward and backward pass. The head, the embeddings, and layers with a size that is no
-    multiple of 16 are left in bf16. Scaling and rounding are worth their time where torch.compile fuses them and
-    matrices are large.
+    products of a layer's forward and backward pass. The head, the embeddings, and layers with a size that is not a
+    multiple of 16 stay in bf16. FP8 is faster if torch.compile fuses scaling and rounding and the matrices are large.
 
     Args:
-        recipe: What has a scale of its own: `tensorwise`: a tensor, the fastest; `rowwise`: each row;
-            `rowwise_with_gw_hp`: each row, and gradients of weights stay in bf16, the most exact.
-        emulate: Whether to round to float8 but multiply in higher precision, which any device can; for tests.
+        recipe: The scope of a scale. `tensorwise`: one scale a tensor, the fastest; `rowwise`: one scale a row;
+            `rowwise_with_gw_hp`: one scale a row, with gradients of weights in bf16, the most exact.
+        emulate: Whether to round to float8 but multiply in higher precision, which works on any device; for tests.
 
     Attributes:
-        label: What the run's record calls it.
+        label: Name of the precision in the run's record.
 
     Raises:
         ConfigError: torchao is not installed, or there is no GPU of compute capability 8.9.
@@ -57,10 +56,10 @@ class FP8(MixedPrecision):
         self.label = f"fp8-{recipe}"
 
     def check(self, strategy: Strategy) -> None:
-        """Finds what cannot be converted.
+        """Rejects strategies that FP8 does not support.
 
         Raises:
-            ConfigError: The model is to be sharded: its layers then hold parts of weights.
+            ConfigError: The strategy shards the model, whose layers then contain parts of weights.
         """
         if isinstance(strategy, FSDP):
             raise ConfigError("trainer.strategy", "fsdp", "accepted with FP8: auto, ddp")
@@ -77,23 +76,23 @@ class FP8(MixedPrecision):
         self.check(module.trainer.strategy)
         convert_to_float8_training(module.gpt.blocks, module_filter_fn=_is_to_convert, config=self.config)
         for loop in (module.trainer.validate_loop, module.trainer.test_loop, module.trainer.predict_loop):
-            loop.inference_mode = False  # under which torchao's tensors cannot be cast; no_grad does as well
+            loop.inference_mode = False  # torchao's tensors cannot be cast under inference mode; no_grad works
         return module
 
 
 def _config(recipe: str, emulate: bool) -> Any:
-    logging.getLogger("torchao").setLevel(logging.ERROR)  # it warns of missing extensions, which are not for training
+    logging.getLogger("torchao").setLevel(logging.ERROR)  # it warns of missing extensions that training does not need
     try:
         from torchao.float8 import Float8LinearConfig
     except ImportError as error:
-        reason = f'it needs torchao ({error}); pip install -e ".[fp8]" brings it'
+        reason = f'it needs torchao ({error}); run pip install -e ".[fp8]"'
         raise ConfigError("trainer.plugins", "FP8", reason) from error
-    # The tokens of a batch are a size, too, in the product for a weight's gradient; padded, where need be.
+    # The number of tokens is a size of the product for a weight's gradient; it is padded if necessary.
     return replace(Float8LinearConfig.from_recipe_name(recipe), emulate=emulate, pad_inner_dim=True)
 
 
 def _is_to_convert(module: nn.Module, name: str) -> bool:
-    # By its forward: what has been converted, or computes something of its own, is left as it is.
+    # Layers that are converted already, or have their own forward, are not changed.
     if not isinstance(module, nn.Linear) or type(module).forward is not nn.Linear.forward:
         return False
     return module.in_features % MULTIPLE == 0 and module.out_features % MULTIPLE == 0

@@ -17,8 +17,9 @@ from types import FrameType
 from typing import NamedTuple, NoReturn
 
 import bytelm
-from bytelm.errors import ConfigError, Interrupted, run_error
-from bytelm.system.process import SIGNALS, default_signals_in_children, end_with_parent, is_rank_zero
+from bytelm.errors import ConfigError, Interrupted, OutputLost, RunError, run_error
+from bytelm.system.process import default_signals_in_children, end_with_parent, ending_signals, is_rank_zero
+from bytelm.system.streams import lasting_streams
 
 
 class Command(NamedTuple):
@@ -31,6 +32,7 @@ class Command(NamedTuple):
         extra: The optional dependencies that its module needs, as in `pip install bytelm[extra]`.
         function: Name of its function, which takes the arguments after the command's name.
         with_name: Whether the function takes the name, too.
+        prints: Whether what it prints on standard output is what it is run for, and not a summary of files.
     """
 
     name: str
@@ -39,6 +41,7 @@ class Command(NamedTuple):
     extra: str | None = None
     function: str = "main"
     with_name: bool = False
+    prints: bool = False
 
 
 COMMANDS = (
@@ -48,11 +51,26 @@ COMMANDS = (
         "bytelm.cli",
         "Score a run or a checkpoint on the validation split.",
         with_name=True,
+        prints=True,
     ),
-    Command("test", "bytelm.cli", "Score a run or a checkpoint on the whole validation split.", with_name=True),
-    Command("predict", "bytelm.cli", "Write what each token costs a run or a checkpoint, in bits.", with_name=True),
-    Command("generate", "bytelm.inference.generate", "Write text with the network of a checkpoint."),
-    Command("evaluate", "bytelm.inference.evaluate", "Score a checkpoint on tasks of lm-evaluation-harness.", "eval"),
+    Command(
+        "test",
+        "bytelm.cli",
+        "Score a run or a checkpoint on the whole validation split.",
+        with_name=True,
+        prints=True,
+    ),
+    Command(
+        "predict", "bytelm.cli", "Write the cost of each token, in bits, of a run or a checkpoint.", with_name=True
+    ),
+    Command("generate", "bytelm.inference.generate", "Generate text with the network of a checkpoint.", prints=True),
+    Command(
+        "evaluate",
+        "bytelm.inference.evaluate",
+        "Score a checkpoint on tasks of lm-evaluation-harness.",
+        "eval",
+        prints=True,
+    ),
     Command("import", "bytelm.inference.convert", "Make a checkpoint from GPT-2 weights.", function="main_import"),
     Command("export", "bytelm.inference.convert", "Make GPT-2 weights from a checkpoint.", function="main_export"),
     Command(
@@ -65,6 +83,8 @@ COMMANDS = (
     Command("report", "bytelm.experiments.report.page", "Compare runs in tables and plots.", "experiments"),
     Command("serve", "bytelm.experiments.service.api", "Offer a training challenge over HTTP.", "experiments"),
 )
+HELP_OPTIONS = ("-h", "--help")
+LISTING_OPTIONS = ("", *HELP_OPTIONS, "--version")
 USAGE = "usage: python -m bytelm <command> [options]"
 
 
@@ -75,18 +95,31 @@ def main(args: list[str] | None = None) -> None:
         args: The command and its arguments; default those that the program was started with.
     """
     name, *options = (sys.argv[1:] if args is None else args) or [""]
-    if name in ("", "-h", "--help"):
-        print(overview(), file=sys.stdout if name else sys.stderr)
-        sys.exit(0 if name else ConfigError.exit_status)
+    with output_in_one_line(), lasting_streams(is_product=prints_product(name, options)):
+        if name in LISTING_OPTIONS:
+            show(name)
+            return
+        # LightningCLI, which has the first command, takes options before its name, too: `--config FILE fit`.
+        command = COMMANDS[0] if name.startswith("-") else find(name)
+        function = load(command)
+        with errors_in_one_line():
+            end_with_parent()
+            function([name, *options] if command.with_name else options)
+
+
+def prints_product(name: str, options: list[str]) -> bool:
+    """Whether standard output is what the program is run for, as it is where help is asked for."""
+    is_help = any(option in HELP_OPTIONS or option.startswith("--print_config") for option in [name, *options])
+    return is_help or name in LISTING_OPTIONS or any(each.prints for each in COMMANDS if each.name == name)
+
+
+def show(name: str) -> None:
+    """Prints the version, or the list of commands, which without an option is an error."""
     if name == "--version":
         print(f"bytelm {bytelm.__version__}")
         return
-    # LightningCLI, which has the first command, takes options before its name, too: `--config FILE fit`.
-    command = COMMANDS[0] if name.startswith("-") else find(name)
-    function = load(command)
-    with errors_in_one_line():
-        end_with_parent()
-        function([name, *options] if command.with_name else options)
+    print(overview(), file=sys.stdout if name else sys.stderr)
+    sys.exit(0 if name else ConfigError.exit_status)
 
 
 def overview() -> str:
@@ -155,14 +188,30 @@ def errors_in_one_line() -> Iterator[None]:
             raise
         if cause.on_all_ranks and not is_rank_zero():
             sys.exit(cause.exit_status)  # rank 0 says why
-        fail(str(cause), cause.exit_status)
+        end(cause)
+
+
+@contextmanager
+def output_in_one_line() -> Iterator[None]:
+    """Inside, standard output that is lost ends the program, at the last flush too."""
+    try:
+        yield
+    except OutputLost as error:
+        end(error)
+
+
+def end(error: RunError) -> NoReturn:
+    """Ends the program with an error's line and its exit status."""
+    if isinstance(error, OutputLost) and error.is_closed_pipe:
+        sys.exit(error.exit_status)
+    fail(str(error), error.exit_status)
 
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Inside, SIGTERM and SIGINT raise Interrupted: at once, until callbacks/interruption.py has a step to finish."""
+    """Inside, signals that end the program raise Interrupted: at once, until callbacks/interruption.py has a step."""
 
-    def end(signum: int, frame: FrameType | None) -> None:
+    def interrupt(signum: int, frame: FrameType | None) -> None:
         raise Interrupted(signum)
 
     def report(failed: threading.ExceptHookArgs) -> None:
@@ -170,7 +219,7 @@ def interruptible() -> Iterator[None]:
         if not type(failed.thread).__module__.startswith("tensorboard"):
             threading.__excepthook__(failed)
 
-    before = {signum: signal.signal(signum, end) for signum in SIGNALS}
+    before = {signum: signal.signal(signum, interrupt) for signum in ending_signals()}
     default_signals_in_children()
     threading.excepthook = report
     try:

@@ -7,7 +7,7 @@ a decay ends when the budget does, on any machine. To write one, subclass Schedu
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import product
 from typing import Any, Literal, TypeVar
 
@@ -313,7 +313,7 @@ class Piecewise(Schedule):
             that are passed the last one counts.
 
     Raises:
-        ConfigError: There is none, one is no duration, or two of one unit do not ascend.
+        ConfigError: There is none, one is not a duration, or two of one unit do not ascend.
     """
 
     is_absolute = True
@@ -349,6 +349,19 @@ def merged(lr_schedule: Schedule, schedules: Mapping[str, Schedule]) -> dict[str
         name = type(schedules["lr"]).__name__
         raise ConfigError("schedules.lr", name, f"lr_schedule ({type(lr_schedule).__name__}) is given, too; keep one")
     return dict(schedules)
+
+
+def durations_of(value: Any) -> Iterator[Duration]:
+    """The durations among the options of a schedule, or in one of its options."""
+    if isinstance(value, Duration):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from durations_of([*value.items()])
+    elif isinstance(value, list | tuple):
+        for each in value:
+            yield from durations_of(each)
+    elif isinstance(value, Schedule):
+        yield from durations_of(vars(value))
 
 
 def combinations(changes: Mapping[Target, Changes], progress: Progress) -> list[dict[Target, float]]:

@@ -1,6 +1,6 @@
 """Durations with units: `180s`, `3m`, `1h30m`, `500 steps`, `300 Mtok`, `5%`.
 
-A run is measured in seconds, steps and tokens. A percentage is a share of the run, whichever of them limits it.
+A run is measured in seconds, steps and tokens. A percentage is a share of the run, whichever unit limits it.
 """
 
 import re
@@ -25,14 +25,14 @@ _SCALES = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "B": 10**9}
 
 
 class Duration:
-    """An amount of time, of steps, of tokens, or of the run. Not to be changed.
+    """An amount of time, steps or tokens, or a share of the run. Immutable.
 
     Args:
         value: The amount, in `unit`.
         unit: `seconds`, `steps`, `tokens`, or `fraction` (of the run, 0 to 1).
     """
 
-    # No dataclass: jsonargparse would take one apart into the keys `limit.value` and `limit.unit`.
+    # Not a dataclass: jsonargparse would split it into the keys `limit.value` and `limit.unit`.
     __slots__ = ("unit", "value")
 
     def __init__(self, value: float, unit: Unit) -> None:
@@ -53,7 +53,7 @@ class Duration:
         """Reads `180s`, `3m`, `1h30m`, `500 steps`, `2k steps`, `300 Mtok`, `5%`.
 
         Raises:
-            ValueError: The text is none of these; the message quotes it and says what is accepted.
+            ValueError: The text is not a duration; the message quotes it and lists the accepted forms.
         """
         if isinstance(text, Duration):
             return text
@@ -70,10 +70,10 @@ class Duration:
             seconds = sum(Decimal(number) * _SECONDS[unit] for unit, number in match.groupdict("0").items())
             if seconds <= MOST:
                 return cls(round(float(seconds), DECIMALS), "seconds")
-        raise ValueError(f"{text!r} is no duration; {ACCEPTED}")
+        raise ValueError(f"{text!r} is not a duration; {ACCEPTED}")
 
     def __str__(self) -> str:
-        """The shortest text that `parse` reads back as the same duration."""
+        """The shortest text from which `parse` makes the same duration."""
         if self.unit == "fraction":
             return f"{_shortest(self.value * 100)}%"
         if self.unit == "seconds":
@@ -89,10 +89,10 @@ def _shortest(number: float) -> str:
 
 
 def time_limit(limits: str | list[str]) -> float | None:
-    """Seconds of the first limit in time to be reached, if there is one.
+    """Seconds of the shortest time limit, if there is one.
 
     Args:
-        limits: As in `time_budget.limit`: one or several.
+        limits: One or several, as in `time_budget.limit`.
     """
     durations = [Duration.parse(limit) for limit in (limits if isinstance(limits, list) else [limits])]
     return min((duration.value for duration in durations if duration.unit == "seconds"), default=None)

@@ -7,6 +7,7 @@ if __name__ == "callbacks":
 
     __path__ = extend_path(__path__, __name__)[1:]
 else:
+    from bytelm.callbacks.averages import KeepTrainedWeights, TrainedWeights
     from bytelm.callbacks.best_checkpoint import BestCheckpoint
     from bytelm.callbacks.corpus_watch import CorpusWatch, KeepOnDataError
     from bytelm.callbacks.divergence import Divergence
@@ -45,6 +46,7 @@ __all__ = [
     "FromFunction",
     "Interruption",
     "KeepOnDataError",
+    "KeepTrainedWeights",
     "LRSchedule",
     "LastCheckpoint",
     "Linear",
@@ -60,5 +62,6 @@ __all__ = [
     "Throughput",
     "TimeBudget",
     "TrainLog",
+    "TrainedWeights",
     "WarmupStableDecay",
 ]

@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from bytelm.callbacks.averages import restore_averages
 from bytelm.callbacks.last_checkpoint import LastCheckpoint
 from bytelm.callbacks.schedules import Schedules
 from bytelm.callbacks.time_budget import TimeBudget
@@ -73,8 +74,9 @@ class Divergence(Callback):
     ) -> None:
         budget = TimeBudget.of(trainer)
         step_of_batch = trainer.global_step + (0 if ends_step(trainer, batch_idx) else 1)
-        self._losses.append((step_of_batch, outputs["loss"]))
-        if budget.clock_synced and (step := self._first_bad_step(trainer)) is not None:
+        if "loss" in outputs:  # a step that is left out has none
+            self._losses.append((step_of_batch, outputs["loss"]))
+        if budget.clock_synced and self._losses and (step := self._first_bad_step(trainer)) is not None:
             self._diverged(trainer, f"the training loss of step {step} is NaN or infinite")
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -102,6 +104,7 @@ class Divergence(Callback):
         self.rewinds += 1
         checkpoint = trainer.strategy.load_checkpoint(path, weights_only=True)
         trainer.strategy.load_model_state_dict(checkpoint, strict=True)
+        restore_averages(trainer, checkpoint)
         trainer.strategy.load_optimizer_state_dict(checkpoint)
         contents = Contents(checkpoint, path)
         lower = self.lr_factor ** (self.rewinds - contents.rewinds)

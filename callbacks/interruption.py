@@ -1,4 +1,6 @@
-"""Interruption: on SIGTERM or SIGINT the step is finished, a checkpoint written, and the run ended with 143 or 130.
+"""Interruption: on SIGTERM, SIGINT or SIGHUP the step is finished, a checkpoint written, and the run ended.
+
+The exit status is 128 and the signal's number: 143, 130, 129.
 
 A signal may reach one process of a distributed run alone. So a process that gets one only makes a note of it, and all
 look at each other's notes when they meet to read the budget's clock, a second apart at most. A second signal, or one
@@ -21,7 +23,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from bytelm.callbacks.last_checkpoint import LastCheckpoint
 from bytelm.callbacks.time_budget import TimeBudget
 from bytelm.errors import Interrupted
-from bytelm.system.process import SIGNALS
+from bytelm.system.process import ending_signals
 
 SAME_SECONDS = 1.0  # a launcher passes on what the terminal has sent to every process: that is one signal, not two
 ENDING_SECONDS = 10.0  # what a process has to end in, without being disturbed
@@ -47,7 +49,7 @@ class Signals(Callback):
         trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
         self._launcher = trainer.strategy.launcher
         if threading.current_thread() is threading.main_thread():  # Python refuses elsewhere, as Lightning knows
-            for signum in SIGNALS:  # in place of Lightning's, which puts back in the end what was there before
+            for signum in ending_signals():  # in place of Lightning's, which puts back in the end what was there before
                 signal.signal(signum, self._receive)
 
     def _receive(self, signum: int, frame: FrameType | None) -> None:

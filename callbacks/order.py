@@ -7,6 +7,7 @@ from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.cli import SaveConfigCallback
 
+from bytelm.callbacks.averages import KeepTrainedWeights, TrainedWeights
 from bytelm.callbacks.corpus_watch import CorpusWatch, KeepOnDataError
 from bytelm.callbacks.divergence import Divergence
 from bytelm.callbacks.interruption import Interruption, Signals
@@ -41,7 +42,9 @@ class Place(NamedTuple):
 ORDER = (
     Place(Signals, "notes signals from the first hook on, also while the network compiles"),
     Place(ClaimFolder, "makes the run's folder in setup, which all below may ask for"),
+    Place(TrainedWeights, "keeps the trained weights, before WeightAveraging puts the average in their place"),
     Place(Yours, "in the order of the config; before the budget, whose clock counts their time in the step"),
+    Place(KeepTrainedWeights, "puts them into checkpoints, after WeightAveraging has put the average there"),
     Place(TimeBudget, "reads the clock when a step has ended; those below use its progress"),
     Place(Schedules, "sets learning rates and all else that is scheduled by the progress at a step's beginning"),
     Place(
@@ -50,7 +53,7 @@ ORDER = (
     Place(Throughput, "logs what the budget has just read"),
     Place(BudgetBar, "before RunRecord: the bar is closed when the scores are printed"),
     Place(TrainLog, "before checkpoints: one that is written after a step is written after its logs"),
-    Place(Resume, "after the budget, which says at which step the run is, and whether it is over"),
+    Place(Resume, "after the budget, which says at which step the run is, and after all that may change its weights"),
     Place(RankWatch, "before RunRecord: in on_exception it finds out which rank was lost"),
     Place(KeepOnDataError, "before RunRecord: in on_exception it writes the checkpoint that the record names"),
     Place(RunRecord, "after all that may change what came of the run"),

@@ -44,24 +44,34 @@ class BudgetBar(ProgressBar):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._budget = TimeBudget.of(trainer)
-        self._first = (self._budget.tokens, self._budget.training_seconds)
+        self._first = (self._budget.steps, self._budget.tokens, self._budget.training_seconds)
         self._open(100, bar_format="{percentage:3.0f}%|{bar:20}| {desc}")
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         seconds = self._budget.training_seconds
-        too_early = seconds < self._next_refresh or self._budget.tokens == self._first[0]
+        too_early = seconds < self._next_refresh or self._budget.steps == self._first[0]
         if self._bar is None or (too_early and not trainer.should_stop):
             return
         self._next_refresh = seconds + self._interval
         progress = self._budget.progress
-        loss = float(batch_loss(trainer, outputs))
-        tokens_per_sec = (self._budget.tokens - self._first[0]) / max(seconds - self._first[1], 1e-9)
+        shown = [f"step {self._budget.steps:,}"]
+        if "loss" in outputs:  # a step that is left out has none, nor need one have that optimizes manually
+            shown.append(f"loss {float(batch_loss(trainer, outputs)):.3f}")
+        shown.append(self._speed(seconds))
         left = seconds * (1 - progress.fraction) / max(progress.fraction, 1e-9)
         self._bar.n = 100 * progress.fraction
-        self._status = f"step {self._budget.steps:,} | loss {loss:.3f} | {tokens_per_sec:,.0f} tok/s"
+        self._status = " | ".join(shown)
         self._bar.set_description_str(f"{self._status} | {clock(left)} left")
+
+    def _speed(self, seconds: float) -> str:
+        """Tokens per second, or steps where tokens are not counted."""
+        first_step, first_token, first_second = self._first
+        taken = max(seconds - first_second, 1e-9)
+        if self._budget.counts_tokens:
+            return f"{(self._budget.tokens - first_token) / taken:,.0f} tok/s"
+        return f"{(self._budget.steps - first_step) / taken:,.1f} steps/s"
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._close(f"{self._status} | done")

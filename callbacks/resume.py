@@ -3,7 +3,8 @@
 Weights, optimizer, budget and data position are restored by those that they belong to. Here is what would be nobody's:
 random states, Lightning's counters, a validation that was due when the run was cut, and the logs of the last step.
 TensorBoard forgets that step and what the cut run had logged after it: whether its validation was logged before the cut
-or not, each value is there once.
+or not, each value is there once. A run's end is here too, because what it owes is the same: whatever ended it, its
+score is that of the weights that it leaves.
 """
 
 import os
@@ -15,12 +16,14 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from bytelm.callbacks.time_budget import TimeBudget
+from bytelm.data.base import TokenData
+from bytelm.data.epochs import limited
 from bytelm.runs.checkpoints import CONFIG, Contents, set_counters
 from bytelm.runs.logger import TensorBoardLogger
 
 
 class Resume(Callback):
-    """Saves and restores random states; makes up for the validation that a cut run still owes.
+    """Saves and restores random states; makes up for the validation, or the end of an epoch, that a run still owes.
 
     Args:
         config: The run's config as plain values: checkpoints keep it, to be held against that of a run that goes on.
@@ -30,6 +33,8 @@ class Resume(Callback):
         super().__init__()
         self.config = config
         self._validated_step = -1
+        self._validated_weights: list[float] | None = None
+        self._ended_step: int | None = -1  # after which the hooks of an epoch's end were called; None: not known
         self._random_states: list[dict[str, Any]] | None = None
         self._logged: dict[int, dict[str, float]] = {}
         self._trainer: Trainer | None = None
@@ -45,13 +50,19 @@ class Resume(Callback):
             torch.distributed.all_gather_object(states, own)
         loggers = self._trainer.loggers if self._trainer is not None else []
         logged = [logger.latest for logger in loggers if isinstance(logger, TensorBoardLogger)]
-        return {"random_states": states, "validated_step": self._validated_step, "logged": dict(logged)}
+        return {
+            "random_states": states,
+            "validated_step": self._validated_step,
+            "ended_step": self._ended_step,
+            "logged": dict(logged),
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         for states in state_dict["random_states"]:
             check_random_states(states)
         self._random_states = state_dict["random_states"]
         self._validated_step = state_dict["validated_step"]
+        self._ended_step = state_dict.get("ended_step")  # runs of version 0.1.0 had no epochs
         self._logged = {
             step: {tag: float(value) for tag, value in values.items()} for step, values in state_dict["logged"].items()
         }
@@ -63,7 +74,7 @@ class Resume(Callback):
         """Sets Lightning's counters to those after the last finished step."""
         contents = Contents(checkpoint, trainer.ckpt_path or "")
         if contents.has_budget:
-            set_counters(checkpoint, contents.steps, trainer.accumulate_grad_batches)
+            set_counters(checkpoint, contents.steps, trainer.accumulate_grad_batches, _batches_per_epoch(trainer))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         states = self._random_states or []
@@ -82,13 +93,31 @@ class Resume(Callback):
             if logged and isinstance(logger, TensorBoardLogger):
                 logger.log_metrics(logged, steps - 1)
         if validates:
-            trainer.validating = True
-            trainer.fit_loop.epoch_loop.val_loop.run()
-            trainer.training = True
+            _validate(trainer)
+        if self._ended_step not in (None, steps) and (trainer.should_stop or _ends_epoch(trainer, steps)):
+            _end_epoch(trainer, steps)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._ended_step = TimeBudget.of(trainer).steps
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn == "fit":
+            self._validated_weights = fingerprint(pl_module)  # an average may be in the place of the trained ones
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn == "fit":
             self._validated_step = TimeBudget.of(trainer).steps
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Validates the weights that the run leaves, unless the last validation was of these.
+
+        It was not where `check_val_every_n_epoch` skips the last epoch, where a callback has stopped the run at the end
+        of an epoch, or where one has changed the weights at the end of the run.
+        """
+        same = self._validated_step == TimeBudget.of(trainer).steps
+        same = same and self._validated_weights == fingerprint(pl_module)
+        if trainer.enable_validation and not trainer.strategy.reduce_boolean_decision(same):
+            _validate(trainer)
 
 
 def random_states() -> dict[str, Any]:
@@ -134,7 +163,46 @@ def _seed_apart(rank: int) -> None:
     np.random.seed(seed % 2**32)
 
 
+def fingerprint(pl_module: LightningModule) -> list[float]:
+    """Sums by which weights are told apart."""
+    with torch.no_grad():
+        weights = [parameter.float() for parameter in pl_module.parameters()]
+        return torch.stack([total for each in weights for total in (each.sum(), each.square().sum())]).tolist()
+
+
+def _validate(trainer: Trainer) -> None:
+    trainer.validating = True
+    trainer.fit_loop.epoch_loop.val_loop.run()
+    trainer.training = True
+
+
+def _end_epoch(trainer: Trainer, steps: int) -> None:
+    """Does what follows the last batch of an epoch, or of a run, that was cut between the two."""
+    progress = trainer.fit_loop.epoch_progress
+    if _ends_epoch(trainer, steps):  # Lightning was told that it was over, to go on with the next one
+        for count in (progress.total, progress.current):
+            count.processed -= 1
+            count.completed -= 1
+    trainer.fit_loop.on_advance_end()
+
+
+def _batches_per_epoch(trainer: Trainer) -> int | None:
+    """Batches of one rank that a run which is about to go on trains in an epoch."""
+    data = getattr(trainer, "datamodule", None)
+    return limited(data.epoch_batches(), trainer.limit_train_batches) if isinstance(data, TokenData) else None
+
+
+def _ends_epoch(trainer: Trainer, steps: int) -> bool:
+    return steps > 0 and steps * trainer.accumulate_grad_batches % trainer.num_training_batches == 0
+
+
 def _is_due(trainer: Trainer, steps: int) -> bool:
-    """Whether a validation follows the step that a checkpoint was written after."""
-    every = trainer.val_check_batch
-    return isinstance(every, int) and steps * trainer.accumulate_grad_batches % every == 0
+    """Whether a validation follows the step that a checkpoint was written after: Lightning's own rule."""
+    every, every_epochs = trainer.val_check_batch, trainer.check_val_every_n_epoch
+    batches = steps * trainer.accumulate_grad_batches
+    if not isinstance(every, int) or not batches:
+        return False
+    if every_epochs is None:
+        return batches % every == 0
+    epoch, batch = divmod(batches - 1, int(trainer.num_training_batches))
+    return (epoch + 1) % every_epochs == 0 and (batch + 1) % every == 0

@@ -29,10 +29,10 @@ from bytelm.callbacks.schedule_targets import (
     groups_of,
     keep_given_values,
 )
-from bytelm.callbacks.time_budget import TimeBudget
+from bytelm.callbacks.time_budget import COUNT_TOKENS, TimeBudget
 from bytelm.errors import ConfigError
 from bytelm.log_steps import is_log_step, log_metrics
-from bytelm.schedules import Changes, Schedule, combinations
+from bytelm.schedules import Changes, Schedule, combinations, durations_of
 
 
 class Schedules(Callback):
@@ -48,6 +48,7 @@ class Schedules(Callback):
         self._assigned: dict[Place, Schedule] = {}
         self._changes: dict[BatchSize | PartOption, Changes] = {}  # of what the warm-up has to run
         self._values: dict[str, float] = {}  # by tag, of the step under way
+        self._units_checked = False
 
     @staticmethod
     def of(trainer: Trainer) -> Optional["Schedules"]:
@@ -81,6 +82,7 @@ class Schedules(Callback):
             raise ConfigError("trainer.callbacks", "Schedules", "accepted: one for all schedules (the key `schedules`)")
         self._budget = TimeBudget.of(trainer)
         self._budget.plan = self
+        self._check_schedulers(trainer)
         data, groups = getattr(trainer, "datamodule", None), groups_of(trainer.optimizers)
         self._assigned = assign(self.schedules, pl_module, data, groups)
         self.check_sizes(data)
@@ -93,6 +95,9 @@ class Schedules(Callback):
         keep_given_values(self._assigned, groups_of(trainer.optimizers))  # a checkpoint has been loaded since
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        if not self._units_checked:
+            self._units_checked = True
+            self._check_units()
         progress, groups = self._budget.progress, groups_of(trainer.optimizers)
         for place, schedule in self._assigned.items():
             if isinstance(place, BatchSize):
@@ -111,6 +116,26 @@ class Schedules(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._give_back_parts()
+
+    def _check_schedulers(self, trainer: Trainer) -> None:
+        """Rejects schedules of the learning rate beside a scheduler of the module's, whose rates they would replace."""
+        targets = [target for target in self.schedules if target.partition(".")[0] == "lr"]
+        if targets and trainer.lr_scheduler_configs:
+            name = type(trainer.lr_scheduler_configs[0].scheduler).__name__
+            reason = f"the model's own {name} sets learning rates, too; accepted: one of the two"
+            key = "lr_schedule" if targets[0] == "lr" else f"schedules.{targets[0]}"
+            how = " (lr_schedule: null leaves them to it)" if targets[0] == "lr" else ""
+            raise ConfigError(key, type(self.schedules[targets[0]]).__name__, reason + how)
+
+    def _check_units(self) -> None:
+        """Rejects lengths in tokens, which are not counted in this run."""
+        if self._budget.counts_tokens:
+            return
+        for target, schedule in self.schedules.items():
+            if any(duration.unit == "tokens" and duration.value for duration in durations_of(schedule)):
+                raise ConfigError(
+                    f"schedules.{target}", type(schedule).__name__, f"a length is in tokens; {COUNT_TOKENS}"
+                )
 
     # What the budget asks for (time_budget.StepPlan)
 

@@ -12,8 +12,9 @@ import torch
 from lightning.fabric.utilities.throughput import get_available_flops
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from bytelm.callbacks.time_budget import TimeBudget
+from bytelm.callbacks.time_budget import COUNT_TOKENS, TimeBudget
 from bytelm.config.values import PositiveFloat
+from bytelm.errors import ConfigError
 from bytelm.log_steps import is_log_step, log_metrics
 
 # FLOP/s, in bfloat16 as in float16, of GPUs that Lightning does not know: the data sheet's, without sparsity.
@@ -64,11 +65,16 @@ class Throughput(Callback):
         if self.peak_flops is None:
             self.peak_flops = peak_flops(trainer.strategy.root_device, str(trainer.precision))
 
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        if not self._budget.counts_tokens:
+            raise ConfigError("throughput", type(pl_module).__name__, COUNT_TOKENS)
+
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        for lengths in (self._lengths, self._recent_lengths):
-            lengths.add(batch[0].numel(), batch[0].shape[-1])
+        if hasattr(pl_module, "gpt"):  # of another module MFU is not known
+            for lengths in (self._lengths, self._recent_lengths):
+                lengths.add(batch[0].numel(), batch[0].shape[-1])
         if not is_log_step(trainer, batch_idx):
             return
         seq_len, self._recent_lengths = self._recent_lengths.mean, Lengths()

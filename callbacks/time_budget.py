@@ -1,8 +1,9 @@
 """TimeBudget: ends training when the time (or the steps, or the tokens) are used up, and knows the run's progress.
 
-The clock runs from batch to batch, as that of a plain training loop would, and stops while Lightning validates or
-writes a checkpoint. Before it starts, a warm-up pass does all compilation and first-call work. Other callbacks read
-`progress` and `clock_synced`: whether this is a step at whose end all ranks have read the clock together.
+It works with any LightningModule (docs/time-budget.md). The clock runs from batch to batch, as that of a plain training
+loop would, and stops while Lightning validates or writes a checkpoint. Where a module's step can be undone, a warm-up
+pass does all compilation and first-call work before the clock starts. Other callbacks read `progress` and
+`clock_synced`: whether this is a step at whose end all ranks have read the clock together.
 
 | logged | value |
 | --- | --- |
@@ -11,23 +12,29 @@ writes a checkpoint. Before it starts, a warm-up pass does all compilation and f
 
 import math
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, Protocol
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Timer
+from torch import Tensor
 from torch.optim import Optimizer
 
 from bytelm.budget import Budget, Progress
-from bytelm.callbacks.warm_up import data_position, next_batch, wait_for_device, warm_up
+from bytelm.callbacks.snapshot import cloned
+from bytelm.callbacks.warm_up import data_position, is_repeatable, next_batch, wait_for_device, warm_up, why_not
 from bytelm.clock import Clock, LocalClock, Pace, SharedClock, Stopwatch
 from bytelm.config.messages import note
+from bytelm.data.base import TokenData
 from bytelm.errors import ConfigError
 from bytelm.log_steps import is_log_step, log_metrics
 from bytelm.system.process import process_age
 from bytelm.units import Duration, Unit
 
 ENDS_A_RUN = "time_budget.limit decides when a run ends (500 steps, 3m, …)"
+NO_MINIMUM = "time_budget.limit decides when a run ends, also before a minimum; leave it out"
+COUNT_TOKENS = "the tokens of a batch are not known; accepted: with a method count_tokens(batch) of the LightningModule"
 RECENT_STEPS = 16  # readings that a step's time is predicted from: a dozen of them fall into the last second
 
 
@@ -55,12 +62,16 @@ class TimeBudget(Callback):
         reserve: With `scope: run`, the time kept for the final validation and checkpoint; a share is one of the limit.
         overshoot: `forbid`: a step that is predicted not to fit is not started. `allow`: training stops after the
             first step that reaches the limit.
+        warm_up: Whether a forward and backward pass is run and undone before the clock starts. `auto`: where the
+            module declares that this leaves no trace, as bytelm's does. Without it the first step counts, with all
+            that it compiles.
 
     Attributes:
         progress: Where the run stands, before the step that begins.
         clock_synced: Whether all ranks have read the clock together after the step that has just ended.
-        steps: Steps taken.
-        tokens: Tokens trained on, by all ranks.
+        steps: Steps taken, as Lightning counts them in `trainer.global_step`.
+        tokens: Tokens trained on, by all ranks; 0 where they are not known.
+        counts_tokens: Whether the tokens of a batch are known; None: not before there is a batch.
         startup_seconds: From the start of the process to that of the clock.
         plan: Decides the size of steps; None: the data alone do.
     """
@@ -71,27 +82,42 @@ class TimeBudget(Callback):
         scope: Literal["training", "run"] = "training",
         reserve: Duration = Duration(0.05, "fraction"),  # noqa: B008
         overshoot: Literal["forbid", "allow"] = "forbid",
+        warm_up: bool | Literal["auto"] = "auto",
     ) -> None:
         super().__init__()
+        _check_choice("scope", scope, ("training", "run"))
+        _check_choice("overshoot", overshoot, ("forbid", "allow"))
+        _check_choice("warm_up", warm_up, ("auto", True, False))
         limits = read_limits(limit if isinstance(limit, list) else [limit])
         if scope == "run" and "seconds" in limits:
             limits["seconds"] -= read_reserve(Duration.parse(reserve), limits["seconds"])
         self.budget = Budget(limits)
         self.scope = scope
         self.overshoot = overshoot
+        self.warm_up = warm_up
         self.plan: StepPlan | None = None
+        self._trainer: Trainer | None = None
+        self._begin()
 
+    def _begin(self) -> None:
+        """Sets all that is known of a run to what it is before its beginning."""
         self.steps = 0
         self.tokens = 0
+        self.counts_tokens: bool | None = None
         self.startup_seconds: float | None = None
+        self._count_tokens: Callable[[Any], int] = lambda batch: 0
         self._earlier_seconds = 0.0  # `scope: run`: used before this process, by the run that it resumes
         self._stopwatch = Stopwatch()
         self._paces: deque[Pace] = deque(maxlen=RECENT_STEPS)
         self._clock: Clock = LocalClock(self._stopwatch, self._now, self._paces)
+        self._updates = 0  # batches of this process after which the clock was told of a step
+        self._next_steps = 1  # of the batch that begins: more where it has several optimizers
         self._next_tokens = 0  # of the step that begins
-        self._step_tokens = 0  # of the step under way, so far
+        self._step_tokens = 0  # of the step under way, so far, of this rank
         self._trainer_step = 0  # Lightning's count, which goes on where a step is dropped
         self._update_began = self._update_seconds = 0.0  # the optimizer's share of a step
+        self._repeatable = False
+        self._warms_up_first_batch = False
         self._over = False
         self._position: dict[str, Any] | None = None  # of the data, after the last step
         self.clock_synced = False
@@ -122,58 +148,100 @@ class TimeBudget(Callback):
     # Hooks
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if stage == "fit":
-            self.check(trainer)
+        if stage != "fit":
+            return
+        self._check_minimum(trainer)
+        self._check_order(trainer)
+        if self._trainer is not None and self._trainer is not trainer:
+            self._begin()  # another trainer's run is over; the same trainer goes on with its own
+        self._trainer = trainer
 
     def check(self, trainer: Trainer) -> None:
-        """Rejects the trainer's own limits, which would end a run without its final validation.
+        """Rejects the trainer's own limits, for a run that the budget alone has to end.
 
         Raises:
             ConfigError: One of them is set.
         """
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
-        for key, value, unset in (
-            ("max_steps", trainer.max_steps, -1),
-            ("max_epochs", trainer.max_epochs, -1),
-            ("min_steps", trainer.min_steps, None),
-            ("min_epochs", trainer.min_epochs, None),
-        ):
-            if value not in (unset, 0, None):
+        for key, value in (("max_steps", trainer.max_steps), ("max_epochs", trainer.max_epochs)):
+            if value not in (-1, 0, None):
                 raise ConfigError(f"trainer.{key}", value, ENDS_A_RUN)
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, Timer):
                 raise ConfigError("trainer.max_time", "Timer", ENDS_A_RUN)
+        self._check_minimum(trainer)
+
+    def _check_minimum(self, trainer: Trainer) -> None:
+        """Rejects a minimum length, for which Lightning would train beyond the budget.
+
+        Raises:
+            ConfigError: One is set.
+        """
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        for key, value in (("min_steps", trainer.min_steps), ("min_epochs", trainer.min_epochs)):
+            if value not in (None, 0):
+                raise ConfigError(f"trainer.{key}", value, NO_MINIMUM)
+
+    def _check_order(self, trainer: Trainer) -> None:
+        """Rejects callbacks of bytelm's before this one that would read the budget before it has read the clock.
+
+        Raises:
+            ConfigError: There is one.
+        """
+        from bytelm.callbacks.order import arrange  # which imports this module
+
+        callbacks = trainer.callbacks  # type: ignore[attr-defined]
+        ordered = arrange(callbacks)
+        for callback in callbacks[: callbacks.index(self)]:
+            if ordered.index(callback) > ordered.index(self):
+                name = type(callback).__name__
+                raise ConfigError("callbacks", f"{name}, TimeBudget", f"accepted: TimeBudget before {name}")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._over = False
+        self._updates = 0
         self._trainer_step = trainer.global_step
+        self._repeatable = is_repeatable(pl_module)
         self._clock = self._make_clock(trainer, pl_module)
-        self._clock.look(self.steps, self.tokens)
+        self._find_counter(trainer)
+        self._clock.look(self._updates, self._work)
         self.progress = self._measure()
         if self.steps and self._is_over():
             note(f"the run had used up its budget ({self.steps} steps): nothing is trained, it is scored")
             trainer.should_stop = True
             return
-        self._warm_up(trainer, pl_module)
-        self.startup_seconds = process_age()
-        self._clock.start(self.steps, self.tokens)
-        self.progress = self._measure()
-        if self._is_over():
-            if not self.steps:
-                raise self._no_step_fits()
-            trainer.should_stop = True  # what is left to the resumed run is shorter than a step
+        self._check_age()
+        if self.plan is not None:
+            self.plan.prepare(trainer, self.progress)
+        if self._warms_up(trainer, pl_module):
+            if data_position(trainer) is None:
+                self._warms_up_first_batch = True  # none can be looked at before training takes it
+                return
+            self._run_warm_up(trainer, pl_module, lambda: next_batch(trainer))
+        if self.steps:
+            self._prepare(pl_module)  # once more, after a restart: it was counted in the process before
+        self._start(trainer, pl_module)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        if self.counts_tokens is None:
+            self._find_counter(trainer, batch)
+        if self._warms_up_first_batch:
+            self._warms_up_first_batch = False
+            self._run_warm_up(trainer, pl_module, lambda: cloned(batch))
+            self._start(trainer)
         if not self._stopwatch.running:
-            self._clock.start(self.steps, self.tokens)
+            self._clock.start(self._updates, self._work)
             self.progress = self._measure()
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Drops a last step that has taken longer than was predicted and would end beyond the limit.
 
-        Without gradients an optimizer changes nothing. On devices this would have to wait for the backward pass.
+        Without gradients an optimizer changes nothing. On devices this would have to wait for the backward pass. Hooks
+        of another module than bytelm's may not work without gradients: there a step that has begun is finished.
         """
-        if self._clock.is_exact and self.overshoot == "forbid":
+        if self._repeatable and self._clock.is_exact and self.overshoot == "forbid":
             self._update_began = self._now()
             end = self._update_began + self._update_seconds
             if self.steps > 0 and end > self.budget.limits.get("seconds", math.inf):
@@ -185,27 +253,47 @@ class TimeBudget(Callback):
         self.clock_synced = self._over
         if self._over:
             return  # this step was dropped
-        self._step_tokens += batch[0].numel() * trainer.world_size
-        if trainer.global_step == self._trainer_step:
+        if batch is not None:  # Lightning goes on without one
+            self._step_tokens += self._count_tokens(batch)
+        steps = trainer.global_step - self._trainer_step
+        if not steps and pl_module.automatic_optimization:
             return  # one of several batches that are accumulated into a step
         self._trainer_step = trainer.global_step
-        self.steps += 1
-        self.tokens += self._step_tokens
-        self._next_tokens, self._step_tokens = self._step_tokens, 0
-        self.clock_synced = self._clock.step_ended(self.steps, self.tokens)
+        self._updates += 1
+        self.steps += steps
+        self._next_steps = steps or self._next_steps
+        if self.counts_tokens:
+            self._next_tokens, self._step_tokens = self._of_all_ranks(trainer, self._step_tokens), 0
+            self.tokens += self._next_tokens
+        self.clock_synced = self._clock.step_ended(self._updates, self._work)
         if self.clock_synced:
             self._update_seconds = self._clock.reading.seconds - self._update_began
         self._plan_next_step(trainer)
         if self._is_over():
             self._over = trainer.should_stop = self.clock_synced = True  # Lightning then validates
             self._stopwatch.pause()
-        elif self._clock.is_exact:
+        elif self._repeatable and self._clock.is_exact:
             self._position = data_position(trainer)
         if is_log_step(trainer, batch_idx):
             log_metrics(trainer, {"time_budget/progress": self.progress.fraction})
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.pause(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.pause(trainer)
+        if self._over or trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        for key, limit, reached in (
+            ("max_epochs", trainer.max_epochs, trainer.current_epoch),
+            ("max_steps", trainer.max_steps, trainer.global_step),
+        ):
+            if limit is not None and 0 <= limit <= reached:
+                used = f"with {self.progress.fraction:.0%} of the time budget used"
+                note(f"trainer.{key}={limit} has ended training {used}; {key}=-1 leaves that to the budget")
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._stopwatch.pause()  # without waiting for a device, which may be what has failed
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         self.pause(trainer)
@@ -220,11 +308,12 @@ class TimeBudget(Callback):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._begin()
         self._stopwatch.set(state_dict["training_seconds"])
         self._earlier_seconds = state_dict["run_seconds"]
         self.steps = state_dict["steps"]
         self.tokens = state_dict["tokens"]
-        self._next_tokens = self.tokens // max(self.steps, 1)
+        self._next_tokens = self.tokens // max(self.steps, 1) or 1  # 1: where tokens are not counted, steps are
         for pace in state_dict["step_seconds"]:  # older checkpoints have no tokens there: all steps had as many
             self._paces.append(Pace(*pace) if isinstance(pace, tuple) else Pace(pace, self._next_tokens))
 
@@ -232,12 +321,11 @@ class TimeBudget(Callback):
 
     def _make_clock(self, trainer: Trainer, pl_module: LightningModule) -> Clock:
         if runs_in_step_with_the_program(trainer, pl_module):
-            return LocalClock(self._stopwatch, self._now, self._paces, self.steps)
+            return LocalClock(self._stopwatch, self._now, self._paces)
         return SharedClock(
             self._stopwatch,
             lambda: trainer.strategy.broadcast(self._now()),
             self._paces,
-            self.steps,
             limit=self.budget.limits.get("seconds", math.inf),
             wait=lambda: wait_for_device(trainer),
         )
@@ -246,24 +334,121 @@ class TimeBudget(Callback):
         """Seconds of the budget used so far, by this process's clock."""
         return self._stopwatch.seconds if self.scope == "training" else self._earlier_seconds + process_age()
 
-    def _warm_up(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        later: Iterable[None] = ()
-        if self.plan is not None:
-            self.plan.prepare(trainer, self.progress)
-            later = self.plan.later_steps(trainer, self.progress)
-        batch = next_batch(trainer)
+    def _find_counter(self, trainer: Trainer, batch: Any = None) -> None:
+        """Finds out how tokens are counted, which may take a batch to tell.
+
+        Raises:
+            ConfigError: They cannot be, and the budget limits them.
+        """
+        for owner in (trainer.lightning_module, getattr(trainer, "datamodule", None)):
+            if callable(count := getattr(owner, "count_tokens", None)):
+                self._count_tokens, self.counts_tokens = count, True
+                return
+        if batch is None:
+            return
+        if isinstance(batch, Mapping) and isinstance(batch.get("input_ids"), Tensor):
+            self._count_tokens, self.counts_tokens = lambda batch: batch["input_ids"].numel(), True
+            return
+        self.counts_tokens = False
+        if "tokens" in self.budget.limits:
+            limit = str(Duration(self.budget.limits["tokens"], "tokens"))
+            raise ConfigError("time_budget.limit", limit, COUNT_TOKENS)
+
+    def _of_all_ranks(self, trainer: Trainer, tokens: int) -> int:
+        """The tokens of all ranks, of those of this one; called on all ranks together."""
+        if trainer.world_size == 1 or isinstance(getattr(trainer, "datamodule", None), TokenData):
+            return tokens * trainer.world_size  # bytelm's data give all ranks as many
+        # Ranks whose counts differ would not agree on when to stop.
+        total = torch.tensor(tokens, device=trainer.strategy.root_device)
+        return int(trainer.strategy.reduce(total, reduce_op="sum"))
+
+    @property
+    def _work(self) -> int:
+        """What a pace is measured by, of all that is done: tokens; steps of this process where these are not known."""
+        return self._updates if self.counts_tokens is False else self.tokens
+
+    @property
+    def _next_work(self) -> int:
+        """The same of the step that begins."""
+        return 1 if self.counts_tokens is False else self._next_tokens
+
+    def _check_age(self) -> None:
+        """Rejects a limit of `scope: run` that was over before training began, as in a notebook."""
+        limit, used = self.budget.limits.get("seconds", math.inf), self._clock.reading.seconds
+        if self.scope == "run" and not self.steps and used >= limit:
+            reason = f"scope: run counts from the start of this process, {used:.0f}s ago; accepted: more, or"
+            raise ConfigError("time_budget.limit", str(Duration(limit, "seconds")), f"{reason} scope: training")
+
+    def _warms_up(self, trainer: Trainer, pl_module: LightningModule) -> bool:
+        """Whether a warm-up pass is run, as `warm_up` says.
+
+        Raises:
+            ConfigError: It is asked for, and cannot be undone.
+        """
+        if self.warm_up is False:
+            return False
+        reason = why_not(trainer, pl_module)
+        if self.warm_up is True:
+            if reason is not None:
+                raise ConfigError("time_budget.warm_up", True, f"{reason}; accepted: auto, false")
+            return True
+        if reason is None and not self._repeatable:
+            name = type(pl_module).__name__
+            reason = f"{name}.training_step may change more than can be put back (warm_up=True puts back most)"
+        if reason is not None:
+            note(f"no warm-up pass: {reason}; the first step counts, with what it compiles")
+        return reason is None
+
+    def _run_warm_up(self, trainer: Trainer, pl_module: LightningModule, first_batch: Callable[[], Any]) -> None:
+        later: Iterable[None] = () if self.plan is None else self.plan.later_steps(trainer, self.progress)
         self._position = data_position(trainer)
         batches = trainer.accumulate_grad_batches
-        seconds = trainer.strategy.broadcast(warm_up(trainer, pl_module, batch, later) * batches)
-        self._next_tokens = batch[0].numel() * trainer.world_size * batches
-        self._paces.append(Pace(seconds, self._next_tokens))
+        tokens = self._of_all_ranks(trainer, self._count_tokens(first_batch()) * batches)
+        seconds = warm_up(trainer, pl_module, first_batch, later, not self._repeatable)
+        self._next_tokens = tokens
+        self._paces.append(Pace(trainer.strategy.broadcast(seconds * batches), self._next_work))
+
+    def _start(self, trainer: Trainer, unprepared: LightningModule | None = None) -> None:
+        """Starts the clock for the first step of this process.
+
+        Args:
+            trainer: The trainer.
+            unprepared: The module, where it may have to be prepared for the first step.
+        """
+        self.startup_seconds = process_age()
+        self._clock.start(self._updates, self._work)
+        if not self.steps and unprepared is not None:
+            self._prepare(unprepared, self.budget.limits.get("seconds", math.inf))
+            self._clock.look(self._updates, self._work)
+        self.progress = self._measure()
+        if self._is_over():
+            if not self.steps:
+                raise self._no_step_fits()
+            trainer.should_stop = True  # what is left to the resumed run is shorter than a step
+
+    def _prepare(self, pl_module: LightningModule, limit: float = math.inf) -> None:
+        """Does what the module has to do before the first step: its `prepare_in_pieces`, an iterator of pieces of work.
+
+        Args:
+            pl_module: The module, with or without such a method.
+            limit: Seconds of the budget that end it.
+
+        Raises:
+            ConfigError: They are used up before it is done.
+        """
+        for _ in getattr(pl_module, "prepare_in_pieces", tuple)():
+            if limit < math.inf and self._clock.now() >= limit:
+                reason = "it was used up before the first step, while the model was prepared (a memory is filled then)"
+                error = ConfigError("time_budget.limit", str(Duration(limit, "seconds")), reason)
+                error.on_all_ranks = True  # they read one clock
+                raise error
 
     def _plan_next_step(self, trainer: Trainer) -> None:
         """Measures progress, and lets the plan set the next step's size by it."""
         self.progress = self._measure()
         if self.plan is None or self.plan.prepare(trainer, self.progress) in (None, self._next_tokens):
             return
-        self._clock.size_changes(self.steps, self.tokens)
+        self._clock.size_changes(self._updates, self._work)
         self.clock_synced = True
         self.progress = self._measure()  # on a device, or several ranks, the clock was read only now
         self._next_tokens = self.plan.prepare(trainer, self.progress) or self._next_tokens
@@ -280,12 +465,13 @@ class TimeBudget(Callback):
 
     def _measure(self) -> Progress:
         used: dict[Unit, float] = {
-            "seconds": self._clock.used(self.tokens),
+            "seconds": self._clock.used(self._work),
             "steps": float(self.steps),
             "tokens": float(self.tokens),
         }
-        pace = self._paces[-1].of(self._next_tokens) if self._paces else 0.0
-        return self.budget.progress(used, {"seconds": pace, "steps": 1.0, "tokens": float(self._next_tokens)})
+        pace = self._paces[-1].of(self._next_work) if self._paces else 0.0
+        tokens = float(self._next_tokens) if self.counts_tokens else 0.0
+        return self.budget.progress(used, {"seconds": pace, "steps": float(self._next_steps), "tokens": tokens})
 
     def _is_over(self) -> bool:
         if self.overshoot == "allow":
@@ -296,14 +482,22 @@ class TimeBudget(Callback):
         """What the next step is predicted to take of each limit."""
         step = dict(self.progress.per_step)
         if "seconds" in self.budget.limits:
-            step["seconds"] = self._clock.expected(self._next_tokens)
+            step["seconds"] = self._clock.expected(self._next_work)
         return step
 
     def _no_step_fits(self) -> ConfigError:
         step = self._next_step()
         unit = self.budget.tightest(self.progress.used, step)
-        reason = f"it is shorter than one step, which takes about {step[unit]:.3g} {unit}"
+        used = self.progress.used[unit]
+        before = f", after the {used:.3g} {unit} that this process has run already" if used else ""
+        reason = f"it is shorter than one step, which takes about {step[unit]:.3g} {unit}{before}"
         return ConfigError("time_budget.limit", str(Duration(self.budget.limits[unit], unit)), reason)
+
+
+def _check_choice(option: str, value: object, accepted: tuple[object, ...]) -> None:
+    """Rejects a value that is not one of the accepted ones, as a config's types do."""
+    if value not in accepted:
+        raise ConfigError(f"time_budget.{option}", value, f"accepted: {', '.join(map(str, accepted))}")
 
 
 def runs_in_step_with_the_program(trainer: Trainer, pl_module: LightningModule) -> bool:

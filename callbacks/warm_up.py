@@ -2,64 +2,105 @@
 
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.loggers.logger import DummyLogger
+from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 
+from bytelm.callbacks.snapshot import unchanged
+from bytelm.data.base import TokenData
+
+# Methods of a module that tell others of a step, or are told of it. Lightning rejects the first two outside of its steps.
+HEARD = ("log", "log_dict", "on_before_backward", "on_after_backward")
 MANY_GRAPHS = 10_000  # of one function, where there are usually 8 at most before torch gives up on compiling it
 
 
-def warm_up(trainer: Trainer, pl_module: LightningModule, batch: Any, later: Iterable[None] = ()) -> float:
+def why_not(trainer: Trainer, pl_module: LightningModule) -> str | None:
+    """Why no pass can be run whose changes can be undone; None if one can.
+
+    Args:
+        trainer: Its strategy would run the pass.
+        pl_module: The module that is trained.
+    """
+    name = type(pl_module).__name__
+    if not pl_module.automatic_optimization:
+        return f"{name} optimizes manually, so a pass would change its weights"
+    if is_param_in_hook_signature(pl_module.training_step, "dataloader_iter", explicit=True):
+        return f"{name}.training_step takes its batches from an iterator, so a pass would use them up"
+    if trainer.strategy.handles_gradient_accumulation:
+        return f"{type(trainer.strategy).__name__} counts batches by itself, so a pass would be taken for one of them"
+    return None
+
+
+def is_repeatable(pl_module: LightningModule) -> bool:
+    """Whether a module's training step leaves nothing behind but gradients, buffers and random states.
+
+    The class that defines the step declares it, as `repeatable_step = True`: another class that overrides the step has
+    to declare it again.
+
+    Args:
+        pl_module: The module that is trained.
+    """
+    owner = next(cls for cls in type(pl_module).__mro__ if "training_step" in vars(cls))
+    return bool(vars(owner).get("repeatable_step", False))
+
+
+def warm_up(
+    trainer: Trainer,
+    pl_module: LightningModule,
+    first_batch: Callable[[], Any],
+    later: Iterable[None] = (),
+    keep_attributes: bool = False,
+) -> float:
     """Runs forward and backward as each kind of later step will, then twice as the first step will; keeps nothing.
 
-    The passes compile, choose kernels and fill caches; the last one shows how long a step takes. Weights, optimizer,
-    buffers, random state and gradients are afterwards as they were.
+    The passes compile, choose kernels and fill caches; the last one shows how long a step takes. Buffers, random states
+    and gradients are afterwards as they were. No callback and no logger hears of the passes.
 
     Args:
         trainer: Its strategy runs the passes, as it runs training steps.
         pl_module: The module that is trained.
-        batch: The first batch, on the module's device.
+        first_batch: Returns the batch that training begins with, on the module's device.
         later: In each iteration it sets what some later steps differ in (batch size, sequence length, options of
             parts), and in the end the values of the first step.
+        keep_attributes: Whether parameters and attributes of modules are put back, too (snapshot.Attributes).
 
     Returns:
         Seconds of the last pass.
     """
-    buffers = {name: buffer.clone() for name, buffer in pl_module.named_buffers()}
-    devices = [] if pl_module.device.type == "cpu" else [pl_module.device]
     steps_differ = False
-    with torch.random.fork_rng(devices, device_type=pl_module.device.type if devices else "cuda"), _muted(pl_module):
+    with unchanged(pl_module, keep_attributes), _unheard(trainer, pl_module):
         for _ in later:
             steps_differ = True
             with static_shapes():
-                _run_pass(trainer, next_batch(trainer))
+                _run_pass(trainer, first_batch())
         with static_shapes() if steps_differ else nullcontext():
-            _run_pass(trainer, batch)
-        seconds = _run_pass(trainer, batch)
-    pl_module.zero_grad()
-    with torch.no_grad():
-        for name, buffer in pl_module.named_buffers():
-            buffer.copy_(buffers[name])
-    return seconds
+            _run_pass(trainer, first_batch())
+        return _run_pass(trainer, first_batch())
 
 
 def next_batch(trainer: Trainer) -> Any:
-    """The batch that training begins with, on the device; the loader stays where it was."""
+    """The batch that training begins with, on the device, of data that can be put back; they stay where they were."""
     loader: Any = trainer.train_dataloader
-    position = data_position(trainer)
+    position = loader.state_dict()
     batch = next(iter(loader))
-    if position is not None:
-        loader.load_state_dict(position)
+    loader.load_state_dict(position)
     return trainer.strategy.batch_to_device(batch)
 
 
 def data_position(trainer: Trainer) -> dict[str, Any] | None:
-    """Where the training data stand, if they know it; their `load_state_dict` takes it back."""
+    """Where the training data stand, if `load_state_dict` of their loader takes them back there.
+
+    Only bytelm's own data promise that. Loaders of others may have a state, too, but another iterator that is made of
+    them can take batches, workers or random numbers from the one that trains.
+    """
+    data = getattr(trainer, "datamodule", None)
     loader: Any = trainer.train_dataloader
-    return loader.state_dict() if hasattr(loader, "state_dict") else None
+    return loader.state_dict() if isinstance(data, TokenData) else None
 
 
 def wait_for_device(trainer: Trainer) -> None:
@@ -88,22 +129,30 @@ def static_shapes() -> Iterator[None]:
 
 def _run_pass(trainer: Trainer, batch: Any) -> float:
     """Runs forward and backward; returns the seconds they took."""
+    step = trainer.lightning_module.training_step
+    index = (0,) if is_param_in_hook_signature(step, "batch_idx", min_args=2) else ()  # Lightning's own rule
     start = time.perf_counter()
-    output: Any = trainer.strategy.training_step(batch, 0)
-    loss = output["loss"] if isinstance(output, dict) else output
-    trainer.strategy.backward(loss, trainer.optimizers[0])
+    output: Any = trainer.strategy.training_step(batch, *index)
+    loss = output["loss"] if isinstance(output, Mapping) else output
+    if loss is not None:  # None: the step is left out
+        trainer.strategy.backward(loss, trainer.optimizers[0])
     wait_for_device(trainer)
     return time.perf_counter() - start
 
 
 @contextmanager
-def _muted(pl_module: LightningModule) -> Iterator[None]:
-    """Makes a module's own log calls do nothing, as Lightning rejects them outside of its steps."""
-    names = ("log", "log_dict")
-    for name in names:
-        setattr(pl_module, name, lambda *args, **kwargs: None)
+def _unheard(trainer: Trainer, pl_module: LightningModule) -> Iterator[None]:
+    """Inside, neither callbacks nor loggers nor the module's own hooks hear of a step."""
+    own = vars(pl_module)
+    before = {name: own[name] for name in HEARD if name in own}
+    callbacks, loggers = trainer.callbacks, trainer.loggers  # type: ignore[attr-defined]
+    for name in HEARD:
+        object.__setattr__(pl_module, name, lambda *args, **kwargs: None)
+    trainer.callbacks, trainer.loggers = [], [DummyLogger() for _ in loggers]  # type: ignore[attr-defined]
     try:
         yield
     finally:
-        for name in names:
-            delattr(pl_module, name)
+        trainer.callbacks, trainer.loggers = callbacks, loggers  # type: ignore[attr-defined]
+        for name in HEARD:
+            object.__delattr__(pl_module, name)
+        own.update(before)

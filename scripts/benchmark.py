@@ -1,34 +1,34 @@
-"""What bytelm costs over a plain PyTorch loop, measured side by side.
+"""Measures the overhead of bytelm over a plain PyTorch loop, side by side.
 
     BYTELM_DATA=… python scripts/benchmark.py --budget 30s --repeats 5
 
-Runs, in turn and `repeats` times over, each in a process of its own and for the same time:
+Runs these contenders in turn, `repeats` times, each in a separate process and for the same time:
 
 * `bytelm`: `python -m bytelm fit` on a config, with TensorBoard and the progress bar on;
 * `plain loop`: the same network, batches and optimizer in a plain PyTorch loop, `scripts/plain_loop.py`;
-* `challenge script`: the byte-level challenge's winning script as it stands, where $BYTELM_REFERENCE (or
-  --reference) names the folder that holds its harness and the corpus.
+* `challenge script`: the byte-level challenge's winning script, unchanged, if $BYTELM_REFERENCE (or --reference)
+  names the folder that contains its harness and the corpus.
 
-Prints medians and ratios. Leave the machine alone meanwhile: each of these uses every core.
+Prints medians and ratios. The machine must be otherwise idle, because each contender uses every core.
 
     python scripts/benchmark.py --config configs/gpt2/124m.yaml --random_tokens [--alone] [-- --config other.yaml …]
 
-The same for tokens in shards, here random ones, on GPUs. What follows `--` goes to bytelm's command line and changes
-the plain loop likewise; that knows bf16-mixed, accumulation, torch.compile and ddp.
+The same for shards of random tokens, on GPUs. The options after `--` are added to bytelm's command line and change the
+plain loop likewise. The plain loop supports bf16-mixed, accumulation, torch.compile and ddp.
 
     python scripts/benchmark.py … --scaling -- --trainer.devices 2 --trainer.strategy ddp
 
-Runs each on one device, too, and says how many times as many tokens all of them take together. A step on N devices has
-N times the tokens of one on one device.
+Also runs each contender on one device and prints the ratio of tokens per second. A step on N devices has N times the
+tokens of a step on one device.
 
     BYTELM_DATA=… python scripts/benchmark.py --callbacks --budget 30s [-- …]
 
-Trains once, and prints what each callback's hooks took of a step, in microseconds.
+Trains once and prints the time of each callback's hooks in a step, in microseconds.
 
     BYTELM_DATA=… python scripts/benchmark.py --peak --config my.yaml [-- --trainer.precision bf16-mixed …]
 
-Trains a few dozen steps, and prints what this machine's arithmetic comes to at best, on square matrices and on those of
-the network; what share of it the training reaches; and where the time of a step goes, by part and by operator.
+Trains a few dozen steps and prints the peak speed of matrix products on this machine, for square matrices and for those
+of the network; the share of the peak that training reaches; and the time of a step by part and by operator.
 """
 
 import argparse
@@ -65,9 +65,9 @@ from bytelm.units import Duration
 
 ROOT = Path(__file__).resolve().parent.parent
 PLAIN_LOOP = ROOT / "scripts/plain_loop.py"
-PLAIN_STRATEGIES = (SingleDeviceStrategy, DDPStrategy)  # that the plain loop knows
+PLAIN_STRATEGIES = (SingleDeviceStrategy, DDPStrategy)  # supported by the plain loop
 ONE_DEVICE = ("--trainer.devices", "1", "--trainer.strategy", "auto")
-Contender = tuple[str, int]  # its name, and on how many devices
+Contender = tuple[str, int]  # its name and its number of devices
 Result = dict[str, Any]
 HOOKS_OF_A_STEP = (
     "on_train_batch_start",
@@ -82,10 +82,10 @@ HOOKS_OF_A_STEP = (
 WARM_UP_STEPS = 10
 MEASURED_STEPS = 40  # twice: for the speed, and for the parts
 PROFILED_STEPS = 5
-DEVICE_WINDOW = 5  # steps between two readings of the clock where a device runs behind the program
+DEVICE_WINDOW = 5  # steps between two readings of the clock, if a device runs behind the program
 TOP_OPERATORS = 12
 
-# What Lightning's profiler is told has begun, by the end of its name. Whatever else is part of what surrounds it.
+# Actions of Lightning's profiler, by the end of their names. Other actions belong to the action around them.
 PART_OF_ACTION = {
     "train_dataloader_next": "data",
     "batch_to_device": "data",
@@ -101,8 +101,8 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 SQUARES = (512, 2048)
 DEVICE_SQUARES = (*SQUARES, 8192)
 PRODUCTS = {"forward": "x @ w.T", "input gradient": "g @ w", "weight gradient": "g.T @ x"}
-PRODUCT_SECONDS = 0.2  # that a product is repeated for
-PATIENCE = 5.0  # seconds that one product may take
+PRODUCT_SECONDS = 0.2  # time for which a product is repeated
+PATIENCE = 5.0  # longest time of one product, in seconds
 
 
 def main() -> None:
@@ -120,11 +120,11 @@ def main() -> None:
     trainer = build_cli(options.config, *options.overrides).trainer
     devices = trainer.num_devices
     if options.scaling and devices == 1:
-        sys.exit("--scaling: the config asks for one device; accepted: several, as with -- --trainer.devices 2")
+        sys.exit("--scaling: the config has one device; it must have several, for example -- --trainer.devices 2")
     plain = isinstance(trainer.strategy, PLAIN_STRATEGIES)
     print(table(run_in_turn(contenders(options, devices, plain), options.repeats), seconds))
     if not plain:
-        print(f"no plain loop: it knows one device and ddp, not {type(trainer.strategy).__name__}")
+        print(f"no plain loop: it supports one device and ddp, not {type(trainer.strategy).__name__}")
 
 
 def parse() -> argparse.Namespace:
@@ -133,25 +133,25 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--budget", type=Duration.parse, default=Duration.parse("30s"), help="time of each run")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--reference", type=Path, default=os.environ.get("BYTELM_REFERENCE"))
-    parser.add_argument("--callbacks", action="store_true", help="what the callbacks take of a step, in place of that")
-    parser.add_argument("--peak", action="store_true", help="how close training comes to the machine's arithmetic")
-    parser.add_argument("--random_tokens", action="store_true", help="train on shards of random tokens, made for this")
+    parser.add_argument("--callbacks", action="store_true", help="measure the callbacks' time instead")
+    parser.add_argument("--peak", action="store_true", help="measure the share of the machine's peak instead")
+    parser.add_argument("--random_tokens", action="store_true", help="train on generated shards of random tokens")
     parser.add_argument("--alone", action="store_true", help="leave out the plain loop")
-    parser.add_argument("--scaling", action="store_true", help="on one device, too: how many times as fast all are")
-    parser.add_argument("overrides", nargs="*", help="after --: what to change in the config")
+    parser.add_argument("--scaling", action="store_true", help="also run on one device, and print the ratio")
+    parser.add_argument("overrides", nargs="*", help="after --: options that change the config")
     options = parser.parse_args()
     if options.budget.unit != "seconds":
-        parser.error(f"--budget: {options.budget} is no time; accepted: 30s, 3m")
+        parser.error(f"--budget: {options.budget} is not a time, such as 30s or 3m")
     return options
 
 
 def contenders(options: argparse.Namespace, devices: int, plain: bool) -> dict[Contender, Callable[[], Result]]:
-    """What to run.
+    """The runs to measure.
 
     Args:
-        options: The command's.
-        devices: How many of them the config asks for.
-        plain: Whether the plain loop can run on these.
+        options: The command's options.
+        devices: Number of devices in the config.
+        plain: Whether the plain loop supports them.
     """
     config, seconds = options.config, options.budget.value
     runs: dict[Contender, Callable[[], Result]] = {}
@@ -171,7 +171,7 @@ def run_in_turn(runs: dict[Contender, Callable[[], Result]], repeats: int) -> di
     results: dict[Contender, list[Result]] = {contender: [] for contender in runs}
     with tqdm(total=repeats * len(runs), desc="runs") as bar:
         for repeat in range(repeats):
-            # The order turns round, so that a machine that warms up or slows down favours none.
+            # The order alternates: a machine that warms up or slows down then favours no contender.
             for (name, devices), run in list(runs.items())[:: -1 if repeat % 2 else 1]:
                 bar.set_postfix_str(f"{name}, devices: {devices}")
                 results[name, devices].append(run())
@@ -207,12 +207,12 @@ def run(command: list[str], environment: dict[str, str] | None = None) -> str:
 
 
 def build_cli(config: Path, *options: str) -> BytelmCLI:
-    sys.argv = sys.argv[:1]  # LightningCLI warns where it is given both
+    sys.argv = sys.argv[:1]  # LightningCLI warns if there are both args and sys.argv
     return build(["--config", str(config), *options], run=False)
 
 
 def random_shards(folder: Path, tokens: int = 20_000_000) -> Path:
-    """A folder with shards of random tokens of GPT-2's vocabulary, for training and validation."""
+    """Makes a folder with training and validation shards of random tokens of GPT-2's vocabulary."""
     for split, count in {"train": tokens, "val": tokens // 10}.items():
         path = folder / f"random_{split}_000000.bin"
         if not path.exists():
@@ -222,7 +222,7 @@ def random_shards(folder: Path, tokens: int = 20_000_000) -> Path:
 
 
 def time_callbacks(config: Path, seconds: float, overrides: Sequence[str] = ()) -> str:
-    """Markdown: microseconds of a step that each callback's hooks take, on average."""
+    """Returns Markdown: the mean time of each callback's hooks in a step, in microseconds."""
     cli = build_cli(config, *overrides, "--time_budget.limit", f"{seconds}s", "--experiment", "callbacks")
     taken: dict[str, float] = {}
 
@@ -246,7 +246,7 @@ def time_callbacks(config: Path, seconds: float, overrides: Sequence[str] = ()) 
 
 
 def table(results: dict[Contender, list[Result]], seconds: float) -> str:
-    """Markdown: speed of each contender, bytelm's ratio to it on as many devices, and how bytelm kept time."""
+    """Returns Markdown: each contender's speed, bytelm's ratio to it, and bytelm's deviation from the budget."""
     speeds = {of: [r["total_steps"] / r["training_time_secs"] for r in runs] for of, runs in results.items()}
     tokens = {of: [r["tokens_per_sec"] for r in runs if "tokens_per_sec" in r] for of, runs in results.items()}
     lines = [
@@ -275,9 +275,9 @@ def table(results: dict[Contender, list[Result]], seconds: float) -> str:
     startup = [r["startup_time_secs"] for r in ours]
     lines += [
         "",
-        f"start of the process to the first training step: {statistics.median(startup):.2f} s, median "
+        f"from the start of the process to the first training step: median {statistics.median(startup):.2f} s "
         f"({min(startup):.2f} to {max(startup):.2f})",
-        f"training time less the budget: {min(errors):+.3f} to {max(errors):+.3f} s, where a step takes {step:.3f} s",
+        f"training time minus the budget: {min(errors):+.3f} to {max(errors):+.3f} s; a step takes {step:.3f} s",
     ]
     return "\n".join(lines)
 
@@ -287,26 +287,26 @@ def median_ratio(over: list[float], under: list[float]) -> float:
 
 
 def peak(config: Path, overrides: Iterable[str] = ()) -> str:
-    """Plain text: the machine's arithmetic at best, what training reaches of it, and where a step's time goes."""
+    """Returns plain text: the machine's peak, the share that training reaches, and the time of a step by part."""
     training = measure_training(config, overrides)
     return peak_report(training, measure_products(training.device, training.linears))
 
 
 @dataclass
 class Training:
-    """What was measured of a run.
+    """Measurements of a run.
 
     Attributes:
         device: The device.
-        precision: Lightning's name of it.
+        precision: Lightning's name of the precision.
         step_tokens: Tokens of a step.
-        token_flops: FLOPs that training takes per token, by the network's own account.
-        linears: How many linear layers there are of each shape; tokens are those of a batch.
+        token_flops: FLOPs of training per token, as the network computes them.
+        linears: Number of linear layers of each shape; tokens are those of a batch.
         batches: Batches that are accumulated into a step.
-        step_seconds: What steps took, undisturbed.
-        step_parts: What the parts of further steps took, in seconds.
-        profiled_seconds: What the profiled steps took together.
-        operators: Calls in the profiled steps, and seconds of their own, of each operator, longest first.
+        step_seconds: Times of steps without further measurement.
+        step_parts: Times of the parts of later steps, in seconds.
+        profiled_seconds: Time of all profiled steps.
+        operators: Calls in the profiled steps, and own seconds, of each operator, longest first.
     """
 
     device: torch.device
@@ -326,20 +326,20 @@ class Training:
 
     @property
     def gflops(self) -> float:
-        """The network's own arithmetic, GFLOP/s."""
+        """GFLOP/s of the network's computations."""
         return self.tokens_per_second * self.token_flops / 1e9
 
     @property
     def parts(self) -> dict[str, float]:
-        """Seconds of each part: means of the middle half of the steps, which sum to a step and leave outliers out."""
+        """Seconds of each part: means over the middle half of the steps, without outliers."""
         ranked = sorted(self.step_parts, key=lambda parts: sum(parts.values()))
         middle = ranked[len(ranked) // 4 : len(ranked) - len(ranked) // 4]
         return {part: statistics.mean(parts[part] for parts in middle) for part in PARTS}
 
 
 def measure_training(config: Path, overrides: Iterable[str] = ()) -> Training:
-    """Trains what the config describes for a few dozen steps, as `fit` would."""
-    # A limit that the steps never reach: where they end must change neither the schedule nor how the clock is read.
+    """Trains the config's model for a few dozen steps, as `fit` would."""
+    # A limit that the steps never reach: the end must not affect the schedule or the readings of the clock.
     fixed = ["--time_budget.limit", "24h", "--trainer.devices", "1", "--trainer.limit_val_batches", "1"]
     quiet = ["--trainer.enable_progress_bar", "false", "--experiment", "peak"]
     cli = build_cli(config, *overrides, *fixed, *quiet)
@@ -347,27 +347,27 @@ def measure_training(config: Path, overrides: Iterable[str] = ()) -> Training:
     meter = StepMeter(parts)
     cli.trainer.profiler = parts  # type: ignore[attr-defined]
     cli.trainer.callbacks.append(meter)  # type: ignore[attr-defined]
-    with contextlib.redirect_stdout(sys.stderr):  # the run's scores, of no use here
+    with contextlib.redirect_stdout(sys.stderr):  # the run's scores are not needed
         cli.trainer.fit(cli.model, cli.datamodule)
     return meter.training
 
 
 class PartTimer(Profiler):
-    """Adds up what the parts of a step take, each without what is nested in it (backward in the optimizer's step).
+    """Sums the time of each part of a step, without the parts nested in it (backward in the optimizer's step).
 
-    Lightning tells a profiler what begins and ends; callbacks are part of the rest, wherever they are called.
+    Lightning calls a profiler at the start and end of each action. Callbacks always count as the rest.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self._open = [REST]
-        self._wait: Callable[[], None] | None = None  # not running yet
+        self._wait: Callable[[], None] | None = None  # None: the clock is stopped
 
     def begin(self, wait: Callable[[], None]) -> None:
         """Starts the clock.
 
         Args:
-            wait: Waits until the device has done what it was given, so that a part's work is not taken for the next's.
+            wait: Waits for the device, which assigns the work of a part to that part.
         """
         self._wait = wait
         self._since = time.perf_counter()
@@ -406,7 +406,7 @@ class PartTimer(Profiler):
 
 
 class StepMeter(Callback):
-    """Measures a run's speed, then the parts of its steps, then its operators, and ends it. Last among the callbacks.
+    """Measures a run's speed, the parts of its steps and its operators, then ends it. The last callback.
 
     Args:
         parts: The run's profiler.
@@ -418,7 +418,7 @@ class StepMeter(Callback):
         super().__init__()
         self._parts = parts
         self._steps = 0
-        self._profile = profile()  # of all that there is here, a GPU too
+        self._profile = profile()  # all available activities, including a GPU's
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._bar = tqdm(total=WARM_UP_STEPS + 2 * MEASURED_STEPS + PROFILED_STEPS, desc="steps", leave=False)
@@ -427,7 +427,7 @@ class StepMeter(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if trainer.global_step == self._steps:
-            return  # one of several batches that are accumulated into a step
+            return  # the step has further batches
         self._steps = trainer.global_step
         self._bar.update()
         step = self._steps - WARM_UP_STEPS
@@ -451,7 +451,7 @@ class StepMeter(Callback):
         self._bar.close()
 
     def _measure_speed(self, trainer: Trainer, step: int) -> None:
-        # Waiting for a device after every step would take from it the lead that the program has otherwise.
+        # Waiting for a device after every step would stop the program from running ahead of it.
         window = 1 if trainer.strategy.root_device.type == "cpu" else DEVICE_WINDOW
         if step % window:
             return
@@ -465,7 +465,7 @@ class StepMeter(Callback):
         wait_for_device(trainer)
         self.training.profiled_seconds = time.perf_counter() - self._since
         self._profile.stop()
-        # A device's kernels are listed, too; their time is in that of the operators that have launched them.
+        # Kernels of a device are left out: their time is part of the operators that launched them.
         events = [event for event in self._profile.key_averages() if event.device_type == DeviceType.CPU]
         cpu = trainer.strategy.root_device.type == "cpu"
         taken = {
@@ -476,7 +476,7 @@ class StepMeter(Callback):
 
 
 def describe(trainer: Trainer, model: LightningModule, inputs: torch.Tensor) -> Training:
-    """A Training in which nothing is measured yet, of a run whose batches have inputs like these, (B, T)."""
+    """Describes a run whose batches have such inputs, (B, T), before any measurement."""
     layers = [module for module in model.modules() if isinstance(module, nn.Linear)]
     return Training(
         device=trainer.strategy.root_device,
@@ -490,13 +490,13 @@ def describe(trainer: Trainer, model: LightningModule, inputs: torch.Tensor) -> 
 
 @dataclass
 class Product:
-    """A product of matrices, and how fast it goes.
+    """A matrix product and its speed.
 
     Attributes:
-        shape: Of the linear layer.
+        shape: Shape of the linear layer.
         kind: Which of the layer's products it is, a key of PRODUCTS.
-        layers: How many layers of that shape the network has; 0 of a square, which is there for the peak.
-        gflops: GFLOP/s by dtype; nothing where the device cannot, or would take too long.
+        layers: Number of layers of that shape in the network; 0 for a square product, which measures the peak.
+        gflops: GFLOP/s by dtype; None if the device does not support the dtype or would take too long.
     """
 
     shape: Shape
@@ -511,11 +511,11 @@ class Product:
 
 
 def measure_products(device: torch.device, linears: Counter[Shape]) -> list[Product]:
-    """Measures square products, for the peak, and then those of linear layers, in each dtype."""
+    """Measures square products, for the peak, and the products of linear layers, in each dtype."""
     sizes = SQUARES if device.type == "cpu" else DEVICE_SQUARES
     products = [Product((size, size, size), "forward") for size in sizes]
     products += [Product(shape, kind, layers) for shape, layers in linears.items() for kind in PRODUCTS]
-    known = dict.fromkeys(DTYPES, float("inf"))  # the speed of the last, the smallest being the first
+    known = dict.fromkeys(DTYPES, float("inf"))  # speed of the last product; the smallest product comes first
     for product in tqdm(products, desc="products", leave=False):
         for dtype in DTYPES:
             too_long = product.flops / 1e9 / known[dtype] > PATIENCE  # emulated, as float16 is on most CPUs
@@ -526,7 +526,7 @@ def measure_products(device: torch.device, linears: Counter[Shape]) -> list[Prod
 
 
 def product_gflops(product: Product, dtype: torch.dtype, device: torch.device) -> float | None:
-    """GFLOP/s of a product at its best; None where the device does not know the dtype."""
+    """The highest GFLOP/s of a product; None if the device does not support the dtype."""
     tokens, inputs, outputs = product.shape
     sizes = {"x": (tokens, inputs), "w": (outputs, inputs), "g": (tokens, outputs)}
     matrices = {name: torch.randn(size, device=device).to(dtype) for name, size in sizes.items()}
@@ -539,13 +539,13 @@ def product_gflops(product: Product, dtype: torch.dtype, device: torch.device) -
 
 
 def peaks(products: list[Product]) -> dict[torch.dtype, float]:
-    """The fastest that square products went, GFLOP/s by dtype; of those that the device can."""
+    """The highest speed of square products, GFLOP/s by supported dtype."""
     rates = {dtype: [p.gflops[dtype] or 0.0 for p in products if not p.layers] for dtype in DTYPES}
     return {dtype: max(of_dtype) for dtype, of_dtype in rates.items() if any(of_dtype)}
 
 
 def peak_report(training: Training, products: list[Product]) -> str:
-    """Plain text: what training reaches of the peak, and where a step's time goes."""
+    """Returns plain text: the share of the peak that training reaches, and the time of a step by part."""
     threads = f", {torch.get_num_threads()} threads" if training.device.type == "cpu" else ""
     device = torch.cuda.get_device_name(training.device) if training.device.type == "cuda" else training.device.type
     lines = [
@@ -574,14 +574,14 @@ def product_lines(products: list[Product], batches: int) -> list[str]:
     own = [product for product in products if product.layers]
     gflop = batches * sum(product.layers * product.flops for product in own) / 1e9
     seconds = {dtype: products_seconds(own, dtype, batches) for dtype in dtypes}
-    rows.append(["the network's of a step, ms", *(f"{1e3 * s:.2f}" if s else "-" for s in seconds.values())])
+    rows.append(["the network's products of a step, ms", *(f"{1e3 * s:.2f}" if s else "-" for s in seconds.values())])
     shares = [f"{gflop / s / reached[dtype]:.1%}" if s else "-" for dtype, s in seconds.items()]
-    rows.append(["the network's, share of the peak", *shares])
+    rows.append(["the network's products, share of the peak", *shares])
     return aligned(["GFLOP/s: tokens x inputs x outputs", *(name_of(dtype) for dtype in dtypes)], rows)
 
 
 def products_seconds(products: list[Product], dtype: torch.dtype, batches: int) -> float | None:
-    """What a step's products take by themselves; None where one of them was not measured."""
+    """Seconds of a step's products alone; None if one of them was not measured."""
     seconds = [p.layers * p.flops / 1e9 / rate for p in products if (rate := p.gflops[dtype])]
     return batches * sum(seconds) if len(seconds) == len(products) else None
 
@@ -609,14 +609,14 @@ def part_lines(parts: dict[str, float]) -> list[str]:
 
 
 def operator_lines(training: Training) -> list[str]:
-    """The operators that take most; the step is longer here by what the profiler costs."""
+    """The operators with the longest times. The profiler lengthens the step."""
     total = training.profiled_seconds
     taken = [(name[:60], f"{calls / PROFILED_STEPS:g}", s) for name, (calls, s) in training.operators.items()]
     others = sum(seconds for _, _, seconds in taken[TOP_OPERATORS:])
     idle = total - sum(seconds for _, _, seconds in taken)
-    taken[TOP_OPERATORS:] = [("other operators", "", others), ("no operator at work", "", idle), ("step", "", total)]
+    taken[TOP_OPERATORS:] = [("other operators", "", others), ("no operator", "", idle), ("step", "", total)]
     rows = [[name, calls, f"{1e3 * s / PROFILED_STEPS:.2f}", f"{s / total:.1%}"] for name, calls, s in taken]
-    return aligned(["operator by its own time, under torch.profiler", "calls", "ms", "share"], rows)
+    return aligned(["operator by own time, under torch.profiler", "calls", "ms", "share"], rows)
 
 
 def name_of(dtype: torch.dtype) -> str:
@@ -624,7 +624,7 @@ def name_of(dtype: torch.dtype) -> str:
 
 
 def aligned(header: list[str], rows: list[list[str]]) -> list[str]:
-    """Lines of a table: the first column to the left, the others to the right."""
+    """Lines of a table: the first column aligned left, the others right."""
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
     lines = []
     for name, *values in [header, *rows]:

@@ -1,17 +1,17 @@
-"""Kills a training run over and over, and proves that the run that goes on is the one that was never killed.
+"""Kills a training run repeatedly, and checks that the resumed run equals an uninterrupted one.
 
     python scripts/inject_faults.py --kills 50 --seed 0
 
-A tiny experiment is run once without a cut. Then it is run again and again, each process is ended by SIGKILL at some
-moment (by the clock, in start-up or after it, or a chosen one: halfway through the bytes of a checkpoint, before it has
-its name, in a step, a validation, a log record, …), and the next goes on with `--ckpt_path last`. What must hold:
+A tiny experiment runs once without interruption. It then runs again and again. SIGKILL ends each process at a moment: a
+random time in or after start-up, or a selected moment (halfway through writing a checkpoint, before renaming it, in a
+step, in a validation, in a log record, …). The next process resumes with `--ckpt_path last`. The script checks that
 
-* every process goes on at the step of the last.ckpt that the one before has left, at most `EVERY` steps back;
-* the finished run has the weights, optimizer, random states and data position of the uncut run, bit for bit;
-* TensorBoard shows the curves of the uncut run: each step once, in order, with the same values;
-* no file is half-written, and nothing is left of those that were under way.
+* every process resumes at the step of the last.ckpt of the process before, at most `EVERY` steps back;
+* the finished run has the weights, optimizer, random states and data position of the uninterrupted run, bit for bit;
+* TensorBoard shows the curves of the uninterrupted run: each step once, in order, with the same values;
+* no file is half-written, and no temporary file remains.
 
-Prints a table, and ends with status 1 if anything else was found.
+Prints a table. Ends with status 1 if a check fails.
 """
 
 import argparse
@@ -58,12 +58,12 @@ lr_schedule: {{class_path: Cosine, init_args: {{warmup: 10%}}}}
 last_checkpoint: {{every: {EVERY} steps}}
 """
 CURVES = ("train/loss", "grad/norm", "lr/hidden", "time_budget/progress", "val/loss", "val/bpb")
-TIMED = ("training_seconds", "run_seconds", "step_seconds", "throughput/")  # never the same in two runs
-PATIENCE = 60.0  # seconds that a process may take
-GIVE_UP = 20  # problems
+TIMED = ("training_seconds", "run_seconds", "step_seconds", "throughput/")  # differ between any two runs
+PATIENCE = 60.0  # longest time of a process, in seconds
+GIVE_UP = 20  # number of problems that ends the script
 DIARY = "diary"
 
-# A moment, and how often it comes at least, where so many steps are left of the run.
+# Each moment, and how often it occurs at least in the given number of remaining steps.
 STARTING = "any, in start-up"
 ANY = "any, from the first step on"
 BY_THE_CLOCK = (STARTING, ANY)
@@ -91,11 +91,11 @@ MOMENTS: dict[str, Callable[[int], int]] = {
 
 
 class Fault(Callback):
-    """Kills its own process at the n-th occurrence of a moment, and keeps a diary of steps.
+    """Kills its process at the n-th occurrence of a moment, and writes a diary of steps.
 
     Args:
-        moment: A hook's name, or one of the other MOMENTS.
-        n: At which occurrence.
+        moment: Name of a hook, or another key of MOMENTS.
+        n: The occurrence.
     """
 
     def __init__(self, moment: str = "", n: int = 1) -> None:
@@ -122,13 +122,13 @@ class Fault(Callback):
 
     def write_record(self, write: Callable[..., None], writer: Any, data: bytes) -> None:
         if self.left == 1:
-            writer._writer.write(data[: len(data) // 2])  # its own header is half a record, too
+            writer._writer.write(data[: len(data) // 2])  # also less than its header
             writer._writer.flush()
         self.kill()
         write(writer, data)
 
     def fsync(self, fsync: Callable[[int], None], name: str, file: int) -> None:
-        """Files are flushed when they have been written, so this is where to leave half of one."""
+        """Files are flushed after they are written; this truncates one to half of its size."""
         path = Path(os.readlink(f"/proc/self/fd/{file}"))
         if path.name == f".{name}.part":
             if self.left == 1:
@@ -152,7 +152,7 @@ class Fault(Callback):
         self.note("step", trainer)
 
     def note(self, what: str, trainer: Any) -> None:
-        with open(DIARY, "a") as diary:  # closed each time: what the system has been given outlives the process
+        with open(DIARY, "a") as diary:  # closed each time: the line then survives the process
             diary.write(f"{what} {trainer.global_step}\n")
 
 
@@ -163,17 +163,17 @@ def patch(owner: Any, name: str, wrapper: Callable[..., None], *args: Any) -> No
 
 # Processes
 
-forkserver = multiprocessing.get_context("forkserver")  # imports torch once; each process is a fork of that
+forkserver = multiprocessing.get_context("forkserver")  # imports torch once; each process is a fork of it
 forkserver.set_forkserver_preload(["bytelm.cli", "inject_faults", "scripts.inject_faults"])
 
 
 def start(folder: Path, *options: str, before: Callable[[], object] | None = None) -> ForkServerProcess:
-    """Starts `python -m bytelm` with options in a folder, where its output goes to the files `stdout` and `stderr`.
+    """Starts `python -m bytelm` in a folder, with its output in the files `stdout` and `stderr`.
 
     Args:
         folder: Working folder.
         options: Subcommand, config, …
-        before: What is done in the new process first, such as setting limits.
+        before: Called first in the new process, for example to set limits.
     """
     process = forkserver.Process(target=_bytelm, args=(folder, options, before), daemon=True)
     process.start()
@@ -185,9 +185,9 @@ def _bytelm(folder: Path, options: tuple[str, ...], before: Callable[[], object]
     for stream, name in ((1, "stdout"), (2, "stderr")):
         os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644), stream)
     sys.path[:0] = [str(folder), str(Path(__file__).parent)]
-    sys.argv = ["bytelm"]  # LightningCLI warns where there are both sys.argv and args
+    sys.argv = ["bytelm"]  # LightningCLI warns if there are both sys.argv and args
     torch.set_num_threads(1)  # sums of several threads may differ in the last bit
-    tqdm.set_lock(threading.RLock())  # its own is known to the whole system, and would outlive a process that is killed
+    tqdm.set_lock(threading.RLock())  # its default lock is shared by processes, and would outlive a killed process
     if before is not None:
         before()
     from bytelm.program import main
@@ -196,7 +196,7 @@ def _bytelm(folder: Path, options: tuple[str, ...], before: Callable[[], object]
 
 
 def wait(process: ForkServerProcess, seconds: float = PATIENCE) -> int | None:
-    """Exit status of a process, negative where a signal ended it; None where it did not end in time."""
+    """Exit status of a process, negative if a signal ended it; None if it did not end in time."""
     process.join(seconds)
     if process.exitcode is None:
         process.kill()
@@ -210,30 +210,30 @@ def wait(process: ForkServerProcess, seconds: float = PATIENCE) -> int | None:
 
 @dataclass
 class Kill:
-    """A kill and what came of it."""
+    """A kill and its result."""
 
     moment: str
     trained: bool = False  # whether training had begun
-    lost: int = 0  # steps to be done again
+    lost: int = 0  # steps to be repeated
     resumed: bool = False
     identical: bool = False
 
 
 @dataclass
 class Chain:
-    """One run of the experiment, over as many processes as it takes."""
+    """One run of the experiment, over several processes."""
 
     folder: Path
     name: str
-    startup: float  # seconds that the uncut run took to get to its first step
-    seconds: float  # that it took from there on
+    startup: float  # seconds from the start of the uninterrupted run to its first step
+    seconds: float  # seconds from there to its end
     kills: list[Kill] = field(default_factory=list)
     saved: int = 0  # the step of last.ckpt
     over: bool = False  # completed, or failed
     problems: list[str] = field(default_factory=list)
 
     def run(self, moment: str | None, rng: random.Random) -> None:
-        """Runs one process and kills it; or lets it come to its end, where there is no moment."""
+        """Runs one process and kills it at the moment; None: runs it to its end."""
         diary = self.folder / DIARY
         diary.write_text("")
         options = ["--trainer.callbacks+=inject_faults.Fault"]
@@ -245,7 +245,7 @@ class Chain:
             process.join(rng.uniform(0, self.startup))
             process.kill()
         elif moment == ANY:
-            # From the first step, not from the start: a run that goes on has few steps, and a start-up as long as ever.
+            # From the first step, not from the start: a resumed run has few steps and a full start-up.
             while process.exitcode is None and not diary.stat().st_size:
                 time.sleep(0.001)
             process.join(rng.uniform(0, self.seconds * self.most(moment) / LIMIT))
@@ -274,7 +274,7 @@ class Chain:
         return MOMENTS[moment](LIMIT - self.saved)
 
     def finish(self, uncut: str) -> None:
-        """Holds the finished run against the uncut one."""
+        """Compares the finished run with the uninterrupted one."""
         if not self.problems:
             self.problems += [f"{self.name}: {what}" for what in differences(self.folder, uncut, self.name)]
         for kill in self.kills:
@@ -299,10 +299,10 @@ def saved_step(folder: Path, name: str) -> int:
 
 
 def inject(folder: Path, kills: int, seed: int) -> tuple[list[Kill], list[str]]:
-    """Makes so many kills, over as many runs as that takes.
+    """Kills processes, over as many runs as needed.
 
     Returns:
-        The kills, and what was not as it should be.
+        The kills, and the problems that were found.
     """
     prepare(folder)
     rng = random.Random(seed)
@@ -315,7 +315,7 @@ def inject(folder: Path, kills: int, seed: int) -> tuple[list[Kill], list[str]]:
     problems: list[str] = []
     moments = cycle(rng)
     moment: str | None = next(moments)
-    chains = itertools.count()  # not the kills: a run may come to its end before it is killed
+    chains = itertools.count()  # not the kills: a run may complete before it is killed
     with tqdm(total=kills, unit="kill") as bar:
         while len(made) < kills and len(problems) < GIVE_UP:
             chain = Chain(folder, f"chain-{next(chains)}", startup, seconds)
@@ -333,7 +333,7 @@ def inject(folder: Path, kills: int, seed: int) -> tuple[list[Kill], list[str]]:
 
 
 def cycle(rng: random.Random) -> Iterator[str]:
-    """All moments in random order, over and over, and every other one by the clock."""
+    """Repeats all moments in random order; every other moment is a random time."""
     clock = itertools.cycle((ANY, ANY, STARTING))
     while True:
         chosen = [moment for moment in MOMENTS if moment not in BY_THE_CLOCK]
@@ -342,15 +342,15 @@ def cycle(rng: random.Random) -> Iterator[str]:
             yield from (next(clock), moment)
 
 
-# What a run has left
+# Results of a run
 
 
 def differences(folder: Path, uncut: str, name: str) -> Iterator[str]:
-    """What distinguishes a finished run from the uncut one, and half-written files."""
+    """Differences between a finished run and the uninterrupted one, and half-written files."""
     for path in (folder / "runs" / name).rglob("*"):
         try:
             READERS.get(path.suffix, str)(path)
-        except Exception as error:  # whatever half a file makes its reader raise
+        except Exception as error:  # half a file can make its reader raise anything
             yield f"{path} cannot be read: {error}"
     one, two = (newest_checkpoint(n, root=str(folder / "runs")) for n in (uncut, name))
     if one is None or two is None:
@@ -361,11 +361,11 @@ def differences(folder: Path, uncut: str, name: str) -> Iterator[str]:
     yield from (f"{path} is left over" for path in two.rglob(".*.part"))
     for tag, points in curves(one).items():
         if (other := curves(two)[tag]) != points:
-            yield f"{tag} is {other}\nin place of {points}"
+            yield f"{tag} is {other}\ninstead of {points}"
     ours, theirs = (json.loads((path / "record.json").read_text()) for path in (one, two))
     for key in ("status", "val_bpb", "val_loss", "train_loss", "total_steps", "tokens_seen"):
         if ours[key] != theirs[key]:
-            yield f"{key} in the record is {theirs[key]} in place of {ours[key]}"
+            yield f"{key} in the record is {theirs[key]} instead of {ours[key]}"
 
 
 READERS: dict[str, Callable[[Path], Any]] = {
@@ -376,20 +376,20 @@ READERS: dict[str, Callable[[Path], Any]] = {
 
 
 def what_counts(path: Path) -> Any:
-    """A checkpoint, less times, names of folders, and Lightning's own counters (which Resume sets by the budget's)."""
+    """A checkpoint without times, names of folders, and Lightning's counters (which Resume sets from the budget)."""
     names = ("loops", "epoch", "config", "BestCheckpoint", "ModelCheckpoint", *TIMED)
     return without(names, torch.load(path, weights_only=True))
 
 
 def without(names: tuple[str, ...], value: Any) -> Any:
-    """A nested value less all keys that begin with one of these names."""
+    """A nested value without the keys that begin with one of these names."""
     if not isinstance(value, dict):
         return value
     return {key: without(names, inner) for key, inner in value.items() if not str(key).startswith(names)}
 
 
 def unequal(one: Any, two: Any, where: str = "last.ckpt") -> Iterator[str]:
-    """Where two nested values are not the same to the last bit."""
+    """The places where two nested values are not bit-identical."""
     if isinstance(one, dict) and isinstance(two, dict) and one.keys() == two.keys():
         for key in one:
             yield from unequal(one[key], two[key], f"{where}[{key!r}]")
@@ -400,12 +400,14 @@ def unequal(one: Any, two: Any, where: str = "last.ckpt") -> Iterator[str]:
         if one.dtype != two.dtype or not torch.equal(one, two):
             yield f"{where} differs"
     elif type(one) is not type(two) or one != two:
-        yield f"{where} is {two!r} in place of {one!r}"
+        yield f"{where} is {two!r} instead of {one!r}"
 
 
 def curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
-    """What TensorBoard shows of a run: tag by tag, (step, value)."""
-    logging.getLogger("tensorboard").setLevel(logging.ERROR)  # it warns of what a killed run had logged too much
+    """The curves of a run in TensorBoard: (step, value) by tag."""
+    logging.getLogger("tensorboard").setLevel(
+        logging.ERROR
+    )  # it warns of steps that a killed run logged before it was resumed
     events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
     events.Reload()
     shown = events.Tags()["scalars"]
@@ -413,14 +415,14 @@ def curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
 
 
 def table(kills: list[Kill]) -> str:
-    """Markdown: how many kills each kind of moment has had, and what came of them."""
-    lines = ["| killed at | kills | in training | gone on | identical | steps lost, at most |", "| --- " * 6 + "|"]
+    """Returns Markdown: the kills at each kind of moment, and their results."""
+    lines = ["| killed at | kills | in training | resumed | identical | steps lost, at most |", "| --- " * 6 + "|"]
     for moment in [*MOMENTS, None]:
         rows = [kill for kill in kills if moment in (kill.moment, None)]
         if rows:
             counts = [sum(getattr(kill, what) for kill in rows) for what in ("trained", "resumed", "identical")]
             figures = (len(rows), *counts, max(kill.lost for kill in rows))
-            lines.append(f"| {moment or 'in all'} | {' | '.join(map(str, figures))} |")
+            lines.append(f"| {moment or 'total'} | {' | '.join(map(str, figures))} |")
     return "\n".join(lines)
 
 

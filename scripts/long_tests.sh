@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The tests that take minutes, and 50 runs that are killed: scripts/long_tests.sh, from an environment with .[dev]
+# Runs the tests that take minutes, and kills 50 runs. Run scripts/long_tests.sh in an environment with .[dev].
 set -euo pipefail
 cd "$(dirname "$0")/.."
-python -m pytest -n 0 -m slow  # one by one: some of them measure times
+python -m pytest -n 0 -m slow  # in one process: some of them measure times
 PYTHONPATH=. python scripts/inject_faults.py --kills 50

@@ -1,12 +1,12 @@
-"""A plain PyTorch loop of what a config describes, as nanoGPT's: what scripts/benchmark.py runs bytelm beside.
+"""Trains a config in a plain PyTorch loop, as nanoGPT does; scripts/benchmark.py compares bytelm with it.
 
     python scripts/plain_loop.py 30s --config my.yaml [--key value …]
     torchrun --standalone --nproc_per_node 2 scripts/plain_loop.py 30s --config my.yaml \\
         --trainer.devices 2 --trainer.strategy ddp
 
-The config says which network, batches, optimizer, devices, clipping and accumulation; of precisions bf16-mixed and
-32-true are known; torch.compile is always of the whole network. There is no schedule, and Lightning has no part in the
-loop. Prints how fast it was, as a line of JSON.
+The config determines the network, batches, optimizer, devices, clipping and accumulation. Supported precisions are
+bf16-mixed and 32-true; torch.compile always compiles the whole network. There is no schedule, and the loop does not use
+Lightning. Prints the speed as a line of JSON.
 """
 
 import json
@@ -23,12 +23,12 @@ from bytelm.cli import BytelmCLI, build
 from bytelm.language_model import LanguageModel
 from bytelm.units import Duration
 
-WARM_UP_STEPS = 3  # compilation and first-call costs, which bytelm's clock does not count either
+WARM_UP_STEPS = 3  # compilation and first calls; bytelm's clock does not count them either
 
 
 def main() -> None:
     seconds, *options = sys.argv[1:]
-    del sys.argv[1:]  # LightningCLI warns where it is given both
+    del sys.argv[1:]  # LightningCLI warns if there are both args and sys.argv
     cli = build(options, run=False)
     device, ranks = cli.trainer.strategy.root_device, cli.trainer.world_size
     if device.type == "cuda":
@@ -43,10 +43,10 @@ def main() -> None:
 
 
 class Network(nn.Module):
-    """A network with its loss: one module, so that torch.compile makes one graph and ranks meet in one place.
+    """A network with its loss, as one module: torch.compile then makes one graph, and ddp wraps one module.
 
     Args:
-        model: What it is of.
+        model: The model that contains both.
     """
 
     def __init__(self, model: LanguageModel) -> None:
@@ -58,10 +58,10 @@ class Network(nn.Module):
 
 
 class PlainLoop:
-    """The loop of one process, which is all there is or one rank of several.
+    """The training loop of one process: the only one, or one rank of several.
 
     Args:
-        cli: What the config describes, as this rank sees it.
+        cli: The objects of the config, for this rank.
     """
 
     def __init__(self, cli: BytelmCLI) -> None:
@@ -73,9 +73,9 @@ class PlainLoop:
         self.autocast = self.precision == "bf16-mixed"
         self.token_flops = cli.model.gpt.flops_per_token(data.seq_len)
         self.step_tokens = data.batch_size * data.seq_len * self.accumulated * self.ranks
-        data.trainer = trainer  # which tells it whose rows to take
+        data.trainer = trainer  # it reads the rank from the trainer
         data.setup("fit")
-        self.batches = iter(data.train_dataloader())
+        self.batches = iter(data.train_dataloader().loader)  # endless: the loop has no epochs
         self.network: nn.Module = Network(cli.model).to(self.device)
         self.optimizer = cli.model.configure_optimizers()
         if cli.model.use_compile:
@@ -84,11 +84,11 @@ class PlainLoop:
             self.network = DistributedDataParallel(self.network)
 
     def run(self, seconds: float) -> dict[str, Any]:
-        """Trains for so many seconds; on several ranks up to `log_every` steps longer. All take the same steps.
+        """Trains for `seconds`; on several ranks up to `log_every` steps longer. All ranks take the same steps.
 
         Returns:
-            Steps, time and speed of all ranks together, the ranks' mean loss in the last batch, and on GPUs the memory
-            of the rank that took most.
+            Steps, time and speed of all ranks together, the mean loss of the ranks' last batches, and on GPUs the
+            largest memory of a rank.
         """
         for _ in range(WARM_UP_STEPS):
             loss = self.step()
@@ -99,7 +99,7 @@ class PlainLoop:
                 loss = self.step()
                 steps += 1
                 if self.device.type == "cpu" or steps % self.log_every == 0:
-                    loss.item()  # on the CPU at every step, as the challenge's script reads it
+                    loss.item()  # on the CPU at every step, as in the challenge's script
         self._wait()
         taken = time.perf_counter() - self._start
         result = {
@@ -116,7 +116,7 @@ class PlainLoop:
         return result
 
     def step(self) -> Tensor:
-        """Takes a step of the optimizer; returns this rank's loss in the last of its batches."""
+        """Takes an optimizer step; returns this rank's loss of the last batch."""
         for batch in range(self.accumulated):
             if isinstance(self.network, DistributedDataParallel):  # ranks exchange gradients once a step
                 self.network.require_backward_grad_sync = batch == self.accumulated - 1
@@ -138,7 +138,7 @@ class PlainLoop:
             torch.cuda.synchronize()
 
     def _elapsed(self) -> float:
-        """Seconds since the start by the clock of rank 0, so that all ranks end at the same step."""
+        """Seconds since the start by the clock of rank 0; all ranks therefore end at the same step."""
         seconds = time.perf_counter() - self._start
         if self.ranks == 1:
             return seconds

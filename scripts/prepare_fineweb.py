@@ -4,12 +4,12 @@
     python scripts/prepare_fineweb.py --out data/fineweb1B --tokens 1_000_000_000 --processes 8
     python scripts/prepare_fineweb.py --out data/own --dataset 'texts/*.parquet' --tokenizer own/tokenizer.json
 
-The data set comes from the Hugging Face hub while it is used, or from a folder or files of this machine (parquet,
-jsonl, …). Its documents are put one after the other, an end-of-text token before each, and cut to shards of
-`--shard_tokens`: fineweb_val_000000.bin, which validates, fineweb_train_000001.bin, ….
+The data set is streamed from the Hugging Face hub, or read from a folder or files of this machine (parquet, jsonl, …).
+Its documents are concatenated, with an end-of-text token before each, and cut into shards of `--shard_tokens` tokens:
+fineweb_val_000000.bin for validation, then fineweb_train_000001.bin, ….
 
-It can be interrupted at any time. The same command goes on after the last whole shard, and makes the very shards that
-there would be otherwise: shards.json tells where in the data set each shard ends, and with which options it was made.
+The script can be interrupted at any time. The same command resumes after the last complete shard and makes the same
+shards as without the interruption: shards.json stores where each shard ends in the data set, and the options.
 """
 
 import argparse
@@ -36,18 +36,18 @@ from bytelm.program import errors_in_one_line
 from bytelm.system.files import replacing
 
 FINEWEB, SAMPLE = "HuggingFaceFW/fineweb", "sample-10BT"
-ROWS = 1000  # of the data set, read at once
+ROWS = 1000  # rows of the data set that are read together
 
 
 @dataclass(frozen=True)
 class Shard:
-    """A finished shard, and where in the data set it ends.
+    """A complete shard, and where it ends in the data set.
 
     Attributes:
         file: Its name.
         tokens: Its length.
         documents: Number of whole documents in this shard and all before it.
-        cut: Tokens of the next document that are at its end.
+        cut: Number of tokens of the next document that the shard ends with.
     """
 
     file: str
@@ -59,13 +59,13 @@ class Shard:
 def shards_of(
     documents: Iterable[Tokens], sizes: Iterable[int], done: int, cut: int
 ) -> Iterator[tuple[Tokens, int, int]]:
-    """Cuts documents to shards.
+    """Cuts documents into shards.
 
     Args:
-        documents: Tokens of each document from the first that is not whole in earlier shards.
-        sizes: Lengths of the shards; the last may turn out shorter.
+        documents: Tokens of each document, from the first that earlier shards do not contain completely.
+        sizes: Lengths of the shards; the last can be shorter.
         done: Number of documents in earlier shards.
-        cut: Tokens of the first document that are in an earlier shard.
+        cut: Number of tokens of the first document in an earlier shard.
 
     Yields:
         The tokens of a shard, and `done` and `cut` for the next.
@@ -88,7 +88,7 @@ def shards_of(
 
 
 def sizes_of(shard_tokens: int, tokens: int | None, done: int) -> Iterator[int]:
-    """Lengths of the shards that are to be made where `done` tokens are; without an end if `tokens` is None."""
+    """Lengths of the shards that remain after `done` tokens; endless if `tokens` is None."""
     while tokens is None or done < tokens:
         size = shard_tokens if tokens is None else min(shard_tokens, tokens - done)
         yield size
@@ -96,7 +96,7 @@ def sizes_of(shard_tokens: int, tokens: int | None, done: int) -> Iterator[int]:
 
 
 def finished(folder: Path, made_with: dict[str, Any]) -> list[Shard]:
-    """The shards that a folder has, up to the first that is not whole.
+    """The shards in a folder, up to the first incomplete one.
 
     Raises:
         ConfigError: They were made with other options, or not by this script.
@@ -130,7 +130,7 @@ def write_state(folder: Path, made_with: dict[str, Any], shards: list[Shard]) ->
 
 
 def texts(options: argparse.Namespace, skipped: int) -> Iterator[str]:
-    """The documents of a data set, but for the first ones.
+    """The documents of a data set, without the first `skipped`.
 
     Raises:
         DataError: The data set cannot be read, or datasets is not installed.
@@ -138,7 +138,7 @@ def texts(options: argparse.Namespace, skipped: int) -> Iterator[str]:
     try:
         from datasets import load_dataset, load_from_disk
     except ImportError as error:
-        advice = 'it needs datasets, which is not installed; pip install "bytelm[tokens]" brings it'
+        advice = 'it needs datasets, which is not installed; run pip install "bytelm[tokens]"'
         raise DataError("dataset", options.dataset, advice) from error
     path = Path(options.dataset)
     try:
@@ -164,10 +164,10 @@ def texts(options: argparse.Namespace, skipped: int) -> Iterator[str]:
 
 
 def prepare(options: argparse.Namespace) -> Tokenizer:
-    """Makes the shards that are not there yet.
+    """Makes the missing shards.
 
     Raises:
-        ConfigError: An option cannot work, or the folder's shards were made with others.
+        ConfigError: An option is invalid, or the folder's shards were made with other options.
         DataError: The data set or the tokenizer cannot be used.
     """
     if options.tokens is not None and options.tokens <= options.shard_tokens:
@@ -183,7 +183,7 @@ def prepare(options: argparse.Namespace) -> Tokenizer:
     write_state(folder, made_with, shards)
     n_tokens = sum(shard.tokens for shard in shards)
     if n_tokens == options.tokens or n_tokens < len(shards) * options.shard_tokens:
-        return tokenizer  # all are there: the last ends with the limit, or with the data set
+        return tokenizer  # all exist: the last one ends with the limit, or with the data set
     done, cut = (shards[-1].documents, shards[-1].cut) if shards else (0, 0)
 
     bar = tqdm(total=options.tokens, initial=n_tokens, unit="tok", unit_scale=True, desc="tokens")
@@ -211,15 +211,23 @@ def counted(documents: Iterable[Tokens], bar: Any) -> Iterator[Tokens]:
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
-    parser.add_argument("--dataset", default=FINEWEB, help="on the hub, a folder, a file or a glob (%(default)s)")
-    parser.add_argument("--name", help=f"which of the data set's configurations ({SAMPLE} for fineweb)")
-    parser.add_argument("--split", default="train", help="(%(default)s)")
-    parser.add_argument("--text_field", default="text", help="(%(default)s)")
-    parser.add_argument("--tokenizer", default="gpt2", help="bytes, a name of tiktoken, a tokenizer.json (%(default)s)")
+    parser.add_argument(
+        "--dataset", default=FINEWEB, help="name on the hub, folder, file or glob pattern (default: %(default)s)"
+    )
+    parser.add_argument("--name", help=f"configuration of the data set (default: {SAMPLE} for FineWeb)")
+    parser.add_argument("--split", default="train", help="split of the data set (default: %(default)s)")
+    parser.add_argument("--text_field", default="text", help="column with the texts (default: %(default)s)")
+    parser.add_argument(
+        "--tokenizer", default="gpt2", help="bytes, a name of tiktoken, or a tokenizer.json (default: %(default)s)"
+    )
     parser.add_argument("--out", required=True, help="folder for the shards")
-    parser.add_argument("--shard_tokens", type=PositiveInt, default=100_000_000, help="(%(default)s)")
-    parser.add_argument("--tokens", type=PositiveInt, help="of all shards together (as many as there are)")
-    parser.add_argument("--processes", type=PositiveInt, default=os.cpu_count(), help="that encode (%(default)s)")
+    parser.add_argument(
+        "--shard_tokens", type=PositiveInt, default=100_000_000, help="tokens of a shard (default: %(default)s)"
+    )
+    parser.add_argument("--tokens", type=PositiveInt, help="tokens of all shards together (default: all)")
+    parser.add_argument(
+        "--processes", type=PositiveInt, default=os.cpu_count(), help="encoding processes (default: %(default)s)"
+    )
     options = parser.parse_args(arguments)
     with errors_in_one_line():
         tokenizer = prepare(options)

@@ -3,10 +3,10 @@
     python scripts/tokenize_text.py my-folder --out data/own --train_tokenizer 8192
     python scripts/tokenize_text.py 'stories/*.txt' --separator '<|endoftext|>' --out data/stories --tokenizer gpt2
 
-Each file is a document, or several with a separator between them; an end-of-text token is put before each. The last
-tokens validate (val_000000.bin, …) and the others train (train_000000.bin, …). `--train_tokenizer` learns a byte-level
-BPE from the text first, and leaves it as tokenizer.json beside the shards. What a config needs to train on them is
-printed at the end.
+Each file is one document, or several with a separator between them. Each document begins with an end-of-text token.
+The last tokens are for validation (val_000000.bin, …), the others for training (train_000000.bin, …).
+`--train_tokenizer` first trains a byte-level BPE on the text and writes it to tokenizer.json beside the shards. The
+script ends with the lines that a config needs for these shards.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from bytelm.data.tokenizer import Tokenizer, train_tokenizer
 from bytelm.errors import ConfigError, DataError
 from bytelm.program import errors_in_one_line
 
-LONG_TOKEN = 8  # bytes; the mean over a text is below that
+LONG_TOKEN = 8  # bytes; above the mean of a text
 
 
 def all_pieces(files: list[Path], separator: str | None) -> Iterator[Piece]:
@@ -34,7 +34,7 @@ def all_pieces(files: list[Path], separator: str | None) -> Iterator[Piece]:
 
 
 def first_texts(pieces: Iterator[Piece], n_bytes: int, separator: str | None) -> Iterator[str]:
-    """Texts up to so many bytes of a file, separators among them, with a progress bar."""
+    """Texts of the first `n_bytes` bytes of the files, separators included, with a progress bar."""
     between = len((separator or "").encode())
     with tqdm(total=n_bytes, unit="B", unit_scale=True, desc="tokenizer") as bar:
         for piece in pieces:
@@ -48,7 +48,7 @@ def first_texts(pieces: Iterator[Piece], n_bytes: int, separator: str | None) ->
 
 
 def learn_tokenizer(files: list[Path], folder: Path, options: argparse.Namespace) -> str:
-    """Writes a tokenizer.json for these files, and returns its name. What validates does not choose the vocabulary."""
+    """Writes a tokenizer.json for these files and returns its name. Validation text does not affect the vocabulary."""
     n_bytes = sum(file.stat().st_size for file in files)
     if options.val_tokens is None:
         n_val = int(options.val_fraction * n_bytes)
@@ -64,10 +64,10 @@ def tokenize(files: list[Path], tokenizer: Tokenizer, options: argparse.Namespac
     """Writes the shards of these files.
 
     Raises:
-        DataError: A file is no text, or the validation shards would take all or nothing.
+        DataError: A file is not text, or one of the splits would be empty.
     """
     folder = Path(options.out)
-    all_tokens = folder / ".tokens.part"  # in a file, as they can be more than fit into memory
+    all_tokens = folder / ".tokens.part"  # a file, because the tokens may not fit into memory
     documents = encoded(all_pieces(files, options.separator), tokenizer, options.processes)
     n_bytes = sum(file.stat().st_size for file in files)
     token_bytes = tokenizer.token_bytes.numpy()
@@ -96,20 +96,30 @@ def tokenize(files: list[Path], tokenizer: Tokenizer, options: argparse.Namespac
 
 
 def main(arguments: list[str] | None = None) -> None:
-    from bytelm.data.corpora import text_files  # here, as every process that encodes imports what is above
+    from bytelm.data.corpora import text_files  # here, because each encoding process imports this module
 
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("paths", nargs="+", metavar="path", help="text in UTF-8: files, folders, globs")
     parser.add_argument("--out", required=True, help="folder for the shards")
     which = parser.add_mutually_exclusive_group()
-    which.add_argument("--tokenizer", default="gpt2", help="bytes, a name of tiktoken, a tokenizer.json (%(default)s)")
-    which.add_argument("--train_tokenizer", type=PositiveInt, metavar="VOCAB_SIZE", help="learn one from the text")
-    parser.add_argument("--separator", help="what stands between the documents of a file")
+    which.add_argument(
+        "--tokenizer", default="gpt2", help="bytes, a name of tiktoken, or a tokenizer.json (default: %(default)s)"
+    )
+    which.add_argument(
+        "--train_tokenizer", type=PositiveInt, metavar="VOCAB_SIZE", help="train a tokenizer on the text"
+    )
+    parser.add_argument("--separator", help="text between the documents of a file")
     split = parser.add_mutually_exclusive_group()
-    split.add_argument("--val_fraction", type=float, default=0.1, help="of the tokens, that validate (%(default)s)")
-    split.add_argument("--val_tokens", type=PositiveInt, help="the same as a number")
-    parser.add_argument("--shard_tokens", type=PositiveInt, default=100_000_000, help="(%(default)s)")
-    parser.add_argument("--processes", type=PositiveInt, default=os.cpu_count(), help="that encode (%(default)s)")
+    split.add_argument(
+        "--val_fraction", type=float, default=0.1, help="share of the tokens for validation (default: %(default)s)"
+    )
+    split.add_argument("--val_tokens", type=PositiveInt, help="number of tokens for validation")
+    parser.add_argument(
+        "--shard_tokens", type=PositiveInt, default=100_000_000, help="tokens of a shard (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--processes", type=PositiveInt, default=os.cpu_count(), help="encoding processes (default: %(default)s)"
+    )
     options = parser.parse_args(arguments)
     with errors_in_one_line():
         if not 0 < options.val_fraction < 1:

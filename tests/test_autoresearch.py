@@ -1,4 +1,4 @@
-"""The challenge's runs as configs: there is one for each, it is of the size reported, quotes its score, and trains."""
+"""The challenge's runs as configs: each run has one with the reported size and score, which trains."""
 
 import json
 from pathlib import Path
@@ -144,7 +144,7 @@ def test_there_is_a_config_for_each_run_of_the_challenges_tables():
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.stem)
-def test_a_config_builds_the_reported_model_and_quotes_what_is_reported(small_corpus, config):
+def test_configs_build_the_reported_models_and_quote_the_reports(small_corpus, config):
     val_bpb, steps, reported, params = RUNS[number(config)]
     cli = build(["--config", str(config)], run=False)
     assert cli.model.gpt.num_params() == params
@@ -170,7 +170,7 @@ def test_configs_differ_from_each_other_and_share_the_budget():
         assert content["time_budget"] == {"limit": "180s"}, CONFIGS[i].name
 
 
-def test_a_config_states_its_base_and_what_differs_alone():
+def test_configs_state_their_base_and_only_the_differences():
     whole = []
     for config in CONFIGS:
         content = yaml.safe_load(config.read_text())

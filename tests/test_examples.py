@@ -1,6 +1,7 @@
 """The examples of docs/examples: each trains, goes on to the bit, writes text, and runs under two ranks."""
 
 import json
+import runpy
 import shutil
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 from test_ranks import Run, write_inputs
 
+from bytelm.callbacks import TimeBudget
 from bytelm.inference.generate import write
 from bytelm.inference.load import load
 
@@ -74,3 +76,19 @@ def test_examples_run_under_two_ranks(tmp_path, names):
     steps = [[event["step"] for event in run.events(rank, "step")] for rank in (0, 1)]
     assert steps[0] == steps[1]
     assert len(steps[0]) == 3
+
+
+def test_the_example_of_a_budget_for_anyones_module_is_20_lines_and_learns(folder, monkeypatch, capsys):
+    budgets = []
+
+    def shorter(limit):
+        assert limit == "10s"
+        budgets.append(TimeBudget("50 steps"))
+        return budgets[0]
+
+    monkeypatch.setattr("bytelm.callbacks.TimeBudget", shorter)
+    path = FOLDER / "time_budget_mnist.py"
+    assert len([line for line in path.read_text().splitlines() if line]) <= 20
+    runpy.run_path(str(path))
+    assert budgets[0].steps == 50
+    assert float(capsys.readouterr().out.rpartition("accuracy: ")[2]) > 0.9

@@ -61,7 +61,7 @@ def test_parameter_counts_are_the_published_ones(options, count):
 @pytest.mark.parametrize("block", [PreNorm, PostNorm, Parallel])
 @pytest.mark.parametrize("attention", [SDPA, Explicit])
 @torch.no_grad()
-def test_a_token_changes_the_logits_from_its_own_place_on_and_none_before(position, block, attention):
+def test_tokens_do_not_affect_earlier_logits(position, block, attention):
     gpt = tiny(position=position, block=block, attention=attention).double()
     sequence = tokens(batch=1)
     for t in (0, 5, 11):
@@ -74,7 +74,7 @@ def test_a_token_changes_the_logits_from_its_own_place_on_and_none_before(positi
 
 @pytest.mark.parametrize("position", [Learned, Sinusoidal, Rotary, ALiBi])
 @torch.no_grad()
-def test_position_encodings_tell_orders_apart(position):
+def test_position_encodings_distinguish_orders(position):
     # One layer without positions sees earlier tokens as a set.
     swapped = torch.tensor([[3, 1, 2, 0], [1, 3, 2, 0]])
     unaware, aware = tiny(position=NoPosition, n_layers=1)(swapped), tiny(position=position, n_layers=1)(swapped)
@@ -112,7 +112,7 @@ def test_logit_softcap_bounds_logits_by_a_scaled_tanh():
 
 
 @pytest.mark.parametrize(("residual_autocast", "dtype"), [(False, torch.float32), (True, torch.bfloat16)])
-def test_the_residual_stream_is_in_autocasts_precision_if_told_so(residual_autocast, dtype):
+def test_residual_stream_in_autocast_precision(residual_autocast, dtype):
     gpt, seen = tiny(residual_autocast=residual_autocast), []
     gpt.blocks[0].register_forward_hook(lambda block, inputs, output: seen.append(output.dtype))
     plain = gpt(tokens())
@@ -148,6 +148,6 @@ def test_n_heads_must_divide_d_model():
         tiny(n_heads=3)
 
 
-def test_sequences_beyond_max_seq_len_are_refused():
+def test_sequences_beyond_max_seq_len_are_rejected():
     with pytest.raises(AssertionError, match="13 tokens, max_seq_len is 12"):
         tiny()(tokens(seq_len=13))

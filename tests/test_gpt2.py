@@ -1,4 +1,4 @@
-"""The GPT-2 configs are GPT-2, and every line of docs/gpt2.md does over them what it says."""
+"""The GPT-2 configs are GPT-2, and the changes of docs/gpt2.md work with them."""
 
 import math
 import re
@@ -96,7 +96,7 @@ def test_a_size_has_gpt2s_parameters(name, n_layers, d_model, millions):
     assert {block.attention.n_heads for block in gpt.blocks} == {d_model // 64}
 
 
-def test_the_sizes_differ_in_what_docs_say_alone():
+def test_sizes_differ_as_documented():
     base, medium, large = (merged(PROJECT / f"configs/gpt2/{n}.yaml") for n in ("124m", "345m", "1.5b"))
     for other in (medium, large):
         for key in ("d_model", "n_heads", "n_layers"):
@@ -253,7 +253,7 @@ def test_all_schedules_are_one_study(shards, monkeypatch):
     assert shapes == {"Constant", "Cosine", "WarmupStableDecay"}
 
 
-def test_the_benchmarks_own_function_runs_as_it_is(shards):
+def test_benchmark_function_runs_unchanged(shards):
     Path("my_schedules.py").write_text(
         "def get_lr(it, warmup_iters, lr_decay_iters, learning_rate, min_lr):\n"
         "    return learning_rate if it < warmup_iters else min_lr\n"

@@ -1,4 +1,4 @@
-"""Whole runs with hashed n-grams: what is refused, sparse as dense, clipping, going on, two ranks."""
+"""Whole runs with hashed n-grams: rejected settings, sparse and dense gradients, clipping, resuming, two ranks."""
 
 import json
 
@@ -28,9 +28,9 @@ def weights(cli):
 
 
 @pytest.mark.parametrize("optimizer", ["AdamW", "Adam"])
-def test_an_optimizer_that_takes_no_sparse_gradients_is_refused(refused, optimizer):
+def test_optimizers_without_sparse_gradients_are_rejected(refused, optimizer):
     line = refused(*hashed(), "--model.optimizer", optimizer)
-    assert f"model.gpt.embedding.sparse: True cannot be used; {optimizer} takes no sparse gradients" in line
+    assert f"model.gpt.embedding.sparse: True cannot be used; {optimizer} does not support sparse gradients" in line
     assert "accepted: false, or the optimizer MuonAdamW" in line
 
 
@@ -45,7 +45,7 @@ def test_any_optimizer_trains_on_dense_gradients(run):
 @pytest.mark.parametrize("clip", ["1.0", "null"])
 @pytest.mark.parametrize("algorithm", ["norm", "value"])
 @pytest.mark.parametrize("accumulate", ["1", "2"])
-def test_sparse_is_dense(run, clip, algorithm, accumulate):
+def test_sparse_gradients_equal_dense_ones(run, clip, algorithm, accumulate):
     options = (*MUON, "--trainer.gradient_clip_val", clip, "--trainer.gradient_clip_algorithm", algorithm)
     options += ("--trainer.accumulate_grad_batches", accumulate)
     a, b = (weights(run(*hashed(sparse=sparse), *options)) for sparse in (True, False))
@@ -56,12 +56,12 @@ def test_sparse_is_dense(run, clip, algorithm, accumulate):
             torch.testing.assert_close(a[name], b[name])
 
 
-def test_a_run_goes_on_to_the_bit(run):
+def test_resuming_is_bit_identical(run):
     whole = weights(run(*hashed(), *MUON, "--time_budget.limit", "8 steps"))
     run(*hashed(), *MUON, "--time_budget.limit", "4 steps")
     resumed = weights(run(*hashed(), *MUON, "--time_budget.limit", "8 steps", "--ckpt_path", "last"))
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
-def test_fsdp_refuses_sparse_gradients(refused):
+def test_fsdp_rejects_sparse_gradients(refused):
     assert "accepted: false, with fsdp" in refused(*hashed(), *MUON, "--trainer.strategy", "fsdp")

@@ -1,4 +1,4 @@
-"""The parts whose kernels are for Hopper GPUs: what can be seen without one, and what needs it."""
+"""Parts with kernels for Hopper GPUs: tests without a GPU, and tests that need one."""
 
 import re
 import subprocess
@@ -76,7 +76,7 @@ def stand_ins(monkeypatch):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_elsewhere_they_are_the_plain_parts(dtype):
+def test_other_devices_use_the_plain_parts(dtype):
     plain, fused = (network(Learned, *parts).to(dtype) for parts in zip(ATTENTION, FEEDFORWARD, strict=True))
     expected, ours = (gradients(gpt, gpt) for gpt in (plain, fused))
     assert expected.keys() == ours.keys()
@@ -86,9 +86,7 @@ def test_elsewhere_they_are_the_plain_parts(dtype):
 @pytest.mark.parametrize("with_gradients", [True, False])
 @pytest.mark.parametrize("deterministic", [False, True])
 @pytest.mark.parametrize("options", [{}, {"dropout": 0.5}, {"n_kv_heads": 2}])
-def test_what_the_kernels_do_not_do_is_done_by_the_plain_parts(
-    options, deterministic, with_gradients, stand_ins, monkeypatch
-):
+def test_plain_parts_handle_unsupported_inputs(options, deterministic, with_gradients, stand_ins, monkeypatch):
     from bytelm.kernels import attention, gelu
 
     called = []
@@ -157,7 +155,7 @@ def test_the_kernels_compile_for_hopper_without_one(monkeypatch):
     subprocess.run([sys.executable, "-c", COMPILE], check=True)
 
 
-def test_cudnns_attention_takes_what_it_is_given():
+def test_cudnn_attention_accepts_the_inputs():
     # No public function hands out the sums of the exponentials.
     schema = torch.ops.aten._scaled_dot_product_cudnn_attention.default._schema
     names = [argument.name for argument in schema.arguments]
@@ -166,7 +164,7 @@ def test_cudnns_attention_takes_what_it_is_given():
 
 
 @pytest.mark.parametrize("part", [partial(FlashAttention, 64, 4), partial(FusedGELU, 64, 128)])
-def test_where_there_is_a_hopper_and_no_kernels_it_is_said_how_to_come_by_them(part, monkeypatch):
+def test_missing_kernels_on_hopper_are_reported_with_the_install_command(part, monkeypatch):
     def missing(module):
         raise ModuleNotFoundError("No module named 'quack'")
 
@@ -180,7 +178,7 @@ def test_where_there_is_a_hopper_and_no_kernels_it_is_said_how_to_come_by_them(p
 
 
 @pytest.mark.parametrize(("d_model", "d_ff", "key"), [(60, 128, "d_model"), (64, 100, "d_ff")])
-def test_sizes_that_the_kernels_do_not_take_are_refused(d_model, d_ff, key):
+def test_unsupported_sizes_are_rejected(d_model, d_ff, key):
     with pytest.raises(ConfigError, match=f"{key}: .* multiples of 8"):
         FusedGELU(d_model, d_ff)
 

@@ -20,7 +20,7 @@ LAYERS = (
     ("bytelm.language_model", "bytelm.strategies", "bytelm.precision", "bytelm.log_steps"),
     ("bytelm.callbacks", "bytelm.runs"),
     ("bytelm.inference",),
-    ("bytelm.cli", "bytelm.lightning_output", "bytelm.config.lightning_options"),
+    ("bytelm.cli", "bytelm.lightning_output", "bytelm.config.lightning_options", "bytelm.config.epoch_options"),
     ("bytelm.experiments",),
     ("bytelm.program", "bytelm.__main__"),
 )

@@ -1,7 +1,8 @@
-"""Whole runs with an n-gram memory: better from the start, refused where it would cheat, the same when resumed."""
+"""Whole runs with an n-gram memory: score, rejected settings, resuming."""
 
 import json
 import random
+import time
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from resuming import CURVES, Signal, assert_same_checkpoints
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_ranks import Run, write_inputs
 
-from bytelm.errors import CheckpointError, Interrupted
+from bytelm.errors import CheckpointError, ConfigError, Interrupted
 from bytelm.parts.ngram_counts import NGramCounts
 
 FOLDS = ("--data.order", "folds")
@@ -33,7 +34,7 @@ def printed(out):
     return dict(line.split(": ", 1) for line in out.splitlines() if ": " in line)
 
 
-def test_a_memory_makes_the_score_better(run):
+def test_memory_improves_the_score(run):
     run("--experiment", "with", *TWELVE, *MEMORY)
     run("--experiment", "without", *TWELVE, *FOLDS, "--model.gpt.init", "FanIn")
     assert record("with")["status"] == record("without")["status"]
@@ -51,6 +52,22 @@ def test_each_step_holds_out_the_fold_of_its_batch_and_validation_nothing(run, m
     assert cli.model.gpt.memory._tables[0].held_out is None
 
 
+def test_a_budget_that_the_filling_uses_up_ends_the_run_before_its_first_step(run, monkeypatch):
+    made = []
+
+    def late(*args):
+        made.append(args)
+        time.sleep(0.3)
+        return NGramCounts(*args)
+
+    monkeypatch.setattr("bytelm.parts.memory.NGramCounts", late)
+    with pytest.raises(ConfigError, match=r"'0\.2s' cannot be used; it was used up before the first step"):
+        run("--time_budget.limit", "0.2s", *MEMORY)
+    assert len(made) == 1, "no more is counted when the time is up"
+    assert record()["status"] == "error"
+    assert record()["total_steps"] == 0
+
+
 def spy(method, before):
     def called(self, *args):
         before(self)
@@ -60,14 +77,14 @@ def spy(method, before):
 
 
 @pytest.mark.parametrize("order", ["shuffled", "sequential"])
-def test_an_order_in_which_the_memory_would_recall_what_it_trains_on_is_refused(order, refused):
+def test_orders_that_leak_training_text_are_rejected(order, refused):
     line = refused(*MEMORY, "--data.order", order)
     assert f"data.order: {order!r} cannot" in line
     assert "NGramMemory" in line
     assert "folds" in line
 
 
-def test_options_of_the_memory_that_cannot_work_are_refused(refused):
+def test_invalid_options_of_the_memory_are_rejected(refused):
     line = refused(*FOLDS, "--model.gpt.memory={class_path: NGramMemory, init_args: {orders: [4, 2]}}")
     assert "orders: [4, 2]" in line
 
@@ -79,7 +96,7 @@ def test_validate_repeats_the_score(run, capsys):
     assert printed(capsys.readouterr().out)["val_bpb"] == fitted
 
 
-def test_the_checkpoint_holds_the_training_text_and_no_other(run):
+def test_checkpoint_contains_only_the_training_text(run):
     text = Path("corpus.txt").read_bytes()
     cut = int(len(text) * 0.9)
     secret = bytes(random.Random(9).choices(range(97, 123), k=40))
@@ -98,7 +115,7 @@ def test_the_checkpoint_holds_the_training_text_and_no_other(run):
         pytest.param("on_validation_batch_start", 3, marks=pytest.mark.slow),
     ],
 )
-def test_a_run_that_is_cut_goes_on_as_if_uncut(hook, n, run):
+def test_resumed_run_equals_uninterrupted_run(hook, n, run):
     run("--experiment", "uncut", *TWELVE, *MEMORY)
     with added_callback(Signal(hook, n)), pytest.raises(Interrupted):
         run("--experiment", "cut", *TWELVE, *MEMORY)
@@ -118,7 +135,7 @@ def curve_of_files(folder):
     return values
 
 
-def test_another_model_is_told_from_a_checkpoint_with_a_memory(run):
+def test_checkpoint_with_a_memory_of_another_model_is_rejected(run):
     run(*MEMORY)
     with pytest.raises(CheckpointError, match=r"model\.gpt\.memory"):
         run(*FOLDS, "--ckpt_path", LAST, subcommand="validate")

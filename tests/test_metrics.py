@@ -27,7 +27,7 @@ def test_bits_per_byte_is_the_formula_over_all_batches(token_bytes):
     assert metric.compute().item() == pytest.approx(nats / math.log(2) / n_bytes, rel=1e-12)
 
 
-def test_targets_that_stand_for_no_text_do_not_count():
+def test_targets_without_text_do_not_count():
     nats, targets = torch.tensor([[1.5, 7.0, 2.5, 9.0]]), torch.tensor([[1, 0, 3, 0]])
     metric = BitsPerByte(torch.tensor([0, 4, 2, 7]))  # token 0 ends a document
     metric.update(nats, targets)
@@ -37,7 +37,7 @@ def test_targets_that_stand_for_no_text_do_not_count():
     assert by_tokens.compute().item() == pytest.approx(20 / 4)
 
 
-def test_a_corpus_without_such_targets_has_the_score_that_it_had_to_the_bit():
+def test_score_without_such_targets_is_bit_identical():
     generator = torch.Generator().manual_seed(1)
     nats, targets = torch.rand(32, 1024, generator=generator) * 9, torch.randint(5, (32, 1024), generator=generator)
     metric = BitsPerByte(TOKEN_BYTES)
@@ -46,7 +46,7 @@ def test_a_corpus_without_such_targets_has_the_score_that_it_had_to_the_bit():
     assert metric.count.item() == TOKEN_BYTES[targets].sum().item()
 
 
-def test_a_model_that_knows_nothing_needs_eight_bits_a_byte():
+def test_uniform_predictions_cost_eight_bits_a_byte():
     metric = BitsPerByte()
     metric.update(torch.full((4, 8), math.log(256)), torch.zeros(4, 8, dtype=torch.long))
     assert metric.compute().item() == pytest.approx(8, rel=1e-6)

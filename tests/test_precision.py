@@ -1,4 +1,4 @@
-"""FP8: which layers are converted, what they compute, that checkpoints know nothing of it, and what is refused."""
+"""FP8: converted layers, their results, unchanged checkpoints, and rejected settings."""
 
 import json
 import sys
@@ -62,7 +62,7 @@ def test_the_blocks_linear_layers_are_converted_and_nothing_else(torchao):
     assert {name: id(param) for name, param in fp8.named_parameters()} == weights
 
 
-def test_feedforwards_that_multiply_by_themselves_are_refused(torchao):
+def test_feedforwards_with_their_own_products_are_rejected(torchao):
     trainer = SimpleNamespace(precision_plugin=FP8(emulate=True), strategy=SingleDeviceStrategy("cpu"))
     data = SimpleNamespace(seq_len=8, vocab_size=64)
     model(feedforward=GELU).check(data, trainer)
@@ -70,12 +70,12 @@ def test_feedforwards_that_multiply_by_themselves_are_refused(torchao):
         model(feedforward=FusedGELU).check(data, trainer)
 
 
-def test_sizes_that_are_no_multiples_of_16_are_left_alone(torchao):
+def test_sizes_not_divisible_by_16_are_not_converted(torchao):
     fp8 = FP8(emulate=True).convert_module(model(d_ff=72))
     assert {name.rpartition(".")[2] for name in converted(fp8.gpt)} == {"qkv", "out"}
 
 
-def test_layers_that_compute_something_of_their_own_are_left_alone(torchao):
+def test_layers_with_their_own_forward_are_not_converted(torchao):
     class Scaled(nn.Linear):
         def forward(self, x):
             return 2 * super().forward(x)
@@ -87,7 +87,7 @@ def test_layers_that_compute_something_of_their_own_are_left_alone(torchao):
     assert len(converted(network.gpt)) == 7
 
 
-def test_what_is_converted_is_not_converted_again(torchao):
+def test_conversion_happens_once(torchao):
     plugin = FP8(emulate=True)
     fp8 = plugin.convert_module(model())
     layer = fp8.gpt.blocks[0].attention.qkv
@@ -99,7 +99,7 @@ def test_what_is_converted_is_not_converted_again(torchao):
 
 @pytest.mark.parametrize("recipe", RECIPES)
 @pytest.mark.parametrize("seq_len", [32, 19])  # with 2 rows the products for weights' gradients sum over 64, over 38
-def test_logits_and_gradients_are_those_of_bf16_but_for_rounding(torchao, recipe, seq_len):
+def test_logits_and_gradients_equal_bf16_up_to_rounding(torchao, recipe, seq_len):
     plain = model()
     fp8 = FP8(recipe, emulate=True).convert_module(model())
     tokens = torch.randint(64, (2, seq_len))
@@ -127,7 +127,7 @@ def test_logits_and_gradients_are_those_of_bf16_but_for_rounding(torchao, recipe
         ],
     ],
 )
-def test_the_command_line_takes_it_by_name_and_in_a_list(torchao, folder, options):
+def test_named_on_the_command_line_and_in_a_list(torchao, folder, options):
     cli = build(["--config", "tiny.yaml", *options], run=False)
     plugin = cli.trainer.precision_plugin
     assert isinstance(plugin, FP8)
@@ -135,13 +135,13 @@ def test_the_command_line_takes_it_by_name_and_in_a_list(torchao, folder, option
     assert plugin.config.cast_config_input.scaling_granularity.value == "axiswise"
 
 
-def test_a_config_takes_it(torchao, folder):
+def test_named_in_a_config(torchao, folder):
     Path("fp8.yaml").write_text("trainer: {plugins: {class_path: bytelm.precision.FP8, init_args: {emulate: true}}}\n")
     cli = build(["--config", "tiny.yaml", "--trainer.precision=bf16-mixed", "--config", "fp8.yaml"], run=False)
     assert isinstance(cli.trainer.precision_plugin, FP8)
 
 
-def test_a_run_goes_on_and_is_scored_with_or_without_it(torchao, run):
+def test_resuming_and_scoring_with_or_without_it(torchao, run):
     fp8 = [*PLUGIN, "--trainer.plugins.emulate=true"]
     scores = [run(*fp8).trainer.callback_metrics["val/bpb"]]
     assert json.loads(Path("runs/tiny/version_0/record.json").read_text())["precision"] == "fp8-tensorwise"
@@ -158,14 +158,14 @@ def test_a_run_goes_on_and_is_scored_with_or_without_it(torchao, run):
 # What is refused
 
 
-def test_without_a_gpu_it_is_refused(refused):
+def test_without_a_gpu_it_is_rejected(refused):
     line = refused(*PLUGIN)
     assert line.startswith("bytelm: error: trainer.plugins: 'FP8' cannot be used; it needs a GPU")
     assert "there is none" in line
     assert not Path("runs").exists()
 
 
-def test_an_older_gpu_is_refused_by_its_name(monkeypatch):
+def test_older_gpus_are_rejected_by_name(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 0))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA A100")
@@ -173,24 +173,24 @@ def test_an_older_gpu_is_refused_by_its_name(monkeypatch):
         FP8()
 
 
-def test_without_torchao_it_is_refused(monkeypatch):
+def test_without_torchao_it_is_rejected(monkeypatch):
     monkeypatch.setitem(sys.modules, "torchao.float8", None)
     with pytest.raises(ConfigError, match=r"trainer\.plugins: 'FP8' .*needs torchao .*\[fp8\]"):
         FP8(emulate=True)
 
 
-def test_a_model_that_is_to_be_sharded_is_refused(torchao):
+def test_sharded_models_are_rejected(torchao):
     with pytest.raises(ConfigError, match=r"trainer\.strategy: 'fsdp' cannot be used; accepted with FP8: auto, ddp"):
         FP8(emulate=True).check(FSDP())
 
 
-def test_with_fsdp_it_is_refused_before_there_is_a_folder(torchao, refused):
+def test_fsdp_is_rejected_before_the_folder_exists(torchao, refused):
     line = refused(*PLUGIN, "--trainer.plugins.emulate=true", "--trainer.strategy=fsdp")
     assert line == "bytelm: error: trainer.strategy: 'fsdp' cannot be used; accepted with FP8: auto, ddp"
     assert not Path("runs").exists()
 
 
-def test_with_feedforwards_of_their_own_it_is_refused_before_there_is_a_folder(torchao, refused):
+def test_feedforwards_with_their_own_products_are_rejected_before_the_folder_exists(torchao, refused):
     line = refused(*PLUGIN, "--trainer.plugins.emulate=true", "--model.gpt.feedforward=FusedGELU")
     assert line.startswith("bytelm: error: model.gpt.feedforward: 'FusedGELU' cannot be used; accepted with FP8")
     assert not Path("runs").exists()

@@ -153,7 +153,7 @@ def test_only_rank_zero_reports_what_all_ranks_know(monkeypatch, capsys):
     assert (ended.value.code, capsys.readouterr().err) == (5, "bytelm: error: full\n")
 
 
-@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_is_an_error_inside_and_nothing_is_left_of_that(signum):
     before = signal.getsignal(signum), threading.excepthook
 

@@ -1,30 +1,43 @@
-"""The README's examples run as they stand, and its map of the tree is true."""
+"""The README is short, and its commands and examples run as they are."""
 
 import re
 import shlex
 from pathlib import Path
 from types import SimpleNamespace
 
+import docs_pages
 import pytest
 
-PROJECT = Path(__file__).resolve().parents[1]
-README = (PROJECT / "README.md").read_text()
-EXAMPLES = re.findall(r"```python\n# (\w+\.py): (.*?)\n(.*?)```", README, re.DOTALL)
+README = docs_pages.read(Path("README.md"))
+EXAMPLES = docs_pages.examples(Path("README.md"))
 
 
-@pytest.mark.parametrize(("file", "options", "code"), EXAMPLES, ids=[example[0] for example in EXAMPLES])
-def test_an_example_runs_and_is_short(run, file, options, code):
-    assert len(code.strip().splitlines()) < 15
-    Path(file).write_text(code)
-    run(*options.split())
+def test_the_size_is_at_most_8_kb():
+    assert len(README.encode()) <= 8_000
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=[example.file for example in EXAMPLES])
+def test_an_example_runs_and_is_short(run, example):
+    assert len(example.code.strip().splitlines()) < 15
+    Path(example.file).write_text(example.code)
+    run(*example.options.split())
     assert Path("runs/tiny/version_0/record.json").exists()
 
 
-def test_there_is_an_example_of_a_callback_a_part_and_a_schedule():
-    assert [file for file, _, _ in EXAMPLES] == ["my_callbacks.py", "my_parts.py", "my_schedules.py"]
+def test_there_is_an_example_of_a_part_a_schedule_and_a_callback():
+    assert [example.file for example in EXAMPLES] == ["my_parts.py", "my_schedules.py", "my_callbacks.py"]
 
 
-def test_the_five_runs_and_their_report_can_be_had_by_copying(monkeypatch):
+def test_set_up_commands_install_and_run():
+    first, second, *_ = docs_pages.blocks(Path("README.md"), "bash")
+    config = re.search(r"-m bytelm fit --config (\S+)", first)[1]
+    assert (docs_pages.PROJECT / config).exists()
+    assert "pip install -e . " in first
+    assert 'pip install -e ".[dev]"' in second
+    assert second.strip().endswith("-m pytest")
+
+
+def test_the_five_runs_and_their_report_can_be_copied(monkeypatch):
     pytest.importorskip("optuna")
     from bytelm.cli import build
     from bytelm.experiments import runner
@@ -35,7 +48,7 @@ def test_the_five_runs_and_their_report_can_be_had_by_copying(monkeypatch):
     seen = []
     monkeypatch.setattr(runner, "Study", lambda name, plan, *rest: seen.append((name, plan)))
     monkeypatch.setattr(runner, "Runner", lambda *rest: SimpleNamespace(run=lambda: 0))
-    monkeypatch.chdir(PROJECT)
+    monkeypatch.chdir(docs_pages.PROJECT)
     with pytest.raises(SystemExit):
         runner.main(experiments[experiments.index("experiments") + 1 :])
     ((study, plan),) = seen
@@ -45,18 +58,24 @@ def test_the_five_runs_and_their_report_can_be_had_by_copying(monkeypatch):
     assert report[-2:] == ["report", f"runs/{study}"]
 
 
-def test_every_path_that_is_named_exists():
-    named = set(re.findall(r"`((?:bytelm|callbacks|configs|scripts|docs|tests)/[\w./-]*)`", README))
-    named |= set(re.findall(r"\]\((docs/[\w./-]+)\)", README))
-    assert len(named) > 15
-    assert [path for path in sorted(named) if not (PROJECT / path).exists()] == []
+def test_python_lines_run(trained, capsys):
+    (block,) = [block for block in docs_pages.blocks(Path("README.md"), "python") if "inference.load" in block]
+    assert len(block.strip().splitlines()) <= 6
+    names = {}
+    exec(block.replace("runs/quickstart", "runs/tiny"), names)
+    assert capsys.readouterr().out.startswith("def ")
+    assert names["tokens"]
 
 
-def test_every_part_that_is_named_is_known():
+def test_parts_in_the_reference_exist():
     import bytelm.cli  # noqa: F401
     from bytelm.parts import attention, block, embedding, feedforward, init, memory, norm, position
 
-    for row in re.findall(r"^\| `\w+` \| (\*\*.*?) \| `bytelm/parts/", README, re.MULTILINE):
+    rows = re.findall(
+        r"^\| `\w+` \| (\*\*.*?) \| `bytelm/parts/", docs_pages.read(Path("docs/reference/parts.md")), re.MULTILINE
+    )
+    assert len(rows) == 8
+    for row in rows:
         names = re.findall(r"\b[A-Z]\w+", re.sub(r"`.*?`|\(.*?\)", "", row))
         modules = (attention, block, embedding, feedforward, init, memory, norm, position)
         assert [name for name in names if not any(hasattr(module, name) for module in modules)] == []

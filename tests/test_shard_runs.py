@@ -1,4 +1,4 @@
-"""Whole runs on token shards: what they leave, that they go on exactly, what is refused before there is a folder."""
+"""Whole runs on token shards: results, exact resuming, settings that are rejected before the folder exists."""
 
 import json
 from pathlib import Path
@@ -69,14 +69,14 @@ def test_a_run_with_a_tokenizer_is_scored_in_bits_per_byte(run, capsys):
     assert config["checkpoint"]["monitor"] == "val/bpb"
 
 
-def test_what_the_config_says_of_the_checkpoint_holds(run):
+def test_checkpoint_settings_of_the_config(run):
     run("--data.tokenizer", "bytes", "--checkpoint.monitor", "val/loss")
     config = yaml.safe_load(Path("runs/tiny/version_0/config.yaml").read_text())
     assert config["checkpoint"]["monitor"] == "val/loss"
 
 
 @pytest.mark.parametrize("order", ["random", "sequential"])
-def test_a_run_that_goes_on_is_the_run_that_was_never_cut(order, run):
+def test_resumed_run_equals_uninterrupted_run(order, run):
     options = ("--data.order", order, "--trainer.accumulate_grad_batches", "2")
     run("--experiment", "whole", "--time_budget.limit", "9 steps", *options)
     run("--experiment", "cut", "--time_budget.limit", "5 steps", *options)
@@ -109,7 +109,7 @@ def test_a_checkpoint_is_validated_and_tested(run, capsys):
     assert float(line.split()[1]) > 0
 
 
-def test_tokens_that_the_network_does_not_know_are_refused(refused):
+def test_tokens_above_vocab_size_are_rejected(refused):
     assert "vocab_size: 320 cannot be used; accepted: from 321" in refused("--data.vocab_size", "321")
 
 
@@ -125,7 +125,7 @@ def test_tokens_that_the_network_does_not_know_are_refused(refused):
         (("--data.train", "tokens/cut.bin"), ["'tokens/cut.bin'", "it is cut short"]),
     ],
 )
-def test_shards_that_cannot_be_used_are_refused_in_one_line(options, words, refused):
+def test_invalid_shards_are_rejected_in_one_line(options, words, refused):
     np.ones(16, np.uint16).tofile("tokens/short.bin")
     Path("tokens/cut.bin").write_bytes(Path("tokens/text_val_1.bin").read_bytes()[:-100])
     line = refused(*options, status=DataError.exit_status)
@@ -133,7 +133,7 @@ def test_shards_that_cannot_be_used_are_refused_in_one_line(options, words, refu
     assert not Path("runs").exists()
 
 
-def test_a_run_does_not_go_on_with_other_shards(run, refused, capsys):
+def test_resuming_with_other_shards_is_rejected(run, refused, capsys):
     run()
     capsys.readouterr()
     write_shard("tokens/text_train_2.bin", np.ones(2_000))

@@ -11,9 +11,33 @@ from typing import Any
 
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.accelerators import AcceleratorRegistry
+from lightning.pytorch.callbacks import (
+    BaseFinetuning,
+    BatchSizeFinder,
+    GradientAccumulationScheduler,
+    LearningRateFinder,
+    ModelPruning,
+    StochasticWeightAveraging,
+    WeightAveraging,
+)
 from lightning.pytorch.loggers import Logger
 
 from bytelm.errors import ConfigError
+
+# Callbacks of Lightning's that would do less in a run than Lightning says.
+_UNTIL_RESUMED = "a run that is resumed would not know what it has {}"
+_TRIALS = "its trial steps are not those of a run under a budget"
+_NOT_ACCEPTED: dict[type, str] = {
+    StochasticWeightAveraging: "it counts from trainer.max_epochs, and the time budget ends a run; accepted: "
+    "EMAWeightAveraging, or WeightAveraging",
+    GradientAccumulationScheduler: "steps of a run have the same number of batches; accepted: "
+    "trainer.accumulate_grad_batches, and schedules.data.batch_size for batches that grow",
+    ModelPruning: f"{_UNTIL_RESUMED.format('pruned')}; accepted: torch.nn.utils.prune on a trained model",
+    BaseFinetuning: f"{_UNTIL_RESUMED.format('unfrozen')}; accepted: a schedule of schedules.lr.<group> that is 0 "
+    "while a group is frozen",
+    LearningRateFinder: f"{_TRIALS}; accepted: model.optimizer.lr, and a study of several runs to find it",
+    BatchSizeFinder: f"{_TRIALS}; accepted: data.batch_size",
+}
 
 # Of those that name nothing that was given.
 _SIGNS = {"Timer(duration=": "max_time", "compute capability": "precision"}
@@ -121,3 +145,9 @@ def check_callbacks(callbacks: Sequence[Callback], keys: Mapping[str, type], oth
                 raise ConfigError("trainer.callbacks", name, f"every run has one; accepted: the key {key}")
         if isinstance(callback, others):
             raise ConfigError("trainer.callbacks", name, "every run has one; leave it out")
+        for cls, reason in _NOT_ACCEPTED.items():
+            if isinstance(callback, cls):
+                raise ConfigError("trainer.callbacks", name, reason)
+    averaging = [type(callback).__name__ for callback in callbacks if isinstance(callback, WeightAveraging)]
+    if len(averaging) > 1:
+        raise ConfigError("trainer.callbacks", averaging, "accepted: one of them; a run has one average of its weights")

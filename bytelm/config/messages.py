@@ -88,10 +88,10 @@ def clarify(
         if options or not any(cls in _bases_of(each, name) for each in [*roots.values(), *nested]):
             return f"{key}.{match[1]}: unknown key; {_choices(match[1], options)}"
         return f"{key}: {_given(report)} does not name a class; {classes('')}, {OPTIONS}"
-    if matches := re.findall(r"Not of type Duration: (.*?)\s?is no duration; (.*?\(5%\))", report):
+    if matches := re.findall(r"Not of type Duration: (.*?)\s?is not a duration; (.*?\(5%\))", report):
         given, accepted = matches[-1]  # of a list, the last attempt is at its element
         given = given or "".join(re.findall(r"Given value: (.*)", report))
-        return f"{key}: {given} is no duration; {accepted}"
+        return f"{key}: {given} is not a duration; {accepted}"
     if match := re.search(r"Not of type Size: (.*? is no amount of memory; accepted: .*)", message):
         return f"{key}: {match[1]}"
     number = rf"Not of type ({'|'.join(NUMBERS)}): "

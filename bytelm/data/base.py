@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
+from bytelm.data.epochs import EpochLoader, batches_in_epoch, limited
 from bytelm.errors import DataError
 
 
@@ -20,8 +21,6 @@ class TrainLoader(Protocol):
     Those of data whose `batch_size` and `seq_len` are schedulable have attributes of these names, which are set between
     two batches.
     """
-
-    def __len__(self) -> int: ...
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]: ...
 
@@ -59,6 +58,7 @@ class TokenData(LightningDataModule, ABC):
         self.seq_len = seq_len
         self.seed = seed
         self._loader: TrainLoader | None = None
+        self._epochs: EpochLoader | None = None  # the same batches, for Lightning
         self._position: dict[str, Any] | None = None  # of the loader, in the checkpoint that is resumed
 
     @abstractmethod
@@ -89,6 +89,16 @@ class TokenData(LightningDataModule, ABC):
             DataError: The text does not suffice for a batch.
         """
 
+    @abstractmethod
+    def train_tokens(self) -> int:
+        """Tokens of the training text, once the data are set up. So many tokens are an epoch (epochs.py)."""
+
+    def epoch_batches(self) -> int:
+        """Batches of one rank in an epoch of the trainer, before limits such as `limit_train_batches`."""
+        batches_per_step = self.trainer.accumulate_grad_batches if self.trainer else 1
+        step_tokens = self.batch_size * self.seq_len * self._rank()[1] * batches_per_step
+        return batches_in_epoch(self.train_tokens(), step_tokens, batches_per_step)
+
     def check_sizes(self, key: str, option: str, sizes: Sequence[int]) -> None:
         """Whether training batches can have these sizes, once the data are set up.
 
@@ -102,17 +112,20 @@ class TokenData(LightningDataModule, ABC):
             DataError: The text is too short.
         """
 
-    def train_dataloader(self) -> TrainLoader:
+    def train_dataloader(self) -> EpochLoader:
         seed = int(os.environ.get("PL_GLOBAL_SEED", 0)) if self.seed is None else self.seed
         self._loader = self.train_loader(seed, *self._rank())
+        n_batches = self.epoch_batches()
+        share: int | float = self.trainer.overfit_batches if self.trainer else 0  # type: ignore[attr-defined]
+        self._epochs = EpochLoader(self._loader, n_batches, limited(n_batches, share))
         if self._position is not None:
-            self._loader.load_state_dict(self._position)
-        return self._loader
+            self._epochs.load_state_dict(self._position)
+        return self._epochs
 
     def state_dict(self) -> dict[str, Any]:
         # Lightning saves the loader's state too, but restores it only from checkpoints that it takes to be from the
         # middle of an epoch, and the end of a budget counts as the end of one.
-        return {} if self._loader is None else {**self._loader.state_dict(), "corpus": self.corpus_record()["sha256"]}
+        return {} if self._epochs is None else {**self._epochs.state_dict(), "corpus": self.corpus_record()["sha256"]}
 
     def check_resume(self, state_dict: dict[str, Any]) -> None:
         """Whether a run can go on with these data.

@@ -124,6 +124,9 @@ class ByteData(TokenData):
     def corpus_record(self) -> dict[str, Any]:
         return {"name": self.corpus.name, "bytes": len(self.corpus.stream), "sha256": self.corpus.sha256}
 
+    def train_tokens(self) -> int:
+        return len(self.train_split)
+
     def train_loader(self, seed: int, rank: int, world_size: int) -> RowLoader:
         self._check_rows("data.batch_size", self.batch_size, world_size)
         return RowLoader(

@@ -62,11 +62,6 @@ class RowLoader:
         self.rank = rank
         self.world_size = world_size
 
-    def __len__(self) -> int:
-        # As good as endless. With a length, Lightning fetches each batch when it is due; without one it fetches one
-        # ahead, and the position in a checkpoint would be one batch beyond what was trained on.
-        return 10**12
-
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         while True:
             starts = self.order.take(self._rows_per_step(), self.seq_len)

@@ -124,6 +124,9 @@ class TokenShards(TokenData):
             "sha256": self._sha256,
         }
 
+    def train_tokens(self) -> int:
+        return sum(map(len, self.shards("train").values()))
+
     def train_loader(self, seed: int, rank: int, world_size: int) -> "CropLoader":
         stride = 1 if self.order == "random" else self.seq_len
         return CropLoader(self._crops("train", stride), self.batch_size, self.order, seed, rank, world_size)
@@ -303,9 +306,6 @@ class CropLoader:
     def seq_len(self, seq_len: int) -> None:
         if seq_len != self.crops.seq_len:
             self.crops.resize(seq_len, 1 if self.order == "random" else seq_len)
-
-    def __len__(self) -> int:
-        return 10**12  # as good as endless; with a length Lightning fetches no batch before it is due (see RowLoader)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         while True:

@@ -1,9 +1,7 @@
-"""Many experiments: run them, keep count of them, compare them.
+"""Runs and compares many experiments.
 
-* `python -m bytelm experiments` is runner.py, which takes runs from the queue in study.py;
-* check.py tells what cannot run before it costs a run; job.py is one run as a process of its own;
-* ledger.py reads what the runs' folders say; score.py is what they are ranked by;
-* `python -m bytelm report` is report.py: tables, plots.py, and compare.py, which works out what was changed from a run
-  to another, and what differs by more than noise;
-* `python -m bytelm serve` is api.py (HTTP), service.py (the rules) and strangers.py (what a sent config may say).
+* `python -m bytelm experiments` is runner.py, which takes runs from the queue (study.py); task.py plans the runs;
+* check.py finds configs that cannot run; job.py is one run as a separate process;
+* `python -m bytelm report` is report/; comparison.py finds the changes between runs, and significant differences;
+* `python -m bytelm serve` is service/: api.py (HTTP), match.py (the rules) and match_folder.py (its files).
 """

@@ -1,7 +1,7 @@
-"""Checker: finds out whether a config can run, before it costs a run.
+"""Checker: checks whether a config can run, before it counts as a run.
 
-The check builds everything that a config describes, except for the training, in a process of its own, which has
-imported torch and is kept for the next check. So a bad config can neither end nor change the process that asks.
+The check builds everything of a config without training, in a separate process, which is kept for the next check. A bad
+config therefore cannot end or change the calling process.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ LOWER = "lower the sizes in model.gpt"
 
 
 class Checker:
-    """Use it in a `with` block, which ends its process.
+    """Checks configs. Use it in a `with` block, which ends its process.
 
     Args:
         memory_limit: Memory that a check may use; None for no limit.
@@ -46,11 +46,11 @@ class Checker:
         """Checks a run.
 
         Args:
-            options: What would follow `python -m bytelm fit`.
-            seconds: How long the check may take; default without a limit.
+            options: The options of `python -m bytelm fit`.
+            seconds: Time limit of the check; default none.
 
         Returns:
-            The resolved config, or None and what is wrong with it.
+            The resolved config and an empty text, or None and the reason of the rejection.
         """
         if self._pool is None:
             self._pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=_begin)
@@ -64,7 +64,7 @@ class Checker:
             return None, f"it takes more than {seconds:g} s to build; {LOWER}"
         except BrokenProcessPool:
             self.close()
-            return None, f"the process that checks it died, perhaps for lack of memory; {LOWER}"
+            return None, f"the process that checks it died, perhaps because of a lack of memory; {LOWER}"
 
     def _wait(self, result: "Future[Any]", seconds: float | None, limit: Size) -> tuple[dict[str, Any] | None, str]:
         end = float("inf") if seconds is None else time.monotonic() + seconds
@@ -80,20 +80,20 @@ class Checker:
                 return None, f"it takes more than {limit} of memory to build, the limit here; {LOWER}"
 
     def end(self) -> None:
-        """Ends a check that is under way, which then has failed."""
+        """Ends a running check, which then fails."""
         for process in multiprocessing.active_children():
             process.kill()
         self.close()
 
     def close(self) -> None:
-        """Ends the process once the check that is under way is done."""
+        """Ends the process after a running check."""
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
             self._pool = None
 
 
 def _begin() -> None:
-    """Leaves a Ctrl-C to the parent, and ends with it."""
+    """Ignores Ctrl-C, which the parent handles, and ends the process with its parent."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     end_worker_with_parent()
 
@@ -106,7 +106,7 @@ def _check(options: list[str]) -> tuple[dict[str, Any] | None, str]:
     try:
         with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
             return json.loads(json.dumps(build(options, run=False).plain_config)), ""
-    except SystemExit:  # by an option such as --help
+    except SystemExit:  # from an option such as --help
         lines = said.getvalue().strip().splitlines() or ["it failed without an error message"]
         return None, lines[-1]
     except Exception as error:

@@ -1,8 +1,7 @@
-"""Comparison: which runs are the same but for their seed, what was changed from one to another, and what is noise.
+"""Comparison: groups runs that differ only in their seed, finds the changes between experiments, and measures noise.
 
-What a run changed is worked out by comparing its resolved config with those of the runs before it: the one that it
-differs from least is the one that it was made from. What differs by more than noise is judged by the spread over seeds,
-pooled over all configs that have several.
+The changes of a run are found by comparing its resolved config with those of earlier runs: its origin is the run with
+the fewest differences. The noise is the spread over seeds, pooled over all configs with several seeds.
 """
 
 import re
@@ -17,7 +16,7 @@ from scipy import stats
 from bytelm.config.flat import flat
 from bytelm.runs.read import Run
 
-# What tells one run of an experiment from another, and what makes no difference to a score.
+# Settings that differ between runs of one experiment, and settings that do not affect the score.
 NO_SETTINGS = (
     "seed_everything",
     "experiment",
@@ -34,15 +33,15 @@ CONFIDENCE = 0.95
 
 @dataclass(eq=False)
 class Experiment:
-    """Runs that differ by nothing but their seed.
+    """Runs that differ only in their seed.
 
     Attributes:
         number: The number that its name begins with; its place among all, if some have none or share one.
         name: Name of the config.
         runs: In the order in which they ended.
         origin: The earlier experiment that it differs from least.
-        changes: What it changed of that, a line each.
-        kept: Whether its score is better than all before it.
+        changes: Its changes relative to the origin, a line each.
+        kept: Whether its score is better than all earlier ones.
     """
 
     number: int
@@ -54,7 +53,7 @@ class Experiment:
 
     @cached_property
     def settings(self) -> dict[str, Any]:
-        """What it was configured to do, by key."""
+        """Its settings, by key."""
         return settings(self.runs[0].config)
 
     @cached_property
@@ -73,14 +72,14 @@ class Experiment:
         return statistics.stdev(self.scores) if len(self.scores) > 1 else None
 
     def figure(self, key: str) -> float | None:
-        """Median of a figure of the records of runs that were completed, if there are any, such as `total_steps`."""
+        """Median of a value of the records, such as `total_steps`; of completed runs, if there are any."""
         runs = [run for run in self.runs if run.score is not None] or self.runs
         values = [run.record[key] for run in runs if run.record.get(key) is not None]
         return statistics.median(values) if values else None
 
 
 def experiments_of(runs: Iterable[Run]) -> list[Experiment]:
-    """Puts runs together that differ by their seed alone, and finds what each experiment changed.
+    """Groups runs that differ only in their seed, and finds the changes of each experiment.
 
     Args:
         runs: In the order in which they ended, as the ledger gives them.
@@ -93,7 +92,7 @@ def experiments_of(runs: Iterable[Run]) -> list[Experiment]:
         if run.status != "running":
             name = re.sub(r",seed=-?\d+", "", run.experiment)
             key = (name, *sorted(map(str, settings(run.config).items())))
-            if not run.config:  # it ended before it could leave one
+            if not run.config:  # it ended before it wrote its config
                 key = next((other for other in groups if other[0] == name), key)
             groups.setdefault(key, []).append(run)
     numbers = [int(match[0]) for name, *_ in groups if (match := re.match(r"\d+", str(name)))]
@@ -110,7 +109,7 @@ def experiments_of(runs: Iterable[Run]) -> list[Experiment]:
 
 
 def settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of a config that can make a difference, by dotted key."""
+    """The settings of a config that can affect the score, by dotted key."""
     return {
         key: value
         for key, value in flat(config).items()
@@ -119,13 +118,13 @@ def settings(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
-    """What was changed from one config to another, a line each, such as `d_ff 320 → 256`.
+    """The changes from one config to another, a line each, such as `d_ff 320 → 256`.
 
-    Where a part was swapped for another class, options that only one of the two has are left out.
+    If a part was replaced by another class, options that only one of the two has are left out.
 
     Args:
-        before: Settings, by key.
-        after: The same of the other.
+        before: Settings of the first, by key.
+        after: Settings of the second, by key.
     """
     keys = [key for key in {**before, **after} if before.get(key) != after.get(key)]
     swapped = tuple(f"{key}." for key in keys if key in before and key in after and _is_class(key, before, after))
@@ -139,7 +138,7 @@ def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
 
 
 def _origin(experiment: Experiment, earlier: Sequence[Experiment]) -> tuple[Experiment | None, list[str]]:
-    """Of experiments that differ from this one by as little, people will have gone on from the best."""
+    """The earlier experiment with the fewest differences; the best of them if there are several."""
     candidates = [(changes(other.settings, experiment.settings), other) for other in earlier]
     if not candidates:
         return None, []
@@ -152,7 +151,7 @@ def _is_class(key: str, *configs: Mapping[str, Any]) -> bool:
 
 
 def _short(key: str) -> str:
-    """A key as people say it: its last part, after that of the part whose option it is."""
+    """A short form of a key, without its usual prefix."""
     for prefix in ("model.gpt.", "model.", "trainer.", "data."):
         if key.startswith(prefix):
             return key.removeprefix(prefix).replace("optimizer.lr", "lr")
@@ -165,11 +164,11 @@ def _text(value: Any) -> str:
 
 @dataclass(frozen=True)
 class Spread:
-    """How much the score of a run differs by its seed alone.
+    """The spread of scores over seeds.
 
     Attributes:
-        variance: Of one run's score, pooled over experiments with several seeds.
-        freedom: Degrees of freedom: runs less experiments.
+        variance: Variance of one run's score, pooled over experiments with several seeds.
+        freedom: Degrees of freedom: runs minus experiments.
     """
 
     variance: float
@@ -177,7 +176,7 @@ class Spread:
 
     @classmethod
     def of(cls, experiments: Iterable[Experiment]) -> "Spread | None":
-        """That of some experiments; None where none has several seeds."""
+        """The spread of experiments; None if none has several seeds."""
         several = [experiment.scores for experiment in experiments if len(experiment.scores) > 1]
         freedom = sum(len(scores) - 1 for scores in several)
         squares = sum(statistics.variance(scores) * (len(scores) - 1) for scores in several)
@@ -185,14 +184,14 @@ class Spread:
 
 
 class Noise:
-    """What the seed alone does, for judging differences of scores.
+    """The noise of scores, for judging differences.
 
-    Runs of one kind scatter more than those of another, so the spread is pooled over each phase by itself; a phase
-    without several seeds has that of all.
+    The spread differs between kinds of runs, so it is pooled over each phase separately; a phase without several seeds
+    uses the spread of all phases.
 
     Args:
         phases: Experiments by their phase.
-        measured: Experiments to take the spread from, by the same phases; default these.
+        measured: Experiments that the spread is measured on, by the same phases; default `phases`.
 
     Attributes:
         spreads: The spread in each phase; empty if it is not known.
@@ -217,15 +216,15 @@ class Noise:
         return sum(parts) ** 0.5, sum(parts) ** 2 / (parts[0] ** 2 / first.freedom + parts[1] ** 2 / second.freedom)
 
     def margin(self, one: Experiment, other: Experiment) -> float:
-        """Half the width of the 95 % interval of the difference of two mean scores (Student's t)."""
+        """Half the width of the 95% interval of the difference of two mean scores (Student's t)."""
         error, freedom = self.difference(one, other)
         return float(stats.t.ppf((1 + CONFIDENCE) / 2, freedom)) * error
 
     def significant(self, pairs: Sequence[tuple[Experiment, Experiment]]) -> list[bool]:
-        """For each pair whether their scores differ by more than noise.
+        """For each pair, whether the scores differ significantly.
 
-        Many comparisons are made at once, so what is said to differ is chosen such that of all of those 5 % at most are
-        expected to be noise (Benjamini and Hochberg 1995).
+        Because many pairs are compared, the threshold controls the false discovery rate: at most 5% of the pairs that
+        are reported as different are expected to be noise (Benjamini and Hochberg 1995).
         """
         if not pairs:
             return []

@@ -1,7 +1,7 @@
-"""Job: one run as a process of its own, which is ended at its limits and always leaves a record.
+"""Job: one run as a separate process, which is ended at its limits and always has a record.
 
-A run that fails, hangs or is killed by the system affects nothing else. When this process ends, in whatever way, the
-run ends too, and leaves a last.ckpt to continue from.
+A run that fails, hangs or is killed by the system does not affect other runs. When this process ends for any reason,
+the run ends too, and its last.ckpt can be resumed.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ from bytelm.runs.record import Record, Status
 from bytelm.system.process import ENDING_SECONDS, Lifeline
 
 LOG = "log.txt"
-ERROR = "bytelm: error: "  # begins the line that says why a program has ended
+ERROR = "bytelm: error: "  # beginning of the line with the reason of a program's end
 REJECTIONS = (ConfigError.exit_status, DataError.exit_status, CheckpointError.exit_status)
 
 
@@ -35,11 +35,11 @@ class Outcome:
     """How a run ended.
 
     Attributes:
-        status: completed, error, timeout, diverged, interrupted; or rejected, which leaves no folder.
+        status: completed, error, timeout, diverged, interrupted; or rejected, without a folder.
         reason: Why it was not completed.
-        folder: The folder that holds its record.
+        folder: The folder with its record.
         record: The contents of record.json.
-        exit_status: Of its process; None if it had none.
+        exit_status: Exit status of its process; None if it had no process.
     """
 
     status: str
@@ -50,15 +50,15 @@ class Outcome:
 
 
 class Job:
-    """Starts a run, or continues one that was cut. Use it in a `with` block, or close it.
+    """Starts a run, or resumes an interrupted one. Use it in a `with` block, or close it.
 
-    Until it is closed no other process can start the run, so that its outcome can be recorded first.
+    Until it is closed, no other process can start the run; its outcome can be recorded first.
 
     Args:
-        options: What follows `python -m bytelm fit`.
-        experiment: Its folder in runs/, which belongs to no other run. Its output is written there, to log.txt.
-        timeout: Seconds after which it is ended; None for no such limit.
-        memory_limit: Memory that its processes may use together; None for no such limit.
+        options: The options of `python -m bytelm fit`.
+        experiment: Its folder in runs/, which no other run uses. Its output is written there, to log.txt.
+        timeout: Time limit in seconds; None for no limit.
+        memory_limit: Memory limit of all its processes together; None for no limit.
 
     Attributes:
         log: The file with its output.
@@ -116,7 +116,7 @@ class Job:
         self.close()
 
     def close(self) -> None:
-        """Releases the run; one that has not ended is told to end."""
+        """Releases the run; a run that has not ended is asked to end."""
         if not self._log.closed:
             self._log.close()
             self._lifeline.cut()
@@ -160,11 +160,11 @@ class Job:
         return outcome
 
     def tail(self, size: int = 4000) -> str:
-        """The last characters that the run has printed, without what a progress bar has overwritten."""
+        """The last characters of the run's output, without text that a progress bar has overwritten."""
         return tail(self.log, size, self._log_start)
 
     def _end_by_memory(self, limit: Size) -> None:
-        """Kills the run at once: it would use more memory until it had finished a step and a checkpoint."""
+        """Kills the run at once, because finishing a step and a checkpoint would need more memory."""
         self._ended_by, self._end_reason = "error", f"it used more than {limit} of memory, the limit of a run here"
         self._kill_at = 0.0
 
@@ -173,7 +173,7 @@ class Job:
             os.killpg(self.process.pid, signum)
 
     def _read_record(self) -> tuple[Record | None, int]:
-        """The record of the newest run, and when it was written; None where there is none, or a damaged one."""
+        """The record of the newest run and its time of writing; None if it is missing or damaged."""
         run = newest_run(self.folder)
         if run is None or not (run / record.FILE).exists():
             return None, 0
@@ -195,7 +195,7 @@ class Job:
         earlier, earlier_written_at = self._earlier_record
         final = record.of_process(
             left=None if written_at == earlier_written_at else left,
-            earlier=earlier if run == self._earlier_run else None,  # one that started again is another run
+            earlier=earlier if run == self._earlier_run else None,  # a run that started again is another run
             exit_status=exit_status,
             message=message,
             asked=self._ended_by,
@@ -217,7 +217,7 @@ class Job:
 
 
 def tail(log: Path, size: int = 4000, start: int = 0) -> str:
-    """The end of a run's log, without what a progress bar has overwritten."""
+    """The end of a run's log, without text that a progress bar has overwritten."""
     if not log.exists():
         return ""
     with open(log, "rb") as file:

@@ -1,4 +1,4 @@
-"""Journal: the file that holds a study's queue, one JSON object a line, in the format of Optuna's journal.
+"""Journal: the file of a study's queue, one JSON object a line, in the format of Optuna's journal.
 
 Optuna's own backend leaves the beginning of a line in the file when a disk fills up or a process is killed while it
 writes, and then appends the next line to it, which makes the whole journal unreadable. This one removes an unfinished
@@ -39,7 +39,7 @@ class Journal(BaseJournalBackend):
             raise StorageError(f"{path}: the queue cannot be opened ({error.strerror or error})") from error
 
     def read_logs(self, log_number_from: int) -> Iterator[dict[str, Any]]:
-        """Reads whole lines; a line that another process is still writing is left for the next call.
+        """Reads complete lines; a line that another process is still writing is left for the next call.
 
         Args:
             log_number_from: Number of the first line, counted from 0.
@@ -70,7 +70,7 @@ class Journal(BaseJournalBackend):
             yield entry
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
-        """Appends lines, whole or not at all.
+        """Appends lines atomically.
 
         Args:
             logs: An object for each line.
@@ -81,12 +81,12 @@ class Journal(BaseJournalBackend):
         text = b"".join(json.dumps(entry, separators=(",", ":")).encode() + b"\n" for entry in logs)
         try:
             with open(self.path, "rb+", buffering=0) as file:
-                while not lock(file.fileno()):  # which waits a little
+                while not lock(file.fileno()):  # waits a little
                     pass
                 _trim(file)
                 try:
                     while text:
-                        text = text[file.write(text) :]  # a disk that fills up may take a part of it
+                        text = text[file.write(text) :]  # a full disk can take only a part of it
                     os.fsync(file.fileno())
                 finally:
                     _trim(file)

@@ -1,7 +1,7 @@
-"""Memory limits for processes that run what others have sent: a size with its unit, and what processes use.
+"""Memory limits for runs of configs from others: a size with its unit, and the memory that processes use.
 
-A limit on the address space (RLIMIT_AS) does not work for torch, which reserves many gigabytes that it never uses. So
-the memory in use is looked at ten times a second, and a process that takes more than its limit is killed.
+A limit on the address space (RLIMIT_AS) does not work for torch, which reserves many gigabytes that it never uses. The
+memory in use is therefore checked ten times a second, and a process that exceeds its limit is killed.
 """
 
 import os
@@ -14,9 +14,9 @@ from typing import Union
 from jsonargparse.typing import register_type
 
 PROC = Path("/proc")
-LOOK_SECONDS = 0.1  # between two looks at the memory in use
+LOOK_SECONDS = 0.1  # between two checks of the memory in use
 SEARCH_SECONDS = 1.0  # between two searches for further processes
-COUNTED = (b"RssAnon:", b"RssShmem:")  # not files that are mapped: libraries and corpora
+COUNTED = (b"RssAnon:", b"RssShmem:")  # without mapped files: libraries and corpora
 UNITS = {"MB": 10**6, "GB": 10**9, "MiB": 2**20, "GiB": 2**30}
 _SIZE = re.compile(rf"(\d+(?:\.\d+)?)\s*({'|'.join(UNITS)})")
 
@@ -51,14 +51,14 @@ class Size:
         """Reads `512MiB`, `4GiB`, `1.5 GB`.
 
         Raises:
-            ValueError: The text is no size above 0.
+            ValueError: The text is not a size above 0.
         """
         if isinstance(text, Size):
             return text
         match = _SIZE.fullmatch(text.strip()) if isinstance(text, str) else None
         size = int(float(match[1]) * UNITS[match[2]]) if match else 0
         if not size:
-            raise ValueError(f"{text!r} is no amount of memory; accepted: 512MiB, 4GiB, 4GB")
+            raise ValueError(f"{text!r} is not an amount of memory; accepted: 512MiB, 4GiB, 4GB")
         return cls(size)
 
 
@@ -66,7 +66,7 @@ register_type(Size, serializer=str, deserializer=Size.parse, deserializer_except
 
 
 def can_be_watched() -> bool:
-    """Whether this system says what memory processes use (Linux)."""
+    """Whether this system reports the memory of processes (Linux)."""
     return (PROC / "self" / "status").exists()
 
 
@@ -82,7 +82,7 @@ def machine_memory() -> Size:
 
 
 def memory_of(pids: Iterable[int]) -> int:
-    """Bytes of memory that processes use; those that have ended use none."""
+    """Memory of processes in bytes; processes that have ended use none."""
     total = 0
     for pid in pids:
         try:
@@ -94,11 +94,11 @@ def memory_of(pids: Iterable[int]) -> int:
 
 
 class MemoryWatch:
-    """Looks at the memory that all processes of a session use.
+    """Watches the memory of all processes of a session.
 
     Args:
-        session: Id of the process that has begun the session (setsid).
-        limit: What they may use together.
+        session: Id of the process that started the session (setsid).
+        limit: Limit of all of them together.
     """
 
     def __init__(self, session: int, limit: Size) -> None:
@@ -109,7 +109,7 @@ class MemoryWatch:
         self._next_search = 0.0
 
     def is_exceeded(self) -> bool:
-        """Whether they use more; False between two looks."""
+        """Whether the limit is exceeded; False between two checks."""
         now = time.monotonic()
         if now < self._next_look:
             return False

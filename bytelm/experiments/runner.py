@@ -31,10 +31,10 @@ from bytelm.runs.record import wall_time
 from bytelm.runs.score import RANKED, score_of
 from bytelm.units import Duration, clock, time_limit
 
-MOST_CUTS = 5  # of one run, within one call of this command
-STARTUP_SECONDS = 1200.0  # a run that has not written its config by then hangs
-LOOK_SECONDS = 30.0  # between two looks at the time that other workers have spent
-MOST_REJECTIONS = 20  # in a row; then a search that draws ends
+MOST_CUTS = 5  # interruptions of one run within one call of this command
+STARTUP_SECONDS = 1200.0  # a run without a config after this time hangs
+LOOK_SECONDS = 30.0  # between two checks of the time that other workers have used
+MOST_REJECTIONS = 20  # in a row, after which a search ends
 
 
 def run_experiments(
@@ -54,22 +54,22 @@ def run_experiments(
 
     Args:
         configs: Config files; each is an experiment.
-        options: What is added to every run's command line.
+        options: Options that are added to every run's command line.
         study: Name of this collection of runs, and of its folder in runs/. Default: the name of the folder that holds
             the configs, or of the config if there is only one.
-        seeds: Every experiment is run once with each of them. Default: the config's own.
-        space: For each key that is searched a list of values, or, except in a grid, a range: `{model.optimizer.lr:
-            {low: 1e-4, high: 1e-2, log: true}, lr_schedule: [Constant, Cosine]}`.
-        sampler: grid: every combination; random: combinations drawn at random; tpe: drawn by what earlier runs have
-            shown (Tree-structured Parzen Estimator, Bergstra et al. 2011). The latter two need a limit.
-        sampler_seed: Seed of the draws. Default: a random one, as workers that share a seed draw the same.
-        max_runs: How many runs there may be, over all calls and workers.
-        total_time: How long all runs together may take, such as 3h. A run that would not fit, judging by the longest
-            so far, is not started.
-        run_timeout: How long a run may take, from its start to its end, before it is ended. Default: twice its budget
-            in time plus ten minutes; no limit for a budget in steps or tokens.
-        storage: Where workers keep the queue that they share: a file, or a database's URL, as in Optuna. Default: a
-            file in the study's folder. Workers share runs/ in any case, on a file system with locks (flock).
+        seeds: Every experiment is run once with each seed. Default: the config's seed.
+        space: For each searched key a list of values or, except in a grid, a range: `{model.optimizer.lr: {low: 1e-4,
+            high: 1e-2, log: true}, lr_schedule: [Constant, Cosine]}`.
+        sampler: grid: every combination; random: random combinations; tpe: combinations chosen by the results of
+            earlier runs (Tree-structured Parzen Estimator, Bergstra et al. 2011). random and tpe need a limit.
+        sampler_seed: Seed of the draws. Default: a random one; workers with the same seed draw the same.
+        max_runs: Maximum number of runs, over all calls and workers.
+        total_time: Time limit of all runs together, such as 3h. A run is not started if the longest run so far would
+            exceed the limit.
+        run_timeout: Time limit of a run, from its start to its end. Default: twice its time budget plus ten minutes;
+            no limit for a budget in steps or tokens.
+        storage: The shared queue of the workers: a file, or a database's URL, as in Optuna. Default: a file in the
+            study's folder. All workers also need to share runs/, on a file system with locks (flock).
 
     Returns:
         The exit status: 0 if every run was completed.
@@ -121,7 +121,7 @@ class Runner:
         self._queue_runs()
         cuts: Counter[int] = Counter()
         rejections = 0
-        # Where there is no terminal, a line for every run that has ended is enough.
+        # Without a terminal, only a line for each ended run is printed.
         with tqdm(file=sys.stderr, dynamic_ncols=True, bar_format="{desc}", disable=None, leave=False) as self.bar:
             while (
                 (rejections < MOST_REJECTIONS or self.study.plan.sampler == "grid")
@@ -131,7 +131,7 @@ class Runner:
                 try:
                     job = Job(claim.task.fit_options, claim.experiment)
                 except RunIsTaken:
-                    continue  # another worker continues the same cut run
+                    continue  # another worker resumes the same run
                 with job:
                     outcome = self._wait(job, claim)
                     if outcome.exit_status == StorageError.exit_status:
@@ -149,7 +149,7 @@ class Runner:
         return self._sum_up()
 
     def _queue_runs(self) -> None:
-        """Queues the runs of a list or a grid that can run: all are checked before the first one starts."""
+        """Queues the valid runs of a list or a grid; all are checked before the first one starts."""
         if self.study.plan.sampler != "grid" or not (missing := self.study.missing()):
             return
         with (
@@ -168,7 +168,7 @@ class Runner:
         tqdm.write(f"rejected        {name}: {reason}", file=sys.stderr)
 
     def _end_by_storage(self, claim: Claim, outcome: Outcome) -> None:
-        """Ends the command, as later runs would fail for the same reason: the disk is full, or cannot be written to."""
+        """Ends the command, because later runs would fail, too: the disk is full or cannot be written to."""
         with suppress(StorageError):
             write_ledger(Path(RUNS), self._note)
         raise StorageError(f"{outcome.reason}; once this is solved, the same command continues {claim.experiment}")
@@ -180,7 +180,7 @@ class Runner:
         return [run for run in runs if run.folder.parent.parent == self.study.folder]
 
     def _note(self, text: str) -> None:
-        """Tells the user something once, however often it is met."""
+        """Prints a note once."""
         if text not in self._noted:
             self._noted.add(text)
             note(text)
@@ -194,14 +194,14 @@ class Runner:
         return self.total_time is not None and self._spent + to_come + longest > self.total_time
 
     def _spent_by_others(self, experiment: Path) -> float:
-        """Seconds that all runs but one have taken so far."""
+        """Time of all runs except one, in seconds."""
         return sum(wall_time(run.record) for run in self._runs() if run.folder.parent != experiment)
 
     # One run
 
     def _wait(self, job: Job, claim: Claim) -> Outcome:
         others, look_again = self._spent_by_others(job.folder), LOOK_SECONDS
-        before = max(self._spent - others, 0.0)  # what earlier attempts at this run have taken
+        before = max(self._spent - others, 0.0)  # time of earlier attempts at this run
         self._standing = None
         try:
             while (outcome := job.poll()) is None:
@@ -222,9 +222,9 @@ class Runner:
             raise Interrupted(error.signum, f"in {claim.experiment}; the same command continues it") from error
 
     def _learnt(self, outcome: Outcome) -> float | None:
-        """What a search learns from a run: its score, if it is the kind of score that the study has so far.
+        """The result that a search learns from: the score, if it is of the same kind as the study's other scores.
 
-        Values of val_loss that it was told before the first run with a val_bpb are not taken back.
+        Values of val_loss from before the first run with a val_bpb remain in the search.
         """
         records = [outcome.record, *(run.record for run in self._runs())]
         return score_of(records).of(outcome.record)
@@ -235,9 +235,9 @@ class Runner:
         """Updates the line on the terminal.
 
         Args:
-            claim: The run that is under way.
-            before: Seconds that its earlier processes have taken.
-            elapsed: Seconds that the current one has taken.
+            claim: The running run.
+            before: Time of its earlier processes, in seconds.
+            elapsed: Time of the current process, in seconds.
         """
         if self.bar.disable:
             return
@@ -292,7 +292,7 @@ class Runner:
         write_ledger(Path(RUNS), self._note)
         print(f"runs: {ended} ended, of which now {', '.join(f'{n} {status}' for status, n in now.items()) or 'none'}")
         if left := self.study.queued:
-            print(f"left: {left}, under way elsewhere or beyond the limits; the same command continues with them")
+            print(f"left: {left}, running elsewhere or beyond the limits; the same command continues with them")
         if best := best_of(self._runs()):
             print(f"best: {best.score:.4f} {best.folder}")
         print(f"ledger: {Path(RUNS, LEDGER)}")
@@ -302,12 +302,12 @@ class Runner:
 
 
 class _Standing(NamedTuple):
-    """How far the study is, when a run starts.
+    """Progress of the study at the start of a run.
 
     Attributes:
         ended: Number of runs that have ended.
-        left: Number of runs that have not, the current one among them; None if that is not known.
-        mean: Mean of the times that a run took, in seconds.
+        left: Number of runs that have not, the current one included; None if it is not known.
+        mean: Mean time of a run, in seconds.
         best: Score and name of the best run.
     """
 
@@ -341,15 +341,14 @@ def main(args: list[str]) -> None:
     """Runs the command.
 
     Args:
-        args: What follows `python -m bytelm experiments`.
+        args: The arguments after `python -m bytelm experiments`.
     """
     parser = CommandParser(
         "experiments",
-        description="Runs many experiments under common limits. What follows `--` is added to each run's command line. "
-        f"{RANKED}",
+        description=f"Runs many experiments under common limits. Options after `--` apply to each run. {RANKED}",
     )
     parser.add_argument("configs", nargs="+", help="Config files; each is an experiment.")
-    parser.add_argument("--seeds", nargs="+", type=int, help="Each experiment is run with each of them.")
+    parser.add_argument("--seeds", nargs="+", type=int, help="Each experiment is run once with each seed.")
     parser.add_function_arguments(run_experiments, skip={"configs", "options", "seeds"})
     at = args.index("--") if "--" in args else len(args)
     given = vars(parser.parse_args(args[:at]))

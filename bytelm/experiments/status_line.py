@@ -1,18 +1,18 @@
-"""The line that `experiments` keeps up to date on a terminal, as wide as the terminal at most."""
+"""The status line of `experiments` on a terminal, at most as wide as the terminal."""
 
 import os
 import sys
 
 from bytelm.units import clock
 
-SHORTEST = 8  # characters that are left of a name
+SHORTEST = 8  # characters of a shortened name
 
 
 def columns() -> int:
     """Width of the terminal that is standard error."""
     try:
         return os.get_terminal_size(sys.stderr.fileno()).columns
-    except (OSError, ValueError):  # it is none
+    except (OSError, ValueError):  # it is not a terminal
         return 80
 
 
@@ -25,15 +25,15 @@ def status_line(
     seconds_left: float | None,
     width: int,
 ) -> str:
-    """One line: `1/2 runs | best 2.5000 a | b 0:05 | 0:05 left`. Names are shortened where it does not fit.
+    """One line: `1/2 runs | best 2.5000 a | b 0:05 | 0:05 left`. Names are shortened to fit.
 
     Args:
         ended: Runs that have ended.
-        total: How many there will be; None if that is not known.
+        total: Number of all runs; None if it is not known.
         best: Score and name of the best run.
-        current: Name of the run that is under way.
-        elapsed: Its seconds.
-        seconds_left: Of all runs, as far as known.
+        current: Name of the running run.
+        elapsed: Its time, in seconds.
+        seconds_left: Remaining time of all runs, if it is known.
         width: Columns of the terminal.
     """
     score, name = best or ("", "")
@@ -53,7 +53,7 @@ def status_line(
 
 
 def shortened(name: str, length: int) -> str:
-    """A name with … in place of a part: of the config's name the beginning is kept, of values and seeds the end."""
+    """A name with … for its middle; the beginning (the config's name) and the end (values and seed) are kept."""
     if len(name) <= length:
         return name
     end = 2 * length // 3

@@ -1,11 +1,11 @@
 """Study: the queue of runs, which Optuna keeps.
 
 Every run is a trial. The runs of a list or a grid are queued in order; those of a random or a TPE search are drawn one
-by one. The queue is a journal file in the study's folder (journal.py), or any storage of Optuna's that several machines
-share; each worker takes its next trial from there. The results of runs are read from their folders, not from the queue.
+by one. The queue is a journal file in the study's folder (journal.py), or a storage of Optuna that several machines
+share; each worker takes its next trial from it. The results of runs are read from their folders, not from the queue.
 
-A run holds a lock on its log for as long as it lives. A trial that is under way without such a lock was cut, and the
-next worker that asks for a run continues it.
+A run holds a lock on its log while it runs. A running trial without this lock was interrupted, and the next worker
+that requests a run resumes it.
 """
 
 from collections import Counter
@@ -28,7 +28,7 @@ from bytelm.experiments.task import Plan, Task
 from bytelm.runs.folder import RUNS, is_free, lock
 
 JOURNAL = "study.journal"
-MOST_REPEATS = 100  # draws in a row that were drawn before; then all points of the space count as drawn
+MOST_REPEATS = 100  # repeated draws in a row, after which all points of the space count as drawn
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Claim:
 
     Attributes:
         number: Number of the trial.
-        task: What to run.
+        task: The task.
         experiment: Its folder in runs/.
     """
 
@@ -51,12 +51,12 @@ class Study:
 
     Args:
         name: Name of the study, and of its folder in runs/.
-        plan: What is to be run.
+        plan: The runs of the study.
         storage: A file or a database's URL; default a file in the study's folder.
         sampler_seed: Seed of the draws.
 
     Raises:
-        ConfigError: The storage is not one that can be used here.
+        ConfigError: The storage is invalid.
         StorageError: The study's folder or its storage cannot be used.
     """
 
@@ -87,11 +87,11 @@ class Study:
 
     @property
     def queued(self) -> int:
-        """Number of runs that have not ended: waiting, under way, or cut."""
+        """Number of runs that have not ended: waiting, running or interrupted."""
         return sum(trial.state in (TrialState.WAITING, TrialState.RUNNING) for trial in self._trials())
 
     def states(self) -> dict[str, bool]:
-        """For the folder of each run in the queue whether the run has ended."""
+        """For the folder of each run in the queue, whether the run has ended."""
         names: dict[Task, str] = {}
         taken: Counter[str] = Counter()
         states: dict[str, bool] = {}
@@ -106,12 +106,12 @@ class Study:
         return states
 
     def next(self, max_runs: int | None = None) -> Claim | None:
-        """Takes the next run, cut runs first; returns None if nothing is left.
+        """Takes the next run, interrupted runs first; returns None if none is left.
 
-        A search that draws ends only when every point of its space has been run.
+        A random or TPE search ends only when every point of its space has been run.
 
         Args:
-            max_runs: How many runs the study may have.
+            max_runs: Maximum number of runs of the study.
         """
         trials = self._trials()
         if cut := self._cut(trials, max_runs):
@@ -161,7 +161,7 @@ class Study:
 
         Args:
             number: Number of its trial.
-            score: What a TPE search learns from; None if the run has no score.
+            score: The result for a TPE search; None if the run has no score.
         """
         if score is None:
             self._study.tell(number, state=TrialState.FAIL, skip_if_finished=True)
@@ -183,14 +183,14 @@ class Study:
     def _drawing(self) -> Iterator[None]:
         """Lets one worker draw at a time.
 
-        A trial gets its task after it is created, so a worker that ends in between leaves one without a task. Such a
-        trial is no run, and would count as one for good; whoever draws next drops it.
+        A trial gets its task after it is created. A worker that ends in between leaves a trial without a task, which
+        would count as a run; the next worker that draws drops it.
         """
         if self.plan.sampler == "grid":
             yield
             return
         with open(self.folder / ".drawing.lock", "ab") as turn:
-            while not lock(turn.fileno()):  # which waits a little
+            while not lock(turn.fileno()):  # waits a little
                 pass
             for trial in self._trials():
                 if trial.state == TrialState.RUNNING and _task(trial) is None:
@@ -198,7 +198,7 @@ class Study:
             yield
 
     def _draw(self, trial: Trial) -> list[Task]:
-        """A point with each of the seeds; the trial's task is the first. Empty where there is nothing to draw."""
+        """A point with each of the seeds; the trial's task is the first. Empty if there is nothing to draw."""
         if self.plan.sampler == "grid":
             return []
         config, point = self.plan.draw(trial)
@@ -210,9 +210,9 @@ class Study:
         return sum(trial.state in (TrialState.RUNNING, TrialState.COMPLETE, TrialState.FAIL) for trial in trials)
 
     def _cut(self, trials: Sequence[FrozenTrial], max_runs: int | None) -> list[int]:
-        """Numbers of the trials that are under way although no process works on them.
+        """Numbers of the running trials on which no process works.
 
-        Without those that another worker is about to give back: queued twice, or one too many.
+        Trials that another worker is about to drop are left out: duplicates, and those above max_runs.
         """
         return [
             trial.number
@@ -227,7 +227,7 @@ class Study:
     def _claim(self, number: int, trials: Sequence[FrozenTrial]) -> Claim:
         task = _task(trials[number])
         assert task is not None
-        # All workers see the same trials in the same order, so they give a task the same name whenever it comes.
+        # All workers see the same trials in the same order and therefore give a task the same name.
         tasks = list(dict.fromkeys(_task(trial) for trial in trials[: number + 1]))
         earlier = [other for other in tasks[: tasks.index(task)] if other and other.name == task.name]
         return Claim(number, task, f"{self.name}/{_folder(task, len(earlier) + 1)}")
@@ -264,7 +264,7 @@ def _open(storage: str | None, folder: Path) -> BaseStorage:
 
 
 def _shown(storage: str) -> str:
-    """A storage as messages name it, without its password."""
+    """A storage for messages, without its password."""
     try:
         return make_url(storage).render_as_string(hide_password=True) if "://" in storage else storage
     except ArgumentError:
@@ -272,7 +272,7 @@ def _shown(storage: str) -> str:
 
 
 def _folder(task: Task, number: int) -> str:
-    """Name of a task's folder, if it is the first, second, … task by its name."""
+    """Name of the folder of the first, second, … task with a name."""
     return task.name if number == 1 else f"{task.name},{number}"
 
 

@@ -1,4 +1,4 @@
-"""Tasks: what one run is, and the plan that says which runs a study consists of."""
+"""Tasks (descriptions of runs) and plans (the tasks of a study)."""
 
 import hashlib
 import itertools
@@ -24,14 +24,14 @@ Sampler = Literal["grid", "random", "tpe"]
 
 @dataclass(frozen=True)
 class Task:
-    """What one run is, as plain values; two equal tasks are the same run.
+    """A run as plain values; two equal tasks are the same run.
 
     Attributes:
         config: Config file.
-        content: Hash of what the file and its bases say: another content is another run.
+        content: Hash of the contents of the file and its bases; other contents are another run.
         options: Further options.
-        seed: None for the config's own.
-        point: Values of the keys that are searched, as the command line takes them.
+        seed: The seed; None for the config's.
+        point: Values of the searched keys, as on the command line.
     """
 
     config: str
@@ -42,7 +42,7 @@ class Task:
 
     @property
     def fit_options(self) -> list[str]:
-        """What follows `python -m bytelm fit`."""
+        """The options of `python -m bytelm fit`."""
         options = ["--config", self.config, *self.options]
         for key, value in self.point:
             options += [f"--{key}", value]
@@ -50,7 +50,7 @@ class Task:
 
     @property
     def name(self) -> str:
-        """Name of the experiment: that of the config, with the searched values and the seed."""
+        """Name of the experiment: the config's name, the searched values and the seed."""
         parts = [Path(self.config).stem, *(f"{key.rpartition('.')[2]}={value}" for key, value in self.point)]
         seed = "" if self.seed is None else f",seed={self.seed}"
         name = re.sub(r"[^\w.,=+-]+", "_", ",".join(parts)).encode()[: LONGEST_NAME - len(seed)]
@@ -69,17 +69,17 @@ class Task:
 
 @dataclass(frozen=True)
 class Plan:
-    """Which runs a study consists of.
+    """The runs of a study.
 
     Args:
         configs: Config files; each is an experiment.
         options: Further options, the same for all.
-        seeds: Each experiment is run with each of them; None stands for the config's own.
-        space: For each key that is searched a list of values, or a range {low, high, log, step}.
-        sampler: How points of the space are chosen.
+        seeds: Each experiment is run with each seed; None stands for the config's.
+        space: For each searched key a list of values, or a range {low, high, log, step}.
+        sampler: The method that chooses points of the space.
 
     Raises:
-        ConfigError: The space cannot be searched.
+        ConfigError: The space is invalid.
     """
 
     configs: Sequence[str]
@@ -109,7 +109,7 @@ class Plan:
         if values.get("log") and (values["low"] <= 0 or "step" in values):
             raise ConfigError(key, values, "accepted with log: true: a low above 0, and no step")
         if self.sampler == "grid":
-            raise ConfigError(key, values, "a grid takes a list of values; a range needs --sampler random or tpe")
+            raise ConfigError(key, values, "a grid needs a list of values; a range needs --sampler random or tpe")
 
     def grid(self) -> list[Task]:
         """All runs of a list or a grid, with the seeds last: each experiment is run once before any is repeated."""
@@ -122,7 +122,7 @@ class Plan:
         return Task(config, _content(config), tuple(self.options), seed, point)
 
     def draw(self, trial: Trial) -> tuple[str, tuple[tuple[str, str], ...]]:
-        """A config and a point of the space, which the sampler chooses."""
+        """A config and a point of the space, chosen by the sampler."""
         config = self.configs[0]
         if len(self.configs) > 1:
             config = str(trial.suggest_categorical("config", list(self.configs)))
@@ -141,14 +141,14 @@ class Plan:
 
 
 def as_text(value: Any) -> str:
-    """A value as the command line takes it."""
+    """A value as text for the command line."""
     return value if isinstance(value, str) else dump(value, in_one_line=True)
 
 
 def _content(config: str) -> str:
-    """Hash of what a config and its bases say, the same for another order or style of its keys.
+    """Hash of the contents of a config and its bases, independent of the order and style of the keys.
 
-    A file that is not a config gets a hash, too; the check of the run reports what is wrong with it.
+    An invalid config also gets a hash; the check of the run reports the error.
     """
     try:
         contents: Any = [yaml.safe_load(file.read_text(encoding="utf-8")) for file in files_of(config)]
@@ -156,7 +156,7 @@ def _content(config: str) -> str:
             contents[0] if len(contents) == 1 else contents
         )  # without a base the hash is that of earlier versions
         text = json.dumps(contents, sort_keys=True, default=str)
-    # PyYAML and json raise all of these for values and keys that they cannot read or write.
+    # PyYAML and json raise all of these for invalid values and keys.
     except (OSError, yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
         text = str(error)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

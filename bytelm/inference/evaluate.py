@@ -1,8 +1,8 @@
-"""`python -m bytelm evaluate`: a checkpoint on the tasks of EleutherAI's lm-evaluation-harness.
+"""`python -m bytelm evaluate`: scores a checkpoint on tasks of EleutherAI's lm-evaluation-harness.
 
-The harness has the tasks: their data, their prompts, and what counts as right. It asks a model three things: how likely
-a continuation is, how likely a whole text is, and how a text goes on. The first two come down to windows: rows of up to
-max_seq_len tokens whose last few are scored, each given those before it.
+The harness defines the tasks: data, prompts and correct answers. It requests three things of a model: the likelihood of
+a continuation, the likelihood of a whole text, and a generated continuation. The likelihoods are computed over windows:
+rows of up to max_seq_len tokens of which the last few are scored, each given the tokens before it.
 """
 
 import json
@@ -37,22 +37,22 @@ from bytelm.runs.checkpoints import reason
 from bytelm.system.files import replacing
 
 Window = tuple[list[int], list[int]]
-"""Inputs, up to max_seq_len tokens, and targets: what follows each of the last of them."""
+"""Inputs, up to max_seq_len tokens, and targets: the tokens that follow the last inputs."""
 
 
 class HarnessModel(LM):
-    """A trained model as the harness asks it.
+    """The harness's interface to a trained model.
 
-    Text begins as in training (`start_of`, bytelm/generate.py): rows of bytes with a marker, also those that go on in
-    the middle of a text, so that bits_per_byte is counted over rows as val/bpb is; an empty context of other tokens is
-    the end of a document.
+    Text begins as in training (`start_of`, bytelm/inference/generate.py). Rows of bytes begin with a marker, also rows
+    within a text; bits_per_byte is therefore counted over rows, like val/bpb. An empty context of other tokens is an
+    end-of-text token.
 
     Args:
         trained: The model.
-        batch_size: Windows that go through the network together.
+        batch_size: Number of windows in a forward pass.
 
     Raises:
-        ConfigError: Its tokenizer has no token that a text begins with.
+        ConfigError: Its tokenizer has no end-of-text token.
     """
 
     def __init__(self, trained: Trained, batch_size: int = 16) -> None:
@@ -67,22 +67,22 @@ class HarnessModel(LM):
         self.start: int = self.tokenizer.end_of_text
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
-        """Nats of each continuation given its context, negative, and whether each of its tokens is the likeliest."""
+        """Log-likelihood of each continuation in nats, and whether all of its tokens are the most probable ones."""
         return self._score([self._continuation(*request.args) for request in requests], "loglikelihood")
 
     def loglikelihood_rolling(self, requests: list[Instance]) -> list[float]:
-        """Nats of each text, negative: every token is predicted once, from the tokens before it in its window."""
+        """Log-likelihood of each text in nats; every token is predicted once, from the tokens before it in a window."""
         texts = [self._windows(self.start, self.tokenizer.encode(*request.args)) for request in requests]
         return [nats for nats, _ in self._score(texts, "loglikelihood_rolling")]
 
     def generate_until(self, requests: list[Instance]) -> list[str]:
-        """What the model writes after each context, up to the first of the request's stop strings."""
+        """The generated text after each context, up to the first of the request's stop strings."""
         bar = tqdm(requests, desc="generate_until", unit="text")
         return [self._write(request, seed) for seed, request in enumerate(bar)]
 
     def _continuation(self, context: str, continuation: str) -> list[Window]:
-        # Spaces belong to the word after them, as in the vocabulary of BPE; and what is a token across the border of
-        # the two is a token of the text, so they are encoded together. The harness does so with all its models.
+        # Spaces belong to the word after them, as in the vocabulary of BPE. Context and continuation are encoded
+        # together, because a token can span their border. The harness does the same with its own models.
         stripped = context.rstrip()
         before = start_of(self.tokenizer, stripped)
         after = self.tokenizer.encode(context + continuation)[len(self.tokenizer.encode(stripped)) :]
@@ -94,9 +94,9 @@ class HarnessModel(LM):
         return list(get_rolling_token_windows(tokens, before, self.gpt.max_seq_len, context_len=1))
 
     def _score(self, texts: Sequence[Sequence[Window]], title: str) -> list[tuple[float, bool]]:
-        """Sum of each text's windows, and whether all of them are greedy."""
+        """Sum of each text's windows, and whether all of their tokens are the most probable ones."""
         windows = [window for text in texts for window in text]
-        # By length, so that little is padded; the longest first, so that memory is short at once or not at all.
+        # Sorted by length, which keeps padding small; the longest first, because a lack of memory then shows at once.
         order = sorted(range(len(windows)), key=lambda i: len(windows[i][0]), reverse=True)
         scores = [(0.0, True)] * len(windows)
         with tqdm(total=len(windows), desc=title, unit="row") as bar:
@@ -114,7 +114,7 @@ class HarnessModel(LM):
 
     @torch.inference_mode()
     def _score_batch(self, windows: Sequence[Window]) -> Iterable[tuple[float, bool]]:
-        # What is padded comes after the row's end, which a causal network does not look at.
+        # Padding follows the end of a row; a causal network does not use it.
         rows = pad_sequence([torch.tensor(inputs) for inputs, _ in windows], batch_first=True)
         if self.is_bytes:
             rows[:, 0] = self.start
@@ -122,8 +122,8 @@ class HarnessModel(LM):
         logits = self.gpt(rows.to(device))
         scores = []
         for (inputs, targets), row in zip(windows, logits, strict=True):
-            # The softmax is over the whole vocabulary, with what only fills it up, as it is in training: what the model
-            # leaves for tokens that never come is its own loss. Greedy is what `generate` would draw.
+            # The softmax includes the padding of the vocabulary, as in training: probability on tokens that never occur
+            # counts as loss. The most probable token is that of `generate`, without the padding.
             predictions = row[len(inputs) - len(targets) : len(inputs)].float()
             expected = torch.tensor(targets, device=device)
             nats = F.cross_entropy(predictions, expected, reduction="none").tolist()
@@ -140,7 +140,7 @@ class HarnessModel(LM):
             torch.tensor(start_of(self.tokenizer, context)),
             how["max_gen_toks"],
             temperature=how.get("temperature", 1.0) if how["do_sample"] else 0.0,
-            top_k=how.get("top_k") or None,  # 0 for all, as in Hugging Face's
+            top_k=how.get("top_k") or None,  # 0 means all, as in Hugging Face
             top_p=how.get("top_p"),
             seed=seed,
             vocab_size=self.tokenizer.vocab_size,
@@ -160,11 +160,11 @@ def load_tasks(names: str, manager: TaskManager) -> list[Task | Group]:
     """Loads tasks with their data.
 
     Args:
-        names: Of tasks, groups and tags, or patterns (`mmlu_*`), with commas between them.
-        manager: Knows what tasks there are.
+        names: Names of tasks, groups and tags, or patterns (`mmlu_*`), separated by commas.
+        manager: The index of tasks.
 
     Raises:
-        ConfigError: There is no such task, or one is asked for twice, as by its name and by its group's.
+        ConfigError: A task does not exist, or is named twice, for example by its name and by its group.
         DataError: A task, or its data set, cannot be loaded.
     """
     found: list[Task | Group] = []
@@ -181,7 +181,7 @@ def load_tasks(names: str, manager: TaskManager) -> list[Task | Group]:
                 raise DataError("tasks", name, f"the harness cannot load it: {reason(error)}") from error
             found += [loaded["groups"][name]] if name in loaded["groups"] else loaded["tasks"].values()
     if not found:
-        raise ConfigError("tasks", names, "accepted: names with commas between them, such as wikitext,lambada_openai")
+        raise ConfigError("tasks", names, "accepted: names separated by commas, such as wikitext,lambada_openai")
     try:
         manager.load(found)
     except ValueError as error:
@@ -197,22 +197,22 @@ def evaluate(
     limit: PositiveInt | PositiveFloat | None = None,
     batch_size: PositiveInt = 16,
 ) -> dict[str, Any]:
-    """Asks a model what tasks ask.
+    """Evaluates a model on tasks.
 
     Args:
         trained: The model.
-        tasks: Names of the harness's tasks, groups and tags, or patterns, with commas between them:
+        tasks: Names of the harness's tasks, groups and tags, or patterns, separated by commas:
             `wikitext,lambada_openai`.
         include_path: Folder with YAML files of tasks of your own.
-        num_fewshot: Examples with answers before each question. Default: the task's own number.
-        limit: Questions of each task, at most, or, below 1, the share of them; for a first look.
-        batch_size: Rows of up to max_seq_len tokens that go through the network together.
+        num_fewshot: Number of examples with answers before each question. Default: the task's number.
+        limit: Maximum number of questions of each task or, below 1, their share; for a first test.
+        batch_size: Number of rows of up to max_seq_len tokens in a forward pass.
 
     Returns:
         The harness's results.
 
     Raises:
-        ConfigError: There is no such task or folder.
+        ConfigError: A task or the folder does not exist.
         DataError: A task, or its data set, cannot be loaded.
     """
     if include_path is not None and not Path(include_path).is_dir():
@@ -258,7 +258,7 @@ def save(results: Mapping[str, Any], path: str) -> None:
 
 
 def _quieten_harness() -> None:
-    # A line for each metric that a task leaves at the harness's defaults, as nearly all do.
+    # It logs a line for each metric with the harness's default settings, which nearly all tasks use.
     logger = logging.getLogger("lm_eval.api.task")
     logger.addFilter(lambda record: "using default" not in record.getMessage())
 
@@ -274,7 +274,7 @@ def main(args: list[str]) -> None:
     )
     add_arguments(parser)
     parser.add_function_arguments(evaluate, skip={"trained"})
-    parser.add_argument("--output", type=str | None, help="A JSON file for all that the harness reports.")
+    parser.add_argument("--output", type=str | None, help="A JSON file for the harness's results.")
     given = vars(parser.parse_args(args))
     output = given.pop("output")
     _quieten_harness()

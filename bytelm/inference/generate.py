@@ -1,12 +1,11 @@
-"""`python -m bytelm generate`: text that a trained network writes, token by token.
+"""`python -m bytelm generate`: generates text with a trained network, token by token.
 
-Each token is drawn from what the network predicts after the tokens before it. Those it has seen are not computed again:
-their keys and values are kept (KVCache, bytelm/parts/attention.py). When the text outgrows max_seq_len, its last part
-goes on as a new row, and with or without the cache the text is the same.
+Each token is drawn from the network's prediction after the tokens before it. A cache keeps the keys and values of
+earlier tokens (KVCache, bytelm/parts/attention.py). When the text exceeds max_seq_len, its last part starts a new row.
+The text is the same with and without the cache.
 """
 
 import codecs
-import os
 import sys
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -38,26 +37,26 @@ def generate(
     stop: int | None = None,
     n_keep: int = 0,
 ) -> Iterator[int]:
-    """Draws tokens that go on from others.
+    """Draws the tokens that follow a sequence of tokens.
 
-    When there are more than max_seq_len tokens, the network goes on with the last half of that many.
+    When the sequence exceeds max_seq_len tokens, the network continues with its last max_seq_len / 2 tokens.
 
     Args:
         gpt: The network, in evaluation mode.
-        tokens: What it goes on from, at least one token, (T,).
-        max_new_tokens: How many to draw, at most.
-        temperature: Logits are divided by it; 0 takes the most probable token.
-        top_k: Only the k most probable tokens are drawn.
-        top_p: Only the most probable tokens are drawn, as few as have this probability together (nucleus sampling:
-            Holtzman et al. 2020, arXiv:1904.09751).
-        seed: Of the draws; by default they differ each time.
-        cached: Whether to keep keys and values, if all parts of the network can.
-        vocab_size: Tokens from this one on are never drawn, as they only fill up the network's vocabulary.
-        stop: Ends the text where it is drawn, and is not part of it.
-        n_keep: How many of the first tokens stay when the text outgrows max_seq_len, such as a begin-of-row marker.
+        tokens: The sequence to continue, at least one token, (T,).
+        max_new_tokens: Maximum number of tokens to draw.
+        temperature: Logits are divided by it; 0 selects the most probable token.
+        top_k: Draws only from the k most probable tokens.
+        top_p: Draws only from the smallest set of the most probable tokens whose total probability is at least top_p
+            (nucleus sampling: Holtzman et al. 2020, arXiv:1904.09751).
+        seed: Seed of the draws; default a random one.
+        cached: Whether to keep keys and values, if all parts of the network support it.
+        vocab_size: Only tokens below it are drawn; the others are padding of the network's vocabulary.
+        stop: Token that ends the text, without being part of it.
+        n_keep: Number of first tokens, such as a begin-of-row marker, that are kept when the text exceeds max_seq_len.
 
     Yields:
-        Tokens, each as soon as it is drawn.
+        Each token as soon as it is drawn.
     """
     generator = torch.Generator()
     if seed is None:
@@ -84,16 +83,16 @@ def draw(logits: Tensor, temperature: float, top_k: int | None, top_p: float | N
 
     Args:
         logits: One a token, on the CPU, (V,).
-        temperature: See `generate`, as for the others.
-        top_k: Of the tokens.
-        top_p: Of what these have of the probability.
-        generator: Of random numbers.
+        temperature: See `generate`.
+        top_k: See `generate`.
+        top_p: See `generate`; applied to the tokens that top_k leaves.
+        generator: Generator of random numbers.
     """
     if temperature == 0:
         return int(logits.argmax())
     logits, order = ((logits - logits.max()) / temperature).sort(descending=True, stable=True)
     probabilities = logits[:top_k].softmax(dim=0)
-    if top_p is not None:  # a token stays if those before it do not suffice; so one always does
+    if top_p is not None:  # a token stays if the tokens before it have less than top_p; the first always stays
         before = probabilities.cumsum(dim=0) - probabilities
         probabilities[1:].masked_fill_(before[1:] >= top_p, 0.0)
     return int(order[torch.multinomial(probabilities, 1, generator=generator)])
@@ -101,7 +100,7 @@ def draw(logits: Tensor, temperature: float, top_k: int | None, top_p: float | N
 
 @torch.no_grad()
 def _next_logits(gpt: GPT, tokens: Tensor, cache: Cache | None) -> Tensor:
-    """Logits after the last of tokens (1, T), on the CPU, so that a seed draws the same there and on a GPU, (V,)."""
+    """Logits after the last of tokens (1, T), (V,); on the CPU, where a seed draws the same for all devices."""
     logits = gpt(tokens) if cache is None else gpt(tokens, cache)
     return logits[0, -1].float().cpu()
 
@@ -113,13 +112,13 @@ def _last_half(window: list[int], max_seq_len: int, n_keep: int) -> list[int]:
 
 
 def start_of(tokenizer: Tokenizer, prompt: str) -> list[int]:
-    """Tokens that a text which begins with a prompt begins with.
+    """The first tokens of a text that begins with a prompt, as in training.
 
-    As in training: rows of bytes begin with a marker, and documents of other tokens with the end of the one before,
-    which a prompt need not be the beginning of.
+    Rows of bytes begin with a marker. Documents of other tokens begin after an end-of-text token, which is used only
+    without a prompt, because a prompt need not be the beginning of a document.
 
     Raises:
-        ConfigError: There is no prompt, and the tokenizer has nothing to begin a text with.
+        ConfigError: The prompt is empty, and the tokenizer has no end-of-text token.
     """
     tokens = tokenizer.encode(prompt)
     if tokens and not isinstance(tokenizer, ByteTokenizer):
@@ -130,7 +129,7 @@ def start_of(tokenizer: Tokenizer, prompt: str) -> list[int]:
 
 
 def text_of(tokens: Iterable[int], tokenizer: Tokenizer) -> Iterator[str]:
-    """Text as its tokens arrive: whole characters, as a token may end within one."""
+    """Text as its tokens arrive, in whole characters; a token can end within a character."""
     decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
     for token in tokens:
         if text := decoder.decode(tokenizer.decode_bytes([token])):
@@ -149,20 +148,21 @@ def write(
     seed: NonNegativeInt | None = 42,
     cached: bool = True,
 ) -> Iterator[str]:
-    """Writes a text.
+    """Generates a text.
 
     Args:
         trained: The model.
-        prompt: What the text begins with.
-        max_new_tokens: How many tokens to add to it, at most; the end of a document ends the text, too.
-        temperature: Logits are divided by it; 0 takes the most probable token each time.
-        top_k: Only the k most probable tokens are drawn; null for all.
-        top_p: Only the most probable tokens are drawn, as few as have this probability together; null for all.
-        seed: Of the draws; null for another text each time. Further samples have the seeds that follow.
-        cached: Whether to keep keys and values of the tokens before.
+        prompt: Beginning of the text.
+        max_new_tokens: Maximum number of tokens to add. An end-of-text token also ends the text.
+        temperature: Logits are divided by it; 0 selects the most probable token each time.
+        top_k: Draws only from the k most probable tokens; null for all.
+        top_p: Draws only from the smallest set of the most probable tokens whose total probability is at least top_p;
+            null for all.
+        seed: Seed of the draws; null for a random one. Further samples use the following seeds.
+        cached: Whether to keep keys and values of earlier tokens.
 
     Yields:
-        The prompt, and then pieces of text.
+        The prompt, then pieces of text.
     """
     tokenizer = trained.tokenizer
     is_bytes = isinstance(tokenizer, ByteTokenizer)
@@ -190,17 +190,19 @@ def main(args: list[str]) -> None:
     Args:
         args: What follows `python -m bytelm generate`.
     """
-    parser = CommandParser("generate", description="Writes text with the network of a checkpoint.")
+    parser = CommandParser("generate", description="Generates text with the network of a checkpoint.")
     add_arguments(parser)
-    parser.add_argument("--prompt", type=str, default="", help="What the text begins with; - for standard input.")
+    parser.add_argument("--prompt", type=str, default="", help="Beginning of the text; - for standard input.")
     parser.add_function_arguments(write, skip={"trained", "prompt", "cached"})
-    parser.add_argument("--no_cache", action="store_true", help="Compute all tokens anew each time: the same text.")
-    parser.add_argument("--num_samples", type=PositiveInt, default=1, help="How many texts to write.")
+    parser.add_argument(
+        "--no_cache", action="store_true", help="Compute all tokens again for each new one; the text is the same."
+    )
+    parser.add_argument("--num_samples", type=PositiveInt, default=1, help="Number of texts.")
     given = vars(parser.parse_args(args))
     trained = load_given(given)
     cached = not given.pop("no_cache")
     if cached and trained.gpt.new_cache() is None:
-        note("a part of this network cannot go on from a cache, so that each token takes longer")
+        note("a part of this network does not support a cache; each token therefore takes longer")
     _print_samples(trained, cached, **given)
 
 
@@ -210,12 +212,9 @@ def _print_samples(trained: Trained, cached: bool, num_samples: int, prompt: str
         prompt.encode()
     except UnicodeError as error:
         raise ConfigError("prompt", "-" if prompt == "-" else "what was given", f"it is not UTF-8: {error}") from error
-    try:
-        for sample in range(num_samples):
-            if sample:
-                print(end=BETWEEN_SAMPLES)
-            for text in write(trained, prompt, seed=None if seed is None else seed + sample, cached=cached, **how):
-                print(text, end="", flush=True)
-        print(flush=True)
-    except BrokenPipeError:  # whoever reads has read enough, as `head` does; nothing is to be flushed at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    for sample in range(num_samples):
+        if sample:
+            print(end=BETWEEN_SAMPLES)
+        for text in write(trained, prompt, seed=None if seed is None else seed + sample, cached=cached, **how):
+            print(text, end="", flush=True)
+    print(flush=True)

@@ -1,6 +1,6 @@
-"""`fit --init_from PATH`: a run that begins with the weights of another.
+"""`fit --init_from PATH`: initialises a run with the weights of another.
 
-The weights alone are taken. Optimizer, budget, data position and random states begin as in any run.
+Only the weights are loaded. Optimizer, budget, data position and random states start as in any new run.
 """
 
 import hashlib
@@ -23,19 +23,19 @@ SIZES = ("vocab_size", "max_seq_len", "d_model", "n_layers", "n_heads", "d_ff") 
 
 
 def init_from(model: LanguageModel, given: str, config: Mapping[str, Any]) -> InitFrom:
-    """Gives a model the weights of another run's network.
+    """Loads the weights of another run's network into a model.
 
     Args:
         model: The model, whose own weights are replaced.
-        given: A checkpoint of bytelm's, the folder of a run, nanoGPT's ckpt.pt, or a folder of Hugging Face's.
-        config: The resolved config of the run that begins.
+        given: A checkpoint of bytelm, the folder of a run, nanoGPT's ckpt.pt, or a Hugging Face folder.
+        config: The resolved config of the new run.
 
     Returns:
-        What the weights are from, for the run's record.
+        The source of the weights, for the run's record.
 
     Raises:
-        CheckpointError: It is not there, is damaged, or is of a network of other sizes or with other parameters.
-        ConfigError: It is a folder of Hugging Face's, and safetensors is not installed.
+        CheckpointError: It is missing, damaged, or of a network with other sizes or parameters.
+        ConfigError: It is a Hugging Face folder, and safetensors is not installed.
     """
     try:
         files, checkpoint = _read(Path(given))
@@ -52,7 +52,7 @@ def init_from(model: LanguageModel, given: str, config: Mapping[str, Any]) -> In
 
 
 def _read(path: Path) -> tuple[list[Path], Mapping[str, Any]]:
-    """The files that hold the weights, and what a checkpoint of bytelm's with these weights holds."""
+    """The files with the weights, and the contents of a bytelm checkpoint with these weights."""
     if (path / "config.json").is_file():
         return sorted(path.glob("*.safetensors")), as_checkpoint(read_foreign(path))
     file = find_checkpoint(path)
@@ -66,7 +66,7 @@ def _read(path: Path) -> tuple[list[Path], Mapping[str, Any]]:
 
 
 def _check_sizes(given: str, saved: Mapping[str, Any], config: Mapping[str, Any]) -> None:
-    """Rejects a network of other sizes, also where its weights would fit, as they do for another max_seq_len."""
+    """Rejects a network of other sizes, even if its weights would fit, as with another max_seq_len."""
     theirs, ours = _sizes(saved), _sizes(config)
     if differing := [key for key in SIZES if theirs and theirs.get(key) != ours.get(key)]:
         listed = "; ".join(f"model.gpt.{key}: {theirs.get(key)} there, {ours.get(key)} here" for key in differing)

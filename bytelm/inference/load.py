@@ -1,8 +1,8 @@
-"""Trained models: the network of a checkpoint, with the tokenizer of the text that it was trained on.
+"""Loads trained models: the network of a checkpoint and the tokenizer of its text.
 
-A checkpoint carries the config of its run, so nothing else is needed, not even the corpus. That config names classes,
-and to import a class is to run its module: of a checkpoint, which may come from a stranger, only parts of bytelm are
-accepted. A network with parts of one's own is loaded with the config that one gives for it.
+A checkpoint contains the config of its run; the corpus and other files are not needed. The config names classes, and
+importing a class runs the code of its module. A checkpoint can come from a stranger, so its own config can name only
+parts of bytelm. For a network with parts of the user's, the user gives the config.
 """
 
 import inspect
@@ -32,18 +32,18 @@ from bytelm.system.memory import limited_memory
 
 RANDOM = {f"{name}_" for name in ("normal", "uniform", "trunc_normal", "xavier_normal", "xavier_uniform")}
 RANDOM |= {f"kaiming_{name}_" for name in ("normal", "uniform")}
-SMALL_SIZE = 2**22  # no size up to it takes long to build, whatever it is of
-MOST_TABLE_BYTES = 2**32  # of what a network computes beside its weights, such as tables of positions
+SMALL_SIZE = 2**22  # sizes up to this build quickly, in any option
+MOST_TABLE_BYTES = 2**32  # of tables that a network computes beside its weights, such as those of positions
 LONGEST_MESSAGE = 500  # characters
 
 
 @dataclass(frozen=True)
 class Trained:
-    """A model to use.
+    """A trained model.
 
     Attributes:
         gpt: The network, in evaluation mode, its weights frozen.
-        tokenizer: Makes tokens of text, and text of tokens.
+        tokenizer: Converts text to tokens and tokens to text.
     """
 
     gpt: GPT
@@ -51,27 +51,29 @@ class Trained:
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    """Adds the options `ckpt_path`, `experiment`, `config` and `device`; `load_given` takes them."""
+    """Adds the options `ckpt_path`, `experiment`, `config` and `device`, which `load_given` reads."""
     parser.add_argument(
         "--ckpt_path",
         required=True,
         type=str,
-        help="A checkpoint; the folder of a run, for its best.ckpt; or last or best, for those of the newest run.",
+        help="A checkpoint; the folder of a run, for its best.ckpt; or last or best, for that of the newest run.",
     )
     parser.add_argument(
-        "--experiment", type=str, help="Whose newest run is meant by last and best; default: the newest of all."
+        "--experiment",
+        type=str,
+        help="The experiment whose newest run last and best refer to; default: all experiments.",
     )
     parser.add_argument(
         "--config",
         action="append",
         default=[],
-        help="Config of its run, in place of the one in the checkpoint; needed for parts of your own. May be repeated.",
+        help="Config of its run, instead of the one in the checkpoint; needed for parts of your own. Can be repeated.",
     )
     parser.add_argument("--device", type=str, default="auto", help="Such as cpu or cuda; auto: a GPU, if there is one.")
 
 
 def load_given(options: dict[str, Any]) -> Trained:
-    """Loads what the options of `add_arguments` say, and takes them out of all that were given."""
+    """Loads the model that the options of `add_arguments` name, and removes these options."""
     path, experiment = options.pop("ckpt_path"), options.pop("experiment")
     if experiment is not None and path not in NAMES:
         raise ConfigError("experiment", experiment, f"accepted with ckpt_path: {', '.join(NAMES)}; it is {path!r}")
@@ -83,13 +85,13 @@ def load(ckpt_path: str | Path, configs: Sequence[str | Path] = (), device: str 
 
     Args:
         ckpt_path: The checkpoint's file; the folder of a run; or `last` or `best`, those of the newest run.
-        configs: Config files, later ones win, in place of the config in the checkpoint.
-        device: Where the network goes, such as `cuda`; `auto` for the GPU, where there is one.
+        configs: Config files that replace the config in the checkpoint; later ones take precedence.
+        device: Device of the network, such as `cuda`; `auto`: a GPU, if there is one.
 
     Raises:
-        CheckpointError: It is missing, damaged, unsafe, has no config, or is of another network than the configs say.
-        ConfigError: The configs or the device cannot be used.
-        DataError: The tokenizer cannot be had.
+        CheckpointError: It is missing, damaged, unsafe, has no config, or is of another network than the configs'.
+        ConfigError: The configs or the device are invalid.
+        DataError: The tokenizer cannot be loaded.
     """
     gpt, config = load_network(ckpt_path, configs)
     if (name := tokenizer_name(config)) is None:
@@ -114,7 +116,7 @@ def load_network(ckpt_path: str | Path, configs: Sequence[str | Path] = ()) -> t
 
     Raises:
         CheckpointError: See `load`.
-        ConfigError: The configs cannot be used.
+        ConfigError: The configs are invalid.
     """
     ckpt_path = find_checkpoint(ckpt_path)
     contents = Contents(read(ckpt_path, map_location="cpu", check=True, mapped=True), ckpt_path)
@@ -125,14 +127,14 @@ def load_network(ckpt_path: str | Path, configs: Sequence[str | Path] = ()) -> t
 
 
 def tokenizer_name(config: Mapping[str, Any]) -> str | None:
-    """The tokenizer that a config's data names, as for `load_tokenizer`; None where the data do not know theirs."""
+    """The tokenizer that a config's data names, as for `load_tokenizer`; None if it is not known."""
     data = (config.get("data") or {}).get("init_args") or {}
     name = data.get("tokenizer", "bytes")  # data without the option are bytes
     return None if name is None else str(name)
 
 
 def _network_of_files(contents: Contents, configs: Sequence[str | Path]) -> tuple[nn.ModuleDict, dict[str, Any]]:
-    """The network that config files describe, and what they say."""
+    """The network of config files, and their contents."""
     parser = _parser_of_files()
     try:
         parsed = parser.parse_args([f"--config={path}" for path in configs])
@@ -150,11 +152,10 @@ def _network_of_files(contents: Contents, configs: Sequence[str | Path]) -> tupl
 
 
 def _own_network(contents: Contents) -> tuple[nn.ModuleDict, Mapping[str, Any]]:
-    """The network that a checkpoint's own config describes, and that config, whose author may be anybody.
+    """The network of a checkpoint's own config, which is not trusted, and that config.
 
     Raises:
-        CheckpointError: The config makes no network, one that is not of these weights, or one that takes much more
-            memory than they do.
+        CheckpointError: The config is invalid, does not match the weights, or needs much more memory than the weights.
     """
     config, path = _own_config(contents), contents.path
     version = other_version(contents.checkpoint)
@@ -168,7 +169,7 @@ def _own_network(contents: Contents) -> tuple[nn.ModuleDict, Mapping[str, Any]]:
     except ArgumentError as error:
         message = " ".join(clarify(str(error), {}, nested=(GPT, *known_parts())).split())
         raise CheckpointError(f"ckpt_path: {str(path)!r}: {message[:LONGEST_MESSAGE]}{version}") from error
-    except Exception as error:  # of a constructor, about values that its checks do not expect
+    except Exception as error:  # from a constructor, for values that its checks do not expect
         if isinstance(run_error(error), OutOfMemory):
             message = f"its network takes more memory than its weights, by {MOST_TABLE_BYTES >> 30} GB or more"
             accepted = "accepted: a config that you trust, such as the run's (--config)"
@@ -180,7 +181,7 @@ def _own_network(contents: Contents) -> tuple[nn.ModuleDict, Mapping[str, Any]]:
 
 
 class _WithoutInitialization(TorchFunctionMode):
-    """Inside, random numbers are not drawn: the weights that they are for come from a checkpoint."""
+    """Inside, random initialisation does nothing, because the weights come from a checkpoint."""
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
@@ -196,10 +197,10 @@ def _check_network(contents: Contents, network: nn.ModuleDict, config: Mapping[s
 
 
 def _check_sizes(contents: Contents) -> None:
-    """Rejects sizes that no network of these weights has, and that would take for ever to build.
+    """Rejects sizes that do not match the weights and would take very long to build.
 
     Raises:
-        CheckpointError: There is one.
+        CheckpointError: There is such a size.
     """
     weights = contents.network
     most = max(SMALL_SIZE, sum(tensor.numel() for tensor in weights.values()))
@@ -217,7 +218,7 @@ def _parser() -> ConfigFileParser:
 
 
 def _parser_of_files() -> ConfigFileParser:
-    """A parser of config files, which checks the network and the data alone; needs Lightning, as these classes do."""
+    """A parser of config files that checks only the network and the data; it needs Lightning."""
     import bytelm.data.corpora
     import bytelm.data.shards  # noqa: F401 (these two make the short names of all data known)
 
@@ -233,7 +234,7 @@ def _parser_of_files() -> ConfigFileParser:
 
 
 def _build(parser: ConfigFileParser, parsed: Namespace) -> nn.ModuleDict:
-    """The network as a module that has it as `gpt`, as a LanguageModel does."""
+    """A module with the network as `gpt`, like a LanguageModel."""
     return nn.ModuleDict({"gpt": parser.instantiate(Namespace(model=Namespace(gpt=parsed.model.gpt))).model.gpt})
 
 
@@ -241,7 +242,7 @@ def _own_config(contents: Contents) -> Mapping[str, Any]:
     """The config in a checkpoint.
 
     Raises:
-        CheckpointError: There is none, or it names what only its owner may trust.
+        CheckpointError: There is none, or it names something other than parts of bytelm.
     """
     config, path = contents.config, contents.path
     try:
@@ -272,5 +273,5 @@ def _move(gpt: GPT, device: str) -> GPT:
         device = str(torch.accelerator.current_accelerator(check_available=True) or "cpu")
     try:
         return gpt.to(device)
-    except (AssertionError, RuntimeError) as error:  # torch, about devices that it does not know or does not find
+    except (AssertionError, RuntimeError) as error:  # from torch, for unknown or missing devices
         raise ConfigError("device", device, f"{reason(error)}; accepted: auto, cpu, cuda, …") from error

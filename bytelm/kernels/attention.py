@@ -1,8 +1,8 @@
 """Causal attention on Hopper: cuDNN's forward pass, FlashAttention-4's backward pass.
 
-Of the kernels to be had there these are the fastest, and the log-sum-exp that one leaves is what the other reads. The
-backward pass writes the gradients of queries, keys and values beside each other, as they come out of one product: what
-autograd makes of the split, a concatenation, then is those gradients as they are, and torch.compile leaves it out.
+These are the fastest available kernels for it, and the backward pass can read the log-sum-exp of the forward pass. The
+backward pass writes the gradients of queries, keys and values into one tensor, in the layout of the product that made
+queries, keys and values. torch.compile can therefore remove the concatenation that autograd makes of the split.
 """
 
 from typing import Any
@@ -14,10 +14,10 @@ from torch.library import custom_op
 
 
 def flash_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """softmax(Q K^T / sqrt(head_dim)) V, each query over the keys up to its own.
+    """softmax(Q K^T / sqrt(head_dim)) V, causal: a query attends to the keys up to its position.
 
-    The kernels for Hopper of https://github.com/Dao-AILab/flash-attention are those of Shah et al. 2024,
-    arXiv:2407.08608, in another language.
+    The kernels for Hopper of https://github.com/Dao-AILab/flash-attention implement Shah et al. 2024,
+    arXiv:2407.08608.
 
     Args:
         q: Queries, (B, n_heads, T, head_dim), in bf16 or fp16, on a Hopper GPU.
@@ -33,7 +33,7 @@ def flash_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 @custom_op("bytelm::flash_attention", mutates_args=(), device_types="cuda")
 def _forward(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    attend = torch.ops.aten._scaled_dot_product_cudnn_attention  # the public function keeps the sums to itself
+    attend = torch.ops.aten._scaled_dot_product_cudnn_attention  # the public function does not return the log-sums
     mixed, log_sums, *_ = attend(q, k, v, attn_bias=None, compute_log_sumexp=True, is_causal=True)
     return _by_token(mixed), log_sums.view(q.shape[:-1])
 
@@ -44,7 +44,7 @@ def _(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _gradients(gradient: Tensor, q: Tensor, k: Tensor, v: Tensor, mixed: Tensor, log_sums: Tensor) -> Tensor:
-    """Those of queries, keys and values, (B, T, 3 n_heads, head_dim)."""
+    """Gradients of queries, keys and values, (B, T, 3 n_heads, head_dim)."""
     batch, n_heads, seq_len, head_dim = q.shape
     gradients = q.new_empty(batch, seq_len, 3 * n_heads, head_dim)
     dq, dk, dv = gradients.chunk(3, dim=2)
@@ -75,5 +75,5 @@ _forward.register_autograd(_differentiate, setup_context=_keep)
 
 
 def _by_token(heads: Tensor) -> Tensor:
-    """(B, n_heads, T, head_dim), in memory with the heads of a token beside each other, as projections want them."""
+    """(B, n_heads, T, head_dim), with the heads of a token adjacent in memory, as projections need them."""
     return heads.transpose(1, 2).contiguous().transpose(1, 2)

@@ -1,9 +1,9 @@
-"""Cross-entropy in one pass over the logits, which become their own gradients.
+"""Cross-entropy in one pass over the logits, which are replaced by their gradients.
 
-In Triton, which comes with torch for GPUs. Over tens of thousands of tokens it is bound by memory: the logits of 61,440
-of them are 6 GB in bf16. A program reads a row, adds up its exponentials, and reads it again, from the cache, to write
-the gradients over it. All arithmetic is in float32; nothing in memory is. It takes 1.1 times as long as reading and
-writing the logits once.
+Written in Triton, which torch for GPUs includes. With a vocabulary of tens of thousands the loss is bound by memory:
+the logits of 61,440 tokens are 6 GB in bf16. A program reads a row, sums its exponentials, reads the row again from the
+cache, and writes the gradients over it. Arithmetic is in float32; memory keeps the type of the logits. It takes 1.1
+times as long as reading and writing the logits once.
 """
 
 from typing import Any
@@ -15,12 +15,12 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-BLOCK = 8192  # logits that a program handles at a time
-WARPS = 32  # so many that two programs fill a processor, and all rows being worked on fit into the cache
-LANE = 8  # neighbouring logits, those that a thread loads at once, which share a running maximum
-PROGRAMS = 1024  # of a kernel that mostly finds nothing to do
+BLOCK = 8192  # logits that a program processes at a time
+WARPS = 32  # two programs fill a processor, and the rows of all programs fit into the cache
+LANE = 8  # adjacent logits that a thread loads together; they share a running maximum
+PROGRAMS = 1024  # of the rescaling kernel, which usually has no work
 LOG2_E = tl.constexpr(1.4426950408889634)
-LOWEST = tl.constexpr(-1e30)  # not -inf, of which the difference to itself would be NaN
+LOWEST = tl.constexpr(-1e30)  # not -inf, because -inf - -inf is NaN
 
 
 @triton.jit
@@ -40,8 +40,8 @@ def _cross_entropy(
     target = tl.load(targets + row)
     at_target = tl.load(logits + target).to(tl.float32)
     offsets = tl.arange(0, block)
-    # Each lane keeps a maximum and a sum of its own; they meet once, at the end. The cache is told to keep what is read
-    # now, and afterwards to let go of it.
+    # Each lane keeps its own maximum and sum; they are combined once, at the end. The first read asks the cache to keep
+    # the row, the second to evict it.
     largest = tl.full([block // lane], LOWEST, tl.float32)
     total = tl.zeros([block // lane], tl.float32)
     for start in range(0, vocab_size, block):
@@ -56,14 +56,14 @@ def _cross_entropy(
     tl.store(nats + row, log_normaliser / LOG2_E - at_target)
     if differentiate:
         scale = tl.load(factor) / rows
-        tl.debug_barrier()  # all lanes have read the target's logit before any is written over
+        tl.debug_barrier()  # all lanes must read the target's logit before it is overwritten
         for start in range(0, vocab_size, block):
             inside = start + offsets < vocab_size
             x = tl.load(logits + start + offsets, mask=inside, other=LOWEST, eviction_policy="evict_first")
             gradient = tl.exp2(x.to(tl.float32) * LOG2_E - log_normaliser) * scale
             gradient = gradient.to(logits.dtype.element_ty)
             tl.store(logits + start + offsets, gradient, mask=inside, eviction_policy="evict_first")
-        tl.debug_barrier()  # the target's is the last to be written
+        tl.debug_barrier()  # the target's gradient is written last
         gradient = (tl.exp2(at_target * LOG2_E - log_normaliser) - 1) * scale
         tl.store(logits + target, gradient.to(logits.dtype.element_ty))
 
@@ -71,7 +71,7 @@ def _cross_entropy(
 @triton.jit
 def _rescale(values: tl.tensor, size: tl.int64, wanted: tl.tensor, had: tl.tensor, block: tl.constexpr) -> None:
     ratio = tl.load(wanted) / tl.load(had)
-    if ratio != 1.0:  # else nothing is read or written
+    if ratio != 1.0:  # otherwise memory is not touched
         for start in range(tl.program_id(0).to(tl.int64) * block, size, tl.num_programs(0).to(tl.int64) * block):
             offsets = start + tl.arange(0, block)
             x = tl.load(values + offsets, mask=offsets < size)
@@ -88,7 +88,7 @@ class _CrossEntropy(Function):
             logits, targets, factor, nats, rows, vocab_size, differentiate, block=BLOCK, lane=LANE, num_warps=WARPS
         )
         if differentiate:
-            torch.autograd.graph.increment_version(logits)  # whoever needs them as they were is told
+            torch.autograd.graph.increment_version(logits)  # autograd then reports a later use of the original logits
             ctx.gradients, ctx.factor, ctx.had = logits.detach(), factor, factor.clone()
         return nats.mean()
 
@@ -103,15 +103,15 @@ class _CrossEntropy(Function):
 
 
 def cross_entropy(logits: Tensor, targets: Tensor, factor: Tensor) -> Tensor:
-    """Mean cross-entropy in nats. Where a gradient is wanted, it takes the place of the logits.
+    """Mean cross-entropy in nats. If a gradient is needed, it overwrites the logits.
 
     Args:
         logits: (N, vocab_size), of any floating type, on a GPU.
         targets: (N,), int64.
-        factor: What the result will be multiplied with before it is differentiated, (), float32. Only a guess, which
-            saves a pass over the gradients where it is right; the true one is left in its place.
+        factor: Expected factor of the result before it is differentiated, (), float32. A correct value avoids a pass
+            over the gradients. The backward pass stores the actual factor in it.
 
     Returns:
-        A number, float32.
+        The loss, (), float32.
     """
     return _CrossEntropy.apply(logits.contiguous(), targets.contiguous(), factor)

@@ -1,9 +1,9 @@
-"""A feed-forward whose products see to GELU and to its gradient, on Hopper.
+"""A feed-forward whose matrix products also compute GELU and its gradient, on Hopper.
 
-By itself each is bound by memory: the hidden layer of 61,440 tokens is 377 MB in bf16, and a layer would read and
-write it five times more. QuACK (https://github.com/Dao-AILab/quack) multiplies matrices as fast as cuBLAS does and lets
-the caller say what becomes of a product's elements, in the two short functions at the end: the product that makes the
-hidden layer leaves GELU and its slope there, and the one that brings the gradient back multiplies with the slope.
+Separate kernels for GELU are bound by memory: the hidden layer of 61,440 tokens is 377 MB in bf16, and a layer would
+read and write it five more times. QuACK (https://github.com/Dao-AILab/quack) multiplies matrices as fast as cuBLAS and
+applies a function of the caller to the elements of a product. The two short functions are at the end: the product that
+makes the hidden layer writes GELU and its slope, and the product of the backward pass multiplies by the slope.
 """
 
 from typing import Any
@@ -17,13 +17,13 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.library import custom_op
 
-# Two groups of warps take turns, one multiplying while the other is at its epilogue.
+# Two groups of warps alternate: one multiplies while the other computes its epilogue.
 UP_TILES = GemmConfig(tile_m=128, tile_n=128, pingpong=True, cluster_m=2, cluster_n=1, is_dynamic_persistent=False)
 DOWN_TILES = GemmConfig(tile_m=128, tile_n=192, pingpong=True, cluster_m=2, cluster_n=1, is_dynamic_persistent=False)
 
 
 def gelu_feedforward(x: Tensor, up: Tensor, down: Tensor) -> Tensor:
-    """down(GELU(up(x))), GELU being the exact one.
+    """down(GELU(up(x))) with the exact GELU.
 
     Args:
         x: (N, d_model), in bf16 or fp16, on a Hopper GPU.
@@ -54,7 +54,7 @@ class _FeedForward(Function):
 
 @custom_op("bytelm::up_gelu", mutates_args=(), device_types="cuda")
 def _up(x: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
-    """The hidden layer, and GELU's slope at it, each (N, d_ff)."""
+    """The hidden layer and GELU's slope, each (N, d_ff)."""
     products = _gelu_and_slope(x, up.T, config=UP_TILES, tuned=False)
     return products["hidden"], products["D"]
 
@@ -67,7 +67,7 @@ def _(x: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
 
 @custom_op("bytelm::down_gradient_gelu", mutates_args=(), device_types="cuda")
 def _down_gradient(gradient: Tensor, down: Tensor, slope: Tensor) -> Tensor:
-    """The gradient of what GELU was applied to, (N, d_ff), of that of the result, (N, d_model)."""
+    """The gradient of GELU's input, (N, d_ff), from the gradient of the result, (N, d_model)."""
     return _times(gradient, down, slope, config=DOWN_TILES, tuned=False)["D"]
 
 
@@ -76,7 +76,7 @@ def _(gradient: Tensor, down: Tensor, slope: Tensor) -> Tensor:
     return torch.empty_like(slope)
 
 
-# quack traces these, and goes by the names of their arguments.
+# quack traces these functions and uses the names of their arguments.
 @gemm_epilogue(outputs=("hidden",))
 def _gelu_and_slope(acc):  # type: ignore[no-untyped-def]
     slope, hidden = dgelu_erf(acc, 1.0)

@@ -1,8 +1,8 @@
-"""Optimizers, and the parameter groups that they are given.
+"""Optimizers and parameter groups.
 
-Any optimizer that takes parameter groups can be named in a config: those of torch.optim, `Lion` of lion-pytorch, your
-own by its import path, or one for each group (ByGroup). An optimizer's `weight_decay` holds for tensors of two or more
-dimensions; vectors, scalars and tables never decay (groups.py).
+A config can name any optimizer that accepts parameter groups: those of torch.optim, `Lion` of lion-pytorch, your own by
+its import path, or one for each group (ByGroup). `weight_decay` applies to tensors of two or more dimensions; vectors,
+scalars and tables never decay (groups.py).
 """
 
 from lion_pytorch import Lion

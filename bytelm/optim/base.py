@@ -1,4 +1,4 @@
-"""What the optimizers of this package have in common: a step's closure, and state that keeps its precision."""
+"""Common functions of the optimizers: a step's closure, and state that keeps its precision."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -16,14 +16,14 @@ def loss_of(closure: Callable[[], Any] | None) -> Any:
 
 
 def restore_precision(optimizer: Optimizer, state_dict: Mapping[str, Any], name: str) -> None:
-    """Puts one entry of the state back in the precision that it was saved in.
+    """Restores the saved precision of one entry of the state.
 
     Optimizer.load_state_dict converts all state to its parameter's type. Sums and moving averages in bfloat16 soon stop
-    changing, so optimizers keep them in float32 for parameters of lower precision, too.
+    changing; optimizers therefore keep them in float32, also for parameters of lower precision.
 
     Args:
-        optimizer: It has just loaded `state_dict`.
-        state_dict: What it has loaded.
+        optimizer: The optimizer, which has just loaded `state_dict`.
+        state_dict: The loaded state.
         name: Key of the entry in a parameter's state.
     """
     saved = [key for group in state_dict["param_groups"] for key in group["params"]]

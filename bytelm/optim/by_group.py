@@ -1,4 +1,4 @@
-"""ByGroup: one optimizer made of several, one for each parameter group."""
+"""ByGroup: one optimizer that consists of several, one for each parameter group."""
 
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
@@ -14,11 +14,11 @@ from bytelm.optim.groups import ParamGroup, ParamGroups
 
 OptimizerFactory = Callable[[ParamGroups], Optimizer]
 
-SCALING = ("grad_scale", "found_inf")  # what a gradient scaler sets on an optimizer whose step unscales by itself
+SCALING = ("grad_scale", "found_inf")  # set by a gradient scaler on an optimizer whose step unscales gradients
 
 
 class ByGroup(Optimizer):
-    """Trains each parameter group with an optimizer of its own.
+    """Trains each parameter group with a separate optimizer.
 
         optimizer:
           class_path: ByGroup
@@ -28,22 +28,22 @@ class ByGroup(Optimizer):
               embedding: {class_path: AdamW, init_args: {lr: 0.003}}
             default: {class_path: AdamW, init_args: {lr: 0.001}}
 
-    Each optimizer does its own arithmetic, by its fused or foreach kernels where it has them, and loads its own state.
-    Together they have one list of groups, one state and one checkpoint, as if they were one optimizer. A schedule
-    multiplies the learning rate that each group started with.
+    Each optimizer computes its own updates, with fused or foreach kernels if it has them, and loads its own state. They
+    share one list of groups, one state and one checkpoint, like a single optimizer. A schedule multiplies the initial
+    learning rate of each group.
 
     A fused optimizer unscales gradients under a gradient scaler (`16-mixed`) only if all of them do; otherwise the
     scaler unscales them before the step.
 
     Args:
-        params: Groups with names, as `param_groups` returns them. `hidden`, `embedding`, `head`, `vector`, `scalar` and
-            `table` are the usual ones; a network has those that it has parameters for.
-        groups: For a group's name, the optimizer that it is given to.
-        default: The optimizer of each group that is not in `groups`; one instance a group.
+        params: Groups with names, as `param_groups` returns them. The usual ones are `hidden`, `embedding`, `head`,
+            `vector`, `scalar` and `table`; a network has only groups with parameters.
+        groups: The optimizer of a group, by the group's name.
+        default: The optimizer of each group that is not in `groups`; one instance for each group.
 
     Attributes:
-        param_groups: The groups of all optimizers, in the order of `params`; each has the name of its optimizer's class
-            under `optimizer`.
+        param_groups: The groups of all optimizers, in the order of `params`; each has the class name of its optimizer
+            as `optimizer`.
         state: The state of each parameter.
 
     Raises:
@@ -62,7 +62,7 @@ class ByGroup(Optimizer):
             if name not in names:
                 raise ValueError(f"groups.{name}: the network has no such group; accepted: {', '.join(names)}")
         optimizers = [_make(groups.get(group["name"], default), group) for group in given]
-        # The optimizers have put their defaults into the groups, so none are left to add here.
+        # The groups already contain the defaults of their optimizers.
         super().__init__([group for optimizer in optimizers for group in optimizer.param_groups], {})
         self._optimizers = optimizers
         self.state = _State(optimizers)  # type: ignore[assignment]
@@ -70,13 +70,13 @@ class ByGroup(Optimizer):
             self._step_supports_amp_scaling = True
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """For the constructor.
+        """Adds a group; only for the constructor.
 
         Raises:
-            RuntimeError: It is called later, when no optimizer could take the group.
+            RuntimeError: It is called after construction.
         """
         if hasattr(self, "_optimizers"):
-            raise RuntimeError(f"{type(self).__name__} takes all of its parameter groups when it is made")
+            raise RuntimeError(f"{type(self).__name__} accepts parameter groups only in its constructor")
         super().add_param_group(param_group)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -100,9 +100,9 @@ class ByGroup(Optimizer):
         return loss
 
     def state_dict(self) -> dict[str, Any]:
-        """The state of all optimizers, in the form that one optimizer of all groups would return.
+        """The state of all optimizers, in the form of one optimizer of all groups.
 
-        What belongs to an optimizer rather than to a parameter is under keys `<i>.<key>` for the i-th optimizer.
+        State that belongs to the i-th optimizer and to no parameter has the key `<i>.<key>`.
         """
         for pre_hook in self._optimizer_state_dict_pre_hooks.values():
             pre_hook(self)
@@ -123,7 +123,7 @@ class ByGroup(Optimizer):
         """Gives each optimizer its share of a state.
 
         Raises:
-            CheckpointError: The state is of other groups, or of another optimizer of a group.
+            CheckpointError: The state has other groups, or another optimizer for a group.
         """
         state_dict = dict(state_dict)
         for pre_hook in self._optimizer_load_state_dict_pre_hooks.values():
@@ -134,7 +134,7 @@ class ByGroup(Optimizer):
             last = first + len(optimizer.param_groups)
             optimizer.load_state_dict(_share(state_dict, slice(first, last), f"{i}."))
             first = last
-        # Loading has made new groups. Their names, and whether they are clipped, stay those of the network.
+        # Loading creates new groups. Their names and `clip` remain those of the network.
         loaded = [group for optimizer in self._optimizers for group in optimizer.param_groups]
         for group, before in zip(loaded, self.param_groups, strict=True):
             group.update({key: before[key] for key in ("name", "clip", "optimizer") if key in before})
@@ -144,7 +144,7 @@ class ByGroup(Optimizer):
 
 
 class _State(MutableMapping[Tensor, Any]):
-    """The state of each parameter, which the parameter's own optimizer keeps."""
+    """The state of each parameter, stored in the parameter's optimizer."""
 
     def __init__(self, optimizers: Iterable[Optimizer]) -> None:
         self._owner = {
@@ -184,8 +184,8 @@ def _make(factory: OptimizerFactory | None, group: ParamGroup) -> Optimizer:
     closure = inspect.signature(optimizer.step).parameters.get("closure")
     if closure is not None and closure.default is closure.empty:
         raise ValueError(
-            f"group {name}: {type(optimizer).__name__} evaluates the loss several times a step, and a group cannot do "
-            "that by itself; accepted: optimizers whose step needs no closure"
+            f"group {name}: {type(optimizer).__name__} evaluates the loss several times a step, which is not possible "
+            "for one group; accepted: optimizers whose step needs no closure"
         )
     for own in optimizer.param_groups:
         own["optimizer"] = type(optimizer).__name__
@@ -193,13 +193,13 @@ def _make(factory: OptimizerFactory | None, group: ParamGroup) -> Optimizer:
 
 
 def _share(state_dict: Mapping[str, Any], groups: slice, prefix: str) -> dict[str, Any]:
-    """One optimizer's share of a state, in the form in which that optimizer returned it."""
+    """One optimizer's share of a state, in the form of that optimizer's `state_dict`."""
 
     def own(entries: Mapping[Any, Any]) -> dict[str, Any]:
         return {key[len(prefix) :]: v for key, v in entries.items() if isinstance(key, str) and key.startswith(prefix)}
 
     saved = state_dict["param_groups"][groups]
-    # A strategy that shards weights has names for keys, in place of numbers.
+    # With a strategy that shards weights, keys are names instead of numbers.
     ids = {key: i for i, key in enumerate(key for group in saved for key in group["params"])}
     state = {ids[key]: value for key, value in state_dict["state"].items() if key in ids}
     return {
@@ -214,7 +214,7 @@ def _check(saved: list[Any], groups: list[Any]) -> None:
     if theirs != ours:
         described = [", ".join(f"{name} ({size})" for name, size in sizes) for sizes in (theirs, ours)]
         raise CheckpointError(
-            f"ckpt_path: the optimizer's state is of other parameter groups: {described[0]} in the checkpoint, "
+            f"ckpt_path: the optimizer's state has other parameter groups: {described[0]} in the checkpoint, "
             f"{described[1]} now"
         )
     for before, group in zip(saved, groups, strict=True):

@@ -1,15 +1,15 @@
-"""Parameter groups: which of a network's parameters share an optimizer's options.
+"""Parameter groups: sets of parameters that share an optimizer's options.
 
-A module declares the groups of its parameters, as a class or instance attribute:
+A module declares the groups of its parameters in a class or instance attribute:
 
     optimizer_groups = {"blocks": "hidden", "head": "head", "scale": "scalar"}
 
 Each key is the dotted path of a child module or of a parameter below the declaring module. A child module stands for
-its tensors of two or more dimensions and those of its descendants; a parameter stands for itself, whatever its shape.
-The declaration nearest to a parameter holds: a deeper module's before an outer one's and, within one module, that of
-the parameter itself before that of a module around it, and a longer path before a shorter one.
+its tensors of two or more dimensions and those of its descendants; a parameter of any shape stands for itself. The
+declaration nearest to a parameter applies: that of a deeper module before that of an outer one and, within one module,
+that of the parameter before that of a module around it, and a longer path before a shorter one.
 
-| group | what belongs there unless it is declared otherwise | fixed options |
+| group | members without a declaration | fixed options |
 | --- | --- | --- |
 | hidden | nothing | |
 | embedding | tensors of two or more dimensions | |
@@ -17,11 +17,11 @@ the parameter itself before that of a module around it, and a longer path before
 | any other name | nothing | |
 | vector | tensors of one dimension: biases, scales of norms | no weight decay |
 | scalar | tensors without dimensions | no weight decay |
-| table | nothing; meant for large tables of which a step reads few rows | no weight decay, not clipped |
+| table | nothing; for large tables of which a step reads few rows | no weight decay, not clipped |
 
-A module whose weight holds several matrices one below the other declares their rows, for optimizers that treat each
-matrix apart: `row_splits = {"qkv": [[64, 64], [64], [64]]}` says that the weight of `qkv` consists of three matrices,
-the first of which consists of two heads of 64 rows.
+A module whose weight consists of several matrices, concatenated by rows, declares their rows for optimizers that treat
+each matrix separately. With `row_splits = {"qkv": [[64, 64], [64], [64]]}` the weight of `qkv` consists of three
+matrices, the first of which consists of two heads of 64 rows.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -32,33 +32,33 @@ from torch import nn
 from bytelm.errors import CheckpointError
 
 RowSplits = Sequence[Sequence[int]]
-"""For each of the matrices in a fused one, the rows of each of its heads."""
+"""The rows of each head, for each of the matrices in a fused one."""
 
 FIRST = ("hidden", "embedding", "head")
 LAST = ("vector", "scalar", "table")
 FIXED: dict[str, dict[str, Any]] = {
     "vector": {"weight_decay": 0.0},
     "scalar": {"weight_decay": 0.0},
-    # Gradients of tables may be sparse, which torch does not clip, and RowAdagrad's steps do not grow with them.
+    # torch does not clip sparse gradients, and the size of RowAdagrad's steps does not depend on them.
     "table": {"weight_decay": 0.0, "clip": False},
 }
-# Checkpoints of earlier versions have these groups' parameters in the other one, in the order of the network.
+# In checkpoints of earlier versions the parameters of these groups are in the other group, in network order.
 FORMERLY = {"head": "embedding", "scalar": "vector"}
 
 
 class ParamGroup(dict[str, Any]):
-    """A parameter group in the form that torch's optimizers take.
+    """A parameter group for torch's optimizers.
 
-    Keys are `name`, `params`, and where they are fixed `weight_decay` and `clip` (whether gradients are clipped and
-    count in their norm; default true). An optimizer adds its own options.
+    Keys are `name`, `params`, and, if they are fixed, `weight_decay` and `clip` (whether gradients are clipped and
+    included in their norm; default true). An optimizer adds its own options.
 
     Args:
         items: The keys and values.
         row_splits: See below.
 
     Attributes:
-        row_splits: How fused matrices divide, by their index in `params`. An attribute, because all keys of a group get
-            into the state of every optimizer, and into its checkpoints.
+        row_splits: The parts of fused matrices, by their index in `params`. An attribute, because all keys of a group
+            become part of the optimizer's state and of checkpoints.
     """
 
     def __init__(self, items: Mapping[str, Any], row_splits: Mapping[int, RowSplits]) -> None:
@@ -70,18 +70,18 @@ ParamGroups = list[ParamGroup]
 
 
 def param_groups(network: nn.Module) -> ParamGroups:
-    """Sorts a network's parameters into named groups, as its modules declare them.
+    """Sorts a network's parameters into named groups by the declarations of its modules.
 
     Args:
-        network: Parameters that require no gradient are left out. A shared parameter has one place, the first in
-            `network.parameters()`: a head that is tied to the embedding is in the embedding's group.
+        network: The network. Parameters without gradients are left out. A shared parameter belongs to its first place
+            in `network.parameters()`: a head that is tied to the embedding is in the embedding's group.
 
     Returns:
-        Groups that are not empty, in the order hidden, embedding, head, any other names as they appear, vector, scalar,
-        table. Within a group parameters keep the order of `network.parameters()`.
+        The groups with parameters, in the order hidden, embedding, head, other names as they appear, vector, scalar,
+        table. Within a group parameters have the order of `network.parameters()`.
 
     Raises:
-        ValueError: A declaration names something that its module does not have.
+        ValueError: A declaration names a parameter or module that does not exist.
     """
     params = dict(network.named_parameters())
     declared = _declared(network)
@@ -102,14 +102,14 @@ def param_groups(network: nn.Module) -> ParamGroups:
 
 
 def regroup(state: Mapping[str, Any], network: nn.Module) -> dict[str, Any]:
-    """Adapts an optimizer's saved state to the groups that a network has now.
+    """Adapts an optimizer's saved state to the current groups of a network.
 
-    Earlier versions had the head's weight in the group of the embedding, and scalars among the vectors. A group that is
-    now separate starts with the options of the one that it was part of.
+    In earlier versions the head's weight was in the group of the embedding, and scalars were among the vectors. A group
+    that is now separate starts with the options of its former group.
 
     Args:
-        state: What the optimizer's `state_dict` returned. Groups without names are left as they are.
-        network: The network that the optimizer is to train.
+        state: The optimizer's `state_dict`. Groups without names are not changed.
+        network: The network that the optimizer trains.
 
     Raises:
         CheckpointError: The groups are not those of this network.
@@ -131,7 +131,7 @@ def regroup(state: Mapping[str, Any], network: nn.Module) -> dict[str, Any]:
         )
     if sizes != {name: len(group["params"]) for name, group in saved.items()}:
         raise CheckpointError(
-            "ckpt_path: the optimizer's state is of other parameter groups: "
+            "ckpt_path: the optimizer's state has other parameter groups: "
             f"{_sizes(saved.values())} in the checkpoint, {_sizes(groups)} now"
         )
     regrouped = [
@@ -171,7 +171,7 @@ def _declared(network: nn.Module) -> dict[str, str]:
 
 
 def _row_splits(network: nn.Module) -> dict[str, RowSplits]:
-    """How fused matrices divide, by the parameter's path."""
+    """The parts of fused matrices, by the parameter's path."""
     splits: dict[str, RowSplits] = {}
     for prefix, module in network.named_modules():
         for path, target, rows in _targets(module, "row_splits"):
@@ -179,7 +179,7 @@ def _row_splits(network: nn.Module) -> dict[str, RowSplits]:
             weight: Any = target.weight if isinstance(target, nn.Module) else target
             if sum(sum(heads) for heads in rows) != weight.shape[-2]:
                 raise ValueError(
-                    f"{type(module).__name__}.row_splits: {path} has {weight.shape[-2]} rows, and {rows} are declared"
+                    f"{type(module).__name__}.row_splits: {path} has {weight.shape[-2]} rows, but {rows} are declared"
                 )
             splits[f"{prefix}.{path}" if prefix else path] = rows
     return splits
@@ -191,8 +191,8 @@ def _targets(module: nn.Module, attribute: str) -> Iterator[tuple[str, Any, Any]
         target: Any = module
         for name in path.split("."):
             target = getattr(target, name, False)
-        if target is None:  # an optional part, such as a bias, that this one goes without
+        if target is None:  # an optional part that this module does not have, such as a bias
             continue
         if not isinstance(target, nn.Module | nn.Parameter):
-            raise ValueError(f"{type(module).__name__}.{attribute}: {path!r} is neither a module nor a parameter of it")
+            raise ValueError(f"{type(module).__name__}.{attribute}: {path!r} is not one of its modules or parameters")
         yield path, target, value

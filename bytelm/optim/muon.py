@@ -1,10 +1,10 @@
-"""Muon: momentum whose direction is orthogonalised, matrix by matrix; with what current practice adds to it.
+"""Muon: momentum with an orthogonalised direction for each matrix, and the extensions of current practice.
 
 Notable:
-- by default its arithmetic is torch.optim.Muon's, on the CPU to the bit;
+- the default computes the same as torch.optim.Muon, on the CPU bit for bit;
 - matrices of one shape are orthogonalised together, except on the CPU;
-- stacks of matrices (three dimensions, such as the weights of experts) are taken matrix by matrix;
-- of weights that are sharded over ranks (FSDP2), every rank orthogonalises the whole matrix and keeps its own rows.
+- each matrix of a stack (three dimensions, such as the weights of experts) is orthogonalised separately;
+- if weights are sharded over ranks (FSDP2), every rank orthogonalises the whole matrix and keeps its rows.
 """
 
 import math
@@ -19,17 +19,17 @@ from bytelm.optim.base import loss_of, restore_precision
 from bytelm.optim.groups import ParamGroup, RowSplits
 
 Alike = Tensor | list[Tensor]
-"""Tensors of one shape, one for each of some parameters: stacked, or as a list."""
+"""Tensors of one shape, one for each parameter: stacked, or as a list."""
 
 Coefficients = tuple[float, float, float]
 """a, b and c of an iteration's polynomial a x + b x^3 + c x^5, which acts on the singular values."""
 
 PRECISION = torch.bfloat16  # of the iterations
-MOST_AT_ONCE = 2**24  # elements of the matrices that are orthogonalised together; more of them are hardly faster
-MOST_ONE_BY_ONE = 2**17  # elements of those that share the other operations of a step, and so a core's cache
+MOST_AT_ONCE = 2**24  # elements of the matrices that are orthogonalised together; more gain little speed
+MOST_ONE_BY_ONE = 2**17  # elements that share the other operations of a step; they fit into a core's cache
 
-# Amsel et al. 2025: of all compositions of quintic polynomials the one that is closest to 1 on [0.001, 1], with their
-# "cushion" of 0.024; further iterations repeat the last one.
+# Amsel et al. 2025: the composition of quintic polynomials that is closest to 1 on [0.001, 1], with their "cushion" of
+# 0.024; further iterations repeat the last polynomial.
 _POLAR_EXPRESS: tuple[Coefficients, ...] = (
     (8.28721201814563, -23.595886519098837, 17.300387312530933),
     (4.107059111542203, -2.9478499167379106, 0.5448431082926601),
@@ -40,8 +40,8 @@ _POLAR_EXPRESS: tuple[Coefficients, ...] = (
     (1.8750014808534479, -1.2500016453999487, 0.3750001645474248),
     (1.875, -1.25, 0.375),
 )
-# Rounding may put a singular value above 1, where the polynomials of all iterations but the last grow fast. So these
-# are stretched by 1%, and matrices are scaled to a norm of 1 / 1.01.
+# Rounding can raise a singular value above 1, where all polynomials except the last grow fast. They are therefore
+# stretched by 1%, and matrices are scaled to a norm of 1 / 1.01.
 _SAFETY = 1.01
 
 
@@ -52,38 +52,37 @@ class Muon(Optimizer):
 
         B = m B + (1 - m) G,  D = orthogonalised((1 - m) G + m B),  W = (1 - lr weight_decay) W - lr ratio D.
 
-    Orthogonalisation brings all singular values near 1, by a few iterations of a polynomial (Newton-Schulz). `ratio`
-    follows the matrix's shape (adjust_lr_fn).
+    Orthogonalisation moves all singular values towards 1 by a few iterations of a polynomial (Newton-Schulz). `ratio`
+    depends on the matrix's shape (adjust_lr_fn).
 
     Args:
         params: Groups of parameters with two dimensions, (rows, columns), or three, (matrices, rows, columns).
         lr: Learning rate.
         weight_decay: Decoupled weight decay.
         momentum: Share of the buffer that each step keeps.
-        nesterov: Whether the direction is that of Nesterov's momentum; otherwise it is the buffer's.
-        ns_coefficients: Coefficients of the iterations. `quintic`: Jordan et al.'s; fast, and singular values end up
-            between 0.7 and 1.2. `polar_express`: other coefficients in each iteration, which converge to 1 (Amsel et
-            al. 2025, arXiv:2505.16932). Or three numbers a, b, c for all iterations.
-        eps: Least norm that a matrix is divided by.
+        nesterov: Whether to use Nesterov's momentum; otherwise the direction is the buffer.
+        ns_coefficients: Coefficients of the iterations. `quintic`: those of Jordan et al., which are fast and
+            bring singular values between 0.7 and 1.2. `polar_express`: different coefficients in each iteration, which
+            converge to 1 (Amsel et al. 2025, arXiv:2505.16932). Or three numbers a, b, c for all iterations.
+        eps: Smallest norm that a matrix is divided by.
         ns_steps: Number of iterations.
-        adjust_lr_fn: How the learning rate follows a matrix's shape. `original`, the default: times
-            sqrt(max(1, rows / columns)), as in Jordan et al. `match_rms_adamw`: times 0.2 sqrt(max(rows, columns)),
-            so that the rate and weight decay of AdamW can be kept (Liu et al. 2025, arXiv:2502.16982).
-        variance_reduction: Whether each row of a direction is divided by the root of its mean square, averaged over
-            the steps with `beta2`, and the matrix then scaled back to its norm (NorMuon: Li et al. 2025,
-            arXiv:2510.05491).
+        adjust_lr_fn: Factor of the learning rate. `original`, the default: sqrt(max(1, rows / columns)), as in Jordan
+            et al. `match_rms_adamw`: 0.2 sqrt(max(rows, columns)), for which AdamW's learning rate and weight decay
+            work unchanged (Liu et al. 2025, arXiv:2502.16982).
+        variance_reduction: Whether to divide each row of a direction by the root of its mean square, averaged over
+            the steps with `beta2`, and to rescale the matrix to its norm (NorMuon: Li et al. 2025, arXiv:2510.05491).
         beta2: Decay rate of that average.
-        cautious_weight_decay: Whether weight decay is left out for elements that the step moves away from zero
-            (Chen et al. 2025, arXiv:2510.12402).
-        split_qkv: Whether the matrices of a fused weight, such as those of queries, keys and values, are orthogonalised
-            apart; `heads`: and so is each head of them. The module that has the weight declares how it divides
+        cautious_weight_decay: Whether to skip weight decay for elements that the step moves away from zero (Chen et
+            al. 2025, arXiv:2510.12402).
+        split_qkv: Whether to orthogonalise the matrices of a fused weight, such as queries, keys and values,
+            separately; `heads`: each of their heads separately. The module with the weight declares its parts
             (`row_splits`, groups.py).
-        batched: Whether matrices of one shape are orthogonalised together, which takes a fraction of the time if they
-            are small. By default they are on devices other than the CPU. There small matrices (fewer than 32 rows or
-            columns) may be rounded differently.
+        batched: Whether to orthogonalise matrices of one shape together, which is much faster for small matrices.
+            Default: on devices other than the CPU. Small matrices (fewer than 32 rows or columns) can be rounded
+            differently.
 
     Raises:
-        ValueError: An option or a parameter that cannot be used.
+        ValueError: An option or a parameter is invalid.
     """
 
     def __init__(
@@ -104,7 +103,7 @@ class Muon(Optimizer):
         batched: bool | None = None,
     ) -> None:
         for name, value in (("lr", lr), ("weight_decay", weight_decay), ("momentum", momentum)):
-            _expect(value >= 0, name, value, "0 and more")
+            _expect(value >= 0, name, value, "0 or more")
         _expect(0 <= beta2 < 1, "beta2", beta2, "from 0 to below 1")
         _expect(ns_steps >= 1, "ns_steps", ns_steps, "from 1")
         _expect(adjust_lr_fn in (None, *RATIOS), "adjust_lr_fn", adjust_lr_fn, ", ".join(RATIOS))
@@ -128,15 +127,15 @@ class Muon(Optimizer):
         }
         super().__init__(params, defaults)
         divisible = not split_qkv or bool(self._row_splits)
-        _expect(divisible, "split_qkv", split_qkv, "false, as no module declares how its weight divides (row_splits)")
+        _expect(divisible, "split_qkv", split_qkv, "false, because no module declares row_splits")
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         super().add_param_group(param_group)
         for param in param_group["params"]:
             if param.ndim not in (2, 3):
                 raise ValueError(
-                    f"Muon takes matrices and stacks of them, of 2 or 3 dimensions; one of shape {tuple(param.shape)} "
-                    "was given"
+                    f"Muon needs matrices or stacks of matrices, with 2 or 3 dimensions; a parameter has the shape "
+                    f"{tuple(param.shape)}"
                 )
         if isinstance(param_group, ParamGroup):
             self._row_splits |= {param_group["params"][i]: rows for i, rows in param_group.row_splits.items()}
@@ -146,7 +145,7 @@ class Muon(Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        for group in self.param_groups:  # of a checkpoint that torch.optim.Muon wrote: go on as it would
+        for group in self.param_groups:  # for checkpoints of torch.optim.Muon: continue as it would
             for name, value in ABSENT.items():
                 group.setdefault(name, value)
 
@@ -168,7 +167,7 @@ class Muon(Optimizer):
         return loss
 
     def _alike(self, group: dict[str, Any]) -> Iterator[tuple[list[Tensor], list[int]]]:
-        """Parameters of one shape, not too many at once, and the rows of the matrices that they divide into."""
+        """Parameters of one shape, up to a limit, and the rows of the matrices that they consist of."""
         alike: dict[Any, list[Tensor]] = {}
         for param in group["params"]:
             if param.grad is not None:
@@ -201,7 +200,7 @@ class Muon(Optimizer):
         ratios = [RATIOS[group["adjust_lr_fn"] or "original"](size, whole[0].shape[-1]) for size in sizes]
         if len(parts) == 1:
             (direction,), (ratio,) = directions, ratios
-        else:  # one below the other again
+        else:  # concatenated again
             scaled = [_exact(part) * ratio for part, ratio in zip(directions, ratios, strict=True)]
             direction, ratio = torch.cat(scaled, dim=-2), 1.0
 
@@ -215,7 +214,7 @@ class Muon(Optimizer):
             weights.add_(step, alpha=-(lr * ratio))
 
 
-# Options that torch.optim.Muon does not have, with the values that leave its arithmetic as it is.
+# Options that torch.optim.Muon does not have, with the values that keep its behaviour.
 ABSENT = {
     "variance_reduction": False,
     "beta2": 0.95,
@@ -246,7 +245,7 @@ def _batched(group: dict[str, Any], device: torch.device) -> bool:
 
 
 def _momentum(grads: list[Tensor], buffers: list[Tensor], momentum: float, nesterov: bool) -> Sequence[Tensor]:
-    """Updates the buffers in place and returns the directions to take."""
+    """Updates the buffers in place and returns the directions."""
     torch._foreach_lerp_(buffers, grads, 1 - momentum)
     return torch._foreach_lerp(grads, buffers, momentum) if nesterov else buffers
 
@@ -268,13 +267,13 @@ def _with_equal_rows(directions: list[Alike], states: list[dict[str, Any]], beta
 
 
 def orthogonalize(matrix: Tensor, schedule: Iterable[Coefficients], scale: float = 1.0, eps: float = 1e-7) -> Tensor:
-    """Brings the singular values of a matrix near 1 and leaves its singular vectors as they are.
+    """Moves the singular values of a matrix towards 1 and keeps its singular vectors.
 
     Args:
         matrix: (rows, columns), or several as (matrices, rows, columns).
         schedule: Coefficients of each iteration.
-        scale: The matrix is divided by this multiple of its Frobenius norm first.
-        eps: Least norm that it is divided by.
+        scale: The matrix is first divided by this multiple of its Frobenius norm.
+        eps: Smallest norm that it is divided by.
 
     Returns:
         A tensor of the same shape and type.
@@ -301,7 +300,7 @@ def _orthogonalized(
 ) -> list[Alike]:
     """Orthogonalises matrices and stacks of matrices.
 
-    On the CPU one by one, as torch.optim.Muon does: a product in a batch may be summed in another order.
+    On the CPU one by one, like torch.optim.Muon: a batched product may be summed in another order.
     """
     steps, scale = schedule
     if not batched:
@@ -330,28 +329,28 @@ def _norm(matrices: Tensor) -> Tensor:
 
 
 def _exact(tensors: Alike) -> Tensor:
-    """The same, stacked, in float32, unless it is more exact already."""
+    """The tensors, stacked, in float32 or a more exact type."""
     tensor = tensors if isinstance(tensors, Tensor) else torch.stack(tensors)
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def _local(tensor: Any) -> Tensor:
-    """A tensor's memory on this rank."""
+    """The part of a tensor on this rank."""
     return tensor.to_local() if hasattr(tensor, "to_local") else tensor
 
 
 def _whole(local: Tensor, param: Any) -> Tensor:
-    """Of values for this rank's share of a parameter, those of the whole parameter."""
+    """Gathers the values of a whole parameter from each rank's share."""
     if not hasattr(param, "to_local"):
         return local
-    from torch.distributed.tensor import DTensor  # not loaded where there are no ranks
+    from torch.distributed.tensor import DTensor  # not loaded without ranks
 
     shape, stride = param.shape, param.stride()
     return DTensor.from_local(local, param.device_mesh, param.placements, shape=shape, stride=stride).full_tensor()
 
 
 def _share(whole: Tensor, param: Any) -> Tensor:
-    """Of values for a whole parameter, this rank's share."""
+    """This rank's share of the values of a whole parameter."""
     if not hasattr(param, "to_local"):
         return whole
     from torch.distributed.tensor import DTensor, Replicate

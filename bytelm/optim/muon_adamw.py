@@ -1,4 +1,4 @@
-"""MuonAdamW: the usual combination of optimizers, by one short name."""
+"""MuonAdamW: the usual combination of optimizers under one name."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -14,11 +14,10 @@ from bytelm.optim.row_adagrad import RowAdagrad
 class MuonAdamW(ByGroup):
     """Muon on the hidden matrices, AdamW on the rest (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon).
 
-    Tables, where an embedding has any, go to RowAdagrad. For other optimizers, or other options for a single group, use
-    ByGroup.
+    RowAdagrad trains the tables of embeddings. For other optimizers, or other options for a single group, use ByGroup.
 
     Args:
-        params: Groups with names; the one called `hidden` goes to Muon, the one called `table` to RowAdagrad.
+        params: Groups with names. Muon trains the group `hidden`, RowAdagrad the group `table`.
         lr: Muon's learning rate.
         adamw_lr: AdamW's learning rate.
         adamw_betas: AdamW's decay rates of the first and second moment.

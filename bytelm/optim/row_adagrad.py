@@ -1,4 +1,4 @@
-"""RowAdagrad: Adagrad with one accumulator a row, for tables of which a step touches few rows."""
+"""RowAdagrad: Adagrad with one accumulator for each row, for tables of which a step reads few rows."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -12,14 +12,14 @@ from bytelm.optim.base import loss_of, restore_precision
 
 
 class RowAdagrad(Optimizer):
-    """Adagrad (Duchi et al. 2011) whose accumulators are the rows' own.
+    """Adagrad (Duchi et al. 2011) with one accumulator for each row.
 
     As in DLRM (Naumov et al. 2019, arXiv:1906.00091) and FBGEMM's exact row-wise Adagrad: for each row with gradient g
 
         sum += mean(g^2),  row -= lr g / (sqrt(sum) + eps).
 
-    A row without a gradient stays as it is, so sparse and dense gradients give the same tables, on the CPU to the bit;
-    with sparse ones nothing passes over the whole table.
+    A row without a gradient does not change. Sparse and dense gradients therefore give the same tables, on the CPU bit
+    for bit. With sparse gradients a step accesses only the rows in use.
 
     Args:
         params: Tables, (rows, dim), or groups of them.
@@ -27,13 +27,13 @@ class RowAdagrad(Optimizer):
         eps: Added to the denominator.
 
     Raises:
-        ValueError: A rate or eps that cannot be used, or a tensor that is no table.
+        ValueError: lr or eps is invalid, or a tensor does not have two dimensions.
     """
 
     def __init__(self, params: Iterable[Any], lr: float = 0.1, eps: float = 1e-10) -> None:
         if lr < 0:
-            raise ValueError(f"lr: {lr} cannot be used; accepted: 0 and more")
-        if eps <= 0:  # with 0 a dense gradient's rows of zeros become NaN
+            raise ValueError(f"lr: {lr} cannot be used; accepted: 0 or more")
+        if eps <= 0:  # with 0, rows with zero gradients become NaN
             raise ValueError(f"eps: {eps} cannot be used; accepted: more than 0")
         super().__init__(params, {"lr": lr, "eps": eps})
 
@@ -41,7 +41,7 @@ class RowAdagrad(Optimizer):
         super().add_param_group(param_group)
         for param in self.param_groups[-1]["params"]:
             if param.ndim != 2:
-                raise ValueError(f"RowAdagrad takes tables, of 2 dimensions; one of {param.ndim} was given")
+                raise ValueError(f"RowAdagrad needs tables with 2 dimensions; a parameter has {param.ndim}")
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
@@ -74,14 +74,14 @@ def _step_on_rows(table: Tensor, sums: Tensor, lr: float, eps: float) -> None:
     rows, values = _by_row(table.grad)
     touched = sums.index_select(0, rows) + values.square().mean(dim=1)
     sums.index_copy_(0, rows, touched)
-    # Not index_add_, which takes three times as long on the CPU.
+    # index_add_ takes three times as long on the CPU.
     table.index_copy_(0, rows, table.index_select(0, rows) - _change(values, touched, lr, eps).to(table.dtype))
 
 
 def _by_row(grad: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows with a sparse gradient, (n,), and the sum of each one's entries, (n, dim).
+    """The rows of a sparse gradient, (n,), and the sum of each row's entries, (n, dim).
 
-    What grad.coalesce() does in the same time, but in the order of the entries, as dense gradients are summed.
+    Like grad.coalesce(), in the same time, but entries are summed in their order, like those of dense gradients.
     """
     ordered, entries = grad._indices()[0].sort(stable=True)
     rows, counts = ordered.unique_consecutive(return_counts=True)

@@ -1,4 +1,4 @@
-"""Which optimizers can step on sparse gradients."""
+"""Finds out whether an optimizer supports sparse gradients."""
 
 from collections.abc import Callable, Mapping
 
@@ -10,11 +10,11 @@ from bytelm.optim.groups import FIXED, ParamGroup, ParamGroups, RowSplits
 
 
 def takes_sparse_gradients(optimizer: Callable[[ParamGroups], Optimizer], groups: ParamGroups | None = None) -> bool:
-    """Whether an optimizer can step on a table with a sparse gradient, found by letting it try on a small one.
+    """Whether an optimizer supports a table with a sparse gradient; found by a step on a small one.
 
     Args:
         optimizer: Makes the optimizer.
-        groups: The network's groups, whose names the optimizer may ask for; default a table alone.
+        groups: The network's groups, if the optimizer needs their names; default only a table.
     """
     table = nn.Parameter(torch.zeros(2, 2))
     table.grad = torch.sparse_coo_tensor(torch.tensor([[0]]), torch.ones(1, 2), (2, 2), check_invariants=False)
@@ -25,11 +25,11 @@ def takes_sparse_gradients(optimizer: Callable[[ParamGroups], Optimizer], groups
     ]
     try:
         optimizer([*others, ParamGroup({"name": "table", "params": [table], **FIXED["table"]}, {})]).step()
-    except Exception:  # whatever an optimizer raises for gradients that it does not support
+    except Exception:  # an optimizer can raise anything for unsupported gradients
         return False
     return True
 
 
 def _first(row_splits: Mapping[int, RowSplits]) -> dict[int, RowSplits]:
-    """For the one parameter that stands for a group's, one of the group's declarations."""
+    """One of a group's declarations, for the one parameter that represents the group."""
     return dict(enumerate(list(row_splits.values())[:1]))

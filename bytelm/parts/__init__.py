@@ -1,4 +1,4 @@
-"""The parts of a GPT that one line of a config swaps: a base class and its variants in each file.
+"""The parts of a GPT, which a config names: one kind a file. contract.py defines the kinds.
 
-A part of your own is a subclass of one of these bases, in a file of yours, named by its import path.
+A part of your own is a module with the `forward` of its kind, in a file of yours, named by its import path.
 """

@@ -1,7 +1,7 @@
-"""Causal self-attention: the projections are common, how queries meet keys and values is the variant.
+"""Causal self-attention. The projections are common; the variants differ in how queries are applied to keys and values.
 
-Queries and keys may be normalised per head (QK-norm); several query heads may share a key/value head (GQA). A network
-that writes token by token keeps the keys and values of those before (KVCache).
+Queries and keys can be normalised per head (QK-norm). Several query heads can share a key/value head (GQA). In
+generation a cache keeps the keys and values of earlier tokens (KVCache).
 """
 
 import math
@@ -22,13 +22,13 @@ from bytelm.parts.init import ResidualProjection
 
 
 class KVCache:
-    """Keys and values of the tokens that an attention has seen, so that they are computed once. For no_grad.
+    """Keys and values of earlier tokens, each computed once. Use it under no_grad.
 
     Args:
-        max_seq_len: How many tokens there is room for.
+        max_seq_len: Capacity, in tokens.
 
     Attributes:
-        length: How many are in it.
+        length: Number of tokens in the cache.
     """
 
     def __init__(self, max_seq_len: int) -> None:
@@ -37,7 +37,7 @@ class KVCache:
         self._kv: Tensor | None = None
 
     def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Takes in the keys and values of the next tokens, (B, n_kv_heads, T, head_dim); returns all so far."""
+        """Appends the keys and values of the next tokens, (B, n_kv_heads, T, head_dim); returns all of them."""
         if self._kv is None:
             batch, n_kv_heads, _, head_dim = k.shape
             self._kv = k.new_empty(2, batch, n_kv_heads, self.max_seq_len, head_dim)
@@ -48,7 +48,7 @@ class KVCache:
 
 
 class MultiHeadAttention(contract.Attention):
-    """Base of attentions with queries, keys and values in heads; a subclass says how they meet.
+    """Base of attentions with queries, keys and values in heads; a subclass defines `attend`.
 
     Args:
         d_model: Width of the residual stream.
@@ -95,10 +95,10 @@ class MultiHeadAttention(contract.Attention):
         """Mixes values causally.
 
         Args:
-            q: Queries, (B, n_heads, T, head_dim): those of the last T of S tokens. S is T, unless there is a cache.
+            q: Queries of the last T of S tokens, (B, n_heads, T, head_dim). Without a cache, S is T.
             k: Keys, (B, n_kv_heads, S, head_dim).
             v: Values, of the same shape.
-            scores: Added to the scores, causal mask included, (n_heads or 1, T, S); None: the causal mask alone, S = T.
+            scores: Added to the scores, causal mask included, (n_heads or 1, T, S); None: only the causal mask, S = T.
 
         Returns:
             (B, n_heads, T, head_dim).
@@ -109,7 +109,7 @@ class MultiHeadAttention(contract.Attention):
         return KVCache(max_seq_len)
 
     def scores(self, position: PositionEncoding, seq_len: int, device: torch.device) -> Tensor | None:
-        """What is added to the scores of `seq_len` queries and keys, causal mask included; None: the mask alone."""
+        """A term for the scores of `seq_len` queries and keys, causal mask included; None: only the mask."""
         return position.scores(seq_len)
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
@@ -148,7 +148,7 @@ class SDPA(MultiHeadAttention):
 
 
 class WindowedSDPA(SDPA):
-    """SDPA in which some layers see the last `window` tokens alone (Beltagy et al. 2020, arXiv:2004.05150).
+    """SDPA in which some layers see only the last `window` tokens (Beltagy et al. 2020, arXiv:2004.05150).
 
     Args:
         d_model: Width of the residual stream.
@@ -157,10 +157,10 @@ class WindowedSDPA(SDPA):
         qk_norm: Normalisation of queries and keys; none by default.
         dropout: Probability of dropping an attention weight.
         bias: Whether the projections have biases.
-        window: How many tokens a query of a windowed layer sees, its own included. Can be scheduled, as
+        window: Number of tokens that a query of a windowed layer sees, its own included. Can be scheduled as
             `attention.window`.
-        pattern: Which layers are windowed, repeated over the layers: `S` (short) is, `L` (long) is not. The last layer
-            never is.
+        pattern: One letter a layer, repeated over the layers: `S` (short) for a windowed layer, `L` (long) for a full
+            one. The last layer is always full.
 
     Raises:
         ConfigError: The pattern has other letters.
@@ -222,7 +222,7 @@ class FlashAttention(SDPA):
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, scores: Tensor | None) -> Tensor:
         heads_fit = self.n_kv_heads == self.n_heads and self.head_dim % 8 == 0 and self.head_dim <= 128
-        repeatable = torch.are_deterministic_algorithms_enabled()  # which these gradients, summed in any order, are not
+        repeatable = torch.are_deterministic_algorithms_enabled()  # these gradients are summed in any order
         is_theirs = heads_fit and scores is None and not self.dropout and not repeatable and torch.is_grad_enabled()
         if not (is_theirs and on_hopper(q.device, q.dtype)):
             return super().attend(q, k, v, scores)
@@ -232,7 +232,7 @@ class FlashAttention(SDPA):
 
 
 class Explicit(MultiHeadAttention):
-    """softmax(Q K^T / sqrt(head_dim)) V, written out: the mathematics of SDPA, with the (T, T) scores in memory."""
+    """softmax(Q K^T / sqrt(head_dim)) V in plain operations: the same as SDPA, with (T, T) scores in memory."""
 
     gpt2_attention = True
 
@@ -250,7 +250,7 @@ class Explicit(MultiHeadAttention):
 
 
 def _last_rows(scores: Tensor | None, start: int, seq_len: int, device: torch.device) -> Tensor | None:
-    """Scores of the queries from `start` on; written out where they are the causal mask alone, unless `start` is 0."""
+    """Scores of the queries from `start` on. A missing causal mask is added, unless `start` is 0."""
     if start == 0:
         return scores
     if scores is None:

@@ -1,4 +1,4 @@
-"""Blocks: where the normalisation stands, and whether attention and feed-forward follow each other."""
+"""Blocks: the order of normalisation, attention and feed-forward."""
 
 from collections.abc import Callable
 
@@ -9,13 +9,13 @@ from bytelm.parts.contract import Attention, Context, FeedForward, Norm
 
 
 class TwoBranchBlock(contract.Block):
-    """Base of blocks with one attention and one feed-forward; a subclass orders them.
+    """Base of blocks with one attention and one feed-forward; a subclass defines their order.
 
     Args:
         attention: The block's attention.
         feedforward: The block's feed-forward network.
         norm: Makes a normalisation over d_model.
-        dropout: Probability of dropping an element of what a branch adds to the residual stream.
+        dropout: Probability of dropping an element of a branch's output.
     """
 
     supports_cache = True
@@ -48,7 +48,7 @@ class PostNorm(TwoBranchBlock):
 
 
 class Parallel(TwoBranchBlock):
-    """x + attention(norm(x)) + feedforward(norm(x)), each with a norm of its own (GPT-NeoX, arXiv:2204.06745)."""
+    """x + attention(norm1(x)) + feedforward(norm2(x)) (GPT-NeoX, arXiv:2204.06745)."""
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
         attended = self.attention(self.attention_norm(x), context)

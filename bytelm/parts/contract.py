@@ -33,6 +33,7 @@ Three rules make a part short:
 | `connect(network)` | called once all blocks exist, before the initialisation |
 | `initializes_itself` | whether initialisations leave the module's parameters alone |
 | `after_init()` | called after the initialisation, to set what it should not have changed |
+| `prepare_in_pieces(data)` | called before the first step, on the budget's clock: an iterator of pieces of work |
 | `on_train_start(data)`, `on_train_batch_start(data)`, `on_evaluation_start()` | called at these moments of a run |
 
 The two about GPT-2 count for the class that declares them and not for its subclasses, which may compute something else.

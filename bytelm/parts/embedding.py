@@ -1,4 +1,4 @@
-"""Token embeddings: token ids (B, T) to vectors (B, T, d_model), and perhaps to values for the attentions."""
+"""Token embeddings: token ids (B, T) to vectors (B, T, d_model), and optionally to values for the attentions."""
 
 import math
 from typing import ClassVar
@@ -15,7 +15,7 @@ from bytelm.system import compiler
 
 
 class TokenEmbedding(nn.Embedding, contract.Embedding):
-    """One learned vector a token. A tied head reads logits off the same `weight`, (vocab_size, d_model).
+    """One learned vector a token. A tied head uses the same `weight`, (vocab_size, d_model).
 
     Args:
         vocab_size: Number of tokens.
@@ -41,9 +41,9 @@ class ScaledEmbedding(TokenEmbedding):
 class ValueEmbedding(TokenEmbedding):
     """A second vector a token, added to its values in the attention of every block.
 
-    So what a token hands on does not have to pass through the residual stream. After value residuals (Zhou et al. 2024,
-    arXiv:2410.17897), which add the first block's values, and the value embeddings of modded-nanogpt. The table is as
-    wide as the attention's values, n_kv_heads times the head dimension. It is looked up, so it costs no FLOPs.
+    Attention then has direct access to the tokens, beside the residual stream. Follows value residuals (Zhou et al.
+    2024, arXiv:2410.17897), which add the first block's values, and the value embeddings of modded-nanogpt. The table
+    is as wide as the attention's values, n_kv_heads times the head dimension. The lookup needs no FLOPs.
 
     Args:
         vocab_size: Number of tokens.
@@ -64,12 +64,12 @@ class ValueEmbedding(TokenEmbedding):
 
 
 class Table(nn.Embedding):
-    """Vectors that are looked up by their row, and start at zero.
+    """A table of vectors, initialised with zeros.
 
     Args:
         rows: Number of vectors.
-        dim: Their width.
-        sparse: Whether the gradient holds only the rows that were looked up.
+        dim: Width of a vector.
+        sparse: Whether the gradient contains only the rows that were looked up.
     """
 
     initializes_itself = True
@@ -83,31 +83,31 @@ class Table(nn.Embedding):
     # Inside a compiled graph a gradient cannot be sparse.
     @compiler.disable
     def forward(self, rows: Tensor) -> Tensor:
-        """Rows, of any shape, to their vectors, which are the last dimension."""
+        """Row numbers, (...), to their vectors, (..., dim)."""
         return super().forward(rows)
 
 
 class HashedNGrams(TokenEmbedding):
-    """The token's own vector plus learned vectors of the last n tokens, for several n.
+    """The token's vector plus learned vectors of the last n tokens, for several n.
 
-    Each order n has a table whose row is a hash of the last n tokens; what is found in all of them is concatenated and
-    projected to d_model. The table is fastText's (Bojanowski et al. 2017, arXiv:1607.04606, 3.2), before a transformer
-    as in the Byte Latent Transformer (Pagnoni et al. 2024, arXiv:2412.09871, 3.2.1), whose tables are as wide as the
-    model and added up. Tables start at zero, so that training begins as it would without them.
+    Each order n has a table; a hash of the last n tokens selects its row. The rows of all orders are concatenated and
+    projected to d_model. The tables are fastText's (Bojanowski et al. 2017, arXiv:1607.04606, 3.2). The Byte Latent
+    Transformer (Pagnoni et al. 2024, arXiv:2412.09871, 3.2.1) has such tables before a transformer; they are as wide as
+    the model, and their rows are summed. The tables are initialised with zeros: training begins as without them.
 
-    A table is memory rather than arithmetic: of millions of rows a token reads and changes `len(orders)`. Hence sparse
-    gradients, which MuonAdamW takes; not for AdamW, FSDP, or DDP over NCCL.
+    Tables need memory and little arithmetic: a token reads and changes `len(orders)` of millions of rows. Their
+    gradients are therefore sparse. MuonAdamW accepts sparse gradients; AdamW, FSDP and DDP over NCCL do not.
 
     Args:
         vocab_size: Number of tokens.
         d_model: Width of the residual stream.
-        orders: How many tokens each table's contexts have; each at least 2, none twice.
-        buckets: Rows of each table; contexts with equal hashes share one.
+        orders: Number of tokens of each table's contexts; each at least 2, without duplicates.
+        buckets: Rows of each table; contexts with equal hashes share a row.
         dim: Width of each table.
-        sparse: Whether gradients of the tables are sparse; the training is the same.
+        sparse: Whether gradients of the tables are sparse. Training is the same with dense ones.
 
     Raises:
-        ConfigError: Orders that cannot be used.
+        ConfigError: The orders are invalid.
     """
 
     optimizer_groups: ClassVar = {"table": "table"}
@@ -142,24 +142,24 @@ class HashedNGrams(TokenEmbedding):
         key = "model.gpt.embedding.sparse"
         if self.sparse_tables and not run.takes_sparse_gradients():
             accepted = "accepted: false, or the optimizer MuonAdamW"
-            raise ConfigError(key, True, f"{run.optimizer} takes no sparse gradients; {accepted}")
+            raise ConfigError(key, True, f"{run.optimizer} does not support sparse gradients; {accepted}")
         if self.sparse_tables and (run.strategy == "fsdp" or (run.strategy == "ddp" and run.device.type == "cuda")):
             raise ConfigError(key, True, "accepted: false, with fsdp or with ddp on GPUs")
 
-    @compiler.disable  # generated C++ promises no wrap-around
+    @compiler.disable  # generated C++ does not guarantee wrap-around
     def rows(self, tokens: Tensor) -> Tensor:
-        """Token ids (B, T) to rows of the table, (B, T, len(orders)): at (b, t, i) that of the last orders[i] tokens.
+        """Token ids (B, T) to rows of the table, (B, T, len(orders)); (b, t, i) is that of the last orders[i] tokens.
 
-        What would lie before a row of tokens is one more token, vocab_size. The hash is exact in 64 bits, and the same
-        on every device, for ever: a checkpoint's tables are worth nothing under another.
+        Positions before the first token count as the additional token vocab_size. The hash is exact in 64 bits and the
+        same on every device. It must never change, because the tables of checkpoints depend on it.
         """
         seq_len, longest = tokens.shape[1], self.orders[-1]
         padded = F.pad(tokens.long(), (longest - 1, 0), value=self.num_embeddings)
         state = torch.zeros_like(padded[:, :seq_len])
         hashes = []
         for n in range(1, longest + 1):
-            # Of the last n - 1 tokens to that of the last n. Both steps lose nothing: contexts that differ in one token
-            # do not meet here.
+            # From the hash of the last n - 1 tokens to that of the last n. Both steps are invertible: contexts that
+            # differ in one token have different states.
             state = (state + padded[:, longest - n : longest - n + seq_len] + 1) * GOLDEN
             state = (state ^ _high(state)) * MIXER
             if n in self.orders:
@@ -169,15 +169,15 @@ class HashedNGrams(TokenEmbedding):
 
 
 def _int64(number: int) -> int:
-    """The int64 of the same 64 bits."""
+    """The int64 with the same 64 bits."""
     return (number + 2**63) % 2**64 - 2**63
 
 
 def _high(number: Tensor) -> Tensor:
-    """The upper 32 of 64 bits, as a number of their own; int64's own shift would repeat the sign."""
+    """The upper 32 of 64 bits as a non-negative number; a plain shift of an int64 would repeat the sign."""
     return (number >> 32) & 0xFFFFFFFF
 
 
-# Odd, so that multiplying loses nothing: 2^64 over the golden ratio, and one of SplitMix64's (Steele et al. 2014).
+# Odd, which makes the products invertible: 2^64 over the golden ratio, and one of SplitMix64's (Steele et al. 2014).
 GOLDEN = _int64(0x9E3779B97F4A7C15)
 MIXER = _int64(0xBF58476D1CE4E5B9)

@@ -1,4 +1,4 @@
-"""Feed-forward networks: what a block computes on each token by itself."""
+"""Feed-forward networks: the part of a block that processes each token alone."""
 
 import math
 from abc import abstractmethod
@@ -19,7 +19,7 @@ from bytelm.parts.init import ResidualProjection
 
 
 class MLP(contract.FeedForward):
-    """Base of down(activation(up(x))); a subclass names the activation.
+    """Base of down(activation(up(x))); a subclass defines the activation.
 
     Args:
         d_model: Width of the residual stream.
@@ -59,8 +59,8 @@ class GELU(MLP):
         d_ff: Width of the hidden layer.
         dropout: Probability of dropping a hidden unit.
         bias: Whether the projections have biases.
-        approximate: `tanh` for the approximation that OpenAI's GPT-2 was trained with; `polynomial` for one so close,
-            within 1e-6, that bf16 does not tell it from the exact one, and faster than that on GPUs with torch.compile
+        approximate: `tanh`: the approximation that OpenAI's GPT-2 was trained with. `polynomial`: an approximation
+            within 1e-6, below the resolution of bf16, which is faster than the exact GELU on GPUs with torch.compile
             (Abramowitz and Stegun 1964, 26.2.17).
     """
 
@@ -101,7 +101,7 @@ class _PolynomialGELU(Function):
 
 
 def _normal(x: Tensor) -> tuple[Tensor, Tensor]:
-    """The normal distribution at x: Phi, to 7.5e-8, and its density. One exponential serves both."""
+    """The normal distribution at x: Phi, to 7.5e-8, and its density. Both use the same exponential."""
     density = torch.exp(-0.5 * x * x) / math.sqrt(2 * math.pi)
     t = 1 / (1 + 0.2316419 * x.abs())
     polynomial = t * (0.319381530 + t * (-0.356563782 + t * (1.781477937 + t * (-1.821255978 + t * 1.330274429))))
@@ -110,16 +110,16 @@ def _normal(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class FusedGELU(GELU):
-    """GELU, on Hopper GPUs computed by the products around it (bytelm/kernels/gelu.py), without biases.
+    """GELU that on Hopper GPUs is computed inside the products around it (bytelm/kernels/gelu.py), without biases.
 
-    Elsewhere, in float32, and without gradients, it is the plain one: a checkpoint's network runs on any device.
+    On other devices, in float32, and without gradients it computes the plain GELU; checkpoints run on any device.
 
     Args:
-        d_model: Width of the residual stream; a multiple of 8, as d_ff.
-        d_ff: Width of the hidden layer.
+        d_model: Width of the residual stream; a multiple of 8.
+        d_ff: Width of the hidden layer; a multiple of 8.
 
     Raises:
-        ConfigError: There is such a GPU, and the kernels are not installed; or they do not take the sizes.
+        ConfigError: There is a Hopper GPU and the kernels are not installed, or a size is not a multiple of 8.
     """
 
     gpt2_activation = "gelu"
@@ -169,9 +169,9 @@ class ReLUSquared(MLP):
 
 
 class GatedMLP(MLP):
-    """Base of the gated ones: down(activation(gate(x)) * up(x)) (Shazeer 2020, arXiv:2002.05202).
+    """Base of gated feed-forwards: down(activation(gate(x)) * up(x)) (Shazeer 2020, arXiv:2002.05202).
 
-    Three matrices instead of two: at d_ff * 2 / 3 they have the parameters of an ungated one.
+    It has three matrices instead of two. With d_ff * 2 / 3 it has as many parameters as an ungated one.
 
     Args:
         d_model: Width of the residual stream.

@@ -1,6 +1,6 @@
-"""Initialisations: what values the weights start from.
+"""Initialisations of the weights.
 
-Modules that declare `initializes_itself`, and all modules inside them, are left alone.
+Modules that declare `initializes_itself`, and all modules inside them, are not changed.
 """
 
 import math
@@ -13,11 +13,11 @@ from bytelm.parts.contract import Initialization
 
 
 class ResidualProjection(nn.Linear):
-    """A linear layer that writes into the residual stream; initialisations may treat it apart."""
+    """A linear layer that writes to the residual stream; initialisations can treat it differently."""
 
 
 def to_initialize(network: nn.Module) -> Iterator[nn.Module]:
-    """The modules of a network, but for those that initialise themselves; in the order of `network.modules()`."""
+    """The modules of a network that do not initialise themselves, in the order of `network.modules()`."""
     own = {
         id(inner)
         for module in network.modules()
@@ -32,8 +32,8 @@ class Normal(Initialization):
 
     Args:
         std: Standard deviation of linear layers' and embeddings' weights.
-        scale_residual: Whether residual projections get std / sqrt(2 n_layers), so that the stream's variance does
-            not grow with the number of the branches added to it.
+        scale_residual: Whether residual projections use std / sqrt(2 n_layers), which keeps the stream's variance
+            independent of the number of branches.
     """
 
     def __init__(self, std: PositiveFloat = 0.02, scale_residual: bool = True) -> None:
@@ -50,14 +50,14 @@ class Normal(Initialization):
 
 
 class FanIn(Initialization):
-    """Each linear layer's weights by the size of its input; residual projections and the head start at zero.
+    """Weights with std 1 / sqrt(inputs) of each linear layer; residual projections and the head start at zero.
 
-    So every block begins as the identity and the first prediction is uniform (zero-initialised outputs: Zhang et al.
+    Every block begins as the identity, and the first prediction is uniform (zero-initialised outputs: Zhang et al.
     2019, Fixup, arXiv:1901.09321; Yang et al. 2022, arXiv:2203.03466, for the head).
 
     Args:
         embedding_std: Standard deviation of embeddings' weights.
-        zero: Whether residual projections and an untied head start at zero; else they are like other layers.
+        zero: Whether residual projections and an untied head start at zero instead of like other layers.
     """
 
     def __init__(self, embedding_std: PositiveFloat = 0.02, zero: bool = True) -> None:

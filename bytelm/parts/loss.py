@@ -1,7 +1,7 @@
-"""Training losses. Validation does not use them: it always reports plain cross-entropy.
+"""Training losses. Validation always reports plain cross-entropy.
 
-CrossEntropy is given all logits. The others are given hidden states and the head, and make the logits of a few thousand
-tokens at a time: with a vocabulary of 50,304, all logits of 61,440 tokens are 12 GB in float32.
+CrossEntropy receives all logits. A chunked loss receives hidden states and the head, and computes the logits of a few
+thousand tokens at a time: with a vocabulary of 50,304, all logits of 61,440 tokens are 12 GB in float32.
 """
 
 from typing import Any
@@ -21,9 +21,9 @@ class CrossEntropy(Loss):
     """Mean cross-entropy, with two optional regularisers.
 
     Args:
-        label_smoothing: Weight that the targets share out evenly over the vocabulary
+        label_smoothing: Share of the target probability that is spread evenly over the vocabulary
             (Szegedy et al. 2015, arXiv:1512.00567).
-        z_loss: Weight of the mean of log(Z)^2, Z the softmax's normaliser, which keeps logits from drifting
+        z_loss: Weight of the mean of log(Z)^2, with Z the softmax's normaliser, which prevents a drift of the logits
             (Chowdhery et al. 2022, arXiv:2204.02311, 5).
     """
 
@@ -33,7 +33,7 @@ class CrossEntropy(Loss):
         self.z_loss = z_loss
 
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
-        logits = logits.float()  # a bf16 network's too: bf16 has three digits
+        logits = logits.float()  # bf16 has only three digits
         loss = F.cross_entropy(logits.flatten(0, -2), targets.flatten(), label_smoothing=self.label_smoothing)
         if self.z_loss:
             loss = loss + self.z_loss * logits.logsumexp(dim=-1).square().mean()
@@ -41,13 +41,13 @@ class CrossEntropy(Loss):
 
 
 class ChunkedCrossEntropy(CrossEntropy):
-    """CrossEntropy without all logits in memory: those of `chunk_tokens` tokens are there at a time.
+    """CrossEntropy with the logits of only `chunk_tokens` tokens in memory at a time.
 
-    The gradients of a chunk's logits are worked out, and propagated to the hidden states and the head, before the next
-    chunk's logits take their place.
+    The forward pass also computes the gradients of a chunk's logits and propagates them to the hidden states and the
+    head, before it computes the next chunk's logits.
 
     Args:
-        chunk_tokens: Tokens whose logits are in memory at a time.
+        chunk_tokens: Number of tokens whose logits are in memory at a time.
         label_smoothing: See CrossEntropy.
         z_loss: See CrossEntropy.
     """
@@ -66,22 +66,22 @@ class ChunkedCrossEntropy(CrossEntropy):
 
 
 class FusedCrossEntropy(Loss):
-    """Mean cross-entropy, on GPUs in one pass over the logits, which become their own gradients.
+    """Mean cross-entropy; on GPUs one pass over the logits, which are overwritten with their gradients.
 
-    For vocabularies of tens of thousands; the mathematics of CrossEntropy. Elsewhere than on GPUs it is the plain one.
-    The kernel is in bytelm/kernels/cross_entropy.py.
+    For vocabularies of tens of thousands. It computes the same as CrossEntropy, and on other devices runs the same
+    operations. The kernel is in bytelm/kernels/cross_entropy.py.
 
     Args:
-        chunk_tokens: Tokens whose logits are in memory at a time, as in ChunkedCrossEntropy; null: all, which is
-            faster.
+        chunk_tokens: Number of tokens whose logits are in memory at a time, as in ChunkedCrossEntropy; null: all,
+            which is faster.
     """
 
     def __init__(self, chunk_tokens: PositiveInt | None = None) -> None:
         super().__init__()
         self.takes_hidden = chunk_tokens is not None
         self.chunk_tokens = chunk_tokens
-        # What the loss was multiplied with last time, which is the share that a batch has of a step: guessed to be so
-        # again. No buffer, which ddp would send to all ranks before every batch.
+        # The last factor of the loss (a batch's share of a step), which predicts the next one. Not a buffer, because
+        # ddp would broadcast it before every batch.
         self._factor: Tensor | None = None
 
     @compiler.disable
@@ -94,7 +94,7 @@ class FusedCrossEntropy(Loss):
     def _of_logits(self, logits: Tensor, targets: Tensor) -> Tensor:
         if logits.device.type != "cuda":
             return F.cross_entropy(logits.flatten(0, -2).float(), targets.flatten())
-        from bytelm.kernels.cross_entropy import cross_entropy  # triton, which torch brings along for GPUs alone
+        from bytelm.kernels.cross_entropy import cross_entropy  # needs triton, which only torch for GPUs includes
 
         if self._factor is None:
             self._factor = torch.ones((), device=logits.device)
@@ -106,13 +106,13 @@ def chunked(hidden: Tensor, head: nn.Module, targets: Tensor, loss: Any, chunk_t
 
     Args:
         hidden: Hidden states, (B, T, d_model).
-        head: Makes logits (..., vocab_size) of hidden states (..., d_model).
+        head: Maps hidden states (..., d_model) to logits (..., vocab_size).
         targets: (B, T).
         loss: Mean loss of logits (n, vocab_size) and targets (n,).
         chunk_tokens: Largest n.
 
     Returns:
-        A number.
+        The loss, ().
     """
     weights = [p for p in head.parameters() if p.requires_grad]
     return _Chunked.apply(hidden.flatten(0, -2), targets.flatten(), head, loss, chunk_tokens, *weights)

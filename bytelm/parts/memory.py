@@ -136,14 +136,15 @@ class NGramMemory(Memory):
         with torch.no_grad():
             self.gate_counts.bias[-1] = 1.0
 
-    # The budget's clock is running when training starts: what a memory learns, it learns in training time.
-    def on_train_start(self, data: Any) -> None:
+    # The budget's clock is running: what a memory learns, it learns in training time.
+    def prepare_in_pieces(self, data: Any) -> Iterator[None]:
         release_memory()
-        self.fill(data.train_split, data.folds(), data.seq_len)
+        yield from self._fill(data.train_split, data.folds(), data.seq_len)
 
     def on_train_batch_start(self, data: Any) -> None:
         if not self._knows_folds:  # its state was loaded since, as by a rewind
-            self.on_train_start(data)
+            release_memory()
+            self.fill(data.train_split, data.folds(), data.seq_len)
         self.hold_out(data.fold)
 
     def on_evaluation_start(self) -> None:
@@ -157,30 +158,38 @@ class NGramMemory(Memory):
             folds: Fold of each token, uint8, (n,).
             seq_len: Length of the rows that the network will see.
         """
+        for _ in self._fill(text, folds, seq_len):
+            pass
+
+    def _fill(self, text: Tensor, folds: Tensor, seq_len: int) -> Iterator[None]:
+        """Fills the memory, in pieces of less than a second."""
         device = self.backoff.device
         self._tables = None  # those of a checkpoint, before there are others
-        self._knows_folds = True
         self._text = text.clone()  # a view would take the storage behind it, other splits too, into checkpoints
         self.backoff.fill_(0.5)
         frequency = torch.bincount(text, minlength=len(self.symbols)).argsort(descending=True, stable=True)
         self.symbols[frequency] = torch.arange(len(self.symbols), device=device).clamp(max=self.n_symbols - 1)
-        self._count(text, folds)
+        yield from self._count(text, folds)
         self.hold_out(0)
         starts = (folds[::seq_len] == 0).nonzero()[:, 0] * seq_len
         starts = starts[starts + seq_len <= len(text)]
         starts = starts[:: max(1, len(starts) // _SAMPLED_ROWS)]
-        self._interpolate([text[start : start + seq_len].to(device).long() for start in starts])
+        yield from self._interpolate([text[start : start + seq_len].to(device).long() for start in starts])
+        self._knows_folds = True
 
     def hold_out(self, fold: int | None) -> None:
         """Takes one fold of the text out of the counts; None: counts all of it."""
         if self._tables is None and self._text is not None:  # from a checkpoint, which has the text alone
-            self._count(self._text, torch.zeros_like(self._text))
+            for _ in self._count(self._text, torch.zeros_like(self._text)):
+                pass
         for table in self._tables or []:
             table.hold_out(fold)
 
-    def _count(self, text: Tensor, folds: Tensor) -> None:
-        # The longest contexts take the most memory to count: while little else is there.
-        tables = [NGramCounts(text, folds, kind, self.backoff.device) for kind in reversed(self.kinds)]
+    def _count(self, text: Tensor, folds: Tensor) -> Iterator[None]:
+        tables = []
+        for kind in reversed(self.kinds):  # the longest contexts take the most memory to count: while little is there
+            tables.append(NGramCounts(text, folds, kind, self.backoff.device))
+            yield
         self._tables = tables[::-1]
 
     def get_extra_state(self) -> Tensor:
@@ -248,9 +257,12 @@ class NGramMemory(Memory):
         """Weight of the shorter contexts, (n,): 1 where this one was never seen."""
         return torch.where(total > 0, self.backoff[kind].float().index_select(0, _bucket(total, distinct)), 1.0)
 
-    def _interpolate(self, rows: list[Tensor]) -> None:
+    def _interpolate(self, rows: list[Tensor]) -> Iterator[None]:
         """Expectation maximisation of `backoff` on rows that the counts do not contain."""
-        found = [self._shares(torch.stack(rows[i : i + 16])) for i in range(0, len(rows), 16)]
+        found = []
+        for i in range(0, len(rows), 16):
+            found.append(self._shares(torch.stack(rows[i : i + 16])))
+            yield
         share, total, distinct = (torch.cat(parts, dim=1) for parts in zip(*found, strict=True))
         bucket = _bucket(total, distinct)
         kinds = range(len(share))

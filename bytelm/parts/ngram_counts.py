@@ -1,12 +1,12 @@
-"""What followed each context in a text, counted: an index that is built once by sorting and looked up in batches.
+"""Counts of the tokens that follow each context in a text: an index, built once by sorting, with batched lookup.
 
-A context is what precedes a token, up to and including the token before it: its last n tokens, or all since the
-beginning of a word. Contexts are known by a hash of theirs (Karp and Rabin 1987: prefix sums of a polynomial give the
-hash of any piece). For each context the index lists the tokens that followed and how often.
+A context ends with the token before the predicted one: the last n tokens, or all tokens since the beginning of a word.
+A hash identifies a context (Karp and Rabin 1987: prefix sums of a polynomial give the hash of any substring). For each
+context the index lists the tokens that followed and their counts.
 
-The text is dealt into folds, and one fold at a time can be held out: its counts are then subtracted. So a network can
-learn how far to trust the counts on text that they do not contain, which is what it will meet (deleted estimation,
-Jelinek and Mercer 1980).
+The text is divided into folds. One fold at a time can be held out: its counts are subtracted. A network can then learn
+how much to trust the counts on text that they do not contain, as in validation (deleted estimation, Jelinek and Mercer
+1980).
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 _MULTIPLIER, _INVERSE = 0x5851F42D4C957F2D, pow(0x5851F42D4C957F2D, -1, 1 << 64)
-_HASH_BITS = 51  # beside 8 bits of a symbol and 4 of a fold they fill a positive int64
-_PIECE = 1 << 16  # tokens that are hashed at once, which keeps memory low; contexts do not reach over their edges
+_HASH_BITS = 51  # with 8 bits of a symbol and 4 of a fold they fill a positive int64
+_PIECE = 1 << 16  # tokens that are hashed together, which keeps memory low; contexts do not cross the edges
 MAX_FOLDS = 16
 
 
@@ -27,14 +27,14 @@ class NGramCounts:
     Args:
         text: Tokens below 256, uint8, (n,).
         folds: Fold of each token, below MAX_FOLDS, uint8, (n,).
-        kind: Which contexts are counted.
-        device: Where it is looked up.
+        kind: Kind of the contexts.
+        device: Device of the lookup.
     """
 
     def __init__(self, text: Tensor, folds: Tensor, kind: "ContextKind", device: torch.device) -> None:
-        # One number for context, token and fold: sorted, they lie in the order in which they are counted.
+        # One number for context, token and fold: after sorting, equal triples are adjacent.
         pieces = zip(text.split(_PIECE), folds.split(_PIECE), strict=True)
-        # One that no context has, for texts without any.
+        # A triple that no context has, for texts without contexts.
         triples = torch.cat([torch.tensor([-1 << 12]), *(_triples(*piece, kind) for piece in pieces)])
         triples.numpy().sort()  # in place, and faster than torch.sort
         triples, counts = triples.unique_consecutive(return_counts=True)
@@ -45,7 +45,7 @@ class NGramCounts:
         entries, per_entry = triples.bitwise_right_shift_(4).unique_consecutive(return_counts=True)
         entry = torch.arange(len(entries), dtype=torch.int32).repeat_interleave(per_entry, output_size=len(triples))
         del triples, per_entry
-        # Of each fold in turn, which entries it has a count of, and how large that is.
+        # For each fold, its entries and their counts.
         self._entry, self._count_in_fold = entry[by_fold].to(device), counts[by_fold].to(device)
         del entry, counts, by_fold
         self._tokens = (entries & 255).to(torch.uint8).to(device)
@@ -58,7 +58,7 @@ class NGramCounts:
         self.held_out: int | None = None
 
     def hold_out(self, fold: int | None) -> None:
-        """Takes a fold's counts out, and those of the fold held out before back in; None: all are in."""
+        """Removes a fold's counts and restores those of the fold held out before; None: restores all."""
         if fold == self.held_out:
             return
         for changed, sign in ((self.held_out, 1.0), (fold, -1.0)):
@@ -71,15 +71,15 @@ class NGramCounts:
         self._counts.index_add_(0, self._entry[own], sign * self._count_in_fold[own].float())
 
     def look_up(self, context: Tensor, known: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """What followed the context of each position: one entry for each token that did.
+        """The tokens that followed the context of each position, one entry a token.
 
         Args:
             context: Hash of each position's context, (n,).
-            known: Whether it has one, (n,).
+            known: Whether the position has a context, (n,).
 
         Returns:
-            The position, ascending, int32, the token, uint8, and its count, float32, each (n_entries,). A count is 0
-            where only the fold that is held out has the token.
+            The position, ascending, int32, the token, uint8, and its count, float32, each (n_entries,). The count is 0
+            if only the held-out fold has the token.
         """
         at = torch.searchsorted(self._keys, context, out_int32=True).clamp_(max=len(self._keys) - 1)
         first = self._first.index_select(0, at)
@@ -94,12 +94,12 @@ class NGramCounts:
 
 @dataclass(frozen=True)
 class ContextKind:
-    """What of the past a context is.
+    """A kind of context.
 
     Attributes:
-        n: How many tokens, or how many words.
-        words: Whether it is the current word's beginning and the n - 1 words before it (case and line breaks make no
-            difference), rather than the last n tokens.
+        n: Number of tokens, or of words.
+        words: Whether the context is the beginning of the current word with the n - 1 words before it (ignoring case
+            and line breaks), instead of the last n tokens.
     """
 
     n: int
@@ -111,10 +111,10 @@ def contexts(tokens: Tensor, kinds: Sequence[ContextKind]) -> Iterator[tuple[Ten
 
     Args:
         tokens: Inputs, a begin-of-row marker first, (B, T).
-        kinds: Which contexts.
+        kinds: Kinds of contexts.
 
     Yields:
-        Hash, a positive int64, and whether the row has so much of a past, each (B, T).
+        The hash, a positive int64, and whether the row is long enough for the context, each (B, T).
     """
     plain = _PrefixSums(tokens)
     words = _Words(tokens) if any(kind.words for kind in kinds) else None
@@ -123,20 +123,20 @@ def contexts(tokens: Tensor, kinds: Sequence[ContextKind]) -> Iterator[tuple[Ten
         if kind.words:
             assert words is not None
             start = words.starts(kind.n)
-            yield words.sums.hashes(start, -kind.n), start > 1  # a row's first word may have begun before the row
+            yield words.sums.hashes(start, -kind.n), start > 1  # the first word may have begun before the row
         else:
             start = time - kind.n + 1
             yield plain.hashes(start.clamp(min=0), kind.n), start > 0
 
 
 def _triples(text: Tensor, folds: Tensor, kind: ContextKind) -> Tensor:
-    """Context, token and fold in one number, for each token that has a context."""
+    """Context, token and fold as one number, for each token with a context."""
     ((context, known),) = contexts(text.long().roll(1)[None], [kind])
     return (context << 12 | text.long() << 4 | folds.long())[known]
 
 
 class _Words:
-    """Where the words begin that a position is in, or has just left, and those before it."""
+    """The beginnings of the current or last word of each position, and of the words before it."""
 
     def __init__(self, tokens: Tensor) -> None:
         time = torch.arange(tokens.shape[1], device=tokens.device)
@@ -146,7 +146,7 @@ class _Words:
         self._last_letter = torch.where(in_word, time, -1).cummax(1).values
 
     def starts(self, n: int) -> Tensor:
-        """Where the n-th last word begins, (B, T); 0 if the row has not so many."""
+        """The beginning of the n-th last word, (B, T); 0 if the row has fewer words."""
         start = self._start
         for _ in range(n - 1):
             before = self._last_letter.gather(1, (start - 1).clamp(min=0))
@@ -155,7 +155,7 @@ class _Words:
 
 
 class _PrefixSums:
-    """Sums of code(x_j) M^-j over a row's beginnings; all arithmetic is modulo 2^64."""
+    """Sums of code(x_j) M^-j over the prefixes of a row; all arithmetic is modulo 2^64."""
 
     def __init__(self, tokens: Tensor) -> None:
         n = tokens.shape[1]
@@ -166,7 +166,7 @@ class _PrefixSums:
         self.sums = torch.nn.functional.pad(codes.cumsum(1), (1, 0))
 
     def hashes(self, start: Tensor, salt: int) -> Tensor:
-        """Hash of each piece from `start` to its position, (B, T)."""
+        """Hash of each substring from `start` to its position, (B, T)."""
         hashes = (self.sums[:, 1:] - self.sums.gather(1, start)) * self.powers[start] + salt
         hashes ^= hashes >> 31
         hashes *= 0x3C79AC492BA7B653
@@ -183,7 +183,7 @@ def _powers(base: int, n: int, device: torch.device) -> Tensor:
 
 
 def _folded() -> Tensor:
-    """Each byte as word contexts see it: lower case, and a space for a line break."""
+    """The bytes of word contexts: lower case, and a space for a line break."""
     table = torch.arange(256)
     table[65:91] += 32
     table[10] = 32

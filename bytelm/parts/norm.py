@@ -45,6 +45,6 @@ class RMSNorm(Norm):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        # In x's own dtype: of bf16 queries and float32 weights, torch's kernel would make a slow, mixed product.
+        # In x's dtype: with bf16 queries and float32 weights, torch would use a slow, mixed kernel.
         weight = None if self.weight is None else self.weight.to(x.dtype)
         return F.rms_norm(x, self.shape, weight, self.eps)

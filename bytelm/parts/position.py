@@ -1,7 +1,7 @@
-"""Position encodings: how the network knows the order of its tokens.
+"""Position encodings.
 
-Each acts in one of three places: `embed` (added to the embeddings), `rotate` (queries and keys), `scores` (added to the
-attention scores).
+Each acts in one of three places: `embed` (added to the embeddings), `rotate` (applied to queries and keys), `scores`
+(added to the attention scores).
 """
 
 import math
@@ -15,7 +15,7 @@ from bytelm.parts.contract import PositionEncoding
 
 
 class NoPosition(PositionEncoding):
-    """No encoding: only the causal mask tells positions apart (Haviv et al. 2022, arXiv:2203.16634)."""
+    """No encoding: the network infers positions from the causal mask (Haviv et al. 2022, arXiv:2203.16634)."""
 
 
 class Learned(PositionEncoding):
@@ -54,7 +54,7 @@ class Sinusoidal(PositionEncoding):
     def __init__(self, d_model: int, n_heads: int, max_seq_len: int, base: PositiveFloat = 10_000.0) -> None:
         super().__init__(d_model, n_heads, max_seq_len)
         if d_model % 2:
-            raise ConfigError("d_model", d_model, "Sinusoidal accepts even widths")
+            raise ConfigError("d_model", d_model, "Sinusoidal needs an even width")
         angles = _angles(d_model, max_seq_len, base)
         table = torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)  # sin at even dimensions, cos at odd
         self.register_buffer("table", table, persistent=False)
@@ -66,7 +66,7 @@ class Sinusoidal(PositionEncoding):
 class Rotary(PositionEncoding):
     """RoPE: queries and keys are rotated by angles that grow with position (Su et al. 2021, arXiv:2104.09864).
 
-    Dimension i is paired with i + head_dim / 2. Scores then depend on the distance of two tokens alone.
+    Dimension i is paired with i + head_dim / 2. Scores then depend only on the distance of two tokens.
 
     Args:
         d_model: Width of the residual stream.
@@ -86,21 +86,21 @@ class Rotary(PositionEncoding):
         head_dim = d_model // n_heads
         if head_dim % 2:
             raise ConfigError(
-                "d_model", d_model, f"Rotary accepts even head dimensions, and d_model / n_heads is {head_dim}"
+                "d_model", d_model, f"Rotary needs an even head dimension, and d_model / n_heads is {head_dim}"
             )
         angles = _angles(head_dim, max_seq_len, base)  # (T, head_dim / 2)
         self.register_buffer("cos", angles.cos(), persistent=False)
         self.register_buffer("sin", angles.sin(), persistent=False)
 
     def rotate(self, q: Tensor, k: Tensor, start: int = 0) -> tuple[Tensor, Tensor]:
-        # Rotations keep the dtype of what they rotate: under bf16 a float32 table would make attention float32.
+        # In the dtype of q and k: under bf16 a float32 table would convert attention to float32.
         end = start + q.shape[-2]
         cos, sin = self.cos[start:end].to(q.dtype), self.sin[start:end].to(q.dtype)
         return _rotate(q, cos, sin), _rotate(k, cos, sin)
 
 
 class ALiBi(PositionEncoding):
-    """Each head subtracts its own slope times the distance from its scores (Press et al. 2021, arXiv:2108.12409).
+    """Each head subtracts a slope times the distance from its scores (Press et al. 2021, arXiv:2108.12409).
 
     With n heads, head h = 1..n has slope 2^(-8 h / n).
 

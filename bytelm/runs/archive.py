@@ -1,8 +1,9 @@
-"""The files that torch.save writes, checked before torch reads them.
+"""Checks the files of torch.save before torch reads them.
 
-torch.load(weights_only=True) runs no code, but it trusts sizes: a small file can ask for any amount of memory, a tensor
-can claim bytes that the file does not have, and a value can stand for so many others that visiting them never ends. So
-the archive and its pickle are read here first, with stand-ins for tensors, and nothing larger than the file is made.
+torch.load(weights_only=True) runs no code, but it trusts sizes: a small file can request any amount of memory, a tensor
+can claim bytes that the file does not have, and a value can contain so many others that visiting them never ends. This
+module therefore reads the archive and its pickle first, with placeholders for tensors. It allocates no more than the
+size of the file.
 """
 
 # typeshed does not describe the pure-Python unpickler, whose operations are overridden here.
@@ -22,24 +23,24 @@ from typing import Any, ClassVar
 
 import torch
 
-MOST_PLAIN_BYTES = 2**25  # of the pickle: all that is not the contents of tensors
-MOST_VALUES = 10_000_000  # that are not tensors, each counted as often as it occurs
+MOST_PLAIN_BYTES = 2**25  # of the pickle: everything except the contents of tensors
+MOST_VALUES = 10_000_000  # values that are not tensors, counted at each occurrence
 DEEPEST = 100  # levels of nesting
-SHARED = 4  # times that tensors may be larger together than the file, as several may have the same contents
+SHARED = 4  # largest ratio of all tensors to the file; several tensors can share contents
 SCALARS = (type(None), bool, int, float, complex, str, bytes, torch.device, torch.dtype)
 
 
 class BadArchive(ValueError):
-    """A file that is not what torch.save writes, or asks for more than it holds; the message says how."""
+    """A file that torch.save did not write, or that requests more than it contains; the message gives the reason."""
 
 
 class UnsafeArchive(BadArchive):
-    """A file that names more than tensors and plain values."""
+    """A file that names something other than tensors and plain values."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Stands for a tensor.
+    """A placeholder for a tensor.
 
     Attributes:
         shape: Its shape.
@@ -59,7 +60,7 @@ class Layout:
 
 @dataclass(frozen=True)
 class Storage:
-    """Stands for what tensors are views of.
+    """A placeholder for the storage of tensors.
 
     Attributes:
         dtype: Type of its elements; None for bytes.
@@ -75,19 +76,19 @@ def check(path: str | Path, checksums: bool = False) -> Any:
 
     Args:
         path: The file.
-        checksums: Whether to compare all contents with their checksums, which torch does not.
+        checksums: Whether to compare all contents with their checksums, which torch does not do.
 
     Returns:
-        What it holds, with a Layout for each tensor.
+        The contents, with a Layout for each tensor.
 
     Raises:
         OSError: It cannot be read.
-        BadArchive: It is no such file, is damaged, or asks for more memory than its size allows.
+        BadArchive: torch.save did not write it, it is damaged, or it requests more memory than its size allows.
         UnsafeArchive: It names something other than tensors and plain values.
     """
     size = os.stat(path)
     if not stat.S_ISREG(size.st_mode) and not stat.S_ISDIR(size.st_mode):
-        raise BadArchive("it is no regular file")  # a pipe could block, and a device has no end
+        raise BadArchive("it is not a regular file")  # a pipe can block, and a device has no end
     with open(path, "rb") as file:
         try:
             with zipfile.ZipFile(file) as archive:
@@ -100,7 +101,7 @@ def _check(archive: zipfile.ZipFile, size: int, checksums: bool) -> Any:
     records = {info.filename: info for info in archive.infolist()}
     pickles = [name for name in records if name.endswith("/data.pkl")]
     if len(pickles) != 1:
-        raise BadArchive("it is no archive of torch.save")
+        raise BadArchive("it is not an archive of torch.save")
     if len(records) != len(archive.infolist()) or archive.comment:
         raise BadArchive("its archive is not as torch.save writes it")
     if any(info.compress_type != zipfile.ZIP_STORED for info in records.values()):
@@ -108,27 +109,27 @@ def _check(archive: zipfile.ZipFile, size: int, checksums: bool) -> Any:
     if sum(info.file_size for info in records.values()) > size:
         raise BadArchive("its contents are larger than the file")
     if checksums and (damaged := archive.testzip()):
-        raise BadArchive(f"{damaged} in it is not what was written")
+        raise BadArchive(f"{damaged} in it does not match its checksum")
     if records[pickles[0]].file_size > MOST_PLAIN_BYTES:
-        raise BadArchive(f"it holds more than {MOST_PLAIN_BYTES >> 20} MB of values that are not tensors")
+        raise BadArchive(f"it contains more than {MOST_PLAIN_BYTES >> 20} MB of values that are not tensors")
     folder = pickles[0].removesuffix("data.pkl")
     sizes = {name.removeprefix(f"{folder}data/"): info.file_size for name, info in records.items()}
     try:
         contents = _Scan(archive.read(pickles[0]), sizes).load()
     except BadArchive:
         raise
-    except Exception as error:  # whatever the damage of a pickle leads to
+    except Exception as error:  # a damaged pickle can raise anything
         raise BadArchive(f"its values are damaged: {type(error).__name__}: {error}") from error
     _check_size(contents, size)
     return contents
 
 
-class _Scan(pickle._Unpickler):  # type: ignore[name-defined,misc]  # that in Python, whose operations can be restricted
-    """Reads the pickle of an archive, with stand-ins for all that it names.
+class _Scan(pickle._Unpickler):  # type: ignore[name-defined,misc]  # the pure-Python one, whose operations can be restricted
+    """Reads the pickle of an archive, with placeholders for everything that it names.
 
     Args:
         data: The pickle.
-        sizes: Bytes of each record that tensors may be in.
+        sizes: Size of each record of tensors, in bytes.
     """
 
     def __init__(self, data: bytes, sizes: dict[str, int]) -> None:
@@ -136,7 +137,7 @@ class _Scan(pickle._Unpickler):  # type: ignore[name-defined,misc]  # that in Py
         self.sizes = sizes
 
     def find_class(self, module: str, name: str) -> Any:
-        name = f"{module.replace('__builtin__', 'builtins')}.{name}"  # as Python 2 called it, and protocol 2 does
+        name = f"{module.replace('__builtin__', 'builtins')}.{name}"  # the name in Python 2, which protocol 2 uses
         if (found := _KNOWN.get(name)) is None:
             raise UnsafeArchive(f"it names {name}")
         return found
@@ -147,7 +148,7 @@ class _Scan(pickle._Unpickler):  # type: ignore[name-defined,misc]  # that in Py
             raise BadArchive("it refers to something other than its records")
         n_bytes = _whole(count) * (1 if storage.dtype is None else storage.dtype.itemsize)
         if self.sizes.get(key) != n_bytes:
-            raise BadArchive(f"the record {key!r} of a tensor is missing, or has not its {n_bytes} bytes")
+            raise BadArchive(f"the record {key!r} of a tensor is missing, or does not have {n_bytes} bytes")
         return Storage(storage.dtype, n_bytes)
 
     def load_setitem(self) -> None:
@@ -159,7 +160,7 @@ class _Scan(pickle._Unpickler):  # type: ignore[name-defined,misc]  # that in Py
             _check_key(key)
         super().load_setitems()
 
-    # Those of protocol 2, which torch.save uses and torch.load reads; no others.
+    # Only those of protocol 2, which torch.save and torch.load use.
     _operations: ClassVar = (
         *("PROTO", "STOP", "MARK", "GLOBAL", "REDUCE", "BUILD", "BINPERSID", "BINPUT", "LONG_BINPUT", "BINGET"),
         *("LONG_BINGET", "APPEND", "APPENDS", "SETITEM", "SETITEMS", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3"),
@@ -175,19 +176,19 @@ class _Scan(pickle._Unpickler):  # type: ignore[name-defined,misc]  # that in Py
 
 
 def _check_key(key: Any) -> None:
-    """Keys are hashed, and for tuples of tuples of tuples that can take for ever."""
+    """Rejects nested tuples as keys: keys are hashed, which can take very long for nested tuples."""
     if not (isinstance(key, SCALARS) or (isinstance(key, tuple) and all(isinstance(part, SCALARS) for part in key))):
-        raise BadArchive("a key is no plain value")
+        raise BadArchive("a key is not a plain value")
 
 
 def _whole(number: Any, least: int = 0) -> int:
     if type(number) is not int or not least <= number < 2**63:
-        raise BadArchive(f"{number!r} is no size")
+        raise BadArchive(f"{number!r} is not a size")
     return number
 
 
 def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *rest: Any) -> Layout:
-    """In place of torch._utils._rebuild_tensor_v2 and _v3."""
+    """Replaces torch._utils._rebuild_tensor_v2 and _v3."""
     if not isinstance(storage, Storage) or not isinstance(size, tuple) or not isinstance(stride, tuple):
         raise BadArchive("a tensor is not as torch.save writes it")
     _, hooks, *options = rest
@@ -251,10 +252,10 @@ _KNOWN: dict[str, Any | Callable[..., Any]] = dict(_known())
 
 
 def _check_size(contents: Any, size: int) -> None:
-    """Checks how large contents are when every value is visited as often as it occurs, and that visits end."""
+    """Checks the size of the contents, counting every occurrence of a value, and rejects cycles."""
     inner = {id(contents): _inside(contents)}
     way = [(contents, iter(inner[id(contents)]))]
-    values: dict[int, tuple[int, int]] = {}  # of containers that are done: values and bytes of tensors in them
+    values: dict[int, tuple[int, int]] = {}  # of finished containers: number of values, and bytes of tensors
     under_way = {id(contents)}
     while way:
         container, left = way[-1]
@@ -281,18 +282,18 @@ def _check_size(contents: Any, size: int) -> None:
                 else:
                     n_values, n_bytes = (sum(pair) for pair in zip((n_values, n_bytes), values[id(value)], strict=True))
             if n_values > MOST_VALUES:
-                raise BadArchive(f"it holds more than {MOST_VALUES:,} values that are not tensors")
+                raise BadArchive(f"it contains more than {MOST_VALUES:,} values that are not tensors")
             if n_bytes > SHARED * size:
                 raise BadArchive("its tensors are larger than the file")
             values[id(container)] = n_values, n_bytes
 
 
 def _inside(value: Any) -> list[Any]:
-    """What a container holds."""
+    """The elements of a container."""
     if isinstance(value, dict):
         return [*value.values()]
     if isinstance(value, list | tuple):
         return [*value]
     if isinstance(value, SCALARS):
         return []
-    raise BadArchive(f"it holds a {type(value).__name__}")
+    raise BadArchive(f"it contains a {type(value).__name__}")

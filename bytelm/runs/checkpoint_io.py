@@ -1,4 +1,4 @@
-"""Lightning's way to checkpoint files (checkpoints.py), alone or in a plugin that wraps it; what its errors mean."""
+"""Lightning's interface to checkpoint files (checkpoints.py), also inside a wrapping plugin; errors of restoring."""
 
 from collections.abc import Callable
 from functools import wraps
@@ -17,27 +17,29 @@ from bytelm.runs.plain import plain
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Reads and writes checkpoints.
 
-    Lightning's own collects a whole checkpoint in memory, writes it to the system's temporary folder and copies it from
-    there: a process that is killed leaves half a file under the final name.
+    Lightning's implementation writes a checkpoint to the system's temporary folder and copies it: a killed process
+    leaves half a file under the final name.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Writes a checkpoint, whole or not at all; `storage_options` are not used.
+        """Writes a checkpoint completely or not at all; `storage_options` are not used.
 
         Raises:
-            CheckpointError: It holds what is neither a plain value nor a tensor.
-            StorageError: It could not be written; what was at `path` is as it was.
+            CheckpointError: It contains something other than plain values and tensors.
+            StorageError: It could not be written; a file at `path` is unchanged.
         """
         write(plain(checkpoint), path)
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
-        """Reads a checkpoint into main memory, whatever `weights_only` says, without running code from it.
+        """Reads a checkpoint into main memory without running code from it; `weights_only` is not used.
 
         Raises:
             CheckpointError: See `read`.
         """
         checkpoint = read(path, map_location=map_location or (lambda storage, location: storage))
-        checkpoint.setdefault("pytorch-lightning_version", lightning.__version__)  # weights alone can be scored, too
+        checkpoint.setdefault(
+            "pytorch-lightning_version", lightning.__version__
+        )  # files with only weights can be scored, too
         return checkpoint
 
 
@@ -47,20 +49,20 @@ def prepare(plugin: object) -> None:
     Called before the trainer is made, which would make it wrap Lightning's TorchCheckpointIO.
 
     Args:
-        plugin: Any plugin of the user's; one that names what it wraps is left as it is.
+        plugin: A plugin of the user. One with an explicit inner CheckpointIO is not changed.
     """
     if isinstance(plugin, _WrappingCheckpointIO) and not plugin._base_checkpoint_io_configured:
         plugin.checkpoint_io = AtomicCheckpointIO()
 
 
 def errors_are_the_checkpoints(trainer: Trainer) -> None:
-    """Makes errors of restoring a checkpoint CheckpointErrors.
+    """Converts errors of restoring a checkpoint to CheckpointErrors.
 
-    Its contents are checked before (structure.py), except for the states of the user's own callbacks, and for what
-    Lightning requires of single values.
+    Most contents are checked before (structure.py). The exceptions are the states of the user's callbacks, and
+    Lightning's requirements for single values.
 
     Args:
-        trainer: Its connector restores checkpoints.
+        trainer: The trainer whose connector restores checkpoints.
     """
 
     def guarded(restore: Callable[..., None]) -> Callable[..., None]:

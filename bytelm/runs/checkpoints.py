@@ -1,8 +1,8 @@
-"""Checkpoint files: written whole or not at all, read without running code, held against the config before training.
+"""Checkpoint files: written atomically, read without running code, compared with the config before training.
 
-A checkpoint is written beside its final name, flushed to the disk, and renamed, which file systems do in one step: what
-carries the name `last.ckpt` is always a whole checkpoint, whenever the power goes. It holds plain values and tensors
-only, so that `torch.load(weights_only=True)` reads it and a checkpoint from a stranger cannot run anything.
+A checkpoint is written beside its final name, flushed to the disk, and renamed in one atomic step. A file named
+`last.ckpt` is therefore always complete, even after a power failure. It contains only plain values and tensors and is
+read with `torch.load(weights_only=True)`: a checkpoint from a stranger cannot run code.
 """
 
 import functools
@@ -22,10 +22,11 @@ from bytelm.runs import archive, structure
 from bytelm.system.files import replacing
 
 CONFIG = "config"  # key of the run's config
-NEEDED = ("callbacks", "loops", "lr_schedulers", "global_step", "epoch", "optimizer_states")  # of a run that is resumed
-# What is trained; a run may go on with another budget, on other devices.
+NEEDED = ("callbacks", "loops", "lr_schedulers", "global_step", "epoch", "optimizer_states")  # of a resumed run
+# The sections that define what is trained; a run can resume with another budget and on other devices.
 COMPARED = ("data", "lr_schedule", "schedules", "model")
-VERSION = "bytelm_version"  # key of a checkpoint: what wrote it
+TRAINED = "current_model_state"  # WeightAveraging's key for the trained weights, where `state_dict` has the average
+VERSION = "bytelm_version"  # key of the version that wrote a checkpoint
 
 
 def write(checkpoint: Mapping[str, Any], path: str | Path) -> None:
@@ -33,19 +34,19 @@ def write(checkpoint: Mapping[str, Any], path: str | Path) -> None:
 
     Args:
         checkpoint: Plain values and tensors.
-        path: Where to; a file there is replaced.
+        path: The file to write; an existing file is replaced.
 
     Raises:
-        StorageError: It could not be written; what was at `path` is as it was.
+        StorageError: It could not be written; an existing file at `path` is unchanged.
     """
     try:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        # A file, and not its path: what torch opens itself fails without the system's reason.
+        # A file instead of its path: torch's own errors of opening do not include the system's reason.
         with replacing(Path(path)) as partial, open(partial, "wb") as file:
             torch.save({**checkpoint, VERSION: bytelm.__version__}, file)
     except (OSError, RuntimeError) as error:  # torch wraps the file's errors
         raise StorageError(
-            f"{path}: the checkpoint could not be written ({reason(error)}); an earlier one is as it was"
+            f"{path}: the checkpoint could not be written ({reason(error)}); an earlier one is unchanged"
         ) from error
 
 
@@ -55,16 +56,17 @@ def read(
     check: bool = False,
     mapped: bool = False,
 ) -> dict[str, Any]:
-    """Reads a checkpoint; with the default `map_location` only the shapes and types of its tensors.
+    """Reads a checkpoint; the default `map_location` reads only the shapes and types of its tensors.
 
     Args:
         path: Its file.
         map_location: As for torch.load.
-        check: Whether to compare all of it with its checksums, which torch does not do.
-        mapped: Whether tensors stay in the file, which must not change, until they are used; needs `map_location: cpu`.
+        check: Whether to compare all contents with their checksums, which torch does not do.
+        mapped: Whether tensors are read from the file when they are used; the file must not change. Needs
+            `map_location: cpu`.
 
     Raises:
-        CheckpointError: It is not there, damaged, no checkpoint of Lightning's, or holds more than plain values.
+        CheckpointError: It is missing, damaged, not a checkpoint of Lightning, or contains more than plain values.
     """
     try:
         structure.check_contents(archive.check(path, checksums=check))
@@ -75,26 +77,26 @@ def read(
                 if key in checkpoint:
                     checkpoint[key] = of_today(checkpoint[key])
     except structure.BadStructure as error:
-        message = f"ckpt_path: {str(path)!r} is no checkpoint of a run: {error}; accepted: files like last.ckpt"
+        message = f"ckpt_path: {str(path)!r} is not a checkpoint of a run: {error}; accepted: files like last.ckpt"
         raise CheckpointError(message) from error
     except archive.UnsafeArchive as error:
         raise CheckpointError(
-            f"ckpt_path: {str(path)!r} holds more than tensors and plain values, and reading that could run code: "
-            f"{error}; accepted: checkpoints as bytelm writes them"
+            f"ckpt_path: {str(path)!r} contains more than tensors and plain values, and reading it could run code: "
+            f"{error}; accepted: checkpoints that bytelm writes"
         ) from error
     except OSError as error:
         raise CheckpointError(f"ckpt_path: {str(path)!r} cannot be read: {error.strerror or error}") from error
-    except Exception as error:  # torch.load raises whatever the damage makes of the file
-        raise CheckpointError(f"ckpt_path: {str(path)!r} is damaged or no checkpoint ({reason(error)})") from error
+    except Exception as error:  # torch.load can raise anything for a damaged file
+        raise CheckpointError(f"ckpt_path: {str(path)!r} is damaged or not a checkpoint ({reason(error)})") from error
     return checkpoint
 
 
 @dataclass(frozen=True)
 class Contents:
-    """The contents of a checkpoint, by name. Lightning wrote them, and callbacks/resume.py the config of the run.
+    """Named access to a checkpoint. Lightning writes the contents, and callbacks/resume.py the config of the run.
 
     Attributes:
-        checkpoint: What was read.
+        checkpoint: The contents.
         path: Its file, for messages.
     """
 
@@ -103,7 +105,7 @@ class Contents:
 
     @property
     def config(self) -> Mapping[str, Any]:
-        """The resolved config of the run; empty where the checkpoint was not written by bytelm's commands."""
+        """The resolved config of the run; empty if bytelm's commands did not write the checkpoint."""
         return self.checkpoint.get(CONFIG) or {}
 
     @property
@@ -113,7 +115,7 @@ class Contents:
 
     @property
     def network(self) -> dict[str, torch.Tensor]:
-        """The tensors of the network alone, which the model has as `gpt`."""
+        """The tensors of the network, which is `gpt` in the model."""
         return {name: tensor for name, tensor in self.weights.items() if name.startswith("gpt.")}
 
     @property
@@ -128,11 +130,11 @@ class Contents:
 
     @property
     def rewinds(self) -> int:
-        """How often the run had gone back after its loss diverged."""
+        """Number of the run's rewinds after a divergence."""
         return self._state("Divergence")["rewinds"]
 
     def state_of(self, datamodule: Any) -> dict[str, Any]:
-        """The state of the data: their position, and which they are; empty if nothing was taken of them."""
+        """The state of the data: the position and the corpus; empty if no data were read."""
         return self.checkpoint.get(type(datamodule).__qualname__) or {}  # Lightning's key for it
 
     def _state(self, callback: str) -> dict[str, Any]:
@@ -146,19 +148,19 @@ class Contents:
 def check_compatible(
     path: str | Path, checkpoint: Mapping[str, Any], model: nn.Module, config: Mapping[str, Any]
 ) -> list[str]:
-    """Whether a model can take on a checkpoint's weights.
+    """Checks that a model can load a checkpoint's weights.
 
     Args:
         path: The checkpoint, for the message.
-        checkpoint: What it holds.
-        model: The module that is to be given its state.
-        config: The config of the run that begins.
+        checkpoint: Its contents.
+        model: The module that loads the weights.
+        config: The config of the new run.
 
     Returns:
-        The keys whose values differ but do not stand in the way, each as `key: a in the checkpoint, b now`.
+        The keys whose values differ without making the weights incompatible, each as `key: a in the checkpoint, b now`.
 
     Raises:
-        CheckpointError: It cannot; the message names the keys of the config that differ.
+        CheckpointError: It cannot load them; the message names the keys of the config that differ.
     """
     saved = Contents(checkpoint, path).config
     differing = differences(saved, config) if saved else []
@@ -179,7 +181,7 @@ def check_compatible(
         if given is not None and given.dtype.is_floating_point != value.dtype.is_floating_point:
             message = f"is of another model; {name}: {given.dtype} in the checkpoint, {value.dtype} now"
             raise CheckpointError(f"ckpt_path: {str(path)!r} {message}")
-    # Tied or not, the embeddings have the same keys and shapes, and only half of an untied pair would be loaded.
+    # Tied and untied embeddings have the same keys and shapes; only half of an untied pair would be loaded.
     if theirs != ours or any(line.startswith("model.gpt.tie_embeddings:") for line in differing):
         of_network = [line for line in differing if line.startswith("model.gpt.")]
         if not of_network:
@@ -191,15 +193,15 @@ def check_compatible(
 
 
 def check_optimizer(path: str | Path, checkpoint: Mapping[str, Any], config: Mapping[str, Any]) -> None:
-    """Whether training can go on with a checkpoint's optimizer.
+    """Checks that training can resume with a checkpoint's optimizer.
 
     Raises:
-        CheckpointError: The checkpoint holds weights alone, or the state of an optimizer of another class.
+        CheckpointError: The checkpoint contains only weights, or the state of an optimizer of another class.
     """
     if not checkpoint.get("optimizer_states"):
-        raise CheckpointError(f"ckpt_path: {str(path)!r} holds weights but no state of an optimizer to go on with")
+        raise CheckpointError(f"ckpt_path: {str(path)!r} contains weights but no optimizer state to resume with")
     if missing := [key for key in NEEDED if key not in checkpoint]:
-        raise CheckpointError(f"ckpt_path: {str(path)!r} is none to go on from: it lacks {', '.join(missing)}")
+        raise CheckpointError(f"ckpt_path: {str(path)!r} cannot be resumed from: it lacks {', '.join(missing)}")
     theirs, ours = (
         _classes(given.get("model", {}).get("optimizer"), "model.optimizer")
         for given in (Contents(checkpoint, path).config, config)
@@ -217,13 +219,13 @@ def check_states(
 
     Args:
         path: The checkpoint, for the message.
-        checkpoint: What it holds; check_optimizer has accepted it.
-        likes: States of the objects that they will be given to, by where in the checkpoint theirs are, such as
+        checkpoint: Its contents; check_optimizer has accepted it.
+        likes: Current states of the objects that will load them, by their place in the checkpoint, such as
             `("callbacks", "TimeBudget")`.
-        optimizers: Pairs of a saved state and the optimizer that it will be given to.
+        optimizers: Pairs of a saved state and the optimizer that will load it.
 
     Raises:
-        CheckpointError: One of them is not of the kind that belongs there.
+        CheckpointError: A state does not have the structure of its object.
     """
     try:
         for keys, like in likes.items():
@@ -238,42 +240,77 @@ def check_states(
         raise CheckpointError(f"ckpt_path: {str(path)!r} cannot be resumed from: {error}") from error
 
 
-def set_counters(checkpoint: dict[str, Any], steps: int, batches_per_step: int) -> None:
-    """Sets Lightning's counters in a checkpoint to those after so many finished steps.
+def check_average(path: str | Path, checkpoint: Mapping[str, Any]) -> bool:
+    """Whether a checkpoint's weights are an average. It then has the trained weights, too.
 
-    They depend on where in Lightning's loop the checkpoint was written (after a step, in a validation, at the end), and
-    for some of these places Lightning would continue with a step more or less.
+    Raises:
+        CheckpointError: The trained weights are there, but Lightning's WeightAveraging cannot restore them.
+    """
+    if TRAINED not in checkpoint:
+        return False
+    trained, average = checkpoint[TRAINED], checkpoint["state_dict"]
+    count = (checkpoint.get("averaging_state") or {}).get("n_averaged")
+    try:
+        structure.check_like(trained, average, TRAINED)
+        if trained.keys() != average.keys() or not isinstance(count, torch.Tensor) or count.ndim:
+            raise structure.BadStructure(f"{TRAINED} and averaging_state are not those of the weights")
+    except structure.BadStructure as error:
+        raise CheckpointError(f"ckpt_path: {str(path)!r} cannot be resumed from: {error}") from error
+    return True
+
+
+def set_counters(
+    checkpoint: dict[str, Any], steps: int, batches_per_step: int, batches_per_epoch: int | None = None
+) -> None:
+    """Sets Lightning's counters in a checkpoint to their values after a number of finished steps.
+
+    The saved values depend on the place in Lightning's loop (after a step, in a validation, at the end). From some of
+    these places Lightning would continue with one step more or less. Runs of version 0.1.0 had one endless epoch; they
+    resume in the epoch that contains their last step.
 
     Args:
-        checkpoint: What is about to be restored.
-        steps: Finished steps.
+        checkpoint: The checkpoint to restore.
+        steps: Number of finished steps.
         batches_per_step: Batches whose gradients are accumulated into a step.
+        batches_per_epoch: Length of an epoch of the resumed run; None: one endless epoch.
     """
     if steps == 0:
         checkpoint.pop("loops")
         return
     loops = checkpoint["loops"]["fit_loop"]
     batches = steps * batches_per_step
-    ended = {"ready": batches, "started": batches, "processed": batches, "completed": batches - 1}
-    loops["epoch_loop.batch_progress"] = {"total": ended, "current": ended, "is_last_batch": False}
-    loops["epoch_loop.state_dict"]["_batches_that_stepped"] = steps - 1
+    epochs, in_epoch = divmod(batches, batches_per_epoch) if batches_per_epoch else (0, batches)
+    # In the middle of an epoch Lightning itself counts the last batch as completed, and as one that stepped. After a
+    # whole number of epochs it does not: it starts an epoch.
+    uncounted = 1 if in_epoch else 0
+    loops["epoch_loop.batch_progress"] = {
+        "total": _ended(batches, uncounted),
+        "current": _ended(in_epoch, uncounted),
+        "is_last_batch": False,
+    }
+    loops["epoch_loop.state_dict"]["_batches_that_stepped"] = steps - uncounted
     for event in loops["epoch_loop.automatic_optimization.optim_progress"]["optimizer"].values():
         for count in event.values():
             count.update(dict.fromkeys(count, steps))
-    first_epoch = {"ready": 1, "started": 1, "processed": 0, "completed": 0}
-    loops["epoch_progress"] = {"total": first_epoch, "current": first_epoch}
-    nothing = dict.fromkeys(ended, 0)
+    epoch = {"ready": epochs + uncounted, "started": epochs + uncounted, "processed": epochs, "completed": epochs}
+    loops["epoch_progress"] = {"total": epoch, "current": dict(epoch)}
+    nothing = _ended(0, 0)
     loops["epoch_loop.val_loop.batch_progress"] = {"total": nothing, "current": nothing, "is_last_batch": False}
 
 
+def _ended(batches: int, uncounted: int) -> dict[str, int]:
+    """Lightning's counts when so many batches have ended."""
+    return {"ready": batches, "started": batches, "processed": batches, "completed": batches - uncounted}
+
+
 def other_version(checkpoint: Mapping[str, Any]) -> str:
-    """The end of a message about a checkpoint that another version of bytelm wrote; empty for one of this version."""
+    """The end of a message about a checkpoint of another version of bytelm; empty for this version."""
     version = checkpoint.get(VERSION, "0.1.0 or earlier")
     return "" if version == bytelm.__version__ else f" (written by bytelm {version}; this is {bytelm.__version__})"
 
 
 def differences(saved: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]:
-    """Keys of two configs that differ in what is trained, each as `key: a in the checkpoint, b now`."""
+    """Differing keys of two configs in the COMPARED sections, each as `key: a in the checkpoint, b now`."""
     theirs, ours = flat(saved), flat(config)
     return [
         f"{key}: {theirs.get(key, 'absent')} in the checkpoint, {ours.get(key, 'absent')} now"
@@ -283,7 +320,7 @@ def differences(saved: Mapping[str, Any], config: Mapping[str, Any]) -> list[str
 
 
 def _classes(value: Any, key: str) -> dict[str, str]:
-    """The classes in a nested config, by their keys."""
+    """The classes in a nested config, by key."""
     if not isinstance(value, Mapping):
         return {}
     classes = {key: value["class_path"]} if "class_path" in value else {}
@@ -293,7 +330,7 @@ def _classes(value: Any, key: str) -> dict[str, str]:
 
 
 def reason(error: Exception) -> str:
-    """The first line of what an exception says: the system's error behind it, if there is one, or the first of all."""
+    """The first line of an exception's message: that of the system error that caused it, or of the first cause."""
     cause: BaseException = error
     while not isinstance(cause, OSError) and (behind := cause.__cause__ or cause.__context__) is not None:
         cause = behind

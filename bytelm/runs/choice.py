@@ -1,11 +1,12 @@
-"""Which checkpoint and which run a command line means.
+"""Finds the checkpoint and the run that a command line names.
 
 A checkpoint is named by its file, by the folder of its run, by the folder of an experiment (its newest run), or as
 `last` or `best`.
 
-`fit --ckpt_path last` continues the newest run of the experiment. If that was cut before its first checkpoint, it
-starts again in its folder, provided that the command is the same; an older run is not taken in its place. A run's own
-config.yaml names that run: `validate --config runs/x/version_0/config.yaml --ckpt_path best` scores version_0.
+`fit --ckpt_path last` resumes the newest run of the experiment. If that run was interrupted before its first
+checkpoint, it starts again in its folder, provided that the command is the same; an older run is never used instead. A
+run's own config.yaml names that run: `validate --config runs/x/version_0/config.yaml --ckpt_path best` scores
+version_0.
 """
 
 from collections.abc import Mapping, Sequence
@@ -29,7 +30,7 @@ from bytelm.runs.folder import (
 )
 
 NAMES = ("best", "last")
-SCORING = ("validate", "test", "predict")  # commands that take a run in place of options
+SCORING = ("validate", "test", "predict")  # commands that accept a run instead of options
 
 
 def find_checkpoint(
@@ -39,12 +40,12 @@ def find_checkpoint(
 
     Args:
         given: A file; the folder of a run or of an experiment; or `last` or `best`, of the newest run that has it.
-        experiment: Whose newest run that is; default the newest of all.
-        order: Which checkpoint of a folder is taken, the first that exists.
+        experiment: The experiment of the newest run; default all experiments.
+        order: Names of checkpoints; the first that exists in a folder is used.
         root: Folder of all experiments.
 
     Raises:
-        CheckpointError: There is none. Whether a file exists is not checked.
+        CheckpointError: There is none. The existence of a given file is not checked.
     """
     if str(given) in NAMES:
         found = _newest(str(given), root) if experiment is None else newest_checkpoint(experiment, str(given), root)
@@ -69,13 +70,13 @@ def find_checkpoint(
 
 
 def with_run(arguments: Sequence[str]) -> list[str]:
-    """A command line on which `validate RUN`, `test RUN` or `predict RUN` is written out.
+    """Expands `validate RUN`, `test RUN` or `predict RUN` to a command line with options.
 
     Args:
         arguments: The command and its options.
 
     Returns:
-        The same, with the config and the checkpoint of RUN as options. They come first: later ones win.
+        The same, with the config and the checkpoint of RUN as options. They come first; later ones take precedence.
 
     Raises:
         CheckpointError: RUN is a folder without checkpoints.
@@ -96,7 +97,7 @@ def with_run(arguments: Sequence[str]) -> list[str]:
 
 
 def run_of_config(configs: Sequence[Any]) -> Path | None:
-    """The run whose own config.yaml is the only config that was given.
+    """The run whose own config.yaml is the only given config.
 
     Args:
         configs: Paths, or texts of configs.
@@ -112,7 +113,7 @@ def experiment_of(run: Path) -> str:
 
 
 def run_to_continue(experiment: Path, own: Path | None, config: Mapping[str, Any]) -> Path | None:
-    """The run that `fit --ckpt_path last` continues, or starts again in its folder; None for a new one.
+    """The run that `fit --ckpt_path last` resumes, or starts again in its folder; None for a new run.
 
     Args:
         experiment: Folder of the experiment.
@@ -137,7 +138,7 @@ def checkpoint_to_score(experiment: Path, own: Path | None, name: str) -> Path:
 
     Args:
         experiment: Folder of the experiment.
-        own: The run whose config.yaml was given: no other run is taken.
+        own: The run whose config.yaml was given; no other run is used.
         name: `last` or `best`.
 
     Raises:
@@ -163,13 +164,13 @@ def _newest(name: str, root: str) -> Path | None:
 
 
 def _is_of_same_command(run: Path, config: Mapping[str, Any]) -> bool:
-    """Whether a run without a checkpoint is one that the same command began, and that did not complete."""
+    """Whether the same command began a run without a checkpoint, and the run did not complete."""
     try:
         if (run / record.FILE).exists() and record.read(run)["status"] == "completed":
             return False
         if not (run / CONFIG).exists():
-            return True  # it was cut before it wrote its config
+            return True  # it was interrupted before it wrote its config
         saved = read((run / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError, StorageError):  # damaged: nobody knows what it was
+    except (OSError, ValueError, StorageError):  # damaged: its config is not known
         return False
     return isinstance(saved, dict) and not differences(saved, config)

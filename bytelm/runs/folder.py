@@ -1,9 +1,8 @@
-"""The run's folder: runs/<experiment>/version_N, one for each run, also when several start at the same moment.
+"""The run's folder: runs/<experiment>/version_N, a separate one for each run, even if several start together.
 
-It holds config.yaml, record.json, checkpoints and predictions, whichever loggers the run has. `runs` is in
-`trainer.default_root_dir` if that is given, else in the working directory. `--ckpt_path last` continues in the folder
-of the newest run, so that TensorBoard shows one curve. A lock keeps a second process out of the folder while the first
-one is alive.
+It contains config.yaml, record.json, checkpoints and predictions, with any logger. `runs` is in
+`trainer.default_root_dir` if that is given, else in the working directory. `--ckpt_path last` resumes in the folder of
+the newest run; TensorBoard then shows one curve. A lock keeps other processes out of the folder while one uses it.
 """
 
 import os
@@ -26,11 +25,11 @@ CHECKPOINTS = "checkpoints"
 
 
 class RunFolder:
-    """The folder of a run, which rank 0 claims when it is first asked for. A run that is rejected before has none.
+    """The folder of a run. Rank 0 claims it at the first access; a run that is rejected earlier has none.
 
     Args:
         experiment: Folder of the experiment, such as runs/rope.
-        version: Number of the run to continue; default a new one.
+        version: Number of the run to resume; default a new one.
         name: Name of the experiment.
     """
 
@@ -43,7 +42,7 @@ class RunFolder:
 
     @classmethod
     def inside(cls, run: Path, inner: str, name: str | None = None) -> "RunFolder":
-        """A folder in that of a run that is not continued. It is not claimed.
+        """A folder inside that of a run that is not resumed. It is not claimed.
 
         Args:
             run: The run's folder.
@@ -56,10 +55,10 @@ class RunFolder:
 
     @property
     def path(self) -> Path:
-        """The folder. Other ranks than 0 know it after `share`; before, they have a guess, which they do not write to.
+        """The folder. Ranks other than 0 know it after `share`; before, they get a guess and write nothing to it.
 
         Raises:
-            StorageError: It cannot be made, or another process is at work in it.
+            StorageError: It cannot be created, or another process uses it.
         """
         if self._path is not None:
             return self._path
@@ -72,20 +71,20 @@ class RunFolder:
     @property
     def version(self) -> int:
         """Number of the run."""
-        assert self.path is not None  # which claims it
+        assert self.path is not None  # claims the folder
         return self._version or 0
 
     def share(self, broadcast: Callable[[Any], Any]) -> None:
-        """Tells all ranks the folder of rank 0. Called on all ranks.
+        """Sends the folder of rank 0 to all ranks. Called on all ranks.
 
         Args:
-            broadcast: Returns on all ranks what rank 0 passes, as a strategy's broadcast does.
+            broadcast: Returns rank 0's value on all ranks, like a strategy's broadcast.
         """
         path, self._version = broadcast((str(self.path), self.version))
         self._path = Path(path)
 
     def release(self) -> None:
-        """Lets other processes continue the run."""
+        """Lets other processes resume the run."""
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
@@ -98,7 +97,7 @@ def runs_root(default_root_dir: str | os.PathLike[str] | None) -> Path:
         default_root_dir: The trainer's option.
 
     Raises:
-        ConfigError: It is an address and no local folder.
+        ConfigError: It is a URL instead of a local folder.
     """
     if default_root_dir is None:
         return Path(RUNS)
@@ -108,7 +107,7 @@ def runs_root(default_root_dir: str | os.PathLike[str] | None) -> Path:
 
 
 def run_of(file: Path) -> Path | None:
-    """The folder of the run that a config.yaml or a checkpoint belongs to; None where it belongs to none.
+    """The folder of the run that a config.yaml or a checkpoint belongs to; None if it belongs to no run.
 
     Args:
         file: runs/x/version_0/config.yaml, or a file in runs/x/version_0/checkpoints.
@@ -120,17 +119,17 @@ def run_of(file: Path) -> Path | None:
 
 
 def claim(experiment: Path, version: int | None = None) -> tuple[int, int]:
-    """Takes possession of a run's folder, as long as this process lives.
+    """Claims a run's folder for the life of this process.
 
     Args:
-        experiment: Folder of the experiment; made where it does not exist.
-        version: Number of the run to go on with; default a new one.
+        experiment: Folder of the experiment; created if it does not exist.
+        version: Number of the run to resume; default a new one.
 
     Returns:
-        The version, and the descriptor of the lock's file: closing it gives the folder back.
+        The version, and the descriptor of the lock file; closing it releases the folder.
 
     Raises:
-        StorageError: The folder cannot be made, or another process is at work in it.
+        StorageError: The folder cannot be created, or another process uses it.
     """
     if version is not None:
         return version, _lock_run(experiment / f"version_{version}")
@@ -141,17 +140,17 @@ def claim(experiment: Path, version: int | None = None) -> tuple[int, int]:
             try:
                 (experiment / f"version_{version}").mkdir()
                 break
-            except FileExistsError:  # of another run that has started at the same moment
+            except FileExistsError:  # another run has started at the same time
                 version += 1
     except OSError as error:
         raise StorageError(
-            f"runs: {str(experiment)!r} cannot be used; the run's folder cannot be made there: {error}"
+            f"runs: {str(experiment)!r} cannot be used; the run's folder cannot be created there: {error}"
         ) from error
     return version, _lock_run(experiment / f"version_{version}")
 
 
 def newest_checkpoint(experiment: str, name: str = "last", root: str = RUNS) -> Path | None:
-    """The checkpoint of an experiment's newest run that has one.
+    """The checkpoint of an experiment's newest run with such a checkpoint.
 
     Args:
         experiment: Name of the experiment.
@@ -164,7 +163,7 @@ def newest_checkpoint(experiment: str, name: str = "last", root: str = RUNS) -> 
 
 
 def checkpoint_of(run: Path, name: str) -> Path:
-    """Where a run keeps its checkpoint `last` or `best`."""
+    """The file of a run's checkpoint `last` or `best`."""
     return run / CHECKPOINTS / f"{name}.ckpt"
 
 
@@ -179,7 +178,7 @@ def newest_run(experiment: Path) -> Path | None:
 
 
 def version_of(checkpoint: Path) -> int:
-    """The version whose folder a path from `newest_checkpoint` is in."""
+    """The version of a path from `newest_checkpoint`."""
     return number_of(checkpoint.parent.parent)
 
 
@@ -194,35 +193,35 @@ def _versions(folder: Path) -> list[int]:
 
 
 def is_running(run: Path) -> bool:
-    """Whether a process is at work in a run's folder."""
+    """Whether a process uses a run's folder."""
     return not is_free(run / ".lock")
 
 
 def is_free(file: Path) -> bool:
-    """Whether no process has locked a file; so it is where there is none."""
+    """Whether no process has locked a file; true for a missing file."""
     try:
-        descriptor = os.open(file, os.O_RDONLY)  # which works on a read-only disk, too
+        descriptor = os.open(file, os.O_RDONLY)  # also works on a read-only disk
     except FileNotFoundError:
         return True
     try:
-        return lock(descriptor, shared=True)  # so that two who ask at the same moment take none of them for a run
+        return lock(descriptor, shared=True)  # two processes that ask at the same time must not see each other as a run
     finally:
         os.close(descriptor)
 
 
 def lock(file: int, shared: bool = False) -> bool:
-    """Keeps other processes from locking a file, until all that this process and its children hold of it is closed.
+    """Locks a file until this process and its children have closed all descriptors of it.
 
     Args:
         file: Its descriptor.
-        shared: Whether others may have it locked, too, if they share it as well.
+        shared: Whether other processes can also hold a shared lock.
 
     Returns:
-        Whether no other process has it locked; true also where the system has no locks.
+        Whether the file is locked by no other process; true if the system has no locks.
     """
     if fcntl is None:
         return True
-    for seconds in (0.05, 0.0):  # twice, as somebody may be asking whether it is free
+    for seconds in (0.05, 0.0):  # twice, because another process may be checking whether it is free
         try:
             fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
             return True
@@ -234,9 +233,9 @@ def lock(file: int, shared: bool = False) -> bool:
 
 
 def _lock_run(folder: Path) -> int:
-    """Keeps other processes out of a run's folder until this one ends, in whatever way."""
+    """Keeps other processes out of a run's folder until this one ends."""
     file = os.open(folder / ".lock", os.O_CREAT | os.O_RDWR, 0o644)
     if not lock(file):
         os.close(file)
-        raise StorageError(f"{folder}: another process is at work on this run")
+        raise StorageError(f"{folder}: another process works on this run")
     return file

@@ -1,8 +1,8 @@
-"""The ledger: every run below a folder, one row each, as ledger.csv for people and programs.
+"""The ledger: ledger.csv, with a row for every run below a folder.
 
 The ledger is read from the runs' folders, and `python -m bytelm ledger` writes it again at any time. Runs of the same
 study (the folder that holds their experiments) with the same corpus and budget compete: a run that was the best when it
-ended, by the score that score.py defines, is marked `keep`, all others `discard`.
+ended, by the score of score.py, is marked `keep`, all others `discard`.
 """
 
 import csv
@@ -50,11 +50,11 @@ def read_runs(root: Path, tell: Callable[[str], None] = note) -> list[Run]:
 
 
 def decide(runs: Iterable[Run], contest: Callable[[Run], Any]) -> None:
-    """Sets what runs are ranked by, and which of them to keep and to discard.
+    """Sets the score that runs are ranked by, and their decisions.
 
     Args:
         runs: In the order in which they ended.
-        contest: Returns what a run competes in.
+        contest: Returns the contest of a run; runs with equal values compete.
     """
     contests: dict[Any, list[Run]] = {}
     for run in runs:
@@ -72,7 +72,7 @@ def decide(runs: Iterable[Run], contest: Callable[[Run], Any]) -> None:
 def best_of(runs: Iterable[Run]) -> Run | None:
     """The run with the lowest score; None if no run has one."""
     some = list(runs)
-    score = score_of(run.record for run in some)  # those of a study may compete in several contests
+    score = score_of(run.record for run in some)  # runs of a study can compete in several contests
     ranked = [run for run in some if run.ranked_by == score and run.score is not None]
     return min(ranked, key=lambda run: run.score or 0.0, default=None)
 
@@ -88,11 +88,11 @@ def write_ledger(root: Path, tell: Callable[[str], None] = note) -> list[Run]:
         StorageError: It cannot be written.
     """
     try:
-        with open(root / f".{LEDGER}.lock", "ab") as turn:  # workers may write it at the same moment
-            while not lock(turn.fileno()):  # which waits a little
+        with open(root / f".{LEDGER}.lock", "ab") as turn:  # workers may write it at the same time
+            while not lock(turn.fileno()):  # waits a little
                 pass
             runs = read_runs(root, tell)
-            # A folder's name may be no UTF-8; its bytes are written as they are.
+            # A folder's name may not be UTF-8; its bytes are written unchanged.
             with (
                 replacing(root / LEDGER) as partial,
                 open(partial, "w", newline="", encoding="utf-8", errors="surrogateescape") as file,
@@ -106,7 +106,7 @@ def write_ledger(root: Path, tell: Callable[[str], None] = note) -> list[Run]:
 
 
 def columns_of(runs: Iterable[Run]) -> list[str]:
-    """The columns of a ledger; val_loss is one only if some run has no val_bpb, as it says the same otherwise."""
+    """The columns of a ledger; val_loss is one of them only if a run has no val_bpb."""
     columns = list(COLUMNS)
     if any(run.has_loss_alone for run in runs):
         columns.insert(columns.index(VAL_BPB.name) + 1, VAL_LOSS.name)
@@ -131,7 +131,7 @@ def main(args: list[str]) -> None:
     Args:
         args: What follows `python -m bytelm ledger`.
     """
-    description = f"Writes the ledger of all runs, as their folders describe them. {RANKED}"
+    description = f"Writes the ledger of all runs, from their folders. {RANKED}"
     parser = CommandParser("ledger", description=description)
     parser.add_argument("runs", nargs="?", default=RUNS, help="Folder with runs; the ledger is written there.")
     root = Path(parser.parse_args(args).runs)

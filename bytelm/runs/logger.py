@@ -1,12 +1,12 @@
-"""Loggers in the run's folder: TensorBoard's by default; what a logger of the user's gets of a run.
+"""Loggers: TensorBoard's and CSV logs in the run's folder, and one row for each step in all loggers.
 
-TensorBoardLogger and CSVLogger are Lightning's, with one difference: `save_dir` may be left out, and the logs are then
-in the run's folder. All other loggers are used as they are, and write where Lightning lets them.
+TensorBoardLogger and CSVLogger are Lightning's with one difference: without `save_dir` they write to the run's folder.
+All other loggers are used unchanged and write where Lightning's documentation says.
 
-| logger | where it writes |
+| logger | destination |
 | --- | --- |
 | none given, `true`, TensorBoardLogger | runs/<experiment>/version_N |
-| CSVLogger | runs/<experiment>/version_N/csv/version_M; M counts the processes that the run took |
+| CSVLogger | runs/<experiment>/version_N/csv/version_M; M counts the processes of the run |
 | any logger with `save_dir`, and others | where Lightning's documentation says |
 """
 
@@ -38,8 +38,8 @@ class TensorBoardLogger(loggers.TensorBoardLogger):
         kwargs: Passed on to torch's SummaryWriter.
 
     Attributes:
-        folder: The run's folder, where it writes; None where `save_dir` is given.
-        latest: The last step that was logged, and its values by tag.
+        folder: The run's folder; None if `save_dir` is given.
+        latest: The last logged step, and its values by tag.
 
     Raises:
         StorageError: The log cannot be written.
@@ -66,7 +66,7 @@ class TensorBoardLogger(loggers.TensorBoardLogger):
 
         Args:
             folder: The run's folder.
-            purge_step: TensorBoard forgets what was logged from that step on, before the run was cut.
+            purge_step: First step whose earlier logs TensorBoard discards, for a resumed run.
         """
         self.folder = folder
         self._kwargs.update({} if purge_step is None else {"purge_step": purge_step})
@@ -94,14 +94,14 @@ class TensorBoardLogger(loggers.TensorBoardLogger):
         return super().save_dir if self.folder is None else str(self.folder.path)
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        # Lightning adds the epoch to what it logs; a budgeted run has none.
+        # Lightning adds the epoch to the metrics; a run under a budget has none.
         values = {tag: float(value) for tag, value in metrics.items() if tag != "epoch"}
         if step is not None:
             self.latest = (step, {**(self.latest[1] if step == self.latest[0] else {}), **values})
         self._write(super().log_metrics, values, step)
 
     def save(self) -> None:
-        # In the run's folder no hparams.yaml beside config.yaml.
+        # In the run's folder config.yaml replaces hparams.yaml.
         self._write(super().save if self.folder is None else self.experiment.flush)
 
     def finalize(self, status: str) -> None:
@@ -110,7 +110,7 @@ class TensorBoardLogger(loggers.TensorBoardLogger):
     def _write(self, function: Any, *args: Any) -> None:
         try:
             function(*args)
-        except OSError as error:  # of TensorBoard's writing thread, handed on by the next call
+        except OSError as error:  # from TensorBoard's writing thread, raised by the next call
             raise StorageError(f"{self.log_dir}: the log could not be written ({error.strerror or error})") from error
 
 
@@ -144,7 +144,7 @@ class CSVLogger(loggers.CSVLogger):
 
         Args:
             folder: The run's folder.
-            purge_step: Not used: each process of a run has a file of its own, as with Lightning's.
+            purge_step: Not used: each process of a run writes a separate file, as in Lightning.
         """
         self.folder = folder
 
@@ -153,7 +153,7 @@ class CSVLogger(loggers.CSVLogger):
         return super().save_dir if self.folder is None else str(self.folder.path)
 
     def _get_next_version(self) -> int:
-        self._root_dir = self.save_dir  # where Lightning's looks for earlier versions
+        self._root_dir = self.save_dir  # Lightning's method searches it for earlier versions
         return super()._get_next_version()
 
 
@@ -161,14 +161,14 @@ PLACED = (TensorBoardLogger, CSVLogger)
 
 
 class StepRows:
-    """Gives a logger all values of a step in one call of `log_metrics`.
+    """Passes all values of a step to a logger in one call of `log_metrics`.
 
-    Training logs from several callbacks, and a validation after that. A logger that writes a row for each call, as
-    CSVLogger, W&B's and many others do, would have several rows for a step. The values wait for the next step, or for
-    the end of the run: the logger's `finalize`.
+    Several callbacks log in a training step, and a validation after that. Loggers that write a row for each call, such
+    as CSVLogger and W&B's, would have several rows for a step. The values are kept until the next step, or until the
+    end of the run (the logger's `finalize`).
 
     Args:
-        logger: A logger of any class; its methods are replaced in this object alone.
+        logger: A logger of any class; only the methods of this object are replaced.
     """
 
     def __init__(self, logger: Logger) -> None:
@@ -197,15 +197,15 @@ class StepRows:
 
 
 def prepare(trainer: Trainer, folder: RunFolder | None, purge_step: int | None = None) -> None:
-    """Places the loggers of a trainer, and makes them write a row for a step.
+    """Sets the folders of a trainer's loggers, and makes them write one row for each step.
 
     Args:
-        trainer: Of a run that has not begun.
+        trainer: The trainer of a run that has not begun.
         folder: The run's folder; None for a run without one.
         purge_step: See `TensorBoardLogger.place`.
     """
     for logger in trainer.loggers:
         if folder is not None and isinstance(logger, PLACED) and logger.in_run_folder:
             logger.place(folder, purge_step)
-        if not isinstance(logger, TensorBoardLogger):  # which has no rows
+        if not isinstance(logger, TensorBoardLogger):  # it has no rows
             StepRows(logger)

@@ -1,8 +1,8 @@
-"""Plain values: what a checkpoint may hold, so that it is read without running code.
+"""Plain values: the contents of a checkpoint that can be read without running code.
 
-The state of a user's callback, module or data may hold other values. Numbers of numpy become Python's. A Path, an Enum,
-an array of numpy or a container of a class of its own is converted, and a note names the key. All else is rejected when
-the checkpoint is written, because reading it would be refused.
+The state of a user's callback, module or data may contain other values. Numbers of numpy become Python's. A Path, an
+Enum, an array of numpy or a container of a user's class is converted, and a note names the key. Other values are
+rejected when the checkpoint is written, because it could not be read.
 """
 
 from collections import OrderedDict
@@ -24,17 +24,17 @@ _told: set[str] = set()  # keys that a note has named
 
 
 def plain(value: Any, key: str = "") -> Any:
-    """A value in which everything is plain.
+    """Converts a value to plain values.
 
     Args:
-        value: A checkpoint, or what is in it.
-        key: Where it is, for messages: `callbacks.MyCallback.best`.
+        value: A checkpoint, or a part of it.
+        key: Its place, for messages: `callbacks.MyCallback.best`.
 
     Returns:
-        The value itself where all is plain; otherwise a copy, whose tensors are the same.
+        The value itself if it is plain; otherwise a copy with the same tensors.
 
     Raises:
-        CheckpointError: Something in it is of a class that a checkpoint cannot hold; the message names its key.
+        CheckpointError: A checkpoint cannot contain a value in it; the message names its key.
     """
     if isinstance(value, torch.Tensor) or type(value) in LEAVES:
         return value
@@ -60,13 +60,13 @@ def plain(value: Any, key: str = "") -> Any:
         made = _base(value, CONTAINERS)(elements)
         return made if type(value) in CONTAINERS else _converted(value, made, key)
     raise CheckpointError(
-        f"{key}: an object of {_name(value)} cannot be saved in a checkpoint, which holds plain values and tensors; "
+        f"{key}: an object of {_name(value)} cannot be saved in a checkpoint, which contains plain values and tensors; "
         "return numbers, text, lists, dictionaries or tensors from state_dict"
     )
 
 
 def _join(key: str, name: object) -> str:
-    # The state of a callback of Lightning's has its options in its name: ModelCheckpoint{'monitor': …}.
+    # The key of a Lightning callback's state includes its options: ModelCheckpoint{'monitor': …}.
     text = str(name).partition("{")[0] if key == "callbacks" else str(name)
     return f"{key}.{text}" if key else text
 

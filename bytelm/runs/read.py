@@ -1,7 +1,7 @@
-"""Reads the folders of runs: config.yaml and record.json, and whether a process works on the run.
+"""Reads the folders of runs: config.yaml, record.json, and whether a process works on the run.
 
-A file that is damaged, in one of a thousand runs, must not stop the commands that read all of them: it is named, and
-its run is left out. So values are checked here, and everything else can rely on their types.
+One damaged file must not stop the commands that read all runs: a message names it, and its run is left out. Values are
+checked here; the other modules can rely on their types.
 """
 
 import os
@@ -25,13 +25,13 @@ DEEPEST = 100  # levels of a config's nesting
 
 @dataclass
 class Run:
-    """A run, as its folder describes it.
+    """A run, read from its folder.
 
     Attributes:
         folder: runs/<study>/<experiment>/version_N.
         config: Its resolved config; empty if it has none.
-        record: The contents of record.json; for a run without one, what is known otherwise.
-        decision: `keep` or `discard`; None for a run that is under way.
+        record: The contents of record.json; for a run without one, the known values.
+        decision: `keep` or `discard`; None for a running run.
         ranked_by: The score of the runs that it competes with.
     """
 
@@ -56,12 +56,12 @@ class Run:
 
     @property
     def score(self) -> float | None:
-        """What the run is ranked by; None if it has no rank."""
+        """The score that the run is ranked by; None if it has no rank."""
         return self.ranked_by.of(self.record)
 
     @property
     def has_loss_alone(self) -> bool:
-        """Whether the run was completed without a val_bpb."""
+        """Whether the run has a val_loss and no val_bpb."""
         return VAL_BPB.of(self.record) is None and VAL_LOSS.of(self.record) is not None
 
     @property
@@ -77,7 +77,7 @@ class Run:
 
     @property
     def competes_with(self) -> tuple[Any, ...]:
-        """What all runs that can be compared with this one have in common."""
+        """A value that is equal for all runs that can be compared: study, budget and corpus."""
         return self.folder.parent.parent, self.budget, (self.record.get("corpus") or {}).get("sha256")
 
 
@@ -89,7 +89,7 @@ def find_runs(root: Path, tell: Callable[[str], None] = note) -> list[Run]:
         tell: Is called with a line for each run that is left out because one of its files is damaged.
     """
     runs = []
-    for folder in sorted(_run_folders(root)):  # so that notes come in the same order on every file system
+    for folder in sorted(_run_folders(root)):  # notes then have the same order on every file system
         try:
             if (run := read_run(folder)) is not None:
                 runs.append(run)
@@ -99,7 +99,7 @@ def find_runs(root: Path, tell: Callable[[str], None] = note) -> list[Run]:
 
 
 def read_run(folder: Path) -> Run | None:
-    """One run; None if the folder holds no run, but predictions.
+    """Reads a run; None if the folder contains only predictions.
 
     Args:
         folder: runs/<study>/<experiment>/version_N.
@@ -143,22 +143,19 @@ def read_config(file: Path) -> dict[str, Any]:
 
 
 def _run_folders(root: Path) -> Iterator[Path]:
-    for folder, inner, files in os.walk(root):  # which does not mind folders that vanish meanwhile
+    for folder, inner, files in os.walk(root):  # ignores folders that disappear meanwhile
         if Path(folder).name.startswith("version_") and {CONFIG, records.FILE} & {*files, *inner}:
             inner.clear()
             yield Path(folder)
 
 
 def _is_there(file: Path) -> bool:
-    """Whether there is something by that name, be it a link that leads nowhere, which must not pass for no file."""
+    """Whether a file or a link of that name exists; a broken link must not count as a missing file."""
     return os.path.lexists(file)
 
 
 def _check_nesting(text: str) -> None:
-    """Rejects what is nested too deeply to be handled, and values that stand for others, which may have no end.
-
-    bytelm writes neither.
-    """
+    """Rejects deep nesting and aliases, which can be endless. bytelm writes neither."""
     depth = 0
     for event in yaml.parse(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
         if isinstance(event, yaml.AliasEvent):

@@ -1,7 +1,7 @@
-"""record.json: what a run was and what it came to. Its keys, the one place that writes it, and the one that reads it.
+"""record.json: the settings and results of a run. This module defines its keys, writes it and reads it.
 
-A run writes its record when it ends (callbacks/run_record.py). Of a run that could not, because it was killed or never
-began, whoever notices states what is known, with the functions below.
+A run writes its record when it ends (callbacks/run_record.py). If a run was killed or never began, the command that
+notices it writes the known values, with the functions below.
 """
 
 import json
@@ -22,12 +22,12 @@ Status = Literal["completed", "error", "diverged", "interrupted", "timeout", "ru
 
 
 class Corpus(TypedDict, total=False):
-    """The text that a run was trained on; data of the user's own may add keys."""
+    """The text that a run was trained on; data of the user can add keys."""
 
     name: str
-    sha256: str  # tells texts apart
-    bytes: int  # of text that is read as bytes
-    tokens: dict[str, int]  # by split, of text that was turned into tokens beforehand
+    sha256: str  # identifies the text
+    bytes: int  # size, for text that is read as bytes
+    tokens: dict[str, int]  # size by split, for text in shards of tokens
 
 
 class Git(TypedDict, total=False):
@@ -38,7 +38,7 @@ class Git(TypedDict, total=False):
 
 
 class Versions(TypedDict, total=False):
-    """What a run was trained with."""
+    """Versions of the software."""
 
     python: str
     torch: str
@@ -47,16 +47,16 @@ class Versions(TypedDict, total=False):
 
 
 class InitFrom(TypedDict, total=False):
-    """The weights that a run began with."""
+    """The initial weights of a run."""
 
     path: str
     sha256: str
 
 
 class Record(TypedDict, total=False):
-    """The keys of record.json. Only `status` and `ended_at` are always there; null stands for what is not known.
+    """The keys of record.json. Only `status` and `ended_at` are always present; null stands for an unknown value.
 
-    Of a run that was resumed, steps, tokens and training time are those of the whole run; started_at, total_time_secs,
+    For a resumed run, steps, tokens and training time are those of the whole run; started_at, total_time_secs,
     startup_time_secs and the memory are those of its last process.
     """
 
@@ -68,7 +68,7 @@ class Record(TypedDict, total=False):
     total_steps: int
     training_time_secs: float  # by the budget's clock: training steps only
     total_time_secs: float | None  # from the start of the process to its end
-    wall_time_secs: float  # of all processes that the run took, if there were several
+    wall_time_secs: float  # of all processes of the run, if there were several
     startup_time_secs: float | None  # from the start of the process to that of the budget's clock
     num_params_M: float  # parameters, in millions
     tokens_per_sec: float | None
@@ -112,10 +112,10 @@ def read(folder: Path) -> Record:
 
 
 def write(folder: Path, record: Record) -> None:
-    """Writes a run's record, whole or not at all.
+    """Writes a run's record atomically.
 
     Args:
-        folder: The run's folder; made where it does not exist.
+        folder: The run's folder; created if it does not exist.
         record: Its contents.
 
     Raises:
@@ -127,13 +127,13 @@ def write(folder: Path, record: Record) -> None:
 
 
 def check(record: Any) -> None:
-    """Checks that a value is a record: its keys may be absent, but are of their types. Other keys are left alone.
+    """Checks the types of a record. Keys can be missing; unknown keys are not checked.
 
     Raises:
-        ValueError: It is not; the message names the key.
+        ValueError: A type is wrong; the message names the key.
     """
     if not isinstance(record, dict):
-        raise ValueError("it is no object of keys and values")
+        raise ValueError("it is not an object with keys")
     if not isinstance(record.get("status"), str):
         raise ValueError("it has no status")
     for key, hint in get_type_hints(Record).items():
@@ -142,7 +142,7 @@ def check(record: Any) -> None:
 
 
 def wall_time(record: Mapping[str, Any]) -> float:
-    """Seconds that a run has taken, over all processes that it took."""
+    """Time of all processes of a run, in seconds."""
     return record.get("wall_time_secs") or record.get("total_time_secs") or 0.0
 
 
@@ -150,10 +150,10 @@ def wall_time(record: Mapping[str, Any]) -> float:
 
 
 def failed(record: Record, error: BaseException) -> Record:
-    """The record of a run that an error has ended.
+    """The record of a run that ended with an error.
 
     Args:
-        record: What is known of the run.
+        record: The known values.
         error: The error, as it was raised.
     """
     cause = run_error(error) or error
@@ -176,13 +176,13 @@ def of_process(
 
     Args:
         left: The record that the process left; None if it left none.
-        earlier: That of an earlier process of the same run, if there was one.
-        exit_status: Of the process, as subprocess gives it.
+        earlier: The record of an earlier process of the same run, if there was one.
+        exit_status: Exit status of the process, as in subprocess.
         message: Its last error message.
-        asked: What it was asked to end as; None if it ended by itself.
-        why: Why it was asked to.
-        started_at: When it started, in seconds since 1970.
-        seconds: How long it took.
+        asked: The status with which it was asked to end; None if it ended by itself.
+        why: The reason of that request.
+        started_at: Start of the process, in seconds since 1970.
+        seconds: Duration of the process.
     """
     took: Record = {"total_time_secs": round(seconds, 3)}
     reason: str | None = message or f"ended with exit status {exit_status}"
@@ -206,11 +206,11 @@ def of_process(
 
 
 def of_lost_run(folder: Path, config: Mapping[str, Any]) -> Record:
-    """The record of a run that left none: its process was killed, or the machine went down.
+    """The record of a run that wrote none: its process was killed, or the machine failed.
 
     Args:
         folder: The run's folder, with its config.yaml.
-        config: What that says.
+        config: Its contents.
     """
     started = (folder / "config.yaml").stat().st_mtime
     ended = max(path.lstat().st_mtime for path in [folder, *folder.iterdir()])
@@ -228,26 +228,26 @@ def of_unstarted_run(status: Status, reason: str | None, accepted_at: float) -> 
     """The record of a run that was accepted and never began.
 
     Args:
-        status: What became of it.
-        reason: Why.
-        accepted_at: When it was accepted, in seconds since 1970.
+        status: Its status.
+        reason: The reason.
+        accepted_at: Time of acceptance, in seconds since 1970.
     """
     return {"status": status, "reason": reason, "started_at": utc(accepted_at), "ended_at": utc(accepted_at)}
 
 
 def of_running(record: Record | None, started_at: float | None) -> Record:
-    """What is shown of a run that is under way.
+    """The record that is shown for a running run.
 
     Args:
-        record: That of an earlier process of the run, if there was one.
-        started_at: When this process wrote its config, in seconds since 1970; None if it has not.
+        record: The record of an earlier process of the run, if there was one.
+        started_at: Time at which this process wrote its config, in seconds since 1970; None if it has not.
     """
     seconds = None if started_at is None else round(time.time() - started_at, 3)
     return {**(record or {}), "status": "running", "reason": None, "ended_at": None, "total_time_secs": seconds}
 
 
 def _is(value: Any, hint: Any) -> bool:
-    """Whether a value of a JSON file is of the type that a key is annotated with."""
+    """Whether a value of a JSON file has the type of a key's annotation."""
     if is_typeddict(hint):
         inner = get_type_hints(hint)
         return isinstance(value, dict) and all(value.get(key) is None or _is(value[key], inner[key]) for key in inner)

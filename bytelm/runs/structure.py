@@ -1,6 +1,6 @@
-"""The structure of a run's checkpoint: which values have to be where, checked before anything is built or restored.
+"""Checks the structure of a run's checkpoint before anything is built or restored.
 
-Values are those that archive.check returns, with a Layout for each tensor, or those that torch has loaded.
+Values are those of archive.check, with a Layout for each tensor, or those that torch has loaded.
 """
 
 import itertools
@@ -22,17 +22,17 @@ VERSION = re.compile(r"\d+\.\d+[\w.+-]{0,50}")
 
 
 class BadStructure(ValueError):
-    """A value that is not what belongs there; the message says where."""
+    """A value of the wrong kind; the message names its place."""
 
 
 def check_contents(contents: Any) -> None:
-    """Checks what every checkpoint of a run has, and the types of the rest.
+    """Checks the required keys of a checkpoint, and the types of the others.
 
     Args:
-        contents: Of the whole checkpoint.
+        contents: The whole checkpoint.
 
     Raises:
-        BadStructure: The first value that is not as Lightning and bytelm write it.
+        BadStructure: A value differs from the format of Lightning and bytelm; the message names the first one.
     """
     _expect(isinstance(contents, dict) and all(isinstance(key, str) for key in contents), "", "a mapping")
     weights = contents.get("state_dict")
@@ -60,10 +60,10 @@ def check_contents(contents: Any) -> None:
 
 
 def check_config(config: Any) -> None:
-    """Checks that a value is a config: mappings and lists of plain values, as YAML has them.
+    """Checks that a value is a config: mappings and lists of plain values, as in YAML.
 
     Raises:
-        BadStructure: The first value that is not.
+        BadStructure: A value is not; the message names the first one.
     """
     _expect(isinstance(config, dict), "config", "a mapping")
     for section in ("model", "data"):
@@ -79,16 +79,16 @@ def check_config(config: Any) -> None:
 
 
 def check_like(value: Any, like: Any, key: str, further: bool = False) -> None:
-    """Checks that a saved state is of the same kinds as a state of the object that it will be given to.
+    """Checks that a saved state has the structure of the state of the object that will load it.
 
     Args:
-        value: The saved state. It may lack keys, and it may have further keys.
-        like: That of the object, before it was given any.
-        key: Where in the checkpoint it is.
-        further: Whether the values of further keys may be anything; by default they are plain values.
+        value: The saved state. Keys can be missing or additional.
+        like: The current state of the object.
+        key: Its place in the checkpoint.
+        further: Whether the values of additional keys can be anything; by default they must be plain values.
 
     Raises:
-        BadStructure: The first value that is not.
+        BadStructure: A value differs; the message names the first one.
     """
     if isinstance(like, dict):
         _expect(isinstance(value, dict), key, "a mapping")
@@ -106,7 +106,7 @@ def check_like(value: Any, like: Any, key: str, further: bool = False) -> None:
         for number, inner in enumerate(value):
             if like:
                 check_like(inner, like[0], f"{key}.{number}", further)
-            else:  # an empty one is of numbers, or of tuples of numbers
+            else:  # an empty list stands for numbers, or tuples of numbers
                 numbers = inner if isinstance(inner, tuple) else (inner,)
                 _expect(all(map(_is_number, numbers)), f"{key}.{number}", "a finite number")
     elif isinstance(like, Tensor) and like.ndim == 0:
@@ -129,15 +129,15 @@ def check_like(value: Any, like: Any, key: str, further: bool = False) -> None:
 
 
 def check_optimizer_state(state: Mapping[str, Any], optimizer: Optimizer, key: str) -> None:
-    """Checks that a saved state is one of this optimizer, on parameters of these shapes.
+    """Checks that a saved state fits an optimizer and the shapes of its parameters.
 
     Args:
         state: The saved state, with the same groups of parameters; check_contents has accepted it.
         optimizer: The optimizer, without a state.
-        key: Where in the checkpoint it is.
+        key: Its place in the checkpoint.
 
     Raises:
-        BadStructure: The first value that is not.
+        BadStructure: A value does not fit; the message names the first one.
     """
     groups, states = state["param_groups"], state["state"]
     _expect(len(groups) == len(optimizer.param_groups), f"{key}.param_groups", f"{len(optimizer.param_groups)} groups")
@@ -150,7 +150,9 @@ def check_optimizer_state(state: Mapping[str, Any], optimizer: Optimizer, key: s
             if option != "params":
                 is_right = _are_betas(value) if option == "betas" else _is_option(value, own.get(option))
                 _expect(is_right, f"{name}.{option}", "a value of this option")
-    own_states = {number: values for number, values in states.items() if number in known}  # others are of all together
+    own_states = {
+        number: values for number, values in states.items() if number in known
+    }  # others belong to no parameter
     for number, values in own_states.items():
         where = f"{key}.state.{number}"
         _expect(isinstance(values, dict), where, "a mapping")
@@ -160,7 +162,7 @@ def check_optimizer_state(state: Mapping[str, Any], optimizer: Optimizer, key: s
 
 
 def _check_state(value: Any, key: str, shape: tuple[int, ...]) -> None:
-    """Checks one value of the state of a parameter of this shape."""
+    """Checks one value of the state of a parameter."""
     if isinstance(value, Layout | Tensor):
         _expect(_fits(tuple(value.shape), shape), key, f"a tensor for a parameter of the shape {shape}")
         _expect(not value.dtype.is_complex, key, "of real numbers")
@@ -170,7 +172,7 @@ def _check_state(value: Any, key: str, shape: tuple[int, ...]) -> None:
 
 
 def _has_usual_state(optimizer: Optimizer) -> bool:
-    """Whether an optimizer keeps tensors for each parameter, and a count of steps."""
+    """Whether an optimizer stores tensors for each parameter, and a count of steps."""
     known = f"{type(optimizer).__module__}.".startswith(("bytelm.", "lion_pytorch.", "torch.optim."))
     return known and not isinstance(optimizer, torch.optim.LBFGS)
 
@@ -193,7 +195,7 @@ def _are_betas(value: Any) -> bool:
 
 
 def _is_option(value: Any, own: Any) -> bool:
-    """Whether a value can be that of an option which an optimizer has as `own`; a run keeps its optimizer's options."""
+    """Whether a saved value fits an option whose current value is `own`; a run keeps its optimizer's options."""
     if isinstance(own, bool):
         return isinstance(value, bool)
     if isinstance(own, int | float):
@@ -207,7 +209,7 @@ def _is_option(value: Any, own: Any) -> bool:
 
 
 def _fits(shape: Sequence[int], param: Sequence[int]) -> bool:
-    """Whether a tensor may be a state of a parameter: one number, or along some of its dimensions."""
+    """Whether a tensor can be a state of a parameter: one number, or a tensor over some of its dimensions."""
     n, most = math.prod(shape), math.prod(param)
     if len(shape) > len(param):
         return n <= most
@@ -215,7 +217,7 @@ def _fits(shape: Sequence[int], param: Sequence[int]) -> bool:
 
 
 def _inside(value: Any, key: str) -> Iterator[tuple[str, Any]]:
-    """All values in a value, each with its key; archive.check has limited how deep they are nested."""
+    """All values inside a value, with their keys; archive.check has limited the nesting."""
     if isinstance(value, dict):
         children = list(value.items())
     elif isinstance(value, list):

@@ -13,7 +13,6 @@ from multiprocessing.connection import wait
 
 IMPORTED_AT = time.monotonic()
 CPU_SECONDS_BEFORE = time.process_time()
-SIGNALS = (signal.SIGTERM, signal.SIGINT)  # that ask a program to end
 ENDING_SECONDS = 30.0  # for what a run does at a SIGTERM: finish a step, write a checkpoint
 LIFELINE = "BYTELM_LIFELINE"  # names the file descriptor of a pipe that only the parent can write to
 
@@ -50,6 +49,17 @@ def is_rank_zero() -> bool:
     """Whether this process is rank 0, the one that speaks. Lightning knows the rank; before it is loaded, all are 0."""
     lightning = sys.modules.get("lightning_utilities.core.rank_zero")
     return lightning is None or not getattr(lightning.rank_zero_only, "rank", 0)
+
+
+def ending_signals() -> tuple[signal.Signals, ...]:
+    """Signals that ask this program to end.
+
+    SIGHUP, which a terminal that is closed sends, is one of them unless it is ignored, as `nohup` has it.
+    """
+    hangup = getattr(signal, "SIGHUP", None)  # not on Windows
+    if hangup is None or signal.getsignal(hangup) is signal.SIG_IGN:
+        return signal.SIGTERM, signal.SIGINT
+    return signal.SIGTERM, signal.SIGINT, hangup
 
 
 class Lifeline:

@@ -20,9 +20,9 @@ def names(trainer):
 
 def test_a_run_has_its_callbacks_in_order(folder):
     assert names(build(TINY, run=False).trainer) == [
-        *("Signals", "ClaimFolder", "TimeBudget", "Schedules", "Divergence", "Throughput", "BudgetBar", "TrainLog"),
-        *("Resume", "RankWatch", "KeepOnDataError", "RunRecord", "CorpusWatch", "Interruption", "RunConfig"),
-        *("BestCheckpoint", "LastCheckpoint"),
+        *("Signals", "ClaimFolder", "TrainedWeights", "KeepTrainedWeights", "TimeBudget", "Schedules", "Divergence"),
+        *("Throughput", "BudgetBar", "TrainLog", "Resume", "RankWatch", "KeepOnDataError", "RunRecord", "CorpusWatch"),
+        *("Interruption", "RunConfig", "BestCheckpoint", "LastCheckpoint"),
     ]
 
 
@@ -31,7 +31,8 @@ def test_the_users_callbacks_come_before_the_budget_in_the_order_of_the_config(f
     added = ["my_callbacks.B", "ModelCheckpoint", "LearningRateMonitor", "my_callbacks.A"]
     added[1] = "{class_path: ModelCheckpoint, init_args: {monitor: val/loss}}"
     cli = build([*TINY, *(f"--trainer.callbacks+={each}" for each in added)], run=False)
-    assert names(cli.trainer)[:6] == ["Signals", "ClaimFolder", "B", "LearningRateMonitor", "A", "TimeBudget"]
+    first = ["Signals", "ClaimFolder", "TrainedWeights", "B", "LearningRateMonitor", "A", "KeepTrainedWeights"]
+    assert names(cli.trainer)[:8] == [*first, "TimeBudget"]
     assert names(cli.trainer)[-3:] == ["ModelCheckpoint", "BestCheckpoint", "LastCheckpoint"]
     assert [callback.monitor for callback in cli.trainer.callbacks[-3:-1]] == ["val/loss", "val/bpb"]
 

@@ -431,7 +431,7 @@ SIZES = "accepted: Piecewise, of whole numbers above 0"
         ({"data__batch_size": {"50%": 2.5}}, ["schedules.data.batch_size", "[4, 2.5]", SIZES]),
         ({"data__batch_size": {"50%": 0}}, ["schedules.data.batch_size", "[4, 0]", SIZES]),
         ({"data__seq_len": {"50%": 64}}, ["schedules.data.seq_len", "64", "up to max_seq_len, which is 32"]),
-        ({"lr__vector": {"5 stops": 1}}, ["points", "'5 stops' is no duration", "500 steps"]),
+        ({"lr__vector": {"5 stops": 1}}, ["points", "'5 stops' is not a duration", "500 steps"]),
         ({"lr__vector": {}}, ["points: {}", "{0%: 8, 50%: 16}"]),
         ({"lr__vector": {"50%": 1, "20%": 2}}, ["points", "ascending order"]),
         ({"momentum": "Csine"}, ["schedules: 'Csine' is not known", "did you mean Cosine?", "Piecewise, Ramp"]),

@@ -61,7 +61,7 @@ def test_each_rank_of_a_trainer_takes_its_own_rows(file):
     data.setup("fit")
     trained, validated = [], []
     for rank in range(3):
-        data.trainer = SimpleNamespace(global_rank=rank, world_size=3)
+        data.trainer = SimpleNamespace(global_rank=rank, world_size=3, accumulate_grad_batches=1, overfit_batches=0)
         trained.append(next(iter(data.train_dataloader()))[1])
         validated.append(targets(data.val_dataloader()))
     assert torch.equal(torch.cat(trained).flatten(), data.train_split[:60].long())

@@ -183,7 +183,7 @@ def test_the_fold_of_a_batch_is_that_of_its_bytes_in_the_training_split(data):
     assert made.fold is None
     where = {bytes(row.tolist()): i for i, row in enumerate(made.train_split.split(10))}
     folds = made.folds()[::10]
-    for _, targets in islice(made.train_dataloader(), 500):
+    for _, targets in islice(made.train_dataloader().loader, 500):
         assert {int(folds[where[bytes(row.tolist())]]) for row in targets} == {made.fold}
 
 

@@ -6,7 +6,7 @@ In most tests token i of shard s is 1000 s + i, so that a crop tells where it wa
 import os
 import struct
 import time
-from itertools import islice, pairwise
+from itertools import chain, islice, pairwise, repeat
 from types import SimpleNamespace
 
 import numpy as np
@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bytelm.data import shards as module
+from bytelm.data.epochs import EpochLoader
 from bytelm.data.shard_file import write_shard
 from bytelm.data.shards import CropLoader, Crops, EvalCrops, TokenShards
 from bytelm.errors import ConfigError, DataError
@@ -65,7 +66,12 @@ def starts(batch):
 
 
 def taken(loader, batches):
-    return [starts(batch) for batch in islice(loader, batches)]
+    return [starts(batch) for batch in islice(endless(loader), batches)]
+
+
+def endless(loader):
+    """Batches of one epoch after the other."""
+    return chain.from_iterable(repeat(loader)) if isinstance(loader, EpochLoader) else loader
 
 
 def joined(batches):
@@ -74,7 +80,9 @@ def joined(batches):
 
 def at_rank(data, rank, world_size, device="cpu"):
     strategy = SimpleNamespace(root_device=torch.device(device))
-    data.trainer = SimpleNamespace(global_rank=rank, world_size=world_size, strategy=strategy)
+    data.trainer = SimpleNamespace(
+        global_rank=rank, world_size=world_size, strategy=strategy, accumulate_grad_batches=1, overfit_batches=0
+    )
 
 
 # Crops
@@ -106,7 +114,7 @@ def test_crops_are_those_of_a_plain_loop(sizes, stride):
 def test_random_crops_lie_within_a_shard_and_come_from_everywhere(data):
     loader = data().train_dataloader()
     found = set()
-    for inputs, targets in islice(loader, 500):
+    for inputs, targets in islice(endless(loader), 500):
         assert inputs.shape == targets.shape == (3, T)
         assert torch.equal(targets, inputs + 1), "a crop that spans two shards"
         found |= {*inputs[:, 0].tolist()}
@@ -473,12 +481,12 @@ def test_a_batch_that_cannot_be_read_is_not_counted(folder, data):
 
 def test_batches_are_pinned_for_a_gpu(data):
     made = data()
-    assert not made.train_dataloader().crops.pin_memory
+    assert not made.train_dataloader().loader.crops.pin_memory
     at_rank(made, 0, 1, device="cuda")
-    assert made.train_dataloader().crops.pin_memory
+    assert made.train_dataloader().loader.crops.pin_memory
     assert made.val_dataloader().crops.pin_memory
     at_rank(made, 0, 1)
-    assert not made.train_dataloader().crops.pin_memory
+    assert not made.train_dataloader().loader.crops.pin_memory
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")

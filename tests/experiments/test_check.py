@@ -68,7 +68,7 @@ def test_a_config_that_ends_the_process_ends_neither_the_caller_nor_the_next_che
     Path("my_exit.py").write_text("import os\n\nos._exit(1)\n")
     assert checker.check([*GOOD, "--trainer.callbacks+=my_exit.Mine"]) == (
         None,
-        "the process that checks it died, perhaps for lack of memory; lower the sizes in model.gpt",
+        "the process that checks it died, perhaps because of a lack of memory; lower the sizes in model.gpt",
     )
     config, _ = checker.check(GOOD)
     assert config is not None

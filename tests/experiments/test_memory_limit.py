@@ -32,7 +32,7 @@ def test_a_size_has_a_unit(text, size, shown):
 
 @pytest.mark.parametrize("text", ["", "4", "4G", "-1GiB", "0GiB", "4 gib", "many", "4GiB ram", None, 4])
 def test_what_is_no_size_is_rejected(text):
-    with pytest.raises(ValueError, match="is no amount of memory; accepted: 512MiB, 4GiB, 4GB"):
+    with pytest.raises(ValueError, match="is not an amount of memory; accepted: 512MiB, 4GiB, 4GB"):
         Size.parse(text)
 
 

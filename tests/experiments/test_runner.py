@@ -44,7 +44,7 @@ ENOUGH = 100  # runs that no test needs
 POLL = 5.0  # seconds that pass for a stand-in each time that it is looked at
 RANGE = "{model.optimizer.lr: {low: 1e-4, high: 1e-2, log: true}}"
 LIST = "{model.gpt.d_ff: [32, 48]}"
-GOES_ON = "under way elsewhere or beyond the limits; the same command continues with them"
+GOES_ON = "running elsewhere or beyond the limits; the same command continues with them"
 
 
 @dataclass
@@ -775,7 +775,7 @@ def test_a_storage_that_cannot_be_used_is_told_in_one_line_without_its_password(
         (["tiny.yaml", "--total_time", "100 steps"], ["total_time: '100 steps' cannot be used", "180s, 3m"]),
         (["tiny.yaml", "--total_time", "5%"], ["total_time: '5%' cannot be used", "180s, 3m"]),
         (["tiny.yaml", "--total_time", "0s"], ["total_time: '0s' cannot be used", "180s, 3m"]),
-        (["tiny.yaml", "--total_time", "soon"], ["total_time: 'soon' is no duration", "180s, 3m"]),
+        (["tiny.yaml", "--total_time", "soon"], ["total_time: 'soon' is not a duration", "180s, 3m"]),
         (["tiny.yaml", "--run_timeout", "3 Mtok"], ["run_timeout: '3 Mtok' cannot be used", "180s, 3m"]),
         (["tiny.yaml", "--run_timeout", "0s"], ["run_timeout: '0s' cannot be used", "180s, 3m"]),
         (
@@ -788,7 +788,7 @@ def test_a_storage_that_cannot_be_used_is_told_in_one_line_without_its_password(
             ["tiny.yaml", "--sampler", "tpe", "--max_runs", "3"],
             ["sampler: 'tpe' cannot be used", "it needs a space to draw from"],
         ),
-        (["tiny.yaml", "--space", RANGE], ["space.model.optimizer.lr", "a grid takes a list of values"]),
+        (["tiny.yaml", "--space", RANGE], ["space.model.optimizer.lr", "a grid needs a list of values"]),
         (["tiny.yaml", "--space", "{lr: 3}"], ["space.lr: 3 cannot be used", "a list of values"]),
         (["tiny.yaml", "--space", "[1, 2]"], ["space: '[1, 2]' is not accepted"]),
     ],

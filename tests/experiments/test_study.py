@@ -591,7 +591,7 @@ def test_a_space_that_cannot_be_searched_is_refused_by_key_and_value(space, acce
 
 
 def test_a_grid_takes_lists_only():
-    with pytest.raises(ConfigError, match=r"space.lr: .* a grid takes a list .* needs --sampler random or tpe"):
+    with pytest.raises(ConfigError, match=r"space.lr: .* a grid needs a list .* needs --sampler random or tpe"):
         Plan(["tiny.yaml"], space={"lr": LR})
 
 

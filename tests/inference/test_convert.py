@@ -278,16 +278,16 @@ def saved(folder):
         ("norm={class_path: LayerNorm, init_args: {weight: false}}", "model.gpt.norm.weight: False"),
         (
             "feedforward=SwiGLU",
-            "model.gpt.feedforward: 'SwiGLU' cannot be used; GPT-2 has nothing like it; ac",
+            "model.gpt.feedforward: 'SwiGLU' cannot be used; GPT-2 has no equivalent; ac",
         ),
-        ("attention=WindowedSDPA", "model.gpt.attention: 'WindowedSDPA' cannot be used; GPT-2 has nothing like it"),
+        ("attention=WindowedSDPA", "model.gpt.attention: 'WindowedSDPA' cannot be used; GPT-2 has no equivalent"),
         (
             "attention={class_path: SDPA, init_args: {n_kv_heads: 1}}",
             "model.gpt.attention.n_kv_heads: 1",
         ),
         ("attention={class_path: SDPA, init_args: {qk_norm: RMSNorm}}", "model.gpt.attention.qk_norm: "),
         ("memory=NGramMemory", "model.gpt.memory: 'bytelm.parts.memory.NGramMemory'"),
-        ("head_bias=true", "model.gpt.head_bias: True cannot be used; GPT-2 has nothing else than False"),
+        ("head_bias=true", "model.gpt.head_bias: True cannot be used; it must be False in a GPT-2"),
         ("norm_embeddings=true", "model.gpt.norm_embeddings: True"),
         ("logit_softcap=15", "model.gpt.logit_softcap: 15.0"),
     ],
@@ -337,7 +337,7 @@ def test_a_subclass_does_not_inherit_what_its_base_declares(saved):
     Path("my_parts.py").write_text(PARTS)
     Path("mine.yaml").write_text("model: {gpt: {position: Learned, feedforward: my_parts.Cubed}}")
     saved("--config", "mine.yaml")
-    with pytest.raises(ConfigError, match=r"model\.gpt\.feedforward: 'Cubed' cannot be used; GPT-2 has nothing"):
+    with pytest.raises(ConfigError, match=r"model\.gpt\.feedforward: 'Cubed' cannot be used; GPT-2 has no equivalent"):
         read_checkpoint("saved.ckpt", ["tiny.yaml", "mine.yaml"])
 
 
@@ -453,15 +453,15 @@ def has(**args):
         (lacks("transformer.h.1.mlp.c_fc.bias"), "lacks transformer.h.1.mlp.c_fc.bias"),
         (lacks("transformer.wpe.weight"), "lacks transformer.wpe.weight"),
         (has(n_layer=10**12), "lacks transformer.h.2.ln_1.weight"),
-        (has(n_layer=1), "transformer.h.1.attn.c_attn.bias is nothing that a GPT-2"),
-        (has(bias=False), ".bias is nothing that a GPT-2"),
+        (has(n_layer=1), "transformer.h.1.attn.c_attn.bias is unknown in a GPT-2"),
+        (has(bias=False), ".bias is unknown in a GPT-2"),
         (has(n_layer=0), "n_layer: 0 cannot be used; accepted: a whole number above 0"),
         (has(n_embd=32.0), "n_embd: 32.0 cannot be used"),
         (lambda c: c["model_args"].pop("block_size"), "block_size: None cannot be used"),
         (has(n_head=3), "3 heads do not divide the width, which is 32"),
         (
             has(vocab_size=50304),
-            "wte.weight has the shape (101, 32), where its config asks for (50304, 32)",
+            "wte.weight has the shape (101, 32), and its config needs (50304, 32)",
         ),
         (
             lambda c: c["model"].update({"lm_head.weight": torch.ones(101, 32)}),
@@ -500,7 +500,7 @@ def test_a_file_that_is_damaged_or_unsafe_is_refused(there):
         with pytest.raises(CheckpointError) as refused:
             import_weights(name, "target.ckpt")
         assert str(refused.value).startswith(f"{name} ")
-        assert str(refused.value).endswith("accepted: nanoGPT's ckpt.pt, or a folder of Hugging Face's")
+        assert str(refused.value).endswith("accepted: nanoGPT's ckpt.pt, or a Hugging Face folder")
     assert not Path("ran").exists()
     assert not Path("target.ckpt").exists()
 
@@ -561,14 +561,14 @@ def test_a_folder_that_lacks_something_is_refused(there):
     config.write_text(said.replace('"n_layer": 2', '"n_layer": 3'))
     assert refusal() == "folder lacks transformer.h.2.ln_1.weight"
     config.write_text("[]")
-    assert refusal().startswith(f"{config} cannot be read (it holds no keys and values); accepted: a folder with")
+    assert refusal().startswith(f"{config} cannot be read (it is not an object with keys); accepted: a folder with")
     config.unlink()
     assert refusal().startswith(f"{config} cannot be read (No such file or directory)")
 
 
 def test_a_missing_package_is_named(there, monkeypatch):
     monkeypatch.setitem(sys.modules, "safetensors.torch", None)
-    with pytest.raises(ConfigError, match=r"safetensors is not installed; pip install"):
+    with pytest.raises(ConfigError, match=r"safetensors is not installed; run pip install"):
         export_weights("model.ckpt", "folder", "huggingface")
     assert not Path("folder").exists()
 

@@ -115,7 +115,7 @@ def test_a_folder_whose_tokenizer_is_not_known_has_none(saved, tokenizer_json, c
     assert Path("there/tokenizer.json").exists()
     export_weights("saved.ckpt", "there", "huggingface", tokenizer="none")
     assert {path.name for path in Path("there").iterdir()} == {"config.json", "model.safetensors"}
-    assert "the folder has no tokenizer, as none is known; --tokenizer names one" in capsys.readouterr().err
+    assert "the tokenizer is not known, and the folder has none; --tokenizer sets one" in capsys.readouterr().err
     assert json.loads(Path("there/config.json").read_text())["eos_token_id"] is None
 
 
@@ -257,7 +257,7 @@ def test_an_export_to_nanogpt_of_gpt2s_tokens_needs_no_characters(saved, capsys)
 def test_an_export_to_nanogpt_says_which_tokens_sample_py_does_not_know(saved, tokenizer_json, capsys):
     saved("tokenizer.json")
     export_weights("saved.ckpt", "out/ckpt.pt", "nanogpt")
-    assert "its tokenizer is tokenizer.json; sample.py knows GPT-2's tokens, bytes and characters alone" in (
+    assert "its tokenizer is tokenizer.json; sample.py supports GPT-2's tokens, bytes and characters" in (
         capsys.readouterr().err
     )
     export_weights("saved.ckpt", "out/ckpt.pt", "nanogpt", tokenizer="none")

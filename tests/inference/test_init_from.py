@@ -194,9 +194,9 @@ def test_a_network_of_nanogpt_of_another_size_is_rejected_with_both_numbers(sour
     ("given", "reason"),
     [
         ("none.ckpt", "init_from: 'none.ckpt' cannot be read: No such file or directory"),
-        ("damaged.ckpt", "init_from: 'damaged.ckpt' is damaged or no checkpoint"),
+        ("damaged.ckpt", "init_from: 'damaged.ckpt' is damaged or not a checkpoint"),
         ("runs", "init_from: 'runs' is a folder without checkpoints"),
-        ("corpus.txt", "init_from: 'corpus.txt' is damaged or no checkpoint"),
+        ("corpus.txt", "init_from: 'corpus.txt' is damaged or not a checkpoint"),
     ],
 )
 def test_what_cannot_be_read_is_named(given, reason, rejected):
@@ -212,7 +212,7 @@ def test_what_holds_code_is_rejected_and_not_run(rejected):
             return open, ("ran", "w")
 
     torch.save({**torch.load(SOURCE, weights_only=True), "more": Evil()}, "evil.ckpt")
-    assert rejected("--init_from", "evil.ckpt").startswith("init_from: 'evil.ckpt' holds more than tensors")
+    assert rejected("--init_from", "evil.ckpt").startswith("init_from: 'evil.ckpt' contains more than tensors")
     assert not Path("ran").exists()
 
 

@@ -192,7 +192,7 @@ def test_hooks_see_its_state():
 
 def test_no_groups_are_added_later():
     optimizer = ByGroup(param_groups(tiny()), {}, SGD)
-    with pytest.raises(RuntimeError, match="ByGroup takes all of its parameter groups when it is made"):
+    with pytest.raises(RuntimeError, match="ByGroup accepts parameter groups only in its constructor"):
         optimizer.add_param_group({"name": "late", "params": [nn.Parameter(torch.ones(2))]})
 
 
@@ -253,7 +253,7 @@ def test_under_a_gradient_scaler_it_takes_the_steps_it_takes_without(groups, uns
     [
         ({"hiden": SGD}, SGD, r"groups\.hiden: the network has no such group; accepted: hidden, embedding, vector"),
         ({"hidden": SGD}, None, r"groups\.embedding: the network's group embedding has no optimizer; name one there"),
-        ({"vector": Muon}, SGD, r"group vector: Muon takes matrices"),
+        ({"vector": Muon}, SGD, r"group vector: Muon needs matrices"),
         ({"hidden": partial(Muon, momentum=-1.0)}, SGD, r"group hidden: momentum: -1\.0"),
         ({"hidden": partial(Lion, lr=-1.0)}, SGD, r"group hidden: the optimizer rejects its options"),
         ({"vector": LBFGS}, SGD, r"group vector: LBFGS evaluates the loss several times a step"),
@@ -270,7 +270,7 @@ def test_a_state_of_other_groups_or_another_optimizer_is_rejected():
     with pytest.raises(CheckpointError) as error:
         ByGroup(param_groups(tiny(tie_embeddings=False)), {"hidden": Muon}, AdamW).load_state_dict(state)
     assert str(error.value) == (
-        "ckpt_path: the optimizer's state is of other parameter groups: hidden (8), embedding (2), vector (18) in the "
+        "ckpt_path: the optimizer's state has other parameter groups: hidden (8), embedding (2), vector (18) in the "
         "checkpoint, hidden (8), embedding (2), head (1), vector (18) now"
     )
     with pytest.raises(CheckpointError, match="the optimizer of group hidden is Muon in the checkpoint, AdamW now"):

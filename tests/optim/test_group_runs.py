@@ -117,8 +117,8 @@ REJECTED = {
     "--model.optimizer.groups.hidden.lrr=1": ["lrr: unknown key; did you mean lr?", "split_qkv"],
     "--model.optimizer.groups.hidden.split_qkv=x": ["split_qkv: 'x' is not accepted; accepted: heads, bool"],
     "--model.optimizer.groups.hidden.ns_coefficients=x": ["hidden: ns_coefficients: 'x' cannot be used; accepted"],
-    "--model.optimizer.groups.vector=Muon": ["group vector: Muon takes matrices", "one of shape (16,)"],
-    "--model.optimizer=Muon": ["model.optimizer: 'Muon' cannot be used; Muon takes matrices"],
+    "--model.optimizer.groups.vector=Muon": ["group vector: Muon needs matrices", "has the shape (16,)"],
+    "--model.optimizer=Muon": ["model.optimizer: 'Muon' cannot be used; Muon needs matrices"],
 }
 
 

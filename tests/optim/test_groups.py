@@ -121,7 +121,9 @@ def test_declarations_may_be_those_of_an_object_and_may_name_absent_options():
 def test_declarations_of_what_is_not_there_are_rejected(path):
     network = Experts()
     network.optimizer_groups = {path: "hidden"}
-    with pytest.raises(ValueError, match=rf"Experts\.optimizer_groups: '{path}' is neither a module nor a parameter"):
+    with pytest.raises(
+        ValueError, match=rf"Experts\.optimizer_groups: '{path}' is not one of its modules or parameters"
+    ):
         param_groups(network)
 
 
@@ -146,7 +148,7 @@ def test_row_splits_that_do_not_add_up_are_rejected():
     network = nn.Module()
     network.fused = nn.Linear(4, 6)
     network.row_splits = {"fused": [[2, 2], [1]]}
-    with pytest.raises(ValueError, match=r"row_splits: fused.weight has 6 rows, and \[\[2, 2\], \[1\]\] are declared"):
+    with pytest.raises(ValueError, match=r"row_splits: fused.weight has 6 rows, but \[\[2, 2\], \[1\]\] are declared"):
         param_groups(network)
 
 
@@ -200,7 +202,7 @@ def test_groups_that_changed_in_other_ways_are_rejected_in_one_line():
     with pytest.raises(CheckpointError) as error:
         regroup(state, gpt)
     assert str(error.value) == (
-        "ckpt_path: the optimizer's state is of other parameter groups: hidden (8), embedding (2), head (1), "
+        "ckpt_path: the optimizer's state has other parameter groups: hidden (8), embedding (2), head (1), "
         "vector (18) in the checkpoint, embedding (11), vector (18) now"
     )
 

@@ -365,7 +365,7 @@ def test_a_copy_knows_how_matrices_divide():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"lr": -1.0}, "lr: -1.0 cannot be used; accepted: 0 and more"),
+        ({"lr": -1.0}, "lr: -1.0 cannot be used; accepted: 0 or more"),
         ({"weight_decay": math.nan}, "weight_decay: nan"),
         ({"momentum": -0.1}, "momentum: -0.1"),
         ({"beta2": 1.0}, "beta2: 1.0 cannot be used; accepted: from 0 to below 1"),
@@ -383,5 +383,5 @@ def test_options_that_cannot_work_are_rejected(options, message):
 
 @pytest.mark.parametrize("shape", [(), (3,), (2, 2, 2, 2)])
 def test_parameters_that_are_no_matrices_are_rejected(shape):
-    with pytest.raises(ValueError, match="Muon takes matrices and stacks of them"):
+    with pytest.raises(ValueError, match="Muon needs matrices or stacks of matrices"):
         Muon([nn.Parameter(torch.zeros(shape))])

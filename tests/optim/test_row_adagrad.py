@@ -122,7 +122,7 @@ def test_goes_on_from_its_saved_state_to_the_bit(dtype):
     [
         ({"lr": -1.0}, (2, 2), "lr: -1.0"),
         ({"eps": 0.0}, (2, 2), "eps: 0.0"),
-        ({}, (2,), "of 2 dimensions; one of 1"),
+        ({}, (2,), "with 2 dimensions; a parameter has 1"),
     ],
 )
 def test_what_cannot_work_is_refused(options, shape, message):

@@ -1,4 +1,4 @@
-"""Contracts: any module with the right forward is a part; constructors and forwards get what they ask for by name."""
+"""Contracts: any module with the right forward is a part; constructors and forwards receive the arguments they name."""
 
 import copy
 import json
@@ -55,11 +55,11 @@ def tokens():
 
 
 @pytest.mark.parametrize("kind", [contract.Attention, contract.FeedForward, contract.Block, contract.Norm])
-def test_any_module_class_fulfils_a_contract_of_forward_alone(kind):
+def test_any_module_class_with_forward_is_accepted(kind):
     assert issubclass(Doubled, kind)
 
 
-def test_classes_of_other_kinds_and_of_no_module_do_not():
+def test_classes_of_other_kinds_are_rejected():
     assert not issubclass(RMSNorm, contract.Attention)
     assert not issubclass(SDPA, contract.FeedForward)
     assert not issubclass(dict, contract.FeedForward)
@@ -68,12 +68,12 @@ def test_classes_of_other_kinds_and_of_no_module_do_not():
     assert issubclass(Rotary, contract.PositionEncoding)
 
 
-def test_a_part_is_told_its_layer_if_it_asks():
+def test_parts_can_request_their_layer():
     gpt = tiny(attention=OfLayer)
     assert [block.attention.of for block in gpt.blocks] == [(0, 3), (1, 3), (2, 3)]
 
 
-def test_a_part_sees_the_context_if_it_asks():
+def test_parts_can_request_the_context():
     gpt = tiny(feedforward=Seeing)
     gpt(tokens())
     first = gpt.embedding(tokens())
@@ -86,7 +86,7 @@ def test_a_part_sees_the_context_if_it_asks():
         assert (seen.start, seen.cache, seen.values) == (0, None, None)
 
 
-def test_a_deep_copy_of_a_part_without_context_is_the_copys_own():
+def test_deep_copy_of_a_part_without_context():
     gpt = tiny(feedforward=Doubled)
     copied = copy.deepcopy(gpt)
     nn.init.zeros_(copied.blocks[0].feedforward.linear.weight)
@@ -120,7 +120,7 @@ OF_ATTENTION = r"model\.gpt\.attention: 'OldAttention' .*forward\(x, position\);
         ({"feedforward": OneArgument}, r"model\.gpt\.feedforward: 'OneArgument' .*constructor failed: .*positional"),
     ],
 )
-def test_parts_that_cannot_be_called_are_rejected_when_the_network_is_made(options, message):
+def test_uncallable_parts_are_rejected_at_construction(options, message):
     with pytest.raises(ConfigError, match=message):
         tiny(**options)
 
@@ -156,12 +156,12 @@ def test_a_window_is_a_band_of_the_causal_mask():
 
 
 @pytest.mark.parametrize(("pattern", "windowed"), [("SSSL", [1, 1, 1, 0, 1, 0]), ("L", [0] * 6), ("S", [1] * 5 + [0])])
-def test_the_pattern_says_which_layers_have_a_window_and_the_last_never_has(pattern, windowed):
+def test_window_pattern_with_a_full_last_layer(pattern, windowed):
     layers = [WindowedSDPA(16, 2, pattern=pattern, layer=layer, n_layers=6) for layer in range(6)]
     assert [layer.is_windowed for layer in layers] == windowed
 
 
-def test_modules_that_initialise_themselves_are_left_alone():
+def test_self_initialising_modules_are_not_changed():
     class Zeroed(Doubled):
         initializes_itself = True
 
@@ -197,7 +197,7 @@ class Choosy(Noisy):
 """
 
 
-def test_a_plain_module_of_the_users_own_is_named_by_import_path(run):
+def test_plain_user_module_by_import_path(run):
     Path("my_parts.py").write_text(PARTS)
     cli = run("--model.gpt.feedforward", "my_parts.Noisy", "--model.gpt.feedforward.weight", "0.25")
     assert cli.model.gpt.blocks[0].feedforward.weight == 0.25
@@ -217,7 +217,7 @@ def test_the_terms_that_parts_declare_are_added_to_the_training_loss(run):
     assert model.training_step(batch, 0) < loss
 
 
-def test_parts_say_what_they_cannot_work_with(run, refused):
+def test_parts_reject_unsupported_runs(run, refused):
     Path("my_parts.py").write_text(PARTS)
     line = refused("--model.gpt.feedforward", "my_parts.Choosy")
     assert line == ("bytelm: error: data.order: 'sequential' cannot be used; accepted with Choosy: shuffled (single)")
@@ -225,7 +225,7 @@ def test_parts_say_what_they_cannot_work_with(run, refused):
     run("--model.gpt.feedforward", "my_parts.Choosy", "--data.order", "shuffled")
 
 
-def test_what_the_network_gives_a_part_cannot_be_given_by_a_config(refused):
+def test_arguments_from_the_network_cannot_be_set_in_a_config(refused):
     line = refused("--model.gpt.attention", "{class_path: WindowedSDPA, init_args: {layer: 1}}")
     assert "model.gpt.attention.layer: unknown key; accepted: " in line
     assert "window" in line

@@ -1,4 +1,4 @@
-"""FanIn: every layer by the size of its input, and a network that starts out as the identity, its guess uniform."""
+"""FanIn: weights scale with the size of the input; blocks start as the identity and predictions as uniform."""
 
 import functools
 import math
@@ -41,7 +41,7 @@ def test_weights_have_the_standard_deviation_of_their_fan_in(init, feedforward):
         assert weight.std().item() == pytest.approx(0 if zero else 1 / math.sqrt(fan_in), rel=0.05)
 
 
-def test_biases_are_zero_norms_the_identity_and_positions_as_they_set_themselves():
+def test_biases_norms_and_positions_at_initialisation():
     model = network(head_bias=True, position=functools.partial(Learned, std=0.7))
     for name, p in model.named_parameters():
         if p.ndim == 1:
@@ -57,7 +57,7 @@ def test_blocks_start_as_the_identity_and_the_first_guess_is_uniform():
     assert not model(tokens()).any()
 
 
-def test_without_zeros_neither_is_so():
+def test_without_zero_initialisation():
     model = network({"zero": False})
     x = torch.randn(2, 12, D_MODEL)
     assert not torch.allclose(model.blocks[0](x, context(model.position)), x)

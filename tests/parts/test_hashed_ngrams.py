@@ -1,4 +1,4 @@
-"""Hashed n-grams: the hash, what a vector depends on, where it starts, and training with sparse and dense gradients."""
+"""Hashed n-grams: the hash, dependencies of a vector, initial values, training with sparse and dense gradients."""
 
 import copy
 import functools
@@ -66,7 +66,7 @@ def test_options_in_any_order_mean_the_same():
     assert torch.equal(embedding(orders=(5, 2, 3)).rows(tokens), embedding(orders=(2, 3, 5)).rows(tokens))
 
 
-def test_a_vector_depends_on_the_last_n_tokens_alone():
+def test_vectors_depend_only_on_the_last_n_tokens():
     module = embedding()
     tokens = torch.tensor([text(20)])
     changed = tokens.clone()
@@ -103,7 +103,7 @@ def test_the_order_of_tokens_counts():
     assert swapped.sum() <= 2
 
 
-def test_the_start_of_a_row_is_a_context_of_its_own():
+def test_start_of_a_row_is_a_separate_context():
     module = embedding(orders=(2,))
     module.buckets = 1 << 30  # of which a row is no more than asked for: no two meet by chance
     starts = module.rows(torch.tensor([[5]]))[0, -1]
@@ -149,7 +149,7 @@ def test_training_begins_as_without_the_tables():
 
 
 @pytest.mark.parametrize("orders", [(), (1, 2), (2, 3, 2), (0,)])
-def test_orders_that_cannot_be_used_are_refused(orders):
+def test_invalid_orders_are_rejected(orders):
     with pytest.raises(ConfigError, match=r"orders: \[.*\] cannot be used; accepted: whole numbers from 2 on"):
         HashedNGrams(256, 8, orders=orders)
 
@@ -233,7 +233,7 @@ def test_a_saved_network_predicts_the_same():
     assert torch.equal(network(tokens), other(tokens))
 
 
-def test_ddp_is_told_that_gradients_are_sparse():
+def test_ddp_with_sparse_gradients():
     """DistributedDataParallel learns that from torch's own classes; else it fails at the first gradient."""
     torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
     try:

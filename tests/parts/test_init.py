@@ -1,4 +1,4 @@
-"""Initialisation: the spread of every kind of weight, and what is left alone."""
+"""Initialisation: the spread of every kind of weight, and the modules that are not changed."""
 
 import functools
 import math
@@ -29,7 +29,7 @@ def case(request):
     return network, std, std / math.sqrt(2 * N_LAYERS) if request.param.get("scale_residual", True) else std
 
 
-def test_weights_have_the_standard_deviation_asked_for(case):
+def test_weights_have_the_given_standard_deviation(case):
     network, std, residual_std = case
     parts = {"embedding.weight": network.embedding, "head.weight": network.head}
     for i, block in enumerate(network.blocks):

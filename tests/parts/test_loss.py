@@ -49,7 +49,7 @@ def test_z_loss_pushes_the_normaliser_towards_one(batch):
     torch.testing.assert_close(logits.grad.sum(dim=-1), 2 * log_z / 10, rtol=1e-5, atol=1e-6)
 
 
-def test_the_fused_loss_is_plain_cross_entropy_where_there_is_no_gpu(batch):
+def test_fused_loss_without_a_gpu_is_plain_cross_entropy(batch):
     logits, targets = batch
     ours, plain = (logits.float().requires_grad_() for _ in range(2))
     fused = FusedCrossEntropy()(ours, targets)
@@ -78,7 +78,7 @@ def test_the_fused_loss_has_the_gradients_of_cross_entropy(dtype, vocab_size):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="the kernels are for GPUs")
-def test_the_fused_loss_takes_more_logits_than_31_bits_can_count():
+def test_fused_loss_with_more_than_2_31_logits():
     logits = torch.zeros(2**31 // 50_304 + 1, 1, 50_304, device="cuda", dtype=torch.bfloat16).requires_grad_()
     targets = torch.zeros(logits.shape[:2], dtype=torch.int64, device="cuda")
     (3 * FusedCrossEntropy()(logits * 1.0, targets)).backward()  # times 3, so that the gradients are gone over again
@@ -202,7 +202,7 @@ def test_chunked_without_gradients_and_with_a_frozen_head():
 
 
 @pytest.mark.parametrize("compiled", ["false", pytest.param("true", marks=pytest.mark.slow)])
-def test_runs_with_a_chunked_loss_are_those_with_the_plain_one(run, compiled):
+def test_training_with_a_chunked_loss_equals_the_plain_one(run, compiled):
     options = ("--trainer.accumulate_grad_batches", "2", "--model.compile", compiled)
     plain = run("--experiment", "plain", *options).model.state_dict()
     loss = "{class_path: ChunkedCrossEntropy, init_args: {chunk_tokens: 50}}"

@@ -1,4 +1,4 @@
-"""Memories: what they recall is a prediction from the past alone, and the network starts out from it."""
+"""Memories: recall is a causal prediction, and the network starts at it."""
 
 import copy
 import functools
@@ -93,7 +93,7 @@ ONLY = {
 
 
 @pytest.mark.parametrize("options", ONLY.values(), ids=ONLY)
-def test_position_t_recalls_from_tokens_up_to_t_alone(options):
+def test_recall_is_causal(options):
     memory = filled(**options)
     inputs, _ = batch(prose(3_000, seed=2), 2)
     before, reacted = memory.recall(inputs), 0
@@ -108,7 +108,7 @@ def test_position_t_recalls_from_tokens_up_to_t_alone(options):
 
 
 @pytest.mark.parametrize("t", [1, 9, T - 1])
-def test_logits_depend_on_tokens_up_to_their_own_alone(t):
+def test_logits_are_causal(t):
     network = randomized(gpt(TEXT)).eval()
     inputs, _ = batch(prose(3_000, seed=2), 2)
     changed = inputs.clone()
@@ -119,7 +119,7 @@ def test_logits_depend_on_tokens_up_to_their_own_alone(t):
     assert (after[:, t] - before[:, t]).abs().max() > 1e-2
 
 
-def test_the_cache_alone_learns_from_the_row():
+def test_only_the_cache_uses_the_row():
     memory = NGramMemory(256, 16, orders=[1], words=[], cache=[2], n_symbols=256)  # not filled: there is no text
     inputs, _ = cut_rows(tensor(b"ab1ab2ab"), torch.tensor([0]), 8)
     log_probs = memory.recall(inputs).log_probs[0, :, -1]
@@ -183,7 +183,7 @@ def test_interpolation_is_that_of_a_plain_loop():
         assert torch.allclose(log_probs[t].exp()[:, memory.symbols], expected, atol=1e-5), t
 
 
-def test_a_fold_that_is_held_out_is_not_recalled():
+def test_held_out_folds_are_not_recalled():
     text = bytes(random.Random(4).choices(range(1, 256), k=24 * T))  # there is nothing to learn but by heart
     memory = filled(text)
     memory.backoff.fill_(0.5)
@@ -195,7 +195,7 @@ def test_a_fold_that_is_held_out_is_not_recalled():
     assert scores[3] == scores[0]
 
 
-def test_holding_out_is_having_learnt_the_text_without_the_fold():
+def test_holding_out_equals_counting_without_the_fold():
     """Whose beginnings alone are lost: fold 2 is the text's end."""
     text = prose(30 * T)
     folds = torch.tensor([0] * 10 * T + [1] * 10 * T + [2] * 10 * T, dtype=torch.uint8)
@@ -214,7 +214,7 @@ def test_holding_out_is_having_learnt_the_text_without_the_fold():
         assert torch.allclose(one, other, atol=1e-5), name
 
 
-def test_expectation_maximisation_does_not_make_text_that_was_held_out_less_likely():
+def test_expectation_maximisation_raises_the_likelihood_of_held_out_text():
     text = prose(12_000)
     memory = filled(text)
     memory.hold_out(0)
@@ -235,7 +235,7 @@ def test_expectation_maximisation_does_not_make_text_that_was_held_out_less_like
         assert learnt < score()
 
 
-def test_filling_again_is_filling_once():
+def test_filling_twice_equals_filling_once():
     once, twice = filled(), filled()
     twice.fill(tensor(TEXT), folds_of(TEXT), T)
     assert torch.equal(once.backoff, twice.backoff), (
@@ -247,7 +247,7 @@ def test_filling_again_is_filling_once():
 # Symbols
 
 
-def test_the_most_frequent_tokens_have_symbols_of_their_own_and_the_others_share_the_last():
+def test_rare_tokens_share_the_last_symbol():
     text = b"eeeeeeeeeettttttttaaaaaaoooonn" * 20 + b"zqx"
     memory = filled(text, n_symbols=5, words=[])
     assert [memory.symbols[token].item() for token in b"etao"] == [0, 1, 2, 3]
@@ -255,7 +255,7 @@ def test_the_most_frequent_tokens_have_symbols_of_their_own_and_the_others_share
     assert memory.symbols.shape == (256,)
 
 
-def test_tokens_that_share_a_symbol_get_the_same_of_the_memory_and_the_others_their_own():
+def test_tokens_with_one_symbol_share_its_log_probability():
     memory = filled(n_symbols=6)
     memory.after_init()
     inputs, _ = batch(prose(3_000, seed=2), 2)
@@ -271,7 +271,7 @@ def test_no_more_symbols_than_tokens():
 # The network with it
 
 
-def test_a_memory_that_was_not_filled_knows_nothing_and_the_network_can_be_trained():
+def test_training_with_an_unfilled_memory():
     network = gpt(memory={"cache": []}, init=FanIn)
     inputs, targets = batch(prose(600))
     evidence = network.memory.recall(inputs)
@@ -361,14 +361,14 @@ def test_a_state_dict_brings_the_counts_back():
     assert torch.equal(network(inputs), restored(inputs))
 
 
-def test_loading_replaces_what_was_learnt_before():
+def test_loading_replaces_earlier_counts():
     network, other = randomized(gpt(TEXT)), gpt(b"something else entirely, " * 100)
     other.load_state_dict(network.state_dict())
     inputs, _ = batch(prose(3_000, seed=2))
     assert torch.equal(network(inputs), other(inputs))
 
 
-def test_a_memory_that_was_not_filled_can_be_saved_too():
+def test_saving_an_unfilled_memory():
     network, other = randomized(gpt()), gpt(TEXT)
     other.load_state_dict(network.state_dict())
     inputs, _ = batch(prose(600))
@@ -404,7 +404,7 @@ def test_a_copy_recalls_the_same():
         ({"vocab_size": 257}, "vocab_size", "257"),
     ],
 )
-def test_options_that_cannot_work_are_refused_with_key_and_value(options, key, value):
+def test_invalid_options_are_rejected_with_key_and_value(options, key, value):
     with pytest.raises(ConfigError) as refusal:
         NGramMemory(**{"vocab_size": 256, "d_model": 16, **options})
     assert str(refusal.value).startswith(f"{key}: {value}")
@@ -442,7 +442,7 @@ def test_a_compiled_network_is_the_same():
         assert torch.allclose(network(inputs), expected, atol=1e-5, rtol=1e-5)
 
 
-def test_a_memory_whose_state_was_loaded_is_to_be_filled_before_folds_are_held_out():
+def test_loaded_memory_must_be_filled_before_folds_are_held_out():
     memory, text = filled(), prose(6_000)
     data = SimpleNamespace(train_split=tensor(text), folds=lambda: folds_of(text), seq_len=T, fold=3)
     counted = []

@@ -1,4 +1,4 @@
-"""The n-gram index: its counts are those of a plain count over the text, whatever is held out."""
+"""The n-gram index: its counts equal a plain count over the text, with and without held-out folds."""
 
 import random
 from collections import Counter, defaultdict
@@ -127,7 +127,7 @@ def test_counts_are_those_of_a_plain_count_for_any_text(kind, text, row):
 
 
 @pytest.mark.parametrize("kind", [ContextKind(1), ContextKind(3), ContextKind(2, words=True)], ids=str)
-def test_a_long_text_is_counted_but_for_the_contexts_over_the_edges_of_its_pieces(kind):
+def test_long_texts_lose_only_contexts_across_pieces(kind):
     text = prose(PIECE + 5_000)
     counts = table(text, kind)
     rows = [text[:100], text[PIECE - 50 : PIECE + 50], text[-100:]]
@@ -163,7 +163,7 @@ def test_a_fold_held_out_leaves_the_counts_of_the_text_without_its_tokens(kind):
     assert look_up(counts, text, kind) == everything
 
 
-def test_counts_do_not_drift_however_often_folds_are_held_out():
+def test_repeated_hold_outs_do_not_change_counts():
     text, rng = prose(900), random.Random(3)
     kind = ContextKind(1)
     counts = table(text, kind, [rng.randrange(8) for _ in range(len(text))])
@@ -182,13 +182,13 @@ def test_holding_out_all_of_a_text_leaves_nothing():
 
 
 @each_kind
-def test_a_context_that_was_never_seen_has_no_entries(kind):
+def test_unseen_contexts_have_no_entries(kind):
     counts = table(b"the cat sat on the mat. " * 5, kind)
     assert look_up(counts, b"!? zebra, zygote; zoo? zap xxxxxxxx", kind)[-1] == {}
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 8])
-def test_a_context_is_unknown_as_long_as_it_would_reach_the_beginning_of_the_row(n):
+def test_contexts_that_reach_the_beginning_of_the_row_are_unknown(n):
     row = [0, *b"abcdefghij"]
     ((_, known),) = contexts(torch.tensor([row]), [ContextKind(n)])
     assert known[0].tolist() == [t >= n for t in range(len(row))]
@@ -257,13 +257,13 @@ def test_words_ignore_case_and_line_breaks(words):
     assert (hashes(b"x. to be of no", words) == context) == (words == 1)
 
 
-def test_orders_tell_case_and_line_breaks_apart():
+def test_orders_distinguish_case_and_line_breaks():
     rows = torch.tensor([[0, *row] for row in (b"be or", b"bE or", b"be\nor")])
     ((context, _),) = contexts(rows, [ContextKind(4)])
     assert len(set(context[:, -1].tolist())) == 3
 
 
-def test_several_kinds_at_once_are_what_each_is_alone():
+def test_several_kinds_equal_each_kind_alone():
     rows = torch.tensor([[0, *prose(60, seed)] for seed in range(3)])
     for kind, (context, known) in zip(KINDS, contexts(rows, KINDS), strict=True):
         ((alone, known_alone),) = contexts(rows, [kind])

@@ -9,7 +9,7 @@ from bytelm.errors import ConfigError
 from bytelm.parts.position import ALiBi, Learned, NoPosition, Rotary, Sinusoidal
 
 
-def test_rotary_scores_depend_on_distance_alone():
+def test_rotary_scores_depend_only_on_distance():
     rotary = Rotary(d_model=16, n_heads=2, max_seq_len=64)
     q, k = torch.randn(2, 1, 2, 1, 8, generator=torch.Generator().manual_seed(0))
     rotated_q, rotated_k = rotary.rotate(q.expand(1, 2, 64, 8), k.expand(1, 2, 64, 8))
@@ -86,7 +86,7 @@ def test_learned_adds_one_trained_vector_a_position():
     ("encoding", "acts_on"),
     [(NoPosition, set()), (Learned, {"embed"}), (Sinusoidal, {"embed"}), (Rotary, {"rotate"}), (ALiBi, {"scores"})],
 )
-def test_an_encoding_acts_in_its_own_place_and_nowhere_else(encoding, acts_on):
+def test_encodings_act_in_one_place(encoding, acts_on):
     position = encoding(16, 2, 8)
     x, (q, k) = torch.randn(2, 8, 16), torch.randn(2, 2, 2, 8, 8)
     same_q, same_k = position.rotate(q, k)
@@ -105,11 +105,11 @@ def test_fixed_encodings_neither_train_nor_enter_checkpoints(encoding):
     assert position.state_dict() == {}
 
 
-def test_rotary_refuses_odd_head_dimensions():
+def test_rotary_rejects_odd_head_dimensions():
     with pytest.raises(ConfigError, match=r"d_model: 12 .*head dimensions.* 3"):
         Rotary(d_model=12, n_heads=4, max_seq_len=8)
 
 
-def test_sinusoidal_refuses_odd_widths():
+def test_sinusoidal_rejects_odd_widths():
     with pytest.raises(ConfigError, match=r"d_model: 15 .*even"):
         Sinusoidal(d_model=15, n_heads=3, max_seq_len=8)

@@ -1,4 +1,4 @@
-"""Value embeddings: what is added to the values, how wide it is, and that nothing of the future comes with it."""
+"""Value embeddings: the added values, their width, and causality."""
 
 import functools
 
@@ -32,7 +32,7 @@ def tokens(batch=2):
 
 @pytest.mark.parametrize("attention", [SDPA, Explicit])
 @pytest.mark.parametrize("n_kv_heads", [1, 2, 4])
-def test_attention_adds_values_to_its_own(attention, n_kv_heads):
+def test_attention_adds_token_values(attention, n_kv_heads):
     torch.manual_seed(0)
     module, position = attention(16, 4, n_kv_heads), Rotary(16, 4, 12)
     x, values = torch.randn(2, 12, 16), torch.randn(n_kv_heads * 4)
@@ -45,7 +45,7 @@ def test_attention_adds_values_to_its_own(attention, n_kv_heads):
     torch.testing.assert_close(given, biased(x, context(position)), rtol=0, atol=1e-5)
 
 
-def test_each_token_has_a_value_of_its_own_in_every_head():
+def test_every_head_has_a_value_for_each_token():
     # One token sees itself alone, so that attention gives its value back; `out` is the identity.
     attention = SDPA(16, 4, bias=False)
     nn.init.zeros_(attention.qkv.weight)
@@ -60,7 +60,7 @@ def test_each_token_has_a_value_of_its_own_in_every_head():
 @pytest.mark.parametrize("block", [PreNorm, PostNorm, Parallel])
 @pytest.mark.parametrize("options", [{}, {"attention": functools.partial(Explicit, n_kv_heads=2)}])
 @torch.no_grad()
-def test_values_change_logits_from_their_own_place_on_and_none_before(block, options):
+def test_values_do_not_affect_earlier_logits(block, options):
     gpt = tiny(block=block, **options).double()
     sequence = torch.arange(12)[None]
     for t in (0, 5, 11):
@@ -71,7 +71,7 @@ def test_values_change_logits_from_their_own_place_on_and_none_before(block, opt
         assert difference[t:].min().item() > 1e-6
 
 
-def test_every_block_gets_them():
+def test_every_block_receives_values():
     gpt, given = tiny(n_layers=3), []
     for block in gpt.blocks:
         block.attention.register_forward_pre_hook(lambda module, args: given.append(args[1].values))
@@ -96,19 +96,19 @@ def test_the_table_is_as_wide_as_the_values(n_kv_heads, width):
 
 
 @pytest.mark.parametrize("init", [functools.partial(Normal, std=0.5), functools.partial(FanIn, embedding_std=0.5)])
-def test_it_is_initialised_as_embeddings_are(init):
+def test_value_table_is_initialised_like_embeddings(init):
     weight = tiny(vocab_size=512, init=init).state_dict()[NAME]
     assert weight.std().item() == pytest.approx(0.5, rel=0.05)
 
 
 @pytest.mark.parametrize("tie_embeddings", [True, False])
-def test_it_is_looked_up_and_costs_no_flops(tie_embeddings):
+def test_lookup_costs_no_flops(tie_embeddings):
     gpt, plain = (tiny(embedding=e, tie_embeddings=tie_embeddings) for e in (ValueEmbedding, TokenEmbedding))
     assert gpt.num_params() == plain.num_params() + 32 * 16
     assert gpt.flops_per_token(12) == plain.flops_per_token(12)
 
 
-def test_it_is_trained_as_an_embedding():
+def test_value_table_is_in_the_embedding_group():
     gpt = tiny()
     gpt(tokens()).square().mean().backward()
     weight = gpt.get_parameter(NAME)
@@ -125,7 +125,7 @@ def test_it_stays_near_float32_under_bf16(attention):
     torch.testing.assert_close(low.float(), gpt(tokens()), rtol=0, atol=0.02)
 
 
-def test_attentions_that_take_no_values_are_rejected():
+def test_attentions_without_values_are_rejected():
     class Own(nn.Module):
         def __init__(self, d_model, n_heads):
             super().__init__()
@@ -138,7 +138,7 @@ def test_attentions_that_take_no_values_are_rejected():
     tiny(embedding=TokenEmbedding, attention=Own)(tokens())
 
 
-def test_one_line_trains_with_it(run):
+def test_training_with_one_line(run):
     cli = run("--model.gpt.embedding", "ValueEmbedding", "--model.gpt.attention.n_kv_heads", "1")
     assert cli.model.gpt.embedding.token_values.weight.shape == (256, 8)
     assert cli.model.trainer.callback_metrics["val/bpb"] > 0

@@ -71,16 +71,16 @@ def test_a_checkpoint_that_was_cut_short_is_refused(trained, refuses):
     cut = Path("cut.ckpt")
     for length in [*range(0, 100, 7), *range(100, len(whole), len(whole) // 150), *range(len(whole) - 30, len(whole))]:
         cut.write_bytes(whole[:length])
-        with pytest.raises(CheckpointError, match=r"ckpt_path: 'cut\.ckpt' is damaged or no checkpoint"):
+        with pytest.raises(CheckpointError, match=r"ckpt_path: 'cut\.ckpt' is damaged or not a checkpoint"):
             read(cut)
     for length in (0, 1, 1000, len(whole) // 2, len(whole) - 1):
         cut.write_bytes(whole[:length])
-        assert "'cut.ckpt' is damaged or no checkpoint" in refuses(cut, *ON)
+        assert "'cut.ckpt' is damaged or not a checkpoint" in refuses(cut, *ON)
 
 
 def test_a_last_checkpoint_that_was_cut_short_is_refused_by_its_path(trained, refuses):
     os.truncate(LAST, LAST.stat().st_size // 2)
-    assert f"'{LAST}' is damaged or no checkpoint" in refuses("last", *ON)
+    assert f"'{LAST}' is damaged or not a checkpoint" in refuses("last", *ON)
 
 
 def test_a_flipped_bit_is_found_or_does_no_harm(trained):
@@ -151,7 +151,7 @@ def test_code_in_a_checkpoint_does_not_run(trained, refuses):
     for path in sorted(Path().glob("*.ckpt")):
         for subcommand in ("fit", "validate", "predict") if path == Path("weights.ckpt") else ("fit",):
             line = refuses(path, subcommand=subcommand)
-            unsafe = f"{str(path)!r} holds more than tensors and plain values" in line
+            unsafe = f"{str(path)!r} contains more than tensors and plain values" in line
             assert unsafe or path in (Path("pickle.ckpt"), Path("old-format.ckpt")), line
         assert not Path("has-run").exists()
     torch.load("weights.ckpt", weights_only=False)
@@ -162,7 +162,7 @@ def test_code_in_a_checkpoint_does_not_run(trained, refuses):
 @pytest.mark.parametrize("subcommand", ["fit", "validate"])
 def test_a_device_is_no_checkpoint(subcommand, folder, refuses):
     line = refuses("/dev/zero", subcommand=subcommand)
-    assert line == "ckpt_path: '/dev/zero' is damaged or no checkpoint (it is no regular file)"
+    assert line == "ckpt_path: '/dev/zero' is damaged or not a checkpoint (it is not a regular file)"
 
 
 def test_a_last_checkpoint_of_weights_alone_is_rejected(run, refuses):
@@ -314,7 +314,7 @@ def test_weights_alone_are_scored_but_not_trained_on(run, refuses, capsys):
     trainer.save_checkpoint("lightning.ckpt", weights_only=True)
     torch.save({"state_dict": read(LAST, map_location="cpu")["state_dict"]}, "plain.ckpt")
     for path in ("lightning.ckpt", "plain.ckpt"):
-        assert refuses(path) == f"ckpt_path: '{path}' holds weights but no state of an optimizer to go on with"
+        assert refuses(path) == f"ckpt_path: '{path}' contains weights but no optimizer state to resume with"
         run("--ckpt_path", path, subcommand="validate")
         assert capsys.readouterr().out.splitlines()[0] == score
 
@@ -403,7 +403,7 @@ def test_a_run_that_another_process_is_at_work_on_is_left_alone(run, refuses):
         assert process.exitcode is None, Path("stderr").read_text()
         time.sleep(0.01)
     os.kill(process.pid, signal.SIGSTOP)  # at work, but nothing changes
-    assert refuses("last", status=5) == "runs/tiny/version_0: another process is at work on this run"
+    assert refuses("last", status=5) == "runs/tiny/version_0: another process works on this run"
     process.kill()
     process.join()
     steps = read(LAST)["callbacks"]["TimeBudget"]["steps"]

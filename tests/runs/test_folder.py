@@ -63,7 +63,7 @@ def test_nothing_is_made_before_the_folder_is_asked_for(tmp_path, log_dir):
 def test_a_run_is_continued_by_one_process_at_a_time(tmp_path):
     first = RunFolder(tmp_path / "rope")
     assert first.version == 0
-    with pytest.raises(StorageError, match="another process is at work"):
+    with pytest.raises(StorageError, match="another process works"):
         RunFolder(tmp_path / "rope", version=0).path  # noqa: B018
     first.release()
     assert RunFolder(tmp_path / "rope", version=0).path == first.path
@@ -85,7 +85,7 @@ def test_other_ranks_are_told_the_folder_of_rank_0(tmp_path, monkeypatch):
 def test_a_file_in_the_way_is_refused_by_its_path(in_the_way, tmp_path):
     (tmp_path / in_the_way).parent.mkdir(exist_ok=True)
     (tmp_path / in_the_way).write_text("kept")
-    with pytest.raises(StorageError, match="the run's folder cannot be made there") as refusal:
+    with pytest.raises(StorageError, match="the run's folder cannot be created there") as refusal:
         RunFolder(tmp_path / "runs" / "rope").path  # noqa: B018
     assert str(tmp_path / "runs" / "rope") in str(refusal.value)
     assert (tmp_path / in_the_way).read_text() == "kept"

@@ -63,8 +63,8 @@ CONTENTS = {
     "empty": (b"", "Expecting value: line 1 column 1 (char 0)", "it is not a mapping of keys and values"),
     "zeros": (b"\0" * 200, "Expecting value: line 1 column 1 (char 0)", None),
     "no UTF-8": (b"a: \xff\xfe\n", *["'utf-8' codec can't decode byte 0xff in position 3: invalid start byte"] * 2),
-    "a list": (b"[]", "it is no object of keys and values", "it is not a mapping of keys and values"),
-    "null": (b"null", "it is no object of keys and values", "it is not a mapping of keys and values"),
+    "a list": (b"[]", "it is not an object with keys", "it is not a mapping of keys and values"),
+    "null": (b"null", "it is not an object with keys", "it is not a mapping of keys and values"),
     "deep": (b"[" * 100_000, None, "line 1: exceeded maximum nesting depth"),
     "less deep": (b"- " * 500, None, "more than 100 levels of nesting"),
     "an alias": (b"a: &a {b: 1}\nc: *a\n", None, "line 2: an alias"),
@@ -177,7 +177,7 @@ def test_a_record_that_lacks_values_or_has_more_is_read(runs, capsys, values):
     assert capsys.readouterr().err == ""
 
 
-DURATION = "is no duration; accepted: a time"
+DURATION = "is not a duration; accepted: a time"
 
 
 @pytest.mark.parametrize(
@@ -187,7 +187,7 @@ DURATION = "is no duration; accepted: a time"
         ({"time_budget": {"limit": "3 stops"}}, f"'3 stops' {DURATION}"),
         ({"time_budget": {"limit": 3}}, f"3 {DURATION}"),
         ({"time_budget": {"limit": [{}]}}, f"{{}} {DURATION}"),
-        ({"time_budget": {"limit": "[Duration('180s'), Duration('5 steps')]"}}, "is no duration"),
+        ({"time_budget": {"limit": "[Duration('180s'), Duration('5 steps')]"}}, "is not a duration"),
         ({"time_budget": {"limit": date(2020, 1, 1)}}, f"datetime.date(2020, 1, 1) {DURATION}"),
         ({"model": "x"}, "model is not a mapping"),
         ({"data": [1]}, "data is not a mapping"),

@@ -34,7 +34,7 @@ def test_a_run_writes_no_key_that_is_not_in_the_schema(run):
     [
         ("{", "Expecting property name"),
         ("", "Expecting value"),
-        ("[1]", "it is no object of keys and values"),
+        ("[1]", "it is not an object with keys"),
         ("{}", "it has no status"),
         ('{"status": 3}', "it has no status"),
         ('{"status": "completed", "val_bpb": "low"}', 'val_bpb: "low" is not of its type'),

@@ -1,6 +1,4 @@
-"""scripts/benchmark.py and the plain loop on a tiny run: what is measured is what the config says.
-
-With --peak, shares are of the peak, parts are of the step, and all of it is printed.
+"""scripts/benchmark.py and the plain loop on a tiny run, including --peak: measurements match the config.
 The slow callback makes a step long enough for its parts to be told from the noise of the machine.
 """
 
@@ -56,7 +54,7 @@ def test_parts_are_of_the_step(short):
     assert 0 < seconds < training.profiled_seconds
 
 
-def test_a_step_is_all_the_batches_that_are_accumulated(short):
+def test_step_contains_all_accumulated_batches(short):
     training = measure_training("tiny.yaml", [SLOW, "--trainer.accumulate_grad_batches", "3"])
     assert training.step_tokens == 3 * 4 * 32
     assert len(training.step_parts) == 8
@@ -80,7 +78,7 @@ def test_the_report_has_every_row_and_its_shares_are_of_the_peak(short):
     assert report.count("100.0%") == 2  # the step, by part and by operator
     for row in ("32 x 32 x 32", "64 x 64 x 64", "128 x 16 x 48, forward, 1 of them", "128 x 32 x 16, weight gradient"):
         assert float(value_of(row, report)) >= 0  # products so small may round to 0.0 on a busy machine
-    for row in ("tokens/s", "FLOPs a token", "the network's of a step, ms", "no operator at work", "other operators"):
+    for row in ("tokens/s", "FLOPs a token", "the network's products of a step, ms", "no operator", "other operators"):
         assert value_of(row, report)
 
 
@@ -91,17 +89,17 @@ def test_each_shape_is_measured_once(short):
     assert own[0] == ((8, 4, 4), "forward", 6)
 
 
-def test_what_a_machine_cannot_or_only_slowly_is_left_out(short, monkeypatch):
+def test_unsupported_and_slow_products_are_left_out(short, monkeypatch):
     assert benchmark.product_gflops(Product((8, 8, 8), "forward"), torch.bool, CPU) is None
     monkeypatch.setattr(benchmark, "PATIENCE", 0.0)
     smallest, *others = measure_products(CPU, Counter({(8, 4, 4): 6}))
     assert smallest.gflops[torch.float32] > 0
     assert [p.gflops[torch.float32] for p in others] == [None] * 4
     report = "\n".join(benchmark.product_lines([smallest, *others], 1))
-    assert value_of("the network's of a step, ms", report) == "-"
+    assert value_of("the network's products of a step, ms", report) == "-"
 
 
-def test_nested_parts_are_told_apart(monkeypatch):
+def test_nested_parts_are_timed_separately(monkeypatch):
     clock = iter(range(100))
     monkeypatch.setattr(benchmark.time, "perf_counter", lambda: next(clock))
     timer = PartTimer()
@@ -119,7 +117,7 @@ def test_nested_parts_are_told_apart(monkeypatch):
     assert sum(timer.split().values()) == 1
 
 
-def test_the_command_prints_nothing_else(short, monkeypatch, capsys):
+def test_the_command_prints_only_the_report(short, monkeypatch, capsys):
     options = ["--peak", "--config", "tiny.yaml", "--", "--trainer.precision", "bf16-mixed"]
     monkeypatch.setattr("sys.argv", ["benchmark.py", *options])
     benchmark.main()
@@ -152,7 +150,7 @@ def test_the_plain_loop_trains_what_the_config_says(folder):
 
 
 @pytest.mark.slow
-def test_two_ranks_of_the_plain_loop_learn_what_one_process_does_of_all_their_rows(folder, monkeypatch):
+def test_plain_loop_on_two_ranks_equals_one_process_with_all_rows(folder, monkeypatch):
     """With SGD, which gradients of any other size would lead elsewhere. Rank 1's clock is ten times as fast."""
     (folder / "skewed.py").write_text(SKEWED.format(str(benchmark.PLAIN_LOOP)))
     monkeypatch.setattr(benchmark, "PLAIN_LOOP", folder / "skewed.py")
@@ -213,7 +211,7 @@ def rows(folder, monkeypatch, capsys):
     return rows
 
 
-def test_scaling_is_what_all_devices_do_together_of_what_one_does(rows):
+def test_scaling_is_the_ratio_to_one_device(rows):
     table, _ = rows("--scaling", "--", *DDP)
     ratios = {contender: row["all devices / one, median of pairs"] for contender, row in table.items()}
     assert ratios["bytelm", "2"] == "1.900"
@@ -223,19 +221,19 @@ def test_scaling_is_what_all_devices_do_together_of_what_one_does(rows):
     assert table["plain loop", "2"]["MFU"] == "43.8%"
 
 
-def test_without_scaling_all_devices_are_what_is_run(rows):
+def test_without_scaling_only_all_devices_run(rows):
     table, _ = rows("--", *DDP)
     assert list(table) == [("bytelm", "2"), ("plain loop", "2")]
 
 
-def test_with_fsdp_there_is_no_plain_loop_and_a_line_says_so(rows):
+def test_fsdp_has_no_plain_loop_and_prints_a_line(rows):
     table, lines = rows("--", "--trainer.devices=2", "--trainer.strategy=fsdp")
     assert list(table) == [("bytelm", "2")]
-    assert lines[-1] == "no plain loop: it knows one device and ddp, not FSDP"
+    assert lines[-1] == "no plain loop: it supports one device and ddp, not FSDP"
 
 
 def test_one_device_has_no_scaling(rows):
-    with pytest.raises(SystemExit, match="asks for one device"):
+    with pytest.raises(SystemExit, match="has one device"):
         rows("--scaling")
 
 

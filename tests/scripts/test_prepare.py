@@ -1,4 +1,4 @@
-"""The scripts that make shards: what is in them, the same shards after a cut, and what is refused."""
+"""The scripts that make shards: contents, resuming after an interruption, and rejected settings."""
 
 import json
 import signal
@@ -102,7 +102,7 @@ def test_limit_of_tokens():
     assert [*read_shard("out/fineweb_val_000000.bin"), *tokens("out", "*train*")] == expected
 
 
-def test_number_of_processes_changes_nothing(tokenizer_json):
+def test_shards_do_not_depend_on_the_number_of_processes(tokenizer_json):
     prepare(tokenizer=tokenizer_json, out="one")
     prepare(tokenizer=tokenizer_json, out="two", processes=2)
     assert shards("one") == shards("two")
@@ -110,7 +110,7 @@ def test_number_of_processes_changes_nothing(tokenizer_json):
 
 
 @pytest.mark.parametrize("after", [0, 1, 2, 3])
-def test_a_cut_and_a_restart_give_the_same_shards(monkeypatch, after, capsys):
+def test_interruption_and_restart_give_the_same_shards(monkeypatch, after, capsys):
     prepare(out="whole")
     left = [after]
 
@@ -139,7 +139,7 @@ def test_a_cut_and_a_restart_give_the_same_shards(monkeypatch, after, capsys):
     assert read == DOCUMENTS[n_whole:]  # those before are not encoded again
 
 
-def test_finished_shards_are_not_made_again(monkeypatch):
+def test_completed_shards_are_not_repeated(monkeypatch):
     prepare()
     before = shards()
     monkeypatch.setattr(prepare_fineweb, "texts", None)
@@ -147,7 +147,7 @@ def test_finished_shards_are_not_made_again(monkeypatch):
     assert shards() == before
 
 
-def test_finished_limit_is_not_made_again(monkeypatch):
+def test_completed_limit_is_not_repeated(monkeypatch):
     prepare("--tokens=2500")
     monkeypatch.setattr(prepare_fineweb, "texts", None)
     prepare("--tokens=2500")
@@ -214,7 +214,7 @@ def test_config_lines_are_printed(capsys, tokenizer_json):
 @pytest.mark.parametrize(
     "change", ["--split=test", "--tokens=5000", "--shard_tokens=900", "--tokenizer=tokenizer.json"]
 )
-def test_restart_with_other_options_is_refused(refused, tokenizer_json, change):
+def test_restart_with_other_options_is_rejected(refused, tokenizer_json, change):
     prepare()
     before = shards()
     key = change.partition("=")[0].removeprefix("--")
@@ -224,13 +224,13 @@ def test_restart_with_other_options_is_refused(refused, tokenizer_json, change):
     assert shards() == before
 
 
-def test_restart_with_another_tokenizer_of_the_same_name_is_refused(refused, tokenizer_json, folder):
+def test_restart_with_another_tokenizer_of_the_same_name_is_rejected(refused, tokenizer_json, folder):
     prepare(tokenizer=tokenizer_json)
     train_tokenizer(iter(["quite another text "] * 9), 280, folder / tokenizer_json)
     assert "made with tokenizer_sha256" in refused(lambda: prepare(tokenizer=tokenizer_json))
 
 
-def test_shards_of_others_are_left_alone(refused, folder):
+def test_foreign_shards_are_not_changed(refused, folder):
     (folder / "out").mkdir()
     write_shard(folder / "out/fineweb_val_000000.bin", np.zeros(3, np.uint16))
     before = shards()
@@ -238,18 +238,18 @@ def test_shards_of_others_are_left_alone(refused, folder):
     assert shards() == before
 
 
-def test_data_set_without_tokens_to_train_on_is_refused(refused):
+def test_data_set_without_training_tokens_is_rejected(refused):
     line = refused(lambda: prepare(shard_tokens=100_000))
     assert f"accepted: below {len(stream(ByteTokenizer()))}" in line
     assert not shards()
 
 
-def test_folder_that_cannot_be_made_is_refused(refused, folder):
+def test_uncreatable_folder_is_rejected(refused, folder):
     (folder / "out").touch()
     assert "out: 'out' cannot be used; accepted: a folder that can be written to; " in refused(prepare)
 
 
-def test_limit_without_tokens_to_train_on_is_refused(refused, folder):
+def test_limit_without_training_tokens_is_rejected(refused, folder):
     assert "tokens: 1000 cannot be used; accepted: above 1000" in refused(prepare, "--tokens=1000")
     assert not (folder / "out").exists()
 
@@ -267,14 +267,14 @@ def unreachable(*arguments, **options):
         ({"tokenizer": "gpt-2"}, "error: tokenizer: 'gpt-2' cannot be used"),
     ],
 )
-def test_unusable_data_sets_and_tokenizers_are_refused(refused, monkeypatch, options, reason):
+def test_invalid_data_sets_and_tokenizers_are_rejected(refused, monkeypatch, options, reason):
     if options.get("dataset"):
         monkeypatch.setattr(pytest.importorskip("datasets"), "load_dataset", unreachable)
     arguments = [f"--{key}={value}" for key, value in options.items()]
     assert reason in refused(prepare, *arguments, status=DataError.exit_status)
 
 
-def test_a_signal_while_the_data_set_is_read_is_no_fault_of_the_data_set(refused, monkeypatch):
+def test_signal_while_reading_is_not_reported_as_a_data_error(refused, monkeypatch):
     def interrupted(*arguments, **options):
         raise Interrupted(signal.SIGTERM)
 
@@ -282,13 +282,13 @@ def test_a_signal_while_the_data_set_is_read_is_no_fault_of_the_data_set(refused
     assert "interrupted by SIGTERM" in refused(prepare, status=128 + signal.SIGTERM)
 
 
-def test_too_large_a_vocabulary_is_refused(refused, monkeypatch):
+def test_too_large_a_vocabulary_is_rejected(refused, monkeypatch):
     monkeypatch.setattr(tokenize, "N_TOKENS", 255)
     line = refused(prepare, status=DataError.exit_status)
     assert line.endswith("tokenizer: 'bytes' cannot be used; it has 256 tokens; accepted: up to 255")
 
 
-def test_tokenizer_without_end_of_text_is_refused(refused, folder, tokenizer_json):
+def test_tokenizer_without_end_of_text_is_rejected(refused, folder, tokenizer_json):
     content = json.loads((folder / tokenizer_json).read_text())
     content["added_tokens"] = []
     (folder / tokenizer_json).write_text(json.dumps(content))
@@ -312,7 +312,7 @@ def text_files(folder):
     return list(contents.values())
 
 
-def test_the_last_tokens_validate(text_files):
+def test_last_tokens_are_for_validation(text_files):
     tokenize_files("--tokenizer=bytes")
     expected = stream(ByteTokenizer(), text_files)
     n_val = round(0.1 * len(expected))
@@ -343,7 +343,7 @@ def test_trained_tokenizer_is_written_beside_the_shards(text_files, capsys):
     assert config["model"] == {"gpt": {"vocab_size": tokenizer.vocab_size}}
 
 
-def test_validation_text_does_not_choose_the_vocabulary(folder):
+def test_validation_text_does_not_affect_the_vocabulary(folder):
     (folder / "text").mkdir()
     (folder / "text/1.txt").write_text("to be or not to be " * 50 + "zzzzqqqq " * 10)
     tokenize_files("--train_tokenizer=290")
@@ -355,7 +355,7 @@ def test_validation_text_does_not_choose_the_vocabulary(folder):
     assert b"qq" in load_tokenizer("other/tokenizer.json").bytes_of
 
 
-def test_validation_documents_do_not_choose_the_vocabulary_whatever_separates_them(folder):
+def test_validation_documents_do_not_affect_the_vocabulary_with_any_separator(folder):
     (folder / "text.txt").write_text("<|endoftext|>".join(["to be or not"] * 90 + ["zzzzqqqq"] * 10))
     tokenize_files("--train_tokenizer=290", "--separator=<|endoftext|>", "--val_fraction=0.2", paths=["text.txt"])
     assert b"qq" not in load_tokenizer("out/tokenizer.json").bytes_of
@@ -375,7 +375,7 @@ def test_separator(folder):
     assert [*tokens()] == stream(ByteTokenizer(), ["one", "two", "three", "four"])
 
 
-def test_nothing_else_is_left(text_files, folder):
+def test_no_other_state_remains(text_files, folder):
     tokenize_files("--tokenizer=bytes")
     assert sorted(path.name for path in (folder / "out").iterdir()) == ["train_000000.bin", "val_000000.bin"]
 
@@ -395,7 +395,7 @@ def test_long_files_are_cut_and_put_together_again(folder, monkeypatch, separato
     assert max(len(piece.text) for piece in pieces) <= 3 * size + 3
 
 
-def test_cuts_are_where_the_tokenizer_cuts_too(folder, monkeypatch, tokenizer_json):
+def test_files_are_cut_at_token_borders(folder, monkeypatch, tokenizer_json):
     content = " ".join(DOCUMENTS) + "\r\n\r\n  indented\n\n\nlines and  spaces \t tabs\n" * 5
     (folder / "long.txt").write_bytes(content.encode())
     monkeypatch.setattr(tokenize, "PIECE_CHARACTERS", 100)
@@ -411,31 +411,31 @@ def test_short_files_are_one_piece(folder):
 
 
 @pytest.mark.parametrize("fraction", ["0", "1", "-0.1", "nan"])
-def test_unusable_fractions_are_refused(refused, text_files, fraction):
+def test_invalid_fractions_are_rejected(refused, text_files, fraction):
     line = refused(tokenize_files, "--tokenizer=bytes", f"--val_fraction={fraction}")
     assert "val_fraction: " in line
     assert not shards()
 
 
-def test_too_many_validation_tokens_are_refused(refused, text_files, folder):
+def test_too_many_validation_tokens_are_rejected(refused, text_files, folder):
     line = refused(tokenize_files, "--tokenizer=bytes", "--val_tokens=100000", status=DataError.exit_status)
     assert "100000 would validate" in line
     assert [*(folder / "out").iterdir()] == []
 
 
-def test_empty_files_are_refused(refused, folder):
+def test_empty_files_are_rejected(refused, folder):
     (folder / "empty.txt").touch()
     line = refused(lambda: tokenize_files("--tokenizer=bytes", paths=["empty.txt"]), status=DataError.exit_status)
     assert "of 0 tokens" in line
 
 
-def test_files_that_are_no_text_are_named(refused, folder):
+def test_non_text_files_are_named(refused, folder):
     (folder / "text.bin").write_bytes(b"abc\xff\xfe")
     line = refused(lambda: tokenize_files("--tokenizer=bytes", paths=["text.bin"]), status=DataError.exit_status)
     assert "path: 'text.bin' cannot be used; accepted: text in UTF-8; " in line
 
 
-def test_missing_files_are_refused(refused):
+def test_missing_files_are_rejected(refused):
     line = refused(lambda: tokenize_files("--tokenizer=bytes", paths=["nowhere"]), status=DataError.exit_status)
     assert "path: 'nowhere' cannot be used; it is not there" in line
 

@@ -1,10 +1,10 @@
-"""GPT-2's weights, from and to nanoGPT and Hugging Face.
+"""Converts GPT-2 weights from and to nanoGPT and Hugging Face.
 
-    python -m bytelm import ckpt.pt model.ckpt                     nanoGPT's checkpoint, or a folder of Hugging Face's
+    python -m bytelm import ckpt.pt model.ckpt                     nanoGPT's checkpoint, or a Hugging Face folder
     python -m bytelm export model.ckpt gpt2 --format huggingface
 
-Whatever is read becomes a `GPT2` (gpt2.py), sizes and weights by bytelm's names, and whatever is written is made from
-one. Dropout, which belongs to training, is not carried over. The tokenizer is.
+All readers return a `GPT2` (gpt2.py), with sizes and weights by bytelm's names, and all writers take one. Dropout is
+not converted, because it belongs to training. The tokenizer is converted.
 """
 
 from collections.abc import Sequence
@@ -33,22 +33,22 @@ __all__ = [
 ]
 
 Format = Literal["nanogpt", "huggingface"]
-NONE = "none"  # the value of --tokenizer for none at all
+NONE = "none"  # the value of --tokenizer for no tokenizer
 
 
 def import_weights(source: str, target: str, tokenizer: str | None = None) -> None:
-    """Makes a checkpoint of bytelm's from one of nanoGPT's or a folder of Hugging Face's.
+    """Makes a bytelm checkpoint from a nanoGPT checkpoint or a Hugging Face folder.
 
     Args:
         source: The checkpoint or the folder.
         target: The checkpoint to write; an existing file is replaced.
-        tokenizer: What the network's tokens are, as for TokenShards; `none` if that is not known. Default: the
-            tokenizer.json or meta.pkl that lies beside the weights, to which the checkpoint then refers by its path; or
-            gpt2, if the network has 50,257 or 50,304 tokens. A network without a tokenizer can be scored on shards, but
-            not by generate and evaluate.
+        tokenizer: The network's tokenizer, as for TokenShards; `none` if it is not known. Default: the tokenizer.json
+            or meta.pkl beside the weights, which the checkpoint then names by its path; or gpt2, if the network has
+            50,257 or 50,304 tokens. A network without a tokenizer can be scored on shards; generate and evaluate
+            reject it.
 
     Raises:
-        CheckpointError: The source is not there, damaged, or no GPT-2.
+        CheckpointError: The source is missing, damaged, or not a GPT-2.
         ConfigError: A package is missing.
         StorageError: The target cannot be written.
     """
@@ -58,19 +58,19 @@ def import_weights(source: str, target: str, tokenizer: str | None = None) -> No
 def export_weights(
     ckpt_path: str, target: str, format: Format, tokenizer: str | None = None, config: Sequence[str] = ()
 ) -> None:
-    """Makes a checkpoint of nanoGPT's or a folder of Hugging Face's from a checkpoint of bytelm's.
+    """Makes a nanoGPT checkpoint or a Hugging Face folder from a bytelm checkpoint.
 
     Args:
         ckpt_path: The checkpoint.
-        target: The file (nanogpt) or folder (huggingface) to write; what is there is replaced.
-        format: `nanogpt`, what its sample.py reads, or `huggingface`. Neither has what training would need to go on.
-        tokenizer: What the network's tokens are, in place of what the run's config says; `none` for none.
-        config: Config files of its run, in place of the config in the checkpoint.
+        target: The file (nanogpt) or folder (huggingface) to write; existing files are replaced.
+        format: `nanogpt`, for its sample.py, or `huggingface`. Neither includes the state that resuming needs.
+        tokenizer: The network's tokenizer, instead of that of the run's config; `none` for none.
+        config: Config files of its run, instead of the config in the checkpoint.
 
     Raises:
-        CheckpointError: The checkpoint is not there or damaged.
-        ConfigError: The network is none that the format has, or a package is missing.
-        DataError: The tokenizer cannot be had.
+        CheckpointError: The checkpoint is missing or damaged.
+        ConfigError: The format cannot represent the network, or a package is missing.
+        DataError: The tokenizer cannot be loaded.
         StorageError: The target cannot be written.
     """
     write = {"nanogpt": write_nanogpt, "huggingface": write_huggingface}[format]
@@ -78,10 +78,10 @@ def export_weights(
 
 
 def read_foreign(path: Path) -> GPT2:
-    """Reads a checkpoint of nanoGPT's or a folder of Hugging Face's.
+    """Reads a nanoGPT checkpoint or a Hugging Face folder.
 
     Raises:
-        CheckpointError: It is not there, damaged, or no GPT-2.
+        CheckpointError: It is missing, damaged, or not a GPT-2.
         ConfigError: A package is missing.
     """
     gpt2 = read_huggingface(path) if path.is_dir() else read_nanogpt(path)
@@ -119,7 +119,7 @@ def main_export(args: list[str]) -> None:
         "--config",
         action="append",
         default=[],
-        help="Config of its run, in place of the one in the checkpoint; needed for parts of your own. May be repeated.",
+        help="Config of its run, instead of the one in the checkpoint; needed for parts of your own. Can be repeated.",
     )
     given = vars(parser.parse_args(args))
     export_weights(**given)

@@ -1,7 +1,7 @@
-"""GPT-2s from and to bytelm's checkpoints.
+"""Converts GPT-2s from and to bytelm's checkpoints.
 
-What a GPT-2 has nothing like is rejected by its key. A part that computes what GPT-2's does, by other kernels, say,
-declares so (parts/contract.py); all other options must be those of the GPT-2 of the same sizes.
+Options that a GPT-2 does not have are rejected by their keys. A part that computes the same as GPT-2's, for example
+with other kernels, declares this (parts/contract.py). All other options must be those of the GPT-2 of the same sizes.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -17,19 +17,19 @@ from bytelm.inference.load import load_network, tokenizer_name
 from bytelm.parts.norm import LayerNorm
 from bytelm.runs.checkpoints import VERSION, write
 
-# Options that change nothing of what a trained network computes in float32.
+# Options that do not affect the output of a trained network in float32.
 OF_TRAINING = ("dropout", "init", "std", "residual_autocast")
 
 
 def read_checkpoint(path: str | Path, configs: Sequence[str | Path] = ()) -> GPT2:
-    """Reads a checkpoint of bytelm's.
+    """Reads a bytelm checkpoint.
 
     Args:
         path: The checkpoint.
-        configs: Config files in place of the config in the checkpoint, for parts of the user's own.
+        configs: Config files instead of the config in the checkpoint, for parts of the user's own.
 
     Raises:
-        CheckpointError: It is not there, damaged, or its config and its weights are of different networks.
+        CheckpointError: It is missing, damaged, or its config does not match its weights.
         ConfigError: The network has something that a GPT-2 does not have.
     """
     gpt, config = load_network(path, configs)
@@ -65,7 +65,7 @@ def read_checkpoint(path: str | Path, configs: Sequence[str | Path] = ()) -> GPT
 
 
 def write_checkpoint(gpt2: GPT2, path: Path) -> None:
-    """Writes a checkpoint of bytelm's: the weights, and the config that they need.
+    """Writes a bytelm checkpoint: the weights and the config that they need.
 
     Raises:
         StorageError: It cannot be written.
@@ -74,7 +74,7 @@ def write_checkpoint(gpt2: GPT2, path: Path) -> None:
 
 
 def as_checkpoint(gpt2: GPT2) -> dict[str, Any]:
-    """What a checkpoint of bytelm's with these weights holds."""
+    """The contents of a bytelm checkpoint with these weights."""
     tokens = GPT2_TOKENS if gpt2.tokenizer == "gpt2" else gpt2.vocab_size
     data = {"tokenizer": gpt2.tokenizer, "vocab_size": tokens, "seq_len": gpt2.max_seq_len}
     model = gpt2.model_config()
@@ -91,16 +91,16 @@ def as_checkpoint(gpt2: GPT2) -> dict[str, Any]:
 
 
 def _declared(gpt: GPT, key: str, name: str, values: Collection[Any], accepted: str) -> Any:
-    """What the parts of all blocks declare themselves: a subclass of one that declares may compute something else.
+    """The declaration of the parts of all blocks. Inherited ones do not count: a subclass may compute something else.
 
     Raises:
-        ConfigError: One declares none of the values, or not what the others do.
+        ConfigError: A part declares none of the values, or another value than the other parts.
     """
     parts: list[Any] = [getattr(block, key) for block in gpt.blocks]
     declared = [getattr(part, name) if name in vars(type(part)) else None for part in parts]
     for part, value in zip(parts, declared, strict=True):
         if value not in values or value != declared[0]:
-            raise ConfigError(f"model.gpt.{key}", type(part).__name__, f"GPT-2 has nothing like it; {accepted}")
+            raise ConfigError(f"model.gpt.{key}", type(part).__name__, f"GPT-2 has no equivalent; {accepted}")
     return declared[0]
 
 
@@ -113,4 +113,4 @@ def _reject_others(ours: Mapping[str, Any], expected: Mapping[str, Any], key: st
         if isinstance(value, Mapping) and isinstance(expected.get(name), Mapping):
             _reject_others(value, expected[name], inner)
         elif value != expected.get(name):
-            raise ConfigError(inner, value, f"GPT-2 has nothing else than {expected.get(name)!r}")
+            raise ConfigError(inner, value, f"it must be {expected.get(name)!r} in a GPT-2")

@@ -1,7 +1,7 @@
-"""A GPT-2, as far as bytelm, nanoGPT and Hugging Face can all express it: sizes, options and weights.
+"""A GPT-2 that bytelm, nanoGPT and Hugging Face can all represent: sizes, options and weights.
 
-The three compute the same function. They differ in names, in how the matrices of a block lie (Hugging Face's are
-(in, out)), in which biases exist, and in the activations that they know.
+The three compute the same function. They differ in names, in the layout of a block's matrices (Hugging Face's are
+(in, out)), in the biases, and in the supported activations.
 """
 
 import json
@@ -67,11 +67,11 @@ class GPT2:
         attention_bias: Whether the attention's projections have biases.
         feedforward_bias: Whether the feed-forward's projections have biases.
         norm_bias: Whether the normalisations have biases.
-        activation: The feed-forward's, one of FEEDFORWARDS.
+        activation: The feed-forward's activation, one of FEEDFORWARDS.
         eps: Added to the variance by the normalisations.
         tied: Whether the head's weights are the token embedding's.
-        weights: Tensors by their names in bytelm's GPT, in float32; without a tied head's.
-        tokenizer: What its tokens are, as for TokenShards; None: not known.
+        weights: Tensors by their names in bytelm's GPT, in float32, without a tied head's.
+        tokenizer: Its tokenizer, as for TokenShards; None: not known.
     """
 
     d_model: int
@@ -122,8 +122,8 @@ class GPT2:
         return {f"gpt.{name}": tensor for name, tensor in {**self.weights, "head.weight": self.head}.items()}
 
     def model_config(self) -> dict[str, Any]:
-        """The config of a LanguageModel with this network, otherwise the defaults: plain values, as `fit` writes."""
-        from bytelm.language_model import LanguageModel  # here, as it needs Lightning
+        """The config of a LanguageModel with this network and defaults otherwise, as plain values."""
+        from bytelm.language_model import LanguageModel  # here, because it needs Lightning
 
         feedforward, options = FEEDFORWARDS[self.activation]
         network = spec(
@@ -157,14 +157,14 @@ class GPT2:
         """A copy with its weights.
 
         Args:
-            source: Where the weights come from, for messages.
-            tensors: What was found there.
-            name_of: How the source names a tensor.
-            head: How the source names the head's weights.
-            conv1d: Whether matrices of blocks are (in, out) there.
+            source: Source of the weights, for messages.
+            tensors: The source's tensors.
+            name_of: Returns the source's name of a tensor.
+            head: The source's name of the head's weights.
+            conv1d: Whether the source's matrices of blocks are (in, out).
 
         Raises:
-            CheckpointError: Something is missing, is left over, has another shape, or is tied where it should not be.
+            CheckpointError: A tensor is missing, unknown, of another shape, or differs from the one it is tied to.
         """
         if self.d_model % self.n_heads:
             raise CheckpointError(f"{source}: {self.n_heads} heads do not divide the width, which is {self.d_model}")
@@ -176,7 +176,7 @@ class GPT2:
                 raise CheckpointError(f"{source} lacks {name}")
             if tuple(tensor.shape) != shape:
                 raise CheckpointError(
-                    f"{source}: {name} has the shape {tuple(tensor.shape)}, where its config asks for {shape}"
+                    f"{source}: {name} has the shape {tuple(tensor.shape)}, and its config needs {shape}"
                 )
             return tensor
 
@@ -190,9 +190,9 @@ class GPT2:
         if self.tied and not equal(
             weights.pop("head.weight", weights["embedding.weight"]), weights["embedding.weight"]
         ):
-            raise CheckpointError(f"{source}: {head} is not the token embedding, which its config ties it to")
+            raise CheckpointError(f"{source}: {head} differs from the token embedding, and its config ties them")
         if left:
-            raise CheckpointError(f"{source}: {min(left)} is nothing that a GPT-2 of its config has")
+            raise CheckpointError(f"{source}: {min(left)} is unknown in a GPT-2 of its config")
         return replace(self, weights=weights)
 
 
@@ -205,7 +205,7 @@ def size(path: Path, config: Mapping[str, Any], key: str) -> int:
     """A size in a config.
 
     Raises:
-        CheckpointError: It is no positive whole number.
+        CheckpointError: It is not a positive whole number.
     """
     value = config.get(key)
     if type(value) is not int or value < 1:

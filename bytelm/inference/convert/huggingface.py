@@ -1,4 +1,4 @@
-"""GPT-2s from and to folders of Hugging Face's: config.json, model.safetensors, and the tokenizer."""
+"""Converts GPT-2s from and to Hugging Face folders: config.json, model.safetensors and the tokenizer."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -17,7 +17,7 @@ from bytelm.runs.checkpoints import reason
 from bytelm.system.files import replacing
 
 ALIASES = {"gelu_pytorch_tanh": "gelu_new", "swish": "silu"}  # further names of activations
-# What else a config may say of how the network computes, and all that bytelm can follow.
+# Other options of the computation, with the only values that bytelm supports.
 CONSTANTS = {
     "model_type": "gpt2",
     "scale_attn_weights": True,
@@ -28,12 +28,12 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
 
 def read_huggingface(folder: Path) -> GPT2:
-    """Reads a folder with config.json and model.safetensors, whole or in shards.
+    """Reads a folder with config.json and model.safetensors, in one file or in shards.
 
-    Its tokenizer is the tokenizer.json that lies there, if there is one.
+    The tokenizer is the folder's tokenizer.json, if there is one.
 
     Raises:
-        CheckpointError: One of the first two is not there, damaged, or not of a GPT-2.
+        CheckpointError: One of the first two is missing, damaged, or not of a GPT-2.
         ConfigError: The package safetensors is missing.
     """
     path = folder / "config.json"
@@ -56,7 +56,7 @@ def read_huggingface(folder: Path) -> GPT2:
         tied=_accept(path, config, "tie_word_embeddings", True, [True, False]),
     )
     tensors = {
-        # The head has no prefix; what was saved without one has none anywhere.
+        # The head has no prefix. Some folders have no prefix at all.
         name if name == "lm_head.weight" else f"transformer.{name.removeprefix('transformer.')}": tensor
         for file in _safetensors_files(folder)
         for name, tensor in _read_safetensors(file).items()
@@ -71,8 +71,8 @@ def write_huggingface(gpt2: GPT2, folder: Path) -> None:
     Biases that the network does not have are written as zeros.
 
     Raises:
-        ConfigError: The package safetensors is missing, or no tokenizer.json makes the network's tokens.
-        DataError: The tokenizer cannot be had.
+        ConfigError: The package safetensors is missing, or no tokenizer.json can represent the tokenizer.
+        DataError: The tokenizer cannot be loaded.
         StorageError: It cannot be written.
     """
     complete = replace(gpt2, attention_bias=True, feedforward_bias=True, norm_bias=True)
@@ -106,7 +106,7 @@ def write_huggingface(gpt2: GPT2, folder: Path) -> None:
     }
     files = {"config.json": json.dumps(config, indent=2) + "\n"}
     if tokenizer is None:
-        note("the folder has no tokenizer, as none is known; --tokenizer names one")
+        note("the tokenizer is not known, and the folder has none; --tokenizer sets one")
     else:
         files |= _tokenizer_files(tokenizer, gpt2.max_seq_len)
     safetensors = _import_safetensors()
@@ -125,7 +125,7 @@ def write_huggingface(gpt2: GPT2, folder: Path) -> None:
 
 
 def _tokenizer_files(tokenizer: Tokenizer, max_seq_len: int) -> dict[str, str]:
-    """Content of the files of a tokenizer, by their names."""
+    """The contents of a tokenizer's files, by name."""
     content = tokenizer.to_json()
     config: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -139,7 +139,7 @@ def _tokenizer_files(tokenizer: Tokenizer, max_seq_len: int) -> dict[str, str]:
 
 
 def _find_tokenizer(folder: Path, vocab_size: int) -> str | None:
-    """The name of the tokenizer of a folder's tokenizer.json, if there is one that bytelm can use."""
+    """The name of the tokenizer in a folder's tokenizer.json, if bytelm can use it."""
     file = folder / TOKENIZER_FILES[0]
     if not file.is_file():
         return None
@@ -166,7 +166,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(values, dict):
-            raise ValueError("it holds no keys and values")
+            raise ValueError("it is not an object with keys")
     except (OSError, RecursionError, ValueError) as error:
         accepted = "accepted: a folder with config.json and model.safetensors"
         raise CheckpointError(f"{path} cannot be read ({reason(error)}); {accepted}") from error
@@ -174,7 +174,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _safetensors_files(folder: Path) -> list[Path]:
-    """The files that hold a model's weights: one, or those that an index names."""
+    """The files with a model's weights: one, or those of an index."""
     index = folder / "model.safetensors.index.json"
     if (folder / "model.safetensors").exists() or not index.exists():
         return [folder / "model.safetensors"]
@@ -198,6 +198,6 @@ def _import_safetensors() -> Any:
     try:
         import safetensors.torch
     except ModuleNotFoundError as error:
-        brings = 'pip install -e ".[tokens]" brings it'
-        raise ConfigError("huggingface", error.name, f"safetensors is not installed; {brings}") from error
+        advice = 'run pip install -e ".[tokens]"'
+        raise ConfigError("huggingface", error.name, f"safetensors is not installed; {advice}") from error
     return safetensors

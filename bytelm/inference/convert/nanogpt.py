@@ -1,7 +1,7 @@
-"""GPT-2s from and to nanoGPT's ckpt.pt.
+"""Converts GPT-2s from and to nanoGPT's ckpt.pt.
 
-nanoGPT looks for the characters of its tokens in a meta.pkl of the data set that the checkpoint's config names, and
-takes tokens for GPT-2's where there is none.
+nanoGPT reads the characters of its tokens from the meta.pkl of the data set that the checkpoint's config names. Without
+one it assumes GPT-2's tokens.
 """
 
 from pathlib import Path
@@ -17,22 +17,22 @@ from bytelm.inference.convert.gpt2 import GPT2, size
 from bytelm.runs import archive
 from bytelm.runs.checkpoints import reason, write
 
-ACCEPTED = "accepted: nanoGPT's ckpt.pt, or a folder of Hugging Face's"
+ACCEPTED = "accepted: nanoGPT's ckpt.pt, or a Hugging Face folder"
 
 
 def read_nanogpt(path: Path) -> GPT2:
-    """Reads a checkpoint of nanoGPT's, compiled or not, without running code from it.
+    """Reads a nanoGPT checkpoint, compiled or not, without running code from it.
 
-    Its tokenizer is the meta.pkl that lies beside it or that nanoGPT would read, if there is one.
+    The tokenizer is the meta.pkl beside it, or the one that nanoGPT would read, if there is one.
 
     Raises:
-        CheckpointError: It is not there, damaged, or something else.
+        CheckpointError: It is missing, damaged, or not a nanoGPT checkpoint.
     """
     try:
         archive.check(path, checksums=True)
-        # Mapped: the optimizer's state, two thirds of the file, takes no memory.
+        # Memory-mapped: the optimizer's state, two thirds of the file, then needs no memory.
         checkpoint = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-    except Exception as error:  # torch.load raises whatever the damage makes of the file
+    except Exception as error:  # torch.load can raise anything for a damaged file
         raise CheckpointError(f"{path} cannot be read ({reason(error)}); {ACCEPTED}") from error
     args, weights = (checkpoint.get(key) if isinstance(checkpoint, dict) else None for key in ("model_args", "model"))
     if not isinstance(args, dict) or not isinstance(weights, dict):
@@ -57,11 +57,11 @@ def read_nanogpt(path: Path) -> GPT2:
 def write_nanogpt(gpt2: GPT2, path: Path) -> None:
     """Writes a checkpoint that nanoGPT's sample.py reads, without an optimizer's state.
 
-    The characters of its tokens, where they are bytes or characters, go to a meta.pkl in a folder beside it.
+    If its tokens are bytes or characters, their meta.pkl is written to a folder beside it.
 
     Raises:
-        ConfigError: The network has something that nanoGPT's does not have.
-        DataError: Its tokenizer cannot be had.
+        ConfigError: nanoGPT cannot represent the network.
+        DataError: Its tokenizer cannot be loaded.
         StorageError: It cannot be written.
     """
     bias = gpt2.attention_bias
@@ -106,19 +106,19 @@ def write_nanogpt(gpt2: GPT2, path: Path) -> None:
 
 
 def _meta(gpt2: GPT2) -> Meta | None:
-    """What sample.py needs to know of the tokens; None where they are GPT-2's, which it knows."""
+    """The meta.pkl that sample.py needs; None for GPT-2's tokens, which it knows."""
     if gpt2.tokenizer == "gpt2":
         return None
     tokenizer = None if gpt2.tokenizer is None else load_tokenizer(gpt2.tokenizer)
     if isinstance(tokenizer, ByteTokenizer):
-        # One character is one token there, so that text can be prompted with as far as its characters are bytes.
+        # One character is one token there; a prompt can therefore have only ASCII characters.
         ascii_text = {chr(byte): byte for byte in range(128)}
         texts = {token: chr(token) if token < 128 else "\N{REPLACEMENT CHARACTER}" for token in range(gpt2.vocab_size)}
         return Meta(ascii_text, texts, is_bytes=True)
     if isinstance(tokenizer, CharacterTokenizer):
         return Meta(tokenizer.numbers, {token: tokenizer.texts.get(token, "") for token in range(gpt2.vocab_size)})
     which = "no tokenizer is known" if tokenizer is None else f"its tokenizer is {tokenizer.name}"
-    note(f"{which}; sample.py knows GPT-2's tokens, bytes and characters alone, and takes others for GPT-2's")
+    note(f"{which}; sample.py supports GPT-2's tokens, bytes and characters, and reads others as GPT-2's")
     return None
 
 

@@ -1,0 +1,129 @@
+"""Options of Lightning's Trainer that count epochs, batches of epochs, or shares of one; when a run is validated."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from lightning.pytorch.callbacks import EarlyStopping, WeightAveraging
+from lightning.pytorch.strategies import ModelParallelStrategy
+
+from bytelm.data.epochs import limited
+from bytelm.errors import ConfigError
+
+AT_THE_END = 10**12  # batches between validations, of a run that is validated at its end alone
+VALIDATIONS = "trainer.check_val_every_n_epoch or trainer.val_check_interval"
+
+
+def validation_times(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of the Trainer that say when a run is validated, beside its end.
+
+    Args:
+        given: The options of the Trainer. With `check_val_every_n_epoch: null`, which is the default, a
+            `val_check_interval` that is a whole number counts the batches of the run, and none is: at the end alone. A
+            share is one of each epoch.
+
+    Returns:
+        Those that differ from what is given.
+    """
+    every = given.get("val_check_interval")
+    if given.get("check_val_every_n_epoch") is not None:
+        return {}
+    if every is None:
+        return {"val_check_interval": AT_THE_END}
+    return {"check_val_every_n_epoch": 1} if isinstance(every, float) else {}
+
+
+def check_counts(given: Mapping[str, Any]) -> None:
+    """Checks that options which count steps, epochs or batches leave something to train.
+
+    Args:
+        given: The options of the Trainer.
+
+    Raises:
+        ConfigError: One that leaves nothing, or has no meaning here.
+    """
+    for key in ("max_steps", "max_epochs"):
+        if given.get(key) == 0:
+            raise ConfigError(f"trainer.{key}", 0, "nothing would be trained; time_budget.limit ends a run")
+    if given.get("limit_train_batches") == 0:
+        raise ConfigError("trainer.limit_train_batches", 0, "nothing would be trained; accepted: more than 0")
+    if given.get("check_val_every_n_epoch") == 0:
+        raise ConfigError("trainer.check_val_every_n_epoch", 0, "accepted: epochs from 1, or null")
+    if every := given.get("reload_dataloaders_every_n_epochs"):
+        reason = "batches are cut from the text when they are due, and there is nothing to reload; accepted: 0"
+        raise ConfigError("trainer.reload_dataloaders_every_n_epochs", every, reason)
+
+
+def check_epochs(trainer: Any, data: Any) -> None:
+    """Checks options that count the batches of an epoch, once the data are set up.
+
+    Args:
+        trainer: The Trainer.
+        data: Its TokenData.
+
+    Raises:
+        ConfigError: One that leaves no batch, or a part of a step.
+    """
+    if trainer.fast_dev_run:
+        return
+    epoch, per_step = data.epoch_batches(), trainer.accumulate_grad_batches
+    key = "overfit_batches" if trainer.overfit_batches else "limit_train_batches"
+    value = getattr(trainer, key)
+    n_batches = limited(epoch, value)
+    if n_batches == 0:
+        share = f"{per_step / epoch:.2g}"
+        raise ConfigError(f"trainer.{key}", value, f"an epoch has {epoch} batches; accepted: a number, or from {share}")
+    if n_batches % per_step:
+        fitting = max(n_batches // per_step, 1) * per_step
+        reason = f"it is {n_batches} of {epoch} batches, and steps have {per_step} (trainer.accumulate_grad_batches)"
+        raise ConfigError(f"trainer.{key}", value, f"{reason}; accepted: such as {fitting}")
+    every = trainer.val_check_interval
+    if every is None and trainer.world_size > 1:
+        reason = "each rank would validate by its own clock; accepted: a number of batches, or a share of an epoch"
+        raise ConfigError("trainer.val_check_interval", "a time", reason)
+    if trainer.check_val_every_n_epoch is not None and isinstance(every, int) and every > n_batches:
+        reason = f"an epoch has {n_batches} batches; accepted: up to {n_batches}, or check_val_every_n_epoch null"
+        raise ConfigError("trainer.val_check_interval", every, reason)
+    share = trainer.limit_val_batches
+    if isinstance(share, float) and share > 0 and limited(n_val := len(data.val_dataloader()), share) == 0:
+        key = "overfit_batches" if trainer.overfit_batches else "limit_val_batches"
+        reason = f"it leaves none of {n_val} batches of validation; accepted: a number, or from {1 / n_val:.2g}"
+        raise ConfigError(f"trainer.{key}", share, reason)
+
+
+def check_needs(trainer: Any, config: Mapping[str, Any]) -> None:
+    """Checks that callbacks get what they need: whole weights, validations, epochs that end with one.
+
+    Args:
+        trainer: The Trainer.
+        config: The config, as plain values.
+
+    Raises:
+        ConfigError: One does not.
+    """
+    if isinstance(trainer.strategy, ModelParallelStrategy):
+        for callback in trainer.callbacks:
+            if isinstance(callback, WeightAveraging):
+                reason = "it cannot average weights that are split over ranks; accepted: with trainer.strategy ddp"
+                raise ConfigError("trainer.callbacks", type(callback).__name__, reason)
+    if trainer.fast_dev_run or trainer.check_val_every_n_epoch is not None:
+        return
+    only_at_the_end = trainer.val_check_interval == AT_THE_END
+    for callback in trainer.callbacks:
+        if isinstance(callback, EarlyStopping) and str(callback.monitor).startswith("val") and only_at_the_end:
+            reason = f"{callback.monitor} is known at the end of the run alone; accepted: with {VALIDATIONS}"
+            raise ConfigError("trainer.callbacks", type(callback).__name__, reason)
+    given = config["trainer"].get("callbacks") or []
+    options = [("checkpoint", config.get("checkpoint") or {})]
+    for each in given if isinstance(given, list) else [given]:
+        if str(each.get("class_path")).rpartition(".")[2] == "ModelCheckpoint":
+            options.append(("trainer.callbacks.ModelCheckpoint", each.get("init_args") or {}))
+    for key, values in options:
+        every, at_end = values.get("every_n_epochs"), values.get("save_on_train_epoch_end")
+        if at_end and str(values.get("monitor")).startswith("val"):
+            reason = f"{values['monitor']} may not be known then; accepted: with trainer.check_val_every_n_epoch 1"
+            raise ConfigError(f"{key}.save_on_train_epoch_end", at_end, reason)
+        if every and not at_end and only_at_the_end:
+            reason = "it saves after a validation, and the only one is at the end of the run; accepted: with "
+            if values.get("monitor") is None:
+                reason += "save_on_train_epoch_end true, "
+            raise ConfigError(f"{key}.every_n_epochs", every, f"{reason}{VALIDATIONS}")

@@ -1,0 +1,105 @@
+"""Lightning's WeightAveraging (and EMAWeightAveraging) in runs that are resumed, and in short runs.
+
+A checkpoint of a run with an average has the average as its weights, as that is scored, and the weights that are
+trained beside it. Lightning loses the trained weights in two places. At the end of training it puts the average in
+their place; the last checkpoint is written afterwards, and a run that is given more time would go on from the average.
+In a validation, the two have changed places; a run that is cut there would go on with one as the other.
+"""
+
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import WeightAveraging
+from torch import Tensor
+
+from bytelm.runs.checkpoints import TRAINED
+
+
+class TrainedWeights(Callback):
+    """Knows where the trained weights are. Before WeightAveraging in the order of callbacks.
+
+    An average that has not begun (`update_starting_at_step`) is that of the trained weights. Lightning would score, and
+    keep, the weights that the run began with.
+
+    Attributes:
+        at_end: The trained weights, when training has ended.
+        swapped: Whether the average is in the module, and the trained weights are where it was.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.at_end: dict[str, Tensor] | None = None
+        self.swapped = False
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        for averaging in averagings(trainer):
+            if averaging._device is None:  # made before the module was moved to its device
+                _average(averaging).to(pl_module.device)
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        _follow(trainer, pl_module)
+        self.swapped = trainer.state.fn == "fit"
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.swapped = False
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        _follow(trainer, pl_module)
+        if averagings(trainer):
+            self.at_end = {name: value.clone() for name, value in pl_module.state_dict().items()}
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        if not self.swapped:
+            _follow(trainer, pl_module)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self.at_end = None
+
+
+class KeepTrainedWeights(Callback):
+    """Puts the trained weights into checkpoints. After WeightAveraging in the order of callbacks.
+
+    Args:
+        trained: Where they are.
+    """
+
+    def __init__(self, trained: TrainedWeights) -> None:
+        super().__init__()
+        self.trained = trained
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        if TRAINED not in checkpoint:
+            return
+        if self.trained.at_end is not None:
+            checkpoint[TRAINED] = self.trained.at_end
+        elif self.trained.swapped:
+            checkpoint[TRAINED], checkpoint["state_dict"] = checkpoint["state_dict"], checkpoint[TRAINED]
+
+
+def averagings(trainer: Trainer) -> list[WeightAveraging]:
+    """A trainer's callbacks that average weights, in training."""
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    return [c for c in callbacks if isinstance(c, WeightAveraging) and c._average_model is not None]
+
+
+def restore_averages(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
+    """Makes averages, and the weights that are trained beside them, those of a checkpoint.
+
+    Args:
+        trainer: In training; its module has the checkpoint's `state_dict`.
+        checkpoint: As it was loaded.
+    """
+    for averaging in averagings(trainer):
+        averaging.on_load_checkpoint(trainer, trainer.lightning_module, checkpoint)
+
+
+def _average(averaging: WeightAveraging) -> Any:
+    return averaging._average_model
+
+
+def _follow(trainer: Trainer, pl_module: LightningModule) -> None:
+    """Makes averages that have not begun those of the current weights."""
+    for averaging in averagings(trainer):
+        average = _average(averaging)
+        if int(average.n_averaged) == 0:
+            average.module.load_state_dict(pl_module.state_dict())

@@ -1,0 +1,83 @@
+"""The documentation's links lead somewhere, its configs parse, and its examples run."""
+
+import re
+from pathlib import Path
+
+import docs_pages
+import pytest
+import yaml
+
+WORDS = ("bytelm", "callbacks", "configs", "scripts", "docs", "tests")
+CONFIGS = [
+    pytest.param(page, block, id=f"{page}-{number}")
+    for page in docs_pages.FILES
+    for number, block in enumerate(docs_pages.blocks(page, "yaml"))
+]
+EXAMPLES = [
+    pytest.param(example, id=f"{example.page}-{example.file}")
+    for page in docs_pages.FILES
+    if page != Path("README.md")  # tests/test_readme.py
+    for example in docs_pages.examples(page)
+]
+
+
+@pytest.mark.parametrize("page", docs_pages.FILES, ids=str)
+def test_links(page):
+    missing = []
+    for link in re.findall(r"\]\(([^)\s]+)\)", docs_pages.prose(page)):
+        if re.match(r"https?:|mailto:", link):
+            continue
+        path, _, anchor = link.partition("#")
+        target = (docs_pages.PROJECT / page.parent / path).resolve() if path else docs_pages.PROJECT / page
+        if not target.exists() or (anchor and anchor not in docs_pages.anchors(target.relative_to(docs_pages.PROJECT))):
+            missing.append(link)
+    assert missing == []
+
+
+@pytest.mark.parametrize("page", [page for page in docs_pages.FILES if page not in docs_pages.GENERATED], ids=str)
+def test_paths_of_the_project(page):
+    text = docs_pages.read(page)
+    named = re.findall(rf"(?<![\w/.-])((?:{'|'.join(WORDS)})/[\w./-]*\w/?)", re.sub(r"\]\(.*?\)", "", text))
+    assert [path for path in sorted(set(named)) if not (docs_pages.PROJECT / path).exists()] == []
+
+
+@pytest.fixture(scope="module")
+def parser(tmp_path_factory):
+    """The parser of the command line, once for all configs."""
+    from conftest import write_inputs
+
+    from bytelm.cli import build
+
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("parser")
+        write_inputs(folder)
+        patch.chdir(folder)
+        patch.setattr("sys.argv", ["bytelm"])
+        return build(["--config", "tiny.yaml"], run=False).parser
+
+
+@pytest.mark.parametrize(("page", "block"), CONFIGS)
+def test_configs_parse(parser, folder, page, block):
+    for shown in (*docs_pages.examples(Path("README.md")), *docs_pages.examples(page)):
+        Path(shown.file).write_text(shown.code)  # parts that the config may name
+    content = yaml.safe_load(block)
+    if "base" in content:
+        file = re.match(r"# (\S+\.yaml)\n", block)
+        content["base"] = str(docs_pages.PROJECT / (Path(file[1]).parent if file else ".") / content["base"])
+    Path("shown.yaml").write_text(yaml.safe_dump(content))
+    whole = "base" in content or {"model", "data"} <= content.keys()
+    parser.parse_args([*([] if whole else ["--config", "tiny.yaml"]), "--config", "shown.yaml"])
+
+
+def test_a_config_that_names_its_file_is_that_file():
+    for page in docs_pages.FILES:
+        for block in docs_pages.blocks(page, "yaml"):
+            if file := re.match(r"# (\S+\.yaml)\n", block):
+                assert yaml.safe_load(block) == yaml.safe_load((docs_pages.PROJECT / file[1]).read_text())
+
+
+@pytest.mark.parametrize("example", EXAMPLES)
+def test_examples_run(run, example):
+    Path(example.file).write_text(example.code)
+    run(*example.options.split())
+    assert Path("runs/tiny/version_0/record.json").exists()
