@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from jsonargparse import Namespace, set_parsing_settings
-from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar, WeightAveraging
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -23,6 +22,7 @@ from torch.utils.tensorboard.summary import hparams
 
 import bytelm.data.corpora
 import bytelm.data.shards  # noqa: F401 (these two make the short names of all data known)
+from bytelm import hosts
 from bytelm.callbacks import (
     BestCheckpoint,
     BudgetBar,
@@ -46,12 +46,20 @@ from bytelm.callbacks import (
 )
 from bytelm.callbacks.order import arrange
 from bytelm.callbacks.run_folder import run_folder
+from bytelm.callbacks.train_log import TAGS as TRAIN_TAGS
 from bytelm.config import keys
 from bytelm.config.checks import check_experiment, check_values
 from bytelm.config.epoch_options import check_counts, check_epochs, check_needs, validation_times
 from bytelm.config.flat import flat
 from bytelm.config.keys import METHOD_DEFAULTS, METHOD_KEYS
-from bytelm.config.lightning_options import check_callbacks, check_options, constructor_error, trainer_error
+from bytelm.config.lightning_options import (
+    check_callbacks,
+    check_monitors,
+    check_options,
+    constructor_error,
+    run_error_of,
+    trainer_error,
+)
 from bytelm.config.messages import clarify, note
 from bytelm.config.packages import missing_package
 from bytelm.config.parser import ConfigFileParser, header
@@ -67,11 +75,13 @@ from bytelm.precision import FP8
 from bytelm.runs import checkpoint_io, logger
 from bytelm.runs.checkpoint_io import AtomicCheckpointIO, errors_are_the_checkpoints
 from bytelm.runs.checkpoints import (
+    RESUMED,
     Contents,
     check_average,
     check_compatible,
     check_optimizer,
     check_states,
+    differences,
     read,
 )
 from bytelm.runs.choice import (
@@ -85,9 +95,9 @@ from bytelm.runs.choice import (
 )
 from bytelm.runs.folder import CONFIG, RunFolder, checkpoint_of, number_of, run_of, runs_root
 from bytelm.runs.logger import TensorBoardLogger
-from bytelm.runs.score import VAL_BPB, score_for
+from bytelm.runs.score import VAL_BPB, VAL_LOSS, score_for
 from bytelm.schedules import DEFAULT_SCHEDULE, Schedule, merged
-from bytelm.strategies import STRATEGIES, check_strategy
+from bytelm.strategies import check_devices, make_strategy
 from bytelm.system.files import replacing
 from bytelm.system.process import is_rank_zero
 
@@ -192,6 +202,10 @@ class BytelmCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parses the command line, with RUN written out where it is `validate RUN`."""
         given = sys.argv[1:] if args is None else args
+        # Not where a config has it: in that of a run it says where the run came from.
+        options = [str(option).partition("=")[0] for option in given] if isinstance(given, list) else []
+        if "--init_from" in options and self._given in ("validate", "test", "predict"):
+            raise UsageError(f"init_from: it is an option of fit; accepted by {self._given}: --ckpt_path")
         if isinstance(given, list) and (written := with_run(given)) != given:
             self.config = parser.parse_args(written)
         else:
@@ -215,7 +229,7 @@ class BytelmCLI(LightningCLI):
             "--init_from",
             type=str | None,
             help="What `fit` takes the first weights from: a checkpoint, the folder of a run, nanoGPT's ckpt.pt, or a "
-            "folder of Hugging Face's. All else begins anew. A run that is resumed (--ckpt_path) has weights already.",
+            "folder of Hugging Face's; all else is that of a new run. A run that is resumed (--ckpt_path) has weights.",
         )
         parser.add_lightning_class_args(TimeBudget, "time_budget")
         parser.add_subclass_arguments(Schedule, "lr_schedule", fail_untyped=False, required=False)
@@ -272,6 +286,8 @@ class BytelmCLI(LightningCLI):
         if checkpoint.monitor == CHECKPOINT_DEFAULTS["checkpoint.monitor"]:
             score = score_for(self.datamodule.counts_bytes)
             checkpoint.monitor = self.plain_config["checkpoint"]["monitor"] = score.tag
+        if self.subcommand == "fit" and type(self.model) is LanguageModel:
+            check_monitors(self.trainer.callbacks, self._monitored())
         if self.subcommand == "fit" and (given := self._get(self.config, "init_from")):
             if path := self._get(self.config, "ckpt_path"):
                 note(f"init_from is not read: the run goes on from {path}")
@@ -309,10 +325,17 @@ class BytelmCLI(LightningCLI):
             if path := self._get(self.config, "ckpt_path"):
                 self._check_checkpoint(path)
 
+    def _monitored(self) -> list[str]:
+        """What bytelm logs for callbacks that monitor it."""
+        scores = [VAL_LOSS.tag, VAL_BPB.tag] if self.datamodule.counts_bytes else [VAL_LOSS.tag]
+        return [*TRAIN_TAGS, *scores]
+
     def _check_checkpoint(self, path: str) -> None:
         checkpoint = read(path, check=True)
         differing = check_compatible(path, checkpoint, self.model, self.plain_config)
         if self.subcommand == "fit":
+            if saved := Contents(checkpoint, path).config:
+                differing += differences(saved, self.plain_config, RESUMED)
             check_optimizer(path, checkpoint, self.plain_config)
             self._check_states(path, checkpoint)
             averages = any(isinstance(callback, WeightAveraging) for callback in self.trainer.callbacks)  # type: ignore[attr-defined]
@@ -320,7 +343,10 @@ class BytelmCLI(LightningCLI):
                 note(f"{path} has an average of weights (WeightAveraging), and the run goes on from that")
             self.datamodule.check_resume(Contents(checkpoint, path).state_of(self.datamodule))
         if differing:
-            kept = " (the optimizer keeps those of the checkpoint)" if "model.optimizer" in str(differing) else ""
+            keeping = {"model.optimizer": "the optimizer", "seed_everything": "random generators"}
+            keepers = [keeper for key, keeper in keeping.items() if any(line.startswith(key) for line in differing)]
+            verb = "keeps" if keepers == ["the optimizer"] else "keep"
+            kept = f" ({' and '.join(keepers)} {verb} those of the checkpoint)" if keepers else ""
             note(f"{path} was written with other values{kept}: {'; '.join(differing)}")
 
     def _check_states(self, path: str, checkpoint: dict[str, Any]) -> None:
@@ -342,7 +368,8 @@ class BytelmCLI(LightningCLI):
         check_options(settings)
         if self.subcommand in (None, "fit"):
             check_counts(settings)
-        check_callbacks(_as_list(settings.get("callbacks")), CALLBACK_KEYS, ADDED_CALLBACKS)
+        logs = settings.get("logger") is not False
+        check_callbacks(_as_list(settings.get("callbacks")), CALLBACK_KEYS, ADDED_CALLBACKS, logs)
         if settings.get("logger") is None and self.subcommand not in ("fit", None):
             kwargs["logger"] = False  # scores are printed, and predictions written
         elif settings.get("logger") in (None, True):
@@ -350,13 +377,13 @@ class BytelmCLI(LightningCLI):
         if settings.get("enable_checkpointing") is False:
             for key in ("checkpoint", "last_checkpoint"):
                 self._parser(self.subcommand).callback_keys.remove(key)
-        check_strategy(settings.get("strategy"))
-        if (strategy := settings.get("strategy")) in STRATEGIES:
-            kwargs["strategy"] = STRATEGIES[strategy]()
+        check_devices(settings.get("strategy"), settings.get("devices"))
+        if (strategy := make_strategy(settings.get("strategy"))) is not settings.get("strategy"):
+            kwargs["strategy"] = strategy
         plugins = _as_list(settings.get("plugins"))
         if any(isinstance(plugin, Precision) for plugin in plugins):
             kwargs["precision"] = None  # Lightning takes one or the other
-        for plugin in plugins:
+        for plugin in (*plugins, getattr(settings.get("strategy"), "_checkpoint_io", None)):
             checkpoint_io.prepare(plugin)
         kwargs |= validation_times(settings)
         self.folder = self._run_folder(settings)
@@ -376,8 +403,9 @@ class BytelmCLI(LightningCLI):
         trainer.callbacks = arrange(trainer.callbacks)  # type: ignore[attr-defined]
         if not hasattr(trainer, "val_check_interval"):  # it is a time: EarlyStopping fails without the attribute
             trainer.val_check_interval = None  # type: ignore[assignment]
-        if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
+        if trainer._accelerator_connector.checkpoint_io is None:  # given neither as a plugin nor to a strategy
             trainer.strategy.checkpoint_io = AtomicCheckpointIO()
+        hosts.check(trainer)
         errors_are_the_checkpoints(trainer)
         logger.prepare(trainer, self._log_folder(), self._purge_step())
         return trainer
@@ -401,7 +429,12 @@ class BytelmCLI(LightningCLI):
 
     def _run_subcommand(self, subcommand: str) -> None:
         try:
-            super()._run_subcommand(subcommand)
+            with hosts.meeting(self.trainer):
+                super()._run_subcommand(subcommand)
+        except (MisconfigurationException, ModuleNotFoundError, RuntimeError) as error:
+            if run_error(error) is not None or (rejected := run_error_of(error, self.plain_config, KEYS)) is None:
+                raise
+            raise rejected from error
         finally:
             if self.folder is not None:
                 self.folder.release()

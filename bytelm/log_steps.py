@@ -39,12 +39,40 @@ def logged_steps(trainer: Trainer) -> int:
     return trainer.fit_loop.epoch_loop._batches_that_stepped + 1  # increased only after the batch's hooks
 
 
-def batch_loss(trainer: Trainer, outputs: Any) -> Tensor:
-    """The training loss of a batch, out of what Lightning hands to `on_train_batch_end`.
+class StepLoss:
+    """The training loss of the last step: the mean over the batches that were accumulated into it.
 
-    Lightning has divided it by the number of batches that are accumulated into a step.
+    Attributes:
+        value: The mean over this rank's batches, (); None before the first step. It is not read from the device.
     """
-    return outputs["loss"] * trainer.accumulate_grad_batches
+
+    def __init__(self) -> None:
+        self.value: Tensor | None = None
+        self._sum: Tensor | None = None
+        self._batches = 0
+
+    def add(self, trainer: Trainer, outputs: Any, batch_idx: int) -> None:
+        """Takes the loss of a batch, out of what Lightning hands to `on_train_batch_end`.
+
+        Args:
+            trainer: The trainer.
+            outputs: Lightning has divided its loss by `accumulate_grad_batches`. A batch may have none.
+            batch_idx: Number of the batch.
+        """
+        if "loss" in outputs:
+            self._sum = outputs["loss"] if self._sum is None else self._sum + outputs["loss"]
+            self._batches += 1
+        if ends_step(trainer, batch_idx) and self._sum is not None:
+            # Not times 1: that would start a kernel on a device, in every step.
+            share = trainer.accumulate_grad_batches / self._batches
+            self.value = self._sum if share == 1 else self._sum * share
+            self._sum, self._batches = None, 0
+
+    def of_all_ranks(self, trainer: Trainer) -> Tensor | None:
+        """The mean over all ranks, (). Called on all ranks together."""
+        if self.value is None or trainer.world_size == 1:
+            return self.value
+        return trainer.strategy.reduce(self.value.clone(), reduce_op="mean")
 
 
 def log_metrics(trainer: Trainer, metrics: Mapping[str, Tensor | float]) -> None:

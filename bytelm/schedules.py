@@ -337,12 +337,18 @@ class Piecewise(Schedule):
         return [(NOTHING, given), *self.points] if self.points[0][0].value else self.points
 
 
-def merged(lr_schedule: Schedule, schedules: Mapping[str, Schedule]) -> dict[str, Schedule]:
+def merged(lr_schedule: Schedule | None, schedules: Mapping[str, Schedule]) -> dict[str, Schedule]:
     """`lr_schedule`, which is the usual spelling of `schedules.lr`, and `schedules` as one mapping.
+
+    Args:
+        lr_schedule: None leaves the learning rate to the optimizer, or to the model's own scheduler.
+        schedules: By target.
 
     Raises:
         ConfigError: Both are given for the learning rate.
     """
+    if lr_schedule is None:
+        return dict(schedules)
     if "lr" not in schedules:
         return {"lr": lr_schedule, **schedules}
     if type(lr_schedule) is not Constant or vars(lr_schedule) != vars(Constant()):  # not the default

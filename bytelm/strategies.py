@@ -7,13 +7,14 @@ sharded by itself (FSDP2), so that optimizers see matrices, and tests on CPU ran
 
 import inspect
 from collections.abc import Callable
+from difflib import get_close_matches
 from functools import partial
+from pydoc import locate
 from typing import Any
 
 import torch
 from lightning.pytorch.strategies import (
     DDPStrategy,
-    FSDPStrategy,
     ModelParallelStrategy,
     SingleDeviceStrategy,
     Strategy,
@@ -69,20 +70,81 @@ _DDP["forward_sync_buffers" if "forward_sync_buffers" in _OPTIONS else "broadcas
 STRATEGIES: dict[str, Callable[[], Strategy]] = {"ddp": partial(DDPStrategy, **_DDP), "fsdp": FSDP}
 
 
-def check_strategy(given: Any) -> None:
-    """Rejects Lightning's FSDPStrategy.
+# Those of Lightning's that are trained with as they are.
+LIGHTNINGS = ("single_device", *(f"ddp_find_unused_parameters_{value}" for value in ("true", "false")), "auto")
+ACCEPTED = (
+    f"accepted: {', '.join(['auto', *STRATEGIES, *LIGHTNINGS[:-1]])}, or a class as {{class_path: …, init_args: {{…}}}}"
+)
+NOT_MADE_FOR = f"checkpoints, signals and clocks of bytelm are not made for it; {ACCEPTED}"
+# By the beginning of their names: why others are not accepted.
+REJECTED = {
+    "fsdp": "it is FSDP1, which joins parameters to flat tensors; accepted: fsdp, bytelm's, which shards each",
+    "modelparallel": "its ranks do not average gradients unless `data_parallel_size` is their number; accepted: fsdp",
+    **{
+        f"ddp_{how}": "its ranks are copies of one process, which gets their signals and results too late; accepted: "
+        "ddp, which starts a process for each rank"
+        for how in ("fork", "spawn", "notebook")
+    },
+    **dict.fromkeys(("deepspeed", "xla", "single_xla", "single_tpu", "singledevicexla"), NOT_MADE_FOR),
+}
+
+
+def make_strategy(given: Any) -> Any:
+    """The strategy that a value of `trainer.strategy` stands for.
 
     Args:
-        given: The value of `trainer.strategy`: a name, a strategy, or None.
+        given: A name, an import path of a class without options, a strategy, or None.
+
+    Returns:
+        A strategy; what was given, where Lightning makes one of that.
 
     Raises:
-        ConfigError: It is one.
+        ConfigError: It cannot be trained with, or is not known.
     """
-    name = given if isinstance(given, str) else type(given).__name__
-    is_named = isinstance(given, str) and given.rpartition(".")[2].lower().startswith("fsdp") and given != "fsdp"
-    if is_named or isinstance(given, FSDPStrategy):
-        accepted = "it is FSDP1, which joins parameters to flat tensors; accepted: fsdp, bytelm's, which shards each"
-        raise ConfigError("trainer.strategy", name, accepted)
+    if isinstance(given, str) and "." in given:
+        cls = locate(given)
+        if not (inspect.isclass(cls) and issubclass(cls, Strategy)):
+            raise ConfigError("trainer.strategy", given, f"it is no strategy; {ACCEPTED}")
+        _check(cls.__name__, given, cls)
+        return cls()
+    if isinstance(given, str):
+        if given in STRATEGIES:
+            return STRATEGIES[given]()
+        _check(given, given)
+        if given not in LIGHTNINGS:
+            close = get_close_matches(given, [*STRATEGIES, *LIGHTNINGS], n=1)
+            hint = f"did you mean {close[0]}? " if close else ""
+            raise ConfigError("trainer.strategy", given, hint + ACCEPTED)
+    elif isinstance(given, Strategy):
+        _check(type(given).__name__, type(given).__name__, type(given))
+        method = given._start_method if isinstance(given, DDPStrategy) else "popen"
+        if method != "popen":
+            raise ConfigError("trainer.strategy.start_method", method, REJECTED["ddp_fork"])
+    return given
+
+
+def _check(name: str, given: str, cls: type | None = None) -> None:
+    """Rejects strategies of Lightning's; those derived from them are the user's own."""
+    if cls is not None and not cls.__module__.startswith("lightning."):
+        return
+    reason = next((why for beginning, why in REJECTED.items() if name.lower().startswith(beginning)), None)
+    if reason is not None:
+        raise ConfigError("trainer.strategy", given, reason)
+
+
+def check_devices(strategy: Any, devices: Any) -> None:
+    """Rejects several devices under the strategy `single_device`, which uses one of them without a message.
+
+    Args:
+        strategy: The value of `trainer.strategy`.
+        devices: That of `trainer.devices`.
+
+    Raises:
+        ConfigError: There are several.
+    """
+    several = len(devices) > 1 if isinstance(devices, list) else str(devices).isdecimal() and int(devices) > 1
+    if strategy == "single_device" and several:
+        raise ConfigError("trainer.strategy", strategy, f"trainer.devices is {devices}; accepted: ddp, fsdp, auto")
 
 
 def strategy_name(strategy: Strategy) -> str:

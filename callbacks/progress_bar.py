@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import ProgressBar
 from tqdm import tqdm
 
 from bytelm.callbacks.time_budget import TimeBudget
-from bytelm.log_steps import batch_loss
+from bytelm.log_steps import StepLoss
 from bytelm.units import clock
 
 TERMINAL_REFRESH_SECONDS = 0.5
@@ -31,6 +31,7 @@ class BudgetBar(ProgressBar):
         self._bar: tqdm | None = None
         self._next_refresh = 0.0
         self._status = ""
+        self._loss = StepLoss()
         self._interval = TERMINAL_REFRESH_SECONDS if sys.stderr.isatty() else FILE_REFRESH_SECONDS
 
     def disable(self) -> None:
@@ -50,6 +51,7 @@ class BudgetBar(ProgressBar):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        self._loss.add(trainer, outputs, batch_idx)
         seconds = self._budget.training_seconds
         too_early = seconds < self._next_refresh or self._budget.steps == self._first[0]
         if self._bar is None or (too_early and not trainer.should_stop):
@@ -57,8 +59,8 @@ class BudgetBar(ProgressBar):
         self._next_refresh = seconds + self._interval
         progress = self._budget.progress
         shown = [f"step {self._budget.steps:,}"]
-        if "loss" in outputs:  # a step that is left out has none, nor need one have that optimizes manually
-            shown.append(f"loss {float(batch_loss(trainer, outputs)):.3f}")
+        if self._loss.value is not None:  # a step that is left out has none, nor need one that optimizes manually
+            shown.append(f"loss {float(self._loss.value):.3f}")
         shown.append(self._speed(seconds))
         left = seconds * (1 - progress.fraction) / max(progress.fraction, 1e-9)
         self._bar.n = 100 * progress.fraction

@@ -24,7 +24,7 @@ from bytelm.callbacks.run_folder import claim_of, run_folder
 from bytelm.callbacks.throughput import Throughput
 from bytelm.callbacks.time_budget import TimeBudget
 from bytelm.data.base import TokenData
-from bytelm.log_steps import batch_loss
+from bytelm.log_steps import StepLoss
 from bytelm.runs import record
 from bytelm.runs.record import Corpus, Git, InitFrom, Record
 from bytelm.runs.score import VAL_BPB, VAL_LOSS
@@ -57,7 +57,7 @@ class RunRecord(Callback):
     def __init__(self) -> None:
         super().__init__()
         self.init_from: InitFrom | None = None
-        self._last_outputs: Any = None
+        self._loss = StepLoss()
         self._train_loss: float | None = None
         self._num_params = 0
         self._folder: str | None = None
@@ -87,7 +87,7 @@ class RunRecord(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self._last_outputs = outputs  # not read before the end: that would wait for the device
+        self._loss.add(trainer, outputs, batch_idx)  # not read before the end: that would wait for the device
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._read_loss()
@@ -156,8 +156,9 @@ class RunRecord(Callback):
         return known
 
     def _read_loss(self) -> None:
-        if self._trainer is not None and self._last_outputs is not None:
-            self._train_loss = float(batch_loss(self._trainer, self._last_outputs))
+        """Reads the loss of the last step. Called on all ranks together."""
+        if self._trainer is not None and (loss := self._loss.of_all_ranks(self._trainer)) is not None:
+            self._train_loss = float(loss)
 
     @rank_zero_only
     def _write(self, known: Record) -> None:

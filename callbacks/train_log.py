@@ -1,16 +1,23 @@
-"""TrainLog: the training loss and the size of the gradients.
+"""TrainLog: the training loss and the size of the gradients, for loggers and for callbacks that monitor them.
 
 | logged | what |
 | --- | --- |
-| train/loss | cross-entropy in nats per token, or what `model.loss` is |
+| train/loss | cross-entropy in nats per token, or what `model.loss` is; mean over the step's batches and ranks |
 | grad/norm | norm of the gradients before clipping |
+
+Both are in `trainer.callback_metrics`, where EarlyStopping, ModelCheckpoint and others look for what they monitor:
+those of the last logging step, or train/loss of the last step where there is one rank.
 """
 
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
 
-from bytelm.log_steps import batch_loss, is_log_step, log_metrics
+from bytelm.callbacks.time_budget import TimeBudget
+from bytelm.log_steps import StepLoss, ends_step, is_log_step, log_metrics, logged_steps
+
+TAGS = ("train/loss", "grad/norm")
 
 
 class TrainLog(Callback):
@@ -20,9 +27,35 @@ class TrainLog(Callback):
     written at the end of a step would come before the step was logged, and if the run is killed its curve had a gap.
     """
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._loss = StepLoss()
+
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        self._loss.add(trainer, outputs, batch_idx)
+        if not ends_step(trainer, batch_idx) or _is_dropped(trainer):
+            return
         if is_log_step(trainer, batch_idx):
-            model: Any = pl_module
-            log_metrics(trainer, {"train/loss": batch_loss(trainer, outputs), "grad/norm": model.grad_norm()})
+            log_metrics(trainer, self._measure(trainer, pl_module))
+        elif TAGS[0] not in trainer.callback_metrics:
+            self._measure(trainer, pl_module)  # of the first step, for what acts before the first logging step
+        elif trainer.world_size == 1:  # no collective, and nothing is read from the device
+            trainer.callback_metrics[TAGS[0]] = self._loss.value  # type: ignore[assignment]
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn == "fit" and self._loss.value is not None and not _is_dropped(trainer):
+            self._measure(trainer, pl_module)  # those of the last step, for callbacks that act when it has ended
+
+    def _measure(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Tensor]:
+        """Measures what is logged of the last step, for callbacks as well. Called on all ranks together."""
+        model: Any = pl_module
+        metrics = dict(zip(TAGS, (self._loss.of_all_ranks(trainer), model.grad_norm()), strict=True))
+        trainer.callback_metrics.update(metrics)
+        return metrics
+
+
+def _is_dropped(trainer: Trainer) -> bool:
+    """Whether the budget has dropped the last step, of which no gradients are left."""
+    return TimeBudget.of(trainer).steps < logged_steps(trainer)

@@ -17,7 +17,7 @@ LAYERS = (
     ("bytelm.kernels", "bytelm.parts"),
     ("bytelm.gpt",),
     ("bytelm.optim", "bytelm.metrics", "bytelm.data"),
-    ("bytelm.language_model", "bytelm.strategies", "bytelm.precision", "bytelm.log_steps"),
+    ("bytelm.language_model", "bytelm.strategies", "bytelm.hosts", "bytelm.precision", "bytelm.log_steps"),
     ("bytelm.callbacks", "bytelm.runs"),
     ("bytelm.inference",),
     ("bytelm.cli", "bytelm.lightning_output", "bytelm.config.lightning_options", "bytelm.config.epoch_options"),

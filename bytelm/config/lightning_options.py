@@ -4,24 +4,38 @@ Lightning's errors are in its own words, some of which name the option, some its
 """
 
 import inspect
+import math
 import re
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
+from difflib import get_close_matches
 from typing import Any
 
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.accelerators import AcceleratorRegistry
 from lightning.pytorch.callbacks import (
     BaseFinetuning,
+    BasePredictionWriter,
     BatchSizeFinder,
+    Checkpoint,
+    DeviceStatsMonitor,
+    EarlyStopping,
     GradientAccumulationScheduler,
     LearningRateFinder,
+    LearningRateMonitor,
+    ModelCheckpoint,
     ModelPruning,
+    ProgressBar,
     StochasticWeightAveraging,
+    ThroughputMonitor,
+    Timer,
     WeightAveraging,
 )
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from bytelm.callbacks.best_checkpoint import BestCheckpoint
+from bytelm.callbacks.time_budget import ENDS_A_RUN
 from bytelm.errors import ConfigError
 
 # Callbacks of Lightning's that would do less in a run than Lightning says.
@@ -40,7 +54,9 @@ _NOT_ACCEPTED: dict[type, str] = {
 }
 
 # Of those that name nothing that was given.
-_SIGNS = {"Timer(duration=": "max_time", "compute capability": "precision"}
+_SIGNS = {"compute capability": "precision", "transformer_engine": "precision", "torch_xla": "accelerator"}
+BASES = (Callback, Checkpoint, ProgressBar, BasePredictionWriter)  # which do nothing by themselves
+NEED_LOGGER = (LearningRateMonitor, DeviceStatsMonitor, ThroughputMonitor)
 
 
 def trainer_error(error: Exception, given: Mapping[str, Any]) -> ConfigError:
@@ -87,16 +103,54 @@ def constructor_error(error: Exception, config: Mapping[str, Any], keys: Mapping
     if match := re.search(r"Problem with given class_path '([\w.]+)': (.*?)(?= - |$)", " ".join(str(error).split())):
         name = match[1].rpartition(".")[2]
         return ConfigError(next(_keys_of(name, config), "trainer"), name, match[2])
+    for made, cause in _objects_behind(error, "__init__"):
+        if isinstance(made, Callback | Logger):
+            return _rejected(made, cause, config, keys)
+    return None
+
+
+def _objects_behind(error: BaseException, method: str = "") -> Iterator[tuple[Any, BaseException]]:
+    """The objects whose methods raised an error, or what it came from, the innermost last; each with the error.
+
+    Args:
+        error: The error.
+        method: Of this method only.
+    """
     cause: BaseException | None = error
     while cause is not None:
         for frame, _ in traceback.walk_tb(cause.__traceback__):
-            made = frame.f_locals.get("self")
-            if frame.f_code.co_name == "__init__" and isinstance(made, Callback | Logger):
-                name = type(made).__name__
-                key = next((key for key, cls in keys.items() if isinstance(made, cls)), "trainer")
-                return ConfigError(next(_keys_of(name, config), key), name, " ".join(str(cause).split()))
+            if not method or frame.f_code.co_name == method:
+                yield frame.f_locals.get("self"), cause
         cause = cause.__cause__ or cause.__context__
-    return None
+
+
+def _rejected(made: Any, error: BaseException, config: Mapping[str, Any], keys: Mapping[str, type]) -> ConfigError:
+    name = type(made).__name__
+    key = next((key for key, cls in keys.items() if isinstance(made, cls)), "trainer")
+    return ConfigError(next(_keys_of(name, config), key), name, " ".join(str(error).split()))
+
+
+def run_error_of(error: Exception, config: Mapping[str, Any], keys: Mapping[str, type]) -> ConfigError | None:
+    """Makes an error that names the option of an error that Lightning raises when a run begins.
+
+    Args:
+        error: What `Trainer.fit`, `validate`, … have raised.
+        config: The config, as plain values.
+        keys: Classes of the top-level keys of a config.
+
+    Returns:
+        The error; None if this one is about something else.
+    """
+    reason = " ".join(str(error).split())
+    if match := re.match(r"Early stopping conditioned on metric `(.*?)` which is not available", reason):
+        logged = reason.rpartition("following: ")[2].replace("`", "")
+        return ConfigError("trainer.callbacks.monitor", match[1], f"it is not logged; accepted: {logged}")
+    if not isinstance(error, MisconfigurationException | ModuleNotFoundError):
+        return None
+    for owner, cause in _objects_behind(error):
+        if isinstance(owner, Callback | Logger):
+            return _rejected(owner, cause, config, keys)
+    return trainer_error(error, config["trainer"]) if isinstance(error, MisconfigurationException) else None
 
 
 def _keys_of(name: str, value: Any, key: str = "") -> Iterator[str]:
@@ -112,7 +166,7 @@ def _keys_of(name: str, value: Any, key: str = "") -> Iterator[str]:
 
 
 def check_options(given: Mapping[str, Any]) -> None:
-    """Checks options of the Trainer that Lightning would reject for what bytelm sets.
+    """Checks options of the Trainer that Lightning would reject for what bytelm sets, or would not act on.
 
     Args:
         given: The options of the Trainer.
@@ -120,6 +174,17 @@ def check_options(given: Mapping[str, Any]) -> None:
     Raises:
         ConfigError: One that is not accepted.
     """
+    clip = given.get("gradient_clip_val")
+    if clip is not None and (clip < 0 or not math.isfinite(clip)):  # a negative one would reverse the gradients
+        raise ConfigError("trainer.gradient_clip_val", clip, "accepted: a number above 0; 0 or null for no clipping")
+    for key, lowest in (("log_every_n_steps", 0), ("num_sanity_val_steps", -1)):
+        if (value := given.get(key)) is not None and value < lowest:
+            raise ConfigError(f"trainer.{key}", value, f"accepted: a whole number from {lowest}")
+    if given.get("max_time") is not None:
+        raise ConfigError("trainer.max_time", str(given["max_time"]), ENDS_A_RUN)
+    if given.get("model_registry"):
+        reason = "nothing is uploaded; accepted: null, and a logger that keeps models, such as WandbLogger"
+        raise ConfigError("trainer.model_registry", given["model_registry"], reason)
     if given.get("barebones"):
         less = "--trainer.logger false --trainer.enable_checkpointing false --trainer.enable_progress_bar false"
         raise ConfigError(
@@ -127,19 +192,28 @@ def check_options(given: Mapping[str, Any]) -> None:
         )
 
 
-def check_callbacks(callbacks: Sequence[Callback], keys: Mapping[str, type], others: tuple[type, ...]) -> None:
-    """Checks that `trainer.callbacks` has no second instance of a callback that every run has once.
+def check_callbacks(
+    callbacks: Sequence[Callback], keys: Mapping[str, type], others: tuple[type, ...], logs: bool = True
+) -> None:
+    """Checks that `trainer.callbacks` has no callback that every run has once, does nothing, or cannot work.
 
     Args:
         callbacks: Those of `trainer.callbacks`.
         keys: Classes of the callbacks that are top-level keys of a config.
         others: Classes of the callbacks that bytelm adds by itself.
+        logs: Whether the trainer has a logger.
 
     Raises:
         ConfigError: It has one.
     """
     for callback in callbacks:
         name = type(callback).__name__
+        if type(callback) in BASES:
+            raise ConfigError("trainer.callbacks", name, "it is a base of callbacks and does nothing by itself")
+        if isinstance(callback, Timer):
+            raise ConfigError("trainer.callbacks", name, ENDS_A_RUN)
+        if isinstance(callback, NEED_LOGGER) and not logs:
+            raise ConfigError("trainer.callbacks", name, "it needs a logger; accepted: with trainer.logger true")
         for key, cls in keys.items():
             if isinstance(callback, cls):
                 raise ConfigError("trainer.callbacks", name, f"every run has one; accepted: the key {key}")
@@ -151,3 +225,29 @@ def check_callbacks(callbacks: Sequence[Callback], keys: Mapping[str, type], oth
     averaging = [type(callback).__name__ for callback in callbacks if isinstance(callback, WeightAveraging)]
     if len(averaging) > 1:
         raise ConfigError("trainer.callbacks", averaging, "accepted: one of them; a run has one average of its weights")
+
+
+def check_monitors(callbacks: Sequence[Callback], logged: Sequence[str]) -> None:
+    """Checks that callbacks monitor what a run logs, where that is known before it has begun.
+
+    Callbacks and models of the user's may log anything; where there are such, Lightning checks when a score is there.
+
+    Args:
+        callbacks: All of a trainer, in which those of bytelm and Lightning log nothing else.
+        logged: What the run logs for callbacks.
+
+    Raises:
+        ConfigError: One monitors something else.
+    """
+    roots = ("bytelm.", "lightning.")
+    if not all(type(callback).__module__.startswith(roots) for callback in callbacks):
+        return
+    for callback in callbacks:
+        if not isinstance(callback, EarlyStopping | ModelCheckpoint) or callback.monitor is None:
+            continue
+        accepted = [*logged, "step", "epoch"] if isinstance(callback, ModelCheckpoint) else list(logged)
+        if callback.monitor not in accepted and getattr(callback, "strict", True):
+            key = "checkpoint.monitor" if isinstance(callback, BestCheckpoint) else "trainer.callbacks.monitor"
+            close = get_close_matches(callback.monitor, accepted, n=1)
+            hint = f"did you mean {close[0]}? " if close else ""
+            raise ConfigError(key, callback.monitor, f"it is not logged; {hint}accepted: {', '.join(accepted)}")

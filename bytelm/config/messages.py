@@ -63,6 +63,8 @@ def clarify(
     name = key.rpartition(".")[2]
 
     def classes(given: str) -> str:
+        if key.startswith("trainer.") and (home := _key_of_class(given.rpartition(".")[2], roots)):
+            return f"it is given with the key {home}"
         return _class_choices(name, given, roots, nested, unlisted if key.startswith("trainer.") else ())
 
     if match := re.search(r"^unrecognized arguments: (\S+)", message):
@@ -78,6 +80,9 @@ def clarify(
         return _unknown_key(match[1], roots, others)
     if match := re.search(r"^Unable to load config '([^\n]*)'", message, re.MULTILINE):
         key = name  # which is in the report twice
+        if key == "model" and re.fullmatch(r"[\w.]*\.[A-Z]\w*", match[1]):
+            own = "a LightningModule of your own is trained by a Trainer with TimeBudget among its callbacks"
+            return f"model: {match[1]!r} cannot be used; it is bytelm's LanguageModel, and {own}"
         accepted = ", ".join(inspect.signature(roots[key]).parameters) if key in roots else "see --help"
         return f"{key}: {match[1]!r} is neither a mapping of options nor a file with one; accepted: {accepted}"
     if match := re.search(r"Option '([^']+)' is not accepted", report):
@@ -114,6 +119,9 @@ def clarify(
         if path in RENAMED:
             return f"{key}: {path!r} cannot be used ({reason}); did you mean {RENAMED[path]}?"
         return f"{key}: {path!r} cannot be used ({reason}); {classes(path)}"
+    if match := re.search(r"[Ii]mport path (?:([\w.]+) )?does not correspond to a subclass of", report):
+        given = match[1] or _given(report)
+        return f"{key}: {given!r} is not one of its classes; {classes(given)}"
     if re.search(NOT_A_CLASS, report, re.MULTILINE):
         return f"{key}: {_given(report)} does not name a class; {classes('')}, {OPTIONS}"
     if match := re.search(
@@ -175,9 +183,15 @@ def _innermost(message: str) -> tuple[str, str]:
         if len(match[1]) > deepest:
             keys.append(match[2])
             deepest = len(match[1])
-            report = message[match.end() :]
+            report = _indented(message[match.end() :], deepest)
     end = re.search(r"Given value: .*", report)
     return ".".join(keys), report[: end.end()] if end else report
+
+
+def _indented(report: str, depth: int) -> str:
+    """The first lines of a report, up to that of another class which was tried for the value around this one."""
+    end = re.search(rf"^ {{0,{max(depth - 4, 0)}}}- Problem with given class_path", report, re.MULTILINE)
+    return report[: end.start()] if end else report
 
 
 def _owner(message: str, start: int) -> str:
@@ -218,6 +232,14 @@ def _types(message: str) -> str:
         types[types.index("str")] = "str (text that looks like a number needs quotes)"
     names = [*values, *(TYPES.get(name, name) for name in types)]
     return ", ".join(dict.fromkeys(names))
+
+
+def _key_of_class(given: str, roots: Mapping[str, type]) -> str | None:
+    """The key of a config that takes a class, such as `lr_schedule` for Cosine."""
+    for key, base in roots.items():
+        if any(cls.__name__ == given for cls in _concrete(base)):
+            return key
+    return None
 
 
 def _is_class(name: str, roots: Mapping[str, type], nested: Iterable[type]) -> bool:

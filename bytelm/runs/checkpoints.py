@@ -26,6 +26,12 @@ NEEDED = ("callbacks", "loops", "lr_schedulers", "global_step", "epoch", "optimi
 # The sections that define what is trained; a run can resume with another budget and on other devices.
 COMPARED = ("data", "lr_schedule", "schedules", "model")
 TRAINED = "current_model_state"  # WeightAveraging's key for the trained weights, where `state_dict` has the average
+# Of a run that goes on these are compared, too: they change what is trained, or in which order.
+RESUMED = (
+    "seed_everything",
+    *(f"trainer.{key}" for key in ("precision", "plugins", "strategy", "devices", "num_nodes")),
+    *(f"trainer.{key}" for key in ("accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm")),
+)
 VERSION = "bytelm_version"  # key of the version that wrote a checkpoint
 
 
@@ -309,13 +315,21 @@ def other_version(checkpoint: Mapping[str, Any]) -> str:
     return "" if version == bytelm.__version__ else f" (written by bytelm {version}; this is {bytelm.__version__})"
 
 
-def differences(saved: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]:
-    """Differing keys of two configs in the COMPARED sections, each as `key: a in the checkpoint, b now`."""
+def differences(saved: Mapping[str, Any], config: Mapping[str, Any], compared: tuple[str, ...] = COMPARED) -> list[str]:
+    """Keys of two configs that differ in what is trained, each as `key: a in the checkpoint, b now`.
+
+    Args:
+        saved: The config in a checkpoint.
+        config: That of the run that begins.
+        compared: Keys that are compared, with all below them.
+    """
     theirs, ours = flat(saved), flat(config)
     return [
         f"{key}: {theirs.get(key, 'absent')} in the checkpoint, {ours.get(key, 'absent')} now"
         for key in sorted({**theirs, **ours})
-        if theirs.get(key) != ours.get(key) and key.partition(".")[0] in COMPARED and key != "model.compile"
+        if theirs.get(key) != ours.get(key)
+        and any(key == name or key.startswith(f"{name}.") for name in compared)
+        and key != "model.compile"
     ]
 
 

@@ -289,8 +289,8 @@ def test_what_a_module_itself_imports_and_survives_is_left_alone(folder):
         ("--trainer.overfit_batches=-1", ["trainer.overfit_batches: -1 "]),
         ("--trainer.barebones=true", ["trainer.barebones: True ", "accepted: false", "--trainer.logger false"]),
         # a callback that every run has once
-        ("--trainer.callbacks+=Cosine", ["trainer.callbacks: 'Cosine' ", "accepted: BatchSizeFinder"]),
-        ("--trainer.callbacks+=bytelm.callbacks.Cosine", ["trainer.callbacks: 'bytelm.callbacks.Cosine' "]),
+        ("--trainer.callbacks+=Cosine", ["trainer.callbacks: 'Cosine' ", "the key lr_schedule"]),
+        ("--trainer.callbacks+=bytelm.callbacks.Cosine", ["'bytelm.callbacks.Cosine' ", "the key lr_schedule"]),
         ("--trainer.callbacks+=my_schedule.Mine", ["trainer.callbacks: 'my_schedule.Mine' "]),
         ("--trainer.callbacks+=Schedules", ["trainer.callbacks.schedules: it is required"]),
         ("--trainer.callbacks+=BestCheckpoint", ["trainer.callbacks: 'BestCheckpoint' ", "every run has one"]),

@@ -1,0 +1,77 @@
+"""The training loss that is logged, and that callbacks monitor, is that of the whole step."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+
+from bytelm.log_steps import StepLoss
+
+
+class Losses(Callback):
+    """Keeps the loss of every batch, and what callbacks find after each step."""
+
+    def __init__(self):
+        self.of_batches = []
+        self.monitored = []
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.of_batches.append(float(outputs["loss"]) * trainer.accumulate_grad_batches)
+        self.monitored.append({tag: float(value) for tag, value in trainer.callback_metrics.items()})
+
+
+def fit(run, *options):
+    """The callback, the logged values by tag, and the trainer of a run."""
+    cli = run("--trainer.callbacks+=test_train_log.Losses", "--trainer.logger=memory_logger.MemoryLogger", *options)
+    losses = next(callback for callback in cli.trainer.callbacks if type(callback).__name__ == "Losses")
+    return losses, {tag: [value for _, value in values] for tag, values in cli.trainer.logger.values.items()}, cli
+
+
+def test_the_loss_of_accumulated_batches_is_their_mean_in_logs_and_record(run):
+    losses, logged, cli = fit(run, "--trainer.accumulate_grad_batches=2")
+    pairs = torch.tensor(losses.of_batches).view(-1, 2)
+    assert (pairs[:, 0] != pairs[:, 1]).all()
+    assert logged["train/loss"] == pytest.approx(pairs.mean(1).tolist(), abs=1e-6)
+    assert float(cli.trainer.callback_metrics["train/loss"]) == pytest.approx(float(pairs[-1].mean()), abs=1e-6)
+
+
+def test_the_loss_of_one_batch_is_logged_as_it_is_and_monitored_in_every_step(run):
+    losses, logged, cli = fit(run, "--trainer.log_every_n_steps=3")
+    assert logged["train/loss"] == losses.of_batches[2:3]
+    # The user's callbacks come first: what they find is of the step before.
+    assert [found.get("train/loss") for found in losses.monitored] == [None, *losses.of_batches[:3]]
+    assert {"train/loss", "grad/norm", "val/loss", "val/bpb"} <= set(cli.trainer.callback_metrics)
+    assert float(cli.trainer.callback_metrics["train/loss"]) == losses.of_batches[-1]
+
+
+def test_train_loss_and_grad_norm_are_monitored(run):
+    every = "--trainer.callbacks.every_n_train_steps=2"
+    cli = run(
+        *("--trainer.callbacks+=ModelCheckpoint", "--trainer.callbacks.monitor=train/loss", every),
+        *("--trainer.callbacks.save_top_k=-1", "--trainer.callbacks.filename={step}-{train/loss:.3f}"),
+        *("--trainer.callbacks.auto_insert_metric_name=false", "--checkpoint.monitor=grad/norm"),
+        *("--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.monitor=train/loss"),
+    )
+    kinds = {
+        callback.monitor: callback for callback in cli.trainer.checkpoint_callbacks if hasattr(callback, "monitor")
+    }
+    assert isinstance(kinds["train/loss"], ModelCheckpoint)
+    scores = {path: float(score) for path, score in kinds["train/loss"].best_k_models.items()}
+    assert len(scores) >= 2
+    for path, score in scores.items():
+        assert f"-{score:.3f}" in path
+    stopping = next(callback for callback in cli.trainer.callbacks if isinstance(callback, EarlyStopping))
+    assert float(stopping.best_score) == float(cli.trainer.callback_metrics["train/loss"])
+    assert float(kinds["grad/norm"].best_model_score) == float(cli.trainer.callback_metrics["grad/norm"])
+
+
+def test_the_loss_of_several_ranks_is_their_mean():
+    others = torch.tensor(5.0)
+    strategy = SimpleNamespace(reduce=lambda value, reduce_op: {"mean": value.add_(others).div_(2)}[reduce_op])
+    trainer = SimpleNamespace(world_size=2, strategy=strategy, accumulate_grad_batches=1)
+    loss = StepLoss()
+    loss.add(trainer, {"loss": torch.tensor(3.0)}, 0)
+    assert float(loss.of_all_ranks(trainer)) == 4.0
+    assert float(loss.value) == 3.0, "the rank's own is kept"
