@@ -12,7 +12,7 @@ from lightning.pytorch import Trainer
 from torch.distributed.constants import default_pg_timeout
 
 from bytelm.errors import ConfigError, RankLost
-from bytelm.system.process import SIGNALS
+from bytelm.system.process import ending_signals
 
 ADDRESS = ("MASTER_ADDR", "MASTER_PORT")
 
@@ -62,7 +62,7 @@ def _let_signals_end(trainer: Trainer) -> None:
     join = trainer.strategy.setup_environment
 
     def setup_environment() -> None:
-        handlers = {signum: signal.signal(signum, signal.SIG_DFL) for signum in SIGNALS}
+        handlers = {signum: signal.signal(signum, signal.SIG_DFL) for signum in ending_signals()}
         try:
             join()
         finally:
