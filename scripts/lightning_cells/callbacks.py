@@ -3,8 +3,8 @@
 from typing import Any
 
 from lightning_cells.cell import Cell, Check, Run
-from lightning_cells.running import EPOCH
-from lightning_cells.trainer_options import EPOCHS, never
+from lightning_cells.checks import never, says
+from lightning_cells.trainer_options import EPOCHS
 
 GROUP = "Callbacks"
 MINE = "lightning_cells.yours."
@@ -15,89 +15,101 @@ def callback(name: str, options: dict[str, str], documented: str, check: Check, 
     """A cell of one callback, with its options; further options of the run follow."""
     given = [word for key, value in options.items() for word in (f"{PREFIX}.{key}", value)]
     cls = details.pop("cls", name)
-    return Cell(GROUP, name, (f"{PREFIX}+={cls}", *given, *more), documented, check, **{"key": name, **details})
+    options_ = (f"{PREFIX}+={cls}", *given)
+    return Cell(GROUP, name, options_, documented, check, more, **{"key": cls.rpartition(".")[2], **details})
 
 
-def kept_are_scored(run: Run) -> tuple[Any, Any]:
-    """The printed score is that of last.ckpt and best.ckpt, and the weights are not those of a plain run."""
+def _is_scored(run: Run) -> tuple[Any, Any]:
     scores = {name: run.again("validate", "--ckpt_path", name).score for name in ("last", "best")}
     differs = run.seen["weights"] != run.plain().seen["weights"]
     return {**scores, "differs": differs}, {"last": run.score, "best": run.score, "differs": True}
 
 
-def ckpts(run: Run) -> list[str]:
-    """Names of the checkpoints in the run's folder."""
-    return [file.rpartition("/")[2] for file in run.files("runs/tiny/version_0/checkpoints/*")]
+is_scored = Check("val_bpb, last.ckpt and best.ckpt are of the average; the weights are not a plain run's", _is_scored)
+
+
+def has_files(*names: str) -> Check:
+    """Checkpoints in the run's folder, beside others."""
+    return Check(f"checkpoints {', '.join(names)}", lambda run: (
+        [name for name in names if run.files(f"runs/tiny/version_0/checkpoints/{name}")], [*names]))  # fmt: skip
+
+
+def logs(tag: str) -> Check:
+    """TensorBoard's log has curves whose names begin so."""
+    return Check(f"curves `{tag}…` in TensorBoard's log", lambda run: (
+        any(name.startswith(tag) for name in run.tags()), True))  # fmt: skip
+
+
+def has_bar(*words: str) -> Check:
+    """A progress bar in place of bytelm's, and what it prints."""
+    return Check("its bar, and no BudgetBar", lambda run: (
+        ([word for word in words if word in run.out + run.err], "BudgetBar" in run.seen["callbacks"]),
+        ([*words], False)))  # fmt: skip
 
 
 CELLS = (
-    callback("Callback", {}, "hooks of your own are called", lambda run: ("hello 6" in run.out, True),
-             cls=MINE + "Hello", in_ci=True),
-    callback("LambdaCallback", {"on_train_start": MINE + "say"}, "functions as hooks", lambda run: (
-        run.out.count("said"), 1)),
+    callback("Callback", {}, "hooks of your own are called", says("hello 6"), cls=MINE + "Hello", in_ci=True),
+    callback("Callback", {}, "the base, whose hooks do nothing", never),
+    callback("LambdaCallback", {"on_train_start": MINE + "say"}, "functions as hooks", says("said")),
     callback("EarlyStopping", {"monitor": "val/bpb", "patience": "1", "min_delta": "100"},
-             "ends the run when a value stops improving", lambda run: (run.seen["steps"], 4),
+             "ends the run when a value stops improving", Check(
+             "ends at step 4, the second validation", lambda run: (run.seen["steps"], 4)),
              "--trainer.val_check_interval", "2"),
     callback("EarlyStopping", {"monitor": "train/loss", "check_on_train_epoch_end": "true", "patience": "1",
-             "min_delta": "100"}, "ends the run when the training loss stops improving", lambda run: (
-             run.seen["steps"], 2 * EPOCH), *EPOCHS),
-    callback("EarlyStopping", {"monitor": "val/nothing"}, "a value that nobody logs: an error", never),
+             "min_delta": "100"}, "ends the run when the training loss stops improving", Check(
+             "ends after the second epoch", lambda run: (run.seen["steps"], 16)), *EPOCHS),
+    callback("EarlyStopping", {"monitor": "val/bpb"}, "needs validations during the run", never),
+    callback("EarlyStopping", {"monitor": "val/nothing"}, "a value that nobody logs: an error", never, key="val/nothing",
+             observed=False),
     callback("ModelCheckpoint", {"monitor": "val/bpb", "filename": "mine"}, "keeps the best by a value",
-             lambda run: (set(ckpts(run)) >= {"mine.ckpt", "last.ckpt", "best.ckpt"}, True)),
+             has_files("mine.ckpt", "last.ckpt", "best.ckpt")),
     callback("ModelCheckpoint", {"monitor": "train/loss", "filename": "mine", "every_n_train_steps": "2"},
-             "keeps the best by the training loss", lambda run: ("mine.ckpt" in ckpts(run), True)),
+             "keeps the best by the training loss", has_files("mine.ckpt")),
     callback("ModelCheckpoint", {"every_n_train_steps": "2", "save_top_k": "-1", "filename": "at-{step}"},
-             "keeps every second step", lambda run: (
-                 [name for name in ckpts(run) if name.startswith("at")], [f"at-step={n}.ckpt" for n in (2, 4, 6)])),
+             "keeps every second step", has_files("at-step=2.ckpt", "at-step=4.ckpt", "at-step=6.ckpt")),
     callback("ModelCheckpoint", {"train_time_interval": "00:00:00:00.001", "save_top_k": "-1", "filename": "at-{step}"},
-             "keeps one at intervals of time", lambda run: (any(name.startswith("at") for name in ckpts(run)), True)),
-    callback("ModelCheckpoint", {"monitor": "val/nothing"}, "a value that nobody logs: an error", never),
-    callback("Checkpoint", {}, "a checkpoint callback of your own", lambda run: (run.files("own.ckpt"), ["own.ckpt"]),
-             cls=MINE + "OwnCheckpoint"),
-    callback("OnExceptionCheckpoint", {"dirpath": "failed"}, "a checkpoint where training raises an error",
-             lambda run: (run.files("failed/*.ckpt"), ["failed/on_exception.ckpt"]), f"{PREFIX}+={MINE}Fail", status=1),
-    callback("LearningRateMonitor", {}, "logs learning rates", lambda run: (
-        any(tag.startswith("lr-AdamW") for tag in run.tags()), True)),
+             "keeps one at intervals of time", has_files("at-*.ckpt")),
+    callback("ModelCheckpoint", {"monitor": "val/nothing"}, "a value that nobody logs: an error", never,
+             key="val/nothing", observed=False),
+    callback("Checkpoint", {}, "a checkpoint callback of your own", Check(
+             "its file", lambda run: (run.files("own.ckpt"), ["own.ckpt"])), cls=MINE + "OwnCheckpoint"),
+    callback("OnExceptionCheckpoint", {"dirpath": "failed"}, "a checkpoint where training raises an error", Check(
+             "its file, of a callback that raises", lambda run: (run.files("failed/*"), ["failed/on_exception.ckpt"])),
+             f"{PREFIX}+={MINE}Fail", status=1),
+    callback("LearningRateMonitor", {}, "logs learning rates", logs("lr-AdamW")),
     callback("LearningRateMonitor", {"logging_interval": "step", "log_momentum": "true"}, "logs momentum, too",
-             lambda run: (any("momentum" in tag for tag in run.tags()), True)),
-    callback("DeviceStatsMonitor", {}, "logs memory and use of devices", lambda run: (
-        any(tag.startswith("DeviceStatsMonitor") for tag in run.tags()), True), needs="psutil"),
-    callback("ThroughputMonitor", {"batch_size_fn": MINE + "batch_size", "window_size": "2"}, "logs batches per second",
-             lambda run: (any(tag.startswith("train|") or "batches_per_sec" in tag for tag in run.tags()), True)),
+             logs("lr-AdamW-momentum")),
+    callback("LearningRateMonitor", {}, "an error without a logger", never, "--trainer.logger", "false", in_ci=True),
+    callback("DeviceStatsMonitor", {}, "logs memory and use of devices", logs("DeviceStatsMonitor"), needs="psutil"),
+    callback("ThroughputMonitor", {"batch_size_fn": MINE + "batch_size", "window_size": "2"},
+             "logs batches and samples per second", logs("train|device/samples_per_sec")),
     callback("Timer", {"duration": "00:00:01:00"}, "ends the run after a minute", never),
-    callback("ModelSummary", {"max_depth": "2"}, "prints the modules and their parameters", lambda run: (
-        "gpt.blocks" in run.out + run.err, True)),
-    callback("RichModelSummary", {}, "the same, with the package rich", lambda run: (
-        "gpt" in run.out and "Params" in run.out, True), needs="rich"),
-    callback("RichProgressBar", {}, "its bar in place of bytelm's", lambda run: (
-        (run.seen["steps"], "Epoch 0" in run.out, "BudgetBar" in run.seen["callbacks"]), (6, True, False)), needs="rich"),
-    callback("TQDMProgressBar", {}, "its bar in place of bytelm's", lambda run: (
-        (run.seen["steps"], "Epoch 0" in run.out + run.err, "BudgetBar" in run.seen["callbacks"]), (6, True, False))),
-    callback("ProgressBar", {}, "a bar of your own in place of bytelm's", lambda run: (
-        (run.out.count("dot"), "BudgetBar" in run.seen["callbacks"]), (6, False)), cls=MINE + "Bar"),
-    callback("GradientAccumulationScheduler", {"scheduling": "{0: 2}"}, "a step is 2 batches", lambda run: (
-        (run.seen["steps"], len(run.seen["batches"])), (6, 12))),
+    callback("ModelSummary", {"max_depth": "2"}, "prints the modules, two levels deep, and their parameters",
+             says("gpt.blocks", "Total params")),
+    callback("RichModelSummary", {}, "the same, with the package rich", says("gpt", "Total params"), needs="rich"),
+    callback("RichProgressBar", {}, "its bar", has_bar("Epoch 0"), needs="rich"),
+    callback("TQDMProgressBar", {}, "its bar", has_bar("Epoch 0")),
+    callback("ProgressBar", {}, "a bar of your own", has_bar("dot"), cls=MINE + "Bar"),
+    callback("GradientAccumulationScheduler", {"scheduling": "{0: 2}"}, "a step is 2 batches", never),
     callback("GradientAccumulationScheduler", {"scheduling": "{0: 1, 1: 2}"}, "a step is 2 batches from epoch 1 on",
-             lambda run: ((run.seen["steps"], len(run.seen["batches"])), (20, 8 + 24)), *EPOCHS),
+             never, *EPOCHS),
     callback("StochasticWeightAveraging", {"swa_lrs": "1e-3", "swa_epoch_start": "1"},
-             "the average of the epochs' weights is scored and kept", kept_are_scored, *EPOCHS, "--trainer.max_epochs", "3"),
+             "averages the weights of the last epochs", never, *EPOCHS),
     callback("StochasticWeightAveraging", {"swa_lrs": "1e-3", "swa_epoch_start": "0.8"},
-             "begins at a share of max_epochs", kept_are_scored, *EPOCHS),
-    callback("WeightAveraging", {}, "the average of all steps' weights is scored and kept", kept_are_scored),
-    callback("WeightAveraging", {}, "an average of your own is scored and kept", kept_are_scored,
-             cls=MINE + "HalfAverage"),
-    callback("EMAWeightAveraging", {"decay": "0.5"}, "the moving average of the weights is scored and kept",
-             kept_are_scored, in_ci=True),
-    callback("ModelPruning", {"pruning_fn": "l1_unstructured", "amount": "0.5"}, "half of the weights are 0",
-             lambda run: (0.2 < run.seen["zeros"] <= 0.6 and kept_are_scored(run)[0]["last"] == run.score, True)),
-    callback("BaseFinetuning", {}, "freezes modules", lambda run: ("frozen True" in run.out, True),
-             cls=MINE + "Freeze"),
+             "begins at a share of max_epochs", never, *EPOCHS),
+    callback("WeightAveraging", {}, "averages the weights of all steps", is_scored),
+    callback("WeightAveraging", {}, "an average of your own", is_scored, cls=MINE + "HalfAverage"),
+    callback("EMAWeightAveraging", {"decay": "0.5"}, "a moving average of the weights", is_scored, in_ci=True),
+    callback("ModelPruning", {"pruning_fn": "l1_unstructured", "amount": "0.5"}, "sets half of the weights to 0", never),
+    callback("BaseFinetuning", {}, "freezes modules, in a class of your own", never, cls=MINE + "Freeze"),
     callback("BackboneFinetuning", {}, "freezes pl_module.backbone", never),
     callback("LearningRateFinder", {}, "finds a learning rate before training", never),
     callback("BatchSizeFinder", {}, "finds a batch size before training", never),
-    callback("SpikeDetection", {}, "finds batches at which the loss jumps", lambda run: (
-        (run.seen["steps"], "SpikeDetection" in run.seen["callbacks"]), (6, True))),
-    callback("BasePredictionWriter", {}, "predictions go to a writer of your own", lambda run: (
-        run.text("mine.txt") == str(run.seen["predict"]) != "0", True), "--ckpt_path", "last", command="predict",
-             cls=MINE + "Predictions"),
+    callback("SpikeDetection", {"warmup": "2", "mode": "min", "atol": "1e-9", "exclude_batches_path": "skipped.json"},
+             "notes batches at which the loss jumps, and ends the run", Check(
+             "skipped.json has the step's batch", lambda run: (run.files("skipped.json"), ["skipped.json"])), status=1),
+    callback("BasePredictionWriter", {}, "predictions go to a writer of your own", Check(
+             "its file, with the number of predictions", lambda run: (
+                 run.text("mine.txt") == str(run.seen["predict"]) != "0", True)), "--ckpt_path", "last",
+             command="predict", cls=MINE + "Predictions"),
 )  # fmt: skip

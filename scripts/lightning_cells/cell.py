@@ -7,8 +7,17 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-Check = Callable[["Run"], tuple[Any, Any]]
-"""What was observed in a run, and what must be observed."""
+@dataclass(frozen=True)
+class Check:
+    """How to see that a run did what Lightning documents.
+
+    Attributes:
+        text: What is looked at, in a few words, for the table.
+        look: Tells what was observed in a run, and what must be.
+    """
+
+    text: str
+    look: Callable[["Run"], tuple[Any, Any]]
 
 
 @dataclass(frozen=True)
@@ -18,16 +27,17 @@ class Cell:
     Attributes:
         group: Heading of its table.
         name: What it is about: an option of the Trainer, a class or a registered name; completeness is tested by it.
-        options: What is added to the command line.
+        options: What it is about, on the command line.
+        more: Further options, which a run without the cell's has too.
         documented: What Lightning documents, in a few words.
-        check: Tells what was observed in a run, and what must be.
+        check: How to see that it works; of what cannot work here, `never`.
         command: Subcommand; others than fit run on a trained model.
         status: Exit status of a run that works.
         needs: A package without which it cannot work.
         key: What a rejection must name; by default the end of the first option's name.
         in_ci: Whether the tests run it.
-        everywhere: Whether it has the same result on every machine; the others need a device or a network.
-        environment: Environment variables.
+        everywhere: Whether it has the same result on every machine; the others need a device or a package.
+        observed: Whether the run has the Observer among its callbacks.
     """
 
     group: str
@@ -35,19 +45,28 @@ class Cell:
     options: tuple[str, ...]
     documented: str
     check: Check
+    more: tuple[str, ...] = ()
     command: str = "fit"
     status: int = 0
     needs: str | None = None
     key: str | None = None
     in_ci: bool = False
     everywhere: bool = True
-    environment: dict[str, str] = field(default_factory=dict)
+    observed: bool = True
 
     @property
     def written(self) -> str:
-        """The options as a user writes them, without what belongs to the experiment."""
-        shown = [option for option in self.options if not option.startswith("--time_budget")]
-        return " ".join(f"'{option}'" if " " in option or "{" in option else option for option in shown)
+        """The options as a user writes them, without the time budget, which every run has."""
+        given = [*self.options, *self.more]
+        while "--time_budget.limit" in given:
+            del given[(i := given.index("--time_budget.limit")) : i + 2]
+        options = " ".join(f"'{word}'" if {" ", "{", "["} & set(word) else word for word in given)
+        return options if self.command == "fit" else f"{self.command} {options}"
+
+    @property
+    def named(self) -> str:
+        """What a rejection must name."""
+        return self.key or self.options[0].partition("=")[0].rstrip("+").rpartition(".")[2].lstrip("-")
 
 
 @dataclass
@@ -59,7 +78,7 @@ class Run:
         status: Exit status; None where it was still running after the time limit.
         out: What it wrote to standard output.
         err: What it wrote to standard error.
-        plain: The same run without the options of the cell.
+        plain: The same run without the options that the cell is about.
         again: Runs another command in the same folder: `again("validate", "--ckpt_path", "last")`.
     """
 
