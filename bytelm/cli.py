@@ -22,7 +22,6 @@ from torch.utils.tensorboard.summary import hparams
 
 import bytelm.data.corpora
 import bytelm.data.shards  # noqa: F401 (these two make the short names of all data known)
-from bytelm import hosts
 from bytelm.callbacks import (
     BestCheckpoint,
     BudgetBar,
@@ -67,6 +66,8 @@ from bytelm.config.text import dump
 from bytelm.data.base import TokenData
 from bytelm.errors import ConfigError, UsageError, run_error
 from bytelm.gpt import GPT
+from bytelm.hosts import check as check_hosts
+from bytelm.hosts import meeting
 from bytelm.language_model import LanguageModel
 from bytelm.lightning_output import quieten
 from bytelm.optim import regroup
@@ -287,7 +288,7 @@ class BytelmCLI(LightningCLI):
             score = score_for(self.datamodule.counts_bytes)
             checkpoint.monitor = self.plain_config["checkpoint"]["monitor"] = score.tag
         if self.subcommand == "fit" and type(self.model) is LanguageModel:
-            check_monitors(self.trainer.callbacks, self._monitored())
+            check_monitors(self.trainer.callbacks, self._monitored())  # type: ignore[attr-defined]
         if self.subcommand == "fit" and (given := self._get(self.config, "init_from")):
             if path := self._get(self.config, "ckpt_path"):
                 note(f"init_from is not read: the run goes on from {path}")
@@ -405,7 +406,7 @@ class BytelmCLI(LightningCLI):
             trainer.val_check_interval = None  # type: ignore[assignment]
         if trainer._accelerator_connector.checkpoint_io is None:  # given neither as a plugin nor to a strategy
             trainer.strategy.checkpoint_io = AtomicCheckpointIO()
-        hosts.check(trainer)
+        check_hosts(trainer)
         errors_are_the_checkpoints(trainer)
         logger.prepare(trainer, self._log_folder(), self._purge_step())
         return trainer
@@ -429,7 +430,7 @@ class BytelmCLI(LightningCLI):
 
     def _run_subcommand(self, subcommand: str) -> None:
         try:
-            with hosts.meeting(self.trainer):
+            with meeting(self.trainer):
                 super()._run_subcommand(subcommand)
         except (MisconfigurationException, ModuleNotFoundError, RuntimeError) as error:
             if run_error(error) is not None or (rejected := run_error_of(error, self.plain_config, KEYS)) is None:

@@ -35,6 +35,8 @@ class Divergence(Callback):
         lr_factor: What the learning rates are multiplied with at every rewind.
     """
 
+    reads_budget = True  # after TimeBudget in a trainer's list of callbacks
+
     def __init__(
         self,
         on_divergence: Literal["stop", "rewind"] = "stop",

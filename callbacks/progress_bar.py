@@ -25,6 +25,8 @@ class BudgetBar(ProgressBar):
     the loss to be read); where standard error is no terminal, every half minute.
     """
 
+    reads_budget = True  # after TimeBudget in a trainer's list of callbacks
+
     def __init__(self) -> None:
         super().__init__()
         self._enabled = True

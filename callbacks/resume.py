@@ -180,7 +180,8 @@ def _end_epoch(trainer: Trainer, steps: int) -> None:
     """Does what follows the last batch of an epoch, or of a run, that was cut between the two."""
     progress = trainer.fit_loop.epoch_progress
     if _ends_epoch(trainer, steps):  # Lightning was told that it was over, to go on with the next one
-        for count in (progress.total, progress.current):
+        counts: tuple[Any, ...] = (progress.total, progress.current)
+        for count in counts:
             count.processed -= 1
             count.completed -= 1
     trainer.fit_loop.on_advance_end()

@@ -42,6 +42,8 @@ class Schedules(Callback):
         schedules: By target: `{"lr": Cosine(), "momentum.hidden": Ramp(0.85, 0.95, "300 steps")}`.
     """
 
+    reads_budget = True  # after TimeBudget in a trainer's list of callbacks
+
     def __init__(self, schedules: Mapping[str, Schedule]) -> None:
         super().__init__()
         self.schedules = dict(schedules)

@@ -47,7 +47,7 @@ class Attributes:
     """
 
     def __init__(self, module: nn.Module) -> None:
-        self._restores: list[Callable[[], None]] = []
+        self._restores: list[Callable[[], object]] = []
         self._seen: dict[int, Any] = {}  # by id; the objects are held, so that no other one gets their id
         for each in module.modules():
             self._keep(vars(each))

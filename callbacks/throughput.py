@@ -28,6 +28,8 @@ class Throughput(Callback):
         peak_flops: FLOP/s of one device at the run's precision; by default what Lightning knows of the GPU.
     """
 
+    reads_budget = True  # after TimeBudget in a trainer's list of callbacks
+
     def __init__(self, peak_flops: PositiveFloat | None = None) -> None:
         super().__init__()
         self.peak_flops = peak_flops

@@ -190,12 +190,9 @@ class TimeBudget(Callback):
         Raises:
             ConfigError: There is one.
         """
-        from bytelm.callbacks.order import arrange  # which imports this module
-
         callbacks = trainer.callbacks  # type: ignore[attr-defined]
-        ordered = arrange(callbacks)
         for callback in callbacks[: callbacks.index(self)]:
-            if ordered.index(callback) > ordered.index(self):
+            if getattr(callback, "reads_budget", False):
                 name = type(callback).__name__
                 raise ConfigError("callbacks", f"{name}, TimeBudget", f"accepted: TimeBudget before {name}")
 

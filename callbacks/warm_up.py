@@ -14,7 +14,7 @@ from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signatu
 from bytelm.callbacks.snapshot import unchanged
 from bytelm.data.base import TokenData
 
-# Methods of a module that tell others of a step, or are told of it. Lightning rejects the first two outside of its steps.
+# Methods of a module that report a step, or are called in one. Lightning rejects the first two outside of its steps.
 HEARD = ("log", "log_dict", "on_before_backward", "on_after_backward")
 MANY_GRAPHS = 10_000  # of one function, where there are usually 8 at most before torch gives up on compiling it
 

@@ -9,6 +9,7 @@ from added_callback import added_callback
 from lightning.pytorch import Callback
 from resuming import Signal, assert_same_checkpoints
 
+from bytelm.config import epoch_options
 from bytelm.errors import Interrupted
 
 EPOCH = 5  # batches
@@ -228,6 +229,29 @@ CALLBACKS = {
     "BatchSizeFinder": "data.batch_size",
     "{class_path: EarlyStopping, init_args: {monitor: val/bpb}}": "val_check_interval",
 }
+
+
+WITH = {
+    "LearningRateMonitor": (("--trainer.logger", "false"), "with trainer.logger"),
+    "DeviceStatsMonitor": (("--trainer.logger", "false"), "with trainer.logger"),
+    "{class_path: EarlyStopping, init_args: {monitor: val/bpb, check_on_train_epoch_end: true}}": (
+        ("--trainer.val_check_interval", "3"),
+        "trainer.check_val_every_n_epoch 1",
+    ),
+}
+
+
+@pytest.mark.parametrize(("callback", "options", "instead"), [(name, *case) for name, case in WITH.items()])
+def test_callbacks_that_lack_what_they_need_are_rejected(refused, callback, options, instead):
+    line = refused(f"--trainer.callbacks+={callback}", *options)
+    assert line.startswith("bytelm: error: trainer.callbacks: ")
+    assert instead in line
+    assert not Path("runs").exists()
+
+
+def test_statistics_of_a_cpu_without_their_package_are_rejected(refused, monkeypatch):
+    monkeypatch.setattr(epoch_options, "find_spec", lambda name: None)
+    assert "pip install psutil" in refused("--trainer.callbacks+=DeviceStatsMonitor")
 
 
 @pytest.mark.parametrize(("callback", "instead"), CALLBACKS.items())

@@ -24,6 +24,7 @@ from lightning.pytorch import Callback
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from bytelm.data.bytes import ByteData
+from bytelm.language_model import LanguageModel
 from bytelm.program import main
 
 resource = pytest.importorskip("resource", reason="limits and signals of POSIX systems")
@@ -100,7 +101,8 @@ class Reached(Callback):
     """Makes the file `reached` at the n-th call of a hook, and stays there for a while.
 
     Args:
-        hook: Its name; `saving`: before a checkpoint gets its name; `loading`: before the first batch.
+        hook: Its name; `saving`: before a checkpoint gets its name; `loading`: before the first batch;
+            `step`: in a training step, those of the warm-up included.
         n: At which call.
         seconds: How long it stays, if no signal ends it.
     """
@@ -115,6 +117,9 @@ class Reached(Callback):
         elif hook == "loading":
             load = ByteData.train_dataloader
             ByteData.train_dataloader = lambda data: (self.reached(), load(data))[1]
+        elif hook == "step":
+            step = LanguageModel.training_step
+            LanguageModel.training_step = lambda model, *batch: (self.reached(), step(model, *batch))[1]
         else:
             setattr(self, hook, self.reached)
 
@@ -168,7 +173,7 @@ def test_a_signal_ends_a_run_with_all_that_it_has_done(hook, n, signum, interrup
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("hook", ["on_before_backward", "on_train_start"])
+@pytest.mark.parametrize("hook", ["step", "on_train_start"])
 def test_a_signal_while_the_network_warms_up_ends_the_run_at_once(hook, signum, interrupted):
     status, stderr = interrupted(hook, 1, signum, seconds=30)
     assert status == 128 + signum
@@ -188,7 +193,7 @@ def test_a_signal_before_training_ends_the_run(hook, signum, interrupted):
 
 def test_a_second_interrupt_ends_a_step_that_does_not_end(interrupted):
     began = time.monotonic()
-    status, stderr = interrupted("on_before_backward", 6, signal.SIGINT, signal.SIGINT, pause=1.2, seconds=60)
+    status, stderr = interrupted("on_before_backward", 4, signal.SIGINT, signal.SIGINT, pause=1.2, seconds=60)
     assert status == 130
     assert error_line(stderr) == "interrupted by SIGINT"
     assert time.monotonic() - began < 40

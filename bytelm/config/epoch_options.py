@@ -1,9 +1,12 @@
 """Options of Lightning's Trainer that count epochs, batches of epochs, or shares of one; when a run is validated."""
 
+import math
 from collections.abc import Mapping
+from importlib.util import find_spec
 from typing import Any
 
-from lightning.pytorch.callbacks import EarlyStopping, WeightAveraging
+from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import DeviceStatsMonitor, EarlyStopping, LearningRateMonitor, WeightAveraging
 from lightning.pytorch.strategies import ModelParallelStrategy
 
 from bytelm.data.epochs import limited
@@ -70,8 +73,8 @@ def check_epochs(trainer: Any, data: Any) -> None:
     value = getattr(trainer, key)
     n_batches = limited(epoch, value)
     if n_batches == 0:
-        share = f"{per_step / epoch:.2g}"
-        raise ConfigError(f"trainer.{key}", value, f"an epoch has {epoch} batches; accepted: a number, or from {share}")
+        reason = f"an epoch has {epoch} batches; accepted: a number, or from {_share(per_step, epoch)}"
+        raise ConfigError(f"trainer.{key}", value, reason)
     if n_batches % per_step:
         fitting = max(n_batches // per_step, 1) * per_step
         reason = f"it is {n_batches} of {epoch} batches, and steps have {per_step} (trainer.accumulate_grad_batches)"
@@ -86,12 +89,37 @@ def check_epochs(trainer: Any, data: Any) -> None:
     share = trainer.limit_val_batches
     if isinstance(share, float) and share > 0 and limited(n_val := len(data.val_dataloader()), share) == 0:
         key = "overfit_batches" if trainer.overfit_batches else "limit_val_batches"
-        reason = f"it leaves none of {n_val} batches of validation; accepted: a number, or from {1 / n_val:.2g}"
+        reason = f"it leaves none of {n_val} batches of validation; accepted: a number, or from {_share(1, n_val)}"
         raise ConfigError(f"trainer.{key}", share, reason)
 
 
+def _missing(callback: Callback, trainer: Any) -> str | None:
+    """What one of Lightning's callbacks needs and does not get; None if it gets everything."""
+    if isinstance(callback, WeightAveraging) and isinstance(trainer.strategy, ModelParallelStrategy):
+        return "it cannot average weights that are split over ranks; accepted: with trainer.strategy ddp"
+    if trainer.fast_dev_run:
+        return None
+    if isinstance(callback, DeviceStatsMonitor | LearningRateMonitor) and not trainer.loggers:
+        return "it writes to loggers; accepted: with trainer.logger"
+    # On a CPU it logs nothing else, and there it asks for the package.
+    if isinstance(callback, DeviceStatsMonitor) and trainer.strategy.root_device.type == "cpu":
+        return None if find_spec("psutil") else "on a CPU it needs a package; accepted: with `pip install psutil`"
+    if isinstance(callback, EarlyStopping) and str(callback.monitor).startswith("val"):
+        if trainer.check_val_every_n_epoch is None and trainer.val_check_interval == AT_THE_END:
+            return f"{callback.monitor} is known at the end of the run alone; accepted: with {VALIDATIONS}"
+        if callback._check_on_train_epoch_end and callback.strict and trainer.check_val_every_n_epoch != 1:
+            reason = f"{callback.monitor} may not be known at an epoch's end (check_on_train_epoch_end)"
+            return f"{reason}; accepted: with trainer.check_val_every_n_epoch 1, or strict false"
+    return None
+
+
+def _share(part: int, whole: int) -> float:
+    """The smallest share, in a few digits, that leaves so many batches."""
+    return math.ceil(1e6 * part / whole) / 1e6
+
+
 def check_needs(trainer: Any, config: Mapping[str, Any]) -> None:
-    """Checks that callbacks get what they need: whole weights, validations, epochs that end with one.
+    """Checks that callbacks get what they need: whole weights, loggers, validations, epochs that end with one.
 
     Args:
         trainer: The Trainer.
@@ -100,18 +128,12 @@ def check_needs(trainer: Any, config: Mapping[str, Any]) -> None:
     Raises:
         ConfigError: One does not.
     """
-    if isinstance(trainer.strategy, ModelParallelStrategy):
-        for callback in trainer.callbacks:
-            if isinstance(callback, WeightAveraging):
-                reason = "it cannot average weights that are split over ranks; accepted: with trainer.strategy ddp"
-                raise ConfigError("trainer.callbacks", type(callback).__name__, reason)
+    for callback in trainer.callbacks:
+        if (reason := _missing(callback, trainer)) is not None:
+            raise ConfigError("trainer.callbacks", type(callback).__name__, reason)
     if trainer.fast_dev_run or trainer.check_val_every_n_epoch is not None:
         return
     only_at_the_end = trainer.val_check_interval == AT_THE_END
-    for callback in trainer.callbacks:
-        if isinstance(callback, EarlyStopping) and str(callback.monitor).startswith("val") and only_at_the_end:
-            reason = f"{callback.monitor} is known at the end of the run alone; accepted: with {VALIDATIONS}"
-            raise ConfigError("trainer.callbacks", type(callback).__name__, reason)
     given = config["trainer"].get("callbacks") or []
     options = [("checkpoint", config.get("checkpoint") or {})]
     for each in given if isinstance(given, list) else [given]:

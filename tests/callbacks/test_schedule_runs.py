@@ -301,7 +301,7 @@ WINDOWED = ("--model.gpt.n_layers", "3", "--model.gpt.attention", "{class_path: 
 
 
 class Windows(Callback):
-    """Notes the windows of all layers in each training step and each validation."""
+    """Notes the windows of all layers in each training step, those of the warm-up included, and each validation."""
 
     def __init__(self):
         self.trained, self.validated = [], []
@@ -310,8 +310,12 @@ class Windows(Callback):
     def of(pl_module):
         return [block.attention.window for block in pl_module.gpt.blocks]
 
-    def on_before_backward(self, trainer, pl_module, loss):
-        self.trained.append(self.of(pl_module))
+    def on_fit_start(self, trainer, pl_module):
+        def note(gpt, inputs):
+            if gpt.training:
+                self.trained.append(self.of(pl_module))
+
+        pl_module.gpt.register_forward_pre_hook(note)
 
     def on_validation_batch_start(self, trainer, pl_module, batch, batch_idx, dataloader_idx=0):
         self.validated.append(self.of(pl_module))
@@ -385,7 +389,7 @@ def test_the_warm_up_of_all_sizes_takes_no_training_time_and_changes_nothing(run
     run("--experiment", "with", *options, *dropout)
     passes = []
 
-    def no_warm_up(trainer, pl_module, batch, later):
+    def no_warm_up(trainer, pl_module, first_batch, later, keep_attributes):
         passes.append(len([*later]))
         return 0.0
 

@@ -73,7 +73,7 @@ def test_a_run_that_is_cut_anywhere_goes_on_as_if_uncut(run, cut, kind, places):
 def test_a_run_may_be_cut_again_and_again(run, cut):
     common = ("--time_budget.limit", "9 steps", "--trainer.val_check_interval", "3", *OPTIONS["dropout"])
     run("--experiment", "uncut", *common)
-    cut("on_before_backward", 4, "--experiment", "cut", *common)  # two are in the warm-up pass
+    cut("on_before_backward", 2, "--experiment", "cut", *common)
     for hook, n in (("on_train_batch_end", 2), ("on_validation_batch_end", 4), ("on_before_optimizer_step", 3)):
         cut(hook, n, "--experiment", "cut", "--ckpt_path", "last", *common)
     run("--experiment", "cut", "--ckpt_path", "last", *common)
