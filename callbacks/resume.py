@@ -167,7 +167,10 @@ def fingerprint(pl_module: LightningModule) -> list[float]:
     """Sums by which weights are told apart."""
     with torch.no_grad():
         weights = [parameter.float() for parameter in pl_module.parameters()]
-        return torch.stack([total for each in weights for total in (each.sum(), each.square().sum())]).tolist()
+        sums: Any = torch.stack([total for each in weights for total in (each.sum(), each.square().sum())])
+        whole = sums.full_tensor() if hasattr(sums, "full_tensor") else sums  # a DTensor, where ranks share weights
+        values: list[float] = whole.tolist()
+        return values
 
 
 def _validate(trainer: Trainer) -> None:

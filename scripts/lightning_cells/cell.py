@@ -1,11 +1,13 @@
 """Cell: something that a Lightning user writes, and how to see that it does what Lightning documents."""
 
 import json
+import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+
 
 @dataclass(frozen=True)
 class Check:
@@ -133,13 +135,9 @@ class Run:
         """Contents of the files that match a pattern."""
         return "\n".join((self.folder / file).read_text(errors="replace") for file in self.files(pattern))
 
-    def weights(self, name: str) -> dict[str, Any]:
-        """The weights in a checkpoint of the run."""
-        import torch
-
-        content = torch.load(self.version / "checkpoints" / f"{name}.ckpt", weights_only=False)
-        state: dict[str, Any] = content["state_dict"]
-        return state
+    def summary(self, module: str) -> bool:
+        """Whether Lightning's table of modules was printed, with the parameters of one."""
+        return re.search(rf"[|│] {module} +[|│] \w+ +[|│] +[\d.]+ K? +[|│]", self.out + self.err) is not None
 
     def tags(self) -> dict[str, list[tuple[int, float]]]:
         """Scalars in TensorBoard's log: of each tag, the steps and values."""

@@ -9,9 +9,7 @@ TWO = ("--trainer.devices", "2", "--time_budget.limit", "3 steps")
 never = Check("", lambda run: ("a run", "a rejection"))
 """For what cannot work here: it must be rejected."""
 
-same_as_plain = Check(
-    "the weights of a run without it", lambda run: (run.seen["weights"], run.plain().seen["weights"])
-)
+same_as_plain = Check("the weights of a run without it", lambda run: (run.seen["weights"], run.plain().seen["weights"]))
 
 
 def trained(steps: int, **seen: Any) -> Check:

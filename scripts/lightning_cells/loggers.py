@@ -3,24 +3,23 @@
 from typing import Any
 
 from lightning_cells.cell import Cell, Check, Run
+from lightning_cells.checks import never
 
 GROUP = "Loggers"
 MINE = "lightning_cells.yours."
 
 
-def logger(name: str, value: str, documented: str, check: Check, *more: str, **details: Any) -> Cell:
-    """A cell of a logger."""
-    return Cell(GROUP, name, ("--trainer.logger", value, *more), documented, check, **{"key": name, **details})
+def logger(name: str, value: str, documented: str, check: Check, *options: str, **details: Any) -> Cell:
+    """A cell of a logger, with its options."""
+    return Cell(GROUP, name, ("--trainer.logger", value, *options), documented, check, **{"key": name, **details})
 
 
-def tensorboard(run: Run) -> tuple[Any, Any]:
-    """TensorBoard's log has the curve of the loss and the score."""
+def _in_tensorboard(run: Run) -> tuple[Any, Any]:
     tags = run.tags()
     return (len(tags["train/loss"]), len(tags["val/bpb"])), (6, 1)
 
 
-def csv(run: Run) -> tuple[Any, Any]:
-    """metrics.csv has the curve of the loss and the score, hparams.yaml the model."""
+def _in_csv(run: Run) -> tuple[Any, Any]:
     header, *rows = run.text("runs/tiny/version_0/csv/version_0/metrics.csv").splitlines()
     columns = header.split(",")
     losses = [row.split(",")[columns.index("train/loss")] for row in rows]
@@ -29,37 +28,41 @@ def csv(run: Run) -> tuple[Any, Any]:
     return observed, (6, 1, True)
 
 
-def both(run: Run) -> tuple[Any, Any]:
-    """Both loggers have the curves."""
-    return (tensorboard(run)[0], csv(run)[0]), (tensorboard(run)[1], csv(run)[1])
+def _in_both(run: Run) -> tuple[Any, Any]:
+    return (_in_tensorboard(run)[0], _in_csv(run)[0]), (_in_tensorboard(run)[1], _in_csv(run)[1])
 
 
-def wandb(run: Run) -> tuple[Any, Any]:
-    """W&B has a run with its metrics, and the run's folder is the same as without."""
-    return (bool(run.files("**/*.wandb")), bool(run.files("runs/tiny/version_0/record.json"))), (True, True)
+def _in_own(run: Run) -> tuple[Any, Any]:
+    losses = [line for line in run.out.splitlines() if line.startswith("logged") and "train/loss" in line]
+    return ("hyperparameters True" in run.out, len(losses), "val/bpb" in run.out), (True, 6, True)
 
+
+def in_folder(pattern: str) -> Check:
+    """The logger's files are in a folder of the working directory, and record.json in the run's folder."""
+    return Check(f"its files `{pattern}`, and record.json in the run's folder", lambda run: (
+        (bool(run.files(pattern)), run.record["status"]), (True, "completed")))  # fmt: skip
+
+
+in_tensorboard = Check("train/loss of 6 steps, val/bpb", _in_tensorboard)
+in_csv = Check("train/loss of 6 steps, val/bpb; the model in hparams.yaml", _in_csv)
 
 CELLS = (
-    logger("true", "true", "TensorBoard, in the run's folder", tensorboard, key="logger"),
-    logger("false", "false", "no logs", lambda run: (
-        (run.seen["loggers"], run.files("**/events*"), run.record["status"]), ([], [], "completed")), key="logger"),
-    logger("TensorBoardLogger", "TensorBoardLogger", "TensorBoard, in the run's folder", tensorboard),
-    logger("TensorBoardLogger", "TensorBoardLogger", "TensorBoard, in a folder that you name", lambda run: (
-        (bool(run.files("mine/**/events*")), run.record["status"]), (True, "completed")),
-        "--trainer.logger.save_dir", "mine"),
-    logger("CSVLogger", "CSVLogger", "metrics.csv and hparams.yaml in the run's folder", csv, in_ci=True),
-    logger("CSVLogger", "CSVLogger", "metrics.csv in a folder that you name", lambda run: (
-        (bool(run.files("mine/**/metrics.csv")), run.record["status"]), (True, "completed")),
-        "--trainer.logger.save_dir", "mine"),
+    logger("true", "true", "a logger by default: TensorBoard's, in the run's folder", in_tensorboard, key="logger"),
+    logger("false", "false", "no logs", Check("no loggers, no event files, record.json", lambda run: (
+        (run.seen["loggers"], run.files("**/events*"), run.record["status"]), ([], [], "completed"))), key="logger"),
+    logger("TensorBoardLogger", "TensorBoardLogger", "TensorBoard", in_tensorboard),
+    logger("TensorBoardLogger", "TensorBoardLogger", "TensorBoard, in a folder that you name",
+           in_folder("mine/**/events*"), "--trainer.logger.save_dir", "mine"),
+    logger("CSVLogger", "CSVLogger", "metrics.csv and hparams.yaml", in_csv, in_ci=True),
+    logger("CSVLogger", "CSVLogger", "metrics.csv in a folder that you name", in_folder("mine/**/metrics.csv"),
+           "--trainer.logger.save_dir", "mine"),
     Cell(GROUP, "CSVLogger", ("--trainer.logger+=TensorBoardLogger", "--trainer.logger+=CSVLogger"),
-         "both, from a list", both),
-    logger("WandbLogger", "WandbLogger", "Weights & Biases", wandb, needs="wandb", everywhere=False),
-    logger("MLFlowLogger", "MLFlowLogger", "MLflow", lambda run: (bool(run.files("mlruns/**/*")), True), needs="mlflow",
-           everywhere=False),
-    logger("CometLogger", "CometLogger", "Comet", lambda run: (run.seen["steps"], 6), needs="comet_ml", everywhere=False),
-    logger("LitLogger", "LitLogger", "Lightning's own service", lambda run: (run.seen["steps"], 6), needs="litlogger",
-           everywhere=False),
-    logger("Logger", MINE + "ListLogger", "a logger of your own gets hyper-parameters and all metrics", lambda run: (
-        ("hyperparameters True" in run.out, len([line for line in run.out.splitlines()
-         if line.startswith("logged") and "train/loss" in line]), "val/bpb" in run.out), (True, 6, True)), in_ci=True),
+         "both, from a list", Check("train/loss of 6 steps, val/bpb, in each", _in_both)),
+    logger("WandbLogger", "WandbLogger", "Weights & Biases", in_folder("wandb/**/*.wandb"), needs="wandb"),
+    logger("MLFlowLogger", "MLFlowLogger", "MLflow", in_folder("mlruns/**/*"), needs="mlflow"),
+    logger("CometLogger", "CometLogger", "Comet", in_folder("**/*.zip"), needs="comet_ml"),
+    logger("LitLogger", "LitLogger", "Lightning's own service", in_folder("**/*"), needs="litlogger"),
+    logger("Logger", MINE + "ListLogger", "a logger of your own gets hyper-parameters and all metrics", Check(
+           "the hyper-parameters, train/loss of 6 steps, val/bpb", _in_own), in_ci=True),
+    logger("nonsense", "nonsense", "no logger", never, key="logger"),
 )  # fmt: skip

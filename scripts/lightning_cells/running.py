@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,11 +31,12 @@ trainer:
   accelerator: cpu
   devices: 1
   log_every_n_steps: 1
-  callbacks: [lightning_cells.observer.Observer]
 time_budget: {limit: 6 steps}
 """
 CORPUS_BYTES = 1600
 EPOCH, VALIDATION = 8, 3  # batches
+ENVIRONMENT = {"WANDB_MODE": "offline", "MLFLOW_ALLOW_FILE_STORE": "true"}
+OBSERVED = "--trainer.callbacks+=lightning_cells.observer.Observer"
 ERROR = "bytelm: error: "
 
 
@@ -44,7 +45,7 @@ class Result:
     """What came of a cell.
 
     Attributes:
-        outcome: `works`, `rejected`, `needs package …`, or a fault: `ignored`, `traceback`, `hangs`, `fails`.
+        outcome: `works`, `rejected`, `needs …`, or a fault: `ignored`, `traceback`, `hangs`, `fails`.
         line: The message of a rejection; of a fault, what was seen.
     """
 
@@ -54,7 +55,7 @@ class Result:
     @property
     def is_fault(self) -> bool:
         """Whether the cell neither does what Lightning documents nor is rejected in one line."""
-        return self.outcome not in ("works", "rejected") and not self.outcome.startswith("needs package")
+        return self.outcome not in ("works", "rejected") and not self.outcome.startswith("needs ")
 
 
 class Bench:
@@ -74,10 +75,22 @@ class Bench:
 
     def run(self, cell: Cell) -> Result:
         """Runs a cell."""
-        run = self._run(cell.command, cell.options, cell.environment)
+        given = (*cell.options, *cell.more)
+        run = self._run(cell.command, (OBSERVED, *given) if cell.observed else given, lambda: self.plain(cell.more))
         return self._judge(cell, run)
 
-    def _run(self, command: str, options: tuple[str, ...], environment: Mapping[str, str]) -> Run:
+    def plain(self, options: tuple[str, ...]) -> Run:
+        """A run without what a cell is about, made once.
+
+        Args:
+            options: The other options of the cell.
+        """
+        with self._lock:
+            if options not in self._plain:
+                self._plain[options] = self._run("fit", (OBSERVED, *options))
+            return self._plain[options]
+
+    def _run(self, command: str, options: tuple[str, ...], plain: Callable[[], Run] | None = None) -> Run:
         with self._lock:
             self._made += 1
             folder = self.folder / f"cell-{self._made}"
@@ -88,28 +101,9 @@ class Bench:
         (folder / "tiny.yaml").write_text(CONFIG)
         if command != "fit":
             shutil.copytree(self.plain(()).folder / "runs", folder / "runs")
-        experiment = tuple(_experiment(options))
-        return self._program(folder, command, options, environment, lambda: self.plain(experiment))
+        return self._program(folder, command, options, plain or (lambda: self.plain(options[1:])))
 
-    def plain(self, options: tuple[str, ...]) -> Run:
-        """The run of the experiment alone, made once.
-
-        Args:
-            options: Of the experiment, such as `--time_budget.limit`.
-        """
-        with self._lock:
-            if options not in self._plain:
-                self._plain[options] = self._run("fit", options, {})
-            return self._plain[options]
-
-    def _program(
-        self,
-        folder: Path,
-        command: str,
-        options: tuple[str, ...],
-        environment: Mapping[str, str],
-        plain: Callable[[], Run],
-    ) -> Run:
+    def _program(self, folder: Path, command: str, options: tuple[str, ...], plain: Callable[[], Run]) -> Run:
         paths = os.pathsep.join([str(SCRIPTS.parent), str(SCRIPTS)])
         with programs.Program(
             [sys.executable, "-m", "bytelm", command, "--config", "tiny.yaml", *options],
@@ -118,7 +112,7 @@ class Bench:
             stdin=subprocess.DEVNULL,
             text=True,
             cwd=folder,
-            env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "WANDB_MODE": "offline", **environment},
+            env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", **ENVIRONMENT},
             start_new_session=True,
         ) as process:
             status: int | None
@@ -133,7 +127,7 @@ class Bench:
         def again(command: str, *options: str) -> Run:
             for file in folder.glob("seen-*.json"):
                 file.unlink()
-            return self._program(folder, command, options, environment, plain)
+            return self._program(folder, command, (OBSERVED, *options), plain)
 
         return Run(folder, status, out, err, plain, again)
 
@@ -149,7 +143,7 @@ class Bench:
         if run.status != cell.status:
             return Result("fails", f"exit status {run.status}: {said}")
         try:
-            observed, expected = cell.check(run)
+            observed, expected = cell.check.look(run)
         except Exception as error:  # what the check looks for is not there
             return Result("ignored", f"{type(error).__name__}: {_anonymous(str(error), run.folder)}")
         if observed != expected:
@@ -157,28 +151,19 @@ class Bench:
         return Result("works")
 
     def _judge_rejection(self, cell: Cell, run: Run, lines: list[str], said: str) -> Result:
-        key = cell.key or cell.options[0].partition("=")[0].rstrip("+").rpartition(".")[2].lstrip("-")
         if len(lines) != 1 or not said.startswith(ERROR):
             return Result("fails", f"{len(lines)} lines: {said}")
         if run.seen.get("batches") or ((run.folder / "runs").exists() and cell.command == "fit"):
             return Result("fails", f"rejected after the run's folder was made: {said}")
         if cell.needs and importlib.util.find_spec(cell.needs) is None and cell.needs in said:
-            return Result(f"needs package {cell.needs}", said.removeprefix(ERROR))
-        if key not in said:
-            return Result("fails", f"the message does not name {key}: {said}")
+            return Result(f"needs {cell.needs}", said.removeprefix(ERROR))
+        if cell.named not in said:
+            return Result("fails", f"the message does not name {cell.named}: {said}")
         return Result("rejected", said.removeprefix(ERROR))
-
-
-def _experiment(options: tuple[str, ...]) -> list[str]:
-    return [
-        word
-        for option, value in zip(options, options[1:], strict=False)
-        if option.startswith("--time_budget")
-        for word in (option, value)
-    ]
 
 
 def _anonymous(line: str, folder: Path) -> str:
     """A line without what is another in every run."""
     line = re.sub(re.escape(str(folder.resolve())) + r"|" + re.escape(str(folder)), "…", line)
+    line = re.sub(r"(Accepted on this machine:) .*", r"\1 …", line)
     return re.sub(r"0x[0-9a-f]{6,}", "0x…", line)

@@ -3,7 +3,7 @@
 from typing import Any
 
 from lightning_cells.cell import Cell, Check
-from lightning_cells.checks import TWO, clipped, dtypes, never, ranks_agree, same_as_plain, trained
+from lightning_cells.checks import TWO, clipped, never, ranks_agree, same_as_plain, trained
 from lightning_cells.running import EPOCH, VALIDATION
 
 GROUP = "Options of the Trainer"
@@ -63,13 +63,13 @@ CELLS = (
     option("limit_test_batches", "2", "tests 2 batches", Check(
         "2 batches", lambda run: (run.seen["test"], 2)), command="test"),
     option("limit_test_batches", "0.4", "tests a share of the batches", Check(
-        "1 of 3 batches", lambda run: (run.seen["test"], 1)), command="test"),
+        "2 of 5 batches", lambda run: (run.seen["test"], 2)), command="test"),
     option("limit_test_batches", "0", "tests nothing", Check(
         "no batches", lambda run: (run.seen["test"], 0)), command="test"),
     option("limit_predict_batches", "2", "predicts 2 batches", Check(
         "2 batches", lambda run: (run.seen["predict"], 2)), "--ckpt_path", "last", command="predict"),
     option("limit_predict_batches", "0.5", "predicts a share of the batches", Check(
-        "1 of 3 batches", lambda run: (run.seen["predict"], 1)), "--ckpt_path", "last", command="predict"),
+        "2 of 5 batches", lambda run: (run.seen["predict"], 2)), "--ckpt_path", "last", command="predict"),
     option("overfit_batches", "1", "trains on one batch and validates on it", Check(
         "6 steps of the same batch", lambda run: (run.seen["batches"], run.seen["batches"][:1] * 6)), in_ci=True),
     option("overfit_batches", "0.5", "trains on half of the batches", Check(
@@ -114,7 +114,8 @@ CELLS = (
     option("gradient_clip_val", "-1", "no clipping", never, in_ci=True),
     option("gradient_clip_algorithm", "value", "clips each value", clipped(value=0.01),
            "--trainer.gradient_clip_val", "0.01"),
-    option("gradient_clip_algorithm", "norm", "clips the norm", clipped(norm=0.1), "--trainer.gradient_clip_val", "0.1"),
+    option("gradient_clip_algorithm", "norm", "clips the norm", clipped(norm=0.1),
+           "--trainer.gradient_clip_val", "0.1"),
     option("gradient_clip_algorithm", "mean", "an error", never, "--trainer.gradient_clip_val", "0.1"),
     option("deterministic", "true", "deterministic algorithms alone", Check(
         "torch's mode in training", lambda run: (
@@ -133,7 +134,8 @@ CELLS = (
     option("detect_anomaly", "true", "an error where a gradient becomes NaN", Check(
         "the error names the operation", lambda run: ("returned nan values" in run.err, True)), ANOMALY, status=1),
     option("barebones", "true", "no logs, no checkpoints", never),
-    option("sync_batchnorm", "true", "BatchNorm layers use the batches of all ranks, on GPUs", never, *TWO, *BATCH_NORM),
+    option("sync_batchnorm", "true", "BatchNorm layers use the batches of all ranks, on GPUs", never,
+           *TWO, *BATCH_NORM),
     option("sync_batchnorm", "true", "of one process: nothing to do", same_as_plain),
     option("reload_dataloaders_every_n_epochs", "1", "makes the loader anew in each epoch", never, *EPOCHS),
     option("default_root_dir", "elsewhere", "runs are in this folder", Check(
@@ -142,6 +144,7 @@ CELLS = (
     option("enable_autolog_hparams", "true", "loggers get the hyper-parameters", Check(
         "the model's, in hparams.yaml", lambda run: ("model" in run.text("**/hparams.yaml"), True)), *CSV),
     option("enable_autolog_hparams", "false", "loggers get no hyper-parameters", Check(
-        "hparams.yaml is empty", lambda run: (run.text("**/hparams.yaml").strip(), "{}")), *CSV),
+        "metrics.csv, and none in hparams.yaml", lambda run: (
+            (bool(run.files("**/metrics.csv")), "model" in run.text("**/hparams.yaml")), (True, False))), *CSV),
     option("model_registry", "me/team/model", "uploads checkpoints to Lightning's registry", never),
 )  # fmt: skip
