@@ -40,10 +40,10 @@ def rendered(results: Iterable[tuple[Cell, Result]], there: str) -> str:
     for group, members in groupby(results, key=lambda result: result[0].group):
         lines += ["", f"### {group}", "", "| options | in Lightning | here |", "| --- | --- | --- |"]
         for cell, result in members:
-            line = _row(cell, result)
-            row = rows.get(line.rpartition(" | ")[0], line)
+            line = row(cell, result)
+            kept = rows.get(line.rpartition(" | ")[0], line)
             depends = cell.needs is not None or not cell.everywhere
-            lines.append(row if depends and not result.is_fault and _outcome(row) != _outcome(line) else line)
+            lines.append(kept if depends and not result.is_fault and _outcome(kept) != _outcome(line) else line)
     return "\n".join([*lines, "", ""])
 
 
@@ -52,7 +52,7 @@ def difference(there: str, here: str) -> Sequence[str]:
     return list(difflib.unified_diff(there.splitlines(), here.splitlines(), "committed", "seen", "", "", 0, ""))
 
 
-def _row(cell: Cell, result: Result) -> str:
+def row(cell: Cell, result: Result) -> str:
     """A row; its last column begins with the outcome in bold letters."""
     seen = _escaped(cell.check.text) if result.outcome == "works" else _code(result.line)
     return f"| {_code(cell.written)} | {_escaped(cell.documented)} | **{result.outcome}**: {seen} |"

@@ -17,7 +17,7 @@ from lightning_cells.cell import Cell, Run
 
 SCRIPTS = Path(__file__).resolve().parents[1]
 sys.path.append(str(SCRIPTS.parent / "tests"))
-import programs  # noqa: E402  (programs that start within milliseconds)
+import programs  # type: ignore[import-not-found]  # noqa: E402  (programs that start within milliseconds)
 
 # An epoch is 8 batches, and a validation 3.
 CONFIG = """

@@ -1,0 +1,119 @@
+"""docs/lightning.md has a row for all that Lightning offers; the cells that are cheap do what their rows say."""
+
+import inspect
+import sys
+from pathlib import Path
+from typing import get_args
+
+import pytest
+from lightning.fabric.utilities.types import _PRECISION_INPUT
+from lightning.pytorch import Trainer, callbacks, loggers, plugins, profilers, strategies
+from lightning.pytorch.accelerators import AcceleratorRegistry
+from lightning.pytorch.plugins import environments
+
+PROJECT = Path(__file__).resolve().parents[1]
+sys.path.append(str(PROJECT / "scripts"))
+
+from lightning_cells import document  # noqa: E402
+from lightning_cells.cell import Cell, Check  # noqa: E402
+from lightning_cells.running import Bench, Result  # noqa: E402
+from lightning_cells.table import CELLS, MODULES  # noqa: E402
+
+PAGE = PROJECT / "docs" / "lightning.md"
+IN_CI = [pytest.param(cell, id=cell.written) for cell in CELLS if cell.in_ci]
+OWN_GROUPS = {"callbacks", "logger", "profiler", "strategy", "plugins", "precision"}  # options with tables of their own
+
+
+def names(module) -> set[str]:
+    """What the cells of a module are about."""
+    return {cell.name for cell in module.CELLS}
+
+
+def classes(package) -> set[str]:
+    return {name for name in package.__all__ if inspect.isclass(getattr(package, name))}
+
+
+def modules() -> dict:
+    return {module.__name__.rpartition(".")[2]: module for module in MODULES}
+
+
+def test_all_options_of_the_trainer_have_cells():
+    options = set(inspect.signature(Trainer.__init__).parameters) - {"self"} - OWN_GROUPS
+    assert options - names(modules()["trainer_options"]) == set()
+
+
+@pytest.mark.parametrize(
+    ("cells", "package"),
+    [
+        ("callbacks", callbacks),
+        ("loggers", loggers),
+        ("profilers", profilers),
+        ("strategies", strategies),
+        ("plugins", plugins),
+        ("plugins", environments),
+    ],
+    ids=lambda value: value if isinstance(value, str) else value.__name__,
+)
+def test_all_classes_have_cells(cells, package):
+    assert len(classes(package)) > 4
+    assert classes(package) - names(modules()[cells]) == set()
+
+
+def test_all_registered_names_have_cells():
+    assert set(strategies.StrategyRegistry.available_strategies()) - names(modules()["strategies"]) == set()
+    given = {cell.options[1] for cell in CELLS if cell.name == "accelerator"}
+    assert set(AcceleratorRegistry.available_accelerators()) - given == set()
+
+
+def test_all_precisions_have_cells():
+    values = {str(value) for literal in get_args(_PRECISION_INPUT) for value in get_args(literal)}
+    assert len(values) > 9
+    assert values - names(modules()["precisions"]) == set()
+
+
+def test_all_cells_have_rows():
+    lines = [line for line in document.table_of(PAGE).splitlines() if line.startswith("| `")]
+    assert [line.partition(" | **")[0] for line in lines] == [
+        document.row(cell, Result("works")).partition(" | **")[0] for cell in CELLS
+    ]
+    outcomes = {line.rpartition(" | **")[2].partition("**")[0].partition(" ")[0] for line in lines}
+    assert outcomes == {"works", "rejected", "needs"}
+
+
+def test_rows_are_unique():
+    rows = [(cell.written, cell.documented) for cell in CELLS]
+    assert len(set(rows)) == len(rows)
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory):
+    return Bench(tmp_path_factory.mktemp("cells"))
+
+
+@pytest.mark.parametrize("cell", IN_CI)
+def test_a_cell_does_what_its_row_says(bench, cell):
+    result = bench.run(cell)
+    assert document.row(cell, result) in document.table_of(PAGE).splitlines(), result
+
+
+def test_an_option_without_its_effect_is_ignored(bench):
+    cell = Cell("", "", ("--trainer.benchmark", "false"), "", Check("", lambda run: (run.seen["steps"], 7)))
+    assert bench.run(cell) == Result("ignored", "observed 6, expected 7")
+
+
+def test_a_rejection_must_name_the_option(bench):
+    cell = Cell("", "", ("--trainer.devices", "0"), "", Check("", lambda run: (0, 0)), key="num_nodes")
+    assert bench.run(cell).outcome == "fails"
+
+
+def test_a_row_is_kept_only_where_the_machine_explains_the_other_outcome():
+    here = Cell("Group", "", ("--a", "1"), "does", Check("seen", lambda run: (0, 0)))
+    needing = Cell("Group", "", ("--b", "1"), "does", Check("seen", lambda run: (0, 0)), needs="wandb")
+    rejected = [(cell, Result("rejected", "a line")) for cell in (here, needing)]
+    there = document.rendered(rejected, "")
+    works = [(cell, Result("works")) for cell in (here, needing)]
+    diff = "\n".join(document.difference(there, document.rendered(works, there)))
+    assert "-| `--a 1` | does | **rejected**: `a line` |\n+| `--a 1` | does | **works**: seen |" in diff
+    assert "--b" not in diff
+    other_line = [(cell, Result("rejected", "another line")) for cell in (here, needing)]
+    assert len(document.difference(there, document.rendered(other_line, there))) == 2 + 1 + 2 + 2
