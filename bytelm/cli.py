@@ -251,11 +251,12 @@ class BytelmCLI(LightningCLI):
         return plain.get(self.subcommand, plain)
 
     def _set_seed(self) -> None:
-        check_values(self._plain())  # first of all: the seed is used next
+        self.plain_config = self._plain()
+        check_values(self.plain_config)  # first of all: the seed is used next
         super()._set_seed()
+        self.plain_config["seed_everything"] = self._get(self.config, "seed_everything")  # `true` is a number by now
 
     def before_instantiate_classes(self) -> None:
-        self.plain_config = self._plain()
         self.save_config_kwargs = {"plain": self.plain_config}
         self.experiment = self.plain_config["experiment"] = self._experiment()
         given = self._get(self.config, "ckpt_path")

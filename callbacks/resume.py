@@ -164,13 +164,11 @@ def _seed_apart(rank: int) -> None:
 
 
 def fingerprint(pl_module: LightningModule) -> list[float]:
-    """Sums by which weights are told apart."""
+    """Sums that differ where weights differ; of a weight that is split over ranks, the sums of this rank's share."""
     with torch.no_grad():
-        weights = [parameter.float() for parameter in pl_module.parameters()]
-        sums: Any = torch.stack([total for each in weights for total in (each.sum(), each.square().sum())])
-        whole = sums.full_tensor() if hasattr(sums, "full_tensor") else sums  # a DTensor, where ranks share weights
-        values: list[float] = whole.tolist()
-        return values
+        shares = (each.to_local() if hasattr(each, "to_local") else each for each in pl_module.parameters())
+        weights = [share.float() for share in shares]
+        return torch.stack([total for each in weights for total in (each.sum(), each.square().sum())]).tolist()
 
 
 def _validate(trainer: Trainer) -> None:

@@ -372,7 +372,7 @@ def test_a_copy_knows_how_matrices_divide():
         ({"ns_steps": 0}, "ns_steps: 0 cannot be used; accepted: from 1"),
         ({"adjust_lr_fn": "own"}, "adjust_lr_fn: 'own' cannot be used; accepted: original, match_rms_adamw"),
         ({"ns_coefficients": "own"}, "ns_coefficients: 'own' cannot be used; accepted: quintic, polar_express, or"),
-        ({"split_qkv": True}, "split_qkv: True cannot be used; accepted: false, as no module declares"),
+        ({"split_qkv": True}, "split_qkv: True cannot be used; accepted: false, because no module declares"),
     ],
     ids=str,
 )

@@ -106,7 +106,7 @@ def test_fixed_encodings_neither_train_nor_enter_checkpoints(encoding):
 
 
 def test_rotary_rejects_odd_head_dimensions():
-    with pytest.raises(ConfigError, match=r"d_model: 12 .*head dimensions.* 3"):
+    with pytest.raises(ConfigError, match=r"d_model: 12 .*head dimension.* 3"):
         Rotary(d_model=12, n_heads=4, max_seq_len=8)
 
 
