@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
-from lightning.fabric.utilities.types import _PRECISION_INPUT
+from lightning.fabric.plugins.precision.precision import _PRECISION_INPUT
 from lightning.pytorch import Trainer, callbacks, loggers, plugins, profilers, strategies
 from lightning.pytorch.accelerators import AcceleratorRegistry
 from lightning.pytorch.plugins import environments
@@ -15,7 +15,7 @@ PROJECT = Path(__file__).resolve().parents[1]
 sys.path.append(str(PROJECT / "scripts"))
 
 from lightning_cells import document  # noqa: E402
-from lightning_cells.cell import Cell, Check  # noqa: E402
+from lightning_cells.cell import Cell, Check, Run  # noqa: E402
 from lightning_cells.running import Bench, Result  # noqa: E402
 from lightning_cells.table import CELLS, MODULES  # noqa: E402
 
@@ -30,7 +30,9 @@ def names(module) -> set[str]:
 
 
 def classes(package) -> set[str]:
-    return {name for name in package.__all__ if inspect.isclass(getattr(package, name))}
+    """What a package exports."""
+    exported = getattr(package, "__all__", [name for name in dir(package) if not name.startswith("_")])
+    return {name for name in exported if inspect.isclass(getattr(package, name))}
 
 
 def modules() -> dict:
@@ -96,14 +98,32 @@ def test_a_cell_does_what_its_row_says(bench, cell):
     assert document.row(cell, result) in document.table_of(PAGE).splitlines(), result
 
 
-def test_an_option_without_its_effect_is_ignored(bench):
-    cell = Cell("", "", ("--trainer.benchmark", "false"), "", Check("", lambda run: (run.seen["steps"], 7)))
-    assert bench.run(cell) == Result("ignored", "observed 6, expected 7")
+def judged(folder, look=lambda run: (1, 1), status=0, err="", **details) -> Result:
+    """What is said of a run that ended so."""
+    cell = Cell("", "", ("--trainer.devices", "0"), "", Check("", look), **details)
+    return Bench(folder).judge(cell, Run(folder, status, "", err, None, None))
 
 
-def test_a_rejection_must_name_the_option(bench):
-    cell = Cell("", "", ("--trainer.devices", "0"), "", Check("", lambda run: (0, 0)), key="num_nodes")
-    assert bench.run(cell).outcome == "fails"
+def test_an_option_without_its_effect_is_ignored(folder):
+    assert judged(folder, lambda run: (6, 7)) == Result("ignored", "observed 6, expected 7")
+    assert judged(folder, lambda run: (run.seen["steps"], 7)) == Result("ignored", "KeyError: 'steps'")
+    assert judged(folder) == Result("works")
+
+
+def test_a_rejection_is_one_line_that_names_the_option(folder):
+    line = "bytelm: error: trainer.devices: 0 cannot be used"
+    assert judged(folder, status=2, err=line) == Result("rejected", "trainer.devices: 0 cannot be used")
+    assert judged(folder, status=2, err=line, key="num_nodes").outcome == "fails"
+    assert judged(folder, status=2, err=f"a warning\n{line}").outcome == "fails"
+    (folder / "runs").mkdir()
+    assert judged(folder, status=2, err=line).outcome == "fails"
+
+
+def test_tracebacks_other_statuses_and_runs_that_go_on_are_faults(folder):
+    assert judged(folder, status=1, err="Traceback (most recent call last):\nKeyError: 'RANK'").outcome == "traceback"
+    assert judged(folder, status=3, err="bytelm: error: something").outcome == "fails"
+    assert judged(folder, status=None).outcome == "hangs"
+    assert all(Result(outcome).is_fault for outcome in ("ignored", "traceback", "fails", "hangs"))
 
 
 def test_a_row_is_kept_only_where_the_machine_explains_the_other_outcome():
@@ -116,4 +136,6 @@ def test_a_row_is_kept_only_where_the_machine_explains_the_other_outcome():
     assert "-| `--a 1` | does | **rejected**: `a line` |\n+| `--a 1` | does | **works**: seen |" in diff
     assert "--b" not in diff
     other_line = [(cell, Result("rejected", "another line")) for cell in (here, needing)]
-    assert len(document.difference(there, document.rendered(other_line, there))) == 2 + 1 + 2 + 2
+    diff = "\n".join(document.difference(there, document.rendered(other_line, there)))
+    assert "+| `--a 1` | does | **rejected**: `another line` |" in diff
+    assert "+| `--b 1` | does | **rejected**: `another line` |" in diff

@@ -99,7 +99,7 @@ CELLS = (
              "begins at a share of max_epochs", never, *EPOCHS),
     callback("WeightAveraging", {}, "averages the weights of all steps", is_scored),
     callback("WeightAveraging", {}, "an average of your own", is_scored, cls=MINE + "HalfAverage"),
-    callback("EMAWeightAveraging", {"decay": "0.5"}, "a moving average of the weights", is_scored, in_ci=True),
+    callback("EMAWeightAveraging", {"decay": "0.5"}, "a moving average of the weights", is_scored),
     callback("ModelPruning", {"pruning_fn": "l1_unstructured", "amount": "0.5"}, "sets half of the weights to 0",
              never),
     callback("BaseFinetuning", {}, "freezes modules, in a class of your own", never, cls=MINE + "Freeze"),

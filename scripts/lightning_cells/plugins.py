@@ -57,7 +57,7 @@ CELLS = (
            needs="transformer_engine", everywhere=False),
     plugin("XLAPrecision", {"precision": "32-true"}, "for TPUs", never, needs="torch_xla"),
     plugin("CheckpointIO", {}, "a way of your own to write checkpoints", Check(
-           "it wrote them, and last.ckpt has the run's score", _own_io), value=MINE + "OwnIO", in_ci=True),
+           "it wrote them, and last.ckpt has the run's score", _own_io), value=MINE + "OwnIO"),
     plugin("TorchCheckpointIO", {}, "Lightning's way to write checkpoints", reads_back("TorchCheckpointIO")),
     plugin("AsyncCheckpointIO", {}, "writes in a thread", reads_back("AsyncCheckpointIO")),
     plugin("XLACheckpointIO", {}, "for TPUs", never, needs="torch_xla"),

@@ -21,7 +21,7 @@ def _with_warning(run: Run) -> tuple[Any, Any]:
 on_cpu = Check("products in bfloat16, and Lightning's warning", _with_warning)
 
 CELLS = (
-    precision("32-true", "float32", dtypes("float32", "float32"), in_ci=True),
+    precision("32-true", "float32", dtypes("float32", "float32")),
     precision("32", "float32", dtypes("float32", "float32")),
     precision("64-true", "float64", dtypes("float64", "float64")),
     precision("64", "float64", dtypes("float64", "float64")),

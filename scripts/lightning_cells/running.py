@@ -77,7 +77,7 @@ class Bench:
         """Runs a cell."""
         given = (*cell.options, *cell.more)
         run = self._run(cell.command, (OBSERVED, *given) if cell.observed else given, lambda: self.plain(cell.more))
-        return self._judge(cell, run)
+        return self.judge(cell, run)
 
     def plain(self, options: tuple[str, ...]) -> Run:
         """A run without what a cell is about, made once.
@@ -131,7 +131,8 @@ class Bench:
 
         return Run(folder, status, out, err, plain, again)
 
-    def _judge(self, cell: Cell, run: Run) -> Result:
+    def judge(self, cell: Cell, run: Run) -> Result:
+        """Tells what came of a cell, from its run."""
         lines = run.err.splitlines()
         said = _anonymous(lines[-1], run.folder) if lines else ""
         if run.status is None:

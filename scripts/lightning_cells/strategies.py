@@ -23,7 +23,7 @@ def two(name: str, documented: str, *more: str, **details: Any) -> Cell:
 
 CELLS = (
     strategy("auto", "one device, or ddp where there are several", trained(6)),
-    two("ddp", "a process a device, gradients averaged", in_ci=True),
+    two("ddp", "a process a device, gradients averaged"),
     two("ddp_find_unused_parameters_false", "the same"),
     two("ddp_find_unused_parameters_true", "the same, with parameters that are not used"),
     *(strategy(f"{base}{end}", f"the same, with processes from {how}", never, *TWO)

@@ -19,7 +19,7 @@ def option(name: str, value: str, documented: str, check: Check, *more: str, **d
 
 
 CELLS = (
-    option("accelerator", "cpu", "trains on the CPU", trained(6, device="cpu"), in_ci=True),
+    option("accelerator", "cpu", "trains on the CPU", trained(6, device="cpu")),
     option("accelerator", "auto", "trains on the best device", trained(6)),
     option("accelerator", "gpu", "trains on a GPU", trained(6, device="cuda"), everywhere=False),
     option("accelerator", "cuda", "trains on an NVIDIA GPU", trained(6, device="cuda"), everywhere=False),
@@ -51,7 +51,7 @@ CELLS = (
     option("limit_train_batches", "0.5", "an epoch is half of the batches", Check(
         "4 of 8 batches in each epoch", lambda run: (run.seen["epochs"], [i // 4 for i in range(20)])), *EPOCHS),
     option("limit_train_batches", "3", "an epoch is 3 batches", Check(
-        "3 batches in each epoch", lambda run: (run.seen["epochs"], [i // 3 for i in range(20)])), *EPOCHS, in_ci=True),
+        "3 batches in each epoch", lambda run: (run.seen["epochs"], [i // 3 for i in range(20)])), *EPOCHS),
     option("limit_train_batches", "0", "trains nothing", never),
     option("limit_train_batches", "0.01", "less than a batch", never),
     option("limit_val_batches", "2", "validates 2 batches", Check(
@@ -78,7 +78,7 @@ CELLS = (
     option("val_check_interval", "0.25", "validates 4 times an epoch", Check(
         "after steps 2, 4, 6, 8, …", lambda run: (run.steps[:9], [2, 4, 6, 8, 10, 12, 14, 16, 18])), *EPOCHS),
     option("val_check_interval", "4", "validates every 4 batches", Check(
-        "after steps 4, 8, 12, 16", lambda run: (run.steps[:4], [4, 8, 12, 16])), *EPOCHS, in_ci=True),
+        "after steps 4, 8, 12, 16", lambda run: (run.steps[:4], [4, 8, 12, 16])), *EPOCHS),
     option("val_check_interval", "9", "more batches than an epoch has: an error", never, *EPOCHS,
            "--trainer.check_val_every_n_epoch", "1"),
     option("val_check_interval", "9", "with check_val_every_n_epoch null, the default here: every 9 batches", Check(
@@ -101,7 +101,7 @@ CELLS = (
     option("log_every_n_steps", "0", "logs no step", Check(
         "no train/loss in TensorBoard's log", lambda run: ("train/loss" in run.tags(), False))),
     option("enable_checkpointing", "false", "writes no checkpoint", Check(
-        "6 steps, no .ckpt file", lambda run: ((run.seen["steps"], run.files("**/*.ckpt")), (6, []))), in_ci=True),
+        "6 steps, no .ckpt file", lambda run: ((run.seen["steps"], run.files("**/*.ckpt")), (6, [])))),
     option("enable_progress_bar", "false", "no progress bar", Check(
         "nothing on standard error", lambda run: ((run.err, run.seen["steps"]), ("", 6)))),
     option("enable_model_summary", "true", "prints the modules and their parameters", Check(
