@@ -1,6 +1,6 @@
 """bytelm trains language models under a wall-clock budget.
 
-Start with `gpt.py` for the network, `language_model.py` for what is trained, `cli.py` for how a run is put together.
+Start with `gpt.py` for the network, `language_model.py` for training, and `cli.py` for how a run is assembled.
 """
 
 __version__ = "0.2.0"

@@ -2,9 +2,9 @@
 
     python -m bytelm {fit,validate,test,predict} --config FILE [--config FILE …] [--key value …]
 
-What it adds to LightningCLI: `time_budget`, `lr_schedule`, `schedules`, `checkpoint`, `last_checkpoint`, `divergence`
-and `throughput` as top-level keys, durations with units, a run folder runs/<experiment>/version_N, `--ckpt_path last`,
-the run record, and messages about a config that name the key, its value and the accepted values.
+Additions to LightningCLI: `time_budget`, `lr_schedule`, `schedules`, `checkpoint`, `last_checkpoint`, `divergence` and
+`throughput` as top-level keys, durations with units, a run folder runs/<experiment>/version_N, `--ckpt_path last`, the
+run record, and messages about a config that name the key, its value and the accepted values.
 """
 
 import json
@@ -104,23 +104,23 @@ from bytelm.strategies import check_devices, make_strategy
 from bytelm.system.files import replacing
 from bytelm.system.process import is_rank_zero
 
-# A value of no particular type stays what it is, also if it looks like a class and its options.
+# A value without a type is kept unchanged, even if it looks like a class and its options.
 set_parsing_settings(instantiate_subclass_spec_in_any=False)
 
 
 DESCRIPTION = "Trains language models under a wall-clock budget, and scores them."
 TRAINER_DEFAULTS = {
-    "max_epochs": -1,  # the time budget alone ends a run
+    "max_epochs": -1,  # only the time budget ends a run
     "log_every_n_steps": 10,
-    "check_val_every_n_epoch": None,  # validation is at the end alone, or every `val_check_interval` batches of the run
-    "num_sanity_val_steps": 0,  # a validation before training tells nothing that the final one does not
+    "check_val_every_n_epoch": None,  # validation only at the end, or every `val_check_interval` batches of the run
+    "num_sanity_val_steps": 0,  # a validation before training shows nothing that the final one does not
     "enable_model_summary": False,
 }
 KEYS = keys.classes()
 OTHER_OPTIONS = ("config", "print_config", "help", *METHOD_KEYS)
 COMPARED_TRAINER_KEYS = ("devices", "strategy", "precision", "gradient_clip_val", "accumulate_grad_batches")
-# Callbacks that a run has once: those with a key (but `checkpoint`, beside which there may be others), and those that
-# bytelm adds.
+# Callbacks that a run has once: those with a key (except `checkpoint`, as a run may have others beside it), and those
+# that bytelm adds.
 CALLBACK_KEYS = {key: cls for key, cls in KEYS.items() if issubclass(cls, Callback) and key != "checkpoint"}
 ADDED_CALLBACKS = (
     *(BestCheckpoint, BudgetBar, ClaimFolder, CorpusWatch, Interruption, KeepOnDataError, PredictionWriter, RankWatch),
@@ -129,22 +129,22 @@ ADDED_CALLBACKS = (
 CHECKPOINT_DEFAULTS = {
     "checkpoint.filename": "best",
     "checkpoint.monitor": VAL_BPB.tag,
-    "checkpoint.save_last": False,  # LastCheckpoint does
+    "checkpoint.save_last": False,  # LastCheckpoint does this
     "checkpoint.enable_version_counter": False,
 }
 
 
 class RunConfig(SaveConfigCallback):
-    """Saves the resolved config in the run's folder, and gives it to the loggers as hyper-parameters.
+    """Saves the resolved config in the run's folder, and passes it to the loggers as hyper-parameters.
 
     Args:
-        parser: The command line's.
-        config: As it was parsed.
-        plain: As plain values.
+        parser: The parser of the command line.
+        config: The parsed config.
+        plain: The config as plain values.
     """
 
     def __init__(self, parser: LightningArgumentParser, config: Namespace, plain: dict[str, Any]) -> None:
-        super().__init__(parser, config, save_to_log_dir=False)  # but below, whole or not at all
+        super().__init__(parser, config, save_to_log_dir=False)  # saved below instead, completely or not at all
         self.plain = plain
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -153,7 +153,7 @@ class RunConfig(SaveConfigCallback):
             super().setup(trainer, pl_module, stage)
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        # Without the checkpoint: `fit --config` on it repeats the run from its beginning.
+        # Without the checkpoint: `fit --config` on it repeats the run from the start.
         config = {key: value for key, value in self.plain.items() if key != "ckpt_path"}
         if self._folder is not None:
             with replacing(self._folder / CONFIG) as partial:
@@ -166,7 +166,7 @@ class RunConfig(SaveConfigCallback):
         }
         for each in trainer.loggers if trainer.enable_autolog_hparams else ():
             if isinstance(each, TensorBoardLogger) and each.folder is not None:
-                # Only the metric's name is written: log_hyperparams would also log a first value of it at step 0.
+                # Only the metric's name is written: log_hyperparams would also log an initial value of it at step 0.
                 score = score_for(trainer.datamodule.counts_bytes)  # type: ignore[attr-defined]
                 for summary in hparams(values, {score.tag: 0.0}):
                     each.experiment.file_writer.add_summary(summary)
@@ -194,8 +194,8 @@ class Parser(ConfigFileParser, LightningArgumentParser):
 class BytelmCLI(LightningCLI):
     """LightningCLI with a time budget, a schedule and a run record."""
 
-    continued: Path | None = None  # the folder of the run that goes on
-    folder: RunFolder | None = None  # where `fit` keeps all that it leaves
+    continued: Path | None = None  # the folder of the run that is resumed
+    folder: RunFolder | None = None  # folder of all files that `fit` writes
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         given = sys.argv[1:] if kwargs["args"] is None else kwargs["args"]
@@ -203,9 +203,9 @@ class BytelmCLI(LightningCLI):
         super().__init__(*args, **kwargs)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parses the command line, with RUN written out where it is `validate RUN`."""
+        """Parses the command line; for `validate RUN`, replaces RUN by its options."""
         given = sys.argv[1:] if args is None else args
-        # Not where a config has it: in that of a run it says where the run came from.
+        # Not if a config sets it: in a run's config, it names the origin of the run.
         options = [str(option).partition("=")[0] for option in given] if isinstance(given, list) else []
         if "--init_from" in options and self._given in ("validate", "test", "predict"):
             raise UsageError(f"init_from: it is an option of fit; accepted by {self._given}: --ckpt_path")
@@ -215,10 +215,10 @@ class BytelmCLI(LightningCLI):
             super().parse_arguments(parser, args)
 
     def _parse_ckpt_path(self) -> None:
-        """Nothing: LightningCLI would put a checkpoint's model in place of the config's, without a word."""
+        """Does nothing: LightningCLI would replace the config's model by the checkpoint's, without a message."""
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
-        """Of a subcommand that the command line does not begin with, a parser without arguments: they take long."""
+        """Returns a parser without arguments for a subcommand that is not used: the arguments take long to add."""
         if self._given in self.subcommands() and subcommand != self._given:
             self._subcommand_method_arguments[subcommand] = []
             return self.init_parser(**kwargs)
@@ -245,16 +245,16 @@ class BytelmCLI(LightningCLI):
         parser.set_defaults({"lr_schedule": {"class_path": DEFAULT_SCHEDULE}, **CHECKPOINT_DEFAULTS})
 
     def _plain(self) -> dict[str, Any]:
-        # Parsing has validated the values; doing it again would take longer than all the rest.
+        # The values were validated during parsing; repeating that would take longer than everything else.
         options: dict[str, Any] = {"skip_unset": False, "skip_validation": True, "format": "json"}
         plain = written_out(json.loads(dumped(lambda: self.parser.dump(self.config, **options))))
         return plain.get(self.subcommand, plain)
 
     def _set_seed(self) -> None:
         self.plain_config = self._plain()
-        check_values(self.plain_config)  # first of all: the seed is used next
+        check_values(self.plain_config)  # first, because the seed is used next
         super()._set_seed()
-        self.plain_config["seed_everything"] = self._get(self.config, "seed_everything")  # `true` is a number by now
+        self.plain_config["seed_everything"] = self._get(self.config, "seed_everything")  # `true` is now a number
 
     def before_instantiate_classes(self) -> None:
         self.save_config_kwargs = {"plain": self.plain_config}
@@ -267,7 +267,7 @@ class BytelmCLI(LightningCLI):
             return
         own, experiment = self._own_run(), self._runs_root() / self.experiment
         if given == "last" and self.subcommand == "fit":
-            # The first time there is nothing to continue: a queue's script can give the same command every time.
+            # The first time there is nothing to resume: a queue's script can use the same command every time.
             self.continued = run_to_continue(experiment, own, self.plain_config)
             last = checkpoint_of(self.continued, "last") if self.continued is not None else None
             self.config[self.subcommand].ckpt_path = str(last) if last is not None and last.is_file() else None
@@ -298,15 +298,15 @@ class BytelmCLI(LightningCLI):
             if path := self._get(self.config, "ckpt_path"):
                 note(f"init_from is not read: the run goes on from {path}")
             else:
-                from bytelm.inference.init_from import init_from  # what it imports is for few runs
+                from bytelm.inference.init_from import init_from  # few runs need its imports
 
                 RunRecord.of(self.trainer).init_from = init_from(self.model, given, self.plain_config)
-        # What a checkpoint needs to rebuild the model: plain values, so that it loads without unpickling code.
+        # A checkpoint needs these to rebuild the model: plain values, which load without unpickling code.
         instantiator = "lightning.pytorch.cli.instantiate_module"
         self.model.save_hyperparameters({**self.plain_config["model"], "_instantiator": instantiator}, logger=False)
 
     def _check(self) -> None:
-        """Finds what cannot work before the run has a folder."""
+        """Rejects a run that cannot work before it has a folder."""
         self.model.check(self.datamodule, self.trainer)
         if isinstance(self.trainer.precision_plugin, FP8):
             self.trainer.precision_plugin.check(self.trainer.strategy)
@@ -320,19 +320,19 @@ class BytelmCLI(LightningCLI):
         schedules = Schedules.of(self.trainer) if self.subcommand in (None, "fit") else None
         if schedules is not None:
             schedules.check(self.model, self.datamodule, self.model.configure_optimizers())
-        if is_rank_zero():  # others might look while this one downloads
+        if is_rank_zero():  # others might search while this one downloads
             self.datamodule.prepare_data()
             self.datamodule.setup(self.subcommand or "fit")
             if schedules is not None:
                 schedules.check_sizes(self.datamodule)
-                self.datamodule.trainer = self.trainer  # whose ranks share the batches of an epoch
+                self.datamodule.trainer = self.trainer  # its ranks share the batches of an epoch
                 check_epochs(self.trainer, self.datamodule)
                 check_needs(self.trainer, self.plain_config)
             if path := self._get(self.config, "ckpt_path"):
                 self._check_checkpoint(path)
 
     def _monitored(self) -> list[str]:
-        """What bytelm logs for callbacks that monitor it."""
+        """Returns the values that bytelm logs for callbacks that monitor them."""
         scores = [VAL_LOSS.tag, VAL_BPB.tag] if self.datamodule.counts_bytes else [VAL_LOSS.tag]
         return [*TRAIN_TAGS, *scores]
 
@@ -356,7 +356,7 @@ class BytelmCLI(LightningCLI):
             note(f"{path} was written with other values{kept}: {'; '.join(differing)}")
 
     def _check_states(self, path: str, checkpoint: dict[str, Any]) -> None:
-        """Compares saved states with those of bytelm's and Lightning's objects, which have not begun."""
+        """Compares saved states with those of bytelm's and Lightning's objects before training."""
         likes: dict[tuple[str, ...], Any] = {
             ("callbacks", callback.state_key): callback.state_dict()
             for callback in self.trainer.callbacks  # type: ignore[attr-defined]
@@ -377,7 +377,7 @@ class BytelmCLI(LightningCLI):
         logs = settings.get("logger") is not False
         check_callbacks(_as_list(settings.get("callbacks")), CALLBACK_KEYS, ADDED_CALLBACKS, logs)
         if settings.get("logger") is None and self.subcommand not in ("fit", None):
-            kwargs["logger"] = False  # scores are printed, and predictions written
+            kwargs["logger"] = False  # scores are printed, and predictions written to a file
         elif settings.get("logger") in (None, True):
             kwargs["logger"] = TensorBoardLogger()
         if settings.get("enable_checkpointing") is False:
@@ -388,7 +388,7 @@ class BytelmCLI(LightningCLI):
             kwargs["strategy"] = strategy
         plugins = _as_list(settings.get("plugins"))
         if any(isinstance(plugin, Precision) for plugin in plugins):
-            kwargs["precision"] = None  # Lightning takes one or the other
+            kwargs["precision"] = None  # Lightning accepts only one of the two
         for plugin in (*plugins, getattr(settings.get("strategy"), "_checkpoint_io", None)):
             checkpoint_io.prepare(plugin)
         kwargs |= validation_times(settings)
@@ -402,26 +402,26 @@ class BytelmCLI(LightningCLI):
             RuntimeError,
             TypeError,
             ValueError,
-        ) as error:  # about its options
+        ) as error:  # errors about its options
             if run_error(error) is not None:
                 raise
             raise trainer_error(error, self.plain_config["trainer"]) from error
         trainer.callbacks = arrange(trainer.callbacks)  # type: ignore[attr-defined]
         if not hasattr(trainer, "val_check_interval"):  # it is a time: EarlyStopping fails without the attribute
             trainer.val_check_interval = None  # type: ignore[assignment]
-        if trainer._accelerator_connector.checkpoint_io is None:  # given neither as a plugin nor to a strategy
+        if trainer._accelerator_connector.checkpoint_io is None:  # set neither as a plugin nor by a strategy
             trainer.strategy.checkpoint_io = AtomicCheckpointIO()
         check_hosts(trainer)
-        check_layer_sync(trainer)
+        check_layer_sync(trainer, plugins)
         errors_are_the_checkpoints(trainer)
         logger.prepare(trainer, self._log_folder(), self._purge_step())
         return trainer
 
     def _callbacks(self, settings: Namespace) -> list[Callback]:
-        """Those that every run has, beside the ones with a key of their own."""
+        """Returns the callbacks that every run has, in addition to those with a key."""
         signals = Signals()
         callbacks: list[Callback] = [signals, Interruption(signals), TrainLog(), RankWatch(), RunRecord()]
-        schedules = merged(self._get(self.config_init, "lr_schedule"), self._get(self.config_init, "schedules"))
+        schedules = merged(self._get(self.config_init, "lr_schedule"), self._get(self.config_init, "schedules") or {})
         callbacks += [Resume(self.plain_config), Schedules(schedules), CorpusWatch(), KeepOnDataError()]
         trained = TrainedWeights()
         callbacks += [trained, KeepTrainedWeights(trained)]
@@ -447,7 +447,7 @@ class BytelmCLI(LightningCLI):
                 self.folder.release()
 
     def _run_folder(self, settings: Namespace) -> RunFolder | None:
-        """The folder of a run that trains; what only scores or predicts makes none, nor does `fast_dev_run`."""
+        """Returns the folder of a training run; scoring, prediction and `fast_dev_run` create none."""
         if self.subcommand not in ("fit", None) or settings.get("fast_dev_run"):
             return None
         if self.continued is not None:
@@ -455,7 +455,7 @@ class BytelmCLI(LightningCLI):
         return RunFolder(self._runs_root() / self.experiment, name=self.experiment)
 
     def _log_folder(self) -> RunFolder | None:
-        """Where loggers without a `save_dir` write; of a run that is scored, `validate` or `test` in its folder."""
+        """Returns the folder for loggers without a `save_dir`; in scoring, `validate` or `test` in the run's folder."""
         path = self._get(self.config, "ckpt_path")
         if self.folder is None and path and (run := run_of(Path(path))) is not None:
             return RunFolder.inside(run, str(self.subcommand), name=self.experiment)
@@ -471,7 +471,7 @@ class BytelmCLI(LightningCLI):
         return runs_root(self.plain_config["trainer"]["default_root_dir"])
 
     def _own_run(self) -> Path | None:
-        """The run whose own config.yaml was given, unless `experiment` names another."""
+        """Returns the run whose own config.yaml was given, unless `experiment` names another."""
         run = run_of_config(self._get(self.config, "config") or [])
         return run if run is not None and experiment_of(run) == self.experiment else None
 
@@ -479,7 +479,7 @@ class BytelmCLI(LightningCLI):
         configs = self._get(self.config, "config") or []
         if name := self._get(self.config, "experiment"):
             return name
-        if (run := run_of_config(configs)) is not None:  # of a version that did not save the name
+        if (run := run_of_config(configs)) is not None:  # a version that did not save the name
             return experiment_of(run)
         name = "+".join(Path(str(config)).stem for config in configs if config) or "default"
         check_experiment(name)
@@ -487,7 +487,7 @@ class BytelmCLI(LightningCLI):
 
 
 def _as_list(value: Any) -> list[Any]:
-    """What a trainer takes as one or several."""
+    """Returns a trainer option that may be one value or several, as a list."""
     if value is None:
         return []
     return value if isinstance(value, list) else [value]
@@ -497,21 +497,21 @@ def main(args: list[str]) -> None:
     """Runs one of the commands fit, validate, test and predict.
 
     Args:
-        args: What follows `python -m bytelm`: the command and its options.
+        args: The arguments after `python -m bytelm`: the command and its options.
     """
     build(args)
 
 
 def build(args: list[str] | None = None, run: bool = True) -> BytelmCLI:
-    """Makes all that a config describes, as `model`, `datamodule` and `trainer` of what is returned.
+    """Makes the objects of a config, as `model`, `datamodule` and `trainer` of the result.
 
     Args:
-        args: Arguments, with a subcommand if it is to be run, and without one if not: `["--config", "my.yaml"]`.
+        args: Arguments; with a subcommand if it is run, without one otherwise: `["--config", "my.yaml"]`.
         run: Whether to run the subcommand.
     """
     quieten()
     if args == sys.argv[1:]:
-        args = None  # the same; LightningCLI warns where there are both
+        args = None  # equivalent; LightningCLI warns if both are given
     return BytelmCLI(
         LanguageModel,
         TokenData,
@@ -520,7 +520,7 @@ def build(args: list[str] | None = None, run: bool = True) -> BytelmCLI:
         save_config_callback=RunConfig,
         seed_everything_default=42,
         auto_configure_optimizers=False,
-        load_from_checkpoint_support=False,  # it would keep class instances; see after_instantiate_classes
+        load_from_checkpoint_support=False,  # it would store class instances; see after_instantiate_classes
         parser_class=Parser,
         parser_kwargs={"prog": "python -m bytelm", "description": DESCRIPTION},
         args=args,

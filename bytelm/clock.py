@@ -1,10 +1,10 @@
-"""Clocks: the time that a run has used, and the time that its next step will take.
+"""Clocks: the time that a run has used, and the predicted time of its next step.
 
-Two clocks have one interface. `LocalClock` is that of a single process on the CPU. It is read after every step, at no
-cost. `SharedClock` is that of a device, which runs behind the program and has to be waited for, and of several ranks,
-which have to agree on one time. A reading has a price there, so readings are a second apart, and closer near the limit.
-In between, the last reading is continued at the pace of the last stretch. All ranks do the same arithmetic, so they
-agree on progress (and with it on every schedule) and on the last step without a collective in every step.
+Two clocks have one interface. `LocalClock` is for a single process on the CPU. It is read after every step, at no cost.
+`SharedClock` is for a device, which runs behind the program and requires a wait, and for several ranks, which must
+agree on one time. Reading it has a cost; therefore it is read once a second, and more often near the limit. Between
+readings, the last one is extrapolated at the pace of the last interval. All ranks do the same arithmetic: without a
+collective in every step, they agree on progress (and therefore on every schedule) and on the last step.
 """
 
 import math
@@ -15,14 +15,14 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 READING_SECONDS = 1.0  # between readings of a shared clock, at most
-LEAST_SECONDS = 1e-9  # of a step, to divide by
+LEAST_SECONDS = 1e-9  # of a step; avoids a division by zero
 
 
 class Stopwatch:
     """Adds up the time between starts and pauses.
 
     Args:
-        seconds: What it shows at first.
+        seconds: Initial value.
     """
 
     def __init__(self, seconds: float = 0.0) -> None:
@@ -44,12 +44,12 @@ class Stopwatch:
         self._seconds, self._started = self.seconds, None
 
     def set(self, seconds: float) -> None:
-        """Pauses, and shows `seconds` from now on."""
+        """Pauses, and sets the value to `seconds`."""
         self._seconds, self._started = seconds, None
 
 
 class Reading(NamedTuple):
-    """What a clock, the same for all ranks, showed after a step: steps and tokens so far, and the seconds used."""
+    """A reading of a clock, the same on all ranks, after a step: steps and tokens so far, and the seconds used."""
 
     steps: int
     tokens: int
@@ -57,23 +57,23 @@ class Reading(NamedTuple):
 
 
 class Pace(NamedTuple):
-    """The seconds that a step took, and its tokens."""
+    """The seconds and the tokens of a step."""
 
     seconds: float
     tokens: float
 
     def of(self, tokens: float) -> float:
-        """Seconds of a step of so many tokens at this pace."""
+        """Returns the seconds of a step of this many tokens at this pace."""
         return self.seconds * (tokens / self.tokens) if self.tokens else self.seconds
 
 
 class Clock(ABC):
-    """Tells how many seconds of a budget are used, and what the next step will add.
+    """Measures the used seconds of a budget, and predicts those of the next step.
 
     Args:
         stopwatch: Runs while the run trains.
         now: Returns the seconds used; the same on all ranks.
-        paces: Of the last steps, the last one at the end.
+        paces: Paces of the last steps, the most recent one at the end.
         steps: Steps that the run has taken so far.
     """
 
@@ -96,39 +96,39 @@ class Clock(ABC):
         self.stopwatch.pause()
 
     def look(self, steps: int, tokens: int) -> None:
-        """Takes the time without a step to measure."""
+        """Reads the time, without measuring a step."""
         self.reading = Reading(steps, tokens, self.now())
 
     def read(self, steps: int, tokens: int) -> None:
-        """Takes the time after a step, and the pace of the steps since the last reading."""
+        """Reads the time after a step, and computes the pace of the steps since the last reading."""
         last = self.reading
         self.look(steps, tokens)
         taken = steps - last.steps
         self.paces.append(Pace((self.reading.seconds - last.seconds) / taken, (tokens - last.tokens) / taken))
 
     def used(self, tokens: int) -> float:
-        """Seconds used by a run that has trained on so many tokens: the last reading, continued at the last pace."""
+        """Returns the seconds used after this many tokens: the last reading, extrapolated at the last pace."""
         if tokens == self.reading.tokens or not self.paces:
             return self.reading.seconds
         return self.reading.seconds + self.paces[-1].of(tokens - self.reading.tokens)
 
     @abstractmethod
     def step_ended(self, steps: int, tokens: int) -> bool:
-        """Told after each step; returns whether the clock was read."""
+        """Called after each step; returns whether the clock was read."""
 
     @abstractmethod
     def size_changes(self, steps: int, tokens: int) -> None:
-        """Told when the next step has another number of tokens than the last one."""
+        """Called when the next step has a different number of tokens from the last one."""
 
     @abstractmethod
     def expected(self, tokens: float) -> float:
-        """Seconds that a step of so many tokens is predicted to take; 0 before one was measured."""
+        """Returns the predicted seconds of a step of this many tokens; 0 before a step was measured."""
 
 
 class LocalClock(Clock):
     """The clock of a single process on the CPU: read after every step.
 
-    The next step is predicted to take as long as the last ones did on average, as one that takes longer can be dropped.
+    The next step is predicted to take the mean time of the last ones, because a longer one can be dropped.
     """
 
     is_exact = True
@@ -147,17 +147,17 @@ class LocalClock(Clock):
 class SharedClock(Clock):
     """The clock of a device, or of several ranks: read about once a second.
 
-    The next step is predicted to take as long as the slowest of the last ones, as a step that has begun cannot be
-    dropped. The pace of the first step, in which an optimizer makes its state and a memory is filled, is not continued:
-    on an H200 it was five times that of the others, and a warm-up of the rate jumped ahead and fell back.
+    The next step is predicted to take as long as the slowest of the last ones, because a step that has begun cannot be
+    dropped. The pace of the first step, in which an optimizer creates its state and a memory is filled, is not
+    extrapolated: on an H200 it was five times that of the others, and a warm-up of the rate jumped ahead and fell back.
 
     Args:
         stopwatch: Runs while the run trains.
         now: Returns rank 0's seconds, on all ranks.
-        paces: Of the last steps, the last one at the end.
+        paces: Paces of the last steps, the most recent one at the end.
         steps: Steps that the run has taken so far.
         limit: Seconds that the run may use.
-        wait: Returns when the device has done all that it was given.
+        wait: Returns when the device has finished all its work.
     """
 
     is_exact = False
@@ -174,8 +174,8 @@ class SharedClock(Clock):
         super().__init__(stopwatch, now, paces, steps)
         self._limit = limit
         self._wait = wait
-        self._first_step = steps + 1  # of this process, which is no measure of the others
-        self._next_reading = self._first_step  # the step after which it is due
+        self._first_step = steps + 1  # first step of this process, which is not representative
+        self._next_reading = self._first_step  # the step after which the next reading is due
 
     def step_ended(self, steps: int, tokens: int) -> bool:
         if steps < self._next_reading:
@@ -201,7 +201,7 @@ class SharedClock(Clock):
     def size_changes(self, steps: int, tokens: int) -> None:
         if self.reading.steps != steps:
             self.read(steps, tokens)
-        self._next_reading = steps + 1  # the first step of the new size tells its pace
+        self._next_reading = steps + 1  # the first step of the new size shows its pace
 
     def expected(self, tokens: float) -> float:
         return max((pace.of(tokens) for pace in self.paces), default=0.0)

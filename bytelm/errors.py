@@ -126,6 +126,8 @@ def run_error(error: BaseException | None) -> RunError | None:
             return OutOfMemory(HOW_TO_SAVE_MEMORY)
         if isinstance(error, OSError) and error.errno in DISK_ERRORS:  # from any file operation
             return StorageError(f"{error.filename or 'a file'}: it cannot be written ({error.strerror})")
+        if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+            return ConfigError("a file or folder", error.filename, "accepted: a name of at most 255 bytes")
         error = error.__cause__ or error.__context__
     return error
 

@@ -1,4 +1,4 @@
-"""Runs on several hosts: what they need to find each other, what they wait for, and who did not come."""
+"""Runs on several hosts: their requirements for finding each other, their waits, and the hosts that are missing."""
 
 import os
 import signal
@@ -18,9 +18,9 @@ ADDRESS = ("MASTER_ADDR", "MASTER_PORT")
 
 
 def check(trainer: Trainer) -> None:
-    """Rejects a run on several hosts that cannot know where to meet.
+    """Rejects a run on several hosts without a known meeting address.
 
-    Without an address a host would wait for the others at one of its own, until a timeout.
+    Without the address, a host would wait for the others at its own address, until a timeout.
 
     Raises:
         ConfigError: Neither a launcher nor the environment names the address.
@@ -35,10 +35,10 @@ def check(trainer: Trainer) -> None:
 
 @contextmanager
 def meeting(trainer: Trainer) -> Iterator[None]:
-    """Inside, a run on several hosts says what it waits for, can be interrupted meanwhile, and names who did not come.
+    """Context in which a run on several hosts reports its waits, can be interrupted, and names missing hosts.
 
     Raises:
-        RankLost: Others have not come in time.
+        RankLost: Other hosts have not arrived in time.
     """
     environment = getattr(trainer.strategy, "cluster_environment", None)
     if trainer.num_nodes > 1 and environment is not None:
@@ -58,7 +58,7 @@ def meeting(trainer: Trainer) -> Iterator[None]:
 
 
 def _let_signals_end(trainer: Trainer) -> None:
-    """Makes signals end the process while torch waits for others: Python's handlers would run after that only."""
+    """Makes signals end the process while torch waits for others; Python would run its handlers only afterwards."""
     join = trainer.strategy.setup_environment
 
     def setup_environment() -> None:

@@ -1,6 +1,6 @@
-"""LanguageModel: a GPT, a loss and an optimizer as a LightningModule. It knows nothing about schedules or time.
+"""LanguageModel: a GPT, a loss and an optimizer as a LightningModule. Schedules and time are not part of it.
 
-Logged: val/loss (nats per token), and val/bpb where it is known how many bytes a token stands for.
+Logged: val/loss (nats per token), and val/bpb if the number of bytes of each token is known.
 """
 
 import math
@@ -30,7 +30,7 @@ Batch = tuple[Tensor, Tensor]
 """Inputs and targets, token ids, each (B, T)."""
 
 
-SCORED_AT_ONCE = 16_384  # tokens whose logits are in float32 at a time: 3 GB where there are 50,304 logits each
+SCORED_AT_ONCE = 16_384  # tokens whose logits are in float32 at a time: 3 GB with 50,304 logits each
 
 
 class LanguageModel(LightningModule):
@@ -39,10 +39,11 @@ class LanguageModel(LightningModule):
     Args:
         gpt: The network.
         loss: Training loss; validation always reports plain cross-entropy.
-        optimizer: Optimizer and its options; it is given the parameters in groups (see optim/groups.py).
-        compile: Whether to run the network through torch.compile, where the machine can. `blocks` compiles it block by
-            block, all alike with one result: with many layers that takes a fraction of the time, and ranks exchange a
-            block's gradients while the one before is still computed. fsdp always does so.
+        optimizer: Optimizer and its options; it receives the parameters in groups (see optim/groups.py).
+        compile: Whether to run the network through torch.compile, if the machine supports it. `blocks` compiles it
+            block by block; identical blocks share one result. With many layers this takes a fraction of the time, and
+            ranks exchange a block's gradients while the previous block's are still computed. fsdp always compiles by
+            blocks.
     """
 
     repeatable_step = True  # for TimeBudget: a step can be run and undone before training, and dropped at its end
@@ -64,20 +65,21 @@ class LanguageModel(LightningModule):
         self.val_loss = NatsPerToken()
         self.val_bpb: BitsPerByte | None = BitsPerByte()
         self._grad_norm: Tensor | None = None
-        # Collected once: walking through the module tree takes a quarter of a millisecond.
+        # Collected once: traversing the module tree takes a quarter of a millisecond.
         events = ("prepare_in_pieces", "on_train_start", "on_train_batch_start", "on_evaluation_start")
         self._parts_told = {event: [*contract.declaring(gpt, event)] for event in events}
         self._with_auxiliary_loss = [*contract.declaring(gpt, "auxiliary_loss")]
 
     def check(self, data: TokenData, trainer: Trainer | None = None) -> None:
-        """Finds, before training, what would fail late: sizes that do not fit, options or parts that cannot work.
+        """Rejects settings that would fail late, before training: sizes that do not fit, parts that cannot work.
 
         Args:
-            data: What the model is trained or scored on.
-            trainer: Whose strategy, precision and device parts are asked about; by default one CPU in float32.
+            data: The data that the model is trained or scored on.
+            trainer: The trainer whose strategy, precision and device parts are checked with; default: one CPU in
+                float32.
 
         Raises:
-            ConfigError: The message names the key, the value and what is accepted.
+            ConfigError: A setting cannot work; the message names the key, the value and the accepted values.
         """
         if data.seq_len > self.gpt.max_seq_len:
             raise ConfigError("seq_len", data.seq_len, f"accepted: up to max_seq_len, which is {self.gpt.max_seq_len}")
@@ -119,24 +121,25 @@ class LanguageModel(LightningModule):
     def setup(self, stage: str) -> None:
         if self.use_compile and _can_compile(self.trainer.strategy.root_device):
             if self.use_compile == "blocks" or isinstance(self.trainer.strategy, FSDP):
-                for block in self.gpt.blocks:  # their forward alone, as fsdp's hooks on the call are not to be traced
+                for block in self.gpt.blocks:  # only their forward, because fsdp's hooks on the call must not be traced
                     block.forward = torch.compile(block.forward)
             else:  # not torch.compile(self.gpt): that puts a prefix before every key of the state dict
-                # Under ddp it would be split for every 25 MB of gradients, so that ranks exchange them early. Kernels
-                # are slower then by more than the exchange takes where GPUs are joined; elsewhere there are blocks.
+                # Under ddp, torch would split it for every 25 MB of gradients, which ranks then exchange early. The
+                # kernels become slower by more than the exchange takes if the GPUs are linked directly; for other
+                # machines there is `blocks`.
                 torch._dynamo.config.optimize_ddp = False
                 self.gpt.compile()
             self.loss.compile()
             self._compiled = True
         self.use_compile = False  # once: Lightning calls this hook for every fit, validate and test
         data = getattr(self.trainer, "datamodule", None)
-        # Without a datamodule, as where a user's own code calls fit, every token counts as a byte.
+        # Without a datamodule, for example when a user's own code calls fit, every token counts as a byte.
         self.val_bpb = BitsPerByte(getattr(data, "token_bytes", None)) if getattr(data, "counts_bytes", True) else None
 
     def prepare_in_pieces(self) -> Iterator[None]:
-        """Does what parts have to do before the first step, such as the filling of a memory.
+        """Runs the parts' work before the first step, such as filling a memory.
 
-        TimeBudget iterates over it on its clock, and ends the run between two pieces of the work if it takes too long.
+        TimeBudget iterates over it on its clock, and ends the run between two pieces of the work if they take too long.
         """
         self._is_prepared = False
         for part in self._parts_told["prepare_in_pieces"]:
@@ -144,10 +147,10 @@ class LanguageModel(LightningModule):
         self._is_prepared = True
 
     def on_train_start(self) -> None:
-        if not self._is_prepared:  # without a TimeBudget, or where it has nothing left to train
+        if not self._is_prepared:  # without a TimeBudget, or if it has nothing left to train
             for _ in self.prepare_in_pieces():
                 pass
-        self._is_prepared = False  # Lightning may train the same module once more
+        self._is_prepared = False  # Lightning may train the same module again
         self._tell_parts("on_train_start", self._data)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
@@ -167,7 +170,7 @@ class LanguageModel(LightningModule):
         return self.trainer.datamodule  # type: ignore[attr-defined]
 
     def _tell_parts(self, event: str, *arguments: Any) -> None:
-        """Calls what parts declare to be called at this moment of a run (parts/contract.py)."""
+        """Calls the methods that parts declare for this moment of a run (parts/contract.py)."""
         for part in self._parts_told[event]:
             getattr(part, event)(*arguments)
 
@@ -180,7 +183,7 @@ class LanguageModel(LightningModule):
         return self.gpt(tokens)
 
     def count_tokens(self, batch: Batch) -> int:
-        """Tokens of a batch of this rank, for TimeBudget."""
+        """Number of tokens of a batch of this rank, for TimeBudget."""
         return batch[0].numel()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -210,14 +213,14 @@ class LanguageModel(LightningModule):
         self._log_scores("test")
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        """What the network makes of each token: `targets` (B, T), and the `bits` that each cost, (B, T)."""
+        """Returns the tokens `targets`, (B, T), and the cost of each in `bits`, (B, T)."""
         _, targets = batch
         return {"targets": targets, "bits": self._nats(batch) / math.log(2)}
 
     def configure_optimizers(self) -> Optimizer:
         try:
             return self.optimizer(param_groups(self))
-        except (AssertionError, RuntimeError, ValueError) as error:  # some optimizers assert
+        except (AssertionError, RuntimeError, ValueError) as error:  # some optimizers use assertions
             name = class_of(self.optimizer).__name__
             raise ConfigError("model.optimizer", name, str(error) or "its options") from error
 
@@ -232,15 +235,15 @@ class LanguageModel(LightningModule):
         gradient_clip_val: int | float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clips by torch.nn.utils, for every optimizer and precision.
+        """Clips with torch.nn.utils, for every optimizer and precision.
 
-        Lightning's own clipping refuses fused optimizers under mixed precision, because under a gradient scaler they
-        unscale by themselves, inside the step. Unscaling here, before the clipping, is what GradScaler provides for.
+        Lightning's own clipping rejects fused optimizers under mixed precision, because under a gradient scaler they
+        unscale inside the step. GradScaler supports unscaling here, before clipping.
         """
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
         if scaler is not None and getattr(optimizer, "_step_supports_amp_scaling", False):
             scaler.unscale_(optimizer)
-        # The optimizer's own list: walking through the module tree takes a quarter of a millisecond.
+        # The optimizer's own list: traversing the module tree takes a quarter of a millisecond.
         groups = (group for group in optimizer.param_groups if group.get("clip", True))
         params = [param for group in groups for param in group["params"]]
         self._grad_norm = None
@@ -252,16 +255,16 @@ class LanguageModel(LightningModule):
             self._grad_norm = nn.utils.clip_grad_norm_(params, gradient_clip_val)
 
     def grad_norm(self) -> Tensor:
-        """Norm of the last step's gradients before clipping, without those that are not clipped, ()."""
+        """Norm of the last step's gradients before clipping, (), without those that are not clipped."""
         if self._grad_norm is not None:
             return self._grad_norm
         groups = (group for group in param_groups(self) if group.get("clip", True))
         return nn.utils.get_total_norm([p.grad for group in groups for p in group["params"] if p.grad is not None])
 
     def _nats(self, batch: Batch) -> Tensor:
-        """Plain cross-entropy of each target in nats, (B, T), whatever the training loss is."""
+        """Returns the plain cross-entropy of each target in nats, (B, T), whatever the training loss is."""
         inputs, targets = batch
-        # Not compiled: that would take longer, for a graph of each size of batch, than it saves.
+        # Not compiled: compiling a graph for each batch size would take more time than it saves.
         with torch.compiler.set_stance("force_eager") if self._compiled else nullcontext():
             logits = self.gpt(inputs)
         nats = [
@@ -279,7 +282,7 @@ class LanguageModel(LightningModule):
 
 
 def _can_compile(device: torch.device) -> bool:
-    # On the CPU torch.compile generates C++, and fails in the middle of a run where nothing can build that.
+    # On the CPU, torch.compile generates C++, and fails in the middle of a run if the machine has no compiler for it.
     if device.type != "cpu" or any(shutil.which(compiler) for compiler in ("g++", "clang++", "c++", "cl")):
         return True
     warnings.warn("model.compile: no C++ compiler found (g++, clang++), so the network runs uncompiled", stacklevel=2)

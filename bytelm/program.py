@@ -1,8 +1,8 @@
-"""The program: every command in one table, and how each begins and ends.
+"""The program: all commands in one table, and how each of them starts and ends.
 
-A command is a function that takes its arguments and raises errors. Here its module is imported, signals are turned into
-errors, and errors into one line on standard error and an exit status (errors.py). Nothing heavy is imported before it
-is known which command is asked for: the list of commands needs no torch.
+A command is a function that takes its arguments and raises errors. This module imports the command's module, turns
+signals into errors, and turns errors into one line on standard error and an exit status (errors.py). Large packages are
+imported only after the command is known: the list of commands needs no torch.
 """
 
 import os
@@ -26,13 +26,13 @@ class Command(NamedTuple):
     """A command.
 
     Attributes:
-        name: What follows `python -m bytelm`.
-        module: Where its function is; imported only when the command is asked for.
-        help: What it does.
+        name: Its name after `python -m bytelm`.
+        module: The module of its function; imported only when the command is used.
+        help: Description in the list of commands.
         extra: The optional dependencies that its module needs, as in `pip install bytelm[extra]`.
         function: Name of its function, which takes the arguments after the command's name.
-        with_name: Whether the function takes the name, too.
-        prints: Whether what it prints on standard output is what it is run for, and not a summary of files.
+        with_name: Whether the function also takes the name.
+        prints: Whether its standard output is its result, not a summary of files.
     """
 
     name: str
@@ -92,14 +92,14 @@ def main(args: list[str] | None = None) -> None:
     """Runs a command.
 
     Args:
-        args: The command and its arguments; default those that the program was started with.
+        args: The command and its arguments; default: those that the program was started with.
     """
     name, *options = (sys.argv[1:] if args is None else args) or [""]
     with output_in_one_line(), lasting_streams(is_product=prints_product(name, options)):
         if name in LISTING_OPTIONS:
             show(name)
             return
-        # LightningCLI, which has the first command, takes options before its name, too: `--config FILE fit`.
+        # The first command, LightningCLI's, also takes options before its name: `--config FILE fit`.
         command = COMMANDS[0] if name.startswith("-") else find(name)
         function = load(command)
         with errors_in_one_line():
@@ -108,13 +108,13 @@ def main(args: list[str] | None = None) -> None:
 
 
 def prints_product(name: str, options: list[str]) -> bool:
-    """Whether standard output is what the program is run for, as it is where help is asked for."""
+    """Returns whether standard output is the program's result, as it is for help."""
     is_help = any(option in HELP_OPTIONS or option.startswith("--print_config") for option in [name, *options])
     return is_help or name in LISTING_OPTIONS or any(each.prints for each in COMMANDS if each.name == name)
 
 
 def show(name: str) -> None:
-    """Prints the version, or the list of commands, which without an option is an error."""
+    """Prints the version, or the list of commands; without any option, the list is an error."""
     if name == "--version":
         print(f"bytelm {bytelm.__version__}")
         return
@@ -123,7 +123,7 @@ def show(name: str) -> None:
 
 
 def overview() -> str:
-    """All commands, a line each."""
+    """Returns a list of all commands, one per line."""
     width = max(len(command.name) for command in COMMANDS)
     lines = [f"  {command.name:{width}}  {command.help}" for command in COMMANDS]
     return "\n".join(
@@ -141,7 +141,7 @@ def overview() -> str:
 
 
 def find(name: str) -> Command:
-    """The command of a name; ends the program where there is none."""
+    """Returns the command of a name; ends the program if there is none."""
     for command in COMMANDS:
         if command.name == name:
             return command
@@ -152,10 +152,10 @@ def find(name: str) -> Command:
 
 
 def load(command: Command) -> Callable[[list[str]], None]:
-    """The function of a command; ends the program where a package that it needs is not installed."""
-    # Before torch is imported: of a rank that dies torch would write a C++ stack, and RankWatch writes one line.
+    """Returns the function of a command; ends the program if a package that it needs is not installed."""
+    # Set before torch is imported: for a rank that dies, torch would write a C++ stack, and RankWatch writes one line.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    handler = signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C in the middle of an import leaves no traceback
+    handler = signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during an import leaves no traceback
     try:
         module = import_module(command.module)
     except ModuleNotFoundError as error:
@@ -171,7 +171,7 @@ def load(command: Command) -> Callable[[list[str]], None]:
 
 
 def fail(message: str, exit_status: int = ConfigError.exit_status) -> NoReturn:
-    """Ends the program with one line that says why."""
+    """Ends the program with one line that gives the reason."""
     line = " ".join(part.strip() for part in message.splitlines() if part.strip())
     print(f"bytelm: error: {line}", file=sys.stderr)
     sys.exit(exit_status)
@@ -179,7 +179,7 @@ def fail(message: str, exit_status: int = ConfigError.exit_status) -> NoReturn:
 
 @contextmanager
 def errors_in_one_line() -> Iterator[None]:
-    """Inside, the errors of errors.py end the program with one line and an exit status of their kind."""
+    """Context in which the errors of errors.py end the program with one line and their exit status."""
     try:
         with interruptible():
             yield
@@ -187,13 +187,13 @@ def errors_in_one_line() -> Iterator[None]:
         if (cause := run_error(error)) is None:
             raise
         if cause.on_all_ranks and not is_rank_zero():
-            sys.exit(cause.exit_status)  # rank 0 says why
+            sys.exit(cause.exit_status)  # rank 0 gives the reason
         end(cause)
 
 
 @contextmanager
 def output_in_one_line() -> Iterator[None]:
-    """Inside, standard output that is lost ends the program, at the last flush too."""
+    """Context in which the loss of standard output ends the program, also at the last flush."""
     try:
         yield
     except OutputLost as error:
@@ -209,13 +209,13 @@ def end(error: RunError) -> NoReturn:
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Inside, signals that end the program raise Interrupted: at once, until callbacks/interruption.py has a step."""
+    """Context in which ending signals raise Interrupted: at once, until callbacks/interruption.py has a step."""
 
     def interrupt(signum: int, frame: FrameType | None) -> None:
         raise Interrupted(signum)
 
     def report(failed: threading.ExceptHookArgs) -> None:
-        # TensorBoard's writing thread: its error is raised by the next call of the logger, too.
+        # TensorBoard's writing thread: the next call of the logger raises its error too.
         if not type(failed.thread).__module__.startswith("tensorboard"):
             threading.__excepthook__(failed)
 

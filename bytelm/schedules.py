@@ -1,8 +1,9 @@
-"""Schedules: values as functions of how far along the run is, never of a step count that must be guessed.
+"""Schedules: values as functions of a run's progress, not of a step count that must be guessed.
 
-Most multiply the value that was given for the run, such as the learning rate of a parameter group. Lengths carry units;
-a decay ends when the budget does, on any machine. To write one, subclass Schedule and define `multiplier(progress)`, or
-`value(given, progress)`. Schedules keep no state. The callback that applies them is callbacks/schedules.py.
+Most schedules multiply the value that was given for the run, such as the learning rate of a parameter group. Lengths
+have units; a decay ends with the budget, on any machine. To write a schedule, subclass Schedule and define
+`multiplier(progress)`, or `value(given, progress)`. Schedules keep no state. The callback that applies them is
+callbacks/schedules.py.
 """
 
 import math
@@ -20,12 +21,12 @@ from bytelm.units import Duration
 WHOLE_RUN = Duration(1.0, "fraction")
 NOTHING = Duration(0.0, "steps")
 
-# From 0 at x = 0 to 1 at x = 1, where x is how much of the rise is over.
+# From 0 at x = 0 to 1 at x = 1, where x is the completed share of the rise.
 RISE_SHAPES: dict[str, Callable[[float], float]] = {
     "linear": lambda x: x,
     "cosine": lambda x: 0.5 * (1 - math.cos(math.pi * x)),
 }
-# From 1 at x = 0 to 0 at x = 1, where x is how much of the decay is over.
+# From 1 at x = 0 to 0 at x = 1, where x is the completed share of the decay.
 DECAY_SHAPES: dict[str, Callable[[float], float]] = {
     "linear": lambda x: 1 - x,
     "cosine": lambda x: 0.5 * (1 + math.cos(math.pi * x)),
@@ -47,46 +48,46 @@ class Schedule:
     """Whether values do not depend on the given one."""
 
     def multiplier(self, progress: Progress) -> float:
-        """What the given value is multiplied with in the step that begins.
+        """Returns the factor of the given value in the step that begins.
 
         Args:
-            progress: How far along the run is: `progress.fraction` is the share of the budget used, 0 to 1;
-                `progress.used`, `progress.share` and `progress.through` speak of other units.
+            progress: Progress of the run: `progress.fraction` is the used share of the budget, 0 to 1; `progress.used`,
+                `progress.share` and `progress.through` are for other units.
         """
         raise NotImplementedError
 
     def value(self, given: float, progress: Progress) -> float:
-        """The value for the step that begins.
+        """Returns the value for the step that begins.
 
         Args:
             given: The value that was given for the run.
-            progress: How far along the run is.
+            progress: Progress of the run.
         """
         return self.lr(given, progress)
 
     def lr(self, peak_lr: float, progress: Progress) -> float:
-        """The same, under the name that it has where the schedule was written for learning rates."""
+        """The same, under its name in schedules that were written for learning rates."""
         return peak_lr * self.multiplier(progress)
 
     def changes(self, given: float) -> Changes | None:
-        """Where the value changes, if it is constant in between: needed for batch sizes and sequence lengths.
+        """Returns the points where the value changes, if it is constant in between; needed for batch sizes and lengths.
 
         Returns:
-            The value from the beginning on, and from each change on; None: the values are not a finite list.
+            The value from the start, and from each change on; None: the values are not a finite list.
         """
         return None
 
 
-LRSchedule = Schedule  # what it is called where it was written for learning rates
+LRSchedule = Schedule  # its name in schedules that were written for learning rates
 
 
 class WithWarmup(Schedule, ABC):
-    """Base of the schedules that begin with a warm-up.
+    """Base of the schedules that start with a warm-up.
 
     Args:
-        warmup: Length of the warm-up. With `n steps`, step it has (it + 1) / (n + 1) of the rise behind it.
+        warmup: Length of the warm-up. With `n steps`, step `it` is at (it + 1) / (n + 1) of the rise.
         warmup_shape: `linear` or `cosine`.
-        warmup_from: Share of the peak rate that the warm-up rises from.
+        warmup_from: Share of the peak rate at which the warm-up starts.
     """
 
     def __init__(
@@ -108,16 +109,16 @@ class WithWarmup(Schedule, ABC):
 
     @abstractmethod
     def after_warmup(self, progress: Progress) -> float:
-        """The multiplier once the warm-up is over."""
+        """Returns the multiplier after the warm-up."""
 
 
 class Constant(WithWarmup):
-    """The peak rate throughout, after the warm-up.
+    """The peak rate from the end of the warm-up to the end of the run.
 
     Args:
-        warmup: Length of the warm-up. With `n steps`, step it has (it + 1) / (n + 1) of the rise behind it.
+        warmup: Length of the warm-up. With `n steps`, step `it` is at (it + 1) / (n + 1) of the rise.
         warmup_shape: `linear` or `cosine`.
-        warmup_from: Share of the peak rate that the warm-up rises from.
+        warmup_from: Share of the peak rate at which the warm-up starts.
     """
 
     def after_warmup(self, progress: Progress) -> float:
@@ -128,8 +129,8 @@ class FullDecay(WithWarmup):
     """Base of the schedules that fall from the end of the warm-up on.
 
     Args:
-        min_lr_factor: Share of the peak rate that is left at the end.
-        until: When the fall is over; the rate stays there for the rest of the run.
+        min_lr_factor: Share of the peak rate at the end.
+        until: End of the fall; afterwards the rate stays constant.
         kwargs: The options of WithWarmup.
     """
 
@@ -145,15 +146,15 @@ class FullDecay(WithWarmup):
 
     @abstractmethod
     def shape(self, fallen: float) -> float:
-        """From 1 to 0, as `fallen` goes from 0 to 1."""
+        """Falls from 1 to 0, as `fallen` rises from 0 to 1."""
 
 
 class Linear(FullDecay):
     """Falls in a straight line from the end of the warm-up.
 
     Args:
-        min_lr_factor: Share of the peak rate that is left at the end.
-        until: When the fall is over; the rate stays there for the rest of the run.
+        min_lr_factor: Share of the peak rate at the end.
+        until: End of the fall; afterwards the rate stays constant.
         kwargs: The options of WithWarmup.
     """
 
@@ -167,8 +168,8 @@ class Cosine(FullDecay):
     With `until` as lr_decay_iters and `min_lr_factor` as min_lr / learning_rate, this is nanoGPT's schedule.
 
     Args:
-        min_lr_factor: Share of the peak rate that is left at the end.
-        until: When the fall is over; the rate stays there for the rest of the run.
+        min_lr_factor: Share of the peak rate at the end.
+        until: End of the fall; afterwards the rate stays constant.
         kwargs: The options of WithWarmup.
     """
 
@@ -179,18 +180,17 @@ class Cosine(FullDecay):
 class WarmupStableDecay(WithWarmup):
     """Warm-up, the peak rate, and a decay that ends with the run (Hu et al. 2024, arXiv:2404.06395).
 
-    With a linear decay it is also known as trapezoidal; the shapes are compared by Hägele et al. 2024
-    (arXiv:2405.18392).
+    With a linear decay it is also known as trapezoidal. Hägele et al. 2024 (arXiv:2405.18392) compare the shapes.
 
     Args:
         decay: Length of the decay.
-        decay_shape: With x of the decay over: `linear` (1 - x), `cosine` ((1 + cos pi x) / 2), `sqrt` (sqrt(1 - x)),
-            `1-sqrt` (1 - sqrt x) or `inverse-sqrt` (1 / sqrt(1 + 9 x), moved and scaled to end at 0).
-        min_lr_factor: Share of the peak rate that is left at the end.
+        decay_shape: With x, the completed share of the decay: `linear` (1 - x), `cosine` ((1 + cos pi x) / 2), `sqrt`
+            (sqrt(1 - x)), `1-sqrt` (1 - sqrt x) or `inverse-sqrt` (1 / sqrt(1 + 9 x), shifted and scaled to end at 0).
+        min_lr_factor: Share of the peak rate at the end.
         kwargs: The options of WithWarmup.
 
     Raises:
-        ConfigError: Warm-up and decay are shares of the run that make more than the whole.
+        ConfigError: Warm-up and decay are shares of the run, and their sum is above the whole run.
     """
 
     def __init__(
@@ -216,17 +216,17 @@ class WarmupStableDecay(WithWarmup):
 
 
 class FromFunction(Schedule):
-    """Calls a function of yours, `get_lr(it, warmup_iters, lr_decay_iters, learning_rate, min_lr)`, as nanoGPT does.
+    """Calls a user's function `get_lr(it, warmup_iters, lr_decay_iters, learning_rate, min_lr)`, as nanoGPT does.
 
-    `it` is the step where the budget limits steps. Under any other limit the run is presented to the function as one
-    of `max_iters` iterations, and `it` follows the budget's progress.
+    `it` is the step if the budget limits steps. Under any other limit, the function sees a run of `max_iters`
+    iterations, and `it` follows the budget's progress.
 
     Args:
-        function: Import path of the function, such as `my_schedules.get_lr`; returns a learning rate.
-        warmup_iters: Passed on to the function.
-        lr_decay_iters: Passed on to the function; default max_iters.
-        min_lr: Passed on to the function.
-        max_iters: Iterations of the whole run; default the step limit, or 5,000 where there is none.
+        function: Import path of the function, such as `my_schedules.get_lr`; it returns a learning rate.
+        warmup_iters: Passed to the function.
+        lr_decay_iters: Passed to the function; default: max_iters.
+        min_lr: Passed to the function.
+        max_iters: Iterations of the whole run; default: the step limit, or 5,000 without one.
     """
 
     def __init__(
@@ -254,16 +254,16 @@ class FromFunction(Schedule):
 
 
 class Ramp(Schedule):
-    """Moves from one value to another, and stays there.
+    """Moves from one value to another, and then stays constant.
 
     start + (end - start) s(x), where x goes from 0 to 1 over the ramp and s(x) is x (`linear`) or (1 - cos pi x) / 2
     (`cosine`). Before the ramp the value is `start`.
 
     Args:
-        start: Value at the beginning of the ramp; default the given value.
-        end: Value at its end; default the given value.
+        start: Value at the beginning of the ramp; default: the given value.
+        end: Value at its end; default: the given value.
         over: Length of the ramp.
-        begin: When it begins.
+        begin: Beginning of the ramp.
         shape: `linear` or `cosine`.
 
     Raises:
@@ -295,7 +295,7 @@ class Ramp(Schedule):
         return end if x == 1 else start + (end - start) * self.shape(x)
 
     def _done(self, progress: Progress) -> float:
-        """How much of the ramp is over, 0 to 1."""
+        """Returns the completed share of the ramp, 0 to 1."""
         if self.begin.value == 0 or self.begin.unit == self.over.unit:
             used, begin, length = progress.amount(self.over.unit), self.begin.value, self.over.value
         else:
@@ -306,14 +306,14 @@ class Ramp(Schedule):
 
 
 class Piecewise(Schedule):
-    """Changes the value at given points of the run; before the first of them it is the given value.
+    """Changes the value at given points of the run; before the first point it is the given value.
 
     Args:
-        points: The value from each point on: `{0%: 8, 50%: 16}`, `{100 Mtok: 512, 1 Gtok: 1024}`. Of several points
-            that are passed the last one counts.
+        points: The value from each point on: `{0%: 8, 50%: 16}`, `{100 Mtok: 512, 1 Gtok: 1024}`. The last point that
+            has been passed counts.
 
     Raises:
-        ConfigError: There is none, one is not a duration, or two of one unit do not ascend.
+        ConfigError: There is no point, one is not a duration, or two of one unit are not in ascending order.
     """
 
     is_absolute = True
@@ -338,11 +338,11 @@ class Piecewise(Schedule):
 
 
 def merged(lr_schedule: Schedule | None, schedules: Mapping[str, Schedule]) -> dict[str, Schedule]:
-    """`lr_schedule`, which is the usual spelling of `schedules.lr`, and `schedules` as one mapping.
+    """Returns `lr_schedule`, the usual spelling of `schedules.lr`, and `schedules` as one mapping.
 
     Args:
         lr_schedule: None leaves the learning rate to the optimizer, or to the model's own scheduler.
-        schedules: By target.
+        schedules: Schedules by target.
 
     Raises:
         ConfigError: Both are given for the learning rate.
@@ -358,7 +358,7 @@ def merged(lr_schedule: Schedule | None, schedules: Mapping[str, Schedule]) -> d
 
 
 def durations_of(value: Any) -> Iterator[Duration]:
-    """The durations among the options of a schedule, or in one of its options."""
+    """Yields the durations among the options of a schedule, or in one of its options."""
     if isinstance(value, Duration):
         yield value
     elif isinstance(value, Mapping):
@@ -371,14 +371,14 @@ def durations_of(value: Any) -> Iterator[Duration]:
 
 
 def combinations(changes: Mapping[Target, Changes], progress: Progress) -> list[dict[Target, float]]:
-    """The values that several schedules have together, from `progress` to the end of the run, each combination once.
+    """Returns the combined values of several schedules, from `progress` to the end of the run, each combination once.
 
-    Where the order of all changes is known beforehand, these are the combinations that the run comes to; otherwise all
-    that it might come to.
+    If the order of all changes is known in advance, these are the combinations that occur in the run; otherwise, all
+    that might occur.
 
     Args:
-        changes: Of each schedule, by target.
-        progress: Where the run stands. The first combination is that of the step which begins there.
+        changes: Changes of each schedule, by target.
+        progress: Current progress. The first combination is that of the step which begins there.
     """
     now = {target: value_at(points, progress) for target, points in changes.items()}
     to_come = {
@@ -402,22 +402,22 @@ def combinations(changes: Mapping[Target, Changes], progress: Progress) -> list[
 
 
 def value_at(points: Changes, progress: Progress) -> float:
-    """The value of the last of several points that is passed."""
+    """Returns the value of the last of several points that has been passed."""
     return [value for point, value in points if progress.amount(point.unit) >= point.value][-1]
 
 
 def _is_to_come(point: Duration, progress: Progress) -> bool:
-    """Whether a step will begin at or after a point, and none has yet."""
+    """Returns whether a step will begin at or after a point, and none has yet."""
     end = 1.0 if point.unit == "fraction" else progress.limits.get(point.unit, math.inf)
     return progress.amount(point.unit) < point.value < end
 
 
 def _places(points: set[Duration], progress: Progress) -> dict[Duration, float] | None:
-    """Numbers in the order in which a run comes to some points; None: that is not known."""
+    """Returns numbers in the order in which a run reaches some points; None if the order is unknown."""
     units = {point.unit for point in points}
     if len(units) > 1 and not (len(progress.limits) == 1 and units == {"fraction", *progress.limits}):
         return None
     return {point: progress.share(point) if len(units) > 1 else point.value for point in points}
 
 
-DEFAULT_SCHEDULE = f"bytelm.callbacks.{Constant.__name__}"  # of the learning rate, where a config names none
+DEFAULT_SCHEDULE = f"bytelm.callbacks.{Constant.__name__}"  # of the learning rate, if a config names none

@@ -1,8 +1,8 @@
-"""What `trainer.strategy: ddp` and `fsdp` mean here, on CPUs and GPUs alike.
+"""Meaning of `trainer.strategy: ddp` and `fsdp` in bytelm, on CPUs and GPUs alike.
 
-fsdp spreads weights, gradients and optimizer state over the ranks. Lightning's own of that name wraps FSDP1, which
-torch keeps for GPUs alone and which joins the parameters of a module to one flat tensor; here every parameter is
-sharded by itself (FSDP2), so that optimizers see matrices, and tests on CPU ranks run what GPUs run.
+fsdp distributes weights, gradients and optimizer state over the ranks. Lightning's strategy of that name wraps FSDP1,
+which torch supports only on GPUs and which joins the parameters of a module into one flat tensor. Here every parameter
+is sharded separately (FSDP2): optimizers receive matrices, and tests on CPU ranks run the same code as GPUs.
 """
 
 import inspect
@@ -30,7 +30,7 @@ from bytelm.gpt import GPT
 class FSDP(ModelParallelStrategy):
     """Fully sharded data-parallel training (Zhao et al. 2023, arXiv:2304.11277).
 
-    A checkpoint is one file with whole tensors, as that of any other strategy: runs go on under another strategy or
+    A checkpoint is one file with whole tensors, as with any other strategy: a run can resume under another strategy or
     with another number of ranks.
     """
 
@@ -38,22 +38,22 @@ class FSDP(ModelParallelStrategy):
         super().__init__(save_distributed_checkpoint=False)
 
     def setup_environment(self) -> None:
-        # Every rank has data of its own; Lightning's default splits the matrices within a host.
+        # Every rank has its own data; Lightning's default splits the matrices within a host.
         self._data_parallel_size = self.num_nodes * self.num_processes
         self._tensor_parallel_size = 1
         super().setup_environment()
 
 
 def shard(gpt: GPT, mesh: DeviceMesh, precision: str) -> None:
-    """Spreads a network over the ranks, block by block: a block's weights are whole while it computes.
+    """Distributes a network over the ranks, block by block: a block's weights are whole while it computes.
 
     Args:
         gpt: The network.
         mesh: The ranks, with a dimension `data_parallel`.
-        precision: The trainer's; under `bf16-mixed` weights travel as bfloat16, and gradients are summed in float32.
+        precision: The trainer's; under `bf16-mixed`, weights are sent as bfloat16, and gradients are summed in float32.
     """
     if isinstance(gpt, FSDPModule):
-        return  # Lightning asks for every fit, validate and test
+        return  # Lightning calls this for every fit, validate and test
     mixed = precision == "bf16-mixed"
     policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if mixed else MixedPrecisionPolicy()
     for block in gpt.blocks:
@@ -61,22 +61,24 @@ def shard(gpt: GPT, mesh: DeviceMesh, precision: str) -> None:
     fully_shard(gpt, mesh=mesh["data_parallel"], mp_policy=policy)
 
 
-_DDP: dict[str, Any] = {"gradient_as_bucket_view": True}  # gradients lie where ranks exchange them, once
-# Buffers (tables of positions, what a memory has counted) are alike on all ranks and stay so: sending rank 0's before
-# every batch would be time for nothing. torch 2.13 has a new name for that.
+_DDP: dict[str, Any] = {"gradient_as_bucket_view": True}  # gradients are stored once, in the exchanged buffers
+# Buffers (tables of positions, counts of a memory) are equal on all ranks and stay equal: sending rank 0's before every
+# batch would only take time. torch 2.13 has a new name for this option.
 _OPTIONS = inspect.signature(DistributedDataParallel).parameters
 _DDP["forward_sync_buffers" if "forward_sync_buffers" in _OPTIONS else "broadcast_buffers"] = False
 
 STRATEGIES: dict[str, Callable[[], Strategy]] = {"ddp": partial(DDPStrategy, **_DDP), "fsdp": FSDP}
 
+# Classes that need no options, so that a value may be their name alone.
+WITHOUT_OPTIONS: dict[str, Callable[[], Strategy]] = {"DDPStrategy": DDPStrategy, "FSDP": FSDP}
 
-# Those of Lightning's that are trained with as they are.
+# Lightning's strategies that bytelm trains with unchanged.
 LIGHTNINGS = ("single_device", *(f"ddp_find_unused_parameters_{value}" for value in ("true", "false")), "auto")
 ACCEPTED = (
     f"accepted: {', '.join(['auto', *STRATEGIES, *LIGHTNINGS[:-1]])}, or a class as {{class_path: …, init_args: {{…}}}}"
 )
 NOT_MADE_FOR = f"checkpoints, signals and clocks of bytelm are not made for it; {ACCEPTED}"
-# By the beginning of their names: why others are not accepted.
+# The reasons why others are rejected, by the beginning of their names.
 REJECTED = {
     "fsdp": "it is FSDP1, which joins parameters to flat tensors; accepted: fsdp, bytelm's, which shards each",
     "modelparallel": "its ranks do not average gradients unless `data_parallel_size` is their number; accepted: fsdp",
@@ -90,16 +92,16 @@ REJECTED = {
 
 
 def make_strategy(given: Any) -> Any:
-    """The strategy that a value of `trainer.strategy` stands for.
+    """Returns the strategy for a value of `trainer.strategy`.
 
     Args:
         given: A name, an import path of a class without options, a strategy, or None.
 
     Returns:
-        A strategy; what was given, where Lightning makes one of that.
+        A strategy; the given value, if Lightning makes a strategy from it.
 
     Raises:
-        ConfigError: It cannot be trained with, or is not known.
+        ConfigError: bytelm cannot train with it, or it is unknown.
     """
     if isinstance(given, str) and "." in given:
         cls = locate(given)
@@ -110,6 +112,8 @@ def make_strategy(given: Any) -> Any:
     if isinstance(given, str):
         if given in STRATEGIES:
             return STRATEGIES[given]()
+        if given in WITHOUT_OPTIONS:
+            return WITHOUT_OPTIONS[given]()
         _check(given, given)
         if given not in LIGHTNINGS:
             close = get_close_matches(given, [*STRATEGIES, *LIGHTNINGS], n=1)
@@ -124,7 +128,7 @@ def make_strategy(given: Any) -> Any:
 
 
 def _check(name: str, given: str, cls: type | None = None) -> None:
-    """Rejects strategies of Lightning's; those derived from them are the user's own."""
+    """Rejects strategies of Lightning; strategies derived from them are the user's own."""
     if cls is not None and not cls.__module__.startswith("lightning."):
         return
     reason = next((why for beginning, why in REJECTED.items() if name.lower().startswith(beginning)), None)
@@ -133,14 +137,14 @@ def _check(name: str, given: str, cls: type | None = None) -> None:
 
 
 def check_devices(strategy: Any, devices: Any) -> None:
-    """Rejects several devices under the strategy `single_device`, which uses one of them without a message.
+    """Rejects several devices under the strategy `single_device`, which uses only one of them, without a message.
 
     Args:
         strategy: The value of `trainer.strategy`.
-        devices: That of `trainer.devices`.
+        devices: The value of `trainer.devices`.
 
     Raises:
-        ConfigError: There are several.
+        ConfigError: There are several devices.
     """
     several = len(devices) > 1 if isinstance(devices, list) else str(devices).isdecimal() and int(devices) > 1
     if strategy == "single_device" and several:
@@ -148,7 +152,7 @@ def check_devices(strategy: Any, devices: Any) -> None:
 
 
 def strategy_name(strategy: Strategy) -> str:
-    """What a config calls a strategy: `single`, `ddp`, `fsdp`; of others the name of their class."""
+    """Returns a config's name for a strategy: `single`, `ddp`, `fsdp`; for others, the name of their class."""
     if isinstance(strategy, FSDP):
         return "fsdp"
     if isinstance(strategy, DDPStrategy):

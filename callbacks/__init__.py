@@ -1,8 +1,8 @@
-"""Callbacks: one behaviour a file. Yours go into any file of yours, named by import path in `trainer.callbacks`."""
+"""Callbacks: one behaviour per file. Your own callbacks go into your own files; `trainer.callbacks` names them."""
 
 if __name__ == "callbacks":
-    # With a checkout on the import path this folder is found under the name `callbacks`, too. That name is the user's:
-    # it leads to their folder, if they have one, and to nothing of bytelm.
+    # With a checkout on the import path, this folder is also found under the name `callbacks`. That name belongs to the
+    # user: it leads to the user's folder, if there is one, and never to bytelm's.
     from pkgutil import extend_path
 
     __path__ = extend_path(__path__, __name__)[1:]

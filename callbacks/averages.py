@@ -1,9 +1,9 @@
-"""Lightning's WeightAveraging (and EMAWeightAveraging) in runs that are resumed, and in short runs.
+"""Lightning's WeightAveraging (and EMAWeightAveraging) in resumed runs and in short runs.
 
-A checkpoint of a run with an average has the average as its weights, as that is scored, and the weights that are
-trained beside it. Lightning loses the trained weights in two places. At the end of training it puts the average in
-their place; the last checkpoint is written afterwards, and a run that is given more time would go on from the average.
-In a validation, the two have changed places; a run that is cut there would go on with one as the other.
+A checkpoint of a run with an average has the average as its weights, because the average is scored, and stores the
+trained weights separately. Lightning loses the trained weights in two places. At the end of training it overwrites them
+with the average; the last checkpoint is written afterwards, and a run that is given more time would continue from the
+average. During a validation, the two are swapped; a run that is cut there would resume with the two exchanged.
 """
 
 from typing import Any
@@ -16,14 +16,14 @@ from bytelm.runs.checkpoints import TRAINED
 
 
 class TrainedWeights(Callback):
-    """Knows where the trained weights are. Before WeightAveraging in the order of callbacks.
+    """Tracks where the trained weights are. Before WeightAveraging in the order of callbacks.
 
-    An average that has not begun (`update_starting_at_step`) is that of the trained weights. Lightning would score, and
-    keep, the weights that the run began with.
+    An average that has not started (`update_starting_at_step`) equals the trained weights. Without this callback,
+    Lightning would score and store the initial weights.
 
     Attributes:
-        at_end: The trained weights, when training has ended.
-        swapped: Whether the average is in the module, and the trained weights are where it was.
+        at_end: The trained weights, after training has ended.
+        swapped: Whether the average is in the module, and the trained weights are in the average's place.
     """
 
     def __init__(self) -> None:
@@ -33,7 +33,7 @@ class TrainedWeights(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         for averaging in averagings(trainer):
-            if averaging._device is None:  # made before the module was moved to its device
+            if averaging._device is None:  # created before the module was moved to its device
                 _average(averaging).to(pl_module.device)
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -57,10 +57,10 @@ class TrainedWeights(Callback):
 
 
 class KeepTrainedWeights(Callback):
-    """Puts the trained weights into checkpoints. After WeightAveraging in the order of callbacks.
+    """Stores the trained weights in checkpoints. After WeightAveraging in the order of callbacks.
 
     Args:
-        trained: Where they are.
+        trained: The callback that knows where they are.
     """
 
     def __init__(self, trained: TrainedWeights) -> None:
@@ -77,17 +77,17 @@ class KeepTrainedWeights(Callback):
 
 
 def averagings(trainer: Trainer) -> list[WeightAveraging]:
-    """A trainer's callbacks that average weights, in training."""
+    """Returns a trainer's callbacks that average weights, during training."""
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
     return [c for c in callbacks if isinstance(c, WeightAveraging) and c._average_model is not None]
 
 
 def restore_averages(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
-    """Makes averages, and the weights that are trained beside them, those of a checkpoint.
+    """Sets averages, and the trained weights, to those of a checkpoint.
 
     Args:
         trainer: In training; its module has the checkpoint's `state_dict`.
-        checkpoint: As it was loaded.
+        checkpoint: The loaded checkpoint.
     """
     for averaging in averagings(trainer):
         averaging.on_load_checkpoint(trainer, trainer.lightning_module, checkpoint)
@@ -98,7 +98,7 @@ def _average(averaging: WeightAveraging) -> Any:
 
 
 def _follow(trainer: Trainer, pl_module: LightningModule) -> None:
-    """Makes averages that have not begun those of the current weights."""
+    """Sets averages that have not started to the current weights."""
     for averaging in averagings(trainer):
         average = _average(averaging)
         if int(average.n_averaged) == 0:

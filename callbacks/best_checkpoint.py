@@ -1,7 +1,7 @@
-"""BestCheckpoint: the key `checkpoint`; keeps the checkpoints with the best scores, and a best.ckpt that is the best.
+"""BestCheckpoint: the key `checkpoint`; keeps the checkpoints with the best scores, and best.ckpt, the best of them.
 
-It is Lightning's ModelCheckpoint. With `save_top_k: 1` the only file is best.ckpt. Where there are several, or the user
-names them, best.ckpt is a link to the best of them, so that `--ckpt_path best` finds it.
+It is Lightning's ModelCheckpoint. With `save_top_k: 1`, the only file is best.ckpt. If there are several files, or the
+user names them, best.ckpt is a link to the best of them, for `--ckpt_path best`.
 """
 
 import os
@@ -19,8 +19,8 @@ class BestCheckpoint(ModelCheckpoint):
     """ModelCheckpoint whose files never overwrite each other.
 
     Args:
-        kwargs: ModelCheckpoint's. With a `save_top_k` other than 1, files are named by their step, too, if `filename`
-            does not say so: `best-step=300.ckpt`.
+        kwargs: Options of ModelCheckpoint. With a `save_top_k` other than 1, file names include the step, unless
+            `filename` includes it already: `best-step=300.ckpt`.
     """
 
     def __init__(self, **kwargs: Any) -> None:
@@ -41,17 +41,17 @@ class BestCheckpoint(ModelCheckpoint):
 
 
 def link_to(file: Path, link: Path) -> None:
-    """Makes `link` a symbolic link to a file, in place of an earlier link; a file by that name is left as it is.
+    """Makes `link` a symbolic link to a file and replaces an earlier link; a regular file of that name is kept.
 
     Args:
         file: An existing file.
-        link: Path of the link; in a folder that may not exist.
+        link: Path of the link; its folder need not exist.
     """
     if file.absolute() == link.absolute() or (link.exists() and not link.is_symlink()):
         return
     link.parent.mkdir(parents=True, exist_ok=True)
     partial = link.with_name(f".{link.name}.part")
     partial.unlink(missing_ok=True)
-    # Relative: a run's folder may be moved.
+    # Relative, because a run's folder may be moved.
     partial.symlink_to(Path(os.path.relpath(file.resolve().parent, link.parent.resolve()), file.name))
     partial.replace(link)

@@ -1,9 +1,9 @@
-"""CorpusWatch and KeepOnDataError: a corpus that changes under a run ends it, with a checkpoint and exit status 3.
+"""CorpusWatch and KeepOnDataError: a corpus that changes ends the run, with a checkpoint and exit status 3.
 
-What a run trains on, or is scored on, is what its record names by a hash. So a file that is truncated or overwritten
-while the run reads it ends the run. A shard that ends too early is found where it is read (bytelm/data/shard_file.py);
-what else changes is found by sizes and times of change, which are compared when the ranks have read the budget's clock
-together, and before a score counts.
+A run's record identifies the training and validation text by a hash. Therefore a file that is truncated or overwritten
+while the run reads it ends the run. A shard that ends too early is detected when it is read
+(bytelm/data/shard_file.py). Other changes are detected by sizes and times of change. These are compared after the ranks
+have read the budget's clock together, and before a score counts.
 """
 
 import time
@@ -18,7 +18,7 @@ from bytelm.config.messages import note
 from bytelm.data.base import TokenData
 from bytelm.errors import DataError, run_error
 
-SECONDS = 1.0  # between two looks, where the clock is read after every step
+SECONDS = 1.0  # between two checks, if the clock is read after every step
 
 
 class CorpusWatch(Callback):
@@ -56,17 +56,17 @@ class CorpusWatch(Callback):
 
 
 class KeepOnDataError(Callback):
-    """Writes last.ckpt when a run ends by an error of its data.
+    """Writes last.ckpt when an error of the data ends a run.
 
-    Where one rank of several meets the error alone, as in a file that only it reads, the others wait for its gradients,
-    and the checkpoint that is there is the last one that was written.
+    If only one of several ranks meets the error, as in a file that only it reads, the others wait for its gradients.
+    Then the last checkpoint is the one that was written before.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self._trains = False
         self._step = 0
-        self._position: dict[str, Any] | None = None  # of the data, after the last step
+        self._position: dict[str, Any] | None = None  # position of the data after the last step
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._trains = True
@@ -74,7 +74,7 @@ class KeepOnDataError(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        # Of batches that are accumulated into a step, some may have been taken when the next one cannot be read.
+        # Some of the batches that are accumulated into a step may have been taken before the one that cannot be read.
         if trainer.accumulate_grad_batches > 1 and trainer.global_step != self._step:
             self._step, self._position = trainer.global_step, data_position(trainer)
 

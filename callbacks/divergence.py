@@ -1,7 +1,8 @@
-"""Divergence: ends a run whose loss has become NaN or infinite, or takes it back to where it was good.
+"""Divergence: ends a run whose loss has become NaN or infinite, or resumes it from its last good checkpoint.
 
-On the CPU the loss is looked at after every step. A device would have to be waited for, so there the losses are kept
-and looked at together when the budget's clock is read, a second later at most, and before anything is saved.
+On the CPU, the loss is checked after every step. On a device this would require a wait in every step; there the losses
+are collected and checked together when the budget's clock is read, at most one second later, and before a checkpoint is
+written.
 """
 
 import math
@@ -25,17 +26,17 @@ NEVER = 2**62
 
 
 class Divergence(Callback):
-    """What is done when training diverges.
+    """Handles training that diverges.
 
     Args:
-        on_divergence: `stop`: the run ends with status 1, `diverged` in its record, and the last good checkpoint kept.
-            `rewind`: weights and optimizer go back to the last good checkpoint and training goes on from there, with a
-            lower learning rate and on the rows that come next; the time that was lost stays lost.
-        max_rewinds: After so many, the run ends as with `stop`.
-        lr_factor: What the learning rates are multiplied with at every rewind.
+        on_divergence: `stop`: the run ends with status 1 and `diverged` in its record, and the last good checkpoint is
+            kept. `rewind`: weights and optimizer are restored from the last good checkpoint, and training continues
+            from there with a lower learning rate, on the next rows; the lost time is not returned.
+        max_rewinds: After this many rewinds, a divergence ends the run as with `stop`.
+        lr_factor: Factor applied to the learning rates at every rewind.
     """
 
-    reads_budget = True  # after TimeBudget in a trainer's list of callbacks
+    reads_budget = True  # must follow TimeBudget in a trainer's list of callbacks
 
     def __init__(
         self,
@@ -48,7 +49,7 @@ class Divergence(Callback):
         self.max_rewinds = max_rewinds
         self.lr_factor = lr_factor
         self.rewinds = 0
-        self._losses: list[tuple[int, Tensor]] = []  # of the steps since the last look
+        self._losses: list[tuple[int, Tensor]] = []  # of the steps since the last check
 
     def state_dict(self) -> dict[str, Any]:
         return {"rewinds": self.rewinds}
@@ -69,14 +70,14 @@ class Divergence(Callback):
             raise ConfigError(
                 "divergence.on_divergence", "rewind", "accepted: stop, for a run that keeps no checkpoints"
             )
-        last.save(trainer)  # there may be no other one to go back to
+        last.save(trainer)  # there may be no other checkpoint to return to
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         budget = TimeBudget.of(trainer)
         step_of_batch = trainer.global_step + (0 if ends_step(trainer, batch_idx) else 1)
-        if "loss" in outputs:  # a step that is left out has none
+        if "loss" in outputs:  # a skipped step has no loss
             self._losses.append((step_of_batch, outputs["loss"]))
         if budget.clock_synced and self._losses and (step := self._first_bad_step(trainer)) is not None:
             self._diverged(trainer, f"the training loss of step {step} is NaN or infinite")
@@ -89,7 +90,7 @@ class Divergence(Callback):
     def _first_bad_step(self, trainer: Trainer) -> int | None:
         steps, losses = zip(*self._losses, strict=True)
         self._losses.clear()
-        # One by one a device would be read as often as there are losses; for one on the CPU a stack costs 0.1 ms.
+        # Reading them one by one would read a device once per loss; on the CPU, a stack costs 0.1 ms.
         values = [losses[0].item()] if len(losses) == 1 else torch.stack(losses).tolist()
         finite = [math.isfinite(value) for value in values]
         step = NEVER if all(finite) else steps[finite.index(False)]

@@ -1,14 +1,14 @@
-"""Interruption: on SIGTERM, SIGINT or SIGHUP the step is finished, a checkpoint written, and the run ended.
+"""Interruption: SIGTERM, SIGINT or SIGHUP ends the run after the current step, with a checkpoint.
 
-The exit status is 128 and the signal's number: 143, 130, 129.
+The exit status is 128 plus the signal's number: 143, 130, 129.
 
-A signal may reach one process of a distributed run alone. So a process that gets one only makes a note of it, and all
-look at each other's notes when they meet to read the budget's clock, a second apart at most. A second signal, or one
-that comes where there is nothing to finish (while the network compiles, say), ends the process at once: what was there
-to be kept is kept.
+A signal may reach only one process of a distributed run. Therefore a process that receives one only makes a note of it,
+and all ranks compare their notes when they read the budget's clock together, at most one second apart. A second signal
+ends the process at once, and so does a signal that arrives when there is nothing to finish (for example while the
+network compiles). Files that were already written are kept.
 
-Lightning's own way is to broadcast a flag and read it back before every batch, which makes the program wait for the
-device: on two H200s that was 10% of the throughput of GPT-2 124M in micro-batches of 12. It is switched off here.
+Lightning broadcasts a flag and reads it back before every batch, which makes the program wait for the device: on two
+H200s this cost 10% of the throughput of GPT-2 124M in micro-batches of 12. It is switched off here.
 """
 
 import signal
@@ -25,16 +25,16 @@ from bytelm.callbacks.time_budget import TimeBudget
 from bytelm.errors import Interrupted
 from bytelm.system.process import ending_signals
 
-SAME_SECONDS = 1.0  # a launcher passes on what the terminal has sent to every process: that is one signal, not two
-ENDING_SECONDS = 10.0  # what a process has to end in, without being disturbed
+SAME_SECONDS = 1.0  # a launcher repeats a signal that the terminal has sent to every process: that is one signal
+ENDING_SECONDS = 10.0  # time for a process to end undisturbed
 
 
 class Signals(Callback):
-    """Takes note of signals. First among the callbacks, so that it does so while the network compiles.
+    """Notes signals. First among the callbacks, because it must do so while the network compiles.
 
     Attributes:
-        received: The signal that asks the run to end; 0 if none has.
-        deferred: Whether there is a step or a validation to be finished first.
+        received: The signal that asks the run to end; 0 if there is none.
+        deferred: Whether a step or a validation must be finished first.
     """
 
     def __init__(self) -> None:
@@ -48,8 +48,8 @@ class Signals(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
         self._launcher = trainer.strategy.launcher
-        if threading.current_thread() is threading.main_thread():  # Python refuses elsewhere, as Lightning knows
-            for signum in ending_signals():  # in place of Lightning's, which puts back in the end what was there before
+        if threading.current_thread() is threading.main_thread():  # Python allows it only there, as Lightning knows
+            for signum in ending_signals():  # replaces Lightning's, which restores the previous handlers at the end
                 signal.signal(signum, self._receive)
 
     def _receive(self, signum: int, frame: FrameType | None) -> None:
@@ -65,10 +65,10 @@ class Signals(Callback):
 
 
 class Interruption(Callback):
-    """Ends a run that was asked to end, with nothing lost.
+    """Ends a run after a signal; no finished work is lost.
 
     Args:
-        signals: Where signals are noted.
+        signals: The callback that notes signals.
     """
 
     def __init__(self, signals: Signals) -> None:

@@ -1,8 +1,8 @@
-"""LastCheckpoint: keeps checkpoints/last.ckpt, from which `--ckpt_path last` goes on.
+"""LastCheckpoint: keeps checkpoints/last.ckpt, from which `--ckpt_path last` resumes.
 
-Written every so often, before and after the final validation, and when a signal ends the run. Lightning's
-ModelCheckpoint (the key `checkpoint`) keeps best.ckpt beside it; its own interval of time would cost a collective in
-every step, and know nothing of the budget's units.
+The file is written at intervals, before and after the final validation, and when a signal ends the run. Lightning's
+ModelCheckpoint (the key `checkpoint`) keeps best.ckpt beside it. Its own time interval would cost a collective in every
+step, and does not accept the budget's units.
 """
 
 from pathlib import Path
@@ -21,10 +21,10 @@ from bytelm.units import Duration
 
 
 class LastCheckpoint(Checkpoint):
-    """Writes last.ckpt, which holds all that a run needs to go on.
+    """Writes last.ckpt, which contains everything that a run needs to resume.
 
     Args:
-        every: `10m` of training time, `500 steps`, `300 Mtok`, or `5%` of the run.
+        every: Interval: `10m` of training time, `500 steps`, `300 Mtok`, or `5%` of the run.
     """
 
     def __init__(self, every: Duration = Duration(600, "seconds")) -> None:  # noqa: B008 (frozen)
@@ -37,7 +37,7 @@ class LastCheckpoint(Checkpoint):
 
     @staticmethod
     def of(trainer: Trainer) -> Optional["LastCheckpoint"]:
-        """The one among a trainer's callbacks, if there is one."""
+        """Returns the LastCheckpoint of a trainer, if there is one."""
         return next((c for c in trainer.callbacks if isinstance(c, LastCheckpoint)), None)  # type: ignore[attr-defined]
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -51,27 +51,27 @@ class LastCheckpoint(Checkpoint):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        # The budget's figures are the same on all ranks, and change with the last batch of a step.
+        # The budget's figures are the same on all ranks, and change only with the last batch of a step.
         if trainer.should_stop or self._used(trainer) - self._written_at >= self.every.value:
             self.save(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.save(trainer)  # once more: it now holds what the final validation has found
+        self.save(trainer)  # again: it now contains the results of the final validation
 
     def save(self, trainer: Trainer) -> bool:
-        """Writes last.ckpt, on all ranks together; not where weights have become NaN or infinite.
+        """Writes last.ckpt, on all ranks together; skipped if weights have become NaN or infinite.
 
         Returns:
-            Whether the file is now that of the last step.
+            Whether the file now belongs to the last step.
 
         Raises:
-            StorageError: It could not be written; the one before is as it was.
+            StorageError: The file could not be written; the previous one is unchanged.
         """
         TimeBudget.of(trainer).pause(trainer)
         if self.path is None or not weights_are_finite(trainer):
             return False
         for logger in trainer.loggers:
-            logger.save()  # what was logged up to here is not lost if the run is killed
+            logger.save()  # values logged so far are not lost if the run is killed
         trainer.save_checkpoint(self.path)
         self._written_at = self._used(trainer)
         return True
@@ -82,19 +82,19 @@ class LastCheckpoint(Checkpoint):
 
 
 def weights_are_finite(trainer: Trainer) -> bool:
-    """Whether no weight is NaN or infinite, on any rank."""
+    """Returns whether all weights are finite, on all ranks."""
     with torch.no_grad():
-        # A sum is finite only if all of its terms are, and where it overflows the weights are lost as well.
+        # A sum is finite only if all of its terms are; if it overflows, the weights are unusable too.
         sums = torch.stack([parameter.float().sum() for parameter in trainer.lightning_module.parameters()])
         finite = bool(sums.isfinite().all())
     return trainer.strategy.reduce_boolean_decision(finite)
 
 
 def check_states(trainer: Trainer) -> None:
-    """Rejects, before training, a user's callback whose state a checkpoint cannot hold. Called on all ranks.
+    """Rejects, before training, a user's callback whose state a checkpoint cannot store. Called on all ranks.
 
     Raises:
-        CheckpointError: There is one; the message names it and the key.
+        CheckpointError: There is such a callback; the message names it and the key.
     """
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if not type(callback).__module__.startswith("bytelm."):

@@ -1,4 +1,4 @@
-"""The order of callbacks. Lightning calls each hook of all callbacks one after the other, in the order of this list."""
+"""The order of callbacks. Lightning calls each hook of all callbacks in the order of this list."""
 
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -31,8 +31,8 @@ class Place(NamedTuple):
     """A place in the order.
 
     Attributes:
-        kind: Class of the callbacks that have it.
-        reason: Why it is after those before it, or before those after it.
+        kind: Class of the callbacks at this place.
+        reason: The reason why it follows the previous ones, or precedes the next ones.
     """
 
     kind: type
@@ -67,10 +67,10 @@ YOURS = [place.kind for place in ORDER].index(Yours)
 
 
 def arrange(callbacks: Iterable[Callback]) -> list[Callback]:
-    """Callbacks in the order of the list; those of the same place keep their order among each other.
+    """Returns callbacks in the order of the list; callbacks at the same place keep their relative order.
 
     Args:
-        callbacks: Of a trainer.
+        callbacks: Callbacks of a trainer.
     """
     return sorted(callbacks, key=_place)
 

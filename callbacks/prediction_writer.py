@@ -1,8 +1,8 @@
-"""PredictionWriter: keeps what `predict` found out, as predictions.pt in the folder of the checkpoint's run.
+"""PredictionWriter: stores the results of `predict`, as predictions.pt in the folder of the checkpoint's run.
 
-`predict` makes no run: there is no new version_N. With a checkpoint that lies in no run's folder, or with none, the
-file is in `trainer.default_root_dir`, which is the working directory by default. A file is never overwritten; the
-second is predictions-1.pt.
+`predict` creates no run, and no version_N. For a checkpoint outside a run's folder, or without a checkpoint, the file
+is in `trainer.default_root_dir`, by default the working directory. Files are never overwritten; the second one is
+predictions-1.pt.
 """
 
 from collections.abc import Sequence
@@ -17,9 +17,9 @@ from bytelm.runs.folder import run_of
 
 
 class PredictionWriter(BasePredictionWriter):
-    """Writes `targets` and the `bits` that each cost, both (rows, T), to predictions.pt.
+    """Writes `targets` and the cost of each in `bits`, both (rows, T), to predictions.pt.
 
-    Of several ranks each writes a file: predictions-rank0.pt, …
+    With several ranks, each writes a file: predictions-rank0.pt, …
     """
 
     def __init__(self) -> None:
@@ -41,13 +41,13 @@ class PredictionWriter(BasePredictionWriter):
 
 
 def folder_for(trainer: Trainer) -> Path:
-    """Where the predictions of a trainer are kept."""
+    """Returns the folder of a trainer's predictions."""
     run = run_of(Path(trainer.ckpt_path)) if trainer.ckpt_path else None
     return run or Path(trainer.default_root_dir)
 
 
 def free_path(folder: Path) -> Path:
-    """The first of predictions.pt, predictions-1.pt, … that no prediction has, of one rank or of several."""
+    """Returns the first unused name of predictions.pt, predictions-1.pt, …, for one rank or several."""
     number = 0
     while True:
         name = f"predictions-{number}" if number else "predictions"

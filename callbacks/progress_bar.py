@@ -1,6 +1,6 @@
 """BudgetBar: a progress bar of the budget, on standard error: steps, loss, tokens per second, time left.
 
-Validation, test and prediction by themselves get a plain bar of their batches.
+A validation, test or prediction outside training has a plain bar of its batches.
 """
 
 import sys
@@ -19,13 +19,13 @@ FILE_REFRESH_SECONDS = 30.0
 
 
 class BudgetBar(ProgressBar):
-    """Shows how much of the budget is used, and how training goes.
+    """Shows the used share of the budget, and the progress of training.
 
-    Redrawn twice a second, so that a fast run does not spend its time on drawing (nor a GPU its time on waiting for
-    the loss to be read); where standard error is no terminal, every half minute.
+    The bar is redrawn twice a second, because drawing takes time in a fast run, and a GPU waits while the loss is read.
+    If standard error is not a terminal, a line is written every half minute.
     """
 
-    reads_budget = True  # after TimeBudget in a trainer's list of callbacks
+    reads_budget = True  # must follow TimeBudget in a trainer's list of callbacks
 
     def __init__(self) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class BudgetBar(ProgressBar):
         self._interval = TERMINAL_REFRESH_SECONDS if sys.stderr.isatty() else FILE_REFRESH_SECONDS
 
     def disable(self) -> None:
-        # Lightning calls this on all ranks but the first.
+        # Lightning calls this on all ranks except the first.
         self._enabled = False
 
     def enable(self) -> None:
@@ -61,7 +61,7 @@ class BudgetBar(ProgressBar):
         self._next_refresh = seconds + self._interval
         progress = self._budget.progress
         shown = [f"step {self._budget.steps:,}"]
-        if self._loss.value is not None:  # a step that is left out has none, nor need one that optimizes manually
+        if self._loss.value is not None:  # a skipped step has no loss; manual optimization may have none
             shown.append(f"loss {float(self._loss.value):.3f}")
         shown.append(self._speed(seconds))
         left = seconds * (1 - progress.fraction) / max(progress.fraction, 1e-9)
@@ -70,7 +70,7 @@ class BudgetBar(ProgressBar):
         self._bar.set_description_str(f"{self._status} | {clock(left)} left")
 
     def _speed(self, seconds: float) -> str:
-        """Tokens per second, or steps where tokens are not counted."""
+        """Tokens per second, or steps per second if tokens are not counted."""
         first_step, first_token, first_second = self._first
         taken = max(seconds - first_second, 1e-9)
         if self._budget.counts_tokens:
@@ -80,7 +80,7 @@ class BudgetBar(ProgressBar):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._close(f"{self._status} | done")
 
-    # Validation (also in training), test, prediction
+    # Validation (also during training), test, prediction
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn == "validate":
@@ -118,7 +118,7 @@ class BudgetBar(ProgressBar):
         self._close(f"{self._status} | stopped")
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self._close(f"{self._status} | stopped")  # before its end, if the bar is still there
+        self._close(f"{self._status} | stopped")  # before the end, if the bar still exists
 
     def _open(self, total: float, **options: Any) -> None:
         if self._enabled:

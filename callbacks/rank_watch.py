@@ -1,7 +1,7 @@
-"""RankWatch: when one rank of a distributed run dies, the others end within a minute and say which one it was.
+"""RankWatch: when one rank of a distributed run dies, the others end within a minute and name it.
 
-Without it they would wait in their next collective: NCCL's for ten minutes, and then name a time-out and not a rank. A
-thread of every rank counts up a number in a store on rank 0 and looks whether the others still do.
+Without it, they would wait in their next collective: NCCL waits for ten minutes, and then reports a time-out without a
+rank. A thread on every rank increases a counter in a store on rank 0, and checks that the other counters increase.
 """
 
 import os
@@ -21,21 +21,21 @@ from bytelm.errors import DataError, Interrupted, RankLost, RunError, run_error
 
 BEAT_SECONDS = 1.0
 PATIENCE = 25  # beats that a rank may miss; counted, not timed: a machine that was asleep has missed none
-GRACE_SECONDS = 5.0  # for the program to end by itself, once it is known which rank was lost
-GOODBYE_SECONDS = 10.0  # for the ranks to take leave of each other
-EVERY_COLLECTIVE = ("gloo", "nccl")  # in the text of errors that a dead rank causes in the others
+GRACE_SECONDS = 5.0  # for the program to end by itself, after the lost rank is known
+GOODBYE_SECONDS = 10.0  # for the ranks to sign off
+EVERY_COLLECTIVE = ("gloo", "nccl")  # in the messages of errors that a dead rank causes on the others
 
 
 class RankWatch(Callback):
-    """Watches over the ranks of a distributed run while they train."""
+    """Watches the ranks of a distributed run while they train."""
 
     def __init__(self) -> None:
         super().__init__()
         self._store: dist.TCPStore | None = None
-        self._over = threading.Event()  # this rank ends, for whatever reason
+        self._over = threading.Event()  # this rank ends, for any reason
         self._lost: RunError | None = None
-        self._known = threading.Event()  # what was lost
-        self._rounds = 0  # of the watch
+        self._known = threading.Event()  # the lost rank is known
+        self._rounds = 0  # rounds of the watch
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.world_size == 1:
@@ -68,13 +68,13 @@ class RankWatch(Callback):
             if self._known.wait(BEAT_SECONDS * (PATIENCE + 5)):
                 exception.__cause__ = self._lost
         else:
-            if isinstance(cause, Interrupted):  # before there was a step to finish, so that it knows alone
+            if isinstance(cause, Interrupted):  # there was no step to finish yet: only this rank knows of it
                 self._store.set("signal", str(cause.signum))
-            if isinstance(cause, DataError):  # which the others would have met too
+            if isinstance(cause, DataError):  # the others would have met it too
                 self._store.set("status", str(cause.exit_status))
             self._store.set("lost", f"{self._names[self._rank]} failed: {type(exception).__name__}: {exception}")
             self._over.set()
-            time.sleep(2 * BEAT_SECONDS)  # for the others to read it: the store ends with rank 0
+            time.sleep(2 * BEAT_SECONDS)  # time for the others to read it: the store ends with rank 0
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._store is not None:
@@ -97,9 +97,9 @@ class RankWatch(Callback):
                             error.exit_status = int(store.get("status"))
                         return self._end(error)
                     signum = int(store.get("signal"))
-                    os.kill(os.getpid(), signum)  # as if it had come here
+                    os.kill(os.getpid(), signum)  # as if it had arrived here
                     return self._end(Interrupted(signum, f"as {lost}"))
-                # Rank 0 watches all others, and they watch rank 0, which tells them.
+                # Rank 0 watches all others; they watch rank 0, which tells them.
                 for rank in range(1, self._world_size) if self._rank == 0 else [0]:
                     if store.check([f"goodbye/{rank}"]):
                         continue
@@ -115,7 +115,7 @@ class RankWatch(Callback):
                     return self._end(RankLost(f"{self._names[0]} is gone"))
 
     def _watch_store(self) -> None:
-        """Where rank 0 hangs, its store does not answer, and the watch hangs with it."""
+        """Ends the program if rank 0 hangs: its store then does not answer, and `_watch` hangs too."""
         seen, missed = -1, 0
         while not self._over.wait(BEAT_SECONDS) and not self._known.is_set():
             missed = 0 if seen != self._rounds else missed + 1
@@ -124,7 +124,7 @@ class RankWatch(Callback):
                 return self._end(RankLost(f"{self._names[0]} does not answer any more"))
 
     def _how_it_died(self, rank: int) -> str | None:
-        """What the system says of a rank that this process has started."""
+        """Returns how a rank that this process has started ended, as the system reports it; None if it runs."""
         process = self._launched[rank - 1] if 0 < rank <= len(self._launched) else None
         status = process and process.poll()
         if status is None:
@@ -136,7 +136,7 @@ class RankWatch(Callback):
         self._known.set()
         if self._over.wait(GRACE_SECONDS):
             return
-        # The program waits in a collective that will not come to its end.
+        # The program waits in a collective that will never end.
         for callback in self._trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, RunRecord):
                 callback.write_failure(self._trainer, error)
@@ -144,7 +144,7 @@ class RankWatch(Callback):
         os._exit(error.exit_status)
 
     def _take_leave(self, store: dist.TCPStore) -> None:
-        """Ends the watch over this rank. Rank 0, whose store the others need for that, goes last."""
+        """Ends the watch over this rank. Rank 0 goes last, because the others need its store for this."""
         if self._over.is_set():
             return
         self._over.set()
@@ -157,7 +157,7 @@ class RankWatch(Callback):
 
 
 def _dismiss_lightnings_observer() -> None:
-    """Ends the thread with which Lightning's launcher kills all ranks, without a word, if one ends with an error."""
+    """Stops the thread with which Lightning's launcher kills all ranks, without a message, if one fails."""
     for thread in threading.enumerate():
         if thread.name == "child-process-observer":
             thread._child_processes = []  # type: ignore[attr-defined]

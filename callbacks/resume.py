@@ -1,10 +1,10 @@
-"""Resume: puts a run that goes on exactly where its checkpoint left it.
+"""Resume: continues a run exactly from the state of its checkpoint.
 
-Weights, optimizer, budget and data position are restored by those that they belong to. Here is what would be nobody's:
-random states, Lightning's counters, a validation that was due when the run was cut, and the logs of the last step.
-TensorBoard forgets that step and what the cut run had logged after it: whether its validation was logged before the cut
-or not, each value is there once. A run's end is here too, because what it owes is the same: whatever ended it, its
-score is that of the weights that it leaves.
+Weights, optimizer, budget and data position are restored by their owners. This callback restores everything without an
+owner: random states, Lightning's counters, a validation that was due when the run was cut, and the logs of the last
+step. TensorBoard drops that step and everything that the cut run logged after it: each value appears once, whether or
+not the validation was logged before the cut. The end of a run is handled here too, because it has the same duty: the
+score is always that of the final weights, whatever ended the run.
 """
 
 import os
@@ -23,10 +23,10 @@ from bytelm.runs.logger import TensorBoardLogger
 
 
 class Resume(Callback):
-    """Saves and restores random states; makes up for the validation, or the end of an epoch, that a run still owes.
+    """Saves and restores random states; runs a validation, or the end of an epoch, that is still due.
 
     Args:
-        config: The run's config as plain values: checkpoints keep it, to be held against that of a run that goes on.
+        config: The run's config as plain values. Checkpoints store it, to compare it with the config of a resumed run.
     """
 
     def __init__(self, config: dict[str, Any]) -> None:
@@ -34,7 +34,7 @@ class Resume(Callback):
         self.config = config
         self._validated_step = -1
         self._validated_weights: list[float] | None = None
-        self._ended_step: int | None = -1  # after which the hooks of an epoch's end were called; None: not known
+        self._ended_step: int | None = -1  # the step after which the hooks of an epoch's end were called; None: unknown
         self._random_states: list[dict[str, Any]] | None = None
         self._logged: dict[int, dict[str, float]] = {}
         self._trainer: Trainer | None = None
@@ -71,7 +71,7 @@ class Resume(Callback):
         checkpoint[CONFIG] = self.config
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Sets Lightning's counters to those after the last finished step."""
+        """Sets Lightning's counters to their values after the last finished step."""
         contents = Contents(checkpoint, trainer.ckpt_path or "")
         if contents.has_budget:
             set_counters(checkpoint, contents.steps, trainer.accumulate_grad_batches, _batches_per_epoch(trainer))
@@ -80,12 +80,12 @@ class Resume(Callback):
         states = self._random_states or []
         if len(states) == trainer.world_size:
             set_random_states(states[trainer.global_rank])
-        elif trainer.world_size > 1:  # a new run, or one with another number of ranks
+        elif trainer.world_size > 1:  # a new run, or a different number of ranks
             _seed_apart(trainer.global_rank)
         if not states:
             return
         steps = TimeBudget.of(trainer).steps
-        # A run that was at its end is validated again even if it had been: the record needs the scores.
+        # A run that had reached its end is always validated again: the record needs the scores.
         validates = trainer.should_stop or (steps != self._validated_step and _is_due(trainer, steps))
         logged = self._logged.get(steps - 1, {})
         logged = {tag: value for tag, value in logged.items() if not (validates and tag.startswith("val/"))}
@@ -102,17 +102,17 @@ class Resume(Callback):
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn == "fit":
-            self._validated_weights = fingerprint(pl_module)  # an average may be in the place of the trained ones
+            self._validated_weights = fingerprint(pl_module)  # an average may have replaced the trained ones
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn == "fit":
             self._validated_step = TimeBudget.of(trainer).steps
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Validates the weights that the run leaves, unless the last validation was of these.
+        """Validates the final weights, unless the last validation was of these.
 
-        It was not where `check_val_every_n_epoch` skips the last epoch, where a callback has stopped the run at the end
-        of an epoch, or where one has changed the weights at the end of the run.
+        It was of others if `check_val_every_n_epoch` skips the last epoch, if a callback stopped the run at the end of
+        an epoch, or if a callback changed the weights at the end of the run.
         """
         same = self._validated_step == TimeBudget.of(trainer).steps
         same = same and self._validated_weights == fingerprint(pl_module)
@@ -121,9 +121,9 @@ class Resume(Callback):
 
 
 def random_states() -> dict[str, Any]:
-    """States of the generators that this process may draw from, as plain values and tensors."""
+    """Returns the states of the generators that this process may use, as plain values and tensors."""
     of_numpy: Any = np.random.get_state(legacy=False)
-    of_numpy["state"]["key"] = torch.tensor(of_numpy["state"]["key"].tolist())  # checkpoints hold no arrays of numpy
+    of_numpy["state"]["key"] = torch.tensor(of_numpy["state"]["key"].tolist())  # checkpoints cannot store NumPy arrays
     states: dict[str, Any] = {
         "torch": torch.get_rng_state(),
         "python": random.getstate(),
@@ -135,7 +135,7 @@ def random_states() -> dict[str, Any]:
 
 
 def set_random_states(states: dict[str, Any]) -> None:
-    """Makes the generators go on where `random_states` found them."""
+    """Restores the generators to the states of `random_states`."""
     torch.set_rng_state(states["torch"].cpu())
     random.setstate(states["python"])
     np.random.set_state(_of_numpy(states))
@@ -144,7 +144,7 @@ def set_random_states(states: dict[str, Any]) -> None:
 
 
 def check_random_states(states: dict[str, Any]) -> None:
-    """Tries `set_random_states` on other generators; whatever they raise, they cannot go on from there."""
+    """Tries `set_random_states` on other generators; any error means that it would fail."""
     torch.Generator().set_state(states["torch"].cpu())
     random.Random().setstate(states["python"])
     np.random.RandomState().set_state(_of_numpy(states))
@@ -156,7 +156,7 @@ def _of_numpy(states: dict[str, Any]) -> dict[str, Any]:
 
 
 def _seed_apart(rank: int) -> None:
-    """Lets ranks draw different numbers. Until now they drew the same, for the same initial weights."""
+    """Makes ranks draw different numbers. Until then they drew the same, for the same initial weights."""
     seed = int(os.environ.get("PL_GLOBAL_SEED", 0)) + rank
     torch.manual_seed(seed)
     random.seed(seed)
@@ -164,7 +164,7 @@ def _seed_apart(rank: int) -> None:
 
 
 def fingerprint(pl_module: LightningModule) -> list[float]:
-    """Sums that differ where weights differ; of a weight that is split over ranks, the sums of this rank's share."""
+    """Returns sums that distinguish weights. For a weight that is split over ranks, they are of this rank's share."""
     with torch.no_grad():
         shares = (each.to_local() if hasattr(each, "to_local") else each for each in pl_module.parameters())
         weights = [share.float() for share in shares]
@@ -178,9 +178,9 @@ def _validate(trainer: Trainer) -> None:
 
 
 def _end_epoch(trainer: Trainer, steps: int) -> None:
-    """Does what follows the last batch of an epoch, or of a run, that was cut between the two."""
+    """Runs the hooks that follow the last batch of an epoch, or of a run, that was cut between the two."""
     progress = trainer.fit_loop.epoch_progress
-    if _ends_epoch(trainer, steps):  # Lightning was told that it was over, to go on with the next one
+    if _ends_epoch(trainer, steps):  # Lightning considered it finished, and would start the next one
         counts: tuple[Any, ...] = (progress.total, progress.current)
         for count in counts:
             count.processed -= 1
@@ -189,7 +189,7 @@ def _end_epoch(trainer: Trainer, steps: int) -> None:
 
 
 def _batches_per_epoch(trainer: Trainer) -> int | None:
-    """Batches of one rank that a run which is about to go on trains in an epoch."""
+    """Returns the batches of one rank in an epoch of a run that is about to resume."""
     data = getattr(trainer, "datamodule", None)
     return limited(data.epoch_batches(), trainer.limit_train_batches) if isinstance(data, TokenData) else None
 
@@ -199,7 +199,7 @@ def _ends_epoch(trainer: Trainer, steps: int) -> bool:
 
 
 def _is_due(trainer: Trainer, steps: int) -> bool:
-    """Whether a validation follows the step that a checkpoint was written after: Lightning's own rule."""
+    """Returns whether a validation follows the step that a checkpoint was written after: Lightning's own rule."""
     every, every_epochs = trainer.val_check_batch, trainer.check_val_every_n_epoch
     batches = steps * trainer.accumulate_grad_batches
     if not isinstance(every, int) or not batches:

@@ -1,6 +1,6 @@
-"""ClaimFolder: makes the run's folder before training, tells all ranks, and sends checkpoints there.
+"""ClaimFolder: creates the run's folder before training, tells all ranks its path, and puts checkpoints there.
 
-The folder does not depend on the loggers. `trainer.log_dir` does: for loggers other than TensorBoard's and CSV's it is
+The folder does not depend on the loggers. `trainer.log_dir` does: for loggers other than TensorBoard's and CSV's, it is
 their save_dir, often the working directory with the user's own files.
 """
 
@@ -13,9 +13,9 @@ from bytelm.runs.folder import CHECKPOINTS, RunFolder
 
 
 class ClaimFolder(Callback):
-    """Claims the run's folder for the time of a fit.
+    """Claims the run's folder for the duration of a fit.
 
-    Every ModelCheckpoint without a `dirpath`, the user's included, keeps its checkpoints in the folder.
+    Every ModelCheckpoint without a `dirpath`, including the user's, writes its checkpoints to the folder.
 
     Args:
         folder: The run's folder.
@@ -39,16 +39,16 @@ class ClaimFolder(Callback):
 
 
 def run_folder(trainer: Trainer) -> Path | None:
-    """The folder of the run that a trainer trains. Called on all ranks, in `setup` or later.
+    """Returns the folder of the run that a trainer trains. Called on all ranks, in `setup` or later.
 
-    A trainer without ClaimFolder, one that was not made by the command line, has the folder in which Lightning's
-    ModelCheckpoint would make `checkpoints`: that of the first logger, or `default_root_dir`.
+    For a trainer without ClaimFolder, which the command line did not make, the folder is the one in which Lightning's
+    ModelCheckpoint would create `checkpoints`: the first logger's, or `default_root_dir`.
 
     Args:
         trainer: A trainer that has been set up.
 
     Returns:
-        None under `fast_dev_run`, which leaves nothing.
+        None under `fast_dev_run`, which writes no files.
     """
     if (claim := claim_of(trainer)) is not None:
         return claim.folder.path
@@ -63,5 +63,5 @@ def run_folder(trainer: Trainer) -> Path | None:
 
 
 def claim_of(trainer: Trainer) -> ClaimFolder | None:
-    """The ClaimFolder among a trainer's callbacks, if there is one."""
+    """Returns the ClaimFolder among a trainer's callbacks, if there is one."""
     return next((c for c in trainer.callbacks if isinstance(c, ClaimFolder)), None)  # type: ignore[attr-defined]

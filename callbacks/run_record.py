@@ -1,6 +1,6 @@
-"""RunRecord: what a run was and what it came to, as record.json in its folder and, in short, on standard output.
+"""RunRecord: a run's settings and results, as record.json in its folder, and as a summary on standard output.
 
-runs/record.py has its keys and their meaning.
+runs/record.py defines its keys.
 """
 
 import contextlib
@@ -33,7 +33,7 @@ from bytelm.system.process import process_age, utc
 
 PRINTED = (
     "val_bpb",
-    "val_loss",  # where there is no val_bpb
+    "val_loss",  # if there is no val_bpb
     "train_loss",
     "total_steps",
     "training_time_secs",
@@ -48,10 +48,10 @@ PRINTED = (
 
 
 class RunRecord(Callback):
-    """Writes record.json when a run has ended, however it did; prints the main lines of one that was completed.
+    """Writes record.json when a run has ended, for whatever reason; prints the main lines of a completed run.
 
     Attributes:
-        init_from: The weights that the run began with, if they are another run's.
+        init_from: The weights that the run started from, if they are another run's.
     """
 
     def __init__(self) -> None:
@@ -69,17 +69,17 @@ class RunRecord(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._train_loss = state_dict["train_loss"]
-        self.init_from = state_dict.get("init_from")  # checkpoints from before it was an option have none
+        self.init_from = state_dict.get("init_from")  # older checkpoints, from before the option existed, have none
 
     @staticmethod
     def of(trainer: Trainer) -> "RunRecord":
-        """The one among a trainer's callbacks."""
+        """Returns the RunRecord among a trainer's callbacks."""
         return next(c for c in trainer.callbacks if isinstance(c, RunRecord))  # type: ignore[attr-defined]
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._trainer = trainer
         self._num_params = sum(p.numel() for p in pl_module.parameters())  # before a strategy shards them
-        # Asked for here, on all ranks, and not at the end, which one of them may come to alone.
+        # Read here, on all ranks: at the end, only one of them may be left.
         kept = stage == "fit" and (claim_of(trainer) is not None or bool(trainer.loggers))
         folder = run_folder(trainer) if kept else None
         self._folder = None if folder is None else str(folder)
@@ -87,7 +87,7 @@ class RunRecord(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self._loss.add(trainer, outputs, batch_idx)  # not read before the end: that would wait for the device
+        self._loss.add(trainer, outputs, batch_idx)  # read only at the end, as reading waits for the device
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._read_loss()
@@ -100,8 +100,8 @@ class RunRecord(Callback):
             self.write_failure(trainer, exception)
 
     def write_failure(self, trainer: Trainer, error: BaseException) -> None:
-        """Writes the record of a run that has ended before its time."""
-        with contextlib.suppress(OSError):  # a full disk is told of by the error itself
+        """Writes the record of a run that ended early."""
+        with contextlib.suppress(OSError):  # the error itself reports a full disk
             self._write(record.failed(self._record(trainer), error))
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -184,7 +184,7 @@ def _print_scores(trainer: Trainer, split: str) -> None:
 
 
 def git_state() -> Git | None:
-    """Commit of the repository that the run was started in, and whether it has changes; None outside of one."""
+    """Returns the commit of the working folder's repository, and whether it has changes; None outside a repository."""
 
     def git(*arguments: str) -> str:
         return subprocess.run(

@@ -1,4 +1,4 @@
-"""What can be scheduled in a run: options of parameter groups, sizes of batches, options of parts. See schedules.py."""
+"""Targets of schedules: options of parameter groups, sizes of batches, options of parts. See schedules.py."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,8 +14,8 @@ from bytelm.errors import ConfigError
 from bytelm.schedules import Schedule
 
 Group = dict[str, Any]
-GIVEN = "initial_"  # torch's own prefix for a group's given values, which are in checkpoints: initial_lr
-REAL = ("lr", "momentum", "weight_decay", "dampening")  # not whole numbers, even where given as 0 or 1
+GIVEN = "initial_"  # torch's own prefix for a group's initial values, which are in checkpoints: initial_lr
+REAL = ("lr", "momentum", "weight_decay", "dampening")  # not integers, even if given as 0 or 1
 
 
 @dataclass(frozen=True)
@@ -24,8 +24,8 @@ class GroupOption:
 
     Args:
         option: Its name.
-        group: The group's.
-        index: The group's number. The object itself changes when a checkpoint is loaded.
+        group: Name of the group.
+        index: Number of the group. Loading a checkpoint replaces the group object.
     """
 
     option: str
@@ -42,7 +42,7 @@ class BatchSize:
     """The batch size or sequence length of training.
 
     Args:
-        option: Its name, of the data and of their loader.
+        option: Its name, in the data and in their loader.
         given: The value in the config.
     """
 
@@ -56,14 +56,14 @@ class BatchSize:
 
 @dataclass(frozen=True)
 class PartOption:
-    """An option that a part of the network declares as schedulable.
+    """An option that a part of the network declares schedulable.
 
     Args:
         option: An attribute of the part.
         part: The part.
         where: The component of the part's path in the network that the target names, such as `attention`.
         given: The value in the config.
-        is_own_name: Whether that is the last component, and not a module around the part.
+        is_own_name: Whether that is the last component, not a module around the part.
     """
 
     option: str
@@ -78,11 +78,11 @@ class PartOption:
 
     @property
     def is_property(self) -> bool:
-        """Whether the part sets the option itself, for instance in a tensor, and not in a plain attribute."""
+        """Whether the part sets the option itself, for example in a tensor, rather than as a plain attribute."""
         return isinstance(getattr(type(self.part), self.option, None), property)
 
     def set(self, value: Any) -> None:
-        """Sets the option, unless it has this value already."""
+        """Sets the option, unless it already has this value."""
         if getattr(self.part, self.option) != value:
             setattr(self.part, self.option, value)
 
@@ -91,18 +91,18 @@ Place = GroupOption | BatchSize | PartOption
 
 
 def groups_of(optimizers: Iterable[Optimizer]) -> list[Group]:
-    """The parameter groups of all optimizers, as they are now."""
+    """Returns the current parameter groups of all optimizers."""
     return [group for optimizer in optimizers for group in optimizer.param_groups]
 
 
 def read_option(group: Group, option: str) -> float:
-    """An option of a group, as a plain number."""
+    """Returns an option of a group, as a plain number."""
     value = group["betas"][0] if option == "momentum" and "momentum" not in group else group[option]
     return value.item() if isinstance(value, Tensor) else value
 
 
 def write_option(group: Group, option: str, value: float) -> None:
-    """Sets an option of a group. A tensor, as compiled and captured optimizers need, stays the same tensor."""
+    """Sets an option of a group. A tensor, which compiled and captured optimizers need, is changed in place."""
     betas = group["betas"] if option == "momentum" and "momentum" not in group else None
     now = group[option] if betas is None else betas[0]
     if isinstance(now, Tensor):
@@ -116,16 +116,16 @@ def write_option(group: Group, option: str, value: float) -> None:
 def assign(
     schedules: Mapping[str, Schedule], pl_module: LightningModule, data: Any, groups: Sequence[Group]
 ) -> dict[Place, Schedule]:
-    """What each schedule sets.
+    """Returns the scheduled options, each with its schedule.
 
     Args:
-        schedules: By target.
+        schedules: Schedules by target.
         pl_module: The module that is trained.
         data: The datamodule, if there is one.
         groups: All parameter groups.
 
     Raises:
-        ConfigError: A target is not in this run, or a schedule cannot be applied to it.
+        ConfigError: This run does not have a target, or a schedule cannot be applied to it.
     """
     targets = find_targets(pl_module, data, groups)
     assigned: dict[Place, tuple[str, Schedule]] = {}
@@ -146,7 +146,7 @@ def assign(
 
 
 def find_targets(pl_module: LightningModule, data: Any, groups: Sequence[Group]) -> dict[str, list[Place]]:
-    """All that can be scheduled, by target."""
+    """Returns everything that can be scheduled, by target."""
     targets: dict[str, list[Place]] = {}
     for index, group in enumerate(groups):
         name = str(group.get("name", index))
@@ -166,7 +166,7 @@ def find_targets(pl_module: LightningModule, data: Any, groups: Sequence[Group])
 
 
 def given_value(place: Place, groups: Sequence[Group]) -> Any:
-    """The value that an option has without a schedule."""
+    """Returns the value of an option without a schedule."""
     if isinstance(place, GroupOption):
         group = groups[place.index]
         return group.get(GIVEN + place.option, read_option(group, place.option))
@@ -174,11 +174,11 @@ def given_value(place: Place, groups: Sequence[Group]) -> Any:
 
 
 def keep_given_values(places: Iterable[Place], groups: Sequence[Group]) -> None:
-    """Writes into groups what their scheduled options were given, and puts back the options without a schedule."""
+    """Stores the given values of scheduled options in groups, and restores the options without a schedule."""
     scheduled = {(place.index, place.option) for place in places if isinstance(place, GroupOption)}
     for index, option in scheduled:
         groups[index].setdefault(GIVEN + option, read_option(groups[index], option))
-    for index, group in enumerate(groups):  # of a checkpoint, in whose run there was a schedule; lr may be torch's own
+    for index, group in enumerate(groups):  # groups of a checkpoint whose run had a schedule; lr may be torch's own
         for key in [key for key in group if key.startswith(GIVEN) and key != GIVEN + "lr"]:
             if (index, key.removeprefix(GIVEN)) not in scheduled:
                 write_option(group, key.removeprefix(GIVEN), group.pop(key))
@@ -197,7 +197,7 @@ def apply(place: GroupOption | PartOption, schedule: Schedule, groups: Sequence[
 
 
 def _numbers(group: Group) -> set[str]:
-    """Options of a group that are numbers."""
+    """Returns the options of a group that are numbers."""
     names = {
         name
         for name, value in group.items()
@@ -210,7 +210,7 @@ def _numbers(group: Group) -> set[str]:
 def _check_kind(
     target: str, schedule: Schedule, place: Place, pl_module: LightningModule, groups: Sequence[Group]
 ) -> None:
-    """Whether a schedule gives values of the kind that an option takes."""
+    """Checks that a schedule's values are of the kind that an option takes."""
     given = given_value(place, groups)
     changes = schedule.changes(given)
     values = [] if changes is None else [value for _, value in changes]
@@ -236,7 +236,7 @@ def _is_compiled(pl_module: LightningModule) -> bool:
 
 
 def _accepted(target: str, targets: Mapping[str, Sequence[Place]]) -> str:
-    """What is accepted in place of an unknown target."""
+    """Returns the accepted targets, for the message about an unknown one."""
     close = get_close_matches(target, targets, n=1)
     hint = f"did you mean {close[0]}? " if close else ""
     options = [name for name, places in targets.items() if "." not in name]
@@ -247,7 +247,7 @@ def _accepted(target: str, targets: Mapping[str, Sequence[Place]]) -> str:
 
 
 def _is_usual_name(place: Place) -> bool:
-    """Whether a target is the one to show of those that name the same option: of a part, the key in the config."""
+    """Returns whether to show a target, among those that name the same option: for a part, the key in the config."""
     if isinstance(place, PartOption):
         return place.is_own_name
     return isinstance(place, BatchSize)

@@ -1,16 +1,16 @@
-"""Schedules: before each step, sets all that is scheduled, as functions of the budget's progress.
+"""Schedules: sets all scheduled values before each step, as functions of the budget's progress.
 
 | target | sets | logged as |
 | --- | --- | --- |
 | lr, momentum, weight_decay, … | an option of all parameter groups that have it | lr/<group>, … |
-| lr.<group>, … | that of one group; it goes before the target without a group | lr/<group>, … |
+| lr.<group>, … | the option of one group; overrides the target without a group | lr/<group>, … |
 | data.batch_size, data.seq_len | the size of training batches | data/batch_size, data/seq_len |
 | <part>.<option> | an option that parts declare in their class attribute `schedulable` | <part>/<option> |
 
-`momentum` is the first of the betas where a group has these. Schedules of absolute values (Ramp, Piecewise) leave out
-the groups whose own value is 0, such as the weight decay of vectors, unless the target names the group. Batches and
-parts have their scheduled values in training steps alone; validation, and the trained model, use those of the config.
-Of parts with different values the last one's is logged.
+`momentum` is the first of the betas if a group has betas. Schedules of absolute values (Ramp, Piecewise) leave out
+groups whose own value is 0, such as the weight decay of vectors, unless the target names the group. Batches and parts
+have scheduled values only in training steps; validation, and the trained model, use the values of the config. If parts
+have different values, the last part's value is logged.
 """
 
 from collections.abc import Iterator, Mapping
@@ -39,26 +39,26 @@ class Schedules(Callback):
     """Applies schedules.
 
     Args:
-        schedules: By target: `{"lr": Cosine(), "momentum.hidden": Ramp(0.85, 0.95, "300 steps")}`.
+        schedules: Schedules by target: `{"lr": Cosine(), "momentum.hidden": Ramp(0.85, 0.95, "300 steps")}`.
     """
 
-    reads_budget = True  # after TimeBudget in a trainer's list of callbacks
+    reads_budget = True  # must follow TimeBudget in a trainer's list of callbacks
 
     def __init__(self, schedules: Mapping[str, Schedule]) -> None:
         super().__init__()
         self.schedules = dict(schedules)
         self._assigned: dict[Place, Schedule] = {}
-        self._changes: dict[BatchSize | PartOption, Changes] = {}  # of what the warm-up has to run
-        self._values: dict[str, float] = {}  # by tag, of the step under way
+        self._changes: dict[BatchSize | PartOption, Changes] = {}  # changes that the warm-up has to run
+        self._values: dict[str, float] = {}  # by tag, for the current step
         self._units_checked = False
 
     @staticmethod
     def of(trainer: Trainer) -> Optional["Schedules"]:
-        """The one among a trainer's callbacks, if there is one."""
+        """Returns the Schedules of a trainer, if there are any."""
         return next((c for c in trainer.callbacks if isinstance(c, Schedules)), None)  # type: ignore[attr-defined]
 
     def check(self, pl_module: LightningModule, data: Any, *optimizers: Optimizer) -> None:
-        """Rejects targets that a run does not have, and schedules that cannot be applied to them.
+        """Rejects targets that a run does not have, and schedules that cannot be applied to their targets.
 
         Raises:
             ConfigError: One of these.
@@ -66,7 +66,7 @@ class Schedules(Callback):
         assign(self.schedules, pl_module, data, groups_of(optimizers))
 
     def check_sizes(self, data: Any) -> None:
-        """Rejects batch sizes and lengths that the text does not allow, once the data are set up.
+        """Rejects batch sizes and lengths that the text does not allow, after the data are set up.
 
         Raises:
             ConfigError: Training batches cannot have one of them.
@@ -120,7 +120,7 @@ class Schedules(Callback):
         self._give_back_parts()
 
     def _check_schedulers(self, trainer: Trainer) -> None:
-        """Rejects schedules of the learning rate beside a scheduler of the module's, whose rates they would replace."""
+        """Rejects learning-rate schedules if the module has its own scheduler, whose rates they would replace."""
         targets = [target for target in self.schedules if target.partition(".")[0] == "lr"]
         if targets and trainer.lr_scheduler_configs:
             name = type(trainer.lr_scheduler_configs[0].scheduler).__name__
@@ -130,7 +130,7 @@ class Schedules(Callback):
             raise ConfigError(key, type(self.schedules[targets[0]]).__name__, reason + how)
 
     def _check_units(self) -> None:
-        """Rejects lengths in tokens, which are not counted in this run."""
+        """Rejects durations in tokens if this run does not count tokens."""
         if self._budget.counts_tokens:
             return
         for target, schedule in self.schedules.items():
@@ -139,10 +139,10 @@ class Schedules(Callback):
                     f"schedules.{target}", type(schedule).__name__, f"a length is in tokens; {COUNT_TOKENS}"
                 )
 
-    # What the budget asks for (time_budget.StepPlan)
+    # Called by the budget (time_budget.StepPlan)
 
     def prepare(self, trainer: Trainer, progress: Progress) -> int | None:
-        """Sets the size of the batches of the step that begins at `progress`; returns its tokens, of all ranks."""
+        """Sets the batch size of the step that begins at `progress`; returns its tokens, on all ranks together."""
         loader: Any = trainer.train_dataloader
         sizes = [(place, schedule) for place, schedule in self._assigned.items() if isinstance(place, BatchSize)]
         for place, schedule in sizes:
@@ -152,7 +152,7 @@ class Schedules(Callback):
         return int(loader.batch_size * loader.seq_len * trainer.world_size * trainer.accumulate_grad_batches)
 
     def later_steps(self, trainer: Trainer, progress: Progress) -> Iterator[None]:
-        """Sets, one by one, the sizes and options of parts that later steps have together, and in the end the first."""
+        """Sets each combination of sizes and options that later steps have, one by one, and finally the first again."""
         for values in combinations(self._changes, progress)[1:]:
             for shape, value in values.items():
                 if isinstance(shape, BatchSize):

@@ -1,4 +1,4 @@
-"""What passes through a module may change is kept here, and put back: tensors, attributes, random states."""
+"""State that a module's passes may change, saved and restored: tensors, attributes, random states."""
 
 import random
 from collections import deque
@@ -15,11 +15,11 @@ from torch import Tensor, nn
 
 @contextmanager
 def unchanged(pl_module: LightningModule, attributes: bool) -> Iterator[None]:
-    """At its end, buffers and random states are as they were at the beginning, and there are no gradients.
+    """At its end, restores buffers and random states, and removes gradients.
 
     Args:
         pl_module: The module.
-        attributes: Whether to put back parameters and attributes, too; see Attributes.
+        attributes: Whether to restore parameters and attributes too; see Attributes.
     """
     buffers = {name: buffer.clone() for name, buffer in pl_module.named_buffers()}
     kept = Attributes(pl_module) if attributes else None
@@ -36,11 +36,11 @@ def unchanged(pl_module: LightningModule, attributes: bool) -> Iterator[None]:
 
 
 class Attributes:
-    """The attributes of a module and of all modules in it, metrics among them.
+    """The attributes of a module and of all its submodules, including metrics.
 
-    Kept are numbers, text and references, the values of tensors and generators, and the contents of lists, dicts, sets
-    and deques, however deep. What other objects keep inside of them is not. Objects stay the same ones: code that
-    torch.compile has made checks that.
+    The copy contains numbers, text and references, the values of tensors and generators, and the contents of lists,
+    dicts, sets and deques, at any depth. The contents of other objects are not copied. Objects keep their identity,
+    which code compiled by torch.compile checks.
 
     Args:
         module: The module.
@@ -48,12 +48,12 @@ class Attributes:
 
     def __init__(self, module: nn.Module) -> None:
         self._restores: list[Callable[[], object]] = []
-        self._seen: dict[int, Any] = {}  # by id; the objects are held, so that no other one gets their id
+        self._seen: dict[int, Any] = {}  # by id; the objects are kept alive, so their ids are not reused
         for each in module.modules():
             self._keep(vars(each))
 
     def restore(self) -> None:
-        """Puts everything back."""
+        """Restores everything."""
         with torch.no_grad():
             for restore in self._restores:
                 restore()
@@ -86,18 +86,18 @@ class Attributes:
                 self._keep(inner)
 
 
-CHANGEABLE = (Tensor, torch.Generator, random.Random, dict, list, deque, set, tuple)  # tuples for what is in them
+CHANGEABLE = (Tensor, torch.Generator, random.Random, dict, list, deque, set, tuple)  # tuples because of their contents
 
 
 def cloned(batch: Any) -> Any:
-    """A batch that a training step may change without changing this one: other containers, and copies of tensors.
+    """Copies a batch, for a training step that may change it: new containers, and copies of tensors.
 
     Args:
         batch: Tensors in containers, or an object with a method `clone`.
     """
     if not isinstance(batch, Tensor) and callable(getattr(batch, "clone", None)):
         return batch.clone()
-    return apply_to_collection(batch, Tensor, Tensor.clone)  # not deepcopy: that copies all that a view is a part of
+    return apply_to_collection(batch, Tensor, Tensor.clone)  # not deepcopy, which copies the whole base of a view
 
 
 def _refill(container: Any, fill: Callable[[Any], None], content: Any) -> None:

@@ -1,8 +1,8 @@
-"""Throughput: how fast training goes, by the budget's clock (validation and checkpoints do not count).
+"""Throughput: training speed by the budget's clock (without validation and checkpoints).
 
 | logged | what |
 | --- | --- |
-| throughput/tokens_per_sec | tokens trained per second, of all ranks together, since the last logging step |
+| throughput/tokens_per_sec | tokens trained per second, on all ranks together, since the last logging step |
 | throughput/mfu | share of the devices' peak that the network's own arithmetic takes, 0 to 1, where the peak is known |
 """
 
@@ -17,7 +17,7 @@ from bytelm.config.values import PositiveFloat
 from bytelm.errors import ConfigError
 from bytelm.log_steps import is_log_step, log_metrics
 
-# FLOP/s, in bfloat16 as in float16, of GPUs that Lightning does not know: the data sheet's, without sparsity.
+# FLOP/s, in bfloat16 and float16, of GPUs that Lightning does not know: from the data sheet, without sparsity.
 HALF_PEAKS = {"NVIDIA H200": 989e12}
 
 
@@ -25,10 +25,10 @@ class Throughput(Callback):
     """Logs tokens per second and MFU.
 
     Args:
-        peak_flops: FLOP/s of one device at the run's precision; by default what Lightning knows of the GPU.
+        peak_flops: FLOP/s of one device at the run's precision; default: Lightning's value for the GPU.
     """
 
-    reads_budget = True  # after TimeBudget in a trainer's list of callbacks
+    reads_budget = True  # must follow TimeBudget in a trainer's list of callbacks
 
     def __init__(self, peak_flops: PositiveFloat | None = None) -> None:
         super().__init__()
@@ -38,23 +38,23 @@ class Throughput(Callback):
 
     @staticmethod
     def of(trainer: Trainer) -> Optional["Throughput"]:
-        """The one among a trainer's callbacks, if there is one."""
+        """Returns the Throughput of a trainer, if there is one."""
         return next((c for c in trainer.callbacks if isinstance(c, Throughput)), None)  # type: ignore[attr-defined]
 
     def mfu(self, trainer: Trainer, tokens_per_sec: float) -> float | None:
-        """That of all steps so far, at their mean speed in tokens of all ranks per second; see `_mfu`."""
+        """MFU of all steps so far, at their mean speed in tokens per second of all ranks; see `_mfu`."""
         return self._mfu(trainer, tokens_per_sec, self._lengths.mean)
 
     def _mfu(self, trainer: Trainer, tokens_per_sec: float, seq_len: float) -> float | None:
         """Share of the devices' peak that the network's own arithmetic takes (Chowdhery et al. 2022, arXiv:2204.02311).
 
         Args:
-            trainer: Whose network it is, and how many devices.
-            tokens_per_sec: Tokens trained per second, of all ranks together.
-            seq_len: Tokens of a row, in the mean over tokens.
+            trainer: The trainer, which has the network and the number of devices.
+            tokens_per_sec: Tokens trained per second, on all ranks together.
+            seq_len: Tokens of a row, averaged over tokens.
 
         Returns:
-            0 to 1; None where the peak is not known.
+            0 to 1; None if the peak is unknown.
         """
         gpt = getattr(trainer.lightning_module, "gpt", None)
         if not self.peak_flops or gpt is None:
@@ -74,7 +74,7 @@ class Throughput(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if hasattr(pl_module, "gpt"):  # of another module MFU is not known
+        if hasattr(pl_module, "gpt"):  # the MFU of another module is unknown
             for lengths in (self._lengths, self._recent_lengths):
                 lengths.add(batch[0].numel(), batch[0].shape[-1])
         if not is_log_step(trainer, batch_idx):
@@ -93,7 +93,7 @@ class Throughput(Callback):
 
 
 class Lengths:
-    """The lengths of rows, which a schedule may change: their mean over tokens, as FLOPs per token grow with it."""
+    """Lengths of rows, which a schedule may change: the mean over tokens, because FLOPs per token grow with it."""
 
     def __init__(self) -> None:
         self._tokens = self._sum = 0
@@ -108,11 +108,11 @@ class Lengths:
 
 
 def peak_flops(device: torch.device, precision: str) -> float | None:
-    """FLOP/s of a GPU by its data sheet; None of other devices, and where it is not known.
+    """Returns a GPU's FLOP/s from its data sheet; None for other devices, and if it is unknown.
 
     Args:
         device: The GPU.
-        precision: Lightning's name of it, such as bf16-mixed.
+        precision: Lightning's name of the precision, such as bf16-mixed.
     """
     if device.type != "cuda":
         return None

@@ -1,13 +1,13 @@
-"""TimeBudget: ends training when the time (or the steps, or the tokens) are used up, and knows the run's progress.
+"""TimeBudget: ends training when its time (or steps, or tokens) are used up, and measures the run's progress.
 
-It works with any LightningModule (docs/time-budget.md). The clock runs from batch to batch, as that of a plain training
-loop would, and stops while Lightning validates or writes a checkpoint. Where a module's step can be undone, a warm-up
-pass does all compilation and first-call work before the clock starts. Other callbacks read `progress` and
-`clock_synced`: whether this is a step at whose end all ranks have read the clock together.
+It works with any LightningModule (docs/time-budget.md). The clock runs from batch to batch, as in a plain training
+loop, and stops while Lightning validates or writes a checkpoint. If a module's step can be undone, a warm-up pass does
+all compilation and first-call work before the clock starts. Other callbacks read `progress` and `clock_synced`, which
+says whether all ranks read the clock together at the end of this step.
 
 | logged | value |
 | --- | --- |
-| time_budget/progress | share of the budget used, 0 to 1 |
+| time_budget/progress | used share of the budget, 0 to 1 |
 """
 
 import math
@@ -35,21 +35,21 @@ from bytelm.units import Duration, Unit
 ENDS_A_RUN = "time_budget.limit decides when a run ends (500 steps, 3m, …)"
 NO_MINIMUM = "time_budget.limit decides when a run ends, also before a minimum; leave it out"
 COUNT_TOKENS = "the tokens of a batch are not known; accepted: with a method count_tokens(batch) of the LightningModule"
-RECENT_STEPS = 16  # readings that a step's time is predicted from: a dozen of them fall into the last second
+RECENT_STEPS = 16  # readings that a step's time is predicted from: about a dozen of them are in the last second
 
 
 class StepPlan(Protocol):
-    """Decides the size of steps: callbacks/schedules.py, which registers itself as the budget's `plan`."""
+    """Decides the size of steps. callbacks/schedules.py registers itself as the budget's `plan`."""
 
     def prepare(self, trainer: Trainer, progress: Progress) -> int | None:
-        """Sets what the step that begins at `progress` trains on.
+        """Sets the sizes and options for the step that begins at `progress`.
 
         Returns:
-            Its tokens, of all ranks together; None: as many as the last step's.
+            Its tokens, on all ranks together; None: as many as in the last step.
         """
 
     def later_steps(self, trainer: Trainer, progress: Progress) -> Iterable[None]:
-        """Sets, one by one, all that steps after this one will differ in, for the warm-up; in the end as before."""
+        """Sets each variant of the later steps, one by one, for the warm-up; finally restores the first."""
 
 
 class TimeBudget(Callback):
@@ -57,23 +57,23 @@ class TimeBudget(Callback):
 
     Args:
         limit: `180s`, `3m`, `1h30m`, `500 steps`, `300 Mtok`, or a list of these.
-        scope: What time counts. `training`: training steps only, not start-up, compilation, validation or
+        scope: The time that counts. `training`: training steps only, without start-up, compilation, validation or
             checkpoints. `run`: everything since the process started, for a cluster's job limit.
-        reserve: With `scope: run`, the time kept for the final validation and checkpoint; a share is one of the limit.
-        overshoot: `forbid`: a step that is predicted not to fit is not started. `allow`: training stops after the
-            first step that reaches the limit.
-        warm_up: Whether a forward and backward pass is run and undone before the clock starts. `auto`: where the
-            module declares that this leaves no trace, as bytelm's does. Without it the first step counts, with all
-            that it compiles.
+        reserve: With `scope: run`, time kept for the final validation and checkpoint; a share is a share of the limit.
+        overshoot: `forbid`: a step that is predicted to exceed the limit is not started. `allow`: training stops after
+            the first step that reaches the limit.
+        warm_up: Whether a forward and backward pass is run and undone before the clock starts. `auto`: only if the
+            module declares that the pass leaves no trace, as bytelm's module does. Without it, the first step counts,
+            including its compilation.
 
     Attributes:
-        progress: Where the run stands, before the step that begins.
+        progress: The state of the run, before the step that begins.
         clock_synced: Whether all ranks have read the clock together after the step that has just ended.
         steps: Steps taken, as Lightning counts them in `trainer.global_step`.
-        tokens: Tokens trained on, by all ranks; 0 where they are not known.
-        counts_tokens: Whether the tokens of a batch are known; None: not before there is a batch.
-        startup_seconds: From the start of the process to that of the clock.
-        plan: Decides the size of steps; None: the data alone do.
+        tokens: Tokens trained on, by all ranks; 0 if they are unknown.
+        counts_tokens: Whether the tokens of a batch are known; None: unknown until the first batch.
+        startup_seconds: Time from the start of the process to the start of the clock.
+        plan: Decides the size of steps; None: the data alone decide.
     """
 
     def __init__(
@@ -100,26 +100,26 @@ class TimeBudget(Callback):
         self._begin()
 
     def _begin(self) -> None:
-        """Sets all that is known of a run to what it is before its beginning."""
+        """Resets all that is known of a run to its state before the start."""
         self.steps = 0
         self.tokens = 0
         self.counts_tokens: bool | None = None
         self.startup_seconds: float | None = None
         self._count_tokens: Callable[[Any], int] = lambda batch: 0
-        self._earlier_seconds = 0.0  # `scope: run`: used before this process, by the run that it resumes
+        self._earlier_seconds = 0.0  # `scope: run`: time used before this process, by the run that it resumes
         self._stopwatch = Stopwatch()
         self._paces: deque[Pace] = deque(maxlen=RECENT_STEPS)
         self._clock: Clock = LocalClock(self._stopwatch, self._now, self._paces)
         self._updates = 0  # batches of this process after which the clock was told of a step
-        self._next_steps = 1  # of the batch that begins: more where it has several optimizers
+        self._next_steps = 1  # of the next batch: more than 1 if it has several optimizers
         self._next_tokens = 0  # of the step that begins
-        self._step_tokens = 0  # of the step under way, so far, of this rank
-        self._trainer_step = 0  # Lightning's count, which goes on where a step is dropped
-        self._update_began = self._update_seconds = 0.0  # the optimizer's share of a step
+        self._step_tokens = 0  # of the current step, so far, on this rank
+        self._trainer_step = 0  # Lightning's count, which increases even if a step is dropped
+        self._update_began = self._update_seconds = 0.0  # the optimizer's part of a step
         self._repeatable = False
         self._warms_up_first_batch = False
         self._over = False
-        self._position: dict[str, Any] | None = None  # of the data, after the last step
+        self._position: dict[str, Any] | None = None  # position of the data after the last step
         self.clock_synced = False
         self.progress = self._measure()
 
@@ -129,16 +129,16 @@ class TimeBudget(Callback):
         return self._stopwatch.seconds
 
     def pause(self, trainer: Trainer) -> None:
-        """Stops the clock until the next step begins: for work that is not training."""
+        """Stops the clock until the next step begins, for work that is not training."""
         if self._stopwatch.running:
             self._clock.pause()
 
     @staticmethod
     def of(trainer: Trainer) -> "TimeBudget":
-        """The budget that a trainer runs under.
+        """Returns the budget of a trainer.
 
         Raises:
-            ConfigError: There is none among its callbacks.
+            ConfigError: The trainer has no TimeBudget.
         """
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, TimeBudget):
@@ -153,11 +153,11 @@ class TimeBudget(Callback):
         self._check_minimum(trainer)
         self._check_order(trainer)
         if self._trainer is not None and self._trainer is not trainer:
-            self._begin()  # another trainer's run is over; the same trainer goes on with its own
+            self._begin()  # another trainer's run is over; the same trainer continues its own
         self._trainer = trainer
 
     def check(self, trainer: Trainer) -> None:
-        """Rejects the trainer's own limits, for a run that the budget alone has to end.
+        """Rejects the trainer's own limits, because only the budget may end the run.
 
         Raises:
             ConfigError: One of them is set.
@@ -173,7 +173,7 @@ class TimeBudget(Callback):
         self._check_minimum(trainer)
 
     def _check_minimum(self, trainer: Trainer) -> None:
-        """Rejects a minimum length, for which Lightning would train beyond the budget.
+        """Rejects a minimum length, which would make Lightning train beyond the budget.
 
         Raises:
             ConfigError: One is set.
@@ -185,10 +185,10 @@ class TimeBudget(Callback):
                 raise ConfigError(f"trainer.{key}", value, NO_MINIMUM)
 
     def _check_order(self, trainer: Trainer) -> None:
-        """Rejects callbacks of bytelm's before this one that would read the budget before it has read the clock.
+        """Rejects bytelm callbacks before this one: they would read the budget before it has read the clock.
 
         Raises:
-            ConfigError: There is one.
+            ConfigError: There is such a callback.
         """
         callbacks = trainer.callbacks  # type: ignore[attr-defined]
         for callback in callbacks[: callbacks.index(self)]:
@@ -214,11 +214,11 @@ class TimeBudget(Callback):
             self.plan.prepare(trainer, self.progress)
         if self._warms_up(trainer, pl_module):
             if data_position(trainer) is None:
-                self._warms_up_first_batch = True  # none can be looked at before training takes it
+                self._warms_up_first_batch = True  # no batch can be inspected before training takes it
                 return
             self._run_warm_up(trainer, pl_module, lambda: next_batch(trainer))
         if self.steps:
-            self._prepare(pl_module)  # once more, after a restart: it was counted in the process before
+            self._prepare(pl_module)  # again after a restart: the previous process has counted it
         self._start(trainer, pl_module)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -233,10 +233,10 @@ class TimeBudget(Callback):
             self.progress = self._measure()
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        """Drops a last step that has taken longer than was predicted and would end beyond the limit.
+        """Drops a last step that has taken longer than predicted and would end beyond the limit.
 
-        Without gradients an optimizer changes nothing. On devices this would have to wait for the backward pass. Hooks
-        of another module than bytelm's may not work without gradients: there a step that has begun is finished.
+        Without gradients, an optimizer changes nothing. On devices this would require a wait for the backward pass.
+        Hooks of modules other than bytelm's may need gradients: there, a step that has begun is finished.
         """
         if self._repeatable and self._clock.is_exact and self.overshoot == "forbid":
             self._update_began = self._now()
@@ -250,7 +250,7 @@ class TimeBudget(Callback):
         self.clock_synced = self._over
         if self._over:
             return  # this step was dropped
-        if batch is not None:  # Lightning goes on without one
+        if batch is not None:  # Lightning continues without one
             self._step_tokens += self._count_tokens(batch)
         steps = trainer.global_step - self._trainer_step
         if not steps and pl_module.automatic_optimization:
@@ -290,7 +290,7 @@ class TimeBudget(Callback):
                 note(f"trainer.{key}={limit} has ended training {used}; {key}=-1 leaves that to the budget")
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self._stopwatch.pause()  # without waiting for a device, which may be what has failed
+        self._stopwatch.pause()  # does not wait for a device, which may be the part that failed
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         self.pause(trainer)
@@ -310,8 +310,8 @@ class TimeBudget(Callback):
         self._earlier_seconds = state_dict["run_seconds"]
         self.steps = state_dict["steps"]
         self.tokens = state_dict["tokens"]
-        self._next_tokens = self.tokens // max(self.steps, 1) or 1  # 1: where tokens are not counted, steps are
-        for pace in state_dict["step_seconds"]:  # older checkpoints have no tokens there: all steps had as many
+        self._next_tokens = self.tokens // max(self.steps, 1) or 1  # 1: if tokens are not counted, steps are
+        for pace in state_dict["step_seconds"]:  # older checkpoints have no tokens there: all steps had the same number
             self._paces.append(Pace(*pace) if isinstance(pace, tuple) else Pace(pace, self._next_tokens))
 
     # Before and between steps
@@ -328,14 +328,14 @@ class TimeBudget(Callback):
         )
 
     def _now(self) -> float:
-        """Seconds of the budget used so far, by this process's clock."""
+        """Seconds of the budget used so far, on this process's clock."""
         return self._stopwatch.seconds if self.scope == "training" else self._earlier_seconds + process_age()
 
     def _find_counter(self, trainer: Trainer, batch: Any = None) -> None:
-        """Finds out how tokens are counted, which may take a batch to tell.
+        """Finds out how tokens are counted, which may require a batch.
 
         Raises:
-            ConfigError: They cannot be, and the budget limits them.
+            ConfigError: The budget limits tokens, and they cannot be counted.
         """
         for owner in (trainer.lightning_module, getattr(trainer, "datamodule", None)):
             if callable(count := getattr(owner, "count_tokens", None)):
@@ -352,35 +352,35 @@ class TimeBudget(Callback):
             raise ConfigError("time_budget.limit", limit, COUNT_TOKENS)
 
     def _of_all_ranks(self, trainer: Trainer, tokens: int) -> int:
-        """The tokens of all ranks, of those of this one; called on all ranks together."""
+        """Returns the tokens of all ranks from those of this one; called on all ranks together."""
         if trainer.world_size == 1 or isinstance(getattr(trainer, "datamodule", None), TokenData):
-            return tokens * trainer.world_size  # bytelm's data give all ranks as many
-        # Ranks whose counts differ would not agree on when to stop.
+            return tokens * trainer.world_size  # bytelm's data give all ranks the same number
+        # Ranks with different counts would not agree on when to stop.
         total = torch.tensor(tokens, device=trainer.strategy.root_device)
         return int(trainer.strategy.reduce(total, reduce_op="sum"))
 
     @property
     def _work(self) -> int:
-        """What a pace is measured by, of all that is done: tokens; steps of this process where these are not known."""
+        """Work so far, for measuring the pace: tokens; if these are unknown, steps of this process."""
         return self._updates if self.counts_tokens is False else self.tokens
 
     @property
     def _next_work(self) -> int:
-        """The same of the step that begins."""
+        """Work of the step that begins, in the same unit."""
         return 1 if self.counts_tokens is False else self._next_tokens
 
     def _check_age(self) -> None:
-        """Rejects a limit of `scope: run` that was over before training began, as in a notebook."""
+        """Rejects a limit of `scope: run` that has passed before training begins, as in a notebook."""
         limit, used = self.budget.limits.get("seconds", math.inf), self._clock.reading.seconds
         if self.scope == "run" and not self.steps and used >= limit:
             reason = f"scope: run counts from the start of this process, {used:.0f}s ago; accepted: more, or"
             raise ConfigError("time_budget.limit", str(Duration(limit, "seconds")), f"{reason} scope: training")
 
     def _warms_up(self, trainer: Trainer, pl_module: LightningModule) -> bool:
-        """Whether a warm-up pass is run, as `warm_up` says.
+        """Returns whether a warm-up pass is run, according to `warm_up`.
 
         Raises:
-            ConfigError: It is asked for, and cannot be undone.
+            ConfigError: The pass is required, but cannot be undone.
         """
         if self.warm_up is False:
             return False
@@ -410,7 +410,7 @@ class TimeBudget(Callback):
 
         Args:
             trainer: The trainer.
-            unprepared: The module, where it may have to be prepared for the first step.
+            unprepared: The module, if it may have to be prepared for the first step.
         """
         self.startup_seconds = process_age()
         self._clock.start(self._updates, self._work)
@@ -421,17 +421,17 @@ class TimeBudget(Callback):
         if self._is_over():
             if not self.steps:
                 raise self._no_step_fits()
-            trainer.should_stop = True  # what is left to the resumed run is shorter than a step
+            trainer.should_stop = True  # the resumed run has less time left than a step takes
 
     def _prepare(self, pl_module: LightningModule, limit: float = math.inf) -> None:
-        """Does what the module has to do before the first step: its `prepare_in_pieces`, an iterator of pieces of work.
+        """Runs the module's work before the first step: its `prepare_in_pieces`, an iterator of pieces of work.
 
         Args:
             pl_module: The module, with or without such a method.
-            limit: Seconds of the budget that end it.
+            limit: Seconds of the budget after which the work is ended.
 
         Raises:
-            ConfigError: They are used up before it is done.
+            ConfigError: The limit is reached before the work is done.
         """
         for _ in getattr(pl_module, "prepare_in_pieces", tuple)():
             if limit < math.inf and self._clock.now() >= limit:
@@ -441,13 +441,13 @@ class TimeBudget(Callback):
                 raise error
 
     def _plan_next_step(self, trainer: Trainer) -> None:
-        """Measures progress, and lets the plan set the next step's size by it."""
+        """Measures progress, and lets the plan set the next step's size from it."""
         self.progress = self._measure()
         if self.plan is None or self.plan.prepare(trainer, self.progress) in (None, self._next_tokens):
             return
         self._clock.size_changes(self._updates, self._work)
         self.clock_synced = True
-        self.progress = self._measure()  # on a device, or several ranks, the clock was read only now
+        self.progress = self._measure()  # on a device, or with several ranks, the clock was read only now
         self._next_tokens = self.plan.prepare(trainer, self.progress) or self._next_tokens
         self.progress = self._measure()
 
@@ -476,7 +476,7 @@ class TimeBudget(Callback):
         return not self.budget.fits(self.progress.used, self._next_step())
 
     def _next_step(self) -> dict[Unit, float]:
-        """What the next step is predicted to take of each limit."""
+        """Returns the predicted use of each limit by the next step."""
         step = dict(self.progress.per_step)
         if "seconds" in self.budget.limits:
             step["seconds"] = self._clock.expected(self._next_work)
@@ -498,15 +498,15 @@ def _check_choice(option: str, value: object, accepted: tuple[object, ...]) -> N
 
 
 def runs_in_step_with_the_program(trainer: Trainer, pl_module: LightningModule) -> bool:
-    """Whether reading the clock waits for nothing: neither for a device nor for other ranks."""
+    """Returns whether reading the clock requires no wait, neither for a device nor for other ranks."""
     return trainer.world_size == 1 and pl_module.device.type == "cpu"
 
 
 def read_limits(durations: Iterable[Duration]) -> dict[Unit, float]:
-    """Limits by unit, the smallest of each.
+    """Returns the limits by unit, the smallest of each.
 
     Raises:
-        ConfigError: There is none, or one that is not more than 0 of seconds, steps or tokens.
+        ConfigError: There is no limit, or one that is not above 0 seconds, steps or tokens.
     """
     limits: dict[Unit, float] = {}
     for duration in map(Duration.parse, durations):
@@ -519,10 +519,10 @@ def read_limits(durations: Iterable[Duration]) -> dict[Unit, float]:
 
 
 def read_reserve(reserve: Duration, limit: float) -> float:
-    """Seconds of a reserve, which is a time or a share of `limit` seconds.
+    """Returns the seconds of a reserve, which is a time or a share of `limit` seconds.
 
     Raises:
-        ConfigError: It is neither, or as long as the limit.
+        ConfigError: It is neither, or is not shorter than the limit.
     """
     seconds = reserve.value * limit if reserve.unit == "fraction" else reserve.value
     if reserve.unit not in ("fraction", "seconds") or seconds >= limit:

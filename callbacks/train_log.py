@@ -2,11 +2,11 @@
 
 | logged | what |
 | --- | --- |
-| train/loss | cross-entropy in nats per token, or what `model.loss` is; mean over the step's batches and ranks |
+| train/loss | cross-entropy in nats per token, or the value of `model.loss`; mean over the step's batches and ranks |
 | grad/norm | norm of the gradients before clipping |
 
-Both are in `trainer.callback_metrics`, where EarlyStopping, ModelCheckpoint and others look for what they monitor:
-those of the last logging step, or train/loss of the last step where there is one rank.
+Both are in `trainer.callback_metrics`, where EarlyStopping, ModelCheckpoint and others find the values that they
+monitor: the values of the last logging step, or, with one rank, train/loss of the last step.
 """
 
 from typing import Any
@@ -21,10 +21,11 @@ TAGS = ("train/loss", "grad/norm")
 
 
 class TrainLog(Callback):
-    """Logs how training goes.
+    """Logs the training loss and the gradients.
 
-    A callback and not a part of the LanguageModel, whose hooks come after those of the callbacks: a checkpoint that is
-    written at the end of a step would come before the step was logged, and if the run is killed its curve had a gap.
+    This is a callback and not a part of the LanguageModel, whose hooks follow those of the callbacks: a checkpoint at
+    the end of a step would be written before the step was logged, and the curve of a run that is killed would have a
+    gap.
     """
 
     def __init__(self) -> None:
@@ -40,16 +41,16 @@ class TrainLog(Callback):
         if is_log_step(trainer, batch_idx):
             log_metrics(trainer, self._measure(trainer, pl_module))
         elif TAGS[0] not in trainer.callback_metrics:
-            self._measure(trainer, pl_module)  # of the first step, for what acts before the first logging step
+            self._measure(trainer, pl_module)  # first step, for callbacks that act before the first logging step
         elif trainer.world_size == 1:  # no collective, and nothing is read from the device
             trainer.callback_metrics[TAGS[0]] = self._loss.value  # type: ignore[assignment]
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn == "fit" and self._loss.value is not None and not _is_dropped(trainer):
-            self._measure(trainer, pl_module)  # those of the last step, for callbacks that act when it has ended
+            self._measure(trainer, pl_module)  # last step, for callbacks that act at its end
 
     def _measure(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Tensor]:
-        """Measures what is logged of the last step, for callbacks as well. Called on all ranks together."""
+        """Computes the logged values of the last step, for callbacks as well. Called on all ranks together."""
         model: Any = pl_module
         metrics = dict(zip(TAGS, (self._loss.of_all_ranks(trainer), model.grad_norm()), strict=True))
         trainer.callback_metrics.update(metrics)
@@ -57,5 +58,5 @@ class TrainLog(Callback):
 
 
 def _is_dropped(trainer: Trainer) -> bool:
-    """Whether the budget has dropped the last step, of which no gradients are left."""
+    """Returns whether the budget has dropped the last step; a dropped step has no gradients."""
     return TimeBudget.of(trainer).steps < logged_steps(trainer)

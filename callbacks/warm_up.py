@@ -14,16 +14,16 @@ from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signatu
 from bytelm.callbacks.snapshot import unchanged
 from bytelm.data.base import TokenData
 
-# Methods of a module that report a step, or are called in one. Lightning rejects the first two outside of its steps.
+# Methods of a module that report a step, or are called in one. Lightning rejects the first two outside its steps.
 HEARD = ("log", "log_dict", "on_before_backward", "on_after_backward")
-MANY_GRAPHS = 10_000  # of one function, where there are usually 8 at most before torch gives up on compiling it
+MANY_GRAPHS = 10_000  # for one function; by default, torch stops compiling it after 8
 
 
 def why_not(trainer: Trainer, pl_module: LightningModule) -> str | None:
-    """Why no pass can be run whose changes can be undone; None if one can.
+    """Returns the reason why no pass can be run and undone; None if one can.
 
     Args:
-        trainer: Its strategy would run the pass.
+        trainer: The trainer whose strategy would run the pass.
         pl_module: The module that is trained.
     """
     name = type(pl_module).__name__
@@ -37,10 +37,10 @@ def why_not(trainer: Trainer, pl_module: LightningModule) -> str | None:
 
 
 def is_repeatable(pl_module: LightningModule) -> bool:
-    """Whether a module's training step leaves nothing behind but gradients, buffers and random states.
+    """Returns whether a module's training step changes only gradients, buffers and random states.
 
-    The class that defines the step declares it, as `repeatable_step = True`: another class that overrides the step has
-    to declare it again.
+    The class that defines the step declares it with `repeatable_step = True`. A subclass that overrides the step must
+    declare it again.
 
     Args:
         pl_module: The module that is trained.
@@ -56,18 +56,18 @@ def warm_up(
     later: Iterable[None] = (),
     keep_attributes: bool = False,
 ) -> float:
-    """Runs forward and backward as each kind of later step will, then twice as the first step will; keeps nothing.
+    """Runs forward and backward once for each kind of later step, then twice as in the first step; keeps nothing.
 
-    The passes compile, choose kernels and fill caches; the last one shows how long a step takes. Buffers, random states
-    and gradients are afterwards as they were. No callback and no logger hears of the passes.
+    The passes compile, choose kernels and fill caches; the last one measures the time of a step. Afterwards, buffers,
+    random states and gradients are restored. Callbacks and loggers are not called during the passes.
 
     Args:
-        trainer: Its strategy runs the passes, as it runs training steps.
+        trainer: Its strategy runs the passes in the same way as training steps.
         pl_module: The module that is trained.
-        first_batch: Returns the batch that training begins with, on the module's device.
-        later: In each iteration it sets what some later steps differ in (batch size, sequence length, options of
-            parts), and in the end the values of the first step.
-        keep_attributes: Whether parameters and attributes of modules are put back, too (snapshot.Attributes).
+        first_batch: Returns the first training batch, on the module's device.
+        later: Each iteration sets the values in which some later steps differ (batch size, sequence length, options of
+            parts); the end restores the values of the first step.
+        keep_attributes: Whether parameters and attributes of modules are restored too (snapshot.Attributes).
 
     Returns:
         Seconds of the last pass.
@@ -84,7 +84,7 @@ def warm_up(
 
 
 def next_batch(trainer: Trainer) -> Any:
-    """The batch that training begins with, on the device, of data that can be put back; they stay where they were."""
+    """Returns the first training batch, on the device; the data are put back to their position."""
     loader: Any = trainer.train_dataloader
     position = loader.state_dict()
     batch = next(iter(loader))
@@ -93,10 +93,10 @@ def next_batch(trainer: Trainer) -> Any:
 
 
 def data_position(trainer: Trainer) -> dict[str, Any] | None:
-    """Where the training data stand, if `load_state_dict` of their loader takes them back there.
+    """Returns the position of the training data, if `load_state_dict` of their loader can restore it.
 
-    Only bytelm's own data promise that. Loaders of others may have a state, too, but another iterator that is made of
-    them can take batches, workers or random numbers from the one that trains.
+    Only bytelm's own data guarantee this. Other loaders may have a state too, but a second iterator over them can take
+    batches, workers or random numbers from the one that trains.
     """
     data = getattr(trainer, "datamodule", None)
     loader: Any = trainer.train_dataloader
@@ -104,16 +104,16 @@ def data_position(trainer: Trainer) -> dict[str, Any] | None:
 
 
 def wait_for_device(trainer: Trainer) -> None:
-    """Returns when a device, which runs behind the program, has done all that it was given."""
+    """Waits until a device, which runs behind the program, has finished all its work."""
     if trainer.strategy.root_device.type != "cpu":
         torch.accelerator.synchronize()
 
 
 @contextmanager
 def static_shapes() -> Iterator[None]:
-    """Inside, torch.compile makes a graph of its own for each size, as `dynamic=False` does, however many there are.
+    """Context in which torch.compile makes one graph for each size, as with `dynamic=False`, without a limit.
 
-    By default it would make one graph for all sizes from the second one on, which is slower for each of them.
+    By default, it would make one graph for all sizes from the second one on, which is slower for each of them.
     """
     if "torch._dynamo" not in sys.modules:
         yield  # nothing is compiled, and loading it takes seconds
@@ -128,13 +128,13 @@ def static_shapes() -> Iterator[None]:
 
 
 def _run_pass(trainer: Trainer, batch: Any) -> float:
-    """Runs forward and backward; returns the seconds they took."""
+    """Runs forward and backward; returns the time in seconds."""
     step = trainer.lightning_module.training_step
     index = (0,) if is_param_in_hook_signature(step, "batch_idx", min_args=2) else ()  # Lightning's own rule
     start = time.perf_counter()
     output: Any = trainer.strategy.training_step(batch, *index)
     loss = output["loss"] if isinstance(output, Mapping) else output
-    if loss is not None:  # None: the step is left out
+    if loss is not None:  # None: the step is skipped
         trainer.strategy.backward(loss, trainer.optimizers[0])
     wait_for_device(trainer)
     return time.perf_counter() - start
@@ -142,7 +142,7 @@ def _run_pass(trainer: Trainer, batch: Any) -> float:
 
 @contextmanager
 def _unheard(trainer: Trainer, pl_module: LightningModule) -> Iterator[None]:
-    """Inside, neither callbacks nor loggers nor the module's own hooks hear of a step."""
+    """Context in which no callbacks, loggers or hooks of the module are called for a step."""
     own = vars(pl_module)
     before = {name: own[name] for name in HEARD if name in own}
     callbacks, loggers = trainer.callbacks, trainer.loggers  # type: ignore[attr-defined]

@@ -1,8 +1,9 @@
-"""How tests run, and a tiny experiment for tests of whole runs, which takes milliseconds a step.
+"""The setup of the tests, and a tiny experiment for tests of whole runs, whose steps take milliseconds.
 
-A process for each core runs tests (pytest-xdist), unless files are named on the command line. Each has one thread: the
-threads of two would wait for each other. Temporary folders are in memory where there is room, as a run flushes a dozen
-files to the disk. This file imports nothing of bytelm, as the process that distributes tests has no need of torch.
+Each core has one process that runs tests (pytest-xdist), unless files are named on the command line. Each process has
+one thread, because the threads of two processes would wait for each other. Temporary folders are in memory if there is
+room, because a run flushes a dozen files to the disk. This file imports nothing from bytelm: the process that
+distributes tests does not need torch.
 """
 
 import os
@@ -19,7 +20,7 @@ import pytest
 os.environ["OMP_NUM_THREADS"] = "1"  # before anything imports torch
 for library in ("HUB", "DATASETS"):
     os.environ[f"HF_{library}_OFFLINE"] = "1"  # tests download nothing, and do not wait for a network
-os.environ.setdefault("PYTHONHASHSEED", str(random.randrange(2**32)))  # names of tests have sets in them
+os.environ.setdefault("PYTHONHASHSEED", str(random.randrange(2**32)))  # names of tests contain sets
 os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # more would be processes, which take seconds to start
 
 MEMORY = Path("/dev/shm")
@@ -39,7 +40,7 @@ time_budget: {limit: 4 steps}
 
 def pytest_configure(config):
     # TensorBoard reads a run's files in the order of their names, which end in a count of the process's files. Runs of
-    # one process, a second apart or less, would be out of order where the count gets one more digit.
+    # one process, a second or less apart, would be out of order when the count gets one more digit.
     from tensorboard.summary.writer import event_file_writer
 
     event_file_writer._global_uid = event_file_writer.AtomicCounter(10**6)
@@ -48,7 +49,7 @@ def pytest_configure(config):
 
 
 def pytest_xdist_auto_num_workers(config):
-    """Number of processes for `-n auto`: none beside this one where only files are named, else xdist decides."""
+    """Returns the number of processes for `-n auto`: no others if only files are named, otherwise xdist's choice."""
     return 0 if all(Path(arg.partition("::")[0]).is_file() for arg in config.args) else None
 
 
@@ -71,10 +72,10 @@ def folder(tmp_path, monkeypatch):
     write_inputs(tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setattr("sys.argv", ["bytelm"])  # LightningCLI warns where there are both sys.argv and args
+    monkeypatch.setattr("sys.argv", ["bytelm"])  # LightningCLI warns if there are both sys.argv and args
     yield tmp_path
     for name in [name for name in sys.modules if name.startswith("my_")]:
-        del sys.modules[name]  # a user's file of the same name in another test is another module
+        del sys.modules[name]  # in another test, a user's file of the same name is another module
 
 
 @pytest.fixture
@@ -103,13 +104,13 @@ def _trained(tmp_path_factory):
 
 @pytest.fixture
 def trained(folder, _trained):
-    """What `run()` leaves: a copy of a run that is made once."""
+    """The files of `run()`: a copy of a run that is made once."""
     shutil.copytree(_trained, folder / "runs")
 
 
 @pytest.fixture
 def refused(folder, capsys):
-    """Runs main() on options that must be refused with an exit status; returns the one line that says why."""
+    """Runs main() on options that must be rejected with an exit status; returns the line of the error message."""
     from bytelm.errors import ConfigError
     from bytelm.program import main
 
@@ -127,7 +128,7 @@ def refused(folder, capsys):
 
 @pytest.fixture
 def at_work():
-    """Locks a file as a process that is at work does; returns the process."""
+    """Locks a file as an active process does; returns the process."""
     from bytelm.runs.folder import lock
 
     processes = []
@@ -147,7 +148,7 @@ def at_work():
 
 @pytest.fixture
 def until():
-    """Waits until something is so, and returns what it is."""
+    """Waits until a condition is true, and returns its value."""
 
     def until(condition, seconds=20.0):
         end = time.monotonic() + seconds
@@ -161,7 +162,7 @@ def until():
 
 @pytest.fixture
 def alive():
-    """Tells whether a process lives; one that only waits to be reaped does not."""
+    """Returns whether a process is alive; a process that only waits to be reaped is not."""
 
     def alive(pid):
         try:

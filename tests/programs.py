@@ -1,10 +1,10 @@
 """Real processes of `python -m bytelm` that start within milliseconds.
 
-The program imports torch and Lightning for seconds before it does anything. A starter is a process that has imported
-them and waits; it forks the programs that tests ask for. A program is a child of its caller, with the arguments,
-streams, files, environment, working folder, session and signals that `subprocess` would give it, and runs the module
-as `__main__`. It gets a starter too: the runs of a study, the second rank of a run and the process that checks a config
-are forks of that, and children of the program.
+The program takes seconds to import torch and Lightning before it does any work. A starter is a process that has
+imported them and waits; it forks the programs that tests request. A program is a child of its caller, with the
+arguments, streams, files, environment, working folder, session and signals that `subprocess` would give it, and runs
+the module as `__main__`. It receives a starter too: the runs of a study, the second rank of a run and the process that
+checks a config are forks of that starter, and children of the program.
 
 Differences from `python -m bytelm`: the modules of `PRELOADED` are already imported, /proc shows the command line and
 the environment of the first starter, and options of the interpreter have no effect. Tests of the start itself use
@@ -35,21 +35,21 @@ from typing import Any, NoReturn
 
 PROJECT = Path(__file__).resolve().parents[1]
 PRELOADED = ("bytelm.cli", "bytelm.experiments.runner", "bytelm.experiments.service.api")
-MARK = "BYTELM_TEST_RUN"  # an environment variable by which `marked` finds processes
+MARK = "BYTELM_TEST_RUN"  # an environment variable with which `marked` finds processes
 STARTER_NAME = "starter"  # name of a starter's process
 SET_NAME, SET_CHILD_SUBREAPER = 15, 36  # of prctl
 LARGEST_REQUEST = 2**17
-GROUP_SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)  # which a terminal or a test sends to whole groups
+GROUP_SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)  # a terminal or a test sends them to whole groups
 
-# What multiprocessing's processes are told to run, other than its resource tracker, which imports next to nothing.
+# Code that multiprocessing's processes run, except for its resource tracker, which imports very little.
 _MULTIPROCESSING = ("from multiprocessing.spawn import", "from multiprocessing.forkserver import")
 
 
 class Program(subprocess.Popen):
     """A program that a starter forks.
 
-    Takes the arguments of subprocess.Popen, of which `args` is `[sys.executable, "-m", "bytelm", …]` or
-    `[sys.executable, "-c", code, …]`, and neither `preexec_fn` nor options for a shell or another user are given.
+    Takes the arguments of subprocess.Popen. `args` is `[sys.executable, "-m", "bytelm", …]` or
+    `[sys.executable, "-c", code, …]`; `preexec_fn` and the options for a shell or another user are not supported.
     """
 
     def _execute_child(self, *args: Any) -> None:
@@ -60,7 +60,7 @@ class Program(subprocess.Popen):
 
 
 def run(args: Sequence[str], timeout: float = 120, **options: Any) -> subprocess.CompletedProcess:
-    """subprocess.run(…, capture_output=True, text=True) of a Program."""
+    """Equivalent to subprocess.run(…, capture_output=True, text=True) for a Program."""
     with Program(args, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options) as process:
         try:
             out, err = process.communicate(timeout=timeout)
@@ -71,10 +71,10 @@ def run(args: Sequence[str], timeout: float = 120, **options: Any) -> subprocess
 
 
 def marked(mark: str) -> Iterator[int]:
-    """Ids of the processes that have been given `MARK`, with this value, in their environment.
+    """Returns the ids of the processes that have `MARK`, with this value, in their environment.
 
     Args:
-        mark: Up to 15 characters, which also are the name of programs.
+        mark: Up to 15 characters; also the name of the programs.
     """
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):  # it has ended
@@ -84,7 +84,7 @@ def marked(mark: str) -> Iterator[int]:
 
 
 def is_starter(pid: int) -> bool:
-    """Whether a process is a starter, which is a child of a program but not started by it."""
+    """Returns whether a process is a starter, which is a child of a program but not started by it."""
     try:
         return _name(Path(f"/proc/{pid}")) == STARTER_NAME
     except OSError:
@@ -108,13 +108,13 @@ class _Starter:
 
     @property
     def is_mine(self) -> bool:
-        """False in a fork of the process that the starter belongs to: the two would read each other's answers."""
+        """False in a fork of the starter's owner: the two processes would read each other's answers."""
         return self._owner == os.getpid()
 
     def start(self, request: dict[str, Any], files: Sequence[int]) -> int:
         """Starts a program; returns its id."""
         with self._lock:
-            _prctl(SET_CHILD_SUBREAPER, 1)  # an orphan becomes the child of its nearest ancestor that asks for orphans
+            _prctl(SET_CHILD_SUBREAPER, 1)  # an orphan becomes the child of its nearest ancestor that requests orphans
             try:
                 socket.send_fds(self._connection, [pickle.dumps(request)], files)
                 answer = self._connection.recv(1000).decode()
@@ -127,7 +127,7 @@ _starter: _Starter | None = None
 
 
 def _get_starter() -> _Starter:
-    """This process's starter; the first call makes it, and takes as long as a start of the program does."""
+    """Returns this process's starter; the first call creates it, and takes as long as a start of the program."""
     global _starter
     if _starter is None or not _starter.is_mine:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -150,7 +150,7 @@ _spawnv_passfds = multiprocessing.util.spawnv_passfds
 
 
 def _execute(process: subprocess.Popen, *args: Any) -> None:
-    """In place of Popen._execute_child, which gets the ends of the pipes, or -1 where a stream is inherited."""
+    """Replaces Popen._execute_child, which receives the ends of the pipes, or -1 for an inherited stream."""
     given = _popen_parameters.bind(process, *args).arguments
     refused = ("executable", "preexec_fn", "shell", "gid", "gids", "uid")
     assert not any(given.get(name) for name in refused), f"not for a Program: {', '.join(refused)}"
@@ -176,7 +176,7 @@ def _execute_in_program(process: subprocess.Popen, *args: Any) -> None:
 
 
 def _spawn(path: Any, args: Sequence[Any], passed: Sequence[int]) -> int:
-    """In place of multiprocessing.util.spawnv_passfds."""
+    """Replaces multiprocessing.util.spawnv_passfds."""
     args = [os.fsdecode(arg) for arg in args]
     if not any(arg.startswith(_MULTIPROCESSING) for arg in args):
         return _spawnv_passfds(path, args, passed)
@@ -194,7 +194,7 @@ def _start(
     environment = os.environ if environment is None else environment
     request = {
         "args": [os.fspath(arg) for arg in args],
-        "files": [0, 1, 2, *passed],  # the numbers that the program knows them by
+        "files": [0, 1, 2, *passed],  # their numbers in the program
         "folder": os.path.abspath(folder or os.getcwd()),
         "environment": {os.fspath(name): os.fspath(value) for name, value in environment.items()},
         "group": None if new_session else os.getpgrp(),
@@ -204,7 +204,7 @@ def _start(
 
 
 def serve_multiprocessing() -> None:
-    """From now on, multiprocessing's `spawn` and `forkserver` get the new processes of this one from its starter."""
+    """Makes multiprocessing's `spawn` and `forkserver` take this process's new processes from its starter."""
     if sys.platform == "linux":
         multiprocessing.util.spawnv_passfds = _spawn
 
@@ -213,14 +213,14 @@ def serve_multiprocessing() -> None:
 
 
 def main(number: int) -> None:
-    """Imports, and forks programs.
+    """Imports the modules, and forks programs.
 
     Args:
         number: File descriptor of the starter's socket.
     """
     entries = os.environ["PYTHONPATH"].split(os.pathsep)
     first = sys.path.index(entries[0])
-    around = sys.path[1:first], sys.path[first + len(entries) :]  # what packages put before PYTHONPATH, and the rest
+    around = sys.path[1:first], sys.path[first + len(entries) :]  # entries of packages before PYTHONPATH, and the rest
     for name in PRELOADED:
         import_module(name)
     gc.collect()
@@ -230,7 +230,7 @@ def main(number: int) -> None:
 
 
 def _wait(connection: socket.socket) -> list[str]:
-    """Forks programs as long as the caller lives; returns in a program, with its arguments."""
+    """Forks programs while the caller is alive; in a program, returns its arguments."""
     while True:
         _prctl(SET_NAME, STARTER_NAME.encode())
         for signum in GROUP_SIGNALS:
@@ -262,7 +262,7 @@ def _wait(connection: socket.socket) -> list[str]:
         except BaseException as error:
             os.write(2, f"the start of a program failed: {error!r}\n".encode())
             os._exit(1)
-        # The program's starter: it has none of the program's files, as these may be pipes and locks.
+        # The program's starter: it has none of the program's files, because these may be pipes and locks.
         ours.detach()
         connection.detach()
         null = os.open(os.devnull, os.O_RDWR)
@@ -289,12 +289,12 @@ def _become_program(request: dict[str, Any], files: list[int], starter: int, cal
 
 
 def _place(files: list[int], numbers: list[int], inherited: int = 0) -> None:
-    """Gives open files other numbers, and closes all others.
+    """Renumbers open files, and closes all others.
 
     Args:
-        files: Their numbers.
-        numbers: Those that they are to have.
-        inherited: How many of them, from the first, a process that is started gets too.
+        files: Their current numbers.
+        numbers: Their new numbers.
+        inherited: Number of files, from the first, that a started process also receives.
     """
     highest = max(*files, *numbers) + 1
     copies = [fcntl.fcntl(file, fcntl.F_DUPFD_CLOEXEC, highest) for file in files]
@@ -302,12 +302,12 @@ def _place(files: list[int], numbers: list[int], inherited: int = 0) -> None:
         os.dup2(copy, number, inheritable=i < inherited or number < 3)
     for name in os.listdir("/proc/self/fd"):
         if int(name) not in numbers:
-            with contextlib.suppress(OSError):  # that of the listing itself
+            with contextlib.suppress(OSError):  # the file of the listing itself
                 os.close(int(name))
 
 
 def _run(args: list[str], before: list[str], after: list[str]) -> NoReturn:
-    """Does what the interpreter does with its arguments, and at its end, but for taking all modules apart."""
+    """Processes arguments as the interpreter does, and its end, without unloading all modules."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     status = 0

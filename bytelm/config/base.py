@@ -1,12 +1,12 @@
-"""The key `base` of a config file: the files that it differs from.
+"""The key `base` of a config file: the files that it extends.
 
     base: 32-rope-d80-ff256.yaml
     model: {gpt: {embedding: ScaledEmbedding}}
 
-A file with a base means the same as its bases and then the file itself, each given with `--config`: mappings are
-merged, and a class that replaces another keeps the options that both have. Paths are relative to the file that names
-them. Of several bases the later ones win; a file that several others are based on is applied once, before them. What a
-run saves is the resolved config, which has no base.
+A file with a base means the same as passing its bases and then the file, each with `--config`: mappings are merged, and
+a class that replaces another keeps the options that both have. Paths are relative to the file that names them. If a
+file has several bases, the later ones take precedence. A file that is a base of several others is applied once, before
+them. A run saves the resolved config, which has no base.
 """
 
 import os
@@ -22,7 +22,7 @@ ACCEPTED = "accepted: the path of a YAML file, relative to this file, or a list 
 
 
 class BaseFiles:
-    """Applies the bases of one `--config` and of the files that these are based on.
+    """Applies the bases of one `--config`, and the bases of these.
 
     Args:
         apply: Applies a config file, given by its absolute path.
@@ -31,15 +31,15 @@ class BaseFiles:
     def __init__(self, apply: Callable[[str], None]) -> None:
         self._apply = apply
         self._start = os.getcwd()
-        self._open: list[str] = []  # absolute paths: the file on the command line, a base of it, …
+        self._open: list[str] = []  # absolute paths: the file on the command line, one of its bases, …
         self._applied: set[str] = set()
 
     @contextmanager
     def opened(self, path: str) -> Iterator[None]:
-        """Inside, the bases of a file are applied.
+        """Context in which the bases of a file are applied.
 
         Args:
-            path: Of the file; relative to the working directory.
+            path: Path of the file, relative to the working directory.
         """
         path = _absolute(path)
         self._open.append(path)
@@ -51,11 +51,11 @@ class BaseFiles:
 
     @property
     def current(self) -> str | None:
-        """Absolute path of the file that is being read; None while the text of a config is."""
+        """Absolute path of the file that is being read; None while a config is read from text."""
         return self._open[-1] if self._open else None
 
     def name(self, path: str) -> str:
-        """A file as a message names it: relative to the working directory of the program, if it is in it."""
+        """A file's path for messages: relative to the program's working directory if the file is inside it."""
         short = os.path.relpath(_absolute(path), self._start)
         return path if short.startswith("..") else short
 
@@ -77,14 +77,14 @@ class BaseFiles:
 
 
 def paths_of(base: Any, folder: Path) -> list[str]:
-    """The absolute paths that a `base` names.
+    """Returns the absolute paths that a `base` names.
 
     Args:
         base: Value of the key.
-        folder: Folder of the file that it is in.
+        folder: Folder of the file that contains the key.
 
     Raises:
-        BadText: It is not a path or a list of paths, or there is no such file.
+        BadText: The value is not a path or a list of paths, or a file does not exist.
     """
     names = base if isinstance(base, list) else [base]
     if not names or not all(isinstance(name, str) and name for name in names):
@@ -97,12 +97,12 @@ def paths_of(base: Any, folder: Path) -> list[str]:
 
 
 def files_of(config: str | Path) -> list[Path]:
-    """A config file and the files that it is based on, in the order in which they are applied.
+    """Returns a config file and its bases, in the order in which they are applied.
 
     Raises:
         OSError: One of them cannot be read.
         UnicodeDecodeError: One of them is not UTF-8.
-        BadText: One of them is not a config, or its bases are not accepted.
+        BadText: One of them is not a config, or its bases are invalid.
     """
     found: list[Path] = []
 

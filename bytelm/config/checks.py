@@ -1,7 +1,7 @@
 """Checks of a parsed config that its types cannot express.
 
-Ranges of single numbers are types (values.py); what depends on several values is checked by the constructor that gets
-them.
+Types check the ranges of single numbers (values.py). A check that depends on several values is in the constructor that
+receives them.
 """
 
 import os
@@ -11,25 +11,32 @@ from typing import Any
 
 from bytelm.errors import ConfigError, DataError
 
-MAX_SEED = 2**32 - 1  # NumPy's
+MAX_SEED = 2**32 - 1  # NumPy's limit
 MAX_NAME_BYTES = 255  # of one file or folder on the usual file systems
+PATHS = ("ckpt_path", "init_from", "default_root_dir", "dirpath", "save_dir")  # options, of whatever they are
 
 
 def check_values(config: Mapping[str, Any]) -> None:
-    """Checks what no file system and no random generator takes.
+    """Checks values that no file system or random generator accepts.
 
     Args:
         config: The parsed config, as plain values.
 
     Raises:
-        ConfigError: A text with a NUL character, a home folder of nobody, a name or a seed out of range.
+        ConfigError: A text contains a NUL character, a home folder belongs to no user, or a name or seed is out of
+            range.
+        DataError: A home folder in a path of the data belongs to no user.
     """
     for key, value in _texts(config):
         if "\0" in value:
             raise ConfigError(key, value, "accepted: text without the character NUL")
-        if key.startswith("data.") and value.startswith("~") and os.path.expanduser(value) == value:
+        is_path = key.rpartition(".")[2] in PATHS
+        if is_path and any(len(os.fsencode(part)) > MAX_NAME_BYTES for part in Path(value).parts):
+            raise ConfigError(key, value, f"accepted: names of at most {MAX_NAME_BYTES} bytes")
+        if (is_path or key.startswith("data.")) and value.startswith("~") and os.path.expanduser(value) == value:
             user = Path(value).parts[0].removeprefix("~")
-            raise DataError(key, value, f"there is no user {user!r}; accepted: a path")
+            kind = DataError if key.startswith("data.") else ConfigError
+            raise kind(key, value, f"there is no user {user!r}; accepted: a path")
     check_experiment(config.get("experiment"))
     seed = config.get("seed_everything")
     if isinstance(seed, int) and not 0 <= seed <= MAX_SEED:
@@ -40,11 +47,11 @@ def check_experiment(name: str | None, key: str = "experiment") -> None:
     """Checks the name of an experiment or a study, which is a folder in runs/.
 
     Args:
-        name: Several names with slashes between them are folders in each other; None for no name.
-        key: The option.
+        name: Names separated by slashes are nested folders; None for no name.
+        key: The option, for messages.
 
     Raises:
-        ConfigError: The name is empty, leads elsewhere, or is too long.
+        ConfigError: The name is empty, leads out of runs/, or is too long.
     """
     if name is None:
         return
@@ -56,7 +63,7 @@ def check_experiment(name: str | None, key: str = "experiment") -> None:
 
 
 def _texts(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
-    """The text values of a config with their keys, as the command line takes them."""
+    """Returns the text values of a config with their keys, as written on the command line."""
     if isinstance(value, Mapping):
         for name, inner in value.items():
             if name in ("init_args", "dict_kwargs"):

@@ -1,4 +1,4 @@
-"""The command lines of the commands beside LightningCLI's: options from a function's signature."""
+"""Command lines of the commands other than LightningCLI's: options from a function's signature."""
 
 from typing import Any, NoReturn
 
@@ -13,13 +13,13 @@ class CommandParser(ArgumentParser):
 
     Args:
         command: Name of the command.
-        options: As for jsonargparse's parser.
+        options: Options of jsonargparse's parser.
     """
 
     def __init__(self, command: str = "", **options: Any) -> None:
         super().__init__(prog=f"python -m bytelm {command}".strip(), allow_abbrev=False, **options)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Raises UsageError: one line, in place of jsonargparse's report with the usage before it."""
+        """Raises UsageError: one line, in place of jsonargparse's report, which prints the usage first."""
         options = [option.lstrip("-") for action in self._actions for option in action.option_strings]
         raise UsageError(clarify(message, {}, others=options)) from ex

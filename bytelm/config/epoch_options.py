@@ -1,4 +1,4 @@
-"""Options of Lightning's Trainer that count epochs, batches of epochs, or shares of one; when a run is validated."""
+"""Options of Lightning's Trainer that count epochs or their batches, or that say when a run is validated."""
 
 import math
 from collections.abc import Mapping
@@ -12,20 +12,20 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from bytelm.data.epochs import limited
 from bytelm.errors import ConfigError
 
-AT_THE_END = 10**12  # batches between validations, of a run that is validated at its end alone
+AT_THE_END = 10**12  # batches between validations, for a run that is validated only at its end
 VALIDATIONS = "trainer.check_val_every_n_epoch or trainer.val_check_interval"
 
 
 def validation_times(given: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of the Trainer that say when a run is validated, beside its end.
+    """Returns the options of the Trainer that say when a run is validated before its end.
 
     Args:
-        given: The options of the Trainer. With `check_val_every_n_epoch: null`, which is the default, a
-            `val_check_interval` that is a whole number counts the batches of the run, and none is: at the end alone. A
-            share is one of each epoch.
+        given: The options of the Trainer. With `check_val_every_n_epoch: null`, the default, an integer
+            `val_check_interval` counts the batches of the run, and a missing one means validation only at the end. A
+            share is a share of each epoch.
 
     Returns:
-        Those that differ from what is given.
+        The options that differ from the given ones.
     """
     every = given.get("val_check_interval")
     if given.get("check_val_every_n_epoch") is not None:
@@ -36,13 +36,13 @@ def validation_times(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_counts(given: Mapping[str, Any]) -> None:
-    """Checks that options which count steps, epochs or batches leave something to train.
+    """Checks that options that count steps, epochs or batches leave something to train.
 
     Args:
         given: The options of the Trainer.
 
     Raises:
-        ConfigError: One that leaves nothing, or has no meaning here.
+        ConfigError: An option leaves nothing to train, or has no meaning here.
     """
     for key in ("max_steps", "max_epochs"):
         if given.get(key) == 0:
@@ -57,14 +57,14 @@ def check_counts(given: Mapping[str, Any]) -> None:
 
 
 def check_epochs(trainer: Any, data: Any) -> None:
-    """Checks options that count the batches of an epoch, once the data are set up.
+    """Checks options that count the batches of an epoch, after the data are set up.
 
     Args:
         trainer: The Trainer.
-        data: Its TokenData.
+        data: The trainer's TokenData.
 
     Raises:
-        ConfigError: One that leaves no batch, or a part of a step.
+        ConfigError: An option leaves no batch, or a part of a step.
     """
     if trainer.fast_dev_run:
         return
@@ -94,14 +94,14 @@ def check_epochs(trainer: Any, data: Any) -> None:
 
 
 def _missing(callback: Callback, trainer: Any) -> str | None:
-    """What one of Lightning's callbacks needs and does not get; None if it gets everything."""
+    """Returns the requirement of a Lightning callback that is not met; None if all are."""
     if isinstance(callback, WeightAveraging) and isinstance(trainer.strategy, ModelParallelStrategy):
         return "it cannot average weights that are split over ranks; accepted: with trainer.strategy ddp"
     if trainer.fast_dev_run:
         return None
     if isinstance(callback, DeviceStatsMonitor | LearningRateMonitor) and not trainer.loggers:
         return "it writes to loggers; accepted: with trainer.logger"
-    # On a CPU it logs nothing else, and there it asks for the package.
+    # On a CPU it logs nothing else, and only there it requires the package.
     if isinstance(callback, DeviceStatsMonitor) and trainer.strategy.root_device.type == "cpu":
         return None if find_spec("psutil") else "on a CPU it needs a package; accepted: with `pip install psutil`"
     if isinstance(callback, EarlyStopping) and str(callback.monitor).startswith("val"):
@@ -114,19 +114,19 @@ def _missing(callback: Callback, trainer: Any) -> str | None:
 
 
 def _share(part: int, whole: int) -> float:
-    """The smallest share, in a few digits, that leaves so many batches."""
+    """Returns the smallest share, in a few digits, that leaves this many batches."""
     return math.ceil(1e6 * part / whole) / 1e6
 
 
 def check_needs(trainer: Any, config: Mapping[str, Any]) -> None:
-    """Checks that callbacks get what they need: whole weights, loggers, validations, epochs that end with one.
+    """Checks the requirements of callbacks: whole weights, loggers, validations, epochs that end with one.
 
     Args:
         trainer: The Trainer.
         config: The config, as plain values.
 
     Raises:
-        ConfigError: One does not.
+        ConfigError: A requirement is not met.
     """
     for callback in trainer.callbacks:
         if (reason := _missing(callback, trainer)) is not None:

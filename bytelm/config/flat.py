@@ -1,11 +1,11 @@
-"""A nested config as one level of keys, for comparing configs and for tables."""
+"""A nested config as one level of keys, for comparisons and tables."""
 
 from collections.abc import Mapping
 from typing import Any
 
 
 def flat(value: Any, key: str = "") -> dict[str, Any]:
-    """A nested config as `{"model.gpt.d_model": 80, "model.gpt.position": "Rotary", …}`, without its nulls.
+    """Returns a config as `{"model.gpt.d_model": 80, "model.gpt.position": "Rotary", …}`, without its nulls.
 
     Args:
         value: The config, or a value in it.

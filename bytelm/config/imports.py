@@ -1,6 +1,6 @@
-"""Modules that a config names and that fail while they are imported.
+"""Errors in modules that a config names, raised while they are imported.
 
-jsonargparse reports an ImportError beside the key that named the module, and lets whatever else a module raises pass.
+jsonargparse reports an ImportError with the key that names the module. It does not handle other errors.
 """
 
 import sys
@@ -13,7 +13,7 @@ from types import ModuleType
 
 @contextmanager
 def failures_as_import_errors() -> Iterator[None]:
-    """Inside, a failing module raises an ImportError that gives the reason; what it imports itself is not affected."""
+    """Context in which a failing module raises an ImportError with the reason. Its own imports are not affected."""
     finder = _Finder()
     sys.meta_path.insert(0, finder)
     try:

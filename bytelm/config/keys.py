@@ -1,6 +1,6 @@
 """The keys of a run's config, each with the class whose options are below it.
 
-By import path: who reads a config for its network alone (inference/load.py) needs the names and none of the classes.
+The classes are given by import path: a reader that needs only the network (inference/load.py) imports none of them.
 """
 
 from pydoc import locate
@@ -20,14 +20,14 @@ KEYS = {
     "divergence": "bytelm.callbacks.Divergence",
     "throughput": "bytelm.callbacks.Throughput",
 }
-# Options of Trainer.fit, validate, test and predict that are keys, too, with bytelm's defaults.
+# Options of Trainer.fit, validate, test and predict that are also keys, with bytelm's defaults.
 METHOD_DEFAULTS = {
     "weights_only": True,  # checkpoints load without unpickling code
-    "verbose": False,  # the run record prints the scores
+    "verbose": False,  # the scores are printed from the run record
 }
 METHOD_KEYS = (*METHOD_DEFAULTS, "ckpt_path", "return_predictions")
 
 
 def classes() -> dict[str, type]:
-    """The class behind each key; imports all of them."""
+    """Returns the class of each key; imports all of them."""
     return {key: locate(path) for key, path in KEYS.items()}  # type: ignore[misc]

@@ -89,6 +89,8 @@ def trainer_error(error: Exception, given: Mapping[str, Any]) -> ConfigError:
     if found[0] == "accelerator":
         here = [name for name, entry in AcceleratorRegistry.items() if entry["accelerator"].is_available()]
         reason = f"{reason} Accepted on this machine: auto, {', '.join(here)}"
+    if found[0] == "devices":
+        reason = f"{reason.rstrip('.')}; accepted: auto, a number of devices from 1, or a list of GPUs such as [0, 1]"
     return ConfigError(f"trainer.{found[0]}", given.get(found[0]), reason)
 
 

@@ -1,7 +1,7 @@
 """Plugins and profilers of Lightning that would fail in a run, or that nothing would use."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lightning.pytorch import Trainer
@@ -47,11 +47,12 @@ def check_plugins(given: Mapping[str, Any]) -> None:
             raise ConfigError("trainer.plugins", name, f"{reason}; accepted: no such plugin, for a run started by hand")
 
 
-def check_layer_sync(trainer: Trainer) -> None:
+def check_layer_sync(trainer: Trainer, plugins: Sequence[Any]) -> None:
     """Checks that BatchNorm layers can be synchronised over ranks, which torch does on GPUs alone.
 
     Args:
         trainer: The Trainer.
+        plugins: Those of `trainer.plugins`.
 
     Raises:
         ConfigError: The ranks are on CPUs.
@@ -59,10 +60,10 @@ def check_layer_sync(trainer: Trainer) -> None:
     strategy: Any = trainer.strategy
     synchronised = isinstance(getattr(strategy, "_layer_sync", None), TorchSyncBatchNorm)
     if synchronised and trainer.world_size > 1 and strategy.root_device.type == "cpu":
-        reason = (
-            "torch's SyncBatchNorm works on GPUs alone; accepted on CPUs: false, without TorchSyncBatchNorm in plugins"
-        )
-        raise ConfigError("trainer.sync_batchnorm", True, reason)
+        reason = "torch's SyncBatchNorm works on GPUs alone; accepted on CPUs:"
+        if any(isinstance(plugin, TorchSyncBatchNorm) for plugin in plugins):
+            raise ConfigError("trainer.plugins", "TorchSyncBatchNorm", f"{reason} no such plugin")
+        raise ConfigError("trainer.sync_batchnorm", True, f"{reason} false")
 
 
 def _name(given: Any) -> str:

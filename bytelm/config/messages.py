@@ -1,7 +1,7 @@
 """Messages to users: notes, and jsonargparse's reports of an invalid config as one line (key, value, what is accepted).
 
-jsonargparse reports what failed at each level of a nested value; a user wants the innermost key and the reason. A
-report in a form that is not known here is passed on as it is. Tests compare these forms with the installed version.
+jsonargparse reports an error at each level of a nested value; users need the innermost key and the reason. Reports of
+an unknown form are passed on unchanged. Tests compare the known forms with the installed version.
 """
 
 import inspect
@@ -15,6 +15,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 from jsonargparse._parameter_resolvers import get_signature_parameters
 from tqdm import tqdm
 
+from bytelm.config.packages import UNAVAILABLE
 from bytelm.config.renamed import RENAMED
 from bytelm.system.process import is_rank_zero
 
@@ -29,14 +30,14 @@ TYPES = {"NoneType": "null", "tuple": "list", "Iterable": "list", "timedelta": "
 HINTS = {"trainer.precision": "8-bit layers are a plugin: --trainer.plugins bytelm.precision.FP8"}
 NO_CLASS = r"must include a class_path|an import path or a subclass spec, but got None|'NoneType' is not iterable"
 NOT_A_CLASS = r"is abstract$|Not a valid subclass of"
-NULL = "Null is not accepted"  # of bytelm's own parser
+NULL = "Null is not accepted"  # message of bytelm's own parser
 OPTIONS = "with options as {class_path: …, init_args: {…}}"
 
 
 def note(text: str) -> None:
-    """Tells the user something that is not an error."""
+    """Prints a note that is not an error."""
     if is_rank_zero():
-        tqdm.write(f"bytelm: note: {text}", file=sys.stderr)  # which makes room for it above a progress bar
+        tqdm.write(f"bytelm: note: {text}", file=sys.stderr)  # tqdm.write moves a progress bar out of the way
 
 
 def clarify(
@@ -46,17 +47,17 @@ def clarify(
     others: Iterable[str] = (),
     unlisted: tuple[type, ...] = (),
 ) -> str:
-    """Makes one line of a report of jsonargparse.
+    """Makes one line from a report of jsonargparse.
 
     Args:
         message: The report.
-        roots: Class behind each top-level key.
+        roots: The class of each top-level key.
         nested: Further classes whose constructors take other classes.
-        others: Further options of the command line.
+        others: Other options of the command line.
         unlisted: Classes that are not suggested for keys of the trainer.
 
     Returns:
-        `key: value …; accepted: …`, or the message itself where its form is not known.
+        `key: value …; accepted: …`, or the unchanged message if its form is unknown.
     """
     key, report = _innermost(message)
     nested = [*nested, *_loaded(re.findall(r"class_path='([\w.]+)'", message))]
@@ -79,7 +80,7 @@ def clarify(
     if match := re.search(r"does not accept option '([^']+)'", message):
         return _unknown_key(match[1], roots, others)
     if match := re.search(r"^Unable to load config '([^\n]*)'", message, re.MULTILINE):
-        key = name  # which is in the report twice
+        key = name  # the report contains it twice
         if key == "model" and re.fullmatch(r"[\w.]*\.[A-Z]\w*", match[1]):
             own = "a LightningModule of your own is trained by a Trainer with TimeBudget among its callbacks"
             return f"model: {match[1]!r} cannot be used; it is bytelm's LanguageModel, and {own}"
@@ -94,7 +95,7 @@ def clarify(
             return f"{key}.{match[1]}: unknown key; {_choices(match[1], options)}"
         return f"{key}: {_given(report)} does not name a class; {classes('')}, {OPTIONS}"
     if matches := re.findall(r"Not of type Duration: (.*?)\s?is not a duration; (.*?\(5%\))", report):
-        given, accepted = matches[-1]  # of a list, the last attempt is at its element
+        given, accepted = matches[-1]  # in a list, the last attempt is at its element
         given = given or "".join(re.findall(r"Given value: (.*)", report))
         return f"{key}: {given} is not a duration; {accepted}"
     if match := re.search(r"Not of type Size: (.*? is no amount of memory; accepted: .*)", message):
@@ -102,7 +103,7 @@ def clarify(
     number = rf"Not of type ({'|'.join(NUMBERS)}): "
     number += r"(?:invalid literal.*?: |could not.*?: |does not conform(?s:.*?)Given value: )?(\S+)"
     if match := re.search(number, report):
-        given = _given(report) if match[2] in ("int()", "float()") else match[2]  # of `int() argument must be …`
+        given = _given(report) if match[2] in ("int()", "float()") else match[2]  # from `int() argument must be …`
         return f"{key}: {given} is not accepted; accepted: {NUMBERS[match[1]]}"
     if match := re.search(r"Expected a typing\.Literal\[(.*?)\]\. Got value: (\S+)", report):
         return f"{key}: {match[2]!r} is not accepted; accepted: {match[1]}"
@@ -127,6 +128,8 @@ def clarify(
     if match := re.search(
         r"(?:Expected a dot import path string|Unexpected import path format): (\S+?)(?:\. Got |\s|$)", report
     ):
+        if key.startswith("trainer.") and (why := UNAVAILABLE.get(match[1])):
+            return f"{key}: {match[1]!r} cannot be used; {why}"
         return f"{key}: {match[1]!r} is not known; {classes(match[1])}"
     if "Given value: " in report and (accepted := _types(report)):
         hint = f"; {HINTS[key]}" if key in HINTS else ""
@@ -163,7 +166,7 @@ def _missing(names: list[str], roots: Mapping[str, type], nested: Iterable[type]
 
 
 def _loaded(paths: Iterable[str]) -> Iterator[type]:
-    """Those of some import paths that lead to classes, in modules that are already imported."""
+    """Returns the import paths that lead to classes in modules that are already imported."""
     for path in paths:
         module, _, name = path.rpartition(".")
         found = getattr(sys.modules.get(module), name, None)
@@ -172,9 +175,9 @@ def _loaded(paths: Iterable[str]) -> Iterator[type]:
 
 
 def _innermost(message: str) -> tuple[str, str]:
-    """The innermost key that a report is about, and the part of the report that is about its value.
+    """Returns the innermost key that a report is about, and the part of the report about its value.
 
-    Where several types were tried, these are of the first that has an inner key.
+    If several types were tried, both are from the first type that has an inner key.
     """
     keys: list[str] = []
     deepest = -1
@@ -189,17 +192,17 @@ def _innermost(message: str) -> tuple[str, str]:
 
 
 def _indented(report: str, depth: int) -> str:
-    """The first lines of a report, up to that of another class which was tried for the value around this one."""
+    """Returns the lines of a report before those about another class that was tried for the enclosing value."""
     end = re.search(rf"^ {{0,{max(depth - 4, 0)}}}- Problem with given class_path", report, re.MULTILINE)
     return report[: end.start()] if end else report
 
 
 def _owner(message: str, start: int) -> str:
-    """The class whose options were given, of the `Got value: Namespace(…)` that follows; empty if there is none.
+    """Returns the class whose options follow in `Got value: Namespace(…)`; empty if there is none.
 
     Args:
         message: The report.
-        start: Where in it to look.
+        start: Position in the report to search from.
     """
     match = re.compile(r"\. Got value: Namespace\(").match(message, start)
     depth, at = 1, match.end() if match else len(message)
@@ -212,7 +215,7 @@ def _owner(message: str, start: int) -> str:
 
 
 def _given(message: str) -> str:
-    """The value that a report is about, as text."""
+    """Returns the value that a report is about, as text."""
     values = re.findall(r"Given value: (.*?)(?:\. Got value: .*)?$", message, re.MULTILINE)
     values += re.findall(r"Got value: (.*?)$", message, re.MULTILINE)
     value = values[0] if values else "null"
@@ -222,11 +225,11 @@ def _given(message: str) -> str:
 
 
 def _types(message: str) -> str:
-    """The types and values that a report of a union lists."""
+    """Returns the types and values that a report of a union lists."""
     literals = list(dict.fromkeys(re.findall(r"Literal\[(.*?)\]", message)))
     values = [value.strip(" '") for literal in literals for value in literal.split(",")]
     types = re.findall(r"(?:Expected a <class '(?:\w+\.)*|Not of type )(\w+)", message)
-    if any(not literal.startswith("'") for literal in literals):  # then text is first held against whole numbers
+    if any(not literal.startswith("'") for literal in literals):  # if so, text is compared with integers first
         types = [name for name in types if name != "int"]
     if "str" in types and re.search(r"Given value type: <class '(?:int|float|bool)'>", message):
         types[types.index("str")] = "str (text that looks like a number needs quotes)"
@@ -235,7 +238,7 @@ def _types(message: str) -> str:
 
 
 def _key_of_class(given: str, roots: Mapping[str, type]) -> str | None:
-    """The key of a config that takes a class, such as `lr_schedule` for Cosine."""
+    """Returns the key of a config that takes a class, such as `lr_schedule` for Cosine."""
     for key, base in roots.items():
         if any(cls.__name__ == given for cls in _concrete(base)):
             return key
@@ -253,11 +256,11 @@ def _class_choices(
     options: list[str] = []
     for owner in [*roots.values(), *nested]:
         for base in _bases_of(owner, name) or ([roots[name]] if name in roots else []):
-            # The base itself only where it is the default, else it is there to be derived from.
+            # A base class is listed only if it is the default; otherwise it exists to be subclassed.
             classes = [c for c in _concrete(base) if c is not base or c is _default(owner, name)]
             names |= {c.__name__ for c in classes if not issubclass(c, unlisted)}
             options += _parameters(base)
-    if not names and options:  # there is but the base: model.gpt
+    if not names and options:  # only the base class exists: model.gpt
         return f"accepted: a mapping of {', '.join(options)}, or an import path"
     return _choices(given, sorted(names)) + ", or an import path"
 
@@ -270,7 +273,7 @@ def _choices(given: str, accepted: Iterable[str]) -> str:
 
 
 def _parameters(owner: Any) -> Iterator[str]:
-    """Options of a class: constructor parameters with defaults, its own and those of what it passes them on to."""
+    """Returns the options of a class: its constructor's parameters with defaults, and those that it passes on."""
     parameters = get_signature_parameters(owner) if inspect.isclass(owner) else []
     yield from (p.name for p in parameters if p.default is not inspect.Parameter.empty)
 
@@ -281,7 +284,7 @@ def _default(owner: type, name: str) -> Any:
 
 
 def _bases_of(owner: type, name: str) -> list[type]:
-    """The classes that a class's constructor takes for an argument."""
+    """Returns the classes that a class's constructor accepts for an argument."""
     try:
         hint = get_type_hints(vars(owner)["__init__"]).get(name)
     except (KeyError, NameError, TypeError):
@@ -290,8 +293,8 @@ def _bases_of(owner: type, name: str) -> list[type]:
 
 
 def _classes_in(hint: Any) -> Iterator[type]:
-    """The classes that an annotation asks for: X itself, the X of Callable[..., X], of X | None and of list[X], and
-    that of a protocol whose `__call__` returns X.
+    """Returns the classes that an annotation accepts: X itself, the X of Callable[..., X], of X | None and of list[X],
+    and the return type X of a protocol's `__call__`.
     """
     if getattr(hint, "_is_protocol", False) and "__call__" in vars(hint):
         yield from _classes_in(get_type_hints(hint.__call__).get("return"))
@@ -305,7 +308,7 @@ def _classes_in(hint: Any) -> Iterator[type]:
 
 
 def _concrete(base: type) -> Iterator[type]:
-    """A class and those below it that can be used as they are, and named: their modules are loaded."""
+    """Returns a class and its subclasses that can be instantiated and named, in loaded modules."""
     if not inspect.isabstract(base) and base.__module__ in sys.modules and "<locals>" not in base.__qualname__:
         yield base
     subclass: type

@@ -1,4 +1,4 @@
-"""Classes of Lightning's that need a package which is not installed: one line that names the key and the command."""
+"""Classes of Lightning that need a package that is not installed: one line with the key and the command."""
 
 import re
 from collections.abc import Iterator
@@ -6,12 +6,18 @@ from typing import Any
 
 from bytelm.errors import ConfigError
 
+# Classes that Lightning exports where a package is installed, or did in the past.
+UNAVAILABLE = {
+    "LitLogger": "it needs litlogger, which is not installed: pip install 'litlogger'",
+    "SingleTPUStrategy": "Lightning has no such strategy any more; accepted: auto, ddp, fsdp, single_device",
+}
+
 
 def missing_package(error: BaseException, config: dict[str, Any]) -> ConfigError | None:
-    """The message about a package that is not installed; None for an error that is about something else.
+    """Returns the message about a package that is not installed; None for any other error.
 
     Args:
-        error: What making the objects of a config raised.
+        error: Raised while the objects of a config were created.
         config: The config, as plain values.
     """
     text = str(error)
@@ -25,7 +31,7 @@ def missing_package(error: BaseException, config: dict[str, Any]) -> ConfigError
 
 
 def _keys_of(value: Any, class_path: str, key: str = "") -> Iterator[str]:
-    """Keys whose value is a class, or a list with it."""
+    """Returns the keys whose value is a class, or a list that contains it."""
     if isinstance(value, dict):
         if value.get("class_path") == class_path:
             yield key

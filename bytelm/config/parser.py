@@ -1,7 +1,7 @@
 """The parser of config files and of the options that override them.
 
-What YAML or jsonargparse would accept silently, or fail on with a traceback, is an error that names the file and the
-key. A file may state its bases (base.py) and may use import paths of earlier versions (renamed.py).
+Input that YAML or jsonargparse would accept silently, or fail on with a traceback, is an error that names the file and
+the key. A file may name its bases (base.py) and use import paths of earlier versions (renamed.py).
 """
 
 import inspect
@@ -26,27 +26,27 @@ from bytelm.errors import ConfigError
 
 
 class ConfigFileParser(ArgumentParser):
-    """A parser that rejects invalid config files, and names of modules that cannot be imported, with the reason."""
+    """A parser that rejects invalid config files, and modules that cannot be imported, with the reason."""
 
-    rejects_null = True  # for options that are not optional; false where most keys are read as values of any type
+    rejects_null = True  # for options that are not optional; false where most keys accept values of any type
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        kwargs.setdefault("allow_abbrev", False)  # the beginning of a key is a typing error
+        kwargs.setdefault("allow_abbrev", False)  # an incomplete key is a typing error
         super().__init__(*args, **kwargs)
-        self.dump_header = [f"bytelm=={bytelm.__version__}", *(self.dump_header or [])]  # of --print_config
+        self.dump_header = [f"bytelm=={bytelm.__version__}", *(self.dump_header or [])]  # for --print_config
         self._files: base.BaseFiles | None = None  # of the --config that is being applied
 
     def add_argument(self, *args: Any, **kwargs: Any) -> Any:
-        """Adds an argument; config files may have bases."""
+        """Adds an argument; for config files, with support for bases."""
         if kwargs.get("action") in ("config", ActionConfigFile):
             kwargs["action"] = ConfigOption
         return super().add_argument(*args, **kwargs)
 
     def get_defaults(self, *args: Any, **kwargs: Any) -> Namespace:
-        """Default values; of a class only its name, because its options get their defaults at the end of a parse.
+        """Returns the default values; for a class only its name: its options get their defaults after parsing.
 
-        Otherwise they would count as given: where a config names another class, jsonargparse keeps the options that
-        both classes have, and RMSNorm would begin with LayerNorm's eps, SGD with AdamW's weight decay.
+        Otherwise the defaults would count as given: if a config names another class, jsonargparse keeps the options
+        that both classes have, and RMSNorm would start with LayerNorm's eps, SGD with AdamW's weight decay.
         """
         defaults = super().get_defaults(*args, **kwargs)
         _remove_options(defaults)
@@ -62,7 +62,7 @@ class ConfigFileParser(ArgumentParser):
 
     @contextmanager
     def reading(self, files: base.BaseFiles) -> Iterator[None]:
-        """Inside, one `--config` is applied.
+        """Context in which one `--config` is applied.
 
         Args:
             files: Applies the bases.
@@ -77,9 +77,9 @@ class ConfigFileParser(ArgumentParser):
         """Parses a config file.
 
         Raises:
-            ConfigError: It cannot be read, or is not a config.
+            ConfigError: The file cannot be read, or is not a config.
         """
-        assert self._files is not None  # files come from --config alone
+        assert self._files is not None  # files come only from --config
         name = self._files.name(str(path))
         try:
             with self._files.opened(str(path)):
@@ -90,25 +90,25 @@ class ConfigFileParser(ArgumentParser):
             raise ConfigError("config", name, str(error)) from error
 
     def parse_string(self, content: str, path: Any = "", *args: Any, **kwargs: Any) -> Namespace:
-        """Parses the text of a config file, or a config that is given in place of a path.
+        """Parses the text of a config file, or a config that is passed in place of a path.
 
         Raises:
-            BadText: It is not a config.
+            BadText: The text is not a config.
         """
         config = read(content)
         if not config and not path:
-            raise BadText(f"it is empty; {ACCEPTED}")  # an empty file changes nothing, but an empty value is a mistake
+            raise BadText(f"it is empty; {ACCEPTED}")  # an empty file changes nothing; an empty value is a mistake
         if self._files is not None and base.KEY in config:
             self._files.apply(config.pop(base.KEY))
-        config = current_names(config)
+        config = _without_empty_options(current_names(config))
         known = self.get_defaults(skip_validation=True)
-        known.pop("config", None)  # an option, but no key of a file
+        known.pop("config", None)  # an option, not a key of a file
         if "subcommand" not in known:
             config = self._check_keys(config, known)
         return super().parse_string(dump(config), path, *args, **kwargs)
 
     def where(self) -> str:
-        """The file that is being parsed, for the end of a message, with the version of bytelm that wrote it."""
+        """Names the file that is being parsed, and the version of bytelm that wrote it, for the end of a message."""
         file = self._files.current if self._files is not None else None
         if self._files is None or file is None:
             return ""
@@ -117,16 +117,16 @@ class ConfigFileParser(ArgumentParser):
         return f" (in {self._files.name(file)}{by if version not in (None, bytelm.__version__) else ''})"
 
     def _check_keys(self, config: Mapping[Any, Any], known: Namespace, prefix: str = "") -> dict[Any, Any]:
-        """Rejects unknown keys outside of the options of classes; returns the config without its empty sections."""
+        """Rejects unknown keys outside the options of classes; returns the config without its empty sections."""
         kept = {}
         for key, value in config.items():
-            name, _, rest = str(key).partition(".")  # `a.b: 3` stands for `a: {b: 3}`, and `a+` appends to a
+            name, _, rest = str(key).partition(".")  # `a.b: 3` means `a: {b: 3}`, and `a+` appends to a
             name = name.removesuffix("+")
             if name not in vars(known):
                 self.error(f"Parser does not accept option '{prefix}{key}'")  # as jsonargparse reports others
             group = vars(known)[name]
-            if isinstance(group, Namespace) and value is None and not rest:
-                continue  # a section whose options are all comments
+            if isinstance(group, Namespace | dict) and value is None and not rest:
+                continue  # a section in which all options are commented out
             kept[key] = value
             if not isinstance(group, Namespace) or "class_path" in group:
                 continue
@@ -143,11 +143,11 @@ class ConfigFileParser(ArgumentParser):
         return kept
 
     def _check_nulls(self, value: Any, key: str = "") -> None:
-        """Rejects null for an option that is not optional, which jsonargparse takes for one that is not given."""
+        """Rejects null for an option that is not optional; jsonargparse treats it as an option that is not given."""
         if not isinstance(value, Namespace):
             return
         options = vars(value)
-        # Of a class, or of a section of the command line's, where all options of its class are.
+        # An option of a class, or of a section of the command line, where all options are those of its class.
         path = options.get("class_path") or (KEYS.get(key) if key in (self.groups or {}) else None)
         if isinstance(options.get("class_path"), str):
             options = vars(value.get("init_args") or Namespace())
@@ -159,27 +159,27 @@ class ConfigFileParser(ArgumentParser):
 
 
 class ConfigOption(ActionConfigFile):
-    """`--config`: applies the bases of a file before the file."""
+    """`--config`: applies the bases of a file before the file itself."""
 
     def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
         def apply_base(path: str) -> None:
             self.apply_config(parser, cfg, self.dest, path)
-            cfg[self.dest].pop()  # only the files on the command line name the run
+            cfg[self.dest].pop()  # only the files on the command line determine the run's name
 
         with parser.reading(base.BaseFiles(apply_base)):
             self.apply_config(parser, cfg, self.dest, values)
 
 
 def header() -> str:
-    """The comment that begins a config that bytelm writes."""
+    """Returns the first comment of a config that bytelm writes."""
     return f"# bytelm=={bytelm.__version__}\n"
 
 
 def written_by(config: Path) -> str | None:
-    """The version of bytelm that wrote a config file; None where the file does not tell.
+    """Returns the version of bytelm that wrote a config file; None if it is unknown.
 
     Args:
-        config: A config file; before version 0.2.0 the record beside it tells the version.
+        config: A config file; before version 0.2.0, the record in the same folder names the version.
     """
     try:
         if match := re.match(r"# bytelm==(\S+)\n", config.read_text(encoding="utf-8")):
@@ -190,17 +190,26 @@ def written_by(config: Path) -> str | None:
         return None
 
 
-def _takes_null(cls: Any, option: str) -> bool:
-    """Whether null is accepted for an argument of a class's constructor, as far as its annotation tells.
+def _without_empty_options(value: Any) -> Any:
+    """A value of a config without `init_args` whose options are all comments."""
+    if isinstance(value, list):
+        return [_without_empty_options(each) for each in value]
+    if not isinstance(value, dict):
+        return value
+    return {key: _without_empty_options(each) for key, each in value.items() if (key, each) != ("init_args", None)}
 
-    An argument without a default is null where it is not given; that is reported elsewhere.
+
+def _takes_null(cls: Any, option: str) -> bool:
+    """Returns whether an argument of a class's constructor accepts null, as far as its annotation shows.
+
+    An argument without a default is null if it is not given; that is reported elsewhere.
     """
     for constructor in (vars(owner)["__init__"] for owner in inspect.getmro(cls) if "__init__" in vars(owner)):
         parameter = inspect.signature(constructor).parameters.get(option)
         if parameter is not None:
             try:
                 hint = get_type_hints(constructor).get(option, Any)
-            except (NameError, TypeError):  # of names that are not imported
+            except (NameError, TypeError):  # names that are not imported
                 return True
             return parameter.default is parameter.empty or hint is Any or type(None) in get_args(hint)
     return True

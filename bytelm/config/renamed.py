@@ -1,9 +1,9 @@
 """Import paths of bytelm's own classes that have changed.
 
-Configs of earlier versions name classes by their old paths: config.yaml files, the configs in checkpoints, configs that
-people wrote. They are read with the current paths. Up to version 0.1.0 the callbacks were a top-level package,
-`callbacks`. That name belongs to the user now: it means bytelm's package only for classes that bytelm had in it, and
-only where the user has no class of that name.
+Configs of earlier versions name classes by their old paths: config.yaml files, the configs in checkpoints, and configs
+that users wrote. Old paths are replaced by the current ones. Up to version 0.1.0, the callbacks were a top-level
+package, `callbacks`. That name now belongs to the user: it means bytelm's package only for classes that bytelm had in
+it, and only if the user has no class of that name.
 """
 
 from collections.abc import Mapping
@@ -37,7 +37,7 @@ RENAMED = {
 
 
 def is_users(path: str) -> bool:
-    """Whether an import path leads to something in a module of the user's; imports the module, if there is one.
+    """Returns whether an import path leads to a module of the user's; imports the module, if it exists.
 
     Args:
         path: An old path.
@@ -48,17 +48,17 @@ def is_users(path: str) -> bool:
     try:
         return hasattr(import_module(module), name)
     except ModuleNotFoundError as error:
-        return not f"{module}.".startswith(f"{error.name}.")  # else it is there, and reports what it needs
+        return not f"{module}.".startswith(f"{error.name}.")  # otherwise it exists, and lacks an import
     except Exception:
-        return True  # likewise
+        return True  # the module exists
 
 
 def current_names(value: Any, trusted: bool = True) -> Any:
-    """A config with today's import paths.
+    """Returns a config with the current import paths.
 
     Args:
         value: The config, or a part of it.
-        trusted: Whether modules that it names may be imported, to see whether a class is the user's.
+        trusted: Whether named modules may be imported, to find out whether a class is the user's.
     """
     if isinstance(value, Mapping):
         return {key: current_names(inner, trusted) for key, inner in value.items()}
@@ -70,11 +70,10 @@ def current_names(value: Any, trusted: bool = True) -> Any:
 
 
 def current_callbacks(states: Any) -> Any:
-    """The states of callbacks in a checkpoint, under the names of today's classes.
+    """Returns the states of callbacks in a checkpoint, under the names of the current classes.
 
-    Args:
-        states: Those that Lightning wrote, by the class's name and its options. Up to version 0.1.0 the callback of the
-            key `checkpoint` was Lightning's ModelCheckpoint, and the last one of those.
+    states: The states that Lightning wrote, by the class's name and its options. Up to version 0.1.0, the callback of
+        the key `checkpoint` was Lightning's ModelCheckpoint, and the last one of those.
     """
     if not isinstance(states, Mapping):
         return states

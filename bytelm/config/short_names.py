@@ -1,6 +1,6 @@
-"""Short class names: where another package has a class of the same name as one of bytelm's, bytelm's is meant.
+"""Short class names: a name that bytelm and another package share means bytelm's class.
 
-`Muon`, say, is torch's and bytelm's. jsonargparse rejects a name that several classes have, and has no option for that.
+For example, bytelm and torch both have `Muon`. jsonargparse rejects such a name, and has no option to choose.
 """
 
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from jsonargparse import _typehints
 
 
 def ours_first(find: Callable[..., list[str]]) -> Callable[..., list[str]]:
-    """Makes a function that lists import paths of classes leave out those whose name one of bytelm's classes has."""
+    """Makes a function that lists import paths of classes omit those whose name is a name of a bytelm class."""
 
     @wraps(find)
     def found(*args: Any, **kwargs: Any) -> list[str]:

@@ -1,10 +1,10 @@
-"""YAML text: read strictly, and written so that every reader gets the same values back.
+"""YAML text: read strictly, and written in a form that every reader reads as the same values.
 
-Of two equal keys YAML takes the last, and a value may contain itself: both are errors here. The text is checked event
-by event, because nesting can be too deep to be loaded at all.
+YAML takes the last of two equal keys, and a value may contain itself: both are errors here. The text is checked event
+by event, because nesting can be too deep to load.
 
-jsonargparse reads more strings as numbers than YAML 1.1, which PyYAML writes: `1e-3` is a number to it. What is written
-here is quoted where either of them would read it as another value.
+jsonargparse reads more strings as numbers than YAML 1.1, the version that PyYAML writes: it reads `1e-3` as a number. A
+string is quoted here if either of them would read it as another value.
 """
 
 import re
@@ -21,11 +21,11 @@ ACCEPTED = "accepted: a YAML file of keys and values"
 
 
 class BadText(ValueError):
-    """A text that is not a config; the message gives the reason and, where there is one, the line."""
+    """A text that is not a config; the message has the reason and, if known, the line."""
 
 
 def read(text: str, aliases: bool = True) -> dict[Any, Any]:
-    """Reads a config; blanks and comments alone are an empty one.
+    """Reads a config; a text of blanks and comments is an empty config.
 
     Args:
         text: YAML.
@@ -57,21 +57,21 @@ def read(text: str, aliases: bool = True) -> dict[Any, Any]:
 
 class _Dumper(yaml.SafeDumper):
     def represent_text(self, text: str) -> yaml.Node:
-        breaks = not set("\x85\u2028\u2029\ufeff").isdisjoint(text)  # to YAML; only double quotes keep them
+        breaks = not set("\x85\u2028\u2029\ufeff").isdisjoint(text)  # line breaks to YAML; only double quotes keep them
         return self.represent_scalar("tag:yaml.org,2002:str", text, style='"' if breaks else None)
 
 
 _Dumper.add_representer(str, _Dumper.represent_text)
 _Dumper.add_implicit_resolver(
     "tag:yaml.org,2002:float",
-    re.compile(r"[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"),  # YAML 1.1 asks for the dot and for the sign
+    re.compile(r"[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"),  # YAML 1.1 requires the dot and the sign
     list("-+0123456789"),
 )
 _Dumper.add_multi_representer(Enum, lambda dumper, value: dumper.represent_data(value.value))  # defaults of Lightning's
 
 
 def dump(values: Any, in_one_line: bool = False) -> str:
-    """Writes values as YAML, mappings in their order.
+    """Writes values as YAML; mappings keep their order.
 
     Args:
         values: Plain values.
@@ -89,7 +89,7 @@ set_dumper("yaml", dump)  # --print_config
 
 @dataclass
 class _Open:
-    """A mapping or sequence that has begun: its anchor, the keys of a mapping, and whether one of them comes next."""
+    """A mapping or sequence that has begun: its anchor, a mapping's keys, and whether a key comes next."""
 
     anchor: str | None
     keys: set[str] | None

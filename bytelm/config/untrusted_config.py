@@ -1,13 +1,13 @@
-"""Configs that are not trusted: they cannot run code, read files, or be scored on other terms than the baseline.
+"""Untrusted configs: they cannot run code, read files, or get a score that cannot be compared with the baseline's.
 
-A config is more than data: it names classes to import, a file that is named in place of a value is read, and the
-trainer's options reach everything that Lightning can do. So the accepted keys and values are listed, and all others are
+A config is more than data: it names classes to import, a file named in place of a value is read, and the trainer's
+options reach every feature of Lightning. Therefore the accepted keys and values are listed, and all others are
 rejected, in two steps:
 
-* the config as it was written, before anything parses it (`check_written`);
-* the config as it was parsed, because a short name stands for any class that is loaded (`check_resolved`).
+* the config as written, before it is parsed (`check_written`);
+* the config as parsed, because a short name can mean any loaded class (`check_resolved`).
 
-All other keys are as in the baseline (`shared_config`): the corpus, the device, the callbacks.
+All other keys have the baseline's values (`shared_config`): the corpus, the device, the callbacks.
 """
 
 import re
@@ -22,7 +22,7 @@ from bytelm.config import base
 from bytelm.errors import ConfigError
 from bytelm.units import time_limit
 
-# Each run sets these keys, with everything below them, and these options of further keys.
+# Each run sets these keys, with everything below them, and these options of other keys.
 OWN_KEYS = ("model", "time_budget", "lr_schedule", "divergence", "seed_everything")
 OWN_OPTIONS = {
     "data": ("batch_size", "order", "seed"),
@@ -31,24 +31,24 @@ OWN_OPTIONS = {
         *("deterministic", "val_check_interval", "log_every_n_steps"),
     ),
 }
-# These may be set as in the baseline only: they determine the text and the device that a score is reached on.
+# These must have the baseline's values: they determine the text and the device of a score.
 FIXED_OPTIONS = {"data": ("class_path", "seq_len", "train_fraction", "eval_bytes"), "trainer": ("accelerator",)}
 
 ROOTS = ("bytelm.", "torch.optim.", "lion_pytorch.")
-_kinds: set[type] = {Optimizer}  # and those that are `nameable`
+_kinds: set[type] = {Optimizer}  # and those that are passed to `nameable`
 Kind = TypeVar("Kind", bound=type)
 CLASSES = "accepted here: numbers, words, and parts of bytelm, torch.optim and lion_pytorch"
 
 NAME = re.compile(r"[A-Za-z]\w*(\.[A-Za-z]\w*)*", re.ASCII)
-# A dot only before a digit (1.5h), so that it is neither an import path nor `file.yaml`. No brackets, quotes or colons:
-# jsonargparse reads a text as YAML once more.
+# A dot only before a digit (1.5h): other dots could form an import path or `file.yaml`. No brackets, quotes or colons:
+# jsonargparse reads a text as YAML a second time.
 _WORD = r"[+-]?([A-Za-z0-9_%]|\.[0-9])([A-Za-z0-9_%+-]|\.(?=[0-9]))*"
 WORDS = re.compile(rf"{_WORD}( {_WORD})*")
-LONGEST_WORDS = 200  # characters; no part and no value has more, and file systems have names of up to 255 bytes
+LONGEST_WORDS = 200  # characters; no part or value has more, and file systems have names of up to 255 bytes
 
 
 def nameable(kind: Kind) -> Kind:
-    """Lets untrusted configs name a class and its subclasses, those of bytelm, torch.optim and lion_pytorch."""
+    """Lets untrusted configs name a class and its subclasses in bytelm, torch.optim and lion_pytorch."""
     _kinds.add(kind)
     return kind
 
@@ -59,7 +59,7 @@ def check_written(config: Mapping[Any, Any], baseline: Mapping[str, Any], folder
     Args:
         config: The config.
         baseline: The baseline's resolved config.
-        folder: The folder that the config, and files that it names, will be read from.
+        folder: The folder from which the config, and files that it names, will be read.
 
     Raises:
         ConfigError: A key or a value is not accepted.
@@ -70,7 +70,7 @@ def check_written(config: Mapping[Any, Any], baseline: Mapping[str, Any], folder
         path = "data.class_path" if path == "data" else path  # a class may be given by its name alone
         _check_key(key, path, value)
         _check_value(key, value, folder)
-        # Before it is parsed, because another corpus would be searched for and downloaded.
+        # Checked before parsing, because another corpus would be searched for and downloaded.
         if path == "data.class_path" and value != {} and _last(str(value)) != corpus:
             raise ConfigError(key, value, f"accepted: {corpus}, the baseline's corpus")
 
@@ -83,7 +83,7 @@ def check_resolved(resolved: Mapping[str, Any], baseline: Mapping[str, Any]) -> 
         baseline: The baseline's resolved config.
 
     Raises:
-        ConfigError: A class is not accepted, or an option is not as in the baseline.
+        ConfigError: A class is not accepted, or an option differs from the baseline's.
     """
     for key, value in leaves({key: resolved[key] for key in OWN_KEYS if key in resolved}):
         if key.endswith(".class_path") and not is_part(str(value)):
@@ -96,7 +96,7 @@ def check_resolved(resolved: Mapping[str, Any], baseline: Mapping[str, Any]) -> 
 
 
 def check_limit(resolved: Mapping[str, Any], most: float, baseline: Mapping[str, Any]) -> None:
-    """Checks that a budget is not larger than the baseline's, and that a run has the time for it.
+    """Checks that a budget is not larger than the baseline's, and that a run has enough time for it.
 
     Args:
         resolved: The resolved config.
@@ -117,7 +117,7 @@ def check_limit(resolved: Mapping[str, Any], most: float, baseline: Mapping[str,
 
 
 def shared_config(baseline: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of the baseline's resolved config that all runs share, as a config to apply before theirs."""
+    """Returns the part of the baseline's resolved config that all runs share, as a config to apply before theirs."""
     rest = {key: value for key, value in baseline.items() if key not in OWN_KEYS}
     data = baseline["data"]
     rest["data"] = {**data, "init_args": _without(data.get("init_args") or {}, OWN_OPTIONS["data"])}
@@ -126,7 +126,7 @@ def shared_config(baseline: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def own_config(resolved: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of a resolved config that an untrusted config may state."""
+    """Returns the part of a resolved config that an untrusted config may set."""
     own = {key: value for key, value in resolved.items() if key in OWN_KEYS}
     data, trainer = ((*OWN_OPTIONS[key], *FIXED_OPTIONS[key]) for key in ("data", "trainer"))
     options = {key: value for key, value in (resolved["data"].get("init_args") or {}).items() if key in data}
@@ -136,7 +136,7 @@ def own_config(resolved: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    """The values of a config with their dotted keys; an empty mapping or list counts as a value.
+    """Yields the values of a config with their dotted keys; an empty mapping or list counts as a value.
 
     Args:
         value: The config, or a value in it.
@@ -158,13 +158,13 @@ def leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def is_part(path: str) -> bool:
-    """Whether an import path names a part of bytelm; other classes of bytelm start processes, for example.
+    """Returns whether an import path names a part of bytelm; other classes of bytelm may, for example, start processes.
 
-    Modules have attributes from elsewhere (`bytelm.system.files.os.system`), so the module that defines the class
-    counts. Modules that are not loaded hold no parts.
+    Modules contain attributes of other modules (`bytelm.system.files.os.system`), so the module that defines the class
+    counts. A module that is not loaded contains no parts.
 
     Args:
-        path: Such as `bytelm.parts.position.Rotary`.
+        path: An import path such as `bytelm.parts.position.Rotary`.
     """
     module, _, name = path.rpartition(".")
     found = getattr(sys.modules.get(module), name, None)

@@ -1,15 +1,14 @@
-"""Values that users give: checked once, where they enter, with a message that names key, value and what is accepted.
+"""Values from users: checked once, at the edge; the message names the key, the value and the accepted values.
 
-Ranges of single numbers are types, which the command line checks against the key that they came from. What depends on
-several values (n_heads divides d_model) is checked by the constructor that sees them all, which raises
-bytelm.errors.ConfigError.
+Ranges of single numbers are types; the command line checks them and knows the key. A rule about several values (n_heads
+divides d_model) is checked by the constructor that receives them, which raises bytelm.errors.ConfigError.
 """
 
 from typing import TYPE_CHECKING
 
 from bytelm.units import Duration
 
-if TYPE_CHECKING:  # a type checker knows them as the numbers that they are
+if TYPE_CHECKING:  # type checkers see plain numbers
     PositiveInt = int
     NonNegativeInt = int
     PositiveFloat = float
@@ -24,18 +23,18 @@ else:
         return str(value)
 
     def _plain(base: type, checked: type) -> type:
-        """A type of jsonargparse's whose values are plain numbers once they have been checked.
+        """A jsonargparse type whose values are plain numbers after they are checked.
 
-        Its own are objects of subclasses, which torch.compile does not take for numbers: each one that a module keeps
-        splits the graph there. Nor could a checkpoint hold them.
+        jsonargparse's own types make objects of subclasses, which torch.compile does not treat as numbers: each one in
+        a module splits the graph there. A checkpoint cannot hold them either.
         """
-        # In its __new__, so that argparse's `type=PositiveInt` checks, too.
+        # Checked in its __new__, because argparse's `type=PositiveInt` calls that.
         made = {"__doc__": checked.__doc__, "__new__": lambda cls, value: base(checked(value))}
         plain = type(checked.__name__, (base,), made)
         typing.register_type(
             plain,
             serializer=lambda number: number,
-            type_check=lambda value, of: False,  # so that plain numbers are checked, too
+            type_check=lambda value, of: False,  # plain numbers are checked too
         )
         return plain
 

@@ -1,5 +1,5 @@
-"""Data: what all kinds share (base.py), and how text reaches the trainer.
+"""Data: the common base (base.py), and the steps from text to the trainer's batches.
 
-As bytes: where they come from (corpora.py), how they become rows (rows.py), in which order (orders.py), and batches
-(bytes.py). As tokens that were made beforehand: their files (shard_file.py), and batches of them (shards.py).
+Bytes: their sources (corpora.py), how they are cut into rows (rows.py), the order of the rows (orders.py), and batches
+(bytes.py). Tokens made in advance: their files (shard_file.py) and batches (shards.py).
 """

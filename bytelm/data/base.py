@@ -1,6 +1,6 @@
-"""TokenData: what all kinds of data share, whatever their tokens are. A subclass says how batches come about.
+"""TokenData: the base of all data, whatever their tokens are. A subclass defines how batches are made.
 
-Its position is saved and restored with the run, and a run goes on only with the text that it began with.
+The position in the data is saved and restored with the run. A run resumes only with the text that it started with.
 """
 
 import os
@@ -18,8 +18,8 @@ from bytelm.errors import DataError
 class TrainLoader(Protocol):
     """Endless training batches of one rank, whose position can be saved.
 
-    Those of data whose `batch_size` and `seq_len` are schedulable have attributes of these names, which are set between
-    two batches.
+    If `batch_size` or `seq_len` is schedulable, the loader has an attribute of that name, which is set between two
+    batches.
     """
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]: ...
@@ -35,16 +35,15 @@ class TokenData(LightningDataModule, ABC):
     Args:
         batch_size: Rows of one batch of one rank.
         seq_len: Tokens of a row.
-        seed: Seed of random orders; None for that of the run (`seed_everything`).
+        seed: Seed of random orders; None for the run's seed (`seed_everything`).
 
     Attributes:
         vocab_size: All tokens are below it.
-        token_bytes: Bytes that each token stands for, int64, (vocab_size,), known after `setup`; None where every token
-            is a byte, or where it is not known.
-        counts_bytes: Whether it is known how many bytes tokens stand for, so that there can be a score in bits per
-            byte.
-        schedulable: Which of `batch_size` and `seq_len` the training loader lets change during a run. Validation keeps
-            the values given here.
+        token_bytes: Number of bytes of each token, int64, (vocab_size,), known after `setup`; None if every token is a
+            byte, or if the number is unknown.
+        counts_bytes: Whether the number of bytes of each token is known, which a score in bits per byte requires.
+        schedulable: Which of `batch_size` and `seq_len` can change in the training loader during a run. Validation
+            keeps the values given here.
     """
 
     schedulable: tuple[str, ...] = ()
@@ -59,26 +58,26 @@ class TokenData(LightningDataModule, ABC):
         self.seed = seed
         self._loader: TrainLoader | None = None
         self._epochs: EpochLoader | None = None  # the same batches, for Lightning
-        self._position: dict[str, Any] | None = None  # of the loader, in the checkpoint that is resumed
+        self._position: dict[str, Any] | None = None  # the loader's position in the checkpoint that is resumed
 
     @abstractmethod
     def corpus_record(self) -> dict[str, Any]:
-        """Which text it is, for a run's record: its `name`, its size, and `sha256`, by which texts are told apart.
+        """Returns the text's entry in a run's record: its `name`, its size, and `sha256`, which identifies it.
 
         Raises:
-            DataError: The text is not there, or cannot be read.
+            DataError: The text does not exist, or cannot be read.
         """
 
     def changed(self) -> str | None:
-        """What has changed in the files that this run reads, since `corpus_record`; None if nothing has.
+        """Returns the changes in the files that this run reads, since `corpus_record`; None if there are none.
 
-        None too where all text is in memory. Called about once a second.
+        Also None if the whole text is in memory. Called about once a second.
         """
         return None
 
     @abstractmethod
     def train_loader(self, seed: int, rank: int, world_size: int) -> TrainLoader:
-        """A rank's training batches, from the first one.
+        """Returns a rank's training batches, from the first one.
 
         Args:
             seed: Seed of random orders.
@@ -86,12 +85,12 @@ class TokenData(LightningDataModule, ABC):
             world_size: Number of ranks.
 
         Raises:
-            DataError: The text does not suffice for a batch.
+            DataError: The text is too short for a batch.
         """
 
     @abstractmethod
     def train_tokens(self) -> int:
-        """Tokens of the training text, once the data are set up. So many tokens are an epoch (epochs.py)."""
+        """Tokens of the training text, after the data are set up. An epoch has this many tokens (epochs.py)."""
 
     def epoch_batches(self) -> int:
         """Batches of one rank in an epoch of the trainer, before limits such as `limit_train_batches`."""
@@ -100,15 +99,15 @@ class TokenData(LightningDataModule, ABC):
         return batches_in_epoch(self.train_tokens(), step_tokens, batches_per_step)
 
     def check_sizes(self, key: str, option: str, sizes: Sequence[int]) -> None:
-        """Whether training batches can have these sizes, once the data are set up.
+        """Checks that training batches can have these sizes, after the data are set up.
 
         Args:
-            key: Of the config, for the message.
+            key: Key of the config, for the message.
             option: One of `schedulable`.
-            sizes: All values that it will have.
+            sizes: All values that the option will have.
 
         Raises:
-            ConfigError: They cannot, in this order of the rows.
+            ConfigError: Batches cannot have these sizes in this order of the rows.
             DataError: The text is too short.
         """
 
@@ -123,18 +122,18 @@ class TokenData(LightningDataModule, ABC):
         return self._epochs
 
     def state_dict(self) -> dict[str, Any]:
-        # Lightning saves the loader's state too, but restores it only from checkpoints that it takes to be from the
-        # middle of an epoch, and the end of a budget counts as the end of one.
+        # Lightning also saves the loader's state, but restores it only from checkpoints that it considers to be from
+        # the middle of an epoch. The end of a budget counts as the end of an epoch.
         return {} if self._epochs is None else {**self._epochs.state_dict(), "corpus": self.corpus_record()["sha256"]}
 
     def check_resume(self, state_dict: dict[str, Any]) -> None:
-        """Whether a run can go on with these data.
+        """Checks that a run can resume with these data.
 
         Raises:
-            DataError: The corpus is not the one that the run began with.
+            DataError: The corpus is not the one that the run started with.
         """
         if not state_dict:
-            return  # nothing was taken of them yet
+            return  # no batch has been taken yet
         corpus = self.corpus_record()
         if state_dict["corpus"] != corpus["sha256"]:
             raise DataError(

@@ -1,4 +1,4 @@
-"""ByteData: a corpus as a LightningDataModule. A subclass says only where the bytes come from."""
+"""ByteData: a corpus as a LightningDataModule. A subclass defines only where the bytes come from."""
 
 import hashlib
 from abc import abstractmethod
@@ -23,7 +23,7 @@ class Corpus:
     """Text as bytes.
 
     Attributes:
-        name: What a run record calls it.
+        name: Name in a run record.
         stream: uint8, (n,).
     """
 
@@ -32,7 +32,7 @@ class Corpus:
 
     @cached_property
     def sha256(self) -> str:
-        """Hash of the bytes: which text it was, whatever its name."""
+        """Hash of the bytes, which identifies the text whatever its name is."""
         return hashlib.sha256(self.stream.numpy().data).hexdigest()
 
 
@@ -40,19 +40,20 @@ class Corpus:
 class ByteData(TokenData):
     """Base of the corpora whose tokens are bytes: splits, rows, batches.
 
-    The first part of the corpus trains, the rest validates. `validate` scores the first `eval_bytes` of the validation
-    split, the challenge's measure; `test` and `predict` take the whole split.
+    The first part of the corpus is for training, the rest for validation. `validate` scores the first `eval_bytes` of
+    the validation split, as the challenge does; `test` and `predict` use the whole split.
 
     Args:
         batch_size: Rows of one batch of one rank.
         seq_len: Bytes of a row.
-        order: `sequential`, `shuffled` by epoch, or one of 8 `folds` of the rows after the other, shuffled, for parts
-            that learn from the text beside the weights and must not be trained on rows that they have learnt.
-        train_fraction: Share of the corpus that trains.
-        eval_bytes: Bytes of the validation split that `val/bpb` is measured on, at most.
-        development: Where in the training split, as fractions, a development split lies that validates instead, such
-            as [0.9, 1.0]; what is validated otherwise stays unread. For choices between experiments.
-        seed: Seed of the shuffled orders; default that of the run (`seed_everything`).
+        order: `sequential`, `shuffled` (in each epoch), or `folds`: the 8 folds of the rows one after another,
+            shuffled. `folds` is for parts that learn from the text beside the weights, and must not be trained on rows
+            that they have learned.
+        train_fraction: Share of the corpus for training.
+        eval_bytes: Maximum number of bytes of the validation split that `val/bpb` is measured on.
+        development: A development split inside the training split, as fractions such as [0.9, 1.0]. It is used for
+            validation in place of the validation split, which is then not read. For choices between experiments.
+        seed: Seed of the shuffled orders; default: the run's seed (`seed_everything`).
     """
 
     vocab_size = 256
@@ -83,16 +84,16 @@ class ByteData(TokenData):
         """Finds the corpus.
 
         Raises:
-            DataError: It is not there; the message says what to place where.
+            DataError: It does not exist; the message says which file to place where.
             OSError: It cannot be read.
         """
 
     @property
     def corpus(self) -> Corpus:
-        """The corpus, read when it is first asked for.
+        """The corpus, read on first access.
 
         Raises:
-            DataError: It is not there, or cannot be read.
+            DataError: It does not exist, or cannot be read.
         """
         if self._corpus is None:
             try:
@@ -156,11 +157,11 @@ class ByteData(TokenData):
 
     @property
     def fold(self) -> int | None:
-        """Fold that the last training batch was taken from, if rows come by folds."""
+        """Fold of the last training batch, if rows are taken by folds."""
         return None if self._loader is None else self._loader.fold
 
     def val_dataloader(self) -> EvalBatches:
-        # At least one row, as a budget of fewer bytes would otherwise score nothing.
+        # At least one row; a budget of fewer bytes would otherwise score nothing.
         return self._eval_batches(self.val_split[: max(self.eval_bytes, self.seq_len)])
 
     def test_dataloader(self) -> EvalBatches:

@@ -1,4 +1,4 @@
-"""The corpora: Shakespeare (downloaded once), PythonSource (on every machine already), Bytes (your own files)."""
+"""The corpora: Shakespeare (downloaded once), PythonSource (present on every machine), Bytes (your own files)."""
 
 import glob
 import hashlib
@@ -24,12 +24,12 @@ READ_AT_MOST = 2**30  # bytes of a single file; larger ones are mapped
 class Shakespeare(ByteData):
     """The complete works of Shakespeare.
 
-    Looked for as shakespeare.txt in $BYTELM_DATA, then in the cache folder ($XDG_CACHE_HOME/bytelm, or
-    ~/.cache/bytelm); if it is in neither, Project Gutenberg's etext 100 is downloaded there.
+    Searched for as shakespeare.txt in $BYTELM_DATA, then in the cache folder ($XDG_CACHE_HOME/bytelm, or
+    ~/.cache/bytelm). If neither has it, Project Gutenberg's etext 100 is downloaded to the cache folder.
 
     Args:
-        url: Where the text is downloaded from.
-        sha256: Hash that the download must have; none by default, as Project Gutenberg revises its texts.
+        url: Address to download the text from.
+        sha256: Required hash of the download; none by default, as Project Gutenberg revises its texts.
         kwargs: The options of ByteData.
     """
 
@@ -88,10 +88,10 @@ class Shakespeare(ByteData):
 
 
 class PythonSource(ByteData):
-    """The source text of Python's standard library: real text that is already on every machine with Python.
+    """The source text of Python's standard library: real text on every machine that has Python.
 
-    Modules are joined in an order that depends on their names but looks random, so that the last tenth of the corpus
-    is of the same kind as the first. The text differs between Python versions; the run record's hash tells.
+    Modules are joined in an order that depends on their names but looks random. The last tenth of the corpus is
+    therefore of the same kind as the first. The text differs between Python versions; the run record has its hash.
     """
 
     def read(self) -> Corpus:
@@ -99,7 +99,7 @@ class PythonSource(ByteData):
         skipped = {"site-packages", "dist-packages", "test", "tests", "__pycache__"}
         names = []
         for folder, subfolders, files in os.walk(library, onerror=_raise):
-            subfolders[:] = set(subfolders) - skipped  # not walked into: site-packages can hold 10^5 files
+            subfolders[:] = set(subfolders) - skipped  # not searched: site-packages can hold 10^5 files
             names += [Path(folder, file).relative_to(library) for file in files if file.endswith(".py")]
         names.sort(key=lambda name: hashlib.sha256(name.as_posix().encode()).digest())
         return Corpus("python-source", read_bytes(b"".join((library / name).read_bytes() for name in names)))
@@ -108,13 +108,13 @@ class PythonSource(ByteData):
 class Bytes(ByteData):
     """Any files of yours, as bytes.
 
-    Text is read into memory when the run begins: the files may change afterwards. One file of more than 1 GiB is mapped
-    instead, and a run that finds it changed ends. If such a file is truncated, the process may be killed by SIGBUS
-    before it finds out.
+    Text is read into memory when the run starts: the files may change afterwards. A single file of more than 1 GiB is
+    mapped instead, and a run that detects a change in it ends. If such a file is truncated, SIGBUS may kill the process
+    before the change is detected.
 
     Args:
-        path: A file, a folder (all files in it and below it, sorted by path, but for hidden ones, whose names or whose
-            folders' names begin with a dot), a glob pattern, or a list of these.
+        path: A file, a folder, a glob pattern, or a list of these. A folder stands for all files in it and its
+            subfolders, sorted by path, without hidden ones (a file or folder whose name starts with a dot).
         kwargs: The options of ByteData.
     """
 
@@ -142,12 +142,12 @@ class Bytes(ByteData):
 
 
 def text_files(path: str) -> list[Path]:
-    """The files that a path stands for, sorted: itself, those in a folder, or those that match a glob pattern.
+    """Returns the files of a path, sorted: the file itself, those in a folder, or those that match a glob pattern.
 
-    Hidden files of a folder are left out, as a glob pattern leaves them out.
+    Hidden files of a folder are left out, as in a glob pattern.
 
     Raises:
-        DataError: There are none.
+        DataError: There are no such files.
     """
     expanded = Path(path).expanduser()
     if expanded.is_file():
@@ -161,7 +161,7 @@ def text_files(path: str) -> list[Path]:
 
 
 def _walk(folder: Path) -> Iterator[Path]:
-    """All that is not hidden in a folder; unlike Path.rglob it does not pass over what may not be read."""
+    """Yields everything in a folder that is not hidden; unlike Path.rglob, it does not skip unreadable folders."""
     for parent, folders, names in os.walk(folder, onerror=_raise):
         folders[:] = [name for name in folders if not name.startswith(".")]
         yield from (Path(parent, name) for name in names if not name.startswith("."))
@@ -180,7 +180,7 @@ def _what_it_is(path: Path) -> str:
 
 
 def _mapped(file: BinaryIO) -> Tensor:
-    """A file in memory that is read as it is used: a corpus larger than memory costs only what is read of it."""
+    """Maps a file into memory: of a corpus larger than memory, only the parts in use take space."""
     return torch.frombuffer(mmap(file.fileno(), 0, access=ACCESS_COPY), dtype=torch.uint8)
 
 

@@ -1,4 +1,4 @@
-"""Downloads of texts: a file appears under its name only when it is whole, and its hash is kept beside it."""
+"""Downloads of texts: a file gets its name only when it is complete, and its hash is stored in a file next to it."""
 
 import hashlib
 from collections.abc import Callable
@@ -10,27 +10,27 @@ from tqdm import tqdm
 
 from bytelm.system.files import replacing
 
-TIMEOUT_SECONDS = 30  # without an answer; not for the whole transfer
+TIMEOUT_SECONDS = 30  # without a response; not for the whole transfer
 
 
 class DownloadError(Exception):
-    """A download did not come to its end, or is not what it should be."""
+    """A download was not completed, or has the wrong content."""
 
 
 def download(url: str, target: Path, transform: Callable[[bytes], bytes], sha256: str | None = None) -> None:
-    """Fetches a text, transforms it, and moves it to `target` in one step, so that no cut leaves half a file there.
+    """Downloads and transforms a text, and moves it to `target` in one step: no partial file is left there.
 
-    The hash of what is kept is written beside it, to `<target>.sha256`.
+    The hash of the stored text is written to `<target>.sha256`.
 
     Args:
-        url: Address.
-        target: Final path; its folder is made.
-        transform: Makes the text to keep out of the one received; raises DownloadError where that is not whole.
-        sha256: Hash that the text as received must have.
+        url: Address of the text.
+        target: Final path; its folder is created.
+        transform: Turns the downloaded text into the stored text; raises DownloadError if the text is incomplete.
+        sha256: Required hash of the text as downloaded.
 
     Raises:
-        DownloadError: The address could not be reached, the transfer was cut, the text is another one than `sha256`
-            asks for, or the folder cannot be written to.
+        DownloadError: The address could not be reached, the transfer was cut, the hash is not `sha256`, or the folder
+            is not writable.
     """
     try:
         received = _fetch(url, target.name)
@@ -39,15 +39,15 @@ def download(url: str, target: Path, transform: Callable[[bytes], bytes], sha256
             raise DownloadError(f"{url}: its sha256 is {hashed}, not {sha256}")
         text = transform(received)
         target.parent.mkdir(parents=True, exist_ok=True)
-        _hash_file(target).unlink(missing_ok=True)  # of an earlier text
+        _hash_file(target).unlink(missing_ok=True)  # the hash of an earlier text
         _place(text, target)
         _place(hashlib.sha256(text).hexdigest().encode() + b"\n", _hash_file(target))
-    except (OSError, HTTPException, ValueError) as error:  # ValueError: no address, or a header that is no number
+    except (OSError, HTTPException, ValueError) as error:  # ValueError: invalid address, or header that is no number
         raise DownloadError(f"{url}: {error}") from error
 
 
 def kept_hash(path: Path) -> str | None:
-    """The hash that a text had when it was downloaded; None for one that somebody placed."""
+    """Returns the hash that a text had when it was downloaded; None for a text that the user placed there."""
     file = _hash_file(path)
     return file.read_text(errors="replace").strip() if file.is_file() else None
 
@@ -70,17 +70,17 @@ def _fetch(url: str, name: str) -> bytes:
             while chunk := response.read(1 << 16):
                 received += chunk
                 bar.update(len(chunk))
-    # http.client ends a cut transfer like a finished one when it is read in chunks.
+    # When a transfer is read in chunks, http.client does not report that it was cut.
     if length is not None and len(received) != length:
         raise DownloadError(f"{url}: cut after {len(received)} of {length} bytes")
     return bytes(received)
 
 
 def strip_gutenberg(text: bytes) -> bytes:
-    """A Project Gutenberg etext without its header and footer, with Unix line ends.
+    """Returns a Project Gutenberg etext without its header and footer, with Unix line ends.
 
     Raises:
-        DownloadError: Header or footer is missing, so that the text is not whole.
+        DownloadError: Header or footer is missing: the text is incomplete.
     """
     lines = text.removeprefix(b"\xef\xbb\xbf").replace(b"\r\n", b"\n").split(b"\n")
     starts = [i for i, line in enumerate(lines) if line.startswith(b"*** START OF TH")]

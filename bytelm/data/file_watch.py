@@ -1,4 +1,4 @@
-"""FileWatch: tells whether files were written to while a run reads them."""
+"""FileWatch: detects whether files are written to while a run reads them."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -10,9 +10,9 @@ Stamp = tuple[int, int]
 
 
 class FileWatch:
-    """Compares files with what they were when the watch was made.
+    """Compares files with their state when the watch was created.
 
-    Sizes and times cost a system call a file. Contents are read only where one of these differs.
+    Sizes and times cost one system call per file. The contents are read only if a size or time has changed.
 
     Args:
         stamps: Returns the stamp of each file.
@@ -25,12 +25,12 @@ class FileWatch:
         self._stamps = stamps()
 
     def changed(self, sha256: str) -> str | None:
-        """What has changed; None if nothing has.
+        """Returns what has changed; None if nothing has.
 
-        A file that was written to and has the same size and hash is noted once, and accepted.
+        A file that was written to but has the same size and hash is noted once, and accepted.
 
         Args:
-            sha256: What `digest` returned when the files were as the run's record says.
+            sha256: The result of `digest` when the files were in the state of the run's record.
         """
         stamps = self._stamps_of()
         if stamps == self._stamps:

@@ -1,7 +1,7 @@
 """nanoGPT's meta.pkl: the characters of a data set and their numbers, read without running code from it.
 
-A pickle is a program for a machine that can import and call anything. nanoGPT's holds a dict of dicts of characters and
-whole numbers, for which a few of its instructions suffice. A file with any other instruction is rejected unread.
+A pickle is a program for a machine that can import and call anything. nanoGPT's file contains a dict of dicts of
+characters and integers, which needs only a few instructions. A file with any other instruction is rejected unread.
 """
 
 import pickle
@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 LARGEST = 2**26  # bytes; all characters of Unicode take less
-MOST_TOKENS = 2**21  # more than Unicode has characters
-TOKENIZER, BYTES = "tokenizer", "bytes"  # a key of bytelm's, which nanoGPT does not look at, and its value
-# Of protocols 0 to 5: dicts, texts, whole numbers, and the memory in which a value is kept for its next use.
+MOST_TOKENS = 2**21  # more than the number of Unicode's characters
+TOKENIZER, BYTES = "tokenizer", "bytes"  # a key of bytelm's, which nanoGPT ignores, and its value
+# Instructions of protocols 0 to 5: dicts, texts, integers, and the memory that keeps a value for its next use.
 OPCODES = {
     *("PROTO", "FRAME", "STOP", "MARK", "DICT", "EMPTY_DICT", "SETITEM", "SETITEMS"),
     *("UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"),
@@ -22,12 +22,12 @@ OPCODES = {
 
 
 class Meta(NamedTuple):
-    """What a meta.pkl says.
+    """Content of a meta.pkl.
 
     Attributes:
-        numbers: Each character that can be encoded, and its number (`stoi`).
-        texts: Each number and the text that it decodes to (`itos`).
-        is_bytes: Whether the tokens are bytes, of which only some are characters. Written by bytelm alone.
+        numbers: The number of each character that can be encoded (`stoi`).
+        texts: The text that each number decodes to (`itos`).
+        is_bytes: Whether the tokens are bytes, of which only some are characters. Only bytelm writes this.
     """
 
     numbers: dict[str, int]
@@ -40,7 +40,7 @@ def read_meta(path: Path) -> Meta:
 
     Raises:
         OSError: The file cannot be read.
-        ValueError: It holds something else; the message says what.
+        ValueError: The file has other content; the message names it.
     """
     with path.open("rb") as file:
         data = file.read(LARGEST + 1)
@@ -55,7 +55,7 @@ def read_meta(path: Path) -> Meta:
         values = pickle.loads(data)
     except ValueError:
         raise
-    except Exception as error:  # pickle raises whatever the damage makes of the file
+    except Exception as error:  # pickle raises any error, depending on the damage
         raise ValueError(f"it is no pickle ({error})") from error
     return _checked(values)
 

@@ -1,7 +1,7 @@
-"""Orders: which rows of a text come next. All orders have one interface; all ranks together take rows from one of them.
+"""Orders: the sequence of a text's rows. All orders have one interface; all ranks together take rows from one order.
 
-A row is named by its first byte. An order is a place in the text that can be saved; how many rows are taken at once may
-change from one batch to the next, and in sequential order their length, too.
+A row is identified by the position of its first byte. An order is a place in the text that can be saved. The number of
+rows taken at once may change from one batch to the next; in sequential order, their length may change too.
 """
 
 from abc import ABC, abstractmethod
@@ -21,11 +21,11 @@ class Order(ABC):
     Args:
         n_bytes: Length of the text.
         seq_len: Bytes of a row.
-        seed: Of random orders.
+        seed: Seed of random orders.
 
     Attributes:
         position: Rows taken so far.
-        fold: Fold of the rows that were last taken; None before, and in orders without folds.
+        fold: Fold of the last rows that were taken; None before any are taken, and in orders without folds.
     """
 
     fixed_seq_len = True
@@ -43,35 +43,35 @@ class Order(ABC):
 
     @property
     def most_rows(self) -> int | None:
-        """How many rows can be taken at once; None: any number."""
+        """Maximum number of rows that can be taken at once; None: no maximum."""
         return None
 
     @abstractmethod
     def take(self, n_rows: int, seq_len: int) -> Tensor:
-        """First bytes of the next rows, (n_rows,), of seq_len bytes each."""
+        """Returns the first bytes of the next rows, (n_rows,), of seq_len bytes each."""
 
     def state_dict(self) -> dict[str, Any]:
-        """The place, for a checkpoint."""
+        """Returns the place, for a checkpoint."""
         return {"position": self.position}
 
     def load_state_dict(self, state: dict[str, Any], n_rows: int) -> None:
         """Returns to a place.
 
         Args:
-            state: From `state_dict`. That of an older version has `position` alone; then all steps took n_rows.
-            n_rows: Rows that a step takes.
+            state: From `state_dict`. An older version's state has only `position`; all of its steps took n_rows.
+            n_rows: Rows of one step.
         """
         self.position = state["position"]
 
 
 class Sequential(Order):
-    """Follows the text without overlap, and wraps around at its end, in the middle of a row if need be."""
+    """Follows the text without overlap, and wraps around at its end, possibly in the middle of a row."""
 
     fixed_seq_len = False
 
     def __init__(self, n_bytes: int, seq_len: int, seed: int = 0) -> None:
         super().__init__(n_bytes, seq_len, seed)
-        self._byte = 0  # the next one; not modulo n_bytes
+        self._byte = 0  # the next byte; not modulo n_bytes
 
     def take(self, n_rows: int, seq_len: int) -> Tensor:
         starts = (self._byte + torch.arange(n_rows) * seq_len) % self.n_bytes
@@ -88,7 +88,7 @@ class Sequential(Order):
 
 
 class Shuffled(Order):
-    """Takes the text's whole rows in a new random order every epoch."""
+    """Takes the text's whole rows in a new random order in every epoch."""
 
     def take(self, n_rows: int, seq_len: int) -> Tensor:
         rows = self.position + torch.arange(n_rows)
@@ -103,15 +103,15 @@ class Shuffled(Order):
 
 
 class Folds(Order):
-    """Takes one fold of the rows after the other (deal_rows), folds and their rows in a new random order every epoch.
+    """Takes the folds of the rows (deal_rows) one after another; each epoch has a new random order of folds and rows.
 
-    Rows that are taken at once are all of one fold. Each fold leaves out its last ones, those that no longer suffice.
+    Rows that are taken at once belong to one fold. Each fold leaves out its last rows if they are too few.
     """
 
     def __init__(self, n_bytes: int, seq_len: int, seed: int = 0) -> None:
         super().__init__(n_bytes, seq_len, seed)
         self._fold_of_row = deal_rows(n_bytes // seq_len)
-        self._epoch, self._turn, self._row = 0, 0, 0  # the fold whose turn it is, and how many of its rows are taken
+        self._epoch, self._turn, self._row = 0, 0, 0  # the current fold, and the number of its rows that are taken
         self._order = self._shuffled_folds(0)
 
     @property
@@ -158,7 +158,7 @@ class Folds(Order):
         self._epoch, self._turn, self._row = epoch, turn, row
 
     def _shuffled_folds(self, epoch: int) -> list[tuple[int, Tensor]]:
-        """The folds of an epoch with their rows, in its order."""
+        """Returns the folds of an epoch with their rows, in the epoch's order."""
         generator = epoch_generator(self.seed, epoch)
         folds = []
         for fold in torch.randperm(N_FOLDS, generator=generator).tolist():
@@ -171,9 +171,9 @@ ORDERS: dict[OrderName, type[Order]] = {"sequential": Sequential, "shuffled": Sh
 
 
 def deal_rows(n_rows: int) -> Tensor:
-    """Fold of each row, (n_rows,): pieces of CHUNK_ROWS neighbouring rows are dealt to N_FOLDS folds at random.
+    """Returns each row's fold, (n_rows,): groups of CHUNK_ROWS adjacent rows are dealt to N_FOLDS folds at random.
 
-    Neighbours are kept together because text repeats itself nearby. The deal depends on nothing but the number of rows.
+    Adjacent rows stay together because nearby text repeats itself. The result depends only on the number of rows.
     """
     n_chunks = -(-n_rows // CHUNK_ROWS)
     dealt = torch.randperm(n_chunks, generator=torch.Generator().manual_seed(0)) % N_FOLDS
@@ -181,11 +181,11 @@ def deal_rows(n_rows: int) -> Tensor:
 
 
 def epoch_generator(seed: int, epoch: int) -> torch.Generator:
-    """A generator that depends on seed and epoch alone, not on what else draws numbers."""
+    """Returns a generator that depends only on seed and epoch, not on other draws of random numbers."""
     return torch.Generator().manual_seed(seed * 1_000_003 + epoch)
 
 
 @lru_cache(maxsize=2)  # a batch may end one epoch and begin the next
 def shuffled(n_rows: int, seed: int, epoch: int) -> Tensor:
-    """The numbers of the rows in an epoch's order, (n_rows,)."""
+    """Returns the row numbers in an epoch's order, (n_rows,)."""
     return torch.randperm(n_rows, generator=epoch_generator(seed, epoch))

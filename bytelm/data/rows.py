@@ -1,7 +1,7 @@
-"""Rows: fixed-length pieces of a byte stream, and the endless loader that cuts batches of them for training.
+"""Rows: fixed-length pieces of a byte stream, and the endless loader that cuts training batches from it.
 
 A row of T bytes b0 ... b(T-1) has the inputs [BOS, b0, ..., b(T-2)] and the targets [b0, ..., b(T-1)]: every byte is
-predicted once, the first one from nothing. Byte 0, which text does not have, is the begin-of-row marker BOS.
+predicted once, the first one without context. Byte 0, which does not occur in text, is the begin-of-row marker BOS.
 """
 
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ from bytelm.data.tokenizer import BOS
 
 
 def cut_rows(stream: Tensor, starts: Tensor, seq_len: int) -> tuple[Tensor, Tensor]:
-    """Inputs and targets of the rows that begin at `starts`, wrapping around at the stream's end.
+    """Returns inputs and targets of the rows that begin at `starts`, wrapping around at the stream's end.
 
     Args:
         stream: Bytes, uint8, (n,).
@@ -30,10 +30,10 @@ def cut_rows(stream: Tensor, starts: Tensor, seq_len: int) -> tuple[Tensor, Tens
 
 
 class RowLoader:
-    """Endless batches of one rank's rows, whose position can be saved.
+    """Endless batches of one rank's rows; the position can be saved.
 
-    All ranks together take the next rows of an order (orders.py), and rank r of each batch's rows the r-th part.
-    `batch_size` and `seq_len` can be set between two batches; no row is then skipped or taken twice.
+    All ranks together take the next rows of an order (orders.py), and rank r uses the r-th part of each batch's rows.
+    `batch_size` and `seq_len` can be set between two batches; no row is skipped or taken twice.
 
     Args:
         stream: Bytes, uint8, (n,), n >= seq_len.
@@ -69,16 +69,16 @@ class RowLoader:
             yield cut_rows(self.stream, own, self.seq_len)
 
     def state_dict(self) -> dict[str, Any]:
-        """Lightning puts this into checkpoints."""
+        """Lightning stores this state in checkpoints."""
         return self.order.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continues from a checkpoint's position."""
+        """Resumes at a checkpoint's position."""
         self.order.load_state_dict(state, self._rows_per_step())
 
     @property
     def fold(self) -> int | None:
-        """Fold of the batch that was last taken; None in orders without folds."""
+        """Fold of the last batch; None in orders without folds."""
         return self.order.fold
 
     def _rows_per_step(self) -> int:
@@ -87,10 +87,10 @@ class RowLoader:
 
 
 def eval_shares(n_rows: int, batch_size: int, rank: int, world_size: int) -> tuple[Tensor, ...]:
-    """The numbers of a rank's rows, batch by batch, where all ranks together take every row once.
+    """Yields the numbers of a rank's rows, batch by batch; all ranks together take every row once.
 
-    All ranks get equally many batches, for a collective in the model would otherwise wait for ever; batches differ in
-    size by one row at most. Where there are fewer rows than batches, some are empty.
+    All ranks get the same number of batches; otherwise a collective in the model would wait forever. Batch sizes differ
+    by one row at most. If there are fewer rows than batches, some batches are empty.
     """
     n_batches = -(-n_rows // (batch_size * world_size))
     shares = torch.arange(n_rows).tensor_split(n_batches * world_size)
@@ -98,11 +98,11 @@ def eval_shares(n_rows: int, batch_size: int, rank: int, world_size: int) -> tup
 
 
 class EvalBatches:
-    """Every row of a stream once, spread over the ranks (see eval_shares).
+    """Yields every row of a stream once, divided over the ranks (see eval_shares).
 
     Args:
         stream: Bytes, uint8, (n,), n >= seq_len.
-        batch_size: Largest number of rows of a batch.
+        batch_size: Maximum number of rows of a batch.
         seq_len: Row length.
         rank: This rank.
         world_size: Number of ranks.

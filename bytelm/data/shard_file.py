@@ -2,14 +2,14 @@
 
 * nanoGPT (`train.bin`, `val.bin`): 16-bit tokens and nothing else.
 * llm.c and modded-nanogpt (`fineweb_train_000001.bin`): a header of 256 32-bit integers, then the tokens. The header
-  holds a magic number, a version, the number of tokens, and zeros. The magic number tells the width of the tokens:
+  holds a magic number, a version, the number of tokens, and zeros. The magic number determines the width of the tokens:
   16 bits (GPT-2) or 32 bits (LLaMA-3).
 
 All numbers are little-endian. The 253 zeros distinguish a header from tokens: no text has 506 tokens 0 ("!" for GPT-2)
-in a row. Files that only look like shards (32-bit tokens without a header, llm.c's evaluation files) are rejected.
+in a row. Files that only resemble shards (32-bit tokens without a header, llm.c's evaluation files) are rejected.
 
-A shard is read by `pread`, a crop at a time. It is not mapped into memory: where another program truncates a mapped
-file, the next access kills the process by SIGBUS, without a message or a checkpoint; `pread` returns fewer bytes.
+A shard is read with `pread`, one crop at a time. It is not mapped into memory: if another program truncates a mapped
+file, the next access kills the process with SIGBUS, without a message or a checkpoint; `pread` returns fewer bytes.
 """
 
 import errno
@@ -40,7 +40,7 @@ TOKEN, WIDE_TOKEN = np.dtype("<u2"), np.dtype("<u4")
 
 
 class Format(NamedTuple):
-    """What a magic number stands for."""
+    """Properties of a magic number."""
 
     name: str
     version: int
@@ -60,11 +60,11 @@ OTHER_FILES = {
     20240328: "a tokenizer",
 }
 
-COMPARED = 8192  # bytes at the beginning of a file that tell 16-bit tokens from wider ones
-FEWEST = 256  # bytes; in fewer, a pattern may be chance
+COMPARED = 8192  # bytes at the beginning of a file that distinguish 16-bit tokens from wider ones
+FEWEST = 256  # bytes; in fewer, a pattern may be a coincidence
 LARGEST_HIGH_HALF = 3  # of 32-bit tokens in vocabularies of up to 2**18
 
-# How the name of a file tells its split: by a word, and not by a part of one, as the `val` of `medieval_train.bin`.
+# How a file's name determines its split: by a whole word; `medieval_train.bin` does not contain the word `val`.
 WORDS: dict[Split, re.Pattern[str]] = {
     "train": re.compile(r"(?<![a-z])train(ing)?(?![a-z])", re.IGNORECASE),
     "val": re.compile(r"(?<![a-z])val(id(ation)?)?(?![a-z])", re.IGNORECASE),
@@ -72,16 +72,16 @@ WORDS: dict[Split, re.Pattern[str]] = {
 
 
 class Shard:
-    """The tokens of a file, read when they are asked for: `shard[start:stop]` is an array of them.
+    """The tokens of a file, read on access: `shard[start:stop]` is an array of them.
 
-    The file stays open: if another file takes its name, the shard remains the one that was opened.
+    The file stays open: if another file gets its name, the shard still reads the one that was opened.
 
     Args:
         path: A file in one of the formats above.
 
     Attributes:
         path: The file.
-        size: Bytes of the file, with its header.
+        size: Size of the file in bytes, including its header.
         dtype: Type of the tokens, uint16 or uint32.
 
     Raises:
@@ -117,7 +117,7 @@ class Shard:
         return np.frombuffer(data, self.dtype)[::step]
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.path,)  # where a copy is made for another process, it opens the file itself
+        return type(self), (self.path,)  # a copy for another process opens the file itself
 
     def __del__(self) -> None:
         if file := getattr(self, "_file", None):
@@ -127,7 +127,7 @@ class Shard:
         """Reads bytes of the file.
 
         Args:
-            offset: Of the first one.
+            offset: Position of the first byte.
             n_bytes: Number of bytes.
 
         Raises:
@@ -135,7 +135,7 @@ class Shard:
         """
         data = b""
         try:
-            while len(data) < n_bytes:  # once; a system reads at most 2 GB at a time
+            while len(data) < n_bytes:  # usually once; a system reads at most 2 GB at a time
                 more = _read_at(self._file, n_bytes - len(data), offset + len(data))
                 if not more:
                     raise DataError("data", str(self.path), "it was cut short while it was in use")
@@ -145,7 +145,7 @@ class Shard:
         return data
 
     def stamp(self) -> tuple[int, int]:
-        """Size in bytes and time of the last change in nanoseconds: both stay the same until somebody writes to it."""
+        """Returns the size in bytes and the time of the last change in nanoseconds; writing changes them."""
         found = os.fstat(self._file.fileno())
         return found.st_size, found.st_mtime_ns
 
@@ -163,11 +163,11 @@ def write_shard(path: str | Path, tokens: ArrayLike) -> None:
     """Writes a shard in llm.c's 16-bit format, completely or not at all.
 
     Args:
-        path: The file, in a folder that exists; an existing file is replaced.
-        tokens: Whole numbers from 0 to 65535, (n,), fewer than 2**31.
+        path: The file, in an existing folder; an existing file is replaced.
+        tokens: Integers from 0 to 65535, (n,), fewer than 2**31.
 
     Raises:
-        DataError: There are no tokens, or one is out of range.
+        DataError: There are no tokens, or a token is out of range.
     """
     numbers = np.asarray(tokens)
     if not numbers.size:
@@ -183,14 +183,14 @@ def write_shard(path: str | Path, tokens: ArrayLike) -> None:
 
 
 def find_shards(folder: Path, split: Split) -> list[Path]:
-    """The shards of a split in a folder, sorted: `.bin` files whose names have its name as a word.
+    """Returns the shards of a split in a folder, sorted: `.bin` files whose names contain the split's name as a word.
 
     Args:
         folder: The folder, searched without its subfolders.
-        split: `train` or `val`; `training`, `valid` and `validation` are understood, too.
+        split: `train` or `val`; in file names, `training`, `valid` and `validation` count too.
 
     Raises:
-        DataError: A name has the words of both splits.
+        DataError: A name contains the words of both splits.
     """
     found = sorted(path for path in folder.glob("*.bin") if WORDS[split].search(path.stem))
     for path in found:
@@ -208,14 +208,15 @@ def _open(path: Path) -> FileIO:
     except OSError as error:
         if error.errno != errno.EMFILE or resource is None:
             raise
-        # More shards than the customary 1,024 files: raised to what the system allows this process.
+        # There are more shards than the usual limit of 1,024 files: it is raised to the system's maximum for this
+        # process.
         _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
         return open(path, "rb", buffering=0)
 
 
 def _read_at(file: FileIO, n_bytes: int, offset: int) -> bytes:
-    if hasattr(os, "pread"):  # and no seek: processes that were forked share a file's position
+    if hasattr(os, "pread"):  # without seek: forked processes share a file's position
         return os.pread(file.fileno(), n_bytes, offset)
     file.seek(offset)  # Windows
     return file.read(n_bytes)
@@ -232,7 +233,7 @@ def _is_header(numbers: NDArray[np.int32]) -> bool:
 
 
 def _bad_tokens(size: int, start: bytes) -> str | None:
-    """Why a file without a header is rejected, if it is."""
+    """Returns the reason why a file without a header is rejected; None if it is accepted."""
     if size == 0:
         return "it is empty; accepted: at least one token"
     if start.startswith(b"\x93NUMPY"):
@@ -241,7 +242,7 @@ def _bad_tokens(size: int, start: bytes) -> str | None:
         return f"it has {size} bytes, an odd number; accepted: tokens of 2 bytes each"
     pairs = np.frombuffer(start[: len(start) // 8 * 8], TOKEN).reshape(-1, 2)
     low, high = pairs.T
-    # The high halves of 32-bit tokens are 0, or 1 in a vocabulary of 100,000; those of text are any tokens.
+    # The high halves of 32-bit tokens are 0, or 1 in a vocabulary of 100,000; in text they are arbitrary tokens.
     if len(start) >= FEWEST and size % 4 == 0 and high.max() <= LARGEST_HIGH_HALF < low.max():
         width = 64 if size % 8 == 0 and not low[1::2].any() else 32
         return (
@@ -253,7 +254,7 @@ def _bad_tokens(size: int, start: bytes) -> str | None:
 
 
 def _bad_header(size: int, header: NDArray[np.int32]) -> str | None:
-    """Why a file with a header is rejected, if it is."""
+    """Returns the reason why a file with a header is rejected; None if it is accepted."""
     magic, version, n_tokens = header[:3].tolist()
     accepted = "accepted: " + ", ".join(f"{number} for {known.name}" for number, known in FORMATS.items())
     if magic in OTHER_FILES:

@@ -1,7 +1,7 @@
-"""TokenShards: text that was turned into tokens beforehand (see shard_file.py), as batches.
+"""TokenShards: text that was turned into tokens in advance (see shard_file.py), as batches.
 
-A crop of T + 1 consecutive tokens t0 ... tT, all of one shard, is a row with the inputs [t0, ..., t(T-1)] and the
-targets [t1, ..., tT]. Nothing is loaded: a batch reads its own crops from the files.
+A crop of T + 1 consecutive tokens t0 ... tT of one shard is a row with the inputs [t0, ..., t(T-1)] and the targets
+[t1, ..., tT]. Files are not loaded as a whole: each batch reads its own crops.
 """
 
 import glob
@@ -36,27 +36,28 @@ SCANNED = 1_000_000  # tokens at either end of a shard
 class TokenShards(TokenData):
     """Tokens in files: nanoGPT's train.bin and val.bin, or llm.c's fineweb_train_*.bin and fineweb_val_*.bin.
 
-    `validate` scores the first `eval_tokens` of the validation shards, `test` and `predict` take all. Every token is
-    predicted once, save each shard's first, which has none before it, and its last few, which fill no row.
+    `validate` scores the first `eval_tokens` of the validation shards; `test` and `predict` use all of them. Every
+    token is predicted once, except each shard's first, which has no token before it, and its last few, which do not
+    fill a row.
 
     Args:
         path: Folder with the shards of both splits: the .bin files with the word `train` or `val` in their names
-            (`train.bin`, `fineweb_val_000000.bin`; `medieval_train_000.bin` has the word `train` alone).
-        train: Shards to train on, in place of those in `path`: a file, a folder (its shards with `train`), a glob
-            pattern, or a list of these.
-        val: Shards to validate on, in the same forms (of a folder its shards with `val`).
+            (`train.bin`, `fineweb_val_000000.bin`; `medieval_train_000.bin` contains only the word `train`).
+        train: Training shards, in place of those in `path`: a file, a folder (its shards with `train`), a glob pattern,
+            or a list of these.
+        val: Validation shards, in the same forms (in a folder, its shards with `val`).
         batch_size: Rows of one batch of one rank.
         seq_len: Tokens of a row.
-        order: `random` takes crops that begin anywhere, all places being equally likely, as nanoGPT does;
-            `sequential` one after the other, shard after shard, and begins anew after the last.
-        vocab_size: Number of tokens that there can be; all are below it.
-        tokenizer: What turned the text into tokens, which tells how many bytes of text each stands for. null: it is not
-            known; then there is no `val/bpb`, and `val/loss` is the score, also of studies of many runs.
-        eval_tokens: Tokens that validation predicts, at most.
-        seed: Seed of the random order; default that of the run (`seed_everything`).
+        order: `random` takes crops that begin at any position with equal probability, as nanoGPT does; `sequential`
+            takes them one after another, shard by shard, and starts again after the last.
+        vocab_size: Size of the vocabulary; all tokens are below it.
+        tokenizer: The tokenizer that made the tokens; it defines the number of bytes of each token. null: unknown; then
+            there is no `val/bpb`, and `val/loss` is the score, also in studies of many runs.
+        eval_tokens: Maximum number of tokens that validation predicts.
+        seed: Seed of the random order; default: the run's seed (`seed_everything`).
 
     Raises:
-        ConfigError: It is not said where the shards are.
+        ConfigError: Neither `path` nor `train` and `val` locate the shards.
     """
 
     schedulable = ("batch_size", "seq_len")
@@ -87,10 +88,10 @@ class TokenShards(TokenData):
         self._shards: dict[Split, Shards] = {}
 
     def shards(self, split: Split) -> Shards:
-        """The tokens of a split's files, read when they are first asked for.
+        """Returns the tokens of a split's files, read on first access.
 
         Raises:
-            DataError: They are not there, cannot be read, or have tokens from vocab_size.
+            DataError: The files do not exist, cannot be read, or contain tokens that are not below vocab_size.
         """
         if split not in self._shards:
             shards = {file: Shard(file) for file in self._files(split)}
@@ -116,7 +117,7 @@ class TokenShards(TokenData):
         return self._watch.changed(self._sha256)
 
     def corpus_record(self) -> dict[str, Any]:
-        """See TokenData; `sha256` is that of all shards' names, sizes, first and last megabytes."""
+        """See TokenData; `sha256` is the hash of all shards' names, sizes, first and last megabytes."""
         train, val = self.shards("train"), self.shards("val")
         return {
             "name": next(iter(train)).absolute().parent.name,
@@ -150,7 +151,7 @@ class TokenShards(TokenData):
         return EvalCrops(self._crops("val", self.seq_len), self.batch_size, most, *self._rank())
 
     def _crops(self, split: Split, stride: int) -> "Crops":
-        # A copy from pinned memory to a GPU runs beside the program, which does not wait for it.
+        # A copy from pinned memory to a GPU runs in parallel with the program, which does not wait for it.
         on_gpu = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
         return Crops(self.shards(split), self.seq_len, stride, self.vocab_size, pin_memory=on_gpu)
 
@@ -191,20 +192,20 @@ class TokenShards(TokenData):
         if tokenizer.vocab_size > self.vocab_size:
             accepted = f"accepted: from {tokenizer.vocab_size}, the tokens of {name}"
             raise ConfigError("data.vocab_size", self.vocab_size, accepted)
-        for shard in self.shards("val").values():  # of tokens that it does not have, nobody knows the bytes
+        for shard in self.shards("val").values():  # the number of bytes is unknown for tokens that the tokenizer lacks
             check_ends(shard, tokenizer.vocab_size, key="data.tokenizer", value=name)
         return F.pad(tokenizer.token_bytes, (0, self.vocab_size - tokenizer.vocab_size))
 
 
 class Crops:
-    """The crops of some shards, numbered through; they begin at every `stride`-th token and end in the same shard.
+    """Crops of several shards, numbered consecutively; they begin at every `stride`-th token and end in the same shard.
 
     Args:
         shards: Their tokens, as shards or as arrays, (n,) each.
         seq_len: Tokens of a row, one fewer than those of a crop.
-        stride: Tokens from where one crop begins to where the next does.
+        stride: Tokens from the beginning of one crop to the beginning of the next.
         vocab_size: All tokens must be below it.
-        pin_memory: Whether batches are put where a GPU can fetch them by itself.
+        pin_memory: Whether batches are in pinned memory, which a GPU can read directly.
     """
 
     def __init__(
@@ -223,7 +224,7 @@ class Crops:
         self.resize(seq_len, stride)
 
     def resize(self, seq_len: int, stride: int) -> None:
-        """Cuts crops of another length from now on."""
+        """Sets the length of the next crops."""
         self.seq_len = seq_len
         self.stride = stride
         counts = np.array([max((length - 1 - seq_len) // stride + 1, 0) for length in self.lengths], dtype=np.int64)
@@ -234,28 +235,29 @@ class Crops:
         return int(self._ends[-1])
 
     def places(self, numbers: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """The shards of some crops and their first tokens there, each (B,)."""
+        """Returns the shards of some crops and the crops' first tokens there, each (B,)."""
         shards = np.searchsorted(self._ends, numbers, side="right")
         return shards, (numbers - self._begins[shards]) * self.stride
 
     def take(self, numbers: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
-        """The batch of the crops with these numbers, (B,); see `cut`."""
+        """Returns the batch of the crops with these numbers, (B,); see `cut`."""
         return self.cut(*self.places(numbers))
 
     def cut(self, shards: NDArray[np.int64], starts: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
-        """A batch.
+        """Makes a batch.
 
         Args:
-            shards: Of which shard each crop is, (B,).
-            starts: Its first token there, (B,).
+            shards: The shard of each crop, (B,).
+            starts: The first token of each crop in its shard, (B,).
 
         Returns:
             Inputs and targets, int64, each (B, T).
 
         Raises:
-            DataError: A token among them is not below vocab_size.
+            DataError: A token is not below vocab_size.
         """
-        # Two copies and no views of one: what is not contiguous is not copied from pinned memory to a GPU as it is.
+        # Two copies, not two views of one: a tensor that is not contiguous cannot be copied directly from pinned memory
+        # to a GPU.
         batch = torch.empty((2, len(starts), self.seq_len), dtype=torch.int64, pin_memory=self.pin_memory)
         inputs, targets = batch.numpy()
         for row, (shard, start) in enumerate(zip(shards.tolist(), starts.tolist(), strict=True)):
@@ -269,15 +271,15 @@ class Crops:
 
 
 class CropLoader:
-    """Endless batches of one rank's crops, whose position can be saved.
+    """Endless batches of one rank's crops; the position can be saved.
 
-    `random` draws each batch from a generator that is seeded by the seed, the position and the rank, so that it depends
-    on nothing that was drawn before. `sequential` follows the shards without overlap and starts again after the last;
-    all ranks together take consecutive crops. `batch_size` and `seq_len` can be set between two batches; in sequential
-    order no token is then skipped or predicted twice.
+    `random` draws each batch from a generator that is seeded by the seed, the position and the rank; a batch does not
+    depend on earlier draws. `sequential` follows the shards without overlap and starts again after the last; all ranks
+    together take consecutive crops. `batch_size` and `seq_len` can be set between two batches; in sequential order no
+    token is then skipped or predicted twice.
 
     Args:
-        crops: What to take batches of.
+        crops: The crops to make batches from.
         batch_size: Crops of one batch of one rank.
         order: `random` or `sequential`.
         seed: Seed of the random order.
@@ -295,7 +297,7 @@ class CropLoader:
         self.rank = rank
         self.world_size = world_size
         self.position = 0  # crops that all ranks together have taken
-        self._shard, self._token = 0, 0  # where the next one begins in sequential order
+        self._shard, self._token = 0, 0  # where the next crop begins in sequential order
 
     @property
     def seq_len(self) -> int:
@@ -314,18 +316,18 @@ class CropLoader:
             try:
                 batch = self.crops.cut(shards, starts)
             except DataError:
-                self.load_state_dict(before)  # the position is that of the batches taken
+                self.load_state_dict(before)  # the position counts only batches that were taken
                 raise
             self.position += self.batch_size * self.world_size
             yield batch
 
     def state_dict(self) -> dict[str, Any]:
-        """Lightning puts this into checkpoints."""
+        """Lightning stores this state in checkpoints."""
         place = {} if self.order == "random" else {"shard": self._shard, "token": self._token}
         return {"position": self.position, **place}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continues from a checkpoint's position; that of an older version is the number of the next crop."""
+        """Resumes at a checkpoint's position; an older version's position is the number of the next crop."""
         self.position = state["position"]
         if "shard" in state:
             self._shard, self._token = state["shard"], state["token"]
@@ -338,7 +340,7 @@ class CropLoader:
         return self.crops.places(generator.integers(len(self.crops), size=self.batch_size))
 
     def _sequential(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """This rank's part of the next crops of all ranks."""
+        """Returns this rank's part of the next crops of all ranks."""
         shards, starts = [], []
         left = self.batch_size * self.world_size
         while left:
@@ -347,19 +349,19 @@ class CropLoader:
             starts.append(self._token + self.seq_len * np.arange(n))
             self._token += n * self.seq_len
             left -= n
-            if left:  # of this shard there is no whole crop left
+            if left:  # no whole crop of this shard is left
                 self._shard, self._token = (self._shard + 1) % len(self.crops.lengths), 0
         own = slice(self.rank * self.batch_size, (self.rank + 1) * self.batch_size)
         return np.concatenate(shards)[own], np.concatenate(starts)[own]
 
 
 class EvalCrops:
-    """The first crops once, spread over the ranks (see eval_shares).
+    """Yields the first crops once, divided over the ranks (see eval_shares).
 
     Args:
-        crops: What to take batches of.
-        batch_size: Largest number of crops of a batch.
-        most: How many crops are taken at most; default all.
+        crops: The crops to make batches from.
+        batch_size: Maximum number of crops of a batch.
+        most: Maximum number of crops; default: all.
         rank: This rank.
         world_size: Number of ranks.
     """
@@ -381,17 +383,17 @@ class EvalCrops:
 def check_tokens(
     tokens: NDArray[Any], vocab_size: int, file: Path, key: str = "data.vocab_size", value: object = None
 ) -> None:
-    """Rejects tokens that a vocabulary does not have.
+    """Rejects tokens outside a vocabulary.
 
     Args:
-        tokens: Of a shard.
-        vocab_size: All must be below it.
+        tokens: Tokens of a shard.
+        vocab_size: All tokens must be below it.
         file: The shard.
-        key: The option that says so.
-        value: Its value; default vocab_size.
+        key: The option that sets the vocabulary.
+        value: Its value; default: vocab_size.
 
     Raises:
-        DataError: One is not.
+        DataError: A token is not below vocab_size.
     """
     if (largest := int(tokens.max(initial=0))) >= vocab_size:
         accepted = f"; accepted: from {largest + 1}" if value is None else f", and it knows {vocab_size} tokens"
@@ -399,7 +401,7 @@ def check_tokens(
 
 
 def check_ends(shard: Shard, vocab_size: int, **option: Any) -> None:
-    """Rejects a shard whose first or last tokens a vocabulary does not have; see `check_tokens`."""
+    """Rejects a shard whose first or last tokens are outside a vocabulary; see `check_tokens`."""
     for tokens in (shard[:SCANNED], shard[-SCANNED:]):
         check_tokens(tokens, vocab_size, shard.path, **option)
 

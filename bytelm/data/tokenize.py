@@ -1,7 +1,7 @@
-"""Text to tokens by several processes, which the scripts that make shards share.
+"""Text to tokens with several processes, for the scripts that make shards.
 
-Text comes in pieces, each a document or a part of a long one, and goes out as an array of tokens for each, in the same
-order and with the same tokens whatever the number of processes.
+The input is pieces of text, each a document or a part of a long one. The output is an array of tokens for each piece,
+in the same order; the tokens do not depend on the number of processes.
 """
 
 import multiprocessing
@@ -23,26 +23,26 @@ from bytelm.errors import ConfigError, DataError
 from bytelm.system.process import end_worker_with_parent
 
 Tokens = NDArray[np.uint16]
-N_TOKENS = 2**16  # that a shard can tell apart
-BATCH_CHARACTERS = 2**19  # that a process is handed at once
-PIECE_CHARACTERS = 2**20  # of a file that are in memory at once
+N_TOKENS = 2**16  # the number of different tokens in a shard
+BATCH_CHARACTERS = 2**19  # that a process receives at once
+PIECE_CHARACTERS = 2**20  # of a file, in memory at once
 
 
 class Piece(NamedTuple):
-    """Text of a document, and whether the document begins with it."""
+    """A piece of a document's text, and whether the document begins with it."""
 
     text: str
     begins: bool = True
 
 
 def shard_tokenizer(name: str) -> Tokenizer:
-    """A tokenizer whose tokens fit into shards.
+    """Loads a tokenizer whose tokens fit into shards.
 
     Args:
-        name: As for load_tokenizer.
+        name: A name that load_tokenizer accepts.
 
     Raises:
-        DataError: It has too many tokens, or none to begin a document with.
+        DataError: It has too many tokens, or no token that marks the beginning of a document.
     """
     tokenizer = load_tokenizer(name)
     if tokenizer.vocab_size > N_TOKENS:
@@ -53,10 +53,10 @@ def shard_tokenizer(name: str) -> Tokenizer:
 
 
 def shard_folder(path: str) -> Path:
-    """The folder that shards go to, made where it is not there.
+    """Returns the folder for shards, and creates it if it does not exist.
 
     Raises:
-        ConfigError: It cannot be made.
+        ConfigError: The folder cannot be created.
     """
     folder = Path(path)
     try:
@@ -67,7 +67,7 @@ def shard_folder(path: str) -> Path:
 
 
 def config_lines(folder: str, tokenizer: Tokenizer) -> str:
-    """What a config needs to train on a folder's shards, as YAML."""
+    """Returns the part of a config that trains on a folder's shards, as YAML."""
     size = tokenizer.vocab_size
     data = {"path": folder, "tokenizer": tokenizer.name, "vocab_size": size}
     config = {"data": {"class_path": "TokenShards", "init_args": data}, "model": {"gpt": {"vocab_size": size}}}
@@ -75,21 +75,21 @@ def config_lines(folder: str, tokenizer: Tokenizer) -> str:
 
 
 def text_pieces(file: Path, separator: str | None = None) -> Iterator[Piece]:
-    """The documents of a text file, of which a small part is in memory at a time.
+    """Yields the documents of a text file; only a small part of the file is in memory at a time.
 
-    Long documents are cut before the last line end or space of a gap, where GPT-2's tokenizer cuts text, too. Empty
+    Long documents are cut before the last line end or space of a gap, where GPT-2's tokenizer also cuts text. Empty
     documents are left out.
 
     Args:
         file: UTF-8.
-        separator: What stands between two documents; without it the file is one.
+        separator: Text between two documents; without it the file is one document.
 
     Raises:
-        DataError: The file cannot be read, or is no UTF-8.
+        DataError: The file cannot be read, or is not UTF-8.
     """
     rest, begins = "", True
     try:
-        with file.open(encoding="utf-8", newline="") as opened:  # newline: line ends stay as they are
+        with file.open(encoding="utf-8", newline="") as opened:  # newline: line ends are kept
             while read := opened.read(PIECE_CHARACTERS):
                 *documents, rest = (rest + read).split(separator) if separator else [rest + read]
                 for document in documents:
@@ -106,7 +106,7 @@ def text_pieces(file: Path, separator: str | None = None) -> Iterator[Piece]:
 
 
 def _last_gap(text: str, end: int) -> int:
-    """Where to cut a text, at `end` at most; 0 where it is short."""
+    """Returns the position at which to cut a text, at most `end`; 0 if the text is short."""
     if end < PIECE_CHARACTERS // 2:
         return 0
     gap = re.compile(r"(?s:.*)[\n ](?=\S)").match(text, 0, end)
@@ -114,12 +114,12 @@ def _last_gap(text: str, end: int) -> int:
 
 
 def encoded(pieces: Iterable[Piece], tokenizer: Tokenizer, processes: int) -> Generator[Tokens, None, None]:
-    """Tokens of each piece, in order, an end-of-text token before those of each document.
+    """Yields the tokens of each piece, in order; each document begins with an end-of-text token.
 
     Args:
-        pieces: Read a little ahead of what is taken.
+        pieces: Pieces of text; read a little ahead of the tokens.
         tokenizer: One that load_tokenizer knows by its name.
-        processes: How many to encode with; 1 is this one.
+        processes: Number of processes that encode; with 1, this process does.
     """
     batches = _batches(pieces)
     if processes == 1:
@@ -165,7 +165,7 @@ _tokenizer: Tokenizer
 
 def _begin_worker(name: str) -> None:
     global _tokenizer
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes, and the first of them ends the others
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # all processes receive a Ctrl-C; the first one ends the others
     end_worker_with_parent()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # there are enough processes
     _tokenizer = load_tokenizer(name)

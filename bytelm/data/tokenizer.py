@@ -1,7 +1,8 @@
-"""Tokenizers: text to tokens and back, and how many bytes of text each token stands for, which val_bpb counts by.
+"""Tokenizers: text to tokens and back, and the number of bytes of each token, on which val_bpb is based.
 
-Every token of text stands for certain bytes, and text is the bytes of its tokens put together. A special token stands
-for none: it marks where a document begins, decodes to nothing, and text that merely looks like it is encoded as text.
+Every text token stands for certain bytes, and a text is the bytes of its tokens joined together. A special token stands
+for no bytes: it marks the beginning of a document and decodes to nothing. Text that looks like a special token is
+encoded as text.
 """
 
 import json
@@ -19,23 +20,23 @@ from bytelm.data.meta_pkl import read_meta
 from bytelm.data.tokenizer_json import BYTE_OF
 from bytelm.errors import ConfigError, DataError
 
-BOS = 0  # the byte that begins a row of bytes; text does not have it
+BOS = 0  # the byte that begins a row of bytes; it does not occur in text
 MOST_TOKENS = 2**24  # memory grows with the largest one
-KEY = "tokenizer"  # of the data, as of the scripts
+KEY = "tokenizer"  # key of the data and of the scripts
 INSTALL = 'pip install "bytelm[tokens]" brings it'
-END_OF_TEXT = ("<|endoftext|>", "<|end_of_text|>", "</s>")  # its names in a tokenizer.json, the first one counts
+END_OF_TEXT = ("<|endoftext|>", "<|end_of_text|>", "</s>")  # its names in a tokenizer.json; the first one found counts
 
 
 class Tokenizer(ABC):
     """Text as tokens.
 
     Args:
-        name: What `load_tokenizer` takes for it.
-        bytes_of: The bytes that each token stands for; none for special tokens and for numbers that are no token.
-        end_of_text: The special token that a document begins with, if there is one.
+        name: The name that `load_tokenizer` accepts for it.
+        bytes_of: The bytes of each token; empty for special tokens and for unused numbers.
+        end_of_text: The special token that begins a document, if the tokenizer has one.
 
     Attributes:
-        vocab_size: One more than the largest token.
+        vocab_size: The largest token plus one.
     """
 
     def __init__(self, name: str, bytes_of: Sequence[bytes], end_of_text: int | None) -> None:
@@ -46,38 +47,38 @@ class Tokenizer(ABC):
 
     @cached_property
     def token_bytes(self) -> Tensor:
-        """How many bytes of text each token stands for, int64, (vocab_size,)."""
+        """Number of bytes of each token, int64, (vocab_size,)."""
         return torch.tensor([len(piece) for piece in self.bytes_of])
 
     @abstractmethod
     def encode(self, text: str) -> list[int]:
-        """Tokens of a text, without special ones."""
+        """Returns the tokens of a text, without special tokens."""
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """Tokens of each of several texts."""
+        """Returns the tokens of each of several texts."""
         return [self.encode(text) for text in texts]
 
     @abstractmethod
     def to_json(self) -> str:
-        """Content of a tokenizer.json with which Hugging Face's libraries make the same tokens of a text.
+        """Returns the content of a tokenizer.json with which Hugging Face's libraries make the same tokens from a text.
 
-        Special tokens are found in texts there, as is usual; here they are encoded as the text that they look like.
+        There, special tokens are recognised in texts, as is usual; here they are encoded as ordinary text.
 
         Raises:
-            ConfigError: There is none that does.
+            ConfigError: No tokenizer.json makes the same tokens.
         """
 
     def decode_bytes(self, tokens: Iterable[int]) -> bytes:
-        """The bytes that tokens stand for, which may begin or end within a character."""
+        """Returns the bytes of tokens, which may begin or end inside a character."""
         return b"".join(self.bytes_of[token] for token in tokens)
 
     def decode(self, tokens: Iterable[int]) -> str:
-        """The text that tokens stand for, with U+FFFD for bytes that are no UTF-8."""
+        """Returns the text of tokens, with U+FFFD for bytes that are not UTF-8."""
         return self.decode_bytes(tokens).decode("utf-8", errors="replace")
 
 
 class ByteTokenizer(Tokenizer):
-    """A token is a byte of UTF-8. Byte 0, which text does not have, marks the beginning, as in bytelm/data/rows.py."""
+    """A token is a byte of UTF-8. Byte 0, which is not in text, marks the beginning, as in bytelm/data/rows.py."""
 
     def __init__(self) -> None:
         bytes_of = [bytes([byte]) for byte in range(256)]
@@ -92,13 +93,13 @@ class ByteTokenizer(Tokenizer):
 
 
 class CharacterTokenizer(Tokenizer):
-    """A token is a character, as nanoGPT's meta.pkl numbers them.
+    """A token is a character, numbered as in nanoGPT's meta.pkl.
 
     Args:
         path: The file.
 
     Raises:
-        DataError: It cannot be read, or is something else.
+        DataError: It cannot be read, or is not a meta.pkl.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -123,13 +124,13 @@ class CharacterTokenizer(Tokenizer):
 
 
 class TiktokenTokenizer(Tokenizer):
-    """One of tiktoken's tokenizers, which it downloads when it is first used.
+    """One of tiktoken's tokenizers, which tiktoken downloads on first use.
 
     Args:
-        name: tiktoken's name for it, such as gpt2.
+        name: tiktoken's name of it, such as gpt2.
 
     Raises:
-        DataError: There is none of that name, it cannot be downloaded, or tiktoken is not installed.
+        DataError: The name is unknown, the download failed, or tiktoken is not installed.
     """
 
     def __init__(self, name: str) -> None:
@@ -144,7 +145,7 @@ class TiktokenTokenizer(Tokenizer):
             )
         try:
             self._encoding = tiktoken.get_encoding(name)
-        except (OSError, ValueError) as error:  # ValueError: what came is not what tiktoken expects
+        except (OSError, ValueError) as error:  # ValueError: the download is not in the form that tiktoken expects
             advice = "set TIKTOKEN_CACHE_DIR to a folder where tiktoken has kept it, or give a tokenizer.json"
             raise DataError(KEY, name, f"tiktoken cannot download it ({error}); {advice}") from error
         end_of_text = self._encoding.eot_token if END_OF_TEXT[0] in self._encoding.special_tokens_set else None
@@ -154,14 +155,14 @@ class TiktokenTokenizer(Tokenizer):
         try:
             special = self._encoding.is_special_token(token)
             return b"" if special else self._encoding.decode_single_token_bytes(token)
-        except KeyError:  # a gap between the tokens of text and the special ones
+        except KeyError:  # a gap between the text tokens and the special ones
             return b""
 
     def encode(self, text: str) -> list[int]:
         return self._encoding.encode_ordinary(text)
 
     def to_json(self) -> str:
-        # These attributes are what tiktoken's README names for making one encoding of another.
+        # tiktoken's README names these attributes for deriving one encoding from another.
         encoding = self._encoding
         content = tokenizer_json.of_ranks(encoding._mergeable_ranks, encoding._pat_str, encoding._special_tokens)
         theirs = _import_tokenizers(self.name).Tokenizer.from_str(content)
@@ -173,16 +174,16 @@ class TiktokenTokenizer(Tokenizer):
 
 
 class TokenizerFile(Tokenizer):
-    """A tokenizer.json of Hugging Face's tokenizers with byte-level BPE, as that of GPT-2, Pythia, OLMo or SmolLM.
+    """A tokenizer.json of Hugging Face's tokenizers with byte-level BPE, like those of GPT-2, Pythia, OLMo and SmolLM.
 
-    Others are refused, as their tokens do not tell which bytes they stand for; so are those that change the text before
-    they encode it, but for NFC, which leaves nearly all text as it is.
+    Other kinds are rejected, because the bytes of their tokens are unknown. Tokenizers that change the text before they
+    encode it are rejected too, except for NFC, which leaves nearly all text unchanged.
 
     Args:
-        path: The file, or the folder that it is in.
+        path: The file, or the folder that contains it.
 
     Raises:
-        DataError: It is not there, is of another kind, or tokenizers is not installed.
+        DataError: It does not exist, is of another kind, or tokenizers is not installed.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -202,7 +203,7 @@ class TokenizerFile(Tokenizer):
         self._content = content
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
-        self._tokenizer.encode_special_tokens = True  # as the text that they look like
+        self._tokenizer.encode_special_tokens = True  # encoded as ordinary text
 
         added = self._tokenizer.get_added_tokens_decoder()
         learned = {token: text for text, token in self._tokenizer.get_vocab().items() if token not in added}
@@ -227,7 +228,7 @@ class TokenizerFile(Tokenizer):
         return tokenizer_json.of_file(self._content)
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        # Several threads, and no search for where in the text each token lies.
+        # Uses several threads, and does not compute the position of each token in the text.
         return [found.ids for found in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
 
 
@@ -240,7 +241,7 @@ def _import_tokenizers(name: str) -> Any:
 
 
 def _not_byte_level(content: Any) -> str | None:
-    """Why the bytes of a tokenizer.json's tokens are not known, or not those of the text."""
+    """Returns the reason why the bytes of a tokenizer.json's tokens are unknown, or not the text's; None if neither."""
     try:
         if (model := content["model"]["type"]) != "BPE":
             return f"it is a {model}"
@@ -258,14 +259,14 @@ def _not_byte_level(content: Any) -> str | None:
 
 
 def load_tokenizer(name: str) -> Tokenizer:
-    """A tokenizer by name.
+    """Loads a tokenizer by name.
 
     Args:
-        name: `bytes`; a tokenizer.json, or a folder that has one; nanoGPT's meta.pkl; or one of tiktoken's names, such
-            as gpt2.
+        name: `bytes`; a tokenizer.json, or a folder that contains one; nanoGPT's meta.pkl; or one of tiktoken's names,
+            such as gpt2.
 
     Raises:
-        DataError: It is not there, cannot be used, or needs a package that is not installed.
+        DataError: It does not exist, cannot be used, or needs a package that is not installed.
     """
     if name == "bytes":
         return ByteTokenizer()
@@ -277,12 +278,13 @@ def load_tokenizer(name: str) -> Tokenizer:
 
 
 def train_tokenizer(texts: Iterator[str], vocab_size: int, file: Path) -> None:
-    """Learns a byte-level BPE as GPT-2's (Radford et al. 2019) from texts, and writes it as a tokenizer.json.
+    """Learns a byte-level BPE like GPT-2's (Radford et al. 2019) from texts, and writes it as a tokenizer.json.
 
     Args:
         texts: Read once, and not kept.
-        vocab_size: Number of tokens, with the 256 bytes and <|endoftext|>; fewer if the texts do not give so many.
-        file: Where to write it.
+        vocab_size: Number of tokens, including the 256 bytes and <|endoftext|>; the result is smaller if the texts
+            yield fewer.
+        file: File to write.
 
     Raises:
         DataError: The vocabulary is too small, or tokenizers is not installed.
@@ -300,7 +302,7 @@ def train_tokenizer(texts: Iterator[str], vocab_size: int, file: Path) -> None:
         vocab_size=vocab_size,
         special_tokens=[END_OF_TEXT[0]],
         initial_alphabet=[*BYTE_OF],
-        show_progress=False,  # it would write to standard output
+        show_progress=False,  # it would be written to standard output
     )
     tokenizer.train_from_iterator(texts, trainer)
     tokenizer.save(str(file))

@@ -1,7 +1,7 @@
 """Tokenizers as a tokenizer.json, the file that Hugging Face's libraries read.
 
-Byte-level BPE is written in an alphabet of 256 printable characters, one a byte (GPT-2's): bytes that are printable in
-Latin-1 stand for themselves, and the others are the characters from 256 on.
+Byte-level BPE is written in GPT-2's alphabet of 256 printable characters, one for each byte: bytes that are printable
+in Latin-1 are written as themselves, and the others as the characters from 256 on.
 """
 
 import itertools
@@ -20,58 +20,58 @@ PROBE = (
     "To be, or not to be: that's the QUESTION -- I'll, we've, don't, they'RE 1 22 333 4444 x=1;\n\n  two  spaces \t tab"
     "s\r\nlines \n \n\nna\u00efve caf\u00e9 \u4f60\u597d \u0928\u092e\u0938\u094d\u0924\u0947 \U0001f600\U0001f44d"
     "\U0001f3fd \u00bd\u2167 __init__(self) \u00a0\u2003\u3000end  \n "
-)  # of all that tokenizers cut in different ways
+)  # text that tokenizers cut in different ways
 
 
 def of_bytes(start: int) -> str:
-    """A tokenizer whose tokens are bytes.
+    """Makes a tokenizer whose tokens are bytes.
 
     Args:
-        start: The byte that marks where a text begins. It is a special token: it decodes to nothing.
+        start: The byte that marks the beginning of a text. It is a special token: it decodes to nothing.
     """
-    # The special token's text is the marker itself, so that a text with that byte has the token that it has in bytelm.
-    # Its letter in the alphabet is left out, or two texts would stand for one token.
+    # The special token's text is the marker itself: a text that contains this byte has the same token as in bytelm. Its
+    # letter in the alphabet is left out; otherwise two texts would have one token.
     special = chr(start)
     vocab = {special if byte == start else letter: byte for byte, letter in CHARACTER_OF.items()}
     return _dump(_bpe(vocab, [], _byte_level(use_regex=False)), {special: start})
 
 
 def of_ranks(ranks: Mapping[bytes, int], pattern: str, special: Mapping[str, int]) -> str:
-    """A byte-level BPE of tiktoken's.
+    """Makes a byte-level BPE from one of tiktoken's.
 
     Args:
-        ranks: Each token's bytes and its number, which is its rank among merges, too.
-        pattern: Regular expression of the pieces that text is cut into.
+        ranks: The number of each token's bytes, which is also its rank among merges.
+        pattern: Regular expression that cuts text into pieces.
         special: Special tokens and their numbers.
     """
-    # The regular expressions of tokenizers have no possessive quantifiers as tiktoken's do, and `$` ends a line there.
+    # tokenizers' regular expressions lack tiktoken's possessive quantifiers, and there `$` matches the end of a line.
     pattern = re.sub(r"(?<=[+*?])\+|(?<=\d\})\+", "", pattern).replace("$", r"\z")
     split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
     before = {"type": "Sequence", "pretokenizers": [split, _byte_level(use_regex=False)]}
     vocab = {_letters(token): number for token, number in ranks.items()} | dict(special)
     merges = [[_letters(left), _letters(right)] for left, right in _merges(ranks)]
     model = _bpe(vocab, merges, before)
-    model["model"]["ignore_merges"] = True  # a piece that is a token is that token, however it would be merged
+    model["model"]["ignore_merges"] = True  # a piece that is a token is encoded as that token, without merges
     return _dump(model, special)
 
 
 def of_characters(numbers: Mapping[str, int]) -> str:
-    """A tokenizer whose tokens are characters.
+    """Makes a tokenizer whose tokens are characters.
 
     Args:
-        numbers: Each character and its number.
+        numbers: The number of each character.
     """
     split = {"type": "Split", "pattern": {"Regex": r"[\s\S]"}, "behavior": "Isolated", "invert": False}
-    # No token for unknown characters: tokenizers then raises an error, and drops nothing.
+    # Without a token for unknown characters, tokenizers raises an error; it drops no text.
     model = {"type": "WordLevel", "vocab": dict(numbers), "unk_token": "[UNK]"}
     return _dump({"pre_tokenizer": split, "decoder": {"type": "Fuse"}, "model": model}, {})
 
 
 def of_file(content: str) -> str:
-    """A tokenizer.json as bytelm uses it: it does not cut or pad texts, and adds no tokens around them."""
+    """Returns a tokenizer.json as bytelm uses it: it does not cut or pad texts, and adds no tokens around them."""
     values: dict[str, Any] = json.loads(content)
     values["truncation"] = values["padding"] = None
-    if (values.get("post_processor") or {}).get("type") != "ByteLevel":  # which changes offsets alone
+    if (values.get("post_processor") or {}).get("type") != "ByteLevel":  # it changes only offsets
         values["post_processor"] = None
     return json.dumps(values, ensure_ascii=False)
 
@@ -109,10 +109,10 @@ def _letters(token: bytes) -> str:
 
 
 def _merges(ranks: Mapping[bytes, int]) -> list[tuple[bytes, bytes]]:
-    """The two parts that each token of several bytes is merged from, in the order of ranks.
+    """Returns the two parts that each token of several bytes is merged from, in the order of ranks.
 
-    A token's parts are the last two tokens that its bytes are merged into by the ranks below its own. Where there are
-    more than two, no merge makes the token.
+    A token's parts are the last two tokens that its bytes are merged into by the lower ranks. If more than two tokens
+    are left, no merge makes the token.
     """
     found = []
     for token, rank in sorted(ranks.items(), key=lambda item: item[1]):

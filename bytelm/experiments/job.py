@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -59,12 +59,13 @@ class Job:
         experiment: Its folder in runs/, which no other run uses. Its output is written there, to log.txt.
         timeout: Time limit in seconds; None for no limit.
         memory_limit: Memory limit of all its processes together; None for no limit.
+        is_open: Tells, once no other process can work on the run, whether it has yet to end.
 
     Attributes:
         log: The file with its output.
 
     Raises:
-        RunIsTaken: Another process works on it.
+        RunIsTaken: Another process works on it, or has ended it.
         StorageError: Its folder cannot be used.
     """
 
@@ -74,6 +75,7 @@ class Job:
         experiment: str,
         timeout: float | None = None,
         memory_limit: Size | None = None,
+        is_open: Callable[[], bool] = lambda: True,
     ) -> None:
         self.folder = Path(RUNS, experiment)
         self.timeout = timeout
@@ -93,6 +95,9 @@ class Job:
         if not lock(self._log.fileno()):  # the run inherits the lock with the file
             self._log.close()
             raise RunIsTaken(f"{self.folder}: another process works on this run")
+        if not is_open():
+            self._log.close()
+            raise RunIsTaken(f"{self.folder}: another process has ended this run")
         self._log_start = self._log.tell()
         self._earlier_run = newest_run(self.folder)
         self._earlier_record = self._read_record()

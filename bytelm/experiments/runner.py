@@ -10,6 +10,7 @@ import sys
 import time
 from collections import Counter
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -129,9 +130,11 @@ class Runner:
                 and (claim := self.study.next(self.max_runs)) is not None
             ):
                 try:
-                    job = Job(claim.task.fit_options, claim.experiment)
+                    # Another worker may have ended the run since this one looked at the queue.
+                    is_open = partial(self.study.is_open, claim.number)
+                    job = Job(claim.task.fit_options, claim.experiment, is_open=is_open)
                 except RunIsTaken:
-                    continue  # another worker resumes the same run
+                    continue  # another worker resumes the same run, or has ended it
                 with job:
                     outcome = self._wait(job, claim)
                     if outcome.exit_status == StorageError.exit_status:

@@ -156,6 +156,14 @@ class Study:
             return self._claim(trial.number, trials)
         return None
 
+    def is_open(self, number: int) -> bool:
+        """Whether a run that was taken has not ended.
+
+        Args:
+            number: Number of its trial.
+        """
+        return self._trials()[number].state == TrialState.RUNNING
+
     def close(self, number: int, score: float | None = None) -> None:
         """Marks a run as ended.
 

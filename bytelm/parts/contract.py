@@ -1,7 +1,7 @@
-"""What each kind of part promises: what goes in, what comes out, and what it may declare.
+"""The contract of each kind of part: its inputs, its outputs, and its declarations.
 
-A part is a `torch.nn.Module` with the `forward` of its kind. It need not inherit from anything here: any module class
-that is named by its import path is accepted. Subclasses of these classes can also be named by their class name alone.
+A part is a `torch.nn.Module` with the `forward` of its kind. Inheriting from a class in this file is optional: any
+module class is accepted under its import path. Subclasses of these classes can also be named by their class name alone.
 
     Embedding        (tokens) -> x                     Attention      (x, context) -> x
     PositionEncoding embed, rotate, scores             FeedForward    (x, context) -> x
@@ -13,30 +13,30 @@ The shapes are (B, T, d_model) for x, (B, T) for tokens and targets, (B, T, voca
 
 Three rules make a part short:
 - A part that needs neither token ids nor positions leaves `context` out: `forward(self, x)`.
-- A constructor asks for what it needs by name: `layer` (0-based) and `n_layers` in an attention, a feed-forward or a
-  block; `d_model` and `vocab_size` in a loss. GPT gives them; a config cannot set them.
-- What a part declares is an attribute or a method with one of these names, on the part or on any module inside it:
+- A constructor requests arguments by name: `layer` (0-based) and `n_layers` in an attention, a feed-forward or a block;
+  `d_model` and `vocab_size` in a loss. GPT passes them; a config cannot set them.
+- A part declares an attribute or a method with one of these names, on itself or on any module inside it:
 
 | declaration | meaning |
 | --- | --- |
 | `optimizer_groups` | mapping of a parameter's or child module's name to its optimizer group (optim/groups.py) |
 | `row_splits` | rows of the matrices that a fused weight consists of, and of their heads (optim/groups.py) |
-| `check(run)` | raises ConfigError where the part cannot work with what a `Run` says |
+| `check(run)` | raises ConfigError if the part cannot work with a `Run` |
 | `supports_cache` | of an attention or a block: whether it can compute new tokens alone, with `context.cache` |
-| `new_cache(max_seq_len)` | of an attention with `supports_cache`: makes what it finds in `context.cache` |
-| `values(tokens)` | of an embedding: what tokens (B, T) add to the values of attentions, (B, T, value_dim) |
-| `value_dim` | width of the values that an attention takes from `context.values`, if it does |
+| `new_cache(max_seq_len)` | of an attention with `supports_cache`: makes its `context.cache` |
+| `values(tokens)` | of an embedding: its addition for tokens (B, T) to the values of attentions, (B, T, value_dim) |
+| `value_dim` | width of the values that an attention takes from `context.values`, if it uses them |
 | `auxiliary_loss()` | a term, (), that training adds to the loss of the last forward pass |
 | `schedulable` | names of the options that `schedules` may change during a run |
 | `gpt2_activation` | of a feed-forward: Hugging Face's name of f, if it computes down(f(up(x))) as GPT-2 does |
-| `gpt2_attention` | of an attention: whether it computes what GPT-2's does, with the matrices `qkv` and `out` |
+| `gpt2_attention` | of an attention: whether it computes the same as GPT-2's, with the matrices `qkv` and `out` |
 | `connect(network)` | called once all blocks exist, before the initialisation |
 | `initializes_itself` | whether initialisations leave the module's parameters alone |
-| `after_init()` | called after the initialisation, to set what it should not have changed |
+| `after_init()` | called after the initialisation, to set values that it must not change |
 | `prepare_in_pieces(data)` | called before the first step, on the budget's clock: an iterator of pieces of work |
 | `on_train_start(data)`, `on_train_batch_start(data)`, `on_evaluation_start()` | called at these moments of a run |
 
-The two about GPT-2 count for the class that declares them and not for its subclasses, which may compute something else.
+The two about GPT-2 apply to the class that declares them, not to its subclasses, which may compute something else.
 """
 
 import inspect
@@ -55,15 +55,15 @@ from bytelm.errors import ConfigError
 
 @dataclass
 class Context:
-    """What a part may look at beside its input.
+    """The inputs of a part besides x.
 
     Attributes:
-        tokens: Ids of all tokens so far, (B, S). The input of a part is that of the last T of them.
+        tokens: Ids of all tokens so far, (B, S). A part's input x belongs to the last T of them.
         position: The network's position encoding.
-        start: Number of tokens before the input's first one, S - T. More than 0 only where there is a cache.
+        start: Number of tokens before the first token of x, S - T. It is above 0 only with a cache.
         first: The residual stream before the first block, (B, T, d_model): the first embedding.
-        values: What the embedding adds to the values of attentions, (B, T, value_dim); None: nothing.
-        cache: What this layer's attention keeps of the tokens before, an object of its choice; None in training.
+        values: The embedding's addition to the values of attentions, (B, T, value_dim); None: no addition.
+        cache: Object in which this layer's attention keeps its state of earlier tokens; None in training.
     """
 
     tokens: Tensor
@@ -76,11 +76,11 @@ class Context:
 
 @dataclass(frozen=True)
 class Run:
-    """What of a run a part may not work with.
+    """Properties of a run that a part may not support.
 
     Attributes:
         network: The GPT.
-        data_order: Order of the training data (`data.order`); None where the data have none.
+        data_order: Order of the training data (`data.order`); None if the data have no order.
         optimizer: Name of the optimizer's class.
         takes_sparse_gradients: Returns whether the optimizer takes sparse gradients.
         strategy: `single`, `ddp`, `fsdp`, or the name of another strategy's class.
@@ -98,7 +98,7 @@ class Run:
 
 
 class Contract(nn.Module, ABC):
-    """Base of the contracts: a module class fulfils one unless it was written for another kind of part."""
+    """Base of the contracts: a module class fulfils a contract unless it was written for another kind of part."""
 
     @classmethod
     def __subclasshook__(cls, other: type) -> Any:
@@ -110,9 +110,9 @@ class Contract(nn.Module, ABC):
 
 
 class Embedding(Contract):
-    """Makes vectors of token ids. The constructor takes vocab_size and d_model.
+    """Makes vectors from token ids. The constructor takes vocab_size and d_model.
 
-    A tied head reads logits off its `weight`, (vocab_size, d_model).
+    A tied head computes logits from its `weight`, (vocab_size, d_model).
     """
 
     @abstractmethod
@@ -121,7 +121,7 @@ class Embedding(Contract):
 
 
 class PositionEncoding(Contract):
-    """Tells the network the order of its tokens; shared by all blocks. It acts in up to three places.
+    """Gives the network the order of its tokens; shared by all blocks. It acts in up to three places.
 
     Args:
         d_model: Width of the residual stream.
@@ -133,30 +133,31 @@ class PositionEncoding(Contract):
         super().__init__()
 
     def embed(self, x: Tensor, start: int = 0) -> Tensor:
-        """Embeddings (B, T, d_model) to the same, at the positions from `start` on."""
+        """Maps embeddings (B, T, d_model) to the same shape, at the positions from `start` on."""
         return x
 
     def rotate(self, q: Tensor, k: Tensor, start: int = 0) -> tuple[Tensor, Tensor]:
-        """Queries (B, n_heads, T, head_dim) and keys (B, n_kv_heads, T, head_dim) to the same, from `start` on."""
+        """Maps queries (B, n_heads, T, head_dim) and keys (B, n_kv_heads, T, head_dim) to the same, from `start` on."""
         return q, k
 
     def scores(self, seq_len: int) -> Tensor | None:
-        """What is added to attention scores, causal mask included, (n_heads or 1, T, T); None: the mask alone."""
+        """Returns the term added to attention scores, with causal mask, (n_heads or 1, T, T); None: only the mask."""
         return None
 
 
 class Memory(Contract):
-    """Tells the network what followed the same context elsewhere. The constructor takes vocab_size and d_model.
+    """Gives the network the continuations of the same context elsewhere. The constructor takes vocab_size and d_model.
 
     Attributes:
-        changes_logits: Whether `mix` changes logits. A loss that takes hidden states cannot be used with one that does.
+        changes_logits: Whether `mix` changes logits. A loss that takes hidden states cannot be combined with such a
+            memory.
     """
 
     changes_logits = True
 
     @abstractmethod
     def recall(self, tokens: Tensor, start: int = 0) -> Any:
-        """Evidence for the positions of (B, T) tokens from `start` on; position t sees tokens 0 to t."""
+        """Returns evidence for the positions of (B, T) tokens from `start` on; position t depends on tokens 0 to t."""
 
     @abstractmethod
     def embed(self, x: Tensor, evidence: Any) -> Tensor:
@@ -172,14 +173,14 @@ class Attention(Contract):
 
     @abstractmethod
     def forward(self, x: Tensor, context: Context) -> Tensor:
-        """(B, T, d_model) to the same shape; token t sees tokens 0 to t.
+        """Maps (B, T, d_model) to the same shape; token t depends on tokens 0 to t.
 
-        Where the attention declares `supports_cache` and there is a `context.cache`, x is of the new tokens alone.
+        If the attention declares `supports_cache` and there is a `context.cache`, x contains only the new tokens.
         """
 
 
 class FeedForward(Contract):
-    """Computes on each token by itself. The constructor takes d_model and d_ff."""
+    """Computes on each token separately. The constructor takes d_model and d_ff."""
 
     @abstractmethod
     def forward(self, x: Tensor, context: Context) -> Tensor:
@@ -203,7 +204,7 @@ class Block(Contract):
 
 
 class Initialization(ABC):
-    """Sets the weights that training starts from."""
+    """Sets the initial weights."""
 
     @abstractmethod
     def __call__(self, network: nn.Module, n_layers: int) -> None:
@@ -211,27 +212,27 @@ class Initialization(ABC):
 
 
 class Loss(Contract):
-    """What training minimises. Validation always reports plain cross-entropy.
+    """The loss that training minimises. Validation always reports plain cross-entropy.
 
     Attributes:
-        takes_hidden: Whether it is called with hidden states and the head, and makes the logits itself:
-            `forward(hidden, head, targets)`, with hidden (B, T, d_model), head a module from (..., d_model) to
-            (..., vocab_size), and targets (B, T).
+        takes_hidden: Whether it receives hidden states and the head, and computes the logits itself:
+            `forward(hidden, head, targets)`, with hidden (B, T, d_model), head a module from (..., d_model) to (...,
+            vocab_size), and targets (B, T).
     """
 
     takes_hidden = False
 
     @abstractmethod
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Logits (B, T, vocab_size) and targets (B, T) to one number, in nats per token."""
+        """Maps logits (B, T, vocab_size) and targets (B, T) to one number, in nats per token."""
 
 
 KINDS = (Embedding, PositionEncoding, Memory, Attention, FeedForward, Norm, Block, Initialization, Loss)
 for kind in KINDS:
     nameable(kind)
 
-# Factories: what GPT calls to make a part. Positional arguments are given by position; a part that has none of the
-# keyword arguments is not given them (see `make`).
+# Factories: the functions with which GPT makes parts. Positional arguments are passed by position; a constructor
+# without one of the keyword arguments does not receive it (see `make`).
 if TYPE_CHECKING:
     MakeAttention = Callable[..., Attention]
     MakeFeedForward = Callable[..., FeedForward]
@@ -276,8 +277,8 @@ def make(key: str, factory: Callable[..., Any], *arguments: Any, **offered: Any)
     Args:
         key: The part's key in a config, such as `model.gpt.attention`, for messages.
         factory: The part's class, or a partial of it.
-        arguments: Given by position.
-        offered: Given by name to a constructor that asks for them.
+        arguments: Passed by position.
+        offered: Passed by name to a constructor that has these parameters.
 
     Raises:
         ConfigError: The constructor does not take these arguments.
@@ -291,10 +292,10 @@ def make(key: str, factory: Callable[..., Any], *arguments: Any, **offered: Any)
 
 
 def give_context(key: str, part: nn.Module) -> None:
-    """Lets a part be called as `part(x, context)`, also if its forward is `forward(x)`.
+    """Makes a part callable as `part(x, context)`, also if its forward is `forward(x)`.
 
     Raises:
-        ConfigError: Its forward is neither.
+        ConfigError: Its forward has another signature.
     """
     parameters = inspect.signature(part.forward).parameters.values()
     if any(p.name == "context" or p.kind is p.VAR_POSITIONAL for p in parameters):
@@ -318,7 +319,7 @@ def expect(key: str, part: nn.Module, method: str, *arguments: str) -> None:
 
 
 def accepts(function: Callable[..., Any], *arguments: str) -> bool:
-    """Whether a function can be called with these arguments, by position."""
+    """Returns whether a function can be called with these arguments, by position."""
     try:
         inspect.signature(function).bind(*arguments)
     except TypeError:
@@ -327,18 +328,18 @@ def accepts(function: Callable[..., Any], *arguments: str) -> bool:
 
 
 def _without_context(part: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-    return arguments[:1]  # a hook and no wrapper: a wrapped method would still be the original's in a deep copy
+    return arguments[:1]  # a hook, not a wrapper: in a deep copy, a wrapped method would still be the original's
 
 
 def class_of(factory: Callable[..., Any]) -> type:
-    """The class that a factory makes objects of: itself, or what it is a partial of (also the command line's)."""
+    """Returns the class that a factory creates: itself, or the class of a partial (also the command line's)."""
     if isinstance(factory, partial):
         return next(each for each in (factory.func, *factory.args) if isinstance(each, type))
     return factory  # type: ignore[return-value]
 
 
 def known_parts() -> Iterator[type]:
-    """The classes of all parts that are loaded, by any depth of inheritance from a contract."""
+    """Returns the classes of all loaded parts: the direct and indirect subclasses of the contracts."""
     found: list[type] = [*KINDS]
     while found:
         cls = found.pop()
@@ -347,15 +348,15 @@ def known_parts() -> Iterator[type]:
 
 
 def declaring(network: nn.Module, name: str) -> Iterator[Any]:
-    """The modules of a network that declare an attribute or a method of this name."""
+    """Returns the modules of a network that declare an attribute or a method of this name."""
     return (module for module in network.modules() if hasattr(module, name))
 
 
 def check(parts: Sequence[nn.Module], run: Run) -> None:
-    """Asks all parts whether they can work with a run.
+    """Checks that all parts can work with a run.
 
     Raises:
-        ConfigError: One cannot; the message says what it needs.
+        ConfigError: A part cannot; the message names its requirement.
     """
     for part in parts:
         for module in declaring(part, "check"):

@@ -139,6 +139,7 @@ class NGramMemory(Memory):
     # The budget's clock is running: what a memory learns, it learns in training time.
     def prepare_in_pieces(self, data: Any) -> Iterator[None]:
         release_memory()
+        yield
         yield from self._fill(data.train_split, data.folds(), data.seq_len)
 
     def on_train_batch_start(self, data: Any) -> None:
@@ -162,7 +163,7 @@ class NGramMemory(Memory):
             pass
 
     def _fill(self, text: Tensor, folds: Tensor, seq_len: int) -> Iterator[None]:
-        """Fills the memory, in pieces of less than a second."""
+        """Fills the memory, in pieces of some ten milliseconds."""
         device = self.backoff.device
         self._tables = None  # those of a checkpoint, before there are others
         self._text = text.clone()  # a view would take the storage behind it, other splits too, into checkpoints
@@ -170,7 +171,9 @@ class NGramMemory(Memory):
         frequency = torch.bincount(text, minlength=len(self.symbols)).argsort(descending=True, stable=True)
         self.symbols[frequency] = torch.arange(len(self.symbols), device=device).clamp(max=self.n_symbols - 1)
         yield from self._count(text, folds)
-        self.hold_out(0)
+        for table in self._tables or []:
+            table.hold_out(0)
+            yield
         starts = (folds[::seq_len] == 0).nonzero()[:, 0] * seq_len
         starts = starts[starts + seq_len <= len(text)]
         starts = starts[:: max(1, len(starts) // _SAMPLED_ROWS)]
@@ -188,8 +191,7 @@ class NGramMemory(Memory):
     def _count(self, text: Tensor, folds: Tensor) -> Iterator[None]:
         tables = []
         for kind in reversed(self.kinds):  # the longest contexts take the most memory to count: while little is there
-            tables.append(NGramCounts(text, folds, kind, self.backoff.device))
-            yield
+            tables.append((yield from NGramCounts.in_pieces(text, folds, kind, self.backoff.device)))
         self._tables = tables[::-1]
 
     def get_extra_state(self) -> Tensor:
@@ -260,11 +262,13 @@ class NGramMemory(Memory):
     def _interpolate(self, rows: list[Tensor]) -> Iterator[None]:
         """Expectation maximisation of `backoff` on rows that the counts do not contain."""
         found = []
-        for i in range(0, len(rows), 16):
-            found.append(self._shares(torch.stack(rows[i : i + 16])))
+        for i in range(0, len(rows), _ROWS_AT_ONCE):
+            found.append(self._shares(torch.stack(rows[i : i + _ROWS_AT_ONCE])))
             yield
         share, total, distinct = (torch.cat(parts, dim=1) for parts in zip(*found, strict=True))
+        yield
         bucket = _bucket(total, distinct)
+        yield
         kinds = range(len(share))
         for _ in range(_EM_STEPS):
             backoff = [self._backoff(kind, total[kind], distinct[kind]) for kind in kinds]
@@ -281,6 +285,7 @@ class NGramMemory(Memory):
                 passed[kind].index_add_(0, bucket[kind], shorter * seen)
                 reached = shorter
             self.backoff.copy_((passed + 0.5) / (used + 1))
+            yield
 
     def _shares(self, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Of rows (B, T): each context's share of counts for the target, its total, its distinct ones, (n_kinds, n)."""
@@ -332,6 +337,7 @@ class _Dense:
 _FLOOR = 1e-8  # of probabilities, before the logarithm
 _SCALE = 0.2
 _SAMPLED_ROWS = 512
+_ROWS_AT_ONCE = 8
 _EM_STEPS = 8
 _N_TOTAL, _N_DISTINCT = 24, 5
 _N_BUCKETS = _N_TOTAL * _N_DISTINCT

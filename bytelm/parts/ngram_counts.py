@@ -9,7 +9,7 @@ how much to trust the counts on text that they do not contain, as in validation 
 1980).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,11 +18,15 @@ from torch import Tensor
 _MULTIPLIER, _INVERSE = 0x5851F42D4C957F2D, pow(0x5851F42D4C957F2D, -1, 1 << 64)
 _HASH_BITS = 51  # with 8 bits of a symbol and 4 of a fold they fill a positive int64
 _PIECE = 1 << 16  # tokens that are hashed together, which keeps memory low; contexts do not cross the edges
+_RANGE = 1 << 17  # tokens whose contexts are in a range, about
+_NO_CONTEXT = -1 << 12  # a triple that no text has
 MAX_FOLDS = 16
 
 
 class NGramCounts:
     """Counts of the tokens that follow the contexts of one kind in a text.
+
+    A number for context, token and fold, a triple, stands for each token: after sorting, equal triples are adjacent.
 
     Args:
         text: Tokens below 256, uint8, (n,).
@@ -32,30 +36,55 @@ class NGramCounts:
     """
 
     def __init__(self, text: Tensor, folds: Tensor, kind: "ContextKind", device: torch.device) -> None:
-        # One number for context, token and fold: after sorting, equal triples are adjacent.
-        pieces = zip(text.split(_PIECE), folds.split(_PIECE), strict=True)
-        # A triple that no context has, for texts without contexts.
-        triples = torch.cat([torch.tensor([-1 << 12]), *(_triples(*piece, kind) for piece in pieces)])
-        triples.numpy().sort()  # in place, and faster than torch.sort
-        triples, counts = triples.unique_consecutive(return_counts=True)
-        by_fold = (triples & 15).to(torch.uint8)
-        self._fold_ends = torch.bincount(by_fold, minlength=MAX_FOLDS).cumsum(0).tolist()
-        by_fold = by_fold.argsort(stable=True)
-        counts = counts.to(torch.int16 if counts.max() < 1 << 15 else torch.int32)
-        entries, per_entry = triples.bitwise_right_shift_(4).unique_consecutive(return_counts=True)
-        entry = torch.arange(len(entries), dtype=torch.int32).repeat_interleave(per_entry, output_size=len(triples))
-        del triples, per_entry
+        for _ in self._count(text, folds, kind, device):
+            pass
+
+    @classmethod
+    def in_pieces(
+        cls, text: Tensor, folds: Tensor, kind: "ContextKind", device: torch.device
+    ) -> Generator[None, None, "NGramCounts"]:
+        """The same index, made in pieces of work of some ten milliseconds each.
+
+        Args:
+            text: As for the class.
+            folds: As for the class.
+            kind: As for the class.
+            device: As for the class.
+
+        Yields:
+            After each piece.
+
+        Returns:
+            The index.
+        """
+        counts = cls.__new__(cls)
+        yield from counts._count(text, folds, kind, device)
+        return counts
+
+    def _count(self, text: Tensor, folds: Tensor, kind: "ContextKind", device: torch.device) -> Iterator[None]:
+        by_range = [_Range(torch.tensor([_NO_CONTEXT]), 0)]  # for texts without contexts
+        for triples in _by_range(text, folds, kind):
+            if triples is not None and len(triples):
+                by_range.append(_Range(triples, by_range[-1].end))
+            yield
+        sizes = torch.tensor([[len(own) for own in each.entry] for each in by_range])
+        self._fold_ends = sizes.sum(0).cumsum(0).tolist()
         # For each fold, its entries and their counts.
-        self._entry, self._count_in_fold = entry[by_fold].to(device), counts[by_fold].to(device)
-        del entry, counts, by_fold
-        self._tokens = (entries & 255).to(torch.uint8).to(device)
-        keys, per_context = entries.bitwise_right_shift_(8).unique_consecutive(return_counts=True)
-        self._keys = keys.to(device)
+        self._entry = _joined([each.entry for each in by_range]).to(device)
+        yield
+        self._count_in_fold = _joined([each.count for each in by_range]).to(device)
+        yield
+        self._tokens = torch.cat([each.tokens for each in by_range]).to(device)
+        self._keys = torch.cat([each.keys for each in by_range]).to(device)
+        yield
+        per_context = torch.cat([each.per_context for each in by_range])
         self._first = torch.nn.functional.pad(per_context.cumsum(0), (1, 0)).int().to(device)
         self._counts = torch.zeros(len(self._tokens), device=device, dtype=torch.float32)
-        for fold in range(MAX_FOLDS):
-            self._add(fold, 1.0)
         self.held_out: int | None = None
+        del by_range, per_context
+        for fold in range(MAX_FOLDS):
+            yield
+            self._add(fold, 1.0)
 
     def hold_out(self, fold: int | None) -> None:
         """Removes a fold's counts and restores those of the fold held out before; None: restores all."""
@@ -127,6 +156,61 @@ def contexts(tokens: Tensor, kinds: Sequence[ContextKind]) -> Iterator[tuple[Ten
         else:
             start = time - kind.n + 1
             yield plain.hashes(start.clamp(min=0), kind.n), start > 0
+
+
+def _by_range(text: Tensor, folds: Tensor, kind: ContextKind) -> Iterator[Tensor | None]:
+    """All triples of a text in ascending order, one range of contexts after the other.
+
+    A sort of all at once would take long. So each piece of the text is sorted and cut at the edges of the ranges, and
+    what all pieces have in a range is sorted together.
+
+    Yields:
+        None after each piece of the text, then the triples of each range.
+    """
+    n_ranges = 1 + len(text) // _RANGE
+    edges = torch.arange(1, n_ranges) * (-(-(1 << _HASH_BITS) // n_ranges) << 12)
+    pieces = []
+    for piece in zip(text.split(_PIECE), folds.split(_PIECE), strict=True):
+        triples = _triples(*piece, kind)
+        triples.numpy().sort()  # in place, and faster than torch.sort
+        pieces.append(triples.tensor_split(torch.searchsorted(triples, edges)))
+        yield None
+    for parts in zip(*pieces, strict=True):
+        triples = torch.cat(parts)
+        triples.numpy().sort()
+        yield triples
+
+
+class _Range:
+    """What is known of a range of contexts.
+
+    Attributes:
+        entry: Of each fold, the entries that it has, int32.
+        count: Of each fold, how often it has each of these, int16 or int32.
+        tokens: Token of each entry, uint8.
+        keys: Hash of each context.
+        per_context: Number of entries of each context.
+        end: Number of the entry after the last one.
+    """
+
+    def __init__(self, triples: Tensor, begin: int) -> None:
+        triples, counts = triples.unique_consecutive(return_counts=True)
+        by_fold = (triples & 15).to(torch.uint8)
+        sizes = torch.bincount(by_fold, minlength=MAX_FOLDS).tolist()
+        by_fold = by_fold.argsort(stable=True)
+        counts = counts.to(torch.int16 if counts.max() < 1 << 15 else torch.int32)
+        entries, per_entry = triples.bitwise_right_shift_(4).unique_consecutive(return_counts=True)
+        self.end = begin + len(entries)
+        entry = torch.arange(begin, self.end, dtype=torch.int32)
+        entry = entry.repeat_interleave(per_entry, output_size=len(triples))
+        self.entry, self.count = entry[by_fold].split(sizes), counts[by_fold].split(sizes)
+        self.tokens = (entries & 255).to(torch.uint8)
+        self.keys, self.per_context = entries.bitwise_right_shift_(8).unique_consecutive(return_counts=True)
+
+
+def _joined(by_range: list[Sequence[Tensor]]) -> Tensor:
+    """Values of each fold, one fold after the other, of the values that each range has for each fold."""
+    return torch.cat([each for fold in zip(*by_range, strict=True) for each in fold])
 
 
 def _triples(text: Tensor, folds: Tensor, kind: ContextKind) -> Tensor:

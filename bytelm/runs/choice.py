@@ -9,6 +9,7 @@ run's own config.yaml names that run: `validate --config runs/x/version_0/config
 version_0.
 """
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,7 @@ def find_checkpoint(
             raise CheckpointError(f"ckpt_path: no {given}.ckpt in {where}; accepted: a path, too")
         return found
     path = Path(given)
-    if not path.is_dir():
+    if not os.path.isdir(path):  # False for a name that no file can have, too
         return path
     for name in order:
         for file in (checkpoint_of(path, name), path / f"{name}.ckpt"):
@@ -86,7 +87,7 @@ def with_run(arguments: Sequence[str]) -> list[str]:
     if command not in SCORING or not rest or rest[0].startswith("-"):
         return [*arguments]
     given, *options = rest
-    if not Path(given).is_dir():
+    if not os.path.isdir(given):
         accepted = f"accepted: the folder of a run, such as {RUNS}/my-experiment/version_0, or options alone (--config)"
         raise ConfigError("run", given, accepted)
     checkpoint = find_checkpoint(given)

@@ -107,9 +107,13 @@ class TensorBoardLogger(loggers.TensorBoardLogger):
     def finalize(self, status: str) -> None:
         self._write(super().finalize, status)
 
-    def _write(self, function: Any, *args: Any) -> None:
+    @property
+    def experiment(self) -> Any:  # makes the file at its first call
+        return self._write(lambda: super(TensorBoardLogger, self).experiment)
+
+    def _write(self, function: Any, *args: Any) -> Any:
         try:
-            function(*args)
+            return function(*args)
         except OSError as error:  # from TensorBoard's writing thread, raised by the next call
             raise StorageError(f"{self.log_dir}: the log could not be written ({error.strerror or error})") from error
 

@@ -1,7 +1,7 @@
-"""What functions tell torch.compile, without loading it: its machinery is 900 modules, a second or more of start-up.
+"""Marks functions for torch.compile without loading it: its 900 modules take a second or more of start-up.
 
-torch.compiler has the same decorators, but imports that machinery when a function is decorated. torch's own modules use
-these lazy forms, which a test compares with the public ones.
+torch.compiler has the same decorators, but loads these modules when a function is decorated. torch's own modules use
+the lazy forms below; a test compares them with the public ones.
 """
 
 from collections.abc import Callable
@@ -19,12 +19,12 @@ except ImportError:  # it is private; the public one does the same
 
 
 def disable(function: Function) -> Function:
-    """Never compiles a function, as torch.compiler.disable; its machinery is loaded when the function is called."""
+    """Excludes a function from compilation, like torch.compiler.disable; loads the compiler only when it is called."""
     disabled: Function = _disable(function)
     return disabled
 
 
 def assume_constant_result(function: Function) -> Function:
-    """Takes a function's result for constant while compiling, as torch.compiler.assume_constant_result."""
+    """Treats a function's result as a constant while compiling, like torch.compiler.assume_constant_result."""
     function._dynamo_marked_constant = True  # type: ignore[attr-defined]
     return function

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, whenever the power goes."""
+"""Files that are written completely or not at all, even if the power fails."""
 
 import contextlib
 import os
@@ -9,12 +9,12 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def replacing(path: Path, shared: bool = False) -> Iterator[Path]:
-    """A path beside `path`, whose file replaces the one at `path` when the block ends without an error.
+    """Yields a path beside `path`; its file replaces the one at `path` if the block ends without an error.
 
     Args:
-        path: The final path, in a folder that exists.
-        shared: Whether several processes may write this file at the same moment, each a whole one. Otherwise the name
-            of the unfinished file is always the same, and what a killed process has left is overwritten.
+        path: The final path, in an existing folder.
+        shared: Whether several processes may write this file at the same time, each a complete one. Otherwise the name
+            of the unfinished file is always the same, and overwrites the remains of a killed process.
     """
     partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part" if shared else f".{path.name}.part")
     try:
@@ -25,11 +25,12 @@ def replacing(path: Path, shared: bool = False) -> Iterator[Path]:
         if hasattr(os, "O_DIRECTORY"):
             folder = os.open(path.parent, os.O_DIRECTORY)
             try:
-                os.fsync(folder)  # the name too
+                os.fsync(folder)  # saves the name too
             finally:
                 os.close(folder)
     except BaseException as error:
-        # The system's error about a write; the message is to name the file. Without a number it would lose its text.
+        # The system's error about a write has no file name; the message must have one. Without its number it would lose
+        # its text.
         if isinstance(error, OSError) and error.errno is not None and error.filename is None:
             error.filename = str(path)
         partial.unlink(missing_ok=True)

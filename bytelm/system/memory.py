@@ -1,4 +1,4 @@
-"""Memory of this process: how much it has used, and how to give some back."""
+"""Memory of this process: its use, and the release of freed memory."""
 
 import ctypes
 import gc
@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def peak_memory_mb() -> float | None:
-    """Largest resident size of this process so far, in MiB; None where the system does not tell."""
+    """Returns the largest resident size of this process so far, in MiB; None if the system does not report it."""
     try:
         import resource  # not on Windows
     except ImportError:
@@ -19,7 +19,7 @@ def peak_memory_mb() -> float | None:
 
 
 def peak_device_memory_mb() -> float:
-    """Most memory that tensors of this process have taken on its GPU so far, in MiB."""
+    """Returns the largest memory of this process's tensors on its GPU so far, in MiB."""
     import torch
 
     return round(torch.cuda.max_memory_allocated() / 2**20, 1)
@@ -27,10 +27,10 @@ def peak_device_memory_mb() -> float:
 
 @contextmanager
 def limited_memory(n_bytes: int) -> Iterator[None]:
-    """Inside, allocations fail that make this process's memory grow by more than so much; only on Linux.
+    """Context in which allocations fail that increase this process's memory by more than this amount; only on Linux.
 
     Args:
-        n_bytes: By how much it may grow, in addresses.
+        n_bytes: Maximum increase, in addresses.
     """
     if sys.platform != "linux":
         yield
@@ -49,9 +49,9 @@ def limited_memory(n_bytes: int) -> Iterator[None]:
 
 
 def release_memory() -> None:
-    """Returns freed memory to the system, where the C library can be asked to (glibc).
+    """Returns freed memory to the system, if the C library supports it (glibc).
 
-    Compilation leaves about 130 MB of it, which would otherwise count as this process's until it is used again.
+    Compilation leaves about 130 MB of freed memory, which would otherwise count as this process's until it is reused.
     """
     gc.collect()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None

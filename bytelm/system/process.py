@@ -1,4 +1,4 @@
-"""This process: its age, its rank, the signals that end it, and that it ends when the process that started it ends."""
+"""This process: its age, its rank, the signals that end it, and its end when the parent process ends."""
 
 import multiprocessing
 import os
@@ -13,7 +13,7 @@ from multiprocessing.connection import wait
 
 IMPORTED_AT = time.monotonic()
 CPU_SECONDS_BEFORE = time.process_time()
-ENDING_SECONDS = 30.0  # for what a run does at a SIGTERM: finish a step, write a checkpoint
+ENDING_SECONDS = 30.0  # time for the work of a run at a SIGTERM: finish a step, write a checkpoint
 LIFELINE = "BYTELM_LIFELINE"  # names the file descriptor of a pipe that only the parent can write to
 
 
@@ -27,17 +27,17 @@ if hasattr(os, "register_at_fork"):
 
 
 def process_age() -> float:
-    """Seconds since this program started, the start of Python and earlier imports included; or since it was forked.
+    """Returns the seconds since this program started, including the start of Python and earlier imports, or was forked.
 
     The system knows only when the process started, and a process may have been another program before: bash runs the
-    last command of `bash -c 'sleep 20 && python …'` in its own process. So what came before the import of this module
-    counts as long as the CPU was busy with it, which a sleep is not.
+    last command of `bash -c 'sleep 20 && python …'` in its own process. Therefore the time before the import of this
+    module counts only as far as the CPU was busy, which it is not during a sleep.
     """
     return time.monotonic() - IMPORTED_AT + CPU_SECONDS_BEFORE
 
 
 def utc(timestamp: float) -> str:
-    """ISO 8601 text of a moment, which sorts as the moments do.
+    """Returns the ISO 8601 text of a time; the order of texts is the order of times.
 
     Args:
         timestamp: Seconds since 1970, as time.time() gives them.
@@ -46,15 +46,15 @@ def utc(timestamp: float) -> str:
 
 
 def is_rank_zero() -> bool:
-    """Whether this process is rank 0, the one that speaks. Lightning knows the rank; before it is loaded, all are 0."""
+    """Returns whether this process is rank 0, which prints. Before Lightning, which knows the rank, is loaded: True."""
     lightning = sys.modules.get("lightning_utilities.core.rank_zero")
     return lightning is None or not getattr(lightning.rank_zero_only, "rank", 0)
 
 
 def ending_signals() -> tuple[signal.Signals, ...]:
-    """Signals that ask this program to end.
+    """Returns the signals that ask this program to end.
 
-    SIGHUP, which a terminal that is closed sends, is one of them unless it is ignored, as `nohup` has it.
+    SIGHUP, which a closed terminal sends, is one of them unless it is ignored, as under `nohup`.
     """
     hangup = getattr(signal, "SIGHUP", None)  # not on Windows
     if hangup is None or signal.getsignal(hangup) is signal.SIG_IGN:
@@ -63,11 +63,11 @@ def ending_signals() -> tuple[signal.Signals, ...]:
 
 
 class Lifeline:
-    """What a process gives to one that it starts, which then ends when this process ends, in whatever way.
+    """Ends a child process when this process ends, for any reason.
 
     Attributes:
         descriptor: The child's end, a file descriptor that it has to inherit.
-        environment: Tells the child of it, as environment variables.
+        environment: Environment variables that tell the child about it.
     """
 
     def __init__(self) -> None:
@@ -75,18 +75,18 @@ class Lifeline:
         self.environment = {LIFELINE: str(self.descriptor)}
 
     def started(self) -> None:
-        """Closes this process's copy of the child's end, once the child has its own."""
+        """Closes this process's copy of the child's end, after the child has its own."""
         os.close(self.descriptor)
 
     def cut(self) -> None:
-        """Lets go: a child that has not ended is told to."""
+        """Closes the lifeline: a child that still runs is asked to end."""
         os.close(self._kept)
 
 
 def end_with_parent() -> None:
-    """Ends this process when its parent ends, in whatever way, if the parent has given it a Lifeline.
+    """Ends this process when its parent ends, for any reason, if the parent has given it a Lifeline.
 
-    It gets a SIGTERM, and if that is not enough, its process group gets a SIGKILL.
+    It receives a SIGTERM; if it does not end, its process group receives a SIGKILL.
     """
     if (lifeline := os.environ.pop(LIFELINE, None)) is not None:  # removed: this process's children do not have it
         _when_closed(int(lifeline), _end_by_signals)
@@ -100,7 +100,7 @@ def end_worker_with_parent() -> None:
 
 
 def _when_closed(descriptor: int, end: Callable[[], None]) -> None:
-    """Calls a function, in a thread, when the other end of a pipe is closed. Nobody writes to these pipes."""
+    """Calls a function, in a thread, when the other end of a pipe is closed. No process writes to these pipes."""
 
     def watch() -> None:
         wait([descriptor])
@@ -111,18 +111,18 @@ def _when_closed(descriptor: int, end: Callable[[], None]) -> None:
 
 @cache  # once: a registration cannot be taken back
 def default_signals_in_children() -> None:
-    """Gives processes that a library forks from this one (a pool of workers, say) the system's signal handling.
+    """Restores the system's signal handling in processes that a library forks from this one (such as a pool's workers).
 
-    With the program's handlers, which raise, a worker that its pool ends by SIGTERM would print a traceback or hang.
+    With the program's handlers, which raise, a worker that its pool ends with SIGTERM would print a traceback or hang.
     """
 
     def reset() -> None:
         for signum in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
             owner = str(getattr(signal.getsignal(signum), "__module__", ""))
-            if owner.startswith(("bytelm.", "lightning.")):  # Lightning's call what was there before
+            if owner.startswith(("bytelm.", "lightning.")):  # Lightning's handlers call the previous ones
                 signal.signal(signum, signal.SIG_DFL)
 
-    if hasattr(os, "register_at_fork"):  # not on Windows, which does not fork
+    if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
         os.register_at_fork(after_in_child=reset)
 
 

@@ -1,8 +1,8 @@
-"""Standard streams that cannot end a program: a reader that goes away costs the text, and not the run.
+"""Standard streams that cannot end a program: if a reader goes away, the text is lost, and the run continues.
 
-A terminal that is closed, a `tee` that dies and a disk that is full make a write to standard output or standard error
-fail, wherever in the program it is. Here that is handled once, for everything that writes to `sys.stdout` and
-`sys.stderr`: prints, progress bars, warnings and loggers.
+A write to standard output or standard error can fail anywhere in the program: a terminal is closed, a `tee` dies, or a
+disk is full. This module handles it once, for everything that writes to `sys.stdout` and `sys.stderr`: prints, progress
+bars, warnings and loggers.
 """
 
 import os
@@ -19,14 +19,14 @@ NAMES = ("stdout", "stderr")
 class LastingStream:
     """A text stream whose writes do not fail.
 
-    Text that cannot be written is dropped; characters that the encoding does not have are written as escapes.
+    Text that cannot be written is dropped; characters that the encoding lacks are written as escapes.
 
     Args:
-        stream: Where text is written.
-        is_product: Whether the text is what the program is run for. Then the program ends where it cannot be written.
+        stream: The stream to write to.
+        is_product: Whether the text is the program's result. If so, the program ends when it cannot be written.
 
     Attributes:
-        error: Why text was dropped; None if none was.
+        error: The reason why text was dropped; None if none was.
     """
 
     def __init__(self, stream: TextIO, is_product: bool = False) -> None:
@@ -36,7 +36,7 @@ class LastingStream:
         if getattr(stream, "errors", None) == "strict" and hasattr(stream, "reconfigure"):
             try:
                 stream.reconfigure(errors="backslashreplace")
-            except OSError as error:  # it writes what is buffered
+            except OSError as error:  # it writes the buffered text
                 self._lose(error)
 
     def __getattr__(self, name: str) -> Any:
@@ -46,7 +46,7 @@ class LastingStream:
         """Writes text, or drops it.
 
         Raises:
-            OutputLost: It cannot be written, and is what the program is run for.
+            OutputLost: The text cannot be written, and is the program's result.
         """
         try:
             self._stream.write(text)
@@ -60,14 +60,14 @@ class LastingStream:
             self.write(line)
 
     def flush(self) -> None:
-        """Writes what is buffered, as `write` does."""
+        """Writes buffered text, as `write` does."""
         try:
             self._stream.flush()
         except OSError as error:
             self._lose(error)
 
     def fail_no_more(self) -> None:
-        """Drops text from now on also if it is what the program is run for."""
+        """Drops text from now on, even if it is the program's result."""
         self._is_product = False
 
     def _lose(self, error: OSError) -> None:
@@ -78,16 +78,16 @@ class LastingStream:
 
 @contextmanager
 def lasting_streams(is_product: bool = False) -> Iterator[None]:
-    """Inside, standard output and standard error are LastingStreams.
+    """Context in which standard output and standard error are LastingStreams.
 
-    They stay in place afterwards if text was dropped: the interpreter writes the buffers of the others at its end, and
-    would report an error.
+    If text was dropped, they stay in place afterwards: the interpreter writes the buffers of the original streams at
+    its end, and would report an error.
 
     Args:
-        is_product: Whether standard output is what the program is run for.
+        is_product: Whether standard output is the program's result.
 
     Raises:
-        OutputLost: At the end, where `is_product` and the last text cannot be written.
+        OutputLost: At the end, if `is_product` and the last text cannot be written.
     """
     _open_missing()
     before = {name: getattr(sys, name) for name in NAMES}
@@ -100,7 +100,7 @@ def lasting_streams(is_product: bool = False) -> Iterator[None]:
         except BaseException as error:
             if not (isinstance(error, SystemExit) and not error.code):
                 for stream in lasting.values():
-                    stream.fail_no_more()  # the error that ends the program is the one to report
+                    stream.fail_no_more()  # only the error that ends the program is reported
             raise
         finally:
             for stream in lasting.values():
@@ -112,16 +112,16 @@ def lasting_streams(is_product: bool = False) -> Iterator[None]:
 
 
 def _open_missing() -> None:
-    """Opens the null device in place of standard streams that the program was started without (`>&-`).
+    """Opens the null device in place of standard streams that are closed when the program starts (`>&-`).
 
-    Otherwise a file that is opened later gets the number of a standard stream, and what C code and other programs print
-    is written into it.
+    Otherwise a file that is opened later gets the number of a standard stream, and the output of C code and other
+    programs is written into it.
     """
     for number in range(3):
         try:
             os.fstat(number)
         except OSError:
-            null = os.open(os.devnull, os.O_RDWR)  # the lowest number that is free: this one
+            null = os.open(os.devnull, os.O_RDWR)  # the lowest free number: this stream's
             os.set_inheritable(null, True)
     for name in NAMES:
         if getattr(sys, name) is None:

@@ -156,7 +156,7 @@ class Bench:
             return Result("fails", f"{len(lines)} lines: {said}")
         if run.seen.get("batches") or ((run.folder / "runs").exists() and cell.command == "fit"):
             return Result("fails", f"rejected after the run's folder was made: {said}")
-        if cell.needs and importlib.util.find_spec(cell.needs) is None and cell.needs in said:
+        if cell.needs and importlib.util.find_spec(cell.needs) is None and cell.needs in said.replace("-", "_"):
             return Result(f"needs {cell.needs}", said.removeprefix(ERROR))
         if cell.named not in said:
             return Result("fails", f"the message does not name {cell.named}: {said}")

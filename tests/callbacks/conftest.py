@@ -1,4 +1,4 @@
-"""A clock that tests turn."""
+"""A clock that tests advance."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from bytelm.callbacks import time_budget, warm_up
 
 
 class Clock:
-    """Stands for the module `time`; stands still unless told."""
+    """Replaces the module `time`; the time changes only when a test sets it."""
 
     def __init__(self):
         self.now = 1000.0

@@ -1,4 +1,4 @@
-"""TimeBudget and schedules in a Trainer and with a LightningModule that know nothing of bytelm."""
+"""TimeBudget and schedules with a Trainer and a LightningModule that are independent of bytelm."""
 
 import json
 import random
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 
 class Net(pl.LightningModule):
-    """A classifier; each of its steps takes `seconds` on the clock that the test turns."""
+    """A classifier; each of its steps takes `seconds` on the test's clock."""
 
     def __init__(self, clock=None, seconds=1.0):
         super().__init__()
@@ -164,7 +164,7 @@ def test_callbacks_that_read_the_budget_come_after_it(late):
 
 
 class Sums(Net):
-    """Takes a batch of any kind: adds up the tensors in it."""
+    """Accepts a batch of any kind: adds up the tensors in it."""
 
     def training_step(self, batch):
         self.batch = batch
@@ -175,7 +175,7 @@ class Sums(Net):
 
 
 def listed(batches):
-    return DataLoader(batches, batch_size=None)  # Lightning takes a list for one of loaders
+    return DataLoader(batches, batch_size=None)  # Lightning would treat a list as several loaders
 
 
 def generator():
@@ -259,7 +259,7 @@ def test_gradients_that_an_epochs_end_cuts_short_are_a_step():
 
 
 class Restless(Net):
-    """Changes all that a training step can change."""
+    """Changes everything that a training step can change."""
 
     def __init__(self, clock=None):
         super().__init__(clock)
@@ -313,7 +313,7 @@ class Hears(Callback):
 
 
 def restless_run(*callbacks, **options):
-    """A run on a generator of shuffled rows; returns all that could be seen of it."""
+    """Trains on a generator of shuffled rows; returns all observable values of the run."""
     pl.seed_everything(3, verbose=False)
     hears, logger, module = Hears(), MemoryLogger(), Restless()
     loader = ({"x": x, "y": y} for _ in range(100) for x, y in rows(shuffle=True))
@@ -414,7 +414,7 @@ def test_steps_left_out_by_returning_none(clock):
 
 
 class GAN(Net):
-    """Two optimizers, a step of each in every batch."""
+    """Two optimizers, each with one step per batch."""
 
     def __init__(self, clock=None):
         super().__init__(clock)
@@ -535,7 +535,7 @@ def test_a_resumed_run_has_what_was_left_of_the_budget(clock, tmp_path, module, 
     saves = ModelCheckpoint(tmp_path, every_n_train_steps=4, save_top_k=-1, filename="{step}")
     budget = TimeBudget("10s")
     fit(module(clock), budget, saves, enable_checkpointing=True)
-    budget = budget if same else TimeBudget("10s")  # a used one is put back, too
+    budget = budget if same else TimeBudget("10s")  # a used budget is reset, too
     made = trainer(budget)
     made.fit(module(clock), rows(), ckpt_path=tmp_path / "step=4.ckpt")
     assert budget.training_seconds == pytest.approx(10.0)

@@ -1,4 +1,4 @@
-"""A corpus that changes under a run ends it with status 3, a record and a checkpoint that goes on exactly."""
+"""A corpus that changes during a run ends it with status 3, a record, and a checkpoint that resumes exactly."""
 
 import json
 import os
@@ -43,7 +43,7 @@ class Change(Callback):
 
 @pytest.fixture
 def shards(folder, monkeypatch):
-    """Shards in tokens/ to train on, in a folder with my_change.py; looked at after every step."""
+    """Training shards in tokens/, in a folder with my_change.py; checked after every step."""
     train_on_tokens()
     Path("my_change.py").write_text(CALLBACK)
     monkeypatch.setattr(corpus_watch, "SECONDS", 0.0)
@@ -56,7 +56,7 @@ def change(how, *paths, **options):
 
 @pytest.fixture
 def ended(capsys):
-    """Runs main() on tiny.yaml for 8 steps; returns its exit status, its record, and what it says on stderr."""
+    """Runs main() on tiny.yaml for 8 steps; returns its exit status, its record and its output on stderr."""
 
     def ended(*options, experiment="tiny"):
         status = 0
@@ -84,7 +84,7 @@ def test_a_run_ends_after_the_step_in_which_a_shard_changes(how, shards, ended):
     assert status == 3
     (line,) = [line for line in stderr.splitlines() if "error" in line]
     reason = {
-        # Either the look after the step finds it, or a crop of the next batches cannot be read.
+        # Either the check after the step detects it, or a crop of the next batches cannot be read.
         "truncate": ("has 1100 bytes, and had 5024", "it was cut short while it was in use"),
         "overwrite": ("text_train_1.bin was written to: the sha256 is ",),
     }[how]
@@ -102,7 +102,7 @@ def test_the_checkpoint_goes_on_exactly_when_the_file_is_back(data, batches, sha
     options = ["--trainer.accumulate_grad_batches", batches]
     paths = SHARDS
     if data == "bytes":
-        monkeypatch.setattr(corpora, "READ_AT_MOST", 0)  # so that it is mapped
+        monkeypatch.setattr(corpora, "READ_AT_MOST", 0)  # forces mapping
         options += ["--data", "Bytes", "--data.path", "corpus.txt", "--data.batch_size", "4", "--data.seq_len", "16"]
         paths = ["corpus.txt"]
     before = {path: Path(path).read_bytes() for path in paths}
@@ -115,7 +115,7 @@ def test_the_checkpoint_goes_on_exactly_when_the_file_is_back(data, batches, sha
     assert ended(*options, "--ckpt_path", "last")[0] == 0
     whole = weights("runs/whole/version_0/checkpoints/last.ckpt")
     gone_on = weights(LAST)
-    if data == "bytes":  # the step in which it was overwritten may have read the other text
+    if data == "bytes":  # the step in which it was overwritten may have read the new text
         assert step_of(LAST) == 8
     else:
         assert [name for name in whole if not torch.equal(whole[name], gone_on[name])] == []
@@ -143,7 +143,7 @@ def test_files_are_looked_at_once_a_second(shards, ended, monkeypatch):
     monkeypatch.setattr("bytelm.data.shards.TokenShards.changed", lambda self: looks.append(1))
     monkeypatch.setattr("time.monotonic", lambda: 5000.0)
     assert ended()[0] == 0
-    assert len(looks) == 3  # after the first step, after the last one, and when it has been scored
+    assert len(looks) == 3  # after the first step, after the last one, and after scoring
 
 
 def test_a_text_in_memory_may_change(folder, ended):

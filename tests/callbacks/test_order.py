@@ -1,4 +1,4 @@
-"""The order of callbacks is that of one list, whatever a config adds."""
+"""The order of callbacks is the order of one list, whatever callbacks a config adds."""
 
 from pathlib import Path
 

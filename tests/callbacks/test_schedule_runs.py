@@ -1,4 +1,4 @@
-"""Whole runs with schedules of anything: what is set, logged, resumed, warmed up and rejected."""
+"""Whole runs with all kinds of schedules: values that are set, logged, resumed, warmed up and rejected."""
 
 import json
 from pathlib import Path
@@ -35,7 +35,7 @@ def ramp(**options):
 
 
 def logged(folder="runs/tiny/version_0"):
-    """What TensorBoard shows of a run: values by tag."""
+    """Returns the values of a run in TensorBoard's log, by tag."""
     events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
     events.Reload()
     return {tag: [event.value for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
@@ -47,7 +47,7 @@ def last_groups(path=LAST):
 
 
 class Steps(Callback):
-    """Notes the batches that a run trains on, and the options that its optimizer steps with."""
+    """Records the training batches of a run, and the options of its optimizer's steps."""
 
     def __init__(self):
         self.batches, self.options = [], []
@@ -65,7 +65,7 @@ class Steps(Callback):
 
 @pytest.fixture
 def steps(run):
-    """Runs, and returns what the callback Steps has noted."""
+    """Runs, and returns the records of the callback Steps."""
 
     def steps(*options):
         callback = Steps()
@@ -229,7 +229,7 @@ def test_in_token_shards_lengths_change_in_both_orders(steps):
             assert len(torch.cat(followed)) == 4 * 5 * 2 + 6 * 16
 
 
-# Going on after a cut
+# Resuming after a cut
 
 CHANGING = scheduled(
     data__batch_size={"0%": 2, "3 steps": 5},
@@ -301,7 +301,7 @@ WINDOWED = ("--model.gpt.n_layers", "3", "--model.gpt.attention", "{class_path: 
 
 
 class Windows(Callback):
-    """Notes the windows of all layers in each training step, those of the warm-up included, and each validation."""
+    """Records the windows of all layers in each training step, including the warm-up's, and in each validation."""
 
     def __init__(self):
         self.trained, self.validated = [], []
@@ -337,7 +337,7 @@ def test_an_option_that_parts_declare_is_set_in_training_and_given_back_for_vali
 
 @pytest.fixture
 def traced(monkeypatch):
-    """Lets torch.compile trace only, which takes a hundredth of the time; returns the number of graphs so far."""
+    """Makes torch.compile only trace, which takes a hundredth of the time; returns the number of graphs so far."""
     torch._dynamo.reset()
     compile = torch.compile
 
@@ -369,7 +369,7 @@ def test_every_size_and_window_is_compiled_once_and_before_the_clock_starts(run,
     assert len(graphs.counts) == 7
     assert set(graphs.counts) == {traced()}, "nothing is compiled after the clock has started"
     of_loss = 4  # (2, 8), (6, 8), (6, 16), (6, 32)
-    of_network = 5 if compile == "true" else 5 + 4  # and (6, 32) with another window, but for the last block
+    of_network = 5 if compile == "true" else 5 + 4  # and (6, 32) with another window, except for the last block
     assert traced() - before == of_loss + of_network
 
 
@@ -416,7 +416,7 @@ def test_the_clock_stands_still_in_the_warm_up(run):
     assert budget.training_seconds < budget.startup_seconds
 
 
-# What is rejected
+# Rejected schedules
 
 SIZES = "accepted: Piecewise, of whole numbers above 0"
 
@@ -544,7 +544,7 @@ def test_a_schedule_of_the_users_own_sets_batch_sizes(steps):
 def test_the_example_of_the_docs_trains(run):
     text = (PROJECT / "docs/schedules.md").read_text()
     example = text.split("## Scheduling anything", 1)[1].split("```yaml\n", 1)[1].split("```", 1)[0]
-    for large, small in (("128", "16"), ("256", "32"), ("8, 50%: 16", "2, 50%: 4")):  # what tiny.yaml's network takes
+    for large, small in (("128", "16"), ("256", "32"), ("8, 50%: 16", "2, 50%: 4")):  # sizes for tiny.yaml's network
         assert large in example
         example = example.replace(large, small)
     Path("example.yaml").write_text(example)

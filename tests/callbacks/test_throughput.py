@@ -1,4 +1,4 @@
-"""Which peak the share of a GPU's arithmetic is one of."""
+"""The peak that a GPU's MFU is a share of."""
 
 from types import SimpleNamespace
 

@@ -1,4 +1,4 @@
-"""The budget is kept: on a clock that the tests turn, so that every figure is exact."""
+"""The budget is kept, on a clock that tests advance: every figure is exact."""
 
 import json
 import os
@@ -19,7 +19,7 @@ PROJECT = Path(__file__).resolve().parents[2]
 
 
 class Slow(Callback):
-    """Turns the clock: by `seconds[step]` in each step's forward pass, by 100 in validation and in checkpoints."""
+    """Advances the clock: by `seconds[step]` in each step's forward pass, by 100 in validation and in checkpoints."""
 
     def __init__(self, clock, seconds):
         self.clock, self.seconds = clock, seconds
@@ -27,7 +27,7 @@ class Slow(Callback):
 
     def on_fit_start(self, trainer, pl_module):
         def turn(gpt, *args):
-            if gpt.training:  # in the warm-up pass, too, of which callbacks do not hear
+            if gpt.training:  # including the warm-up pass, in which callbacks are not called
                 self.clock.now += self.seconds[min(trainer.global_step, len(self.seconds) - 1)]
 
         pl_module.gpt.register_forward_hook(turn)
@@ -41,7 +41,7 @@ class Slow(Callback):
 
 @pytest.fixture
 def timed(run, clock):
-    """Runs with steps of so many seconds; returns the budget and the callback."""
+    """Runs with steps of these durations; returns the budget and the callback."""
 
     def timed(seconds, *options):
         slow = Slow(clock, seconds)
@@ -82,13 +82,13 @@ def test_validation_and_checkpoints_do_not_count(timed, clock, monkeypatch):
     monkeypatch.setattr("bytelm.language_model.LanguageModel.on_save_checkpoint", on_save_checkpoint)
     budget, _ = timed([1.0], "--time_budget.limit", "8s", "--trainer.val_check_interval", "3")
     assert (budget.steps, budget.training_seconds) == (8, pytest.approx(8.0))
-    assert clock.now > 1400  # they did take their time
+    assert clock.now > 1400  # they did take that time
 
 
 def test_scope_run_counts_all_and_keeps_a_reserve(timed, clock):
     clock.now += 5  # start-up
     budget, _ = timed([1.0], "--time_budget={limit: 20s, scope: run, reserve: 4s}")
-    # 5 s of start-up, 2 in the warm-up pass, 9 steps; 4 are kept.
+    # 5 s of start-up, 2 s in the warm-up pass, 9 steps; 4 s are reserved.
     assert (budget.steps, budget.training_seconds) == (9, pytest.approx(9.0))
 
 
@@ -134,7 +134,7 @@ def test_the_final_validation_always_runs(timed):
 
 
 def losses(cli_run, *options):
-    """Training losses of a run, step by step, exactly."""
+    """Returns the exact training losses of a run, step by step."""
 
     class Losses(Callback):
         def __init__(self):
@@ -220,7 +220,7 @@ def test_impossible_budgets_are_refused(arguments):
 
 
 def test_two_ranks_train_on_their_own_rows_and_stop_together(folder):
-    """Two ranks of batch 2 see what one of batch 4 sees, and so come to the same weights and score."""
+    """Two ranks of batch 2 process the same rows as one of batch 4, and reach the same weights and score."""
 
     def train(*options):
         command = [sys.executable, "-m", "bytelm", "fit", "--config", "tiny.yaml", "--time_budget.limit", "6 steps"]

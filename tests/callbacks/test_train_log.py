@@ -1,4 +1,4 @@
-"""The training loss that is logged, and that callbacks monitor, is that of the whole step."""
+"""The training loss in logs and for callbacks is the loss of the whole step."""
 
 from types import SimpleNamespace
 
@@ -11,7 +11,7 @@ from bytelm.log_steps import StepLoss
 
 
 class Losses(Callback):
-    """Keeps the loss of every batch, and what callbacks find after each step."""
+    """Stores the loss of every batch, and the metrics that callbacks see after each step."""
 
     def __init__(self):
         self.of_batches = []
@@ -23,7 +23,7 @@ class Losses(Callback):
 
 
 def fit(run, *options):
-    """The callback, the logged values by tag, and the trainer of a run."""
+    """Returns the callback, the logged values by tag, and the trainer of a run."""
     cli = run("--trainer.callbacks+=test_train_log.Losses", "--trainer.logger=memory_logger.MemoryLogger", *options)
     losses = next(callback for callback in cli.trainer.callbacks if type(callback).__name__ == "Losses")
     return losses, {tag: [value for _, value in values] for tag, values in cli.trainer.logger.values.items()}, cli
@@ -40,7 +40,7 @@ def test_the_loss_of_accumulated_batches_is_their_mean_in_logs_and_record(run):
 def test_the_loss_of_one_batch_is_logged_as_it_is_and_monitored_in_every_step(run):
     losses, logged, cli = fit(run, "--trainer.log_every_n_steps=3")
     assert logged["train/loss"] == losses.of_batches[2:3]
-    # The user's callbacks come first: what they find is of the step before.
+    # The user's callbacks come first: they see the metrics of the previous step.
     assert [found.get("train/loss") for found in losses.monitored] == [None, *losses.of_batches[:3]]
     assert {"train/loss", "grad/norm", "val/loss", "val/bpb"} <= set(cli.trainer.callback_metrics)
     assert float(cli.trainer.callback_metrics["train/loss"]) == losses.of_batches[-1]

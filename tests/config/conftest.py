@@ -1,4 +1,4 @@
-"""The parser of `fit`, made once: parsing a config needs no model."""
+"""The parser of `fit`, created once: parsing a config requires no model."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Proves that bad input ends the program with one line and an exit status of its own, and leaves nothing behind."""
+"""Invalid input ends the program with one line and its own exit status, and leaves no files behind."""
 
 import errno
 import importlib.util
@@ -24,7 +24,7 @@ NOBODY = 65_534
 
 @pytest.fixture(autouse=True)
 def only_the_input(folder):
-    """Nothing is made, changed or removed by a refusal."""
+    """A rejection creates, changes or removes no file."""
 
     def content():
         paths = [path for path in folder.rglob("*") if "__pycache__" not in path.parts]
@@ -40,7 +40,7 @@ def only_the_input(folder):
 
 @pytest.fixture
 def refuses(refused, only_the_input):
-    """Refuses options like `refused`, and checks what is said and that no file has changed."""
+    """Checks that options are rejected, as `refused` does, with this message, and that no file has changed."""
 
     def refuses(*options, said, status=ConfigError.exit_status):
         only_the_input.since()
@@ -55,7 +55,7 @@ def refuses(refused, only_the_input):
 
 @pytest.fixture
 def as_nobody(folder, monkeypatch):
-    """A working folder that anybody can reach, and a context in which file permissions bind, also for root."""
+    """A working folder that everybody can access, and a context in which file permissions apply, also to root."""
     reachable = Path(tempfile.mkdtemp())
     for name in ("tiny.yaml", "corpus.txt"):
         shutil.copy(name, reachable)
@@ -105,7 +105,7 @@ def as_nobody(folder, monkeypatch):
         ("model:\n  gpt:\n    d_model: 16\n    n_heads: 2\n    d_model: 32\n", ["line 5", "'d_model'", "twice"]),
         ("trainer: {callbacks: [{class_path: Timer, class_path: Timer}]}\n", ["line 1", "'class_path'", "twice"]),
         ("experiment: a\n'experiment': b\n", ["line 2", "'experiment'", "twice"]),
-        # no mapping
+        # not a mapping
         ("- model\n- data\n", ["['model', 'data'] is not a mapping"]),
         ("hello\n", ["'hello", "not a mapping"]),
         ("3\n", ["3 is not a mapping"]),
@@ -161,10 +161,12 @@ def test_a_config_with_bad_keys_or_values_is_refused(refuses, text, said):
 NOTHING = ["", "\n\n", "# only a comment\n", "null\n", "---\n", "{}\n", "model: {}\n", "model:\n", "{model, trainer}\n"]
 SECTION = (
     "divergence:\n  # on_divergence: rewind\ntrainer:\nlr_schedule:\nlast_checkpoint: {}\nmodel:\n  # compile: true\n"
+    "schedules:\n  # weight_decay: Constant\n"
 )
+OPTIONS = "data:\n  class_path: Bytes\n  init_args:\n    # train_fraction: 0.5\n"
 
 
-@pytest.mark.parametrize("text", [*NOTHING, SECTION])
+@pytest.mark.parametrize("text", [*NOTHING, SECTION, OPTIONS])
 def test_a_config_or_a_section_that_is_empty_changes_nothing(folder, text):
     Path("empty.yaml").write_text(text)
     cli = build(["--config", "tiny.yaml", "--config", "empty.yaml"], run=False)
@@ -193,7 +195,7 @@ trainer: {callbacks+: {class_path: LambdaCallback}, max_epochs: -1}
         (".", ["cannot be used", "not a file"]),
         ("dangling.yaml", ["dangling.yaml' cannot be used", "does not exist"]),
         pytest.param(
-            "/proc/self/mem",  # may be opened, but not read from its beginning
+            "/proc/self/mem",  # can be opened, but not read from its beginning
             ["config: '/proc/self/mem' cannot be used", "Input/output error"],
             marks=pytest.mark.skipif(not os.path.exists("/proc/self/mem"), reason="needs Linux"),
         ),
@@ -300,7 +302,7 @@ def test_what_a_module_itself_imports_and_survives_is_left_alone(folder):
         ("--trainer.callbacks+=Divergence", ["trainer.callbacks: 'Divergence' ", "the key divergence"]),
         ("--trainer.callbacks+=TrainLog", ["trainer.callbacks: 'TrainLog' ", "every run has one"]),
         ("--trainer.callbacks+=RankWatch", ["trainer.callbacks: 'RankWatch' ", "every run has one"]),
-        # what the constructor of a class rejects
+        # values that the constructor of a class rejects
         ("--checkpoint.mode=foo", ["checkpoint: 'BestCheckpoint' ", "min, max"]),
         ("--checkpoint.save_top_k=-5", ["checkpoint: 'BestCheckpoint' ", "save_top_k=-5"]),
         (
@@ -372,6 +374,19 @@ def test_a_nul_in_a_name_is_rejected(refuses, key):
 @pytest.mark.parametrize("options", [["--data.path", "~nosuchuser/x"], ["--data.path", "[corpus.txt, ~nosuchuser]"]])
 def test_the_home_folder_of_nobody_is_rejected(refuses, options):
     refuses(*options, said=["data.path: '~nosuchuser", "no user 'nosuchuser'"], status=DataError.exit_status)
+
+
+PATHS = ["trainer.default_root_dir", "checkpoint.dirpath", "ckpt_path", "init_from"]
+
+
+@pytest.mark.parametrize("key", PATHS)
+def test_other_paths_in_the_home_folder_of_nobody_are_rejected(refuses, key):
+    refuses(f"--{key}", "~nosuchuser/x", said=[f"{key}: '~nosuchuser/x' ", "no user 'nosuchuser'"])
+
+
+@pytest.mark.parametrize("key", PATHS)
+def test_a_path_with_a_name_that_no_file_can_have_is_rejected(refuses, key):
+    refuses(f"--{key}", f"a/{'x' * 256}", said=[f"{key}: 'a/xxx", "at most 255 bytes"])
 
 
 # Corpora
@@ -517,7 +532,7 @@ def test_a_disk_that_is_full_when_the_folder_is_made_is_a_storage_error(refuses,
 
 @pytest.fixture
 def parse(folder, capsys):
-    """Parses tiny.yaml and another config: it is accepted, or refused with one line and status 2 or 3."""
+    """Parses tiny.yaml and another config: it is accepted, or rejected with one line and status 2 or 3."""
     parser = build(["--config", "tiny.yaml"], run=False).parser
 
     def parse(content):

@@ -1,4 +1,4 @@
-"""A config with a base means the same as its bases and itself, given one after the other with --config."""
+"""A config with a base means the same as its bases and itself, passed one after another with --config."""
 
 import json
 import os
@@ -100,7 +100,7 @@ def test_a_base_of_the_position_encoding_is_an_option_of_it(resolved):
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
 def test_a_config_with_a_base_is_read_once(resolved):
-    """A pipe, such as bash's <(…), gives its text once."""
+    """A pipe, such as bash's <(…), can be read only once."""
     write("base.yaml", "seed_everything: 7")
     os.mkfifo("pipe")
     writer = threading.Thread(target=Path("pipe").write_text, args=("base: base.yaml\nmodel: {gpt: {n_layers: 2}}",))
@@ -175,7 +175,7 @@ def test_a_base_that_may_not_be_read_is_named(folder, parser):
         parser.parse_args(["--config", "tiny.yaml", "--config", "a.yaml"])
 
 
-# What uses configs
+# Users of configs
 
 
 def test_a_run_is_named_after_the_file_on_the_command_line_and_saves_the_resolved_config(run, capsys):
@@ -215,7 +215,7 @@ def test_for_a_study_another_base_is_another_run(folder):
     assert content() != first
     write("c.yaml", "# a comment\nmodel: {gpt: {n_layers: 2}}")
     assert content() == first
-    write("c.yaml", "base: a.yaml")  # whose check reports the cycle
+    write("c.yaml", "base: a.yaml")  # the check of c.yaml reports the cycle
     assert content() != first
 
 

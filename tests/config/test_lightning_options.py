@@ -1,4 +1,4 @@
-"""Options, callbacks and strategies of Lightning that would do nothing, or harm, are rejected by name."""
+"""Options, callbacks and strategies of Lightning that would have no effect, or a harmful one, are rejected by name."""
 
 import pytest
 from lightning.pytorch import Callback
@@ -80,7 +80,7 @@ def test_what_no_run_logs_cannot_be_monitored():
     class Mine(Callback):
         pass
 
-    check_monitors([EarlyStopping("mine"), Mine()], LOGGED)  # which may log it
+    check_monitors([EarlyStopping("mine"), Mine()], LOGGED)  # it may log the metric
 
 
 def test_a_monitor_that_is_not_logged_in_the_end_is_one_line(folder, refused):

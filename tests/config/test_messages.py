@@ -1,4 +1,4 @@
-"""Rejected values and keys: the message names the key, the value and what is accepted."""
+"""Rejected values and keys: the message names the key, the value and the accepted values."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Configs and checkpoints of earlier versions: they are read, or rejected with the version that wrote them.
+"""Configs and checkpoints of earlier versions are read, or rejected with the version that wrote them.
 
 The run in tests/version_0_1 was trained by bytelm 0.1.0, with the schedule `callbacks.Cosine`.
 """
@@ -33,7 +33,7 @@ def old(folder):
 
 @pytest.fixture
 def callbacks(folder, monkeypatch):
-    """Makes a module `callbacks` of the user's in the working folder, or says that there is none."""
+    """Creates a user's module `callbacks` in the working folder, or reports that there is none."""
 
     def make(text):
         if text is not None:
@@ -73,7 +73,7 @@ def test_old_paths_are_replaced_wherever_they_are_and_nothing_else_is(callbacks)
         (None, "bytelm.callbacks.Cosine"),
         ("class Mine: pass\n", "bytelm.callbacks.Cosine"),
         ("class Cosine: pass\n", "callbacks.Cosine"),
-        ("import nowhere_at_all\n", "callbacks.Cosine"),  # to be reported
+        ("import nowhere_at_all\n", "callbacks.Cosine"),  # must be reported
         ("raise RuntimeError\n", "callbacks.Cosine"),
     ],
 )
@@ -93,7 +93,7 @@ def test_the_old_config_trains_under_the_new_names(old, run):
     saved = yaml.safe_load(Path("runs/new/version_0/config.yaml").read_text())
     assert saved["lr_schedule"]["class_path"] == "bytelm.callbacks.Cosine"
     record = json.loads(Path("runs/new/version_0/record.json").read_text())
-    assert record["val_bpb"] == pytest.approx(7.836753, abs=1e-4)  # as of the old run
+    assert record["val_bpb"] == pytest.approx(7.836753, abs=1e-4)  # the score of the old run
     assert record["train_loss"] == pytest.approx(5.441727, abs=1e-4)
 
 
@@ -101,10 +101,10 @@ def test_the_old_checkpoint_goes_on_is_scored_and_writes(old, run, capsys):
     config, checkpoint = str(old / "config.yaml"), str(old / "checkpoints/last.ckpt")
     cli = run("--ckpt_path", checkpoint, "--time_budget.limit", "8 steps", "--experiment", "on", config=config)
     states = read(checkpoint)["callbacks"]
-    assert states[cli.trainer.checkpoint_callback.state_key]["best_model_score"].shape == ()  # which is loaded
+    assert states[cli.trainer.checkpoint_callback.state_key]["best_model_score"].shape == ()  # it is loaded
     record = json.loads(Path("runs/on/version_0/record.json").read_text())
     assert record["total_steps"] == 8
-    assert record["val_bpb"] == pytest.approx(7.7614, abs=2e-4)  # as version 0.1.0 went on from it
+    assert record["val_bpb"] == pytest.approx(7.7614, abs=2e-4)  # the score of version 0.1.0 after resuming it
     assert "written with other values" not in capsys.readouterr().err
 
     run("--ckpt_path", checkpoint, subcommand="validate", config=config)

@@ -1,4 +1,4 @@
-"""What is written as YAML is read back as the same values, by jsonargparse and by PyYAML."""
+"""Values that are written as YAML are read back unchanged, by jsonargparse and by PyYAML."""
 
 import math
 from enum import Enum

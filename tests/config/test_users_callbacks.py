@@ -1,4 +1,4 @@
-"""The import name `callbacks` is the user's: their file or folder of that name works beside bytelm.callbacks.
+"""The import name `callbacks` is the user's: a file or folder of that name works beside bytelm.callbacks.
 
 The checkout's own folder callbacks/ is imported as bytelm.callbacks: from a checkout on the import path, from an
 editable install, and from a wheel.
@@ -35,11 +35,11 @@ PLACES = {  # of the class, and its import path
 
 
 def python(*command, path=None):
-    """Runs Python in the working folder; returns what it has printed."""
+    """Runs Python in the working folder; returns its output."""
     env = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     if path is not None:
         env["PYTHONPATH"] = str(path)
-    if path == PROJECT:  # where programs.run has bytelm from
+    if path == PROJECT:  # bytelm's location for programs.run
         result = programs.run([sys.executable, *command], env=env)
     else:
         result = subprocess.run([sys.executable, *command], env=env, capture_output=True, text=True, timeout=300)
@@ -48,7 +48,7 @@ def python(*command, path=None):
 
 
 def train(place, path=None):
-    """Trains with the user's callback; the name of its module and of bytelm's time budget's."""
+    """Trains with the user's callback; returns the name of its module and of the module of bytelm's time budget."""
     file, name = PLACES[place]
     Path(file).parent.mkdir(exist_ok=True)
     Path(file).write_text(MINE)

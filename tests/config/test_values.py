@@ -1,4 +1,4 @@
-"""Numbers that users give: checked where they enter, and plain from there on."""
+"""Numbers from users are checked at the edge, and plain afterwards."""
 
 import pytest
 import torch
@@ -22,7 +22,7 @@ OPTIONS = [
 
 
 def numbers(value):
-    """All numbers in a value, however it nests them."""
+    """Yields all numbers in a value, at any depth."""
     if isinstance(value, list | tuple):
         return [number for inner in value for number in numbers(inner)]
     return [value] if isinstance(value, int | float) else []
@@ -35,7 +35,7 @@ def model(folder):
 
 def test_what_modules_keep_of_the_command_line_are_plain_numbers(model):
     kept = [number for module in model.modules() for value in vars(module).values() for number in numbers(value)]
-    assert {1e-5, 0.1, 15.0, 24} <= set(kept)  # the options above are among them
+    assert {1e-5, 0.1, 15.0, 24} <= set(kept)  # includes the options above
     assert {type(number) for number in kept} == {int, float, bool}
 
 
@@ -74,7 +74,7 @@ def test_numbers_are_plain_in_a_saved_config(run):
     assert isinstance(cli.model.gpt.norm, nn.Module)
 
 
-def test_they_check_and_are_plain_where_they_are_called_too():  # as argparse's `type` is
+def test_they_check_and_are_plain_where_they_are_called_too():  # like argparse's `type`
     assert [type(PositiveInt("8")), type(UnitInterval("0.5"))] == [int, float]
     for checked, value in ((PositiveInt, "0"), (PositiveInt, "many"), (UnitInterval, "1.5")):
         with pytest.raises(ValueError, match=value):

@@ -1,4 +1,4 @@
-"""A web server of the tests' own, and the etext that it serves."""
+"""A web server for the tests, and the etext that it serves."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -13,13 +13,13 @@ SPEECH = b"THE SONNETS\n\n*** not a marker\nShall I compare thee \xe2\x80\x94 to
 
 @pytest.fixture
 def text() -> bytes:
-    """What is left of the etext once it is stripped."""
+    """The rest of the etext after it is stripped."""
     return SPEECH
 
 
 @pytest.fixture
 def etext() -> bytes:
-    """The text as Project Gutenberg wraps it."""
+    """The text with Project Gutenberg's header and footer."""
     header = b"\xef\xbb\xbfThe Project Gutenberg eBook\n\n*** START OF THE PROJECT GUTENBERG EBOOK 100 ***\n\n\n"
     footer = b"\n\n*** END OF THE PROJECT GUTENBERG EBOOK 100 ***\n\nLicence\n"
     return (header + SPEECH + footer).replace(b"\n", b"\r\n")
@@ -27,7 +27,7 @@ def etext() -> bytes:
 
 @pytest.fixture
 def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., str]]:
-    """Starts a server that gives each request the next of some responses, and returns its address."""
+    """Starts a server that answers each request with the next of some responses, and returns its address."""
     monkeypatch.setenv("no_proxy", "*")
     servers = []
 
@@ -54,7 +54,7 @@ def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., str]]:
 
 @pytest.fixture
 def answer() -> Callable[..., Response]:
-    """Makes a response of status 200 with a body, and with headers as given."""
+    """Makes a response of status 200 with this body and these headers."""
 
     def make(body: bytes, **headers: str | int) -> Response:
         def respond(request: BaseHTTPRequestHandler) -> None:

@@ -1,4 +1,4 @@
-"""Proves how ByteData splits a corpus, what each of its loaders takes of it, and what it refuses."""
+"""The splits of ByteData, the bytes of each of its loaders, and the values that it rejects."""
 
 from types import SimpleNamespace
 

@@ -1,4 +1,4 @@
-"""Proves where each corpus finds its bytes, in which order, and what it says when there are none."""
+"""Where each corpus finds its bytes, their order, and the message if there are none."""
 
 import hashlib
 import json.decoder
@@ -17,7 +17,7 @@ def content(data) -> bytes:
 
 @pytest.fixture
 def tree(tmp_path):
-    """A folder whose files, sorted by path, read abcd."""
+    """A folder whose files, sorted by path, contain abcd."""
     for name, text in {"z.txt": b"d", "a/2.txt": b"b", "a/b/1.md": b"c", "a/1.txt": b"a"}.items():
         (tmp_path / "tree" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "tree" / name).write_bytes(text)
@@ -56,7 +56,7 @@ def test_a_tilde_is_the_home_folder(tree, monkeypatch):
 
 @pytest.mark.parametrize("files", [1, 2])
 def test_any_bytes_are_kept_and_hashed(files, tmp_path):
-    all_bytes = bytes(range(256)) * 2 + b"\xc3\x28\xff\xfe\r\n"  # no UTF-8
+    all_bytes = bytes(range(256)) * 2 + b"\xc3\x28\xff\xfe\r\n"  # not UTF-8
     paths = [tmp_path / f"{i}.bin" for i in range(files)]
     for path in paths:
         path.write_bytes(all_bytes)
@@ -72,7 +72,7 @@ def test_hidden_files_and_folders_are_left_out_of_a_folder(tree):
         (tree / name).write_bytes(b"hidden")
     assert content(Bytes(str(tree))) == b"abcd"
     assert content(Bytes(str(tree / "**/*"))) == b"abcd"
-    assert content(Bytes(str(tree / ".git"))) == b"hidden"  # what is named is read
+    assert content(Bytes(str(tree / ".git"))) == b"hidden"  # a path that is named is read
     assert content(Bytes(str(tree / "a/.hidden"))) == b"hidden"
     (tree / "hollow").mkdir()
     (tree / "hollow/.DS_Store").touch()
@@ -107,7 +107,7 @@ def test_a_large_file_that_changes_is_noticed(mapped):
     assert data.changed() is None
     mapped.with_name("new").write_bytes(b"another file")
     mapped.with_name("new").rename(mapped)
-    assert data.changed() is None  # the mapped one is as it was
+    assert data.changed() is None  # the mapped file is unchanged
     assert content(data) == b"twelve bytes"
 
 
@@ -160,7 +160,7 @@ def folders(tmp_path, monkeypatch):
 def test_shakespeare_is_looked_for_in_bytelm_data_then_in_the_cache_then_downloaded(
     folders, serve, answer, etext, text
 ):
-    url = serve(answer(etext, Content_Length=len(etext)))  # for one request, and no second one
+    url = serve(answer(etext, Content_Length=len(etext)))  # for one request only
     own, cache = (folder / "shakespeare.txt" for folder in folders)
     own.write_bytes(b"from BYTELM_DATA")
     cache.write_bytes(b"from the cache")

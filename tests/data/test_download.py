@@ -1,4 +1,4 @@
-"""Proves that a downloaded text appears under its name whole or not at all, and that failures say what happened."""
+"""A downloaded text gets its name only when it is complete, and failures are reported with their reason."""
 
 import hashlib
 import os

@@ -1,4 +1,4 @@
-"""An epoch is as many tokens as the training text has, in whole steps; the order of batches does not depend on it."""
+"""An epoch has as many tokens as the training text, in whole steps; the order of batches does not depend on it."""
 
 from itertools import chain, islice
 from types import SimpleNamespace

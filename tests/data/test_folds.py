@@ -1,4 +1,4 @@
-"""Rows by folds: what is trained on is of one fold at a time; and the development split."""
+"""Rows by folds: training takes rows of one fold at a time; and the development split."""
 
 from itertools import islice
 
@@ -15,7 +15,7 @@ T = 4
 
 
 def stream(n_rows, rest=0):
-    """A stream whose rows spell their own numbers."""
+    """A stream whose rows contain their own numbers."""
     rows = torch.arange(n_rows)[:, None] // torch.tensor([1, 256, 65536, 1 << 24]) % 256
     return torch.cat([rows.flatten(), torch.zeros(rest, dtype=torch.long)]).to(torch.uint8)
 
@@ -148,7 +148,7 @@ def test_a_corpus_with_too_few_rows_for_a_batch_of_one_fold_is_refused(tmp_path)
         first_batch()
 
 
-# What ByteData makes of it
+# Folds in ByteData
 
 
 @pytest.fixture

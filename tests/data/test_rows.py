@@ -1,4 +1,4 @@
-"""Proves that rows are cut as the challenge cuts them, and that each order and each rank takes the rows it should."""
+"""Rows are cut as in the challenge, and each order and each rank takes the correct rows."""
 
 from itertools import combinations, islice
 
@@ -16,7 +16,7 @@ T = 3
 
 
 def numbered(n_rows: int, rest: int = 0) -> Tensor:
-    """A stream whose bytes are their own positions, so that a row's first target tells where it begins."""
+    """A stream whose bytes are their own positions: a row's first target shows where the row begins."""
     return torch.arange(n_rows * T + rest, dtype=torch.uint8)
 
 
@@ -139,7 +139,7 @@ SIZES = st.lists(st.tuples(st.integers(1, 5), st.integers(1, 9)), min_size=1, ma
 
 
 def resized(loader, sizes):
-    """A batch of each size, and the loader's state before it."""
+    """Returns a batch of each size, and the loader's state before it."""
     batches = []
     rows = iter(loader)
     for loader.batch_size, loader.seq_len in sizes:

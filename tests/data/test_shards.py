@@ -1,6 +1,6 @@
-"""Proves which crops of which shards each order, rank and split takes, how they are found, and what is refused.
+"""The crops that each order, rank and split takes, how shards are found, and the values that are rejected.
 
-In most tests token i of shard s is 1000 s + i, so that a crop tells where it was taken from.
+In most tests token i of shard s is 1000 s + i: a crop shows where it was taken from.
 """
 
 import os
@@ -22,7 +22,7 @@ from bytelm.data.shards import CropLoader, Crops, EvalCrops, TokenShards
 from bytelm.errors import ConfigError, DataError
 
 T = 4
-TRAIN, VAL = (41, 26, 3, 15), (30, 22)  # tokens of each shard; of the third training shard there is no crop
+TRAIN, VAL = (41, 26, 3, 15), (30, 22)  # tokens of each shard; the third training shard is too short for a crop
 STARTS = [1000 * shard + start for shard, size in enumerate(TRAIN) for start in range(size - T)]
 
 
@@ -36,7 +36,7 @@ def crops(sizes, stride=1, vocab_size=10_000):
 
 @pytest.fixture
 def folder(tmp_path):
-    """Four shards to train on, and two, from token 5000, to validate on; half of them with a header."""
+    """Four training shards, and two validation shards that begin at token 5000; half of them have a header."""
     path = tmp_path / "numbers"
     path.mkdir()
     for kind, shards in (("train", numbered(TRAIN)), ("val", numbered(VAL, first=5))):
@@ -48,7 +48,7 @@ def folder(tmp_path):
 
 @pytest.fixture
 def data(folder):
-    """Makes TokenShards of the folder, set up to be trained on."""
+    """Makes TokenShards of the folder, set up for training."""
 
     def make(stage="fit", **options):
         places = {} if {"train", "val"} <= options.keys() else {"path": str(folder)}
@@ -61,7 +61,7 @@ def data(folder):
 
 
 def starts(batch):
-    """Where the rows of a batch begin."""
+    """Returns the first tokens of a batch's rows."""
     return batch[0][:, 0].tolist()
 
 
@@ -70,7 +70,7 @@ def taken(loader, batches):
 
 
 def endless(loader):
-    """Batches of one epoch after the other."""
+    """Yields the batches of one epoch after another."""
     return chain.from_iterable(repeat(loader)) if isinstance(loader, EpochLoader) else loader
 
 
@@ -294,7 +294,7 @@ def test_what_is_not_there_is_refused_by_its_name(options, complaint, folder, da
         data(**options)
 
 
-# What the shards must be like
+# Requirements for shards
 
 
 @pytest.mark.parametrize(("seq_len", "split", "longest"), [(41, "train", 41), (30, "val", 30)])
@@ -434,7 +434,7 @@ def test_32_bit_shards_are_trained_on(folder, data):
 def test_nothing_has_changed_where_nobody_writes(folder, data):
     made = data()
     (folder / "text_train_9.bin").write_bytes(b"xx")
-    write_shard(folder / "text_train_0.bin", [1, 2, 3])  # another file by its name
+    write_shard(folder / "text_train_0.bin", [1, 2, 3])  # another file of the same name
     assert made.changed() is None
 
 
@@ -510,7 +510,7 @@ def test_a_batch_of_gpt2_takes_well_under_a_millisecond(tmp_path):
         start = time.perf_counter()
         next(batches)
         seconds.append(time.perf_counter() - start)
-    assert min(seconds) < 0.5e-3  # the best of many, as others may be at work on the machine
+    assert min(seconds) < 0.5e-3  # the best of many, because other processes may be using the machine
 
 
 # Sizes that change between batches
@@ -519,7 +519,7 @@ SIZES = st.lists(st.tuples(st.integers(1, 5), st.integers(1, 12)), min_size=1, m
 
 
 def resized(loader, sizes):
-    """A batch of each size, and the loader's state before it."""
+    """Returns a batch of each size, and the loader's state before it."""
     batches = []
     rows = iter(loader)
     for loader.batch_size, loader.seq_len in sizes:
@@ -529,7 +529,7 @@ def resized(loader, sizes):
 
 
 def follow(sizes, lengths):
-    """First tokens of rows of these lengths, one after the other in shards of these sizes, by a plain loop."""
+    """Returns the first tokens of consecutive rows of these lengths in shards of these sizes, from a plain loop."""
     shard, token, firsts = 0, 0, []
     for length in lengths:
         while token + length >= sizes[shard]:

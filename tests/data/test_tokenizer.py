@@ -1,4 +1,4 @@
-"""Tokenizers: every text comes back, its bytes are those of its tokens, and what cannot be known is refused."""
+"""Tokenizers: every text is restored, its bytes are those of its tokens, and unsuitable tokenizers are rejected."""
 
 import json
 import pickle
@@ -29,7 +29,7 @@ SPECIAL = "<|endoftext|>"
 
 @pytest.fixture(scope="module")
 def tokenizer_json(tmp_path_factory):
-    """A tokenizer learned from a little text."""
+    """A tokenizer learned from a short text."""
     file = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
     train_tokenizer(iter(["to be or not to be, that is the question\n"] * 50), 300, file)
     return file
@@ -37,7 +37,7 @@ def tokenizer_json(tmp_path_factory):
 
 @pytest.fixture
 def gpt2(monkeypatch):
-    """In place of tiktoken's gpt2, which needs the internet: bytes, a few merges, a gap, and the special token."""
+    """Replaces tiktoken's gpt2, which needs the internet: bytes, a few merges, a gap, and the special token."""
     ranks = {piece: i for i, piece in enumerate([*(bytes([i]) for i in range(256)), *MERGES])}
     pattern = r" ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
     small = tiktoken.Encoding("gpt2", pat_str=pattern, mergeable_ranks=ranks, special_tokens={SPECIAL: 270})
@@ -53,7 +53,7 @@ def tokenizer(request, gpt2, tokenizer_json):
 
 
 def changed(tokenizer_json, folder, **changes):
-    """A copy of a tokenizer.json, with changes at its top level."""
+    """Copies a tokenizer.json, with changes at its top level."""
     copy = folder / "changed.json"
     copy.write_text(json.dumps({**json.loads(tokenizer_json.read_text()), **changes}))
     return str(copy)
@@ -199,7 +199,7 @@ def test_nothing_is_added_around_a_text(tokenizer_json, tmp_path):
 
 
 def theirs(tokenizer):
-    """The tokenizer of Hugging Face's library that a tokenizer's JSON makes."""
+    """Returns the tokenizer of Hugging Face's library for a tokenizer's JSON."""
     return tokenizers.Tokenizer.from_str(tokenizer.to_json())
 
 
@@ -247,7 +247,7 @@ CL100K_PATTERN = (
 
 @pytest.fixture(params=[GPT2_PATTERN, CL100K_PATTERN], ids=["gpt2", "cl100k"], scope="module")
 def learned(request, tokenizer_json):
-    """A tiktoken encoding of a pattern, with the merges of the tokenizer.json, and a token that no merge makes."""
+    """A tiktoken encoding with a pattern, the merges of the tokenizer.json, and a token that no merge makes."""
     model = json.loads(tokenizer_json.read_text())["model"]
     letters = {letter: bytes([byte]) for letter, byte in BYTE_OF.items()}
     pieces = [b"".join(letters[letter] for letter in left + right) for left, right in model["merges"]]
@@ -287,7 +287,7 @@ def test_the_tokenizer_json_of_a_file_adds_cuts_and_pads_nothing(tokenizer_json,
 
 @pytest.fixture
 def characters(tmp_path):
-    """A meta.pkl as nanoGPT's data/shakespeare_char/prepare.py writes it."""
+    """A meta.pkl as written by nanoGPT's data/shakespeare_char/prepare.py."""
     text = sorted(set("to be, or not\n\u00e9\U0001f600"))
     meta = {"vocab_size": len(text), "itos": dict(enumerate(text)), "stoi": {c: i for i, c in enumerate(text)}}
     (tmp_path / "meta.pkl").write_bytes(pickle.dumps(meta))
@@ -375,7 +375,7 @@ def test_a_meta_pkl_that_is_too_large_is_rejected(tmp_path):
     assert "it is larger than" in refusal(str(tmp_path / "meta.pkl"))
 
 
-# Refusals
+# Rejected tokenizers
 
 
 def test_unknown_name_is_refused():

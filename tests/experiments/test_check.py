@@ -1,4 +1,4 @@
-"""The check tells what cannot run, and nothing that a config does can harm the process that asks."""
+"""The check reports configs that cannot run, and no config can harm the process that calls it."""
 
 import os
 import signal
@@ -17,7 +17,7 @@ GOOD = ("--config", "tiny.yaml")
 
 @pytest.fixture(scope="module")
 def one_checker(tmp_path_factory):
-    """One for all tests, as its process takes seconds to start; it works in a folder with corpus.txt and tiny.yaml."""
+    """One Checker for all tests, as its process takes seconds to start; its folder has corpus.txt and tiny.yaml."""
     folder = tmp_path_factory.mktemp("checks")
     prepare(folder)
     with pytest.MonkeyPatch.context() as patch, Checker() as checker:
@@ -28,7 +28,7 @@ def one_checker(tmp_path_factory):
 
 @pytest.fixture
 def checker(one_checker):
-    """A checker, whose checks leave nothing behind."""
+    """A Checker whose checks leave no files behind."""
     yield one_checker
     assert not Path("runs").exists()
 
@@ -77,7 +77,7 @@ def test_a_config_that_ends_the_process_ends_neither_the_caller_nor_the_next_che
 def test_an_interrupt_is_for_the_caller(checker):
     checker.check(GOOD)
     (pid,) = checker._pool._processes
-    os.kill(pid, signal.SIGINT)  # as a terminal sends it to all
+    os.kill(pid, signal.SIGINT)  # as a terminal sends it to all processes
     config, _ = checker.check(GOOD)
     assert config is not None
     assert list(checker._pool._processes) == [pid]
@@ -99,13 +99,13 @@ def test_the_process_that_checks_ends_when_its_caller_is_killed(tmp_path, until,
         [sys.executable, "caller.py"], cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL
     ) as caller:
         pid = until(lambda: next(spawned(caller.pid), None))
-        until(lambda: len(os.listdir(f"/proc/{pid}/task")) > 1)  # it has all that it was started with
+        until(lambda: len(os.listdir(f"/proc/{pid}/task")) > 1)  # all of its threads have started
         caller.kill()
     until(lambda: not alive(pid))
 
 
 def spawned(parent):
-    """Processes that multiprocessing has started for this one to work with."""
+    """Returns the processes that multiprocessing has started for this one."""
     for status in Path("/proc").glob("[0-9]*/stat"):
         try:
             _, ppid, *_ = status.read_text().rpartition(")")[2].split()

@@ -111,7 +111,7 @@ def test_a_figure_is_the_median_over_the_runs():
 
 
 def several(*groups):
-    """Experiments with these scores."""
+    """Returns experiments with these scores."""
     for number, scores in enumerate(groups):
         for seed, score in enumerate(scores):
             make_run(f"s/{number}-x,seed={seed}", score, at=seed, settings=config(seed=seed, d_model=16 + number))

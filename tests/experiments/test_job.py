@@ -1,6 +1,6 @@
-"""A run as a process of its own: whatever becomes of it, it is ended, and what became of it is on record.
+"""A run in its own process: it is always ended, and its outcome is always recorded.
 
-The runs are processes, but in place of `python -m bytelm fit` they are small scripts, which begin at once.
+The runs are processes, but small scripts, which start at once, replace `python -m bytelm fit`.
 """
 
 import json
@@ -30,7 +30,7 @@ PROJECT = Path(__file__).resolve().parents[2]
 FOLDER = Path("runs/s/a")
 RECORD = FOLDER / "version_0" / "record.json"
 
-# What every script can do.
+# Functions for all scripts.
 PRELUDE = f"""
 import json, os, signal, subprocess, sys, time
 from pathlib import Path
@@ -98,7 +98,7 @@ def run(start):
 
 @pytest.fixture
 def told(until):
-    """Waits for what a script tells; returns it."""
+    """Waits for a script's message; returns it."""
 
     def told(name):
         until(Path(name).exists)
@@ -112,7 +112,7 @@ def on_record(file=RECORD):
 
 
 def earlier(**record):
-    """Leaves what an earlier attempt at the run has left."""
+    """Creates the files of an earlier attempt at the run."""
     RECORD.parent.mkdir(parents=True)
     RECORD.write_text(json.dumps(record))
 
@@ -243,7 +243,7 @@ def test_a_run_that_does_not_end_when_asked_is_killed_with_all_its_processes(sta
     job.timeout = 0.1
     asked = time.monotonic()
     outcome = job.wait(0.02)
-    assert 0.5 <= time.monotonic() - asked < 20  # it was given the time to end
+    assert 0.5 <= time.monotonic() - asked < 20  # it was given time to end
     assert (outcome.status, outcome.reason) == ("timeout", "not done after 0.1 s")
     assert on_record()["status"] == "timeout"
     until(lambda: not any(alive(pid) for pid in pids))
@@ -294,7 +294,7 @@ def test_a_run_that_takes_too_much_memory_is_killed_with_the_reason(run, told, u
     until(lambda: not any(map(alive, told("pids"))))
 
 
-# A run that goes on
+# A resumed run
 
 
 def test_a_record_of_an_earlier_attempt_is_not_taken_for_this_ones(run):
@@ -329,7 +329,7 @@ def test_the_time_of_a_run_is_that_of_all_attempts(run):
 
 
 def test_an_attempt_in_a_folder_of_its_own_is_counted_once(run):
-    # It was cut before its first checkpoint, so that the next attempt began anew.
+    # It was cut before its first checkpoint: the next attempt started a new run.
     earlier(status="interrupted", reason="interrupted by SIGTERM", total_time_secs=100.0)
     outcome = run("record(1, status='completed', val_bpb=2.0, total_time_secs=1.0)")
     assert outcome.folder == FOLDER / "version_1"
@@ -345,7 +345,7 @@ def test_an_attempt_in_a_folder_of_its_own_that_leaves_no_record_is_given_one(ru
     assert (outcome.status, outcome.reason) == ("error", "killed by SIGKILL")
     assert outcome.folder == FOLDER / "version_1"
     assert on_record(outcome.folder / "record.json") == outcome.record
-    assert on_record()["status"] == "interrupted"  # the earlier one is as it was
+    assert on_record()["status"] == "interrupted"  # the earlier record is unchanged
 
 
 def test_the_time_of_a_run_without_a_record_is_none():
@@ -445,7 +445,7 @@ def test_a_run_ends_when_the_process_that_started_it_is_killed(start, told, unti
     parent.join()
     assert told("ended") == ["by", "SIGTERM"]
     until(lambda: not alive(pid))
-    assert start("record(status='completed')").wait(0.02).status == "completed"  # it is nobody's now
+    assert start("record(status='completed')").wait(0.02).status == "completed"  # no process has it now
 
 
 # The log

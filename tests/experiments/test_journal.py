@@ -1,4 +1,4 @@
-"""The queue's file: nothing that ends a writer in the middle makes it unreadable, and a damaged file is named."""
+"""The queue's file: it stays readable after a writer is cut, and a damaged file is named."""
 
 import os
 import signal
@@ -24,7 +24,7 @@ FILE = Path("runs/s", JOURNAL)
 
 @pytest.fixture
 def study(folder):
-    """Opens the study with so many seeds, and queues those that are missing."""
+    """Opens the study with this many seeds, and queues the missing ones."""
 
     def study(seeds=0):
         made = Study("s", Plan(["tiny.yaml"], seeds=tuple(range(seeds)) or (None,)))
@@ -36,7 +36,7 @@ def study(folder):
 
 
 def seeds(study):
-    """The seeds of the runs that are queued."""
+    """Returns the seeds of the queued runs."""
     taken = []
     while (claim := study.next()) is not None:
         study.close(claim.number, 2.0)
@@ -139,4 +139,4 @@ def test_what_is_appended_is_read_line_by_line(tmp_path):
     assert [entry["op_code"] for entry in other.read_logs(0)] == [0, 1, 2]
     one.append_logs([{"op_code": 3}])
     assert list(other.read_logs(3)) == [{"op_code": 3}]
-    assert [entry["op_code"] for entry in other.read_logs(1)] == [1, 2, 3]  # also once more, from further back
+    assert [entry["op_code"] for entry in other.read_logs(1)] == [1, 2, 3]  # also from an earlier position

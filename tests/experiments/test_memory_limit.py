@@ -1,4 +1,4 @@
-"""Limits on the memory of checks and runs: sizes with units, what processes use, and that the limits are kept."""
+"""Limits on the memory of checks and runs: sizes with units, the memory of processes, and enforced limits."""
 
 import multiprocessing
 import os
@@ -51,7 +51,7 @@ sys.stdin.read()
 
 @pytest.fixture
 def holder():
-    """Starts processes that hold so many bytes, each in a session of its own."""
+    """Starts processes that hold this many bytes, each in its own session."""
     started = []
 
     def holder(size, **options):

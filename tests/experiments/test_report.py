@@ -53,7 +53,7 @@ def text(**options):
 
 
 def rows(markdown, head):
-    """The rows of the table whose head begins so, as lists of cells."""
+    """Returns the rows of the table with this head, as lists of cells."""
     lines = markdown.split(f"| {head}")[1].splitlines()[2:]
     table = lines[: lines.index("")] if "" in lines else lines
     return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in table]
@@ -149,7 +149,7 @@ def test_failures_are_listed_with_their_reasons_and_cannot_break_the_page(study)
 
 def test_the_html_page_needs_no_other_file(study):
     page = report(["runs/s"], title="A <title>").read_text()
-    assert page.count('src="data:image/svg+xml;base64,') == 3  # of one size, so none by parameters
+    assert page.count('src="data:image/svg+xml;base64,') == 3  # all of one size: no picture by parameters
     assert not re.search(r'(src|href)="(?!data:)', page)
     assert "<title>A &lt;title&gt;</title>" in page
     assert page.count("<table>") == len(re.findall(r"^\| -|^\| :?-", Path("runs/s/report/report.md").read_text(), re.M))
@@ -180,7 +180,7 @@ def test_experiments_on_other_corpora_or_budgets_are_not_compared():
     one, two, alone = rows(page, "Contest")
     assert one == ["1", "180s", "corpus.txt", "val_bpb", "2", "2", "wide-180s: 2.0000", "d_model 16 → 32"]
     assert two == ["2", "20s", "corpus.txt", "val_bpb", "2", "2", "wide-20s: 1.0000", "d_model 16 → 32"]
-    assert alone == ["3", "5s", "corpus.txt", "val_bpb", "1", "1", "alone: 0.5000", ""]  # and no chapter of one point
+    assert alone == ["3", "5s", "corpus.txt", "val_bpb", "1", "1", "alone: 0.5000", ""]  # and no section for one point
     assert page.count("## Best configuration") == 2
     assert [row[4] for row in rows(page, "Experiment |")] == ["d_model 16 → 32 (from base-180s)", ""]
     html = Path("runs/s/report/report.html").read_text()
@@ -264,7 +264,7 @@ HOSTILE = {
 
 
 class Shown(HTMLParser):
-    """What a browser makes of the page: its text, and the tags in it."""
+    """A browser's view of the page: its text and its tags."""
 
     def __init__(self, page):
         super().__init__()

@@ -1,7 +1,7 @@
-"""`python -m bytelm experiments`: what is run, in which order, until when, and what is said of it.
+"""`python -m bytelm experiments`: the runs, their order, their limits, and the messages.
 
-Most runs here are stand-ins, which take no time but say how long they took. Two tests run the whole program, and end it
-with a kill and with a Ctrl-C.
+Most runs here are stand-ins, which take no time but report a duration. Two tests run the whole program, and end it with
+a kill and with a Ctrl-C.
 """
 
 import csv
@@ -14,6 +14,7 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
@@ -41,7 +42,7 @@ from bytelm.runs.record import wall_time
 
 PROJECT = Path(__file__).resolve().parents[2]
 ENOUGH = 100  # runs that no test needs
-POLL = 5.0  # seconds that pass for a stand-in each time that it is looked at
+POLL = 5.0  # seconds that pass for a stand-in at each poll
 RANGE = "{model.optimizer.lr: {low: 1e-4, high: 1e-2, log: true}}"
 LIST = "{model.gpt.d_ff: [32, 48]}"
 GOES_ON = "running elsewhere or beyond the limits; the same command continues with them"
@@ -49,15 +50,15 @@ GOES_ON = "running elsewhere or beyond the limits; the same command continues wi
 
 @dataclass
 class Ending:
-    """How a run ends that nothing ends before.
+    """The end of a run that is not ended earlier.
 
     Attributes:
-        status: As a job's outcome has it.
+        status: Status of the job's outcome.
         val_bpb: Its score.
-        val_loss: That in nats per token.
-        seconds: How long the run takes, over all processes.
-        reason: Why it is not completed.
-        exit_status: Of its process.
+        val_loss: Its score in nats per token.
+        seconds: Duration of the run, over all processes.
+        reason: The reason why it is not completed.
+        exit_status: Exit status of its process.
     """
 
     status: str = "completed"
@@ -70,18 +71,18 @@ class Ending:
 
 @dataclass
 class World:
-    """What the stand-ins do, and what has been asked of them.
+    """The behaviour of the stand-ins, and a record of their use.
 
     Attributes:
-        endings: How runs end, by name.
-        otherwise: How all others end.
-        refusals: Why configs cannot run.
+        endings: The ends of runs, by name.
+        otherwise: The end of all other runs.
+        refusals: The reasons why configs cannot run.
         limit: The budget in the runs' configs.
-        begun: Runs in the order in which they were begun or gone on with.
-        options: What follows `fit`, run by run.
+        begun: Runs in the order in which they were started or resumed.
+        options: The arguments after `fit`, for each run.
         timeouts: Their limits at their ends.
-        events: Checks and runs in their order.
-        others: What another process does at the moment that a run is begun, by name.
+        events: Checks and runs in order.
+        others: Actions of another process at the moment when a run is started, by name.
     """
 
     endings: dict = field(default_factory=dict)
@@ -96,9 +97,9 @@ class World:
 
 
 class StandIn:
-    """Stands for a Job: the same folder and outcomes, but no process."""
+    """Replaces a Job: the same folder and outcomes, but no process."""
 
-    def __init__(self, world, options, experiment):
+    def __init__(self, world, options, experiment, is_open):
         self.folder = Path("runs", experiment)
         if other := world.others.get(self.folder.name):
             other(self.folder)
@@ -107,6 +108,9 @@ class StandIn:
         if not lock(self._log.fileno()):
             self._log.close()
             raise RunIsTaken(f"{self.folder}: another process works on this run")
+        if not is_open():
+            self._log.close()
+            raise RunIsTaken(f"{self.folder}: another process has ended this run")
         world.begun.append(experiment)
         world.options.append(options)
         world.events.append(f"run {self.folder.name}")
@@ -177,7 +181,7 @@ class StandIn:
 
 
 class StandInChecker(Checker):
-    """Stands for a Checker, but asks no process."""
+    """Replaces a Checker, without a process."""
 
     def __init__(self, world):
         super().__init__()
@@ -191,10 +195,10 @@ class StandInChecker(Checker):
 
 @pytest.fixture
 def world(folder, monkeypatch):
-    """Stand-ins take the place of runs and checks. There are tiny.yaml and other.yaml."""
+    """Stand-ins replace runs and checks. tiny.yaml and other.yaml exist."""
     world = World()
     Path("other.yaml").write_text("seed_everything: 3\n")
-    monkeypatch.setattr(runner, "Job", lambda options, experiment: StandIn(world, options, experiment))
+    monkeypatch.setattr(runner, "Job", partial(StandIn, world))
     monkeypatch.setattr(runner, "Checker", lambda: StandInChecker(world))
     monkeypatch.setattr(runner, "time", SimpleNamespace(sleep=lambda seconds: None))
     return world
@@ -208,7 +212,7 @@ class Ended(NamedTuple):
 
 @pytest.fixture
 def experiments(folder, capsys):
-    """Runs the command in this process; returns its exit status and what it has printed."""
+    """Runs the command in this process; returns its exit status and its output."""
 
     def experiments(*args):
         with pytest.raises(SystemExit) as ended:
@@ -224,12 +228,12 @@ def on_record(experiment):
 
 
 def ledger():
-    """Status by experiment."""
+    """Returns the status of each experiment."""
     with open("runs/ledger.csv", newline="", encoding="utf-8") as file:
         return {row["experiment"]: row["status"] for row in csv.DictReader(file)}
 
 
-# What is run
+# Runs
 
 
 def test_all_are_run_in_order_and_the_best_is_named(world, experiments):
@@ -305,7 +309,7 @@ def test_a_study_is_named_by_its_configs_or_by_the_user(world, experiments, args
 
 
 def test_a_plain_run_of_the_same_config_is_not_of_the_study(world, experiments):
-    folder = Path("runs/tiny/version_0")  # as `fit --config tiny.yaml` leaves it
+    folder = Path("runs/tiny/version_0")  # as written by `fit --config tiny.yaml`
     folder.mkdir(parents=True)
     (folder / "record.json").write_text('{"status": "completed", "val_bpb": 0.5, "total_time_secs": 1e6}')
     ended = experiments("tiny.yaml", "--total_time", "100s")
@@ -328,6 +332,17 @@ def test_workers_share_the_runs(world, monkeypatch):
     assert ledger() == {f"tiny,seed={seed}": "completed" for seed in range(8)}
 
 
+def test_a_run_that_another_worker_takes_and_ends_first_is_not_run_again(world, experiments):
+    def work(folder):
+        world.others.clear()
+        assert run_experiments(["tiny.yaml"], [], seeds=[1, 2]) == 0
+
+    world.others["tiny,seed=1"] = work
+    assert experiments("tiny.yaml", "--seeds", "1", "2").status == 0
+    assert world.begun == ["tiny/tiny,seed=1", "tiny/tiny,seed=2"]
+    assert ledger() == {"tiny,seed=1": "completed", "tiny,seed=2": "completed"}
+
+
 def test_a_search_draws_as_many_as_it_may(world, experiments):
     search = ("tiny.yaml", "--sampler", "random", "--sampler_seed", "0", "--space", RANGE, "--max_runs")
     assert experiments(*search, "3").status == 0
@@ -337,11 +352,11 @@ def test_a_search_draws_as_many_as_it_may(world, experiments):
     assert all(1e-4 <= rate <= 1e-2 for rate in rates)
 
 
-# What they are ranked by
+# Scores for ranking
 
 
 def told():
-    """What a sampler has been told of the runs, in their order: how they ended, and their scores."""
+    """Returns the results reported to a sampler, in order: the runs' ends and scores."""
     import optuna
 
     journal = optuna.storages.journal.JournalFileBackend("runs/tiny/study.journal")
@@ -385,7 +400,7 @@ def test_a_search_learns_from_val_loss_where_there_is_no_val_bpb(world, experime
     assert told() == [("COMPLETE", 5.0), ("COMPLETE", 5.0)]
 
 
-# What fails
+# Failures
 
 
 @pytest.mark.parametrize("status", ["error", "timeout", "diverged"])
@@ -410,7 +425,7 @@ def test_configs_that_cannot_run_are_named_before_the_first_run_and_cost_none(wo
     assert ended.out[0] == "runs: 1 ended, of which now 1 rejected, 1 completed"
     assert not Path("runs/s/other").exists()
     world.refusals.clear()
-    assert experiments("other.yaml", "tiny.yaml", "--study", "s").status == 0  # once it can
+    assert experiments("other.yaml", "tiny.yaml", "--study", "s").status == 0  # after the config has been corrected
     assert world.begun == ["s/tiny", "s/other"]
 
 
@@ -429,7 +444,7 @@ def test_a_search_all_of_whose_runs_are_refused_ends(world, experiments, space, 
     world.otherwise = Ending("rejected", reason="the corpus has gone")
     ended = experiments("tiny.yaml", "--sampler", "random", "--space", space, "--max_runs", "3")
     assert ended.status == 1
-    assert len(set(map(str, world.options))) == len(world.options)  # what was refused once is not tried again
+    assert len(set(map(str, world.options))) == len(world.options)  # a rejected config is not tried again
     assert 0 < len(world.begun) < ENOUGH
 
 
@@ -582,12 +597,12 @@ def test_a_run_that_has_not_said_its_budget_yet_may_take_what_it_takes(tmp_path)
     assert default_timeout(tmp_path) is None
 
 
-# What is said
+# Messages
 
 
 @pytest.fixture
 def terminal(world, experiments, monkeypatch):
-    """Runs the command as on a terminal of so many columns; returns what it has shown, in its order."""
+    """Runs the command as on a terminal of this width; returns its output, in order."""
 
     class Shown(tqdm):
         def __init__(self, *args, disable=None, **options):
@@ -597,7 +612,7 @@ def terminal(world, experiments, monkeypatch):
         monkeypatch.setattr(runner, "tqdm", Shown)
         monkeypatch.setattr(runner, "columns", lambda: columns)
         ended = experiments(*args)
-        return [text.rstrip() for text in ended.err]  # in which each line was split where it was overwritten
+        return [text.rstrip() for text in ended.err]  # each line was split where it was overwritten
 
     return terminal
 
@@ -616,7 +631,7 @@ def test_the_line_fits_into_the_terminal_with_its_end_and_is_gone_at_the_end(wor
     lines = [text for text in shown if text.startswith("1/2 runs | best 2.0000 ")]
     assert lines
     assert [text for text in lines if len(text) >= columns or not text.endswith(" 0:05 | 0:05 left")] == []
-    assert shown[-1] == ""  # which overwrites it
+    assert shown[-1] == ""  # it overwrites the line
 
 
 @pytest.mark.parametrize(
@@ -887,7 +902,7 @@ def test_a_study_goes_on_after_a_kill(program, until, alive):
         assert (record["status"], record["total_steps"], record["seed"]) == ("completed", STEPS, seed)
     assert on_record("tiny/tiny,seed=1")["wall_time_secs"] > on_record("tiny/tiny,seed=1")["total_time_secs"]
     log = Path("runs/tiny/tiny,seed=1/log.txt").read_text()
-    assert log.count("has no run yet; starting a new run") == 1  # and not once more where it went on
+    assert log.count("has no run yet; starting a new run") == 1  # and not again after resuming
     assert ledger() == {"tiny,seed=1": "completed", "tiny,seed=2": "completed"}
     lines = Path("stderr").read_text().splitlines()
     assert [re.sub(r" \d+:\d\d  ", " ", line).split(": ")[0] for line in lines] == [

@@ -1,6 +1,6 @@
-"""The run service: its rules, what a stranger's config may say, and real services with real runs behind real HTTP.
+"""The run service: its rules, the accepted configs, and real services with real runs and real HTTP.
 
-A service takes seconds to start, so there are two: one that tests share, and one that is killed, started again, ended.
+A service takes seconds to start; there are two: one shared by tests, and one that is killed, restarted and ended.
 """
 
 import contextlib
@@ -72,7 +72,7 @@ RESOLVED = {
 }
 
 
-# What a config may say
+# Accepted configs
 
 
 @pytest.mark.parametrize("path", sorted(PROJECT.glob("configs/autoresearch/*.yaml")), ids=lambda path: path.stem)
@@ -115,7 +115,7 @@ def test_what_makes_an_experiment_may_be_said(text):
 
 
 CLASSES = "parts of bytelm, torch.optim and lion_pytorch"
-FOREIGN = {  # a word that is refused, wherever it is
+FOREIGN = {  # words that are rejected at every key
     "a module beside the service": "my_trap.Thing",
     "a function": "os.system",
     "a builtin": "builtins.exec",
@@ -297,7 +297,7 @@ def test_a_few_aliases_that_stand_for_endless_values_are_refused():
 
 @pytest.fixture
 def make(folder, monkeypatch):
-    """Opens services whose Checker finds every config as good as the baseline, and which train nothing."""
+    """Opens services whose Checker accepts every config as equal to the baseline, and which train nothing."""
     made = []
     monkeypatch.setattr(Checker, "check", lambda checker, options, seconds=None: (RESOLVED, ""))
 
@@ -466,12 +466,12 @@ def test_options_that_cannot_work_are_refused_in_one_line(options, status, said,
 
 
 class Served:
-    """A service as a process, and a client of it.
+    """A service process, and a client of it.
 
     Args:
-        folder: Where it works; corpus and baseline are made there.
-        options: Of its command line.
-        environment: Further variables.
+        folder: Its working folder; corpus and baseline are created there.
+        options: Options of its command line.
+        environment: Additional variables.
     """
 
     def __init__(self, folder, *options, **environment):
@@ -506,7 +506,7 @@ class Served:
             return False
 
     def wait_until(self, condition, seconds=60):
-        """Waits until something is so, and returns what it is."""
+        """Waits until a condition is true, and returns its value."""
         end = time.monotonic() + seconds
         while not (found := condition()):
             assert time.monotonic() < end, self.errors.read_text()
@@ -524,12 +524,12 @@ class Served:
         return answer.json()
 
     def record(self, run_id, seconds=60):
-        """What came of a run, when it has ended."""
+        """Returns the report of a run, after it has ended."""
         self.wait_until(lambda: self.get(f"/runs/{run_id}")["status"] != "running", seconds)
         return self.get(f"/runs/{run_id}")
 
     def children(self):
-        """Ids of the processes that it has started."""
+        """Returns the ids of the processes that it has started."""
         found = []
         for stat in Path("/proc").glob("[0-9]*/stat"):
             try:
@@ -550,7 +550,7 @@ class Served:
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory):
-    """A service whose baseline has a score; `early` is its answer to a config that came before that."""
+    """A service whose baseline has a score; `early` is its answer to a config that arrived before the score."""
     folder = tmp_path_factory.mktemp("service")
     (folder / "my_trap.py").write_text("open('trapped', 'w').close()\n\n\nclass Thing:\n    pass\n")
     (folder / "notes").write_text("{}")
@@ -563,7 +563,7 @@ def shared(tmp_path_factory):
 
 @pytest.fixture
 def idle(shared):
-    """The same, while it trains nothing."""
+    """The same service, while it trains nothing."""
     shared.wait_until(lambda: shared.get("/runs")["active"] is None)
     return shared
 
@@ -603,14 +603,14 @@ def test_a_config_is_trained_while_others_wait(idle, form):
     record = idle.record(run_id)
     assert record["status"] == "completed"
     assert record["decision"] in ("keep", "discard")
-    assert record["val_bpb"] == pytest.approx(idle.get("/baseline")["val_bpb"], abs=1e-3)  # it is the same experiment
+    assert record["val_bpb"] == pytest.approx(idle.get("/baseline")["val_bpb"], abs=1e-3)  # the experiment is the same
     assert "val_bpb: " in record["log"]
     folder = idle.folder / "runs" / "service"
     kept = json.loads((folder / run_id / "version_0" / "record.json").read_text())
     checkpoint = kept.pop("checkpoint")
     assert {key: record[key] for key in kept} == kept
     is_best = idle.get("/runs")["best"]["run_id"] == run_id
-    assert record["checkpoint"] == (checkpoint if is_best else None)  # weights are kept of the best run alone
+    assert record["checkpoint"] == (checkpoint if is_best else None)  # only the weights of the best run are kept
     assert (idle.folder / checkpoint).exists() == is_best
     assert yaml.safe_load((folder / f"{run_id}.yaml").read_text())["data"]["init_args"]["path"] == "corpus.txt"
     assert f"/{run_id}/version_0" in (idle.folder / "runs" / "ledger.csv").read_text()
@@ -691,7 +691,7 @@ def test_what_cannot_run_is_refused_in_one_line_and_costs_no_run(idle, body, sta
 
 def test_a_body_that_is_too_large_is_not_read_to_its_end(idle):
     parts = iter([b"#" * 10_000] * 10_000)
-    # The connection may be closed while the rest is being sent, and the answer with it.
+    # The connection may be closed while the rest is being sent, and the answer may be lost.
     with contextlib.suppress(httpx.TransportError):
         assert idle.post(parts).status_code == 413
     assert len(list(parts)) > 5_000
@@ -773,7 +773,7 @@ def test_a_service_that_is_killed_leaves_no_process_and_goes_on_where_it_was(sta
     until(lambda: not any(map(alive, processes)), 40)
     began = json.loads((folder / "match.json").read_text())
 
-    # gone on with
+    # resumed
     served = start("--run_timeout", "6s")
     state = served.get("/runs")
     assert [(run["run_id"], run["status"]) for run in state["runs"]] == [("run-0", "interrupted")]

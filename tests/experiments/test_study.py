@@ -1,4 +1,4 @@
-"""The queue: what is to be run, in which order, under which name, and that no two workers take the same run."""
+"""The queue: its runs, their order and names, and that no two workers take the same run."""
 
 import json
 import multiprocessing
@@ -39,15 +39,15 @@ def study(folder):
 
 @pytest.fixture
 def soon_used_up(monkeypatch):
-    """A space is taken to be used up after fewer draws in vain: each is written to disk.
+    """A space counts as used up after fewer repeated draws: each draw is written to disk.
 
-    With any number of seeds but one the last of them is a draw, and not what it would queue.
+    With any number of seeds except one, the last run is a draw, not the one that it would queue.
     """
     monkeypatch.setattr("bytelm.experiments.study.MOST_REPEATS", 31)
 
 
 def take(study, most=100, **options):
-    """Takes runs, each of which ends at once, until nothing is left, or so many; returns their claims."""
+    """Takes runs, each of which ends at once, until none or this many are taken; returns their claims."""
     claims = []
     while len(claims) < most and (claim := study.next(**options)) is not None:
         study.close(claim.number, 2.0)
@@ -56,17 +56,17 @@ def take(study, most=100, **options):
 
 
 def values(claims):
-    """Of the only key that is searched."""
+    """Returns the values of the only key that is searched."""
     return [value for claim in claims for _, value in claim.task.point]
 
 
 def in_optuna():
-    """The study as Optuna knows it."""
+    """Returns the study as loaded by Optuna."""
     journal = optuna.storages.journal.JournalFileBackend("runs/s/study.journal")  # Optuna's own reader
     return optuna.load_study(study_name="s", storage=optuna.storages.JournalStorage(journal))
 
 
-# What is to be run
+# Runs to queue
 
 
 def test_everything_is_run_once_before_anything_is_run_again(study):
@@ -221,7 +221,7 @@ def test_tasks_of_the_same_name_are_numbered_the_same_for_all_workers(study):
     names = []
     for _ in configs:
         claim = one.next()
-        assert two.next() == claim  # as its process is gone, the other worker goes on with it
+        assert two.next() == claim  # its process is gone, and the other worker resumes it
         names.append(claim.experiment)
         two.close(claim.number)
     assert names == ["s/tiny", "s/tiny,2", "s/tiny,3"]
@@ -234,7 +234,7 @@ def test_names_that_are_cut_short_are_told_apart(study):
 
 
 def test_a_task_never_gets_the_folder_of_another(study):
-    # It was refused once, another of its name was run in the meantime, and now it comes again.
+    # It was rejected once, another run of its name was made in the meantime, and now it is queued again.
     config = Path("tiny.yaml")
     text = config.read_text()
     refused = study()
@@ -308,7 +308,7 @@ def test_a_run_that_was_one_too_many_is_not_taken_for_one_that_was_cut(study, at
 
 def test_a_run_that_was_queued_twice_is_not_taken_for_one_that_was_cut(study, monkeypatch):
     one, two = study(), study()
-    one.queue(one.plan.grid()[0])  # as by a worker that began at the same moment
+    one.queue(one.plan.grid()[0])  # as by a worker that started at the same time
     one.close(one.next().number, 2.0)
     drop, offered = one.drop, []
 
@@ -322,7 +322,7 @@ def test_a_run_that_was_queued_twice_is_not_taken_for_one_that_was_cut(study, mo
 
 
 def work(number, plan, max_runs, barrier):
-    """A worker whose runs last until all workers have found nothing more to do; notes what it has taken."""
+    """A worker whose runs last until no worker finds more to do; records the runs that it takes."""
     study = Study("s", plan)
     missing = study.missing() if plan.sampler == "grid" else []
     barrier.wait(60)  # all have seen the same queue before any of them adds to it
@@ -335,14 +335,14 @@ def work(number, plan, max_runs, barrier):
         if lock(file.fileno()):
             taken[file] = claim.task
         else:
-            file.close()  # another worker was faster to go on with it
+            file.close()  # another worker resumed it first
     barrier.wait(60)
     Path(f"taken-{number}").write_text(json.dumps([task.dump() for task in taken.values()]))
 
 
 @pytest.fixture(params=["threads", "processes"])
 def workers(request, folder):
-    """Lets workers loose on the same queue at the same moment; returns the tasks that they took, all together."""
+    """Starts workers on the same queue at the same time; returns the tasks that they took, all together."""
 
     def workers(plan, max_runs=None):
         if request.param == "threads":
@@ -373,7 +373,7 @@ def test_workers_keep_to_the_number_of_runs_together(study, workers):
     queue = study(seeds=tuple(range(8)))
     tasks = workers(queue.plan, max_runs=4)
     assert len(set(tasks)) == len(tasks) == 4
-    assert queue.queued == 8  # four of them under way
+    assert queue.queued == 8  # four of them are active
 
 
 def test_workers_that_draw_keep_to_the_number_of_runs_together(workers):
@@ -389,7 +389,7 @@ def test_runs_count_whatever_became_of_them_but_not_what_was_no_run(study, at_wo
     queue.close(queue.next(max_runs=3).number, 2.0)
     queue.close(queue.next(max_runs=3).number)  # failed
     queue.drop(queue.next(max_runs=3).number)
-    at_work(log(queue.next(max_runs=3)))  # under way
+    at_work(log(queue.next(max_runs=3)))  # active
     assert queue.next(max_runs=3) is None
     assert queue.next(max_runs=4).task.seed == 4
 
@@ -473,7 +473,7 @@ def test_the_same_seed_draws_the_same(study):
 def test_a_search_that_goes_on_does_not_draw_again_what_it_has_drawn(study, sampler):
     drawn = [values(take(study(space={"lr": LR}, sampler=sampler), most=3)) for _ in range(2)]
     assert len({*drawn[0], *drawn[1]}) == 6
-    assert len(in_optuna().trials) == 6  # nothing was drawn in vain
+    assert len(in_optuna().trials) == 6  # no draw was repeated
 
 
 @pytest.mark.parametrize("seeds", [(None,), (1, 2), (1, 2, 3)], ids=str)
@@ -553,7 +553,7 @@ def test_studies_share_a_storage_without_mixing(study):
     assert len(take(two)) == 2
 
 
-# What is refused
+# Rejected studies
 
 
 @pytest.mark.parametrize(

@@ -392,7 +392,10 @@ def test_a_progress_bar_of_the_users_is_the_only_one(run, bar):
         (("--trainer.profiler", "advanced"), "Profile stats for: run_training_epoch"),
         (("--trainer.callbacks", "ModelSummary"), "Total params"),
         (
-            ("--trainer.callbacks", "{class_path: EarlyStopping, init_args: {monitor: val/bpb, verbose: true}}"),
+            (
+                *("--trainer.callbacks", "{class_path: EarlyStopping, init_args: {monitor: val/bpb, verbose: true}}"),
+                *("--trainer.val_check_interval", "2"),
+            ),
             "Metric val/bpb improved",
         ),
     ],

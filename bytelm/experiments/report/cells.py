@@ -1,4 +1,4 @@
-"""What the report's tables say of one experiment or run, as text."""
+"""Texts in the report's tables about one experiment or run."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,23 +6,23 @@ from typing import Any
 from bytelm.experiments.comparison import Experiment, changes
 from bytelm.runs.read import Run
 
-MOST_CHANGES = 6  # an experiment that changes more is another one altogether
+MOST_CHANGES = 6  # an experiment with more changes is a different experiment
 
 
 def change_since(best: Experiment, first: Experiment) -> list[str]:
-    """What of one experiment's settings another one has changed, at most MOST_CHANGES lines of it."""
+    """Returns the changes of one experiment's settings from another's, at most MOST_CHANGES lines."""
     return _limited(changes(first.settings, best.settings))
 
 
 def reason_of(run: Run) -> str:
-    """Why a run has no score."""
+    """Returns the reason why a run has no score."""
     if run.has_loss_alone:
         return f"it has a val_loss only: {run.record['val_loss']:.4f}"
     return str(run.record.get("reason") or "")
 
 
 def score_text(experiment: Experiment) -> str:
-    """Mean score, with its standard deviation and the number of runs where there are several."""
+    """Returns the mean score; with several runs, also its standard deviation and the number of runs."""
     if experiment.score is None:
         return "none"
     if experiment.spread is None:

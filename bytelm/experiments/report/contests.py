@@ -1,4 +1,4 @@
-"""What a report is about: the runs, which of them can be compared, and where each of them is shown."""
+"""The subject of a report: the runs, which of them can be compared, and where each of them is shown."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,10 +15,10 @@ from bytelm.runs.score import Score
 
 
 def ended_runs(roots: Iterable[str]) -> list[Run]:
-    """The runs below some folders that have ended, each once.
+    """Returns the ended runs below some folders, each once.
 
     Raises:
-        StorageError: There are none.
+        StorageError: There are no such runs.
     """
     found: dict[Path, Run] = {}
     for root in map(Path, roots):
@@ -31,12 +31,12 @@ def ended_runs(roots: Iterable[str]) -> list[Run]:
 
 
 class Contest(NamedTuple):
-    """What all runs whose scores can be compared have in common.
+    """Properties shared by all runs whose scores can be compared.
 
     Attributes:
         budget: Their limits.
-        corpus: Hash of their corpus.
-        score: What they are ranked by.
+        corpus: Hash of the corpus.
+        score: The score that ranks them.
     """
 
     budget: str | None
@@ -45,12 +45,12 @@ class Contest(NamedTuple):
 
 
 def contests_of(runs: Iterable[Run]) -> dict[Contest, list[Experiment]]:
-    """Experiments by contest: the same score on the same corpus, in the same budget."""
+    """Groups experiments by contest: the same score on the same corpus, within the same budget."""
     contests: dict[Contest, list[Run]] = {}
     for run in sorted(runs, key=lambda run: not run.record.get("corpus")):
         corpus = (run.record.get("corpus") or {}).get("sha256")
         contest = Contest(run.budget, corpus, run.ranked_by)
-        if corpus is None:  # it ended before it had read its corpus, so it joins other runs of its study
+        if corpus is None:  # it ended before it had read its corpus, and joins the other runs of its study
             akin = (
                 other
                 for other, members in contests.items()
@@ -75,7 +75,7 @@ class Layout:
     effects: Mapping[str, Sequence[str]]
 
     def arrange(self, experiments: Sequence[Experiment]) -> dict[str, list[Experiment]]:
-        """Experiments by the phase that they belong to."""
+        """Returns the experiments of each phase."""
         phases: dict[str, list[Experiment]] = {}
         if self.phases is None:
             for experiment in experiments:
@@ -90,7 +90,7 @@ class Layout:
         """Checks names and patterns.
 
         Raises:
-            ConfigError: One fits none of the experiments.
+            ConfigError: A name or pattern matches no experiment.
         """
         patterns = [(f"phases.{name}", pattern) for name, some in (self.phases or {}).items() for pattern in some]
         patterns += [("curves", pattern) for pattern in self.curves or ()]
@@ -106,7 +106,7 @@ class Layout:
 
 
 def matching(experiments: Iterable[Experiment], patterns: Iterable[str]) -> list[Experiment]:
-    """The experiments whose names fit, in the order of the patterns."""
+    """Returns the experiments whose names match, in the order of the patterns."""
     some = list(experiments)
     return list(
         dict.fromkeys(e for pattern in patterns for e in some if e.name == pattern or fnmatchcase(e.name, pattern))

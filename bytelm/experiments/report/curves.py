@@ -1,4 +1,4 @@
-"""How a run's loss and score developed, by the clock and by tokens, from TensorBoard's log and the record."""
+"""A run's loss and score over training time and tokens, from TensorBoard's log and the record."""
 
 import math
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from bytelm.runs.read import Run
 from bytelm.runs.score import VAL_BPB, Score
 from bytelm.units import time_limit
 
-SMOOTHED_OVER = 40  # parts that a curve is averaged in
+SMOOTHED_OVER = 40  # number of intervals in which a curve is averaged
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Curve:
     """Values of one kind over a run, as arrays of equal length.
 
     Attributes:
-        seconds: Training time, as the budget's clock counts it.
+        seconds: Training time, by the budget's clock.
         tokens: Tokens seen.
         values: The values, in the unit of the score.
     """
@@ -37,8 +37,8 @@ class Curves:
 
     Attributes:
         run: The run.
-        loss: Its training loss, smoothed; empty where it is in another unit than the score.
-        scores: Its scores, of which the last is that of the record.
+        loss: Its training loss, smoothed; empty if its unit differs from the score's.
+        scores: Its scores; the last one is from the record.
     """
 
     run: Run
@@ -47,14 +47,14 @@ class Curves:
 
 
 def read_curves(run: Run, score: Score) -> Curves:
-    """A run's curves.
+    """Reads a run's curves.
 
-    A run whose logger was another than TensorBoard's has but its final score.
+    A run with a logger other than TensorBoard's has only its final score.
 
     Args:
         run: A run that has ended.
-        score: What it is ranked by. Beside val_bpb, the training loss of tokens that are no bytes is left out, as it
-            is in another unit.
+        score: The score that ranks it. With val_bpb, the training loss of tokens that are not bytes is left out,
+            because its unit differs.
     """
     log = _read_log(run)
 
@@ -83,25 +83,25 @@ def read_curves(run: Run, score: Score) -> Curves:
 
 
 def _read_log(run: Run) -> dict[str, list[Any]]:
-    """TensorBoard's scalars by their tags; none where the log cannot be read."""
+    """Returns TensorBoard's scalars by tag; empty if the log cannot be read."""
     events = EventAccumulator(str(run.folder), size_guidance={"scalars": 0})
     try:
         events.Reload()
-    except Exception:  # TensorBoard's, of many kinds
+    except Exception:  # TensorBoard raises errors of many kinds
         note(f"{run.folder}: the log cannot be read; its curve is left out")
         return {}
     return {tag: events.Scalars(tag) for tag in events.Tags()["scalars"]}
 
 
 class _Clock:
-    """Tells at what time a step ended.
+    """Computes the time at which a step ended.
 
-    The log has the share of the budget that was used at some of the steps, the record what was used in the end.
+    The log has the used share of the budget at some of the steps; the record has the final use.
 
     Args:
         run: The run.
         steps: Steps at which progress was logged.
-        progress: Share of the budget, 0 to 1, at these.
+        progress: Share of the budget, 0 to 1, at these steps.
     """
 
     def __init__(self, run: Run, steps: np.ndarray, progress: np.ndarray) -> None:
@@ -109,7 +109,7 @@ class _Clock:
         self._tokens = float(run.record.get("tokens_seen") or 0.0)
         limit = time_limit(run.limits) if len(run.limits) == 1 else None
         end = float(run.record.get("training_time_secs") or limit or 0.0)
-        if limit is None:  # steps take equal time, as far as the log tells
+        if limit is None:  # steps are assumed to take equal time
             steps, seconds = np.zeros(0), np.zeros(0)
         else:
             seconds = progress * limit
@@ -118,9 +118,9 @@ class _Clock:
         self._seconds = np.concatenate([[0.0], np.minimum(seconds[before], end), [end]])
 
     def seconds(self, steps: np.ndarray) -> np.ndarray:
-        """Seconds of training when these steps ended."""
+        """Returns the seconds of training at the end of these steps."""
         return np.interp(steps, self._steps, self._seconds)
 
     def tokens(self, steps: np.ndarray) -> np.ndarray:
-        """Tokens seen when these steps ended."""
+        """Returns the tokens seen at the end of these steps."""
         return steps * (self._tokens / self._total_steps if self._total_steps else 0.0)

@@ -1,4 +1,4 @@
-"""The report as one HTML file, which needs no other file and no network."""
+"""The report as one HTML file, which requires no other file and no network."""
 
 import base64
 import re
@@ -19,20 +19,20 @@ td[style*="right"], th[style*="right"] { font-variant-numeric: tabular-nums }
 code { background: #f2f2f2; padding: .1em .3em; border-radius: 3px; font-size: 90% }
 img { max-width: 100% }
 """
-# Nothing is loaded and nothing runs, whatever the text says.
+# Nothing is loaded or run, whatever the text contains.
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 
 def to_html(text: str, title: str, folder: Path) -> str:
-    """The page.
+    """Returns the page.
 
     Args:
         text: Markdown.
-        title: Title of the browser's window.
-        folder: Where its pictures are.
+        title: Title of the browser window.
+        folder: Folder of its pictures.
     """
     converter = Markdown(extensions=["tables", "sane_lists"])
-    converter.ESCAPED_CHARS = list({*converter.ESCAPED_CHARS, *ESCAPED})  # as CommonMark has it
+    converter.ESCAPED_CHARS = list({*converter.ESCAPED_CHARS, *ESCAPED})  # as in CommonMark
 
     def inline(match: re.Match[str]) -> str:
         data = base64.b64encode(folder.joinpath(match[1]).read_bytes()).decode()

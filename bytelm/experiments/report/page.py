@@ -1,6 +1,6 @@
 """`python -m bytelm report`: the results of a collection of runs, as a Markdown page with pictures and as an HTML file.
 
-Everything in it is read from the runs' folders.
+All contents are read from the runs' folders.
 """
 
 from collections.abc import Mapping, Sequence
@@ -32,19 +32,19 @@ def report(
     """Writes report.md with its pictures, and report.html, which contains them.
 
     Args:
-        runs: Folders with runs: `runs`, that of a study, or several.
-        out: Folder for the report; default `report` in the first of these folders.
-        title: Headline. Default: made of the folders' names.
-        phases: Tables, each with its title and the experiments in it, as names or patterns: `{Size: [14-*, 15-*]}`.
-            Default: one for each study.
-        curves: Experiments, as names or patterns, whose training is shown. Default: all if there are few, or the first
-            and the best of each phase.
-        reported: For experiments, as names or patterns, figures from elsewhere to show beside: `{32-*: {val_bpb: 2.95,
-            total_steps: 243}}`; for runs that are ranked by val_loss, that.
-        reported_by: Whose figures those are, as the head of their columns.
-        effects: Statements to examine, each with the experiment that is said to be better and the one that is said to
-            be worse: `{Rotary over learned positions: [24-*, 16-*]}`.
-        spread_of: Folders with other runs of the same experiments, over whose seeds the noise is measured. Default:
+        runs: Folders with runs: `runs`, a study's folder, or several.
+        out: Folder for the report; default: `report` in the first of these folders.
+        title: Headline. Default: made from the folders' names.
+        phases: Tables, each with its title and its experiments, as names or patterns: `{Size: [14-*, 15-*]}`. Default:
+            one for each study.
+        curves: Experiments, as names or patterns, whose training curves are shown. Default: all if there are few;
+            otherwise the first and the best of each phase.
+        reported: Figures from other sources to show beside experiments, given as names or patterns:
+            `{32-*: {val_bpb: 2.95, total_steps: 243}}`; for runs that are ranked by val_loss, `val_loss`.
+        reported_by: Source of these figures, as the head of their columns.
+        effects: Statements to examine, each with the experiment claimed to be better and the one claimed to be worse:
+            `{Rotary over learned positions: [24-*, 16-*]}`.
+        spread_of: Folders with other runs of the same experiments, from whose seeds the noise is measured. Default:
             these runs.
 
     Returns:
@@ -52,7 +52,7 @@ def report(
 
     Raises:
         StorageError: There are no runs, or the report cannot be written.
-        ConfigError: A pattern fits no experiment.
+        ConfigError: A pattern matches no experiment.
     """
     found = ended_runs(runs)
     layout = Layout(phases, curves, reported or {}, reported_by, effects or {})
@@ -86,7 +86,7 @@ def report(
 
 
 def _has_chapter(section: Section, sections: Mapping[Contest, Section]) -> bool:
-    """Of several contests, one with a single experiment is in the table of contests alone."""
+    """With several contests, one with a single experiment appears only in the table of contests."""
     return len(sections) == 1 or len(section.experiments) > 1
 
 
@@ -141,7 +141,7 @@ def main(args: list[str]) -> None:
     """Runs the command.
 
     Args:
-        args: What follows `python -m bytelm report`.
+        args: The arguments after `python -m bytelm report`.
     """
     description = f"Writes the results of a collection of runs, as Markdown and as HTML. {RANKED}"
     parser = CommandParser("report", description=description)

@@ -1,4 +1,4 @@
-"""The report's pictures, with matplotlib: scores by name, in order, by parameters; training by the clock, by tokens."""
+"""The report's pictures, with matplotlib: scores by name, run order and parameters; training by time and tokens."""
 
 import math
 import warnings
@@ -17,9 +17,9 @@ from bytelm.experiments.report.text import printable
 from bytelm.runs.score import Score
 
 WIDTH, HEIGHT = 12.0, 5.0  # inches
-ROW = 0.27  # inches of a name on an axis
+ROW = 0.27  # inches per name on an axis
 MOST_NAMES = 60  # on an axis
-MOST_LABELS = 15  # points that are all labelled; of more, those that were the best so far
+MOST_LABELS = 15  # points that are all labelled; if there are more, only those that were the best so far
 LONGEST_LABEL = 36
 STYLE: Any = {
     "axes.spines.top": False,
@@ -28,7 +28,7 @@ STYLE: Any = {
     "grid.alpha": 0.25,
     "font.size": 10,
     "legend.frameon": False,
-    "svg.hashsalt": "bytelm",  # the same picture is the same file
+    "svg.hashsalt": "bytelm",  # equal pictures are equal files
     "text.parse_math": False,  # a name such as `$x{$` is text
 }
 
@@ -36,16 +36,16 @@ STYLE: Any = {
 def save(figure: Figure, path: Path) -> None:
     """Writes a picture as SVG."""
     with matplotlib.rc_context(STYLE), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing from")  # of a name; it is shown as a box
+        warnings.filterwarnings("ignore", "Glyph .* missing from")  # missing glyphs of a name are shown as boxes
         figure.savefig(path, format="svg", bbox_inches="tight", metadata={"Date": None})
 
 
 def by_name(phases: Mapping[str, Sequence[Experiment]], score: Score) -> Figure:
-    """Scores beside the experiments' names, the best first, with the range over seeds.
+    """Draws scores beside the experiments' names, the best first, with the range over seeds.
 
     Args:
         phases: Experiments by the name of their phase.
-        score: What they are ranked by.
+        score: The score that ranks them.
     """
     colors = {e: f"C{place}" for place, part in enumerate(phases.values()) for e in part}
     ranked = sorted((e for e in colors if e.scores), key=lambda e: e.score or 0.0)[:MOST_NAMES]
@@ -68,11 +68,11 @@ def by_name(phases: Mapping[str, Sequence[Experiment]], score: Score) -> Figure:
 
 
 def in_order(phases: Mapping[str, Sequence[Experiment]], score: Score) -> Figure:
-    """Scores in the order in which the experiments were run, with the best so far.
+    """Draws scores in the order in which the experiments were run, with the best so far.
 
     Args:
         phases: Experiments by the name of their phase.
-        score: What they are ranked by.
+        score: The score that ranks them.
     """
     # Several phases may share an experiment.
     order = sorted(dict.fromkeys(e for part in phases.values() for e in part), key=lambda e: e.number)
@@ -84,7 +84,7 @@ def in_order(phases: Mapping[str, Sequence[Experiment]], score: Score) -> Figure
         best = np.minimum.accumulate([value for _, value in scored])
         axes.step([place for place, _ in scored], best, where="post", color="black", lw=1)
         for experiment in order:
-            if not experiment.scores:  # an experiment without a score has its place, too
+            if not experiment.scores:  # an experiment without a score also takes a place
                 top = axes.get_xaxis_transform()
                 axes.plot(places[experiment], 1, "x", color="crimson", transform=top, clip_on=False)
         axes.plot([], [], color="black", lw=1, label="best so far")
@@ -95,11 +95,11 @@ def in_order(phases: Mapping[str, Sequence[Experiment]], score: Score) -> Figure
 
 
 def by_parameters(phases: Mapping[str, Sequence[Experiment]], score: Score) -> Figure:
-    """Scores against the number of parameters.
+    """Draws scores against the number of parameters.
 
     Args:
         phases: Experiments by the name of their phase.
-        score: What they are ranked by.
+        score: The score that ranks them.
     """
     with matplotlib.rc_context(STYLE):
         figure, axes = _axes("parameters (millions)", _label(score))
@@ -116,12 +116,12 @@ def by_parameters(phases: Mapping[str, Sequence[Experiment]], score: Score) -> F
 
 
 def training(runs: Sequence[Curves], score: Score, over: Literal["seconds", "tokens"]) -> Figure:
-    """Training loss, in the score's unit, and score, as training goes on.
+    """Draws training loss, in the score's unit, and score, during training.
 
     Args:
-        runs: Those to show.
-        score: What they are ranked by.
-        over: What they are shown over: the seconds that the budget's clock has counted, or the tokens seen.
+        runs: The runs to show.
+        score: The score that ranks them.
+        over: The horizontal axis: seconds of the budget's clock, or tokens seen.
     """
     unit, scale = ("training time (s)", 1.0) if over == "seconds" else ("tokens seen (millions)", 1e6)
     with matplotlib.rc_context(STYLE):
@@ -148,10 +148,10 @@ def training(runs: Sequence[Curves], score: Score, over: Literal["seconds", "tok
 
 
 def short(name: str) -> str:
-    """A name as a label."""
+    """Returns a name as a label."""
     text = printable(name)
     text = text if len(text) <= LONGEST_LABEL else f"{text[: LONGEST_LABEL // 2]}…{text[-(LONGEST_LABEL // 2 - 1) :]}"
-    return f" {text}" if text.startswith("_") else text  # matplotlib leaves out labels that begin so
+    return f" {text}" if text.startswith("_") else text  # matplotlib leaves out labels that begin with `_`
 
 
 def _label(score: Score) -> str:
@@ -169,13 +169,13 @@ def _axes(x: str, y: str) -> tuple[Figure, Axes]:
 def _points(
     axes: Axes, phases: Mapping[str, Sequence[Experiment]], x: Mapping[Experiment, float], are_named: bool = False
 ) -> None:
-    """A point for each experiment, filled if it is better than all before it, with the range over its seeds.
+    """Draws a point for each experiment, filled if it is better than all before it, with the range over its seeds.
 
     Args:
-        axes: Where to.
+        axes: Where to draw.
         phases: Experiments by the name of their phase.
-        x: Where each of them is; others are left out.
-        are_named: Whether names are written beside the points, if need be only beside the filled ones.
+        x: Horizontal position of each experiment; others are left out.
+        are_named: Whether names are written beside the points; if there are many, only beside the filled ones.
     """
     named = set(x) if len(x) <= MOST_LABELS else {e for e in x if e.kept}
     for place, (phase, members) in enumerate(phases.items()):

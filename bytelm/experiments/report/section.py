@@ -1,4 +1,4 @@
-"""The part of the page on one contest: its tables, in Markdown, and its pictures."""
+"""The part of the page about one contest: its tables, in Markdown, and its pictures."""
 
 import shlex
 from collections import Counter
@@ -28,7 +28,7 @@ from bytelm.runs.score import Score
 from bytelm.units import clock
 
 MOST_CURVES = 8
-UNEQUAL = 1.05  # tokens seen by two runs, from which on a picture over tokens says something else than one over time
+UNEQUAL = 1.05  # ratio of tokens seen by two runs from which a picture over tokens differs from one over time
 
 LEGEND = (
     "The best come first. ± is the standard deviation over seeds, with the number of runs in parentheses. keep: it was "
@@ -38,14 +38,14 @@ LEGEND = (
 
 
 class Section:
-    """The part of the page on experiments that compete with each other.
+    """The part of the page about experiments that compete with each other.
 
     Args:
         experiments: In the order of their numbers.
         layout: Where they are shown.
-        score: What they are ranked by.
-        prefix: Of its pictures' names.
-        measured: Experiments over whose seeds the noise is measured; default these.
+        score: The score that ranks them.
+        prefix: Prefix of its pictures' names.
+        measured: Experiments from whose seeds the noise is measured; default: these experiments.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class Section:
 
     @cached_property
     def curves(self) -> list[Curves]:
-        """Those of the experiments whose training is shown; of each the first run with a score, if there is one."""
+        """Curves of the experiments whose training is shown: of each, the first run with a score, if there is one."""
         if self._shown is not None:
             shown = matching(self.experiments, self._shown)
         elif len(self.experiments) <= MOST_CURVES:
@@ -98,7 +98,7 @@ class Section:
 
     @cached_property
     def pictures(self) -> dict[str, Callable[[], Figure]]:
-        """By the name of its file, what draws each picture that has something to show."""
+        """The functions that draw the pictures, by file name; without pictures that would be empty."""
         drawn: dict[str, Callable[[], Figure]] = {}
         if len(self.scored) > 1:
             drawn["by_name.svg"] = partial(plots.by_name, self.phases, self.score)
@@ -113,7 +113,7 @@ class Section:
         return {f"{self.prefix}{name}": draw for name, draw in drawn.items()}
 
     def markdown(self) -> str:
-        """Its Markdown, with its pictures as links to files beside it."""
+        """Returns its Markdown, with its pictures as links to files beside it."""
         parts = [self._summary(), *self._unranked(), "## Best configuration", self._best_text()]
         parts += self._picture("by_name.svg", "Scores of all experiments, the best first")
         parts += self._tables()
@@ -284,7 +284,7 @@ class Section:
         return "\n\n".join(parts)
 
     def failures(self) -> str:
-        """A table of the runs without a score; empty if there are none."""
+        """Returns a table of the runs without a score; empty if there are none."""
         failed = [run for run in self.runs if run.score is None]
         rows = [[plain(run.experiment), plain(run.status), plain(reason_of(run)), code(run.folder)] for run in failed]
         return table(["Experiment", "Status", "Reason", "Folder"], rows) if rows else ""

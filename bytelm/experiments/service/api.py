@@ -1,8 +1,8 @@
 """The service over HTTP: FastAPI describes it (/docs), uvicorn serves it.
 
-It listens on this machine only, unless requests need a token. Without one, a web page that is open in a browser here
-could still send requests to it: so requests for another host's name (DNS rebinding) and requests from another host's
-pages are rejected.
+It listens only on this machine, unless requests need a token. Without a token, a web page that is open in a browser
+here could still send requests to it: therefore requests for another host's name (DNS rebinding) and requests from
+another host's pages are rejected.
 """
 
 import asyncio
@@ -40,13 +40,13 @@ from bytelm.units import Duration
 TOKEN = "BYTELM_TOKEN"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 MOST_BYTES = 100_000  # of a config
-MOST_READ = 10_000_000  # of a body, and forgotten: a client that is still sending would not see the answer
-BODY_SECONDS = 30.0  # for a body to arrive
+MOST_READ = 10_000_000  # of a body, and dropped: a client that is still sending would not see the answer
+BODY_SECONDS = 30.0  # time for a body to arrive
 STATUS: dict[type[Exception], int] = {BadText: 400, Busy: 409, Unusable: 422, UsedUp: 429, StorageError: 507}
 
 
 class Problem(BaseModel):
-    """Why a request was rejected."""
+    """The reason why a request was rejected."""
 
     detail: str
 
@@ -59,7 +59,7 @@ class Health(BaseModel):
 
 
 class Scored(BaseModel):
-    """A run in short; figures are null until there are some. A run without val_bpb has val_loss as a further key."""
+    """A run in brief; figures are null until they exist. A run without val_bpb has val_loss as an additional key."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -80,7 +80,7 @@ class Baseline(Scored):
 
 
 class Accepted(BaseModel):
-    """A run that has begun."""
+    """A run that has started."""
 
     run_id: str
     status: str
@@ -89,7 +89,7 @@ class Accepted(BaseModel):
 
 
 class Active(BaseModel):
-    """The run that is under way."""
+    """The current run."""
 
     run_id: str
     elapsed_secs: float
@@ -103,7 +103,7 @@ class Best(BaseModel):
 
 
 class BestByLoss(BaseModel):
-    """The same where no run has a val_bpb."""
+    """The run with the lowest score, if no run has a val_bpb."""
 
     run_id: str
     val_loss: float
@@ -120,7 +120,7 @@ class Runs(BaseModel):
 
 
 class Report(Scored):
-    """A run in full: in addition to these keys, all keys of its record.json."""
+    """A run in full: these keys, and all keys of its record.json."""
 
     elapsed_secs: float | None = None
     log: str
@@ -155,11 +155,11 @@ CLOSE = {"Connection": "close"}
 
 
 def app(service: Service, token: str | None = None) -> FastAPI:
-    """The service's pages.
+    """Creates the service's pages.
 
     Args:
         service: The match.
-        token: What requests have to show; None: nothing, and they have to come from this machine.
+        token: The token that requests must have; None: no token, but requests must come from this machine.
     """
     api = FastAPI(
         title="bytelm",
@@ -227,7 +227,7 @@ def app(service: Service, token: str | None = None) -> FastAPI:
 
 
 def _in_short(report: dict[str, Any]) -> dict[str, Any]:
-    """The part of a run's report that a list shows."""
+    """Returns the part of a run's report that a list shows."""
     shown = set(Scored.model_fields)
     if report.get(VAL_BPB.name) is None and report.get(VAL_LOSS.name) is not None:
         shown.add(VAL_LOSS.name)
@@ -235,7 +235,7 @@ def _in_short(report: dict[str, Any]) -> dict[str, Any]:
 
 
 def _public(report: dict[str, Any]) -> dict[str, Any]:
-    """A run's report without paths of this machine in what its process has written."""
+    """Returns a run's report without paths of this machine in the output of its process."""
     return {key: without_paths(value) if isinstance(value, str) else value for key, value in report.items()}
 
 
@@ -249,7 +249,7 @@ def _best(service: Service) -> Best | BestByLoss | None:
 
 def _reject(request: Request, error: Exception) -> JSONResponse:
     text = without_paths(str(error)) if isinstance(error, StorageError) else str(error)
-    text = text.encode(errors="backslashreplace").decode()  # what was sent in may be no UTF-8
+    text = text.encode(errors="backslashreplace").decode()  # the client's text may not be UTF-8
     return JSONResponse({"detail": text}, STATUS[type(error)])
 
 
@@ -295,21 +295,21 @@ def serve(
     memory_limit: Size | None = None,
     score_baseline: bool = True,
 ) -> None:
-    """Offers a training challenge over HTTP until it is ended.
+    """Offers a training challenge over HTTP until the process is ended.
 
     Args:
-        baseline: Config file of the run to beat. Its corpus and device are those of all runs.
-        host: Address to listen on. One that other machines can reach needs a token.
-        port: Port to listen on; 0 for one that is free.
-        token: What requests have to show, as `Authorization: Bearer <token>`. Better given as BYTELM_TOKEN, as other
-            users of this machine can read command lines.
-        study: Name of the match's folder in runs/; a match that is there continues.
-        max_runs: How many runs there are.
-        match_time: How long the match lasts, from its first run on. A run that is under way at its end is ended.
-        run_timeout: How long a run may take, from its start to its end, before it is ended.
-        memory_limit: How much memory a run, or the check of a config, may use before it is ended, such as 4GiB; that of
-            GPUs does not count. Default: half of this machine's memory.
-        score_baseline: Whether the baseline is trained first, which costs no run and no time of the match.
+        baseline: Config file of the run to beat. All runs use its corpus and device.
+        host: Address to listen on. An address that other machines can reach requires a token.
+        port: Port to listen on; 0 for a free one.
+        token: Token that requests must have, as `Authorization: Bearer <token>`. Prefer the variable BYTELM_TOKEN, as
+            other users of this machine can read command lines.
+        study: Name of the match's folder in runs/; an existing match continues.
+        max_runs: Maximum number of runs.
+        match_time: Duration of the match, from the start of its first run. A run that is active at the end is ended.
+        run_timeout: Maximum duration of a run, from start to end, before it is ended.
+        memory_limit: Maximum memory of a run, or of the check of a config, before it is ended, such as 4GiB; GPU memory
+            does not count. Default: half of this machine's memory.
+        score_baseline: Whether the baseline is trained first; this takes no run and no time of the match.
     """
     for key, duration in (("match_time", match_time), ("run_timeout", run_timeout)):
         if duration.unit != "seconds" or not duration.value:
@@ -345,9 +345,9 @@ def serve(
 
 
 def _listener(host: str, port: int) -> socket.socket:
-    """A socket that listens, so that a port that is taken is reported at once; requests wait until all is ready.
+    """Returns a listening socket: a port that is in use is reported at once; requests wait until the service is ready.
 
-    A socket that is only bound would not do: several can be bound to a port before one of them listens.
+    A bound socket is not sufficient: several sockets can be bound to a port before one of them listens.
     """
     listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -364,7 +364,7 @@ def main(args: list[str]) -> None:
     """Runs the command.
 
     Args:
-        args: What follows `python -m bytelm serve`.
+        args: The arguments after `python -m bytelm serve`.
     """
     description = f"Offers a training challenge over HTTP: a baseline, runs, and time. {RANKED}"
     parser = CommandParser("serve", description=description)

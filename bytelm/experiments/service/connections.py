@@ -1,19 +1,19 @@
-"""Connections that end: a client that is slow, or sends nothing, holds one for seconds only.
+"""Connections with time limits: a client that is slow, or sends nothing, holds one only for seconds.
 
-uvicorn limits the time between two requests, but neither that in which a request arrives nor that in which its answer
-is taken, nor the number of connections.
+uvicorn limits the time between two requests. It does not limit the time in which a request arrives or an answer is
+received, nor the number of connections.
 """
 
 import asyncio
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-REQUEST_SECONDS = 10.0  # for a request's line and headers; after an answer, for taking it and sending the next request
+REQUEST_SECONDS = 10.0  # for a request's line and headers, or for receiving an answer and sending the next request
 MOST_CONNECTIONS = 100
 
 
 class BoundedProtocol(H11Protocol):
-    """uvicorn's HTTP protocol, of which each object is a connection, with limits."""
+    """uvicorn's HTTP protocol, with limits; each object is a connection."""
 
     _deadline: asyncio.TimerHandle | None = None
 
@@ -31,19 +31,19 @@ class BoundedProtocol(H11Protocol):
     def data_received(self, data: bytes) -> None:
         earlier = self.cycle
         super().data_received(data)
-        if self.cycle is not earlier:  # a request has arrived; its body has a limit of its own (api.py)
+        if self.cycle is not earlier:  # a request has arrived; its body has its own limit (api.py)
             self._stop_clock()
 
     def on_response_complete(self) -> None:
         earlier = self.cycle
         self._start_clock()
         super().on_response_complete()
-        if self.cycle is not earlier:  # the next request was there already
+        if self.cycle is not earlier:  # the next request had already arrived
             self._stop_clock()
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._start_clock()  # for the client to take a part of the answer
+        self._start_clock()  # for the client to receive a part of the answer
 
     def resume_writing(self) -> None:
         self._stop_clock()

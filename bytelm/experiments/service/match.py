@@ -1,7 +1,8 @@
-"""Service: the rules of a training challenge. A baseline to beat, so many runs, so much time, one run at a time.
+"""Service: the rules of a training challenge: a baseline to beat, a number of runs, a time, one run at a time.
 
-A config that is sent in is read strictly, may contain only what untrusted_config.py accepts, is built by a Checker, and
-only then counts as a run. It is trained as a process of its own (job.py), in the folder of the match (match_folder.py).
+A submitted config is read strictly, may contain only keys and values that untrusted_config.py accepts, and is built by
+a Checker; only then does it count as a run. It is trained in its own process (job.py), in the folder of the match
+(match_folder.py).
 
 `python -m bytelm serve` offers it over HTTP (api.py).
 """
@@ -37,11 +38,11 @@ CHECK_SECONDS = 60.0  # a network that takes longer to build cannot be trained w
 
 
 class Refusal(Exception):
-    """Why a config is not trained."""
+    """The reason why a config is not trained."""
 
 
 class UsedUp(Refusal):
-    """No runs are left, or no time."""
+    """No runs or no time are left."""
 
 
 class Busy(Refusal):
@@ -49,17 +50,17 @@ class Busy(Refusal):
 
 
 class Unusable(Refusal):
-    """The config cannot run, or not here."""
+    """The config cannot run, or not on this machine."""
 
 
 @dataclass(frozen=True)
 class Training:
-    """A run that is under way.
+    """A run in progress.
 
     Attributes:
         run_id: Its name.
         job: Its process.
-        watcher: The thread that waits for its end.
+        watcher: The thread that waits for the process to end.
     """
 
     run_id: str
@@ -68,18 +69,18 @@ class Training:
 
 
 class Service:
-    """A match. Use it in a `with` block, which ends the run that is under way.
+    """A match. Use it in a `with` block, which ends the current run.
 
     Args:
         baseline: Config file.
         study: Folder in runs/.
-        max_runs: How many runs there are.
-        match_time: Seconds from the first run on.
-        run_timeout: Seconds that a run may take.
-        memory_limit: Memory that a run, or a check, may use; None for no limit.
+        max_runs: Maximum number of runs.
+        match_time: Seconds of the match, from the first run.
+        run_timeout: Maximum seconds of a run.
+        memory_limit: Maximum memory of a run, or of a check; None for no limit.
 
     Attributes:
-        baseline_text: The baseline's config: the text of its file, or, if it has bases, what all of them define.
+        baseline_text: The baseline's config: the text of its file, or, if it has bases, the merged config.
     """
 
     def __init__(
@@ -101,12 +102,12 @@ class Service:
         self.baseline_text = ""
         self._checker = Checker(memory_limit)
         self._baseline_config: dict[str, Any] = {}
-        self._began: float | None = None  # the match, in seconds since 1970
+        self._began: float | None = None  # start of the match, in seconds since 1970
         self._accepted: list[str] = []  # run-0, run-1, …
-        self._ended: dict[str, Run] = {}  # by their names
-        self._lock = threading.Lock()  # of whoever lets a run begin
+        self._ended: dict[str, Run] = {}  # runs by name
+        self._lock = threading.Lock()  # held while a run is started
         self._training: Training | None = None
-        self._busy: str | None = None  # with what
+        self._busy: str | None = None  # the current work
         self._closing = False
         self._noted: set[str] = set()
 
@@ -117,13 +118,13 @@ class Service:
         self.close()
 
     def open(self, score_baseline: bool = True) -> None:
-        """Claims the folder, reads what was done in it, and trains the baseline if it has no score.
+        """Claims the folder, reads the earlier runs in it, and trains the baseline if it has no score.
 
         Args:
             score_baseline: Whether the baseline is trained.
 
         Raises:
-            ConfigError: The baseline cannot run, or is not that of the study.
+            ConfigError: The baseline cannot run, or is not the study's.
             StorageError: The folder cannot be used, or another service uses it.
         """
         self.folder.claim()
@@ -139,7 +140,7 @@ class Service:
             self._train(BASELINE, self.run_timeout)
 
     def close(self) -> None:
-        """Ends the run that is under way, and waits until its record is written."""
+        """Ends the current run, and waits until its record is written."""
         with self._lock:
             self._closing = True
             training = self._training
@@ -153,7 +154,7 @@ class Service:
         self.folder.keep_baseline(config, self.baseline)
         self._baseline_config = dict(config)
         self.baseline_text = Path(self.baseline).read_text(encoding="utf-8")
-        if len(files_of(self.baseline)) > 1:  # a client does not have its bases
+        if len(files_of(self.baseline)) > 1:  # clients do not have its bases
             self.baseline_text = dump(own_config(config))
 
     # State
@@ -164,13 +165,13 @@ class Service:
 
     @property
     def match_time_remaining(self) -> float:
-        """Seconds; all of them before the first run."""
+        """Seconds left; the whole time before the first run."""
         used = 0.0 if self._began is None else max(time.time() - self._began, 0.0)
         return max(self.match_time - used, 0.0)
 
     @property
     def active(self) -> tuple[str, float] | None:
-        """The run that is under way, and for how many seconds it has been."""
+        """Returns the current run, and its duration in seconds."""
         training = self._training
         return None if training is None else (training.run_id, training.job.elapsed)
 
@@ -180,11 +181,11 @@ class Service:
         return best_of(self._ended[run_id] for run_id in list(self._accepted) if run_id in self._ended)
 
     def runs(self) -> list[dict[str, Any]]:
-        """The records of all runs that were accepted, in their order."""
+        """Returns the records of all accepted runs, in order."""
         return [report for run_id in list(self._accepted) if (report := self.report(run_id)) is not None]
 
     def report(self, run_id: str, log: bool = False) -> dict[str, Any] | None:
-        """What is known of a run; None if there is no run by that name.
+        """Returns the report of a run; None if there is no run of that name.
 
         Args:
             run_id: `run-N`, or `baseline`.
@@ -204,13 +205,13 @@ class Service:
             return None
         return {"run_id": run_id, **report, **({"log": printed()} if log else {})}
 
-    # Configs that are sent in
+    # Submitted configs
 
     def check_free(self) -> None:
-        """Whether a run could begin now.
+        """Checks that a run could start now.
 
         Raises:
-            UsedUp: No runs are left, or no time.
+            UsedUp: No runs or no time are left.
             Busy: Another config is being trained or checked.
         """
         if not self.runs_remaining:
@@ -221,15 +222,15 @@ class Service:
             raise Busy(self._busy)
 
     def submit(self, body: bytes) -> str:
-        """Begins a run, and returns its name.
+        """Starts a run, and returns its name.
 
         Args:
             body: A config, as YAML or JSON.
 
         Raises:
-            BadText: The body is no config.
-            Refusal: It is not trained; the kind says why.
-            StorageError: The folder cannot be written to.
+            BadText: The body is not a config.
+            Refusal: The config is not trained; the subclass gives the reason.
+            StorageError: The folder is not writable.
         """
         config = _read_sent(body)
         with self._lock:
@@ -277,7 +278,7 @@ class Service:
         try:
             self._train(run_id, self._most_seconds())
         except BaseException:
-            self.folder.config(run_id).unlink()  # the run has not begun, and so does not count
+            self.folder.config(run_id).unlink()  # the run has not started, and does not count
             raise
         self._accepted.append(run_id)
         return run_id
@@ -303,7 +304,7 @@ class Service:
             note(str(error))
         finally:
             try:
-                self._ended |= self.folder.ended()  # a run whose folder cannot be read now is not forgotten
+                self._ended |= self.folder.ended()  # a run whose folder cannot be read now is kept
                 self._drop_checkpoints()
             except StorageError as error:
                 note(str(error))
@@ -311,13 +312,13 @@ class Service:
                 self._training = self._busy = None
 
     def _drop_checkpoints(self) -> None:
-        """Keeps the weights of the best run only: those of many large networks would fill the disk."""
+        """Keeps only the weights of the best run: those of many large networks would fill the disk."""
         best = self.best
         others = [run_id for run_id in self._accepted if best is None or run_id != best.experiment]
         self.folder.drop_checkpoints(run_id for run_id in others if run_id in self._ended)
 
     def _note(self, text: str) -> None:
-        """Tells whoever runs the service something once, however often it is met."""
+        """Prints a warning to the service's operator, once for each text."""
         if text not in self._noted:
             self._noted.add(text)
             note(text)
@@ -341,5 +342,5 @@ def _read_sent(body: bytes) -> dict[Any, Any]:
 
 
 def _finite(value: Any) -> Any:
-    """A value as JSON knows it, which has no NaN."""
+    """Returns a value for JSON, with None in place of NaN and infinity."""
     return None if isinstance(value, float) and not math.isfinite(value) else value

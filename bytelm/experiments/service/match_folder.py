@@ -1,12 +1,12 @@
-"""The folder of a match. It alone says what was done, so a service that is started again continues where it was.
+"""The folder of a match. It contains the whole state, from which a restarted service continues.
 
 | in runs/<study>/ | contents |
 | --- | --- |
-| `run-N.yaml` | the resolved config of a run that was accepted |
+| `run-N.yaml` | the resolved config of an accepted run |
 | `run-N/version_0/` | the run |
-| `baseline.yaml`, `baseline/version_N/` | the same of the baseline, which does not count as a run |
+| `baseline.yaml`, `baseline/version_N/` | the same for the baseline, which does not count as a run |
 | `rest.yaml` | the baseline's settings that hold for all runs |
-| `match.json` | when the match began: with the first run |
+| `match.json` | the start of the match: the start of its first run |
 """
 
 import json
@@ -35,23 +35,23 @@ DAMAGED = "its config or its record is damaged"
 
 
 class MatchFolder:
-    """The folder; one service at a time works in it.
+    """The folder; one service at a time uses it.
 
     Args:
         study: Its name in runs/.
-        tell: Is called with a line for each damaged file.
+        tell: Called with a line for each damaged file.
     """
 
     def __init__(self, study: str, tell: Callable[[str], None]) -> None:
         self.path = Path(RUNS, study)
         self._tell = tell
-        self._claim: int | None = None  # descriptor of a file, whose lock keeps others out
+        self._claim: int | None = None  # descriptor of a file whose lock keeps others out
 
     def claim(self) -> None:
-        """Takes possession of the folder, and waits for the run of a service that was killed to end.
+        """Claims the folder, and waits until a run of a service that was killed has ended.
 
         Raises:
-            StorageError: It cannot be used, or another service works in it.
+            StorageError: The folder cannot be used, or another service uses it.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -70,7 +70,7 @@ class MatchFolder:
                 time.sleep(0.2)
 
     def release(self) -> None:
-        """Lets other services use the folder."""
+        """Releases the folder for other services."""
         if self._claim is not None:
             os.close(self._claim)
             self._claim = None
@@ -78,28 +78,28 @@ class MatchFolder:
     # Configs
 
     def config(self, run_id: str) -> Path:
-        """The file with the config of a run, of the `baseline`, or of the `rest`."""
+        """Returns the config file of a run, of the `baseline`, or of the `rest`."""
         return self.path / f"{run_id}.yaml"
 
     def write_config(self, run_id: str, config: Mapping[str, Any]) -> None:
-        """Writes one of these."""
+        """Writes one of these files."""
         _write(self.config(run_id), dump(dict(config)))
 
     def write_sent(self, config: Mapping[Any, Any]) -> list[str]:
-        """Writes a config that was sent in; returns the options that make it a run, with the rest of the baseline's."""
+        """Writes a submitted config; returns the options that run it, with the rest of the baseline's."""
         sent = self.path / ".sent.yaml"
         _write(sent, json.dumps(config))
         return ["--config", str(self.config("rest")), "--config", str(sent)]
 
     def keep_baseline(self, config: Mapping[str, Any], given: str) -> None:
-        """Writes the baseline's config, and what of it holds for all runs.
+        """Writes the baseline's config, and the part of it that applies to all runs.
 
         Args:
             config: Its resolved config.
             given: Its file, for the message.
 
         Raises:
-            ConfigError: The study began with another baseline.
+            ConfigError: The study started with another baseline.
         """
         kept = self.config(BASELINE)
         if kept.exists() and kept.read_bytes() != dump(dict(config)).encode():
@@ -108,16 +108,16 @@ class MatchFolder:
         self.write_config("rest", shared_config(config))
 
     def accepted(self) -> list[str]:
-        """Names of the runs that were accepted, in their order."""
+        """Returns the names of the accepted runs, in order."""
         names = [path.stem for path in self.path.glob("run-*.yaml") if path.stem.removeprefix("run-").isdecimal()]
         return sorted(names, key=number_of)
 
     # The time
 
     def began(self) -> float | None:
-        """When the match began, in seconds since 1970; None before the first run.
+        """Returns the start of the match, in seconds since 1970; None before the first run.
 
-        Where the file that says it is damaged, the match began when the first config was accepted.
+        If its file is damaged, the time at which the first config was accepted.
         """
         file = self.path / "match.json"
         if not file.exists():
@@ -129,13 +129,13 @@ class MatchFolder:
             return min((self.config(run_id).stat().st_mtime for run_id in self.accepted()), default=None)
 
     def begin(self, now: float) -> None:
-        """Writes when the match began."""
+        """Writes the start of the match."""
         _write(self.path / "match.json", json.dumps({"started_at": utc(now)}) + "\n")
 
     # Runs
 
     def ended(self) -> dict[str, Run]:
-        """The runs that have ended, by name; of the baseline, which may have taken several, the last.
+        """Returns the ended runs, by name; for the baseline, which may have several runs, the last one.
 
         Raises:
             StorageError: A record cannot be written.
@@ -150,7 +150,7 @@ class MatchFolder:
         return {run_id: run for run_id, run in runs.items() if run.status != "running"}
 
     def leave_record(self, run_id: str, status: records.Status, reason: str | None) -> Run:
-        """Writes the record of a run that has ended before it could write one."""
+        """Writes the record of a run that ended before it could write one."""
         record = self._short_record(run_id, status, reason)
         folder = self.path / run_id / "version_0"
         try:
@@ -167,7 +167,7 @@ class MatchFolder:
 
     def _read(self) -> list[Run]:
         runs = read_runs(self.path, self._tell)
-        decide(runs, lambda run: None)  # all compete, whatever budget they have asked for
+        decide(runs, lambda run: None)  # all compete, whatever budget they have requested
         return runs
 
     def _damaged(self, run_id: str) -> Run:

@@ -1,4 +1,4 @@
-"""Paths of this machine, which are none of a client's business, in texts that clients see."""
+"""Removes paths of this machine, which clients must not see, from texts for clients."""
 
 import re
 import sys
@@ -10,12 +10,12 @@ _PATH = re.compile(r"(?<![\w./:-])(?:/[^\s/:'\"()<>,;]+)+/(?P<name>[^\s/:'\"()<>
 
 
 def without_paths(text: str) -> str:
-    """A text with `…/name` in place of absolute paths.
+    """Returns a text with `…/name` in place of absolute paths.
 
     Args:
-        text: Such as a log with a traceback.
+        text: A text such as a log with a traceback.
     """
     folders = {str(Path.cwd()), str(Path.home()), sys.prefix, sys.base_prefix, tempfile.gettempdir()} - {"/"}
-    for folder in sorted(folders, key=len, reverse=True):  # as they are, since they may have spaces
+    for folder in sorted(folders, key=len, reverse=True):  # literally, because they may contain spaces
         text = text.replace(f"{folder}/", "/…/")
     return _PATH.sub(lambda match: f"…/{match['name']}", text)
