@@ -4,7 +4,7 @@ A memory recalls evidence for each position from the tokens alone; the evidence 
 into the logits. It learns by counting, in seconds, what weights would take many steps to learn.
 """
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -170,8 +170,7 @@ class NGramMemory(Memory):
         self.backoff.fill_(0.5)
         frequency = torch.bincount(text, minlength=len(self.symbols)).argsort(descending=True, stable=True)
         self.symbols[frequency] = torch.arange(len(self.symbols), device=device).clamp(max=self.n_symbols - 1)
-        yield from self._count(text, folds)
-        for table in self._tables or []:
+        for table in (yield from self._count(text, folds)):
             table.hold_out(0)
             yield
         starts = (folds[::seq_len] == 0).nonzero()[:, 0] * seq_len
@@ -188,11 +187,12 @@ class NGramMemory(Memory):
         for table in self._tables or []:
             table.hold_out(fold)
 
-    def _count(self, text: Tensor, folds: Tensor) -> Iterator[None]:
+    def _count(self, text: Tensor, folds: Tensor) -> Generator[None, None, list[NGramCounts]]:
         tables = []
         for kind in reversed(self.kinds):  # the longest contexts take the most memory to count: while little is there
             tables.append((yield from NGramCounts.in_pieces(text, folds, kind, self.backoff.device)))
         self._tables = tables[::-1]
+        return self._tables
 
     def get_extra_state(self) -> Tensor:
         """The text: its counts are made again from it."""
