@@ -24,9 +24,9 @@ def two(name: str, documented: str, *more: str, **details: Any) -> Cell:
 CELLS = (
     strategy("auto", "one device, or ddp where there are several", trained(6)),
     two("ddp", "a process a device, gradients averaged"),
-    two("ddp_find_unused_parameters_false", "the same"),
-    two("ddp_find_unused_parameters_true", "the same, with parameters that are not used"),
-    *(strategy(f"{base}{end}", f"the same, with processes from {how}", never, *TWO)
+    two("ddp_find_unused_parameters_false", "ddp, every parameter used in each step"),
+    two("ddp_find_unused_parameters_true", "ddp, with parameters that a step may not use"),
+    *(strategy(f"{base}{end}", f"ddp, with processes from {how}", never, *TWO)
       for base, how in (("ddp_spawn", "multiprocessing's spawn"), ("ddp_fork", "fork"), ("ddp_notebook", "fork"))
       for end in ("", "_find_unused_parameters_false", "_find_unused_parameters_true")),
     two("fsdp", "weights, gradients and optimizer states spread over the processes"),
