@@ -43,7 +43,8 @@ def rendered(results: Iterable[tuple[Cell, Result]], there: str) -> str:
             line = row(cell, result)
             kept = rows.get(line.rpartition(" | ")[0], line)
             depends = cell.needs is not None or not cell.everywhere
-            lines.append(kept if depends and not result.is_fault and _outcome(kept) != _outcome(line) else line)
+            other_machine = depends and not result.is_fault and {"works"} < {_outcome(kept), _outcome(line)}
+            lines.append(kept if other_machine else line)
     return "\n".join([*lines, "", ""])
 
 
