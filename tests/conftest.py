@@ -108,6 +108,19 @@ def trained(folder, _trained):
     shutil.copytree(_trained, folder / "runs")
 
 
+@pytest.fixture(scope="session")
+def parser(tmp_path_factory):
+    """The parser of the command line, made once for many configs."""
+    from bytelm.cli import build
+
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("parser")
+        write_inputs(folder)
+        patch.chdir(folder)
+        patch.setattr("sys.argv", ["bytelm"])
+        return build(["--config", "tiny.yaml"], run=False).parser
+
+
 @pytest.fixture
 def refused(folder, capsys):
     """Runs main() on options that must be rejected with an exit status; returns the line of the error message."""

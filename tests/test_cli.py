@@ -337,7 +337,7 @@ def test_the_quickstart_builds_and_says_how_it_is_run(folder):
         ("--lr_schedule.warmup=9 stops", ["lr_schedule.warmup", "'9 stops'", "500 steps"]),
         # values that do not fit together
         ("--model.gpt.n_heads=3", ["n_heads", "3", "divisors of d_model, which is 16"]),
-        ("--model.gpt.n_heads=16", ["d_model", "16", "even head dimensions"]),
+        ("--model.gpt.n_heads=16", ["d_model", "16", "even head dimension"]),
         (
             "--model.gpt.attention={class_path: SDPA, init_args: {n_kv_heads: 4}}",
             ["n_kv_heads", "4", "divisors of"],

@@ -41,21 +41,6 @@ def test_paths_of_the_project(page):
     assert [path for path in sorted(set(named)) if not (docs_pages.PROJECT / path).exists()] == []
 
 
-@pytest.fixture(scope="module")
-def parser(tmp_path_factory):
-    """The parser of the command line, once for all configs."""
-    from conftest import write_inputs
-
-    from bytelm.cli import build
-
-    with pytest.MonkeyPatch.context() as patch:
-        folder = tmp_path_factory.mktemp("parser")
-        write_inputs(folder)
-        patch.chdir(folder)
-        patch.setattr("sys.argv", ["bytelm"])
-        return build(["--config", "tiny.yaml"], run=False).parser
-
-
 @pytest.mark.parametrize(("page", "block"), CONFIGS)
 def test_configs_parse(parser, folder, page, block):
     for shown in (*docs_pages.examples(Path("README.md")), *docs_pages.examples(page)):

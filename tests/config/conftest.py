@@ -1,24 +1,8 @@
-"""The parser of `fit`, created once: parsing a config requires no model."""
+"""Options as `fit` resolves them; parsing a config requires no model."""
 
 import json
 
 import pytest
-
-from bytelm.cli import build
-
-CONFIG = "{model: {gpt: {d_model: 8, n_heads: 1, n_layers: 1}}, data: {class_path: Bytes, init_args: {path: text}}}"
-
-
-@pytest.fixture(scope="session")
-def parser(tmp_path_factory):
-    """The command line's parser, without subcommands."""
-    folder = tmp_path_factory.mktemp("parser")
-    (folder / "text").write_text("to be or not to be " * 400)
-    (folder / "first.yaml").write_text(CONFIG)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.setattr("sys.argv", ["bytelm"])
-        return build(["--config", "first.yaml"], run=False).parser
 
 
 @pytest.fixture

@@ -270,7 +270,7 @@ def saved(folder):
     [
         (
             "position=Rotary",
-            "model.gpt.position: 'bytelm.parts.position.Rotary' cannot be used; GPT-2 has noth",
+            "model.gpt.position: 'bytelm.parts.position.Rotary' cannot be used; it must be 'bytelm.parts.position.Lea",
         ),
         ("block=PostNorm", "model.gpt.block: 'bytelm.parts.block.PostNorm'"),
         ("embedding=ScaledEmbedding", "model.gpt.embedding: 'bytelm.parts.embedding.ScaledEmbedding"),
@@ -465,7 +465,7 @@ def has(**args):
         ),
         (
             lambda c: c["model"].update({"lm_head.weight": torch.ones(101, 32)}),
-            "lm_head.weight is not the token embedding",
+            "lm_head.weight differs from the token embedding",
         ),
         (lambda c: c["model"].update({"transformer.wpe.weight": 1}), "lacks transformer.wpe.weight"),
     ],

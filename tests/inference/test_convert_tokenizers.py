@@ -261,7 +261,7 @@ def test_an_export_to_nanogpt_says_which_tokens_sample_py_does_not_know(saved, t
         capsys.readouterr().err
     )
     export_weights("saved.ckpt", "out/ckpt.pt", "nanogpt", tokenizer="none")
-    assert "no tokenizer is known; sample.py knows" in capsys.readouterr().err
+    assert "no tokenizer is known; sample.py supports" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("place", ["out", "data/mine", "nanoGPT/data/mine", "/abs"])
