@@ -59,10 +59,12 @@ from bytelm.config.lightning_options import (
     run_error_of,
     trainer_error,
 )
+from bytelm.config.lightning_plugins import check_layer_sync, check_plugins
 from bytelm.config.messages import clarify, note
 from bytelm.config.packages import missing_package
 from bytelm.config.parser import ConfigFileParser, header
 from bytelm.config.text import dump
+from bytelm.config.unserialized import dumped, written_out
 from bytelm.data.base import TokenData
 from bytelm.errors import ConfigError, UsageError, run_error
 from bytelm.gpt import GPT
@@ -162,7 +164,7 @@ class RunConfig(SaveConfigCallback):
             key: value if isinstance(value, bool | int | float) else str(value)
             for key, value in flat({**varied, **config["model"]}).items()
         }
-        for each in trainer.loggers:
+        for each in trainer.loggers if trainer.enable_autolog_hparams else ():
             if isinstance(each, TensorBoardLogger) and each.folder is not None:
                 # Only the metric's name is written: log_hyperparams would also log an initial value of it at step 0.
                 score = score_for(trainer.datamodule.counts_bytes)  # type: ignore[attr-defined]
@@ -244,7 +246,8 @@ class BytelmCLI(LightningCLI):
 
     def _plain(self) -> dict[str, Any]:
         # The values were validated during parsing; repeating that would take longer than everything else.
-        plain = json.loads(self.parser.dump(self.config, skip_unset=False, skip_validation=True, format="json"))
+        options: dict[str, Any] = {"skip_unset": False, "skip_validation": True, "format": "json"}
+        plain = written_out(json.loads(dumped(lambda: self.parser.dump(self.config, **options))))
         return plain.get(self.subcommand, plain)
 
     def _set_seed(self) -> None:
@@ -272,6 +275,7 @@ class BytelmCLI(LightningCLI):
             self.config[self.subcommand].ckpt_path = str(checkpoint_to_score(experiment, own, given))
 
     def instantiate_classes(self) -> None:
+        check_plugins(self.plain_config["trainer"])
         try:
             super().instantiate_classes()
         except (MisconfigurationException, ValueError) as error:
@@ -408,6 +412,7 @@ class BytelmCLI(LightningCLI):
         if trainer._accelerator_connector.checkpoint_io is None:  # set neither as a plugin nor by a strategy
             trainer.strategy.checkpoint_io = AtomicCheckpointIO()
         check_hosts(trainer)
+        check_layer_sync(trainer, plugins)
         errors_are_the_checkpoints(trainer)
         logger.prepare(trainer, self._log_folder(), self._purge_step())
         return trainer

@@ -69,6 +69,8 @@ _DDP["forward_sync_buffers" if "forward_sync_buffers" in _OPTIONS else "broadcas
 
 STRATEGIES: dict[str, Callable[[], Strategy]] = {"ddp": partial(DDPStrategy, **_DDP), "fsdp": FSDP}
 
+# Classes that need no options, so that a value may be their name alone.
+WITHOUT_OPTIONS: dict[str, Callable[[], Strategy]] = {"DDPStrategy": DDPStrategy, "FSDP": FSDP}
 
 # Lightning's strategies that bytelm trains with unchanged.
 LIGHTNINGS = ("single_device", *(f"ddp_find_unused_parameters_{value}" for value in ("true", "false")), "auto")
@@ -110,6 +112,8 @@ def make_strategy(given: Any) -> Any:
     if isinstance(given, str):
         if given in STRATEGIES:
             return STRATEGIES[given]()
+        if given in WITHOUT_OPTIONS:
+            return WITHOUT_OPTIONS[given]()
         _check(given, given)
         if given not in LIGHTNINGS:
             close = get_close_matches(given, [*STRATEGIES, *LIGHTNINGS], n=1)

@@ -26,6 +26,7 @@ from lightning.pytorch.callbacks import (
     ModelCheckpoint,
     ModelPruning,
     ProgressBar,
+    SpikeDetection,
     StochasticWeightAveraging,
     ThroughputMonitor,
     Timer,
@@ -52,6 +53,8 @@ _NOT_ACCEPTED: dict[type, str] = {
     LearningRateFinder: f"{_TRIALS}; accepted: model.optimizer.lr, and a study of several runs to find it",
     BatchSizeFinder: f"{_TRIALS}; accepted: data.batch_size",
 }
+
+_NO_STATE = "a run with it cannot be resumed (it fails to load its state); accepted: the key divergence"
 
 # Of those that name nothing that was given.
 _SIGNS = {"compute capability": "precision", "transformer_engine": "precision", "torch_xla": "accelerator"}
@@ -86,6 +89,8 @@ def trainer_error(error: Exception, given: Mapping[str, Any]) -> ConfigError:
     if found[0] == "accelerator":
         here = [name for name, entry in AcceleratorRegistry.items() if entry["accelerator"].is_available()]
         reason = f"{reason} Accepted on this machine: auto, {', '.join(here)}"
+    if found[0] == "devices":
+        reason = f"{reason.rstrip('.')}; accepted: auto, a number of devices from 1, or a list of GPUs such as [0, 1]"
     return ConfigError(f"trainer.{found[0]}", given.get(found[0]), reason)
 
 
@@ -212,6 +217,8 @@ def check_callbacks(
             raise ConfigError("trainer.callbacks", name, "it is a base of callbacks and does nothing by itself")
         if isinstance(callback, Timer):
             raise ConfigError("trainer.callbacks", name, ENDS_A_RUN)
+        if isinstance(callback, SpikeDetection) and type(callback).load_state_dict is SpikeDetection.load_state_dict:
+            raise ConfigError("trainer.callbacks", name, _NO_STATE)
         if isinstance(callback, NEED_LOGGER) and not logs:
             raise ConfigError("trainer.callbacks", name, "it needs a logger; accepted: with trainer.logger true")
         for key, cls in keys.items():

@@ -15,6 +15,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 from jsonargparse._parameter_resolvers import get_signature_parameters
 from tqdm import tqdm
 
+from bytelm.config.packages import UNAVAILABLE
 from bytelm.config.renamed import RENAMED
 from bytelm.system.process import is_rank_zero
 
@@ -127,6 +128,8 @@ def clarify(
     if match := re.search(
         r"(?:Expected a dot import path string|Unexpected import path format): (\S+?)(?:\. Got |\s|$)", report
     ):
+        if key.startswith("trainer.") and (why := UNAVAILABLE.get(match[1])):
+            return f"{key}: {match[1]!r} cannot be used; {why}"
         return f"{key}: {match[1]!r} is not known; {classes(match[1])}"
     if "Given value: " in report and (accepted := _types(report)):
         hint = f"; {HINTS[key]}" if key in HINTS else ""

@@ -6,6 +6,12 @@ from typing import Any
 
 from bytelm.errors import ConfigError
 
+# Classes that Lightning exports where a package is installed, or did in the past.
+UNAVAILABLE = {
+    "LitLogger": "it needs litlogger, which is not installed: pip install 'litlogger'",
+    "SingleTPUStrategy": "Lightning has no such strategy any more; accepted: auto, ddp, fsdp, single_device",
+}
+
 
 def missing_package(error: BaseException, config: dict[str, Any]) -> ConfigError | None:
     """Returns the message about a package that is not installed; None for any other error.

@@ -1,0 +1,148 @@
+"""Cell: something that a Lightning user writes, and how to see that it does what Lightning documents."""
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Check:
+    """How to see that a run did what Lightning documents.
+
+    Attributes:
+        text: What is looked at, in a few words, for the table.
+        look: Tells what was observed in a run, and what must be.
+    """
+
+    text: str
+    look: Callable[["Run"], tuple[Any, Any]]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Something that a Lightning user writes.
+
+    Attributes:
+        group: Heading of its table.
+        name: What it is about: an option of the Trainer, a class or a registered name; completeness is tested by it.
+        options: What it is about, on the command line.
+        more: Further options, which a run without the cell's has too.
+        documented: What Lightning documents, in a few words.
+        check: How to see that it works; of what cannot work here, `never`.
+        command: Subcommand; others than fit run on a trained model.
+        status: Exit status of a run that works.
+        needs: A package without which it cannot work.
+        key: What a rejection must name; by default the end of the first option's name.
+        in_ci: Whether the tests run it.
+        everywhere: Whether it has the same result on every machine; the others need a device or a package.
+        observed: Whether the run has the Observer among its callbacks.
+    """
+
+    group: str
+    name: str
+    options: tuple[str, ...]
+    documented: str
+    check: Check
+    more: tuple[str, ...] = ()
+    command: str = "fit"
+    status: int = 0
+    needs: str | None = None
+    key: str | None = None
+    in_ci: bool = False
+    everywhere: bool = True
+    observed: bool = True
+
+    @property
+    def written(self) -> str:
+        """The options as a user writes them, without the time budget, which every run has."""
+        given = [*self.options, *self.more]
+        while "--time_budget.limit" in given:
+            del given[(i := given.index("--time_budget.limit")) : i + 2]
+        options = " ".join(f"'{word}'" if {" ", "{", "["} & set(word) else word for word in given)
+        return options if self.command == "fit" else f"{self.command} {options}"
+
+    @property
+    def named(self) -> str:
+        """What a rejection must name."""
+        return self.key or self.options[0].partition("=")[0].rstrip("+").rpartition(".")[2].lstrip("-")
+
+
+@dataclass
+class Run:
+    """A run that has ended.
+
+    Attributes:
+        folder: Its working directory.
+        status: Exit status; None where it was still running after the time limit.
+        out: What it wrote to standard output.
+        err: What it wrote to standard error.
+        plain: The same run without the options that the cell is about.
+        again: Runs another command in the same folder: `again("validate", "--ckpt_path", "last")`.
+    """
+
+    folder: Path
+    status: int | None
+    out: str
+    err: str
+    plain: Callable[[], "Run"]
+    again: Callable[..., "Run"]
+
+    @cached_property
+    def ranks(self) -> list[dict[str, Any]]:
+        """What the Observer of each rank has recorded."""
+        return [json.loads(file.read_text()) for file in sorted(self.folder.glob("seen-*.json"))]
+
+    @property
+    def seen(self) -> dict[str, Any]:
+        """What the Observer of rank 0 has recorded."""
+        return self.ranks[0] if self.ranks else {}
+
+    @property
+    def version(self) -> Path:
+        """The run's folder."""
+        return self.folder / "runs" / "tiny" / "version_0"
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """record.json."""
+        record: dict[str, Any] = json.loads((self.version / "record.json").read_text())
+        return record
+
+    @property
+    def score(self) -> str | None:
+        """The val_bpb that was printed."""
+        return next((line.split()[1] for line in self.out.splitlines() if line.startswith("val_bpb:")), None)
+
+    @cached_property
+    def steps(self) -> list[int]:
+        """The batches of each step of validation: at which steps of training they began."""
+        return [step for step, _ in self.seen["validations"]]
+
+    @property
+    def validated(self) -> list[int]:
+        """Batches of each validation."""
+        return [batches for _, batches in self.seen["validations"]]
+
+    def files(self, pattern: str) -> list[str]:
+        """Names of the files below the working directory that match a pattern."""
+        return sorted(str(path.relative_to(self.folder)) for path in self.folder.glob(pattern) if path.is_file())
+
+    def text(self, pattern: str) -> str:
+        """Contents of the files that match a pattern."""
+        return "\n".join((self.folder / file).read_text(errors="replace") for file in self.files(pattern))
+
+    def summary(self, module: str) -> bool:
+        """Whether Lightning's table of modules was printed, with the parameters of one."""
+        return re.search(rf"[|│] {module} +[|│] \w+ +[|│] +[\d.]+ K? +[|│]", self.out + self.err) is not None
+
+    def tags(self) -> dict[str, list[tuple[int, float]]]:
+        """Scalars in TensorBoard's log: of each tag, the steps and values."""
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+        log = EventAccumulator(str(self.version), size_guidance={"scalars": 0})
+        log.Reload()
+        return {tag: [(e.step, e.value) for e in log.Scalars(tag)] for tag in log.Tags()["scalars"]}
