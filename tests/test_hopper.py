@@ -109,6 +109,7 @@ def test_their_gradients_are_those_of_the_plain_parts(position, stand_ins):
         torch.testing.assert_close(ours[name], expected[name], rtol=1e-6, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_compiled_in_one_graph_the_gradients_of_queries_keys_and_values_are_not_copied(stand_ins):
     from torch._inductor.utils import run_and_get_code
 

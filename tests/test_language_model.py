@@ -220,6 +220,7 @@ def test_compiled_network_gives_the_eager_logits_under_the_same_keys():
     assert set(compiled.state_dict()) == keys
 
 
+@pytest.mark.slow
 def test_blocks_are_compiled_once_for_all_of_them_under_the_same_keys():
     torch._dynamo.reset()
     torch.manual_seed(0)

@@ -88,6 +88,7 @@ def trainer_error(error: Exception, given: Mapping[str, Any]) -> ConfigError:
         return ConfigError("trainer", options, reason)
     if found[0] == "accelerator":
         here = [name for name, entry in AcceleratorRegistry.items() if entry["accelerator"].is_available()]
+        reason = re.split(r" Available names are| The following accelerator", reason)[0]  # Lightning's order varies
         reason = f"{reason} Accepted on this machine: auto, {', '.join(here)}"
     if found[0] == "devices":
         reason = f"{reason.rstrip('.')}; accepted: auto, a number of devices from 1, or a list of GPUs such as [0, 1]"

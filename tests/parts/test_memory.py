@@ -433,6 +433,7 @@ def test_mixed_precision_counts_long_rows_exactly():
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile builds C++ on the CPU")
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.slow
 def test_a_compiled_network_is_the_same():
     network = randomized(gpt(TEXT)).eval()
     inputs, _ = batch(prose(3_000, seed=2), 2)

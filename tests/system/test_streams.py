@@ -85,7 +85,7 @@ def test_which_commands_are_run_for_their_output(args, expected):
     assert program.prints_product(args[0], args[1:]) is expected
 
 
-@pytest.mark.parametrize("redirection", [">/dev/full 2>/dev/full", ">&- 2>&-"])
+@pytest.mark.parametrize("redirection", [">/dev/full 2>&-", pytest.param(">&- 2>/dev/full", marks=pytest.mark.slow)])
 def test_a_run_is_completed_without_its_output(redirection, folder):
     command = f"{shlex.join(FIT)} {redirection}"
     ended = subprocess.run(["sh", "-c", command], capture_output=True, text=True)
