@@ -374,7 +374,7 @@ class BytelmCLI(LightningCLI):
         check_options(settings)
         if self.subcommand in (None, "fit"):
             check_counts(settings)
-        logs = settings.get("logger") is not False
+        logs = settings.get("logger") not in (False, [])
         check_callbacks(_as_list(settings.get("callbacks")), CALLBACK_KEYS, ADDED_CALLBACKS, logs)
         if settings.get("logger") is None and self.subcommand not in ("fit", None):
             kwargs["logger"] = False  # scores are printed, and predictions written to a file

@@ -17,7 +17,6 @@ from typing import Any, Literal, Protocol
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import Timer
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -167,9 +166,6 @@ class TimeBudget(Callback):
         for key, value in (("max_steps", trainer.max_steps), ("max_epochs", trainer.max_epochs)):
             if value not in (-1, 0, None):
                 raise ConfigError(f"trainer.{key}", value, ENDS_A_RUN)
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, Timer):
-                raise ConfigError("trainer.max_time", "Timer", ENDS_A_RUN)
         self._check_minimum(trainer)
 
     def _check_minimum(self, trainer: Trainer) -> None:

@@ -6,7 +6,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from lightning.pytorch import Callback
-from lightning.pytorch.callbacks import DeviceStatsMonitor, EarlyStopping, LearningRateMonitor, WeightAveraging
+from lightning.pytorch.callbacks import DeviceStatsMonitor, EarlyStopping, WeightAveraging
 from lightning.pytorch.strategies import ModelParallelStrategy
 
 from bytelm.data.epochs import limited
@@ -99,8 +99,6 @@ def _missing(callback: Callback, trainer: Any) -> str | None:
         return "it cannot average weights that are split over ranks; accepted: with trainer.strategy ddp"
     if trainer.fast_dev_run:
         return None
-    if isinstance(callback, DeviceStatsMonitor | LearningRateMonitor) and not trainer.loggers:
-        return "it writes to loggers; accepted: with trainer.logger"
     # On a CPU it logs nothing else, and only there it requires the package.
     if isinstance(callback, DeviceStatsMonitor) and trainer.strategy.root_device.type == "cpu":
         return None if find_spec("psutil") else "on a CPU it needs a package; accepted: with `pip install psutil`"
@@ -119,7 +117,7 @@ def _share(part: int, whole: int) -> float:
 
 
 def check_needs(trainer: Any, config: Mapping[str, Any]) -> None:
-    """Checks the requirements of callbacks: whole weights, loggers, validations, epochs that end with one.
+    """Checks the requirements of callbacks: whole weights, packages, validations, epochs that end with one.
 
     Args:
         trainer: The Trainer.

@@ -56,8 +56,7 @@ class TokenData(LightningDataModule, ABC):
         self.batch_size = batch_size
         self.seq_len = seq_len
         self.seed = seed
-        self._loader: TrainLoader | None = None
-        self._epochs: EpochLoader | None = None  # the same batches, for Lightning
+        self._epochs: EpochLoader | None = None  # the training batches of this rank
         self._position: dict[str, Any] | None = None  # the loader's position in the checkpoint that is resumed
 
     @abstractmethod
@@ -113,10 +112,10 @@ class TokenData(LightningDataModule, ABC):
 
     def train_dataloader(self) -> EpochLoader:
         seed = int(os.environ.get("PL_GLOBAL_SEED", 0)) if self.seed is None else self.seed
-        self._loader = self.train_loader(seed, *self._rank())
+        loader = self.train_loader(seed, *self._rank())
         n_batches = self.epoch_batches()
         share: int | float = self.trainer.overfit_batches if self.trainer else 0  # type: ignore[attr-defined]
-        self._epochs = EpochLoader(self._loader, n_batches, limited(n_batches, share))
+        self._epochs = EpochLoader(loader, n_batches, limited(n_batches, share))
         if self._position is not None:
             self._epochs.load_state_dict(self._position)
         return self._epochs

@@ -158,7 +158,7 @@ class ByteData(TokenData):
     @property
     def fold(self) -> int | None:
         """Fold of the last training batch, if rows are taken by folds."""
-        return None if self._loader is None else self._loader.fold
+        return None if self._epochs is None else self._epochs.loader.fold
 
     def val_dataloader(self) -> EvalBatches:
         # At least one row; a budget of fewer bytes would otherwise score nothing.

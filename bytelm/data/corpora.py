@@ -17,6 +17,7 @@ from bytelm.data.bytes import ByteData, Corpus, read_bytes
 from bytelm.data.download import DownloadError, download, kept_hash, strip_gutenberg
 from bytelm.data.file_watch import FileWatch, Stamp
 from bytelm.errors import ConfigError, DataError
+from bytelm.system.files import sha256_of
 
 READ_AT_MOST = 2**30  # bytes of a single file; larger ones are mapped
 
@@ -191,10 +192,7 @@ def _stamp(file: BinaryIO) -> Stamp:
 
 def _hash(file: BinaryIO) -> str:
     file.seek(0)
-    digest = hashlib.sha256()
-    while part := file.read(2**24):
-        digest.update(part)
-    return digest.hexdigest()
+    return sha256_of([file])
 
 
 def _cache_folder() -> Path:

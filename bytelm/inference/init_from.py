@@ -3,10 +3,9 @@
 Only the weights are loaded. Optimizer, budget, data position and random states start as in any new run.
 """
 
-import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from torch import nn
 
@@ -17,6 +16,7 @@ from bytelm.language_model import LanguageModel
 from bytelm.runs.checkpoints import Contents, check_compatible, read
 from bytelm.runs.choice import find_checkpoint
 from bytelm.runs.record import InitFrom
+from bytelm.system.files import sha256_of
 
 KEY = "init_from"
 SIZES = ("vocab_size", "max_seq_len", "d_model", "n_layers", "n_heads", "d_ff")  # of GPT
@@ -48,7 +48,7 @@ def init_from(model: LanguageModel, given: str, config: Mapping[str, Any]) -> In
     network.load_state_dict(weights)
     if of_network := [line for line in differing if line.startswith("model.gpt.")]:
         note(f"{KEY}: {given} was written with other values: {'; '.join(of_network)}")
-    return {"path": given if len(files) > 1 else str(files[0]), "sha256": _hash(files)}
+    return {"path": given if len(files) > 1 else str(files[0]), "sha256": sha256_of(_opened(files))}
 
 
 def _read(path: Path) -> tuple[list[Path], Mapping[str, Any]]:
@@ -79,11 +79,7 @@ def _sizes(config: Mapping[str, Any]) -> dict[str, Any]:
     return sizes | {"d_ff": sizes["d_ff"] or 4 * sizes["d_model"]} if sizes else {}
 
 
-def _hash(files: list[Path]) -> str:
-    """Hash of the contents of files, one after the other."""
-    digest = hashlib.sha256()
+def _opened(files: list[Path]) -> Iterator[BinaryIO]:
     for path in files:
         with path.open("rb") as file:
-            while part := file.read(2**24):
-                digest.update(part)
-    return digest.hexdigest()
+            yield file

@@ -1,10 +1,12 @@
-"""Files that are written completely or not at all, even if the power fails."""
+"""Files that are written completely or not at all, even if the power fails; hashes of files."""
 
 import contextlib
+import hashlib
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 
 @contextlib.contextmanager
@@ -35,3 +37,16 @@ def replacing(path: Path, shared: bool = False) -> Iterator[Path]:
             error.filename = str(path)
         partial.unlink(missing_ok=True)
         raise
+
+
+def sha256_of(files: Iterable[BinaryIO]) -> str:
+    """Returns the SHA-256 of the contents of files, one after the other, as hexadecimal digits.
+
+    Args:
+        files: Open files; each is read from its position to its end, in parts of 16 MiB.
+    """
+    digest = hashlib.sha256()
+    for file in files:
+        while part := file.read(2**24):
+            digest.update(part)
+    return digest.hexdigest()

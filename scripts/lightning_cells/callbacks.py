@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from lightning_cells.cell import Cell, Check, Run
+from lightning_cells.cell import Cell, Check, Run, flags
 from lightning_cells.checks import never, says
 from lightning_cells.trainer_options import EPOCHS
 
@@ -13,10 +13,9 @@ PREFIX = "--trainer.callbacks"
 
 def callback(name: str, options: dict[str, str], documented: str, check: Check, *more: str, **details: Any) -> Cell:
     """A cell of one callback, with its options; further options of the run follow."""
-    given = [word for key, value in options.items() for word in (f"{PREFIX}.{key}", value)]
     cls = details.pop("cls", name)
-    options_ = (f"{PREFIX}+={cls}", *given)
-    return Cell(GROUP, name, options_, documented, check, more, **{"key": cls.rpartition(".")[2], **details})
+    given = (f"{PREFIX}+={cls}", *flags(PREFIX, options))
+    return Cell(GROUP, name, given, documented, check, more, **{"key": cls.rpartition(".")[2], **details})
 
 
 def _is_scored(run: Run) -> tuple[Any, Any]:

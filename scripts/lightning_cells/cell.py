@@ -71,6 +71,16 @@ class Cell:
         return self.key or self.options[0].partition("=")[0].rstrip("+").rpartition(".")[2].lstrip("-")
 
 
+def flags(prefix: str, options: dict[str, str]) -> list[str]:
+    """Returns the options of a class as words of a command line.
+
+    Args:
+        prefix: Flag of the class, such as `--trainer.plugins`.
+        options: Values by name.
+    """
+    return [word for name, value in options.items() for word in (f"{prefix}.{name}", value)]
+
+
 @dataclass
 class Run:
     """A run that has ended.

@@ -2,20 +2,20 @@
 
 from typing import Any
 
-from lightning_cells.cell import Cell, Check, Run
+from lightning_cells.cell import Cell, Check, Run, flags
 from lightning_cells.checks import TWO, dtypes, never, ranks_agree, says
 from lightning_cells.trainer_options import BATCH_NORM
 
 GROUP = "Plugins"
 MINE = "lightning_cells.yours."
+PREFIX = "--trainer.plugins"
 CLUSTERS = "lightning.pytorch.plugins.environments."
 
 
 def plugin(name: str, options: dict[str, str], documented: str, check: Check, *more: str, **details: Any) -> Cell:
     """A cell of a plugin, with its options; further options of the run follow."""
-    given = [word for key, value in options.items() for word in (f"--trainer.plugins.{key}", value)]
-    value = details.pop("value", name)
-    return Cell(GROUP, name, ("--trainer.plugins", value, *given), documented, check, more, **{"key": name, **details})
+    given = (PREFIX, details.pop("value", name), *flags(PREFIX, options))
+    return Cell(GROUP, name, given, documented, check, more, **{"key": name, **details})
 
 
 def cluster(name: str, documented: str, check: Check, **details: Any) -> Cell:
