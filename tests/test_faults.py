@@ -69,8 +69,8 @@ def test_a_run_killed_at_any_moment_goes_on_as_if_it_had_not_been(tmp_path):
     assert len(kills) == 4
     assert all(kill.resumed and kill.identical for kill in kills)
     # Kills that all fall into the start-up, where nothing can be lost, would prove nothing.
+    # Whether one of so few kills loses steps is chance; test_fifty_kills_leave_no_trace checks that some do.
     assert all(kill.trained for kill in kills if kill.moment == ANY)
-    assert any(kill.lost for kill in kills)
 
 
 @pytest.mark.slow
