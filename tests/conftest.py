@@ -9,6 +9,7 @@ distributes tests does not need torch.
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -39,6 +40,7 @@ time_budget: {limit: 4 steps}
 
 
 def pytest_configure(config):
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup ignores it, and programs that tests start would inherit that
     # TensorBoard reads a run's files in the order of their names, which end in a count of the process's files. Runs of
     # one process, a second or less apart, would be out of order when the count gets one more digit.
     from tensorboard.summary.writer import event_file_writer
@@ -72,7 +74,7 @@ def folder(tmp_path, monkeypatch):
     write_inputs(tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setattr("sys.argv", ["bytelm"])  # LightningCLI warns if there are both sys.argv and args
+    monkeypatch.setattr("sys.argv", ["bytelm"])
     yield tmp_path
     for name in [name for name in sys.modules if name.startswith("my_")]:
         del sys.modules[name]  # in another test, a user's file of the same name is another module
