@@ -7,7 +7,7 @@ import autoresearch_original as original
 import pytest
 import torch
 from jsonargparse import ArgumentParser
-from token_shards import train_on_tokens
+from packed_documents import write_cache
 
 from bytelm.budget import Progress
 from bytelm.cli import build
@@ -180,10 +180,10 @@ def test_schedules_of_the_config(parser):
 
 
 def test_the_config_trains(folder):
-    train_on_tokens()
+    write_cache("cache")
     options = [f"--model.gpt.{name}={size}" for name, size in {**SIZES, "vocab_size": 320}.items()]
     options += ["--model.gpt.attention.window=13", "--model.compile=false", "--trainer.accelerator=cpu"]
-    options += ["--data.path=tokens", "--data.tokenizer=null", "--data.vocab_size=300", "--data.batch_size=2"]
+    options += ["--data.path=cache", "--data.tokenizer=cache/tokenizer", "--data.batch_size=2"]
     options += ["--data.seq_len=24", "--data.eval_tokens=96", "--time_budget.limit=3 steps"]
     cli = build(["fit", "--config", str(CONFIG), *options])
     (optimizer,) = cli.trainer.optimizers

@@ -45,8 +45,8 @@ def document_files(place: str, key: str) -> list[Path]:
             raise DataError(key, place, f"no file is there; {ACCEPTED}")
         return found
     inside = sorted(file for file in path.rglob("*") if not file.name.startswith(".") and file.is_file())
-    for endings in KINDS:
-        if found := [file for file in inside if file.name.endswith(endings)]:
+    for kind in KINDS:
+        if found := [file for file in inside if file.name.endswith(kind)]:
             return found
     endings = ", ".join(ending for kind in KINDS for ending in kind)
     raise DataError(key, place, f"no file in it ends in {endings}; {ACCEPTED}")

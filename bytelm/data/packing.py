@@ -116,7 +116,7 @@ class BestFit:
         self._n_waiting = self._n_entered = 0
         self._place = START
         if state is not None:
-            self._place = tuple(state["place"])  # type: ignore[assignment]
+            self._place = tuple(state["place"])
             sources = [tuple(source) for source in state["buffer"].tolist()]
             for source, tokens in zip(sources, documents.documents(sources), strict=True):
                 self._enter(source, tokens)

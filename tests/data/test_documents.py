@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from packed_documents import SPECIAL, encoding, texts, write_cache, write_parquet
 from resuming import assert_equal
 
@@ -16,6 +17,7 @@ from bytelm.data.encoding_pickle import read_encoding
 from bytelm.data.packed import Documents
 from bytelm.data.tokenizer import EncodingFile, load_tokenizer, train_tokenizer
 from bytelm.errors import ConfigError, DataError
+from scripts import train_tokenizer as script
 
 CONFIG = """
 model:
@@ -262,3 +264,22 @@ def test_vocabularies_that_are_too_small_are_rejected(refused):
     Path("tiny.yaml").write_text(CONFIG)
     line = refused("--model.gpt.vocab_size=256")
     assert "model.gpt.vocab_size: 256 cannot be used; accepted: from 272, the tokens of the data" in line
+
+
+def test_the_script_trains_a_tokenizer_on_the_files_that_train(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("many").mkdir()
+    write_parquet(Path("many/a.parquet"), ["abcabc"] * 40)
+    write_parquet(Path("many/b.parquet"), ["xyzxyz"] * 400)
+    script.main(["many", "--vocab_size", "260", "--out", "tokenizer.json"])
+    learned = load_tokenizer("tokenizer.json").bytes_of[257:]
+    assert learned
+    assert not any(b"x" in piece for piece in learned)  # the last file validates
+    lines = yaml.safe_load(capsys.readouterr().out)
+    assert lines["data"]["init_args"] == {"path": "many", "tokenizer": "tokenizer.json"}
+    assert lines["model"]["gpt"]["vocab_size"] == 257 + len(learned)
+    script.main(["many/b.parquet", "--vocab_size", "260", "--out", "other.json", "--document_characters", "2"])
+    assert [piece for piece in load_tokenizer("other.json").bytes_of if len(piece) > 1] == [b"xy"]
+    with pytest.raises(SystemExit) as ended:
+        script.main(["many", "--vocab_size", "260", "--out", "nowhere/tokenizer.json"])
+    assert ended.value.code == ConfigError.exit_status
