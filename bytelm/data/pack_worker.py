@@ -76,7 +76,11 @@ def blocks(job: Job, state: dict[str, Any] | None, tokenizer: Tokenizer | None =
 
 def main() -> None:
     """Runs the process."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # all processes receive a Ctrl-C; the training process ends this one
+    # A Ctrl-C and a batch system reach all processes of a run. The training process may still need rows to end its
+    # step, and ends this process then.
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
     output = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what a library prints is no block
 

@@ -9,6 +9,7 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -44,7 +45,7 @@ class Ahead:
             env={**os.environ, "PYTHONPATH": path},
         )
         assert self._process.stdin is not None
-        with self._process.stdin as given:
+        with suppress(BrokenPipeError), self._process.stdin as given:  # if it has ended, `_read` says so
             pickle.dump((job, state), given)
         self._ready: queue.Queue[Any] = queue.Queue(n_blocks)
         ended = threading.Event()

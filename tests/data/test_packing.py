@@ -3,6 +3,7 @@
 import functools
 import io
 import itertools
+import signal
 
 import autoresearch_original as original
 import numpy as np
@@ -152,9 +153,12 @@ def test_batch_sizes_can_change(job):
 
 def test_another_process_gives_the_same_rows(job):
     one = loader(job, ahead=True)
-    found = batches(one, 30)
-    place = one.state_dict()
+    found = batches(one, 2)
     process = one._source._process
+    for number in (signal.SIGINT, signal.SIGTERM):  # which all processes of a run may receive
+        process.send_signal(number)
+    found += batches(one, 28)
+    place = one.state_dict()
     one.close()
     assert process.poll() is not None
     assert torch.equal(rows_of(found), rows_of(batches(loader(job), 30)))
