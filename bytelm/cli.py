@@ -21,7 +21,8 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.utils.tensorboard.summary import hparams
 
 import bytelm.data.corpora
-import bytelm.data.shards  # noqa: F401 (these two make the short names of all data known)
+import bytelm.data.packed
+import bytelm.data.shards  # noqa: F401 (these three make the short names of all data known)
 from bytelm.callbacks import (
     BestCheckpoint,
     BudgetBar,

@@ -184,16 +184,22 @@ class GPT(nn.Module):
         return sum(p.numel() for p in self.parameters())
 
     def flops_per_token(self, seq_len: int) -> int:
-        """FLOPs of training per token, forward and backward: 6 N + 12 n_layers d_model seq_len.
+        """FLOPs of training per token, forward and backward: 6 N + 12 d_model (seq_len of all layers).
 
         N excludes embeddings, which are only looked up. The second term is attention without the mask, as is usual
-        (Chowdhery et al. 2022, arXiv:2204.02311, appendix B).
+        (Chowdhery et al. 2022, arXiv:2204.02311, appendix B). Attentions with windows declare how many tokens a query
+        sees (`attended_tokens`).
         """
         tables = (module.weight for module in self.modules() if isinstance(module, nn.Embedding))
         looked_up = {id(p): p.numel() for p in (*self.position.parameters(), *tables)}
         if self.tie_embeddings:  # the head then multiplies by the token embedding
             looked_up.pop(id(self.head.weight))
-        return 6 * (self.num_params() - sum(looked_up.values())) + 12 * len(self.blocks) * self.d_model * seq_len
+        attentions: list[Any] = self._attentions
+        seen = sum(
+            attention.attended_tokens(seq_len) if hasattr(attention, "attended_tokens") else seq_len
+            for attention in attentions
+        )
+        return 6 * (self.num_params() - sum(looked_up.values())) + 12 * self.d_model * seen
 
     def _make_norm(self, norm: Callable[[int], Norm]) -> Any:
         return contract.make("model.gpt.norm", norm, self.d_model)

@@ -6,25 +6,36 @@ encoded as text.
 """
 
 import json
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, Literal
 
 from bytelm.data import tokenizer_json
+from bytelm.data.encoding_pickle import is_encoding, read_encoding
 from bytelm.data.meta_pkl import read_meta
 from bytelm.data.tokenizer_json import BYTE_OF
 from bytelm.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 BOS = 0  # the byte that begins a row of bytes; it does not occur in text
 MOST_TOKENS = 2**24  # memory grows with the largest one
 KEY = "tokenizer"  # key of the data and of the scripts
 INSTALL = 'pip install "bytelm[tokens]" brings it'
+PICKLE = "tokenizer.pkl"
 END_OF_TEXT = ("<|endoftext|>", "<|end_of_text|>", "</s>")  # its names in a tokenizer.json; the first one found counts
+BEGINNINGS = ("<|bos|>", "<|reserved_0|>", *END_OF_TEXT)  # nanochat's and autoresearch's names, in a tokenizer.pkl
+
+Pattern = Literal["gpt2", "gpt4"]
+# tiktoken's cl100k_base, with two digits in place of three, and without possessive quantifiers, which tokenizers lacks.
+GPT4 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,2}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
+    r"|\s+(?!\S)|\s+"
+)
 
 
 class Tokenizer(ABC):
@@ -46,8 +57,10 @@ class Tokenizer(ABC):
         self.vocab_size = len(bytes_of)
 
     @cached_property
-    def token_bytes(self) -> Tensor:
+    def token_bytes(self) -> "Tensor":
         """Number of bytes of each token, int64, (vocab_size,)."""
+        import torch  # here, because a process that only encodes starts faster without it
+
         return torch.tensor([len(piece) for piece in self.bytes_of])
 
     @abstractmethod
@@ -123,33 +136,18 @@ class CharacterTokenizer(Tokenizer):
         return tokenizer_json.of_characters(self.numbers)
 
 
-class TiktokenTokenizer(Tokenizer):
-    """One of tiktoken's tokenizers, which tiktoken downloads on first use.
+class EncodingTokenizer(Tokenizer):
+    """A tokenizer that tiktoken's encoding computes.
 
     Args:
-        name: tiktoken's name of it, such as gpt2.
-
-    Raises:
-        DataError: The name is unknown, the download failed, or tiktoken is not installed.
+        name: See Tokenizer.
+        encoding: The encoding.
+        end_of_text: The special token that begins a document, if it has one.
     """
 
-    def __init__(self, name: str) -> None:
-        try:
-            import tiktoken
-        except ImportError as error:
-            raise DataError(KEY, name, f"it needs tiktoken, which is not installed; {INSTALL}") from error
-        known = tiktoken.list_encoding_names()
-        if name not in known:
-            raise DataError(
-                KEY, name, f"accepted: bytes, {', '.join(known)}, a tokenizer.json or a folder with one, a meta.pkl"
-            )
-        try:
-            self._encoding = tiktoken.get_encoding(name)
-        except (OSError, ValueError) as error:  # ValueError: the download is not in the form that tiktoken expects
-            advice = "set TIKTOKEN_CACHE_DIR to a folder where tiktoken has kept it, or give a tokenizer.json"
-            raise DataError(KEY, name, f"tiktoken cannot download it ({error}); {advice}") from error
-        end_of_text = self._encoding.eot_token if END_OF_TEXT[0] in self._encoding.special_tokens_set else None
-        super().__init__(name, [*map(self._bytes, range(self._encoding.n_vocab))], end_of_text)
+    def __init__(self, name: str, encoding: Any, end_of_text: int | None) -> None:
+        self._encoding = encoding
+        super().__init__(name, [*map(self._bytes, range(encoding.n_vocab))], end_of_text)
 
     def _bytes(self, token: int) -> bytes:
         try:
@@ -161,6 +159,9 @@ class TiktokenTokenizer(Tokenizer):
     def encode(self, text: str) -> list[int]:
         return self._encoding.encode_ordinary(text)
 
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        return self._encoding.encode_ordinary_batch(list(texts), num_threads=n_threads())
+
     def to_json(self) -> str:
         # tiktoken's README names these attributes for deriving one encoding from another.
         encoding = self._encoding
@@ -171,6 +172,57 @@ class TiktokenTokenizer(Tokenizer):
                 accepted = "accepted: a tokenizer.json in its place (--tokenizer)"
                 raise ConfigError(KEY, self.name, f"no tokenizer.json makes the same tokens of a text; {accepted}")
         return content
+
+
+class TiktokenTokenizer(EncodingTokenizer):
+    """One of tiktoken's tokenizers, which tiktoken downloads on first use.
+
+    Args:
+        name: tiktoken's name of it, such as gpt2.
+
+    Raises:
+        DataError: The name is unknown, the download failed, or tiktoken is not installed.
+    """
+
+    def __init__(self, name: str) -> None:
+        tiktoken = _import_tiktoken(name)
+        known = tiktoken.list_encoding_names()
+        if name not in known:
+            files = "a tokenizer.json or tokenizer.pkl or a folder with one, a meta.pkl"
+            raise DataError(KEY, name, f"accepted: bytes, {', '.join(known)}, {files}")
+        try:
+            encoding = tiktoken.get_encoding(name)
+        except (OSError, ValueError) as error:  # ValueError: the download is not in the form that tiktoken expects
+            advice = "set TIKTOKEN_CACHE_DIR to a folder where tiktoken has kept it, or give a tokenizer.json"
+            raise DataError(KEY, name, f"tiktoken cannot download it ({error}); {advice}") from error
+        end_of_text = encoding.eot_token if END_OF_TEXT[0] in encoding.special_tokens_set else None
+        super().__init__(name, encoding, end_of_text)
+
+
+class EncodingFile(EncodingTokenizer):
+    """A tokenizer.pkl as autoresearch and nanochat write it: a pickled tiktoken.Encoding. No code of it is run.
+
+    Args:
+        path: The file, or the folder that contains it.
+
+    Raises:
+        DataError: It cannot be read, has other content, or tiktoken is not installed.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        tiktoken = _import_tiktoken(str(path))
+        file = Path(path).expanduser()
+        file = file / PICKLE if file.is_dir() else file
+        try:
+            read = read_encoding(file)
+            encoding = tiktoken.Encoding(
+                read.name, pat_str=read.pattern, mergeable_ranks=read.ranks, special_tokens=read.special
+            )
+        except Exception as error:  # tiktoken raises any error, depending on the pattern
+            accepted = "accepted: a pickled tiktoken.Encoding, or nanoGPT's meta.pkl"
+            raise DataError(KEY, str(path), f"{file} cannot be read: {error}; {accepted}") from error
+        end_of_text = next((read.special[name] for name in BEGINNINGS if name in read.special), None)
+        super().__init__(str(path), encoding, end_of_text)
 
 
 class TokenizerFile(Tokenizer):
@@ -188,7 +240,8 @@ class TokenizerFile(Tokenizer):
 
     def __init__(self, path: str | Path) -> None:
         tokenizers = _import_tokenizers(str(path))
-        file = Path(path) / "tokenizer.json" if Path(path).is_dir() else Path(path)
+        file = Path(path).expanduser()
+        file = file / "tokenizer.json" if file.is_dir() else file
         try:
             content = file.read_text(encoding="utf-8")
             reason = _not_byte_level(json.loads(content))
@@ -232,6 +285,14 @@ class TokenizerFile(Tokenizer):
         return [found.ids for found in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
 
 
+def _import_tiktoken(name: str) -> Any:
+    try:
+        import tiktoken
+    except ImportError as error:
+        raise DataError(KEY, name, f"it needs tiktoken, which is not installed; {INSTALL}") from error
+    return tiktoken
+
+
 def _import_tokenizers(name: str) -> Any:
     try:
         import tokenizers
@@ -258,26 +319,34 @@ def _not_byte_level(content: Any) -> str | None:
     return None
 
 
+def n_threads() -> int:
+    """Number of threads that encode a batch: one where several processes do, as Hugging Face's tokenizers are told."""
+    return 1 if os.environ.get("TOKENIZERS_PARALLELISM") == "false" else min(8, os.cpu_count() or 1)
+
+
 def load_tokenizer(name: str) -> Tokenizer:
     """Loads a tokenizer by name.
 
     Args:
-        name: `bytes`; a tokenizer.json, or a folder that contains one; nanoGPT's meta.pkl; or one of tiktoken's names,
-            such as gpt2.
+        name: `bytes`; a tokenizer.json or a tokenizer.pkl (a pickled tiktoken.Encoding), or a folder that contains one;
+            nanoGPT's meta.pkl; or one of tiktoken's names, such as gpt2.
 
     Raises:
         DataError: It does not exist, cannot be used, or needs a package that is not installed.
     """
     if name == "bytes":
         return ByteTokenizer()
-    if name.endswith(".json") or (Path(name) / "tokenizer.json").is_file():
+    path = Path(name).expanduser()
+    if name.endswith(".json") or (path / "tokenizer.json").is_file():
         return TokenizerFile(name)
+    if (path / PICKLE).is_file() or (name.endswith(".pkl") and is_encoding(path)):
+        return EncodingFile(name)
     if name.endswith(".pkl"):
         return CharacterTokenizer(name)
     return TiktokenTokenizer(name)
 
 
-def train_tokenizer(texts: Iterator[str], vocab_size: int, file: Path) -> None:
+def train_tokenizer(texts: Iterator[str], vocab_size: int, file: Path, pattern: Pattern = "gpt2") -> None:
     """Learns a byte-level BPE like GPT-2's (Radford et al. 2019) from texts, and writes it as a tokenizer.json.
 
     Args:
@@ -285,18 +354,24 @@ def train_tokenizer(texts: Iterator[str], vocab_size: int, file: Path) -> None:
         vocab_size: Number of tokens, including the 256 bytes and <|endoftext|>; the result is smaller if the texts
             yield fewer.
         file: File to write.
+        pattern: Regular expression that cuts texts into pieces, which no token crosses. `gpt2`: GPT-2's; `gpt4`:
+            GPT-4's, with numbers of at most two digits.
 
     Raises:
         DataError: The vocabulary is too small, or tokenizers is not installed.
     """
     try:
-        from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+        from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
     except ImportError as error:
         raise DataError("train_tokenizer", vocab_size, f"it needs tokenizers; {INSTALL}") from error
     if vocab_size <= len(BYTE_OF):
         raise DataError("train_tokenizer", vocab_size, f"accepted: from {len(BYTE_OF) + 1}, the bytes and end of text")
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    if pattern == "gpt4":
+        pieces = pre_tokenizers.Split(Regex(GPT4), "isolated")
+        letters = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pieces, letters])
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,

@@ -71,9 +71,11 @@ class Muon(Optimizer):
             work unchanged (Liu et al. 2025, arXiv:2502.16982).
         variance_reduction: Whether to divide each row of a direction by the root of its mean square, averaged over
             the steps with `beta2`, and to rescale the matrix to its norm (NorMuon: Li et al. 2025, arXiv:2510.05491).
+            `longer`: columns instead of rows if a matrix has more columns than rows (nanochat).
         beta2: Decay rate of that average.
         cautious_weight_decay: Whether to skip weight decay for elements that the step moves away from zero (Chen et
             al. 2025, arXiv:2510.12402).
+        adjust_weight_decay: Whether weight decay is multiplied by `ratio`, too (nanochat).
         split_qkv: Whether to orthogonalise the matrices of a fused weight, such as queries, keys and values,
             separately; `heads`: each of their heads separately. The module with the weight declares its parts
             (`row_splits`, groups.py).
@@ -96,9 +98,10 @@ class Muon(Optimizer):
         eps: float = 1e-7,
         ns_steps: int = 5,
         adjust_lr_fn: Literal["original", "match_rms_adamw"] | None = None,
-        variance_reduction: bool = False,
+        variance_reduction: bool | Literal["longer"] = False,
         beta2: float = 0.95,
         cautious_weight_decay: bool = False,
+        adjust_weight_decay: bool = False,
         split_qkv: bool | Literal["heads"] = False,
         batched: bool | None = None,
     ) -> None:
@@ -107,6 +110,7 @@ class Muon(Optimizer):
         _expect(0 <= beta2 < 1, "beta2", beta2, "from 0 to below 1")
         _expect(ns_steps >= 1, "ns_steps", ns_steps, "from 1")
         _expect(adjust_lr_fn in (None, *RATIOS), "adjust_lr_fn", adjust_lr_fn, ", ".join(RATIOS))
+        _expect(variance_reduction in (False, True, "longer"), "variance_reduction", variance_reduction, VARIANCES)
         known = not isinstance(ns_coefficients, str) or ns_coefficients in COEFFICIENTS
         _expect(known, "ns_coefficients", ns_coefficients, f"{', '.join(COEFFICIENTS)}, or three numbers")
         self._row_splits: dict[Tensor, RowSplits] = {}
@@ -122,6 +126,7 @@ class Muon(Optimizer):
             "variance_reduction": variance_reduction,
             "beta2": beta2,
             "cautious_weight_decay": cautious_weight_decay,
+            "adjust_weight_decay": adjust_weight_decay,
             "split_qkv": split_qkv,
             "batched": batched,
         }
@@ -196,7 +201,7 @@ class Muon(Optimizer):
         schedule = _schedule(group["ns_coefficients"], group["ns_steps"])
         directions = _orthogonalized(parts, schedule, group["eps"], _batched(group, whole[0].device))
         if group["variance_reduction"]:
-            directions = _with_equal_rows(directions, states, group["beta2"])
+            directions = _with_equal_lines(directions, states, group["beta2"], group["variance_reduction"] == "longer")
         ratios = [RATIOS[group["adjust_lr_fn"] or "original"](size, whole[0].shape[-1]) for size in sizes]
         if len(parts) == 1:
             (direction,), (ratio,) = directions, ratios
@@ -205,6 +210,8 @@ class Muon(Optimizer):
             direction, ratio = torch.cat(scaled, dim=-2), 1.0
 
         lr, decay = group["lr"], group["lr"] * group["weight_decay"]
+        if group["adjust_weight_decay"]:
+            decay = _adjusted(decay, sizes, ratios, params[0])
         for param, step in zip(params, direction, strict=True):
             weights, step = _local(param), _share(step, param)
             if group["cautious_weight_decay"]:
@@ -219,6 +226,7 @@ ABSENT = {
     "variance_reduction": False,
     "beta2": 0.95,
     "cautious_weight_decay": False,
+    "adjust_weight_decay": False,
     "split_qkv": False,
     "batched": None,
 }
@@ -229,6 +237,7 @@ COEFFICIENTS: dict[str, tuple[Coefficients, ...]] = {
         _POLAR_EXPRESS[-1],
     ),
 }
+VARIANCES = "false, true, longer"
 RATIOS: dict[str, Callable[[int, int], float]] = {
     "original": lambda rows, columns: math.sqrt(max(1, rows / columns)),
     "match_rms_adamw": lambda rows, columns: 0.2 * math.sqrt(max(rows, columns)),
@@ -250,9 +259,20 @@ def _momentum(grads: list[Tensor], buffers: list[Tensor], momentum: float, neste
     return torch._foreach_lerp(grads, buffers, momentum) if nesterov else buffers
 
 
-def _with_equal_rows(directions: list[Alike], states: list[dict[str, Any]], beta2: float) -> list[Alike]:
-    """Divides rows by the root of their averaged mean square, and keeps each matrix's norm."""
+def _with_equal_lines(
+    directions: list[Alike], states: list[dict[str, Any]], beta2: float, along_longer: bool
+) -> list[Alike]:
+    """Divides rows by the root of their averaged mean square, and keeps each matrix's norm.
+
+    Args:
+        directions: The direction of each part of the matrices.
+        states: The state of each parameter; `second_moment` has the averages of all parts, (..., n, 1).
+        beta2: Decay rate of the averages.
+        along_longer: Whether columns are divided in place of rows, in parts with more columns than rows.
+    """
     exact = [_exact(part) for part in directions]
+    turned = [along_longer and part.shape[-1] > part.shape[-2] for part in exact]
+    exact = [part.mT if turn else part for part, turn in zip(exact, turned, strict=True)]
     mean_squares = torch.cat([part.square().mean(dim=-1, keepdim=True) for part in exact], dim=-2)
     for state, mean_square in zip(states, mean_squares, strict=True):
         if "second_moment" not in state:
@@ -260,10 +280,21 @@ def _with_equal_rows(directions: list[Alike], states: list[dict[str, Any]], beta
         state["second_moment"].lerp_(mean_square, 1 - beta2)
     moments = torch.stack([state["second_moment"] for state in states])
     equal: list[Alike] = []
-    for part, moment in zip(exact, moments.split([part.shape[-2] for part in exact], dim=-2), strict=True):
-        rows = part / moment.sqrt().clamp(min=1e-10)
-        equal.append(rows * (_norm(part) / _norm(rows).clamp(min=1e-10)))
+    sizes = [part.shape[-2] for part in exact]
+    for part, moment, turn in zip(exact, moments.split(sizes, dim=-2), turned, strict=True):
+        lines = part / moment.sqrt().clamp(min=1e-10)
+        lines = lines * (_norm(part) / _norm(lines).clamp(min=1e-10))
+        equal.append(lines.mT if turn else lines)
     return equal
+
+
+def _adjusted(decay: float, sizes: list[int], ratios: list[float], param: Any) -> Any:
+    """Weight decay times the ratio of the learning rate: a number, or one for each row of this rank's weights."""
+    if len(set(ratios)) == 1:
+        return decay * ratios[0]
+    local = _local(param)
+    rows = torch.cat([local.new_full((size, 1), decay * ratio) for size, ratio in zip(sizes, ratios, strict=True)])
+    return rows if local is param else _share(rows.expand(param.shape).contiguous(), param)
 
 
 def orthogonalize(matrix: Tensor, schedule: Iterable[Coefficients], scale: float = 1.0, eps: float = 1e-7) -> Tensor:

@@ -2,3 +2,9 @@
 
 A part of your own is a module with the `forward` of its kind, in a file of yours, named by its import path.
 """
+
+# Loaded here, because no default of a signature names their parts: configs can then name them by their class names.
+from bytelm.parts import bf16 as bf16
+from bytelm.parts import gated_values as gated_values
+from bytelm.parts import residual_scalars as residual_scalars
+from bytelm.parts import uniform_init as uniform_init

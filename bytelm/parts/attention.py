@@ -112,16 +112,34 @@ class MultiHeadAttention(contract.Attention):
         """A term for the scores of `seq_len` queries and keys, causal mask included; None: only the mask."""
         return position.scores(seq_len)
 
+    def with_values(self, v: Tensor, x: Tensor, context: Context) -> Tensor:
+        """Adds the embedding's values, if there are any, to those of x (B, T, d_model).
+
+        Args:
+            v: Values, (B, n_kv_heads, T, head_dim).
+            x: The attention's input.
+            context: The other inputs.
+        """
+        if context.values is None:
+            return v
+        return v + context.values.unflatten(-1, (-1, self.head_dim)).transpose(1, 2).to(v.dtype)
+
+    def placed(self, q: Tensor, k: Tensor, position: PositionEncoding, start: int) -> tuple[Tensor, Tensor]:
+        """Normalises queries and keys and applies positions, from `start` on."""
+        return position.rotate(self.q_norm(q), self.k_norm(k), start)
+
+    def attended_tokens(self, seq_len: int) -> int:
+        """Number of tokens that a query sees in a sequence of this length, counted without the causal mask."""
+        return seq_len
+
     def forward(self, x: Tensor, context: Context) -> Tensor:
         batch, seq_len, _ = x.shape
         heads = self.qkv(x).view(batch, seq_len, -1, self.head_dim)
         sizes = [self.n_heads, self.n_kv_heads, self.n_kv_heads]
         q, k, v = (part.transpose(1, 2) for part in heads.split(sizes, dim=2))
-        if context.values is not None:
-            v = v + context.values.view(batch, seq_len, -1, self.head_dim).transpose(1, 2).to(v.dtype)
-        q, k = self.q_norm(q), self.k_norm(k)
         position, start = context.position, context.start
-        q, k = position.rotate(q, k, start)
+        v = self.with_values(v, x, context)
+        q, k = self.placed(q, k, position, start)
         scores = self.scores(position, start + seq_len, x.device)
         if context.cache is not None:
             k, v = context.cache.append(k, v)
@@ -187,6 +205,9 @@ class WindowedSDPA(SDPA):
             raise ConfigError("pattern", pattern, "accepted: the letters S and L, such as SSSL")
         self.is_windowed = pattern[layer % len(pattern)] == "S" and layer < n_layers - 1
         self.window = window
+
+    def attended_tokens(self, seq_len: int) -> int:
+        return min(self.window, seq_len) if self.is_windowed else seq_len
 
     def scores(self, position: PositionEncoding, seq_len: int, device: torch.device) -> Tensor | None:
         scores = super().scores(position, seq_len, device)

@@ -26,6 +26,7 @@ Three rules make a part short:
 | `new_cache(max_seq_len)` | of an attention with `supports_cache`: makes its `context.cache` |
 | `values(tokens)` | of an embedding: its addition for tokens (B, T) to the values of attentions, (B, T, value_dim) |
 | `value_dim` | width of the values that an attention takes from `context.values`, if it uses them |
+| `attended_tokens(seq_len)` | of an attention: the tokens that a query sees, for FLOPs; default seq_len |
 | `auxiliary_loss()` | a term, (), that training adds to the loss of the last forward pass |
 | `schedulable` | names of the options that `schedules` may change during a run |
 | `gpt2_activation` | of a feed-forward: Hugging Face's name of f, if it computes down(f(up(x))) as GPT-2 does |

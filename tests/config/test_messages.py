@@ -90,7 +90,7 @@ WITH_OPTIONS = ", or an import path, with options as {class_path: …, init_args
         ("trainer: {plugins: {a: 3}}", ["trainer.plugins: {'a': 3} ", CLASS, "FP8", WITH_OPTIONS]),
         ("data: {class_path: ByteData}", ["data: ", CLASS, "Bytes"]),
         # null
-        ("model: {gpt: {position: }}", ["model.gpt.position: null is not accepted; accepted: ALiBi, Learned"]),
+        ("model: {gpt: {position: }}", ["model.gpt.position: null is not accepted; accepted: ALiBi, BF16Rotary, "]),
         ("model: {gpt: {norm: null}}", ["model.gpt.norm: null is not accepted; accepted: LayerNorm, RMSNorm"]),
         ("model: {gpt: {d_model: }}", ["model.gpt.d_model: null is not accepted; without this key its default"]),
         ("divergence: {max_rewinds: }", ["divergence.max_rewinds: null is not accepted; without this key its default"]),

@@ -21,6 +21,9 @@ OPTIMIZERS = {
     "options": lambda groups: MuonAdamW(
         groups, variance_reduction=True, cautious_weight_decay=True, split_qkv="heads", ns_coefficients="polar_express"
     ),
+    "nanochat": lambda groups: MuonAdamW(
+        groups, variance_reduction="longer", cautious_weight_decay=True, adjust_weight_decay=True, split_qkv=True
+    ),
     "ByGroup": lambda groups: ByGroup(groups, {"hidden": Muon, "vector": Lion}, torch.optim.AdamW),
 }
 FULL = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)

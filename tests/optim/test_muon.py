@@ -178,7 +178,8 @@ def reference(weights, grads, options):
     w = weights.detach().double().clone()
     lr, m = options["lr"], options["momentum"]
     schedule, scale = muon._schedule(options.get("ns_coefficients", "quintic"), 5)
-    buffer, second = torch.zeros_like(w), torch.zeros(len(w), 1, dtype=torch.float64)
+    across = options.get("variance_reduction") == "longer" and w.shape[1] > w.shape[0]  # columns in place of rows
+    buffer, second = torch.zeros_like(w), 0
     for grad in grads:
         buffer = m * buffer + (1 - m) * grad
         update = (1 - m) * grad + m * buffer if options["nesterov"] else buffer
@@ -186,7 +187,8 @@ def reference(weights, grads, options):
         for a, b, c in schedule:
             x = a * x + b * x @ x.T @ x + c * x @ x.T @ x @ x.T @ x
         if options.get("variance_reduction"):
-            second = options["beta2"] * second + (1 - options["beta2"]) * (x**2).mean(dim=1, keepdim=True)
+            mean = (x**2).mean(dim=0 if across else 1, keepdim=True)
+            second = options["beta2"] * second + (1 - options["beta2"]) * mean
             rows = x / second.sqrt()
             x = rows * x.norm() / rows.norm()
         decays = torch.ones_like(w)
@@ -195,7 +197,8 @@ def reference(weights, grads, options):
         ratio = math.sqrt(max(1, w.shape[0] / w.shape[1]))
         if options.get("adjust_lr_fn") == "match_rms_adamw":
             ratio = 0.2 * math.sqrt(max(w.shape))
-        w = w - lr * options["weight_decay"] * decays * w - lr * ratio * x
+        decay = lr * options["weight_decay"] * (ratio if options.get("adjust_weight_decay") else 1)
+        w = w - decay * decays * w - lr * ratio * x
     return w
 
 
@@ -206,6 +209,7 @@ OPTIONS = [
     {"variance_reduction": True, "beta2": 0.5, "adjust_lr_fn": "match_rms_adamw"},
     {"cautious_weight_decay": True, "weight_decay": 5.0},
     {"variance_reduction": True, "cautious_weight_decay": True, "nesterov": False, "weight_decay": 3.0},
+    {"variance_reduction": "longer", "adjust_weight_decay": True, "cautious_weight_decay": True, "weight_decay": 3.0},
 ]
 
 
@@ -268,7 +272,8 @@ def parts(param, split):
 @pytest.mark.parametrize("split", [True, "heads"])
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_a_divided_matrix_is_trained_as_its_parts_are(in_float64, split, options):
-    whole, other = matrices((12, 10), (12, 10), dtype=torch.float64)  # the other one is not divided
+    # The other one is not divided. Some parts have more rows than columns.
+    whole, other = matrices((12, 5), (12, 5), dtype=torch.float64)
     apart, alone = parts(whole, split), copy.deepcopy(other)
     optimizers = fused([whole, other], split_qkv=split, **options), Muon([*apart, alone], **options)
     for step in range(3):
@@ -371,6 +376,7 @@ def test_a_copy_knows_how_matrices_divide():
         ({"beta2": 1.0}, "beta2: 1.0 cannot be used; accepted: from 0 to below 1"),
         ({"ns_steps": 0}, "ns_steps: 0 cannot be used; accepted: from 1"),
         ({"adjust_lr_fn": "own"}, "adjust_lr_fn: 'own' cannot be used; accepted: original, match_rms_adamw"),
+        ({"variance_reduction": "own"}, "variance_reduction: 'own' cannot be used; accepted: false, true, longer"),
         ({"ns_coefficients": "own"}, "ns_coefficients: 'own' cannot be used; accepted: quintic, polar_express, or"),
         ({"split_qkv": True}, "split_qkv: True cannot be used; accepted: false, because no module declares"),
     ],

@@ -1,0 +1,121 @@
+"""Attention with a table of token values in every other layer, gated by head, as in nanochat and autoresearch."""
+
+import math
+from collections.abc import Callable
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from bytelm.config.values import PositiveInt, UnitInterval
+from bytelm.errors import ConfigError
+from bytelm.parts.attention import WindowedSDPA
+from bytelm.parts.contract import Context, Norm, PositionEncoding, Run
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+class ValueTable(nn.Embedding):
+    """A vector of values for each token, uniform with the standard deviation 1 / sqrt(d_model) of a projection.
+
+    Args:
+        vocab_size: Number of tokens.
+        value_dim: Width of the values.
+        d_model: Width of the residual stream.
+        dtype: Type of the table.
+    """
+
+    initializes_itself = True
+
+    def __init__(self, vocab_size: int, value_dim: int, d_model: int, dtype: torch.dtype) -> None:
+        self.bound = math.sqrt(3 / d_model)
+        super().__init__(vocab_size, value_dim, dtype=dtype)
+
+    def reset_parameters(self) -> None:
+        nn.init.uniform_(self.weight, -self.bound, self.bound)
+
+
+class GatedValueAttention(WindowedSDPA):
+    """WindowedSDPA with a value table in every other layer, the last one included.
+
+    A layer with a table adds 2 sigmoid(W x[:gate_dim]) times the token's vector to the values, with one gate for each
+    key/value head. x is the attention's input. W starts at zero, so that the gates start at 1. Value embeddings: Zhou
+    et al. 2024, arXiv:2410.17897, and modded-nanogpt.
+
+    Positions rotate queries and keys before `qk_norm`. The order matters for BF16Rotary, whose rounded tables change
+    lengths.
+
+    Args:
+        d_model: Width of the residual stream.
+        n_heads: Number of query heads; divides d_model.
+        n_kv_heads: Number of key/value heads; default n_heads.
+        qk_norm: Normalisation of queries and keys; none by default.
+        dropout: Probability of dropping an attention weight.
+        bias: Whether the projections have biases; the gates have none.
+        window: Number of tokens that a query of a windowed layer sees, its own included. Can be scheduled as
+            `attention.window`.
+        pattern: One letter a layer, repeated over the layers: `S` (short) for a windowed layer, `L` (long) for a full
+            one. The last layer is always full.
+        gate_dim: Number of dimensions of x that the gates read.
+        table_dtype: Type of the value tables, `float32` or `bfloat16`. bfloat16 halves the memory traffic of the
+            optimizer, and its steps are rounded to three digits.
+
+    Raises:
+        ConfigError: gate_dim is above d_model, or the pattern has other letters.
+    """
+
+    optimizer_groups: ClassVar = {"value_table": "value_embedding"}
+
+    def __init__(
+        self,
+        d_model: int,
+        n_heads: int,
+        n_kv_heads: PositiveInt | None = None,
+        qk_norm: Callable[[int], Norm] | None = None,
+        dropout: UnitInterval = 0.0,
+        bias: bool = True,
+        window: PositiveInt = 128,
+        pattern: str = "SSSL",
+        gate_dim: PositiveInt = 32,
+        table_dtype: Literal["float32", "bfloat16"] = "float32",
+        *,
+        layer: int,
+        n_layers: int,
+    ) -> None:
+        super().__init__(
+            d_model, n_heads, n_kv_heads, qk_norm, dropout, bias, window, pattern, layer=layer, n_layers=n_layers
+        )
+        if gate_dim > d_model:
+            raise ConfigError("gate_dim", gate_dim, f"accepted: up to d_model, which is {d_model}")
+        self.d_model = d_model
+        self.gate_dim = gate_dim
+        self.table_dtype = DTYPES[table_dtype]
+        has_table = (n_layers - 1 - layer) % 2 == 0
+        self.gate = nn.Linear(gate_dim, self.n_kv_heads, bias=False) if has_table else None
+        self.value_table: ValueTable | None = None
+
+    def connect(self, network: nn.Module) -> None:
+        if self.gate is not None:  # only here the size of the vocabulary is known
+            vocab_size: int = network.vocab_size  # type: ignore[assignment]
+            self.value_table = ValueTable(vocab_size, self.value_dim, self.d_model, self.table_dtype)
+
+    def after_init(self) -> None:
+        if self.gate is not None:
+            nn.init.zeros_(self.gate.weight)
+
+    def check(self, run: Run) -> None:
+        if run.strategy == "fsdp" and self.table_dtype != torch.float32:
+            accepted = "accepted with fsdp, which shards weights of one type together: float32"
+            raise ConfigError("model.gpt.attention.table_dtype", "bfloat16", accepted)
+
+    def with_values(self, v: Tensor, x: Tensor, context: Context) -> Tensor:
+        v = super().with_values(v, x, context)
+        if self.gate is None or self.value_table is None:
+            return v
+        of_tokens = self.value_table(context.tokens[:, context.start :]).unflatten(-1, (self.n_kv_heads, -1))
+        gates = 2 * torch.sigmoid(self.gate(x[..., : self.gate_dim]))
+        return v + (gates[..., None] * of_tokens).transpose(1, 2).to(v.dtype)
+
+    def placed(self, q: Tensor, k: Tensor, position: PositionEncoding, start: int) -> tuple[Tensor, Tensor]:
+        q, k = position.rotate(q, k, start)
+        return self.q_norm(q), self.k_norm(k)

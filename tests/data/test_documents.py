@@ -1,0 +1,285 @@
+"""Documents: their files and formats, a pickled tokenizer, and runs that are trained on them."""
+
+import gzip
+import json
+import os
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from packed_documents import SPECIAL, encoding, texts, write_cache, write_parquet
+from resuming import assert_equal
+
+from bytelm.data.documents import LINES, document_files, group, groups, text_bytes
+from bytelm.data.encoding_pickle import read_encoding
+from bytelm.data.packed import Documents
+from bytelm.data.tokenizer import EncodingFile, load_tokenizer, train_tokenizer
+from bytelm.errors import ConfigError, DataError
+from scripts import train_tokenizer as script
+
+CONFIG = """
+model:
+  gpt: {vocab_size: 280, d_model: 16, n_heads: 2, n_layers: 1, d_ff: 32, max_seq_len: 16}
+  optimizer: {class_path: AdamW, init_args: {lr: 3e-3}}
+data:
+  class_path: Documents
+  init_args: {path: cache, tokenizer: cache/tokenizer, batch_size: 4, seq_len: 16, eval_tokens: 256, ahead: false}
+trainer: {accelerator: cpu, devices: 1, gradient_clip_val: 1.0, log_every_n_steps: 1}
+time_budget: {limit: 6 steps}
+"""
+
+
+def write_lines(file, documents, key="text"):
+    lines = "".join(json.dumps({"id": i, key: text}) + "\n" for i, text in enumerate(documents))
+    file.write_bytes(gzip.compress(lines.encode()) if file.suffix == ".gz" else lines.encode())
+
+
+# Files
+
+
+@pytest.mark.parametrize("name", ["some.parquet", "some.jsonl", "some.ndjson.gz"])
+def test_documents_of_a_file_and_their_groups(tmp_path, name):
+    file, documents = tmp_path / name, [*texts(LINES + 300, 3, longest=8), "the last\r\none"]
+    write = write_parquet if name.endswith(".parquet") else write_lines
+    write(file, documents)
+    found = list(groups(file, "text"))
+    assert [text for _, some in found for text in some] == documents
+    assert len(found) > 1
+    for i, (number, some) in enumerate(found):
+        assert group(file, "text", number) == some
+        assert list(groups(file, "text", number)) == found[i:]
+    n_bytes = sum(len(text.encode()) for text in documents)
+    assert 0.4 < text_bytes(file, "text") / n_bytes < 4
+
+
+def test_a_text_file_is_a_document(tmp_path):
+    (tmp_path / "one.txt").write_bytes("naïve\r\nlines\n".encode())
+    assert list(groups(tmp_path / "one.txt", "text")) == [(0, ["naïve\r\nlines\n"])]
+
+
+def test_a_folder_has_the_files_of_one_kind(tmp_path):
+    for name in ("b/two.parquet", "one.parquet", "some.jsonl", "README.md", "b/notes.txt", "b/tokenizer.pkl", ".x.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+
+    def found(place=""):
+        return [str(file.relative_to(tmp_path)) for file in document_files(str(tmp_path / place), "data.path")]
+
+    assert found() == ["b/two.parquet", "one.parquet"]
+    assert found("*.parquet") == ["one.parquet"]
+    assert found("README.md") == ["README.md"]
+    for file in tmp_path.rglob("*.parquet"):
+        file.unlink()
+    assert found() == ["some.jsonl"]
+    (tmp_path / "some.jsonl").unlink()
+    assert found() == ["README.md", "b/notes.txt"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("missing.parquet", None, r"data\.path: .*missing\.parquet' .* no file is there; accepted: a file, a folder"),
+        ("a.parquet", b"no", r"a\.parquet' .* cannot be read as Parquet"),
+        ("a.jsonl", b'{"text": "to be"}\n{"text": ', r"a\.jsonl' .* cannot be read: "),
+        ("a.jsonl", b'{"body": "to be"}', r"data\.column: 'text' .* has no text there; its keys: body"),
+        ("a.jsonl", b"[1]", r"data\.column: 'text' .* has no text there"),
+        ("a.txt", b"\xff\xfe", r"a\.txt' .* cannot be read: 'utf-8'"),
+        ("a.jsonl.gz", b"no", r"a\.jsonl\.gz' .* cannot be read: Not a gzipped file"),
+    ],
+)
+def test_files_that_cannot_be_read_are_rejected(tmp_path, name, content, message):
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        list(groups(*document_files(str(tmp_path / name), "data.path"), "text"))
+
+
+def test_columns_of_parquet(tmp_path):
+    write_parquet(tmp_path / "a.parquet", ["to be"], column="body")
+    write_parquet(tmp_path / "b.parquet", ["to be", None])
+    assert list(groups(tmp_path / "a.parquet", "body")) == [(0, ["to be"])]
+    with pytest.raises(DataError, match=r"data\.column: 'text' .* the columns of .*a\.parquet: body"):
+        list(groups(tmp_path / "a.parquet", "text"))
+    with pytest.raises(DataError, match=r"data\.column: 'text' .*b\.parquet has None there; accepted: texts"):
+        list(groups(tmp_path / "b.parquet", "text"))
+
+
+# A pickled tokenizer
+
+
+@pytest.fixture
+def pickled(tmp_path):
+    """A file tokenizer.pkl, and its encoding."""
+    its = encoding()
+    (tmp_path / "tokenizer.pkl").write_bytes(pickle.dumps(its))
+    return tmp_path / "tokenizer.pkl", its
+
+
+def test_a_pickled_encoding_makes_its_tokens(pickled):
+    file, its = pickled
+    for name in (file, file.parent):  # nanoGPT's meta.pkl has the same ending
+        tokenizer = load_tokenizer(str(name))
+        assert isinstance(tokenizer, EncodingFile)
+        for text in ("To be, or <|reserved_0|> naïve 你好\n\n", *texts(5)):
+            assert tokenizer.encode(text) == its.encode_ordinary(text)
+            assert tokenizer.decode(tokenizer.encode(text)) == text
+        assert tokenizer.encode_batch(texts(5)) == [its.encode_ordinary(text) for text in texts(5)]
+        assert tokenizer.end_of_text == its.encode_single_token(SPECIAL[0])
+        assert tokenizer.vocab_size == its.n_vocab
+        assert tokenizer.token_bytes[[its.encode_single_token(name) for name in SPECIAL]].sum() == 0
+
+
+def test_a_pickle_in_the_home_folder(pickled, monkeypatch):
+    monkeypatch.setenv("HOME", str(pickled[0].parent))
+    assert load_tokenizer("~/tokenizer.pkl").vocab_size == load_tokenizer("~").vocab_size
+
+
+class Command:
+    """Runs a command where it is unpickled."""
+
+    def __reduce__(self):
+        return os.system, ("touch ran",)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (pickle.dumps(Command()), "it holds more than an encoding"),
+        (pickle.dumps([encoding(), Command()]), "it holds more than an encoding"),
+        (b"ctiktoken.core\nEncoding\n(tR.", "it holds more than an encoding"),
+        (b"cposix\nsystem\n.", r"it names posix\.system; accepted: tiktoken\.core\.Encoding"),
+        (b"\x80\x04", "pickle exhausted"),
+        (pickle.dumps({"vocab_size": 3}), "it holds no encoding"),
+        (pickle.dumps(encoding())[:-200], ""),
+    ],
+)
+def test_other_pickles_are_rejected_and_run_nothing(tmp_path, monkeypatch, content, message):
+    monkeypatch.chdir(tmp_path)
+    Path("tokenizer.pkl").write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        read_encoding(Path("tokenizer.pkl"))
+    with pytest.raises(DataError, match=r"tokenizer: '.*' cannot be used; tokenizer\.pkl cannot be read: "):
+        EncodingFile("tokenizer.pkl")
+    assert not Path("ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"name": 1}, "it lacks name or pat_str"),
+        ({"mergeable_ranks": None}, "it lacks mergeable_ranks"),
+        ({"mergeable_ranks": {b"a": "1"}}, "b'a': '1' is no token and its number"),
+        ({"mergeable_ranks": {b"a": 1}}, "it has no token for byte 0"),
+        ({"special_tokens": {"<|bos|>": 7}}, "two of its tokens have one number"),
+    ],
+)
+def test_encodings_that_are_incomplete_are_rejected(tmp_path, monkeypatch, changes, message):
+    its = encoding()
+    state = {**its.__getstate__(), **changes}
+    monkeypatch.setattr(type(its), "__getstate__", lambda self: state)
+    (tmp_path / "tokenizer.pkl").write_bytes(pickle.dumps(its))
+    with pytest.raises(ValueError, match=message):
+        read_encoding(tmp_path / "tokenizer.pkl")
+
+
+@pytest.mark.parametrize("pattern", ["gpt2", "gpt4"])
+def test_a_tokenizer_is_trained_with_either_pattern(tmp_path, pattern):
+    train_tokenizer(iter(["in 1234567 years"] * 20), 275, tmp_path / "tokenizer.json", pattern)
+    tokenizer = load_tokenizer(str(tmp_path))
+    assert tokenizer.vocab_size <= 275
+    text = "to be in 1234567 years, naïve 你好\n\n  whether\tI'll"
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+    digits = [piece for piece in tokenizer.bytes_of if piece.strip().isdigit()]
+    assert (max(map(len, digits)) > 2) == (pattern == "gpt2")
+
+
+# Data
+
+
+def test_splits(tmp_path):
+    write_cache(tmp_path / "cache")
+    data = Documents(str(tmp_path / "cache"), tokenizer=str(tmp_path / "cache/tokenizer"))
+    names = {split: [file.name for file in files] for split, files in data.files.items()}
+    assert names == {"train": ["shard_00000.parquet", "shard_00001.parquet"], "val": ["shard_06542.parquet"]}
+    (tmp_path / "cache/data/shard_00000.parquet").rename(tmp_path / "cache/data/my_val.parquet")
+    data = Documents(str(tmp_path / "cache"))
+    assert [file.name for file in data.files["val"]] == ["my_val.parquet"]
+    assert [file.name for file in data.files["train"]] == ["shard_00001.parquet", "shard_06542.parquet"]
+    one = str(tmp_path / "cache/data/shard_00001.parquet")
+    data = Documents(train=[one], val=str(tmp_path / "cache/data/shard_06*"))
+    assert [len(files) for files in data.files.values()] == [1, 1]
+    with pytest.raises(DataError, match=r"data\.path: .* it has no file to train on; accepted: at least two files"):
+        Documents(one).files  # noqa: B018
+    with pytest.raises(ConfigError, match=r"data\.path: None .* or train and val"):
+        Documents(train=one)
+
+
+def test_sizes_and_record(tmp_path):
+    cache = write_cache(tmp_path / "cache")
+    data = Documents(str(cache), tokenizer=str(cache / "tokenizer"), seq_len=16, ahead=False)
+    data.setup("fit")
+    n_tokens = sum(1 + len(encoding().encode_ordinary(text)) for i, n in enumerate((150, 90)) for text in texts(n, i))
+    assert data.train_tokens() == pytest.approx(n_tokens, rel=0.15)
+    record = data.corpus_record()
+    assert (record["name"], record["files"]) == ("data", {"train": 2, "val": 1})
+    assert data.changed() is None
+    shard = cache / "data/shard_00001.parquet"
+    shard.write_bytes(shard.read_bytes() + b"x")
+    assert "shard_00001.parquet has" in data.changed()
+    replaced = Documents(str(cache), tokenizer=str(cache / "tokenizer"), partial_characters="replaced")
+    assert replaced._count_bytes()[0x80] == 3  # U+FFFD in place of a byte that is no character
+    assert data.token_bytes[0x80] == 1
+    assert torch.equal(replaced._count_bytes()[:0x80], data.token_bytes[:0x80])
+
+
+def test_a_tokenizer_without_a_beginning_is_rejected(tmp_path):
+    its = encoding()
+    its._special_tokens.clear()
+    (tmp_path / "tokenizer.pkl").write_bytes(pickle.dumps(its))
+    with pytest.raises(DataError, match=r"data\.tokenizer: .* no token that marks the beginning of a document"):
+        Documents("nowhere", tokenizer=str(tmp_path)).vocab_size  # noqa: B018
+
+
+def test_a_run_continues_to_the_bit(run):
+    write_cache("cache")
+    Path("tiny.yaml").write_text(CONFIG)
+    whole = run("--experiment", "whole")
+    assert whole.trainer.callback_metrics["val/bpb"] > 0
+    run("--experiment", "cut", "--time_budget.limit", "3 steps")
+    run("--experiment", "cut", "--ckpt_path", "last")
+    one, two = (
+        torch.load(f"runs/{name}/version_0/checkpoints/last.ckpt", weights_only=True) for name in ("whole", "cut")
+    )
+    assert one["Documents"]["position"] == 6 * 4
+    for key in ("state_dict", "optimizer_states"):
+        assert_equal(one[key], two[key], key)
+    # The rows are the same; the cut run has packed fewer before them.
+    assert one["Documents"]["corpus"] == two["Documents"]["corpus"]
+
+
+def test_vocabularies_that_are_too_small_are_rejected(refused):
+    write_cache("cache")
+    Path("tiny.yaml").write_text(CONFIG)
+    line = refused("--model.gpt.vocab_size=256")
+    assert "model.gpt.vocab_size: 256 cannot be used; accepted: from 272, the tokens of the data" in line
+
+
+def test_the_script_trains_a_tokenizer_on_the_files_that_train(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("many").mkdir()
+    write_parquet(Path("many/a.parquet"), ["abcabc"] * 40)
+    write_parquet(Path("many/b.parquet"), ["xyzxyz"] * 400)
+    script.main(["many", "--vocab_size", "260", "--out", "tokenizer.json"])
+    learned = load_tokenizer("tokenizer.json").bytes_of[257:]
+    assert learned
+    assert not any(b"x" in piece for piece in learned)  # the last file validates
+    lines = yaml.safe_load(capsys.readouterr().out)
+    assert lines["data"]["init_args"] == {"path": "many", "tokenizer": "tokenizer.json"}
+    assert lines["model"]["gpt"]["vocab_size"] == 257 + len(learned)
+    script.main(["many/b.parquet", "--vocab_size", "260", "--out", "other.json", "--document_characters", "2"])
+    assert [piece for piece in load_tokenizer("other.json").bytes_of if len(piece) > 1] == [b"xy"]
+    with pytest.raises(SystemExit) as ended:
+        script.main(["many", "--vocab_size", "260", "--out", "nowhere/tokenizer.json"])
+    assert ended.value.code == ConfigError.exit_status
