@@ -45,7 +45,7 @@ class Command(NamedTuple):
 
 
 COMMANDS = (
-    Command("fit", "bytelm.cli", "Train a model under a budget of time, steps or tokens.", with_name=True),
+    Command("fit", "bytelm.cli", "Train a model under a budget of time, steps, tokens or FLOPs.", with_name=True),
     Command(
         "validate",
         "bytelm.cli",

@@ -131,6 +131,7 @@ class RunRecord(Callback):
             "tokens_per_sec": round(budget.tokens / seconds, 1) if seconds else None,
             "mfu": _rounded(_mfu(trainer, budget.tokens / seconds), 4) if seconds else None,
             "tokens_seen": budget.tokens,
+            "total_flops": budget.flops if budget.counts_flops else None,
             "peak_memory_mb": peak_memory_mb(),
             "started_at": utc(time.time() - process_age()),
             "ended_at": utc(time.time()),

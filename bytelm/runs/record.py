@@ -74,6 +74,7 @@ class Record(TypedDict, total=False):
     tokens_per_sec: float | None
     mfu: float | None  # share of the devices' peak FLOP/s, where that is known
     tokens_seen: int
+    total_flops: int | None  # FLOPs of training by all ranks, as for mfu
     peak_memory_mb: float | None  # of the process
     peak_device_memory_mb: float  # of its GPU
     started_at: str  # ISO 8601, UTC
