@@ -1,6 +1,7 @@
 """Durations with units: `180s`, `3m`, `1h30m`, `500 steps`, `300 Mtok`, `2 PFLOP`, `5%`.
 
-A run is measured in seconds, steps, tokens and FLOPs (floating-point operations). A percentage is a share of the run, whichever unit limits it.
+A run is measured in seconds, steps, tokens and FLOPs (floating-point operations). A percentage is a share of the
+run, whichever unit limits it.
 """
 
 import re
@@ -13,8 +14,8 @@ DECIMALS = 6  # of seconds and of percentages: microseconds, and parts per hundr
 MOST = 10**15  # larger counts are not exact as floating-point numbers
 MOST_FLOPS = 10**27
 ACCEPTED = (
-    "accepted: a time (180s, 3m, 1h30m, 250ms), steps (500 steps), tokens (300 Mtok), FLOPs (2 PFLOP) or a share of the "
-    "run (5%)"
+    "accepted: a time (180s, 3m, 1h30m, 250ms), steps (500 steps), tokens (300 Mtok), FLOPs (2 PFLOP) or a "
+    "share of the run (5%)"
 )
 
 _NUMBER = r"\d+(?:_\d+)*(?:\.\d+)?|\.\d+"
