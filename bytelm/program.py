@@ -79,6 +79,12 @@ COMMANDS = (
         "Run many experiments: a list of configs, a grid or a search.",
         "experiments",
     ),
+    Command(
+        "compare",
+        "bytelm.experiments.compare",
+        "Say whether configs differ by more than noise, at equal time, tokens or FLOPs.",
+        "experiments",
+    ),
     Command("ledger", "bytelm.runs.ledger", "List all runs in ledger.csv."),
     Command("report", "bytelm.experiments.report.page", "Compare runs in tables and plots.", "experiments"),
     Command("serve", "bytelm.experiments.service.api", "Offer a training challenge over HTTP.", "experiments"),

@@ -118,7 +118,12 @@ class Runner:
         self._noted: set[str] = set()
 
     def run(self) -> int:
-        """Runs them all; returns the exit status."""
+        """Runs them all, and prints a summary; returns the exit status."""
+        self.work()
+        return self._sum_up()
+
+    def work(self) -> None:
+        """Runs them all."""
         self._queue_runs()
         cuts: Counter[int] = Counter()
         rejections = 0
@@ -149,7 +154,6 @@ class Runner:
                     else:
                         self.study.close(claim.number, self._learnt(outcome))
                         self._tell(claim, outcome)
-        return self._sum_up()
 
     def _queue_runs(self) -> None:
         """Queues the valid runs of a list or a grid; all are checked before the first one starts."""

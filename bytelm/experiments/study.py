@@ -92,18 +92,17 @@ class Study:
 
     def states(self) -> dict[str, bool]:
         """For the folder of each run in the queue, whether the run has ended."""
-        names: dict[Task, str] = {}
-        taken: Counter[str] = Counter()
+        trials = self._trials()
+        names = _folders(trials)
         states: dict[str, bool] = {}
-        for trial in self._trials():
-            if (task := _task(trial)) is None:
-                continue
-            if task not in names:
-                taken[task.name] += 1
-                names[task] = _folder(task, taken[task.name])
-            if trial.state != TrialState.PRUNED:
+        for trial in trials:
+            if (task := _task(trial)) is not None and trial.state != TrialState.PRUNED:
                 states.setdefault(names[task], trial.state in (TrialState.COMPLETE, TrialState.FAIL))
         return states
+
+    def folders(self) -> dict[Task, str]:
+        """For each run that was ever in the queue, the name of its folder in the study's folder."""
+        return _folders(self._trials())
 
     def next(self, max_runs: int | None = None) -> Claim | None:
         """Takes the next run, interrupted runs first; returns None if none is left.
@@ -277,6 +276,16 @@ def _shown(storage: str) -> str:
         return make_url(storage).render_as_string(hide_password=True) if "://" in storage else storage
     except ArgumentError:
         return storage
+
+
+def _folders(trials: Sequence[FrozenTrial]) -> dict[Task, str]:
+    names: dict[Task, str] = {}
+    taken: Counter[str] = Counter()
+    for trial in trials:
+        if (task := _task(trial)) is not None and task not in names:
+            taken[task.name] += 1
+            names[task] = _folder(task, taken[task.name])
+    return names
 
 
 def _folder(task: Task, number: int) -> str:
