@@ -124,6 +124,7 @@ class RunRecord(Callback):
             "val_loss": _rounded(scores.get(VAL_LOSS.tag), 6),
             "train_loss": _rounded(self._train_loss, 6),
             "total_steps": budget.steps,
+            "progress": round(budget.progress.fraction, 4),
             "training_time_secs": round(seconds, 3),
             "total_time_secs": round(process_age(), 3),
             "startup_time_secs": _rounded(budget.startup_seconds, 3),

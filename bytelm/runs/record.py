@@ -18,7 +18,7 @@ from bytelm.system.process import utc
 FILE = "record.json"
 LARGEST = 1e300  # of numbers; larger whole numbers do not fit into a float
 
-Status = Literal["completed", "error", "diverged", "interrupted", "timeout", "running"]
+Status = Literal["completed", "error", "diverged", "interrupted", "timeout", "pruned", "running"]
 
 
 class Corpus(TypedDict, total=False):
@@ -66,6 +66,7 @@ class Record(TypedDict, total=False):
     val_loss: float | None  # the same in nats per token
     train_loss: float | None  # of the last step, in nats per token
     total_steps: int
+    progress: float  # used share of the budget, 0 to 1
     training_time_secs: float  # by the budget's clock: training steps only
     total_time_secs: float | None  # from the start of the process to its end
     wall_time_secs: float  # of all processes of the run, if there were several
