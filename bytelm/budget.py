@@ -17,7 +17,7 @@ class Progress:
 
     Attributes:
         fraction: Used share of the budget, 0 to 1: the largest over its limits.
-        used: Seconds, steps and tokens used so far.
+        used: Seconds, steps, tokens and FLOPs used so far.
         per_step: The same for the step that begins (an estimate, for seconds).
         limits: The limits that the run has, by unit.
     """
@@ -66,7 +66,7 @@ class Budget:
     """The limits of a run; the first one that is reached ends it.
 
     Args:
-        limits: Seconds, steps or tokens, each above 0; at least one of them.
+        limits: Seconds, steps, tokens or FLOPs, each above 0; at least one of them.
     """
 
     def __init__(self, limits: Mapping[Unit, float]) -> None:
@@ -76,7 +76,7 @@ class Budget:
         """Returns the state of a run.
 
         Args:
-            used: Seconds, steps and tokens used so far.
+            used: Seconds, steps, tokens and FLOPs used so far.
             per_step: The same for the step that begins.
         """
         fraction = max(used[unit] / limit for unit, limit in self.limits.items())

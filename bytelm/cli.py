@@ -43,6 +43,7 @@ from bytelm.callbacks import (
     TimeBudget,
     TrainedWeights,
     TrainLog,
+    ValidationLog,
 )
 from bytelm.callbacks.order import arrange
 from bytelm.callbacks.run_folder import run_folder
@@ -126,6 +127,7 @@ CALLBACK_KEYS = {key: cls for key, cls in KEYS.items() if issubclass(cls, Callba
 ADDED_CALLBACKS = (
     *(BestCheckpoint, BudgetBar, ClaimFolder, CorpusWatch, Interruption, KeepOnDataError, PredictionWriter, RankWatch),
     *(KeepTrainedWeights, Resume, RunRecord, SaveConfigCallback, Schedules, Signals, TrainedWeights, TrainLog),
+    ValidationLog,
 )
 CHECKPOINT_DEFAULTS = {
     "checkpoint.filename": "best",
@@ -427,9 +429,9 @@ class BytelmCLI(LightningCLI):
     def _callbacks(self, settings: Namespace) -> list[Callback]:
         """Returns the callbacks that every run has, in addition to those with a key."""
         signals = Signals()
-        callbacks: list[Callback] = [signals, Interruption(signals), TrainLog(), RankWatch(), RunRecord()]
+        callbacks: list[Callback] = [signals, Interruption(signals), TrainLog(), ValidationLog(), RankWatch()]
         schedules = merged(self._get(self.config_init, "lr_schedule"), self._get(self.config_init, "schedules") or {})
-        callbacks += [Resume(self.plain_config), Schedules(schedules), CorpusWatch(), KeepOnDataError()]
+        callbacks += [RunRecord(), Resume(self.plain_config), Schedules(schedules), CorpusWatch(), KeepOnDataError()]
         trained = TrainedWeights()
         callbacks += [trained, KeepTrainedWeights(trained)]
         if self.folder is not None:

@@ -65,6 +65,7 @@ class LanguageModel(LightningModule):
         self.val_loss = NatsPerToken()
         self.val_bpb: BitsPerByte | None = BitsPerByte()
         self._grad_norm: Tensor | None = None
+        self._flops_per_token: dict[int, int] = {}  # by the length of rows; counting them takes a traversal
         # Collected once: traversing the module tree takes a quarter of a millisecond.
         events = ("prepare_in_pieces", "on_train_start", "on_train_batch_start", "on_evaluation_start")
         self._parts_told = {event: [*contract.declaring(gpt, event)] for event in events}
@@ -185,6 +186,13 @@ class LanguageModel(LightningModule):
     def count_tokens(self, batch: Batch) -> int:
         """Number of tokens of a batch of this rank, for TimeBudget."""
         return batch[0].numel()
+
+    def count_flops(self, batch: Batch) -> int:
+        """FLOPs of training on a batch of this rank, for TimeBudget; see GPT.flops_per_token."""
+        seq_len = batch[0].shape[-1]
+        if seq_len not in self._flops_per_token:
+            self._flops_per_token[seq_len] = self.gpt.flops_per_token(seq_len)
+        return batch[0].numel() * self._flops_per_token[seq_len]
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         inputs, targets = batch

@@ -45,7 +45,7 @@ class Command(NamedTuple):
 
 
 COMMANDS = (
-    Command("fit", "bytelm.cli", "Train a model under a budget of time, steps or tokens.", with_name=True),
+    Command("fit", "bytelm.cli", "Train a model under a budget of time, steps, tokens or FLOPs.", with_name=True),
     Command(
         "validate",
         "bytelm.cli",
@@ -77,6 +77,12 @@ COMMANDS = (
         "experiments",
         "bytelm.experiments.runner",
         "Run many experiments: a list of configs, a grid or a search.",
+        "experiments",
+    ),
+    Command(
+        "compare",
+        "bytelm.experiments.compare",
+        "Say whether configs differ by more than noise, at equal time, tokens or FLOPs.",
         "experiments",
     ),
     Command("ledger", "bytelm.runs.ledger", "List all runs in ledger.csv."),

@@ -1,17 +1,22 @@
-"""Durations with units: `180s`, `3m`, `1h30m`, `500 steps`, `300 Mtok`, `5%`.
+"""Durations with units: `180s`, `3m`, `1h30m`, `500 steps`, `300 Mtok`, `2 PFLOP`, `5%`.
 
-A run is measured in seconds, steps and tokens. A percentage is a share of the run, whichever unit limits it.
+A run is measured in seconds, steps, tokens and FLOPs (floating-point operations). A percentage is a share of the
+run, whichever unit limits it.
 """
 
 import re
 from decimal import Decimal
 from typing import Literal, Union
 
-Unit = Literal["seconds", "steps", "tokens", "fraction"]
+Unit = Literal["seconds", "steps", "tokens", "flops", "fraction"]
 
 DECIMALS = 6  # of seconds and of percentages: microseconds, and parts per hundred million of a run
 MOST = 10**15  # larger counts are not exact as floating-point numbers
-ACCEPTED = "accepted: a time (180s, 3m, 1h30m, 250ms), steps (500 steps), tokens (300 Mtok) or a share of the run (5%)"
+MOST_FLOPS = 10**27
+ACCEPTED = (
+    "accepted: a time (180s, 3m, 1h30m, 250ms), steps (500 steps), tokens (300 Mtok), FLOPs (2 PFLOP) or a "
+    "share of the run (5%)"
+)
 
 _NUMBER = r"\d+(?:_\d+)*(?:\.\d+)?|\.\d+"
 _TIME = re.compile(
@@ -19,17 +24,19 @@ _TIME = re.compile(
     rf"(?:(?P<s>{_NUMBER})\s*s)?\s*(?:(?P<ms>{_NUMBER})\s*ms)?"
 )
 _COUNT = re.compile(rf"(?P<number>{_NUMBER})\s*(?P<scale>[kMGB]?)\s*(?P<noun>steps?|tok(?:ens?)?)")
+_FLOPS = re.compile(rf"(?P<number>{_NUMBER})\s*(?P<scale>[kMGTPEZ]?)FLOPs?")  # FLOPS are FLOPs per second
 _SHARE = re.compile(rf"(?P<number>{_NUMBER})\s*%")
 _SECONDS = {"d": Decimal(86_400), "h": Decimal(3_600), "m": Decimal(60), "s": Decimal(1), "ms": Decimal("0.001")}
 _SCALES = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "B": 10**9}
+_FLOP_SCALES = {scale: 10 ** (3 * place) for place, scale in enumerate(("", "k", "M", "G", "T", "P", "E", "Z"))}
 
 
 class Duration:
-    """An amount of time, steps or tokens, or a share of the run. Immutable.
+    """An amount of time, steps, tokens or FLOPs, or a share of the run. Immutable.
 
     Args:
         value: The amount, in `unit`.
-        unit: `seconds`, `steps`, `tokens`, or `fraction` (of the run, 0 to 1).
+        unit: `seconds`, `steps`, `tokens`, `flops`, or `fraction` (of the run, 0 to 1).
     """
 
     # Not a dataclass: jsonargparse would split it into the keys `limit.value` and `limit.unit`.
@@ -50,7 +57,7 @@ class Duration:
 
     @classmethod
     def parse(cls, text: Union[str, "Duration"]) -> "Duration":
-        """Reads `180s`, `3m`, `1h30m`, `500 steps`, `2k steps`, `300 Mtok`, `5%`.
+        """Reads `180s`, `3m`, `1h30m`, `500 steps`, `2k steps`, `300 Mtok`, `2 PFLOP`, `5%`.
 
         Raises:
             ValueError: The text is not a duration; the message quotes it and lists the accepted forms.
@@ -66,6 +73,10 @@ class Duration:
             count = Decimal(match["number"]) * _SCALES[match["scale"]]
             if count == count.to_integral_value() and count <= MOST:
                 return cls(float(count), "steps" if match["noun"].startswith("step") else "tokens")
+        elif match := _FLOPS.fullmatch(stripped):
+            flops = Decimal(match["number"]) * _FLOP_SCALES[match["scale"]]
+            if flops <= MOST_FLOPS:
+                return cls(float(flops), "flops")
         elif stripped and (match := _TIME.fullmatch(stripped)):
             seconds = sum(Decimal(number) * _SECONDS[unit] for unit, number in match.groupdict("0").items())
             if seconds <= MOST:
@@ -80,6 +91,8 @@ class Duration:
             return f"{_shortest(self.value)}s"
         if self.unit == "steps":
             return f"{_shortest(self.value)} steps"
+        if self.unit == "flops":
+            return _flops_text(self.value)
         scale = next(scale for scale in ("G", "M", "k", "") if self.value % _SCALES[scale] == 0)
         return f"{_shortest(self.value / _SCALES[scale])} {scale}tok"
 
@@ -88,14 +101,32 @@ def _shortest(number: float) -> str:
     return f"{number:.{DECIMALS}f}".rstrip("0").rstrip(".")
 
 
+def _flops_text(flops: float) -> str:
+    exact = Decimal(repr(flops))  # in decimal digits, so that reading the text gives the same number
+    scale = next((scale for scale in reversed(_FLOP_SCALES) if exact >= _FLOP_SCALES[scale]), "")
+    number = f"{exact / _FLOP_SCALES[scale]:f}"
+    return f"{number.rstrip('0').rstrip('.') if '.' in number else number} {scale}FLOP"
+
+
+def limits_of(limits: str | list[str]) -> dict[Unit, float]:
+    """Returns the limits of a budget by unit, the smallest of each.
+
+    Args:
+        limits: One or several, as in `time_budget.limit`.
+    """
+    smallest: dict[Unit, float] = {}
+    for duration in map(Duration.parse, limits if isinstance(limits, list) else [limits]):
+        smallest[duration.unit] = min(duration.value, smallest.get(duration.unit, duration.value))
+    return smallest
+
+
 def time_limit(limits: str | list[str]) -> float | None:
     """Seconds of the shortest time limit, if there is one.
 
     Args:
         limits: One or several, as in `time_budget.limit`.
     """
-    durations = [Duration.parse(limit) for limit in (limits if isinstance(limits, list) else [limits])]
-    return min((duration.value for duration in durations if duration.unit == "seconds"), default=None)
+    return limits_of(limits).get("seconds")
 
 
 def clock(seconds: float) -> str:

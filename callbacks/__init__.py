@@ -23,6 +23,7 @@ else:
     from bytelm.callbacks.throughput import Throughput
     from bytelm.callbacks.time_budget import TimeBudget
     from bytelm.callbacks.train_log import TrainLog
+    from bytelm.callbacks.validation_log import ValidationLog
     from bytelm.schedules import (
         Constant,
         Cosine,
@@ -63,5 +64,6 @@ __all__ = [
     "TimeBudget",
     "TrainLog",
     "TrainedWeights",
+    "ValidationLog",
     "WarmupStableDecay",
 ]

@@ -24,7 +24,7 @@ class LastCheckpoint(Checkpoint):
     """Writes last.ckpt, which contains everything that a run needs to resume.
 
     Args:
-        every: Interval: `10m` of training time, `500 steps`, `300 Mtok`, or `5%` of the run.
+        every: Interval: `10m` of training time, `500 steps`, `300 Mtok`, `2 PFLOP`, or `5%` of the run.
     """
 
     def __init__(self, every: Duration = Duration(600, "seconds")) -> None:  # noqa: B008 (frozen)
@@ -47,6 +47,10 @@ class LastCheckpoint(Checkpoint):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         check_states(trainer)
         self._written_at = self._used(trainer)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        if (reason := TimeBudget.of(trainer).why_not_in(self.every.unit)) is not None:
+            raise ConfigError("last_checkpoint.every", str(self.every), reason)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

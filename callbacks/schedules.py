@@ -29,7 +29,7 @@ from bytelm.callbacks.schedule_targets import (
     groups_of,
     keep_given_values,
 )
-from bytelm.callbacks.time_budget import COUNT_TOKENS, TimeBudget
+from bytelm.callbacks.time_budget import TimeBudget
 from bytelm.errors import ConfigError
 from bytelm.log_steps import is_log_step, log_metrics
 from bytelm.schedules import Changes, Schedule, combinations, durations_of
@@ -130,14 +130,14 @@ class Schedules(Callback):
             raise ConfigError(key, type(self.schedules[targets[0]]).__name__, reason + how)
 
     def _check_units(self) -> None:
-        """Rejects durations in tokens if this run does not count tokens."""
-        if self._budget.counts_tokens:
-            return
+        """Rejects durations in tokens or FLOPs if this run does not count them."""
         for target, schedule in self.schedules.items():
-            if any(duration.unit == "tokens" and duration.value for duration in durations_of(schedule)):
-                raise ConfigError(
-                    f"schedules.{target}", type(schedule).__name__, f"a length is in tokens; {COUNT_TOKENS}"
-                )
+            for duration in durations_of(schedule):
+                if duration.value and (reason := self._budget.why_not_in(duration.unit)) is not None:
+                    name = "FLOPs" if duration.unit == "flops" else duration.unit
+                    raise ConfigError(
+                        f"schedules.{target}", type(schedule).__name__, f"a length is in {name}; {reason}"
+                    )
 
     # Called by the budget (time_budget.StepPlan)
 

@@ -1,4 +1,4 @@
-"""TimeBudget: ends training when its time (or steps, or tokens) are used up, and measures the run's progress.
+"""TimeBudget: ends training when its time (or steps, tokens or FLOPs) are used up, and measures the run's progress.
 
 It works with any LightningModule (docs/time-budget.md). The clock runs from batch to batch, as in a plain training
 loop, and stops while Lightning validates or writes a checkpoint. If a module's step can be undone, a warm-up pass does
@@ -34,6 +34,7 @@ from bytelm.units import Duration, Unit
 ENDS_A_RUN = "time_budget.limit decides when a run ends (500 steps, 3m, …)"
 NO_MINIMUM = "time_budget.limit decides when a run ends, also before a minimum; leave it out"
 COUNT_TOKENS = "the tokens of a batch are not known; accepted: with a method count_tokens(batch) of the LightningModule"
+COUNT_FLOPS = "the FLOPs of a batch are not known; accepted: with a method count_flops(batch) of the LightningModule"
 RECENT_STEPS = 16  # readings that a step's time is predicted from: about a dozen of them are in the last second
 
 
@@ -52,10 +53,10 @@ class StepPlan(Protocol):
 
 
 class TimeBudget(Callback):
-    """Stops training at a limit of time, steps or tokens, whichever is reached first.
+    """Stops training at a limit of time, steps, tokens or FLOPs, whichever is reached first.
 
     Args:
-        limit: `180s`, `3m`, `1h30m`, `500 steps`, `300 Mtok`, or a list of these.
+        limit: `180s`, `3m`, `1h30m`, `500 steps`, `300 Mtok`, `2 PFLOP`, or a list of these.
         scope: The time that counts. `training`: training steps only, without start-up, compilation, validation or
             checkpoints. `run`: everything since the process started, for a cluster's job limit.
         reserve: With `scope: run`, time kept for the final validation and checkpoint; a share is a share of the limit.
@@ -70,7 +71,9 @@ class TimeBudget(Callback):
         clock_synced: Whether all ranks have read the clock together after the step that has just ended.
         steps: Steps taken, as Lightning counts them in `trainer.global_step`.
         tokens: Tokens trained on, by all ranks; 0 if they are unknown.
+        flops: FLOPs of training so far, of all ranks, without those of validation; 0 if they are unknown.
         counts_tokens: Whether the tokens of a batch are known; None: unknown until the first batch.
+        counts_flops: The same for FLOPs.
         startup_seconds: Time from the start of the process to the start of the clock.
         plan: Decides the size of steps; None: only the data decide.
     """
@@ -102,9 +105,12 @@ class TimeBudget(Callback):
         """Resets all that is known of a run to its state before the start."""
         self.steps = 0
         self.tokens = 0
+        self.flops = 0
         self.counts_tokens: bool | None = None
+        self.counts_flops: bool | None = None
         self.startup_seconds: float | None = None
         self._count_tokens: Callable[[Any], int] = lambda batch: 0
+        self._count_flops: Callable[[Any], int] = lambda batch: 0
         self._earlier_seconds = 0.0  # `scope: run`: time used before this process, by the run that it resumes
         self._stopwatch = Stopwatch()
         self._paces: deque[Pace] = deque(maxlen=RECENT_STEPS)
@@ -112,7 +118,9 @@ class TimeBudget(Callback):
         self._updates = 0  # batches of this process with a step, as reported to the clock
         self._next_steps = 1  # of the next batch: more than 1 if it has several optimizers
         self._next_tokens = 0  # of the step that begins
-        self._step_tokens = 0  # of the current step, so far, on this rank
+        self._next_flops = 0
+        self._knows_flops = True  # older checkpoints have none
+        self._step_tokens = self._step_flops = 0  # of the current step, so far, on this rank
         self._trainer_step = 0  # Lightning's count, which increases even if a step is dropped
         self._update_began = self._update_seconds = 0.0  # the optimizer's part of a step
         self._repeatable = False
@@ -198,7 +206,7 @@ class TimeBudget(Callback):
         self._trainer_step = trainer.global_step
         self._repeatable = is_repeatable(pl_module)
         self._clock = self._make_clock(trainer, pl_module)
-        self._find_counter(trainer)
+        self._find_counters(trainer)
         self._clock.look(self._updates, self._work)
         self.progress = self._measure()
         if self.steps and self._is_over():
@@ -218,8 +226,12 @@ class TimeBudget(Callback):
         self._start(trainer, pl_module)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        if self.counts_tokens is None:
-            self._find_counter(trainer, batch)
+        if self.counts_tokens is None or self.counts_flops is None:
+            self._find_counters(trainer, batch)
+        if not self._knows_flops:  # as if all batches so far had been like this one
+            self._knows_flops = True
+            self.flops = self.tokens * self._count_flops(batch) // max(self._count_tokens(batch), 1)
+            self.progress = self._measure()
         if self._warms_up_first_batch:
             self._warms_up_first_batch = False
             self._run_warm_up(trainer, pl_module, lambda: cloned(batch))
@@ -248,6 +260,7 @@ class TimeBudget(Callback):
             return  # this step was dropped
         if batch is not None:  # Lightning continues without one
             self._step_tokens += self._count_tokens(batch)
+            self._step_flops += self._count_flops(batch)
         steps = trainer.global_step - self._trainer_step
         if not steps and pl_module.automatic_optimization:
             return  # one of several batches that are accumulated into a step
@@ -255,9 +268,11 @@ class TimeBudget(Callback):
         self._updates += 1
         self.steps += steps
         self._next_steps = steps or self._next_steps
-        if self.counts_tokens:
-            self._next_tokens, self._step_tokens = self._of_all_ranks(trainer, self._step_tokens), 0
+        if self.counts_tokens or self.counts_flops:
+            self._next_tokens, self._next_flops = self._of_all_ranks(trainer, self._step_tokens, self._step_flops)
+            self._step_tokens = self._step_flops = 0
             self.tokens += self._next_tokens
+            self.flops += self._next_flops
         self.clock_synced = self._clock.step_ended(self._updates, self._work)
         if self.clock_synced:
             self._update_seconds = self._clock.reading.seconds - self._update_began
@@ -298,6 +313,7 @@ class TimeBudget(Callback):
             "step_seconds": [tuple(pace) for pace in self._paces],
             "steps": self.steps,
             "tokens": self.tokens,
+            "flops": self.flops,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -306,6 +322,9 @@ class TimeBudget(Callback):
         self._earlier_seconds = state_dict["run_seconds"]
         self.steps = state_dict["steps"]
         self.tokens = state_dict["tokens"]
+        self._knows_flops = "flops" in state_dict
+        self.flops = state_dict.get("flops", 0)
+        self._next_flops = self.flops // max(self.steps, 1)
         self._next_tokens = self.tokens // max(self.steps, 1) or 1  # 1: if tokens are not counted, steps are
         for pace in state_dict["step_seconds"]:  # older checkpoints have no tokens there: all steps had the same number
             self._paces.append(Pace(*pace) if isinstance(pace, tuple) else Pace(pace, self._next_tokens))
@@ -327,33 +346,52 @@ class TimeBudget(Callback):
         """Seconds of the budget used so far, on this process's clock."""
         return self._stopwatch.seconds if self.scope == "training" else self._earlier_seconds + process_age()
 
-    def _find_counter(self, trainer: Trainer, batch: Any = None) -> None:
-        """Finds out how tokens are counted, which may require a batch.
+    def why_not_in(self, unit: Unit) -> str | None:
+        """Returns the reason why the run cannot be measured in a unit; None if it can, or if no batch has shown it yet.
+
+        Args:
+            unit: Unit of a duration.
+        """
+        if unit == "tokens" and self.counts_tokens is False:
+            return COUNT_TOKENS
+        if unit == "flops" and self.counts_flops is False:
+            return COUNT_FLOPS
+        return None
+
+    def _find_counters(self, trainer: Trainer, batch: Any = None) -> None:
+        """Finds out how tokens and FLOPs are counted, which may require a batch.
 
         Raises:
-            ConfigError: The budget limits tokens, and they cannot be counted.
+            ConfigError: The budget limits one of them, and it cannot be counted.
         """
-        for owner in (trainer.lightning_module, getattr(trainer, "datamodule", None)):
-            if callable(count := getattr(owner, "count_tokens", None)):
-                self._count_tokens, self.counts_tokens = count, True
-                return
+        owners = (trainer.lightning_module, getattr(trainer, "datamodule", None))
+        count_tokens, count_flops = (
+            next((count for owner in owners if callable(count := getattr(owner, name, None))), None)
+            for name in ("count_tokens", "count_flops")
+        )
+        if count_flops is not None:
+            self._count_flops, self.counts_flops = count_flops, True
+        if count_tokens is None and isinstance(batch, Mapping) and isinstance(batch.get("input_ids"), Tensor):
+
+            def count_tokens(batch: Any) -> int:
+                return batch["input_ids"].numel()
+
+        if count_tokens is not None:
+            self._count_tokens, self.counts_tokens = count_tokens, True
         if batch is None:
             return
-        if isinstance(batch, Mapping) and isinstance(batch.get("input_ids"), Tensor):
-            self._count_tokens, self.counts_tokens = lambda batch: batch["input_ids"].numel(), True
-            return
-        self.counts_tokens = False
-        if "tokens" in self.budget.limits:
-            limit = str(Duration(self.budget.limits["tokens"], "tokens"))
-            raise ConfigError("time_budget.limit", limit, COUNT_TOKENS)
+        self.counts_tokens, self.counts_flops = bool(self.counts_tokens), bool(self.counts_flops)
+        for unit, limit in self.budget.limits.items():
+            if (reason := self.why_not_in(unit)) is not None:
+                raise ConfigError("time_budget.limit", str(Duration(limit, unit)), reason)
 
-    def _of_all_ranks(self, trainer: Trainer, tokens: int) -> int:
-        """Returns the tokens of all ranks from those of this one; called on all ranks together."""
+    def _of_all_ranks(self, trainer: Trainer, *amounts: int) -> list[int]:
+        """Returns sums over all ranks from the amounts of this one; called on all ranks together."""
         if trainer.world_size == 1 or isinstance(getattr(trainer, "datamodule", None), TokenData):
-            return tokens * trainer.world_size  # bytelm's data give all ranks the same number
+            return [amount * trainer.world_size for amount in amounts]  # bytelm's data give all ranks the same number
         # Ranks with different counts would not agree on when to stop.
-        total = torch.tensor(tokens, device=trainer.strategy.root_device)
-        return int(trainer.strategy.reduce(total, reduce_op="sum"))
+        total = torch.tensor(amounts, device=trainer.strategy.root_device)
+        return [int(amount) for amount in trainer.strategy.reduce(total, reduce_op="sum").tolist()]
 
     @property
     def _work(self) -> int:
@@ -396,9 +434,11 @@ class TimeBudget(Callback):
         later: Iterable[None] = () if self.plan is None else self.plan.later_steps(trainer, self.progress)
         self._position = data_position(trainer)
         batches = trainer.accumulate_grad_batches
-        tokens = self._of_all_ranks(trainer, self._count_tokens(first_batch()) * batches)
+        batch = first_batch()
+        counts = (self._count_tokens(batch) * batches, self._count_flops(batch) * batches)
+        tokens, flops = self._of_all_ranks(trainer, *counts)
         seconds = warm_up(trainer, pl_module, first_batch, later, not self._repeatable)
-        self._next_tokens = tokens
+        self._next_tokens, self._next_flops = tokens, flops
         self._paces.append(Pace(trainer.strategy.broadcast(seconds * batches), self._next_work))
 
     def _start(self, trainer: Trainer, unprepared: LightningModule | None = None) -> None:
@@ -445,7 +485,14 @@ class TimeBudget(Callback):
         self.clock_synced = True
         self.progress = self._measure()  # on a device, or with several ranks, the clock was read only now
         self._next_tokens = self.plan.prepare(trainer, self.progress) or self._next_tokens
+        self._next_flops = self._planned_flops(trainer)
         self.progress = self._measure()
+
+    def _planned_flops(self, trainer: Trainer) -> int:
+        """Returns the FLOPs of a step of the sizes that the plan has set in the loader, on all ranks together."""
+        loader: Any = trainer.train_dataloader
+        shape = torch.empty(loader.batch_size, loader.seq_len, device="meta")  # a batch without memory
+        return self._count_flops((shape, shape)) * trainer.world_size * trainer.accumulate_grad_batches
 
     def _drop_step(self, trainer: Trainer, pl_module: LightningModule) -> None:
         pl_module.zero_grad()
@@ -461,10 +508,12 @@ class TimeBudget(Callback):
             "seconds": self._clock.used(self._work),
             "steps": float(self.steps),
             "tokens": float(self.tokens),
+            "flops": float(self.flops),
         }
         pace = self._paces[-1].of(self._next_work) if self._paces else 0.0
         tokens = float(self._next_tokens) if self.counts_tokens else 0.0
-        return self.budget.progress(used, {"seconds": pace, "steps": float(self._next_steps), "tokens": tokens})
+        per_step: dict[Unit, float] = {"seconds": pace, "steps": float(self._next_steps), "tokens": tokens}
+        return self.budget.progress(used, {**per_step, "flops": float(self._next_flops)})
 
     def _is_over(self) -> bool:
         if self.overshoot == "allow":
@@ -502,12 +551,14 @@ def read_limits(durations: Iterable[Duration]) -> dict[Unit, float]:
     """Returns the limits by unit, the smallest of each.
 
     Raises:
-        ConfigError: There is no limit, or one that is not above 0 seconds, steps or tokens.
+        ConfigError: There is no limit, or one that is not above 0 seconds, steps, tokens or FLOPs.
     """
     limits: dict[Unit, float] = {}
     for duration in map(Duration.parse, durations):
         if duration.unit == "fraction" or duration.value == 0:
-            raise ConfigError("time_budget.limit", str(duration), "accepted: more than 0 of seconds, steps or tokens")
+            raise ConfigError(
+                "time_budget.limit", str(duration), "accepted: more than 0 of seconds, steps, tokens or FLOPs"
+            )
         limits[duration.unit] = min(duration.value, limits.get(duration.unit, math.inf))
     if not limits:
         raise ConfigError("time_budget.limit", durations, "accepted: one duration, or a list of at least one")

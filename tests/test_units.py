@@ -41,6 +41,9 @@ LOOKS_LIKE_A_DURATION = st.text("0123456789_. -+%kMGBdhmsteptoin", max_size=20)
         ("300M tokens", 300_000_000, "tokens"),
         ("2.5 Gtok", 2_500_000_000, "tokens"),
         ("2.5 Btok", 2_500_000_000, "tokens"),
+        ("2 PFLOP", 2e15, "flops"),
+        ("300TFLOPs", 3e14, "flops"),
+        ("1.5 EFLOP", 1.5e18, "flops"),
         ("5%", 0.05, "fraction"),
         ("12.5 %", 0.125, "fraction"),
         ("0%", 0, "fraction"),
@@ -58,6 +61,7 @@ def test_every_accepted_form_is_read(text, value, unit):
         *("101%", "100.1%", "1.5 steps", "0.5 tok", "1.0005k steps", "3 bananas", "h", "s", "%", "steps", "m30"),
         *("1h30", "30m1h", "3m 3m", "3s and 5%", "1,5s", "1..5s", "5 Mtokk", "3 kelvin", "three minutes", "3M"),
         "1__0s",
+        *("2 PFLOPS", "2 PFLOP/s", "1e15 FLOP", "3 BFLOP", "3 flops", "9999999 ZFLOP"),
         "10_ steps",
         "0.0000001 steps",
         "9" * 400 + "s",
@@ -77,7 +81,9 @@ def test_what_is_no_text_is_refused_in_the_same_way(value):
 
 
 NUMBER = r"([0-9]{1,4}(_[0-9]{1,3})?(\.[0-9]{1,9})?|\.[0-9]{1,9})"
-NEARLY = st.from_regex(rf"\A\s*({NUMBER}\s*([kMGB]?\s*(d|h|m|min|s|ms|%|steps?|tok|tokens?))){{1,5}}\s*\Z")
+NEARLY = st.from_regex(
+    rf"\A\s*({NUMBER}\s*([kMGB]?\s*(d|h|m|min|s|ms|%|steps?|tok|tokens?|[kMGTPEZ]?FLOPs?))){{1,5}}\s*\Z"
+)
 
 
 @given(st.text() | LOOKS_LIKE_A_DURATION | NEARLY)
@@ -87,7 +93,7 @@ def test_any_text_is_read_or_refused_with_a_value_error(text):
     except ValueError:
         return
     assert duration.value >= 0
-    assert duration.unit in ("seconds", "steps", "tokens", "fraction")
+    assert duration.unit in ("seconds", "steps", "tokens", "flops", "fraction")
     assert Duration.parse(str(duration)) == duration
 
 

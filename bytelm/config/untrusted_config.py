@@ -10,6 +10,7 @@ rejected, in two steps:
 All other keys have the baseline's values (`shared_config`): the corpus, the device, the callbacks.
 """
 
+import math
 import re
 import sys
 from collections.abc import Iterator, Mapping
@@ -20,7 +21,7 @@ from torch.optim import Optimizer
 
 from bytelm.config import base
 from bytelm.errors import ConfigError
-from bytelm.units import time_limit
+from bytelm.units import Duration, limits_of
 
 # Each run sets these keys, with everything below them, and these options of other keys.
 OWN_KEYS = ("model", "time_budget", "lr_schedule", "divergence", "seed_everything")
@@ -107,11 +108,12 @@ def check_limit(resolved: Mapping[str, Any], most: float, baseline: Mapping[str,
         ConfigError: The limit is too large.
     """
     limit = resolved["time_budget"]["limit"]
-    seconds, equal = time_limit(limit), time_limit(baseline["time_budget"]["limit"])
-    if equal is not None and (seconds is None or seconds > equal):
-        raise ConfigError(
-            "time_budget.limit", limit, f"accepted: up to {equal:g}s, the baseline's, so that it is a match"
-        )
+    limits, equal = limits_of(limit), limits_of(baseline["time_budget"]["limit"])
+    for unit, value in equal.items():  # steps are no amount of training: each run chooses its batch size
+        if unit != "steps" and limits.get(unit, math.inf) > value:
+            accepted = f"accepted: up to {Duration(value, unit)}, the baseline's, so that it is a match"
+            raise ConfigError("time_budget.limit", limit, accepted)
+    seconds = limits.get("seconds")
     if seconds is not None and seconds > most:
         raise ConfigError("time_budget.limit", limit, f"accepted: up to {most:g}s, all that a run may take here")
 

@@ -35,7 +35,7 @@ class Outcome:
     """How a run ended.
 
     Attributes:
-        status: completed, error, timeout, diverged, interrupted; or rejected, without a folder.
+        status: completed, error, timeout, diverged, interrupted, pruned; or rejected, without a folder.
         reason: Why it was not completed.
         folder: The folder with its record.
         record: The contents of record.json.
@@ -131,14 +131,16 @@ class Job:
         """Seconds since the start."""
         return time.monotonic() - self._clock
 
-    def end(self, status: Status = "interrupted") -> None:
+    def end(self, status: Status = "interrupted", reason: str | None = None) -> None:
         """Asks the run to end; `poll` kills it if it does not.
 
         Args:
             status: The status that is recorded.
+            reason: The reason that is recorded.
         """
         if self._ended_by is None:
             self._ended_by = status
+            self._end_reason = reason or self._end_reason
             self._kill_at = time.monotonic() + ENDING_SECONDS
             self._signal(signal.SIGTERM)
 

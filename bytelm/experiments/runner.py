@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from optuna.pruners import BasePruner
 from tqdm import tqdm
 
 from bytelm.config.command import CommandParser
@@ -22,6 +23,7 @@ from bytelm.config.values import PositiveInt
 from bytelm.errors import ConfigError, Interrupted, StorageError
 from bytelm.experiments.check import Checker
 from bytelm.experiments.job import Job, Outcome, RunIsTaken
+from bytelm.experiments.pruning import SHARES, Prune, contest_of, pruner_of, reports
 from bytelm.experiments.status_line import columns, status_line
 from bytelm.experiments.study import Claim, Study, database_errors
 from bytelm.experiments.task import Plan, Sampler
@@ -35,6 +37,7 @@ from bytelm.units import Duration, clock, time_limit
 MOST_CUTS = 5  # interruptions of one run within one call of this command
 STARTUP_SECONDS = 1200.0  # a run without a config after this time hangs
 LOOK_SECONDS = 30.0  # between two checks of the time that other workers have used
+VALIDATE = "trainer.val_check_interval decides when a run is validated"
 MOST_REJECTIONS = 20  # in a row, after which a search ends
 
 
@@ -49,6 +52,7 @@ def run_experiments(
     max_runs: PositiveInt | None = None,
     total_time: Duration | None = None,
     run_timeout: Duration | None = None,
+    prune: Prune = "none",
     storage: str | None = None,
 ) -> int:
     """Runs experiments.
@@ -69,11 +73,15 @@ def run_experiments(
             exceed the limit.
         run_timeout: Time limit of a run, from its start to its end. Default: twice its time budget plus ten minutes;
             no limit for a budget in steps or tokens.
+        prune: median: a run ends if its best score so far is worse than the median of the completed runs at the same
+            share of the budget. hyperband: of the runs that reach a tenth, three and nine tenths of their budgets, a
+            third continues. Runs are compared under equal limits, corpora and schedules only; the time that this saves
+            goes to further runs.
         storage: The shared queue of the workers: a file, or a database's URL, as in Optuna. Default: a file in the
             study's folder. All workers also need to share runs/, on a file system with locks (flock).
 
     Returns:
-        The exit status: 0 if every run was completed.
+        The exit status: 0 if every run was completed or pruned.
     """
     plan = Plan(configs, options, tuple(seeds) if seeds else (None,), space, sampler)
     if sampler != "grid" and max_runs is None and total_time is None:
@@ -87,7 +95,7 @@ def run_experiments(
         raise ConfigError("study", study, f"accepted: the name of a folder in {RUNS}/")
     with database_errors(storage):
         queue = Study(study, plan, storage, sampler_seed)
-        return Runner(queue, max_runs, total_time, run_timeout).run()
+        return Runner(queue, max_runs, total_time, run_timeout, prune).run()
 
 
 class Runner:
@@ -98,6 +106,7 @@ class Runner:
         max_runs: Limit on the number of the study's runs.
         total_time: Limit on their time.
         run_timeout: Limit on the time of one run.
+        prune: The method that ends runs which cannot win.
     """
 
     def __init__(
@@ -106,11 +115,13 @@ class Runner:
         max_runs: int | None = None,
         total_time: Duration | None = None,
         run_timeout: Duration | None = None,
+        prune: Prune = "none",
     ) -> None:
         self.study = study
         self.max_runs = max_runs
         self.total_time = total_time.value if total_time else None
         self.run_timeout = run_timeout.value if run_timeout else None
+        self.pruner = pruner_of(prune)
         self.outcomes: list[Outcome] = []
         self.bar: tqdm = tqdm(disable=True)
         self._spent = 0.0  # seconds that all runs have taken
@@ -118,7 +129,12 @@ class Runner:
         self._noted: set[str] = set()
 
     def run(self) -> int:
-        """Runs them all; returns the exit status."""
+        """Runs them all, and prints a summary; returns the exit status."""
+        self.work()
+        return self._sum_up()
+
+    def work(self) -> None:
+        """Runs them all."""
         self._queue_runs()
         cuts: Counter[int] = Counter()
         rejections = 0
@@ -146,10 +162,12 @@ class Runner:
                     if outcome.status == "rejected":
                         self.study.drop(claim.number)
                         self._reject(Path(claim.experiment).name, outcome.reason)
+                    elif outcome.status == "pruned":
+                        self.study.prune(claim.number)
+                        self._tell(claim, outcome)
                     else:
                         self.study.close(claim.number, self._learnt(outcome))
                         self._tell(claim, outcome)
-        return self._sum_up()
 
     def _queue_runs(self) -> None:
         """Queues the valid runs of a list or a grid; all are checked before the first one starts."""
@@ -206,6 +224,7 @@ class Runner:
         others, look_again = self._spent_by_others(job.folder), LOOK_SECONDS
         before = max(self._spent - others, 0.0)  # time of earlier attempts at this run
         self._standing = None
+        reported = 0
         try:
             while (outcome := job.poll()) is None:
                 if job.timeout is None:
@@ -216,13 +235,35 @@ class Runner:
                     others, look_again = self._spent_by_others(job.folder), job.elapsed + LOOK_SECONDS
                 if self.total_time is not None and before + others + job.elapsed > self.total_time:
                     job.end()
+                if self.pruner is not None:
+                    reported = self._report(job, claim, self.pruner, reported)
                 self._show(claim, before, job.elapsed)
                 time.sleep(0.5)
+            if self.pruner is not None and outcome.status == "completed" and not reported:
+                self._note(f"{claim.experiment}: no score at a tenth of its budget, so nothing is pruned; {VALIDATE}")
             return outcome
         except Interrupted as error:
             job.end()
             job.wait()
             raise Interrupted(error.signum, f"in {claim.experiment}; the same command continues it") from error
+
+    def _report(self, job: Job, claim: Claim, pruner: BasePruner, reported: int) -> int:
+        """Reports new validations of a run to the study, and ends the run if it cannot win.
+
+        Returns:
+            The last share of the budget that was reported.
+        """
+        if (run := newest_run(job.folder)) is None or not (run / CONFIG).exists():
+            return reported
+        for share, score in reports(run):
+            if share > reported:
+                reported = share
+                contest = contest_of(run, read_config(run / CONFIG))
+                if self.study.report(claim.number, share, score, contest, pruner):
+                    at = f"{share / SHARES:.0%} of its budget"
+                    job.end("pruned", f"at {at} its score was {score:.4f}; {type(pruner).__name__} ended it")
+                    break
+        return reported
 
     def _learnt(self, outcome: Outcome) -> float | None:
         """The result that a search learns from: the score, if it is of the same kind as the study's other scores.
@@ -301,7 +342,7 @@ class Runner:
         print(f"ledger: {Path(RUNS, LEDGER)}")
         if ended:
             print(f"report: python -m bytelm report {shlex.quote(str(self.study.folder))}")
-        return int(any(outcome.status != "completed" for outcome in self.outcomes))
+        return int(any(outcome.status not in ("completed", "pruned") for outcome in self.outcomes))
 
 
 class _Standing(NamedTuple):

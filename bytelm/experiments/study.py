@@ -16,6 +16,7 @@ from pathlib import Path
 
 import optuna
 from optuna.exceptions import StorageInternalError
+from optuna.pruners import BasePruner
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy.engine import make_url
@@ -24,10 +25,12 @@ from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 from bytelm.errors import ConfigError, StorageError
 from bytelm.experiments.job import LOG
 from bytelm.experiments.journal import Journal
+from bytelm.experiments.pruning import CONTEST, RUNGS, decide
 from bytelm.experiments.task import Plan, Task
 from bytelm.runs.folder import RUNS, is_free, lock
 
 JOURNAL = "study.journal"
+ENDED_EARLY = "pruned"  # attribute of a run that was pruned; other pruned trials are dropped ones, which are no runs
 MOST_REPEATS = 100  # repeated draws in a row, after which all points of the space count as drawn
 
 
@@ -70,15 +73,15 @@ class Study:
         except OSError as error:
             raise StorageError(f"{self.folder}: the folder cannot be created ({error.strerror or error})") from error
         sampler = optuna.samplers.TPESampler if plan.sampler == "tpe" else optuna.samplers.RandomSampler
-        queue = _open(storage, self.folder)
-        self._study = optuna.create_study(study_name=name, storage=queue, load_if_exists=True)
+        self._storage = _open(storage, self.folder)
+        self._study = optuna.create_study(study_name=name, storage=self._storage, load_if_exists=True)
         if sampler_seed is not None:  # a study that continues must not repeat its draws
             sampler_seed += len(self._trials())
         self._study.sampler = sampler(seed=sampler_seed)
 
     def missing(self) -> list[Task]:
         """The runs of a list or a grid that are not in the queue yet."""
-        known = {_task(trial) for trial in self._trials() if trial.state != TrialState.PRUNED}
+        known = {_task(trial) for trial in self._trials() if not _is_dropped(trial)}
         return [task for task in dict.fromkeys(self.plan.grid()) if task not in known]
 
     def queue(self, task: Task) -> None:
@@ -92,18 +95,17 @@ class Study:
 
     def states(self) -> dict[str, bool]:
         """For the folder of each run in the queue, whether the run has ended."""
-        names: dict[Task, str] = {}
-        taken: Counter[str] = Counter()
+        trials = self._trials()
+        names = _folders(trials)
         states: dict[str, bool] = {}
-        for trial in self._trials():
-            if (task := _task(trial)) is None:
-                continue
-            if task not in names:
-                taken[task.name] += 1
-                names[task] = _folder(task, taken[task.name])
-            if trial.state != TrialState.PRUNED:
-                states.setdefault(names[task], trial.state in (TrialState.COMPLETE, TrialState.FAIL))
+        for trial in trials:
+            if (task := _task(trial)) is not None and not _is_dropped(trial):
+                states.setdefault(names[task], trial.state.is_finished())
         return states
+
+    def folders(self) -> dict[Task, str]:
+        """For each run that was ever in the queue, the name of its folder in the study's folder."""
+        return _folders(self._trials())
 
     def next(self, max_runs: int | None = None) -> Claim | None:
         """Takes the next run, interrupted runs first; returns None if none is left.
@@ -143,7 +145,7 @@ class Study:
                 raise
             trials = self._trials()
             # A dropped task may be queued again, but must not be drawn again.
-            earlier = [_task(t) for t in trials[: trial.number] if queued is None or t.state != TrialState.PRUNED]
+            earlier = [_task(t) for t in trials[: trial.number] if queued is None or not _is_dropped(t)]
             if not tasks or tasks[0] in earlier:
                 self.drop(trial.number)  # another worker took the last one or queued the same; or it was drawn before
                 continue
@@ -176,6 +178,32 @@ class Study:
         else:
             self._study.tell(number, score, skip_if_finished=True)
 
+    def report(self, number: int, share: int, score: float, contest: str, pruner: BasePruner) -> bool:
+        """Stores a score of a running run, and decides whether the run ends.
+
+        Args:
+            number: Number of its trial.
+            share: Number of the share of its budget after which it has this score.
+            score: The score.
+            contest: Hash of the contest (pruning.contest_of).
+            pruner: Decides.
+        """
+        trial_id = self._trial_id(number)
+        self._storage.set_trial_user_attr(trial_id, CONTEST, contest)
+        self._storage.set_trial_intermediate_value(trial_id, share, score)
+        is_pruned, rungs = decide(pruner, self._trials(), number)
+        self._storage.set_trial_user_attr(trial_id, RUNGS, rungs)
+        return is_pruned
+
+    def prune(self, number: int) -> None:
+        """Marks a run as ended early.
+
+        Args:
+            number: Number of its trial.
+        """
+        self._storage.set_trial_user_attr(self._trial_id(number), ENDED_EARLY, True)
+        self._study.tell(number, state=TrialState.PRUNED, skip_if_finished=True)
+
     def drop(self, number: int) -> None:
         """Removes a trial that is not a run from the study.
 
@@ -183,6 +211,10 @@ class Study:
             number: Number of the trial.
         """
         self._study.tell(number, state=TrialState.PRUNED, skip_if_finished=True)
+
+    def _trial_id(self, number: int) -> int:
+        study_id = self._storage.get_study_id_from_name(self.name)
+        return self._storage.get_trial_id_from_study_id_trial_number(study_id, number)
 
     def _trials(self) -> list[FrozenTrial]:
         return self._study.get_trials(deepcopy=False)
@@ -215,7 +247,7 @@ class Study:
         return tasks
 
     def _runs(self, trials: Sequence[FrozenTrial]) -> int:
-        return sum(trial.state in (TrialState.RUNNING, TrialState.COMPLETE, TrialState.FAIL) for trial in trials)
+        return sum(trial.state != TrialState.WAITING and not _is_dropped(trial) for trial in trials)
 
     def _cut(self, trials: Sequence[FrozenTrial], max_runs: int | None) -> list[int]:
         """Numbers of the running trials on which no process works.
@@ -227,7 +259,7 @@ class Study:
             for trial in trials
             if trial.state == TrialState.RUNNING
             and (task := _task(trial)) is not None
-            and task not in [_task(t) for t in trials[: trial.number] if t.state != TrialState.PRUNED]
+            and task not in [_task(t) for t in trials[: trial.number] if not _is_dropped(t)]
             and (max_runs is None or self._runs(trials[: trial.number]) < max_runs)
             and is_free(Path(RUNS, self._claim(trial.number, trials).experiment, LOG))
         ]
@@ -277,6 +309,20 @@ def _shown(storage: str) -> str:
         return make_url(storage).render_as_string(hide_password=True) if "://" in storage else storage
     except ArgumentError:
         return storage
+
+
+def _is_dropped(trial: FrozenTrial) -> bool:
+    return trial.state == TrialState.PRUNED and ENDED_EARLY not in trial.user_attrs
+
+
+def _folders(trials: Sequence[FrozenTrial]) -> dict[Task, str]:
+    names: dict[Task, str] = {}
+    taken: Counter[str] = Counter()
+    for trial in trials:
+        if (task := _task(trial)) is not None and task not in names:
+            taken[task.name] += 1
+            names[task] = _folder(task, taken[task.name])
+    return names
 
 
 def _folder(task: Task, number: int) -> str:

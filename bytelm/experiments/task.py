@@ -16,6 +16,7 @@ from optuna.trial import Trial
 from bytelm.config.base import files_of
 from bytelm.config.text import dump
 from bytelm.errors import ConfigError
+from bytelm.runs.folder import run_of
 
 RANGE = {"low", "high", "log", "step"}
 LONGEST_NAME = 120  # bytes of a folder's name
@@ -50,11 +51,19 @@ class Task:
 
     @property
     def name(self) -> str:
-        """Name of the experiment: the config's name, the searched values and the seed."""
-        parts = [Path(self.config).stem, *(f"{key.rpartition('.')[2]}={value}" for key, value in self.point)]
+        """Name of the experiment: the config's name, the searched values and the seed.
+
+        The config of a run has the name of the run's experiment.
+        """
+        parts = [self._config_name, *(f"{key.rpartition('.')[2]}={value}" for key, value in self.point)]
         seed = "" if self.seed is None else f",seed={self.seed}"
         name = re.sub(r"[^\w.,=+-]+", "_", ",".join(parts)).encode()[: LONGEST_NAME - len(seed)]
         return name.decode(errors="ignore") + seed
+
+    @property
+    def _config_name(self) -> str:
+        run = run_of(Path(self.config))
+        return Path(self.config).stem if run is None else re.sub(r",seed=-?\d+", "", run.parent.name)
 
     def dump(self) -> str:
         """The task as text, which `load` reads."""

@@ -18,7 +18,7 @@ from bytelm.system.process import utc
 FILE = "record.json"
 LARGEST = 1e300  # of numbers; larger whole numbers do not fit into a float
 
-Status = Literal["completed", "error", "diverged", "interrupted", "timeout", "running"]
+Status = Literal["completed", "error", "diverged", "interrupted", "timeout", "pruned", "running"]
 
 
 class Corpus(TypedDict, total=False):
@@ -66,6 +66,7 @@ class Record(TypedDict, total=False):
     val_loss: float | None  # the same in nats per token
     train_loss: float | None  # of the last step, in nats per token
     total_steps: int
+    progress: float  # used share of the budget, 0 to 1
     training_time_secs: float  # by the budget's clock: training steps only
     total_time_secs: float | None  # from the start of the process to its end
     wall_time_secs: float  # of all processes of the run, if there were several
@@ -74,6 +75,7 @@ class Record(TypedDict, total=False):
     tokens_per_sec: float | None
     mfu: float | None  # share of the devices' peak FLOP/s, where that is known
     tokens_seen: int
+    total_flops: int | None  # FLOPs of training by all ranks, as for mfu
     peak_memory_mb: float | None  # of the process
     peak_device_memory_mb: float  # of its GPU
     started_at: str  # ISO 8601, UTC

@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
-from bytelm.callbacks import BudgetBar, Cosine, Linear, Ramp, Schedules, Throughput, TimeBudget
+from bytelm.callbacks import BudgetBar, Cosine, LastCheckpoint, Linear, Ramp, Schedules, Throughput, TimeBudget
 from bytelm.callbacks.snapshot import Attributes, cloned
 from bytelm.errors import ConfigError
 from bytelm.units import Duration
@@ -247,6 +247,31 @@ def test_what_needs_tokens_is_rejected_before_training_where_they_are_not_known(
         fit(module, TimeBudget(limit), *others)
     assert module.trainer.global_step == 0
     assert all(parameter.grad is None for parameter in module.parameters())
+
+
+class Counted(Net):
+    def count_flops(self, batch):
+        return len(batch[0]) * 1000
+
+
+def test_flops_are_counted_as_declared_or_what_needs_them_is_rejected_before_training():
+    budget = TimeBudget("10 kFLOP")
+    fit(Counted(), budget)
+    assert (budget.steps, budget.flops, budget.counts_tokens) == (5, 10_000, False)
+    warmup = Schedules({"lr": Cosine(warmup=Duration.parse("1 kFLOP"))})
+    for limit, others in (("1 PFLOP", []), ("3 steps", [warmup])):
+        module = Net()
+        with pytest.raises(ConfigError, match=r"FLOP.*method count_flops\(batch\)|FLOPs; .*count_flops"):
+            fit(module, TimeBudget(limit), *others)
+        assert module.trainer.global_step == 0
+
+
+@pytest.mark.parametrize("every", ["1 Mtok", "1 PFLOP"])
+def test_intervals_of_checkpoints_are_rejected_in_a_unit_that_is_not_counted(every):
+    module = Net()
+    with pytest.raises(ConfigError, match=rf"last_checkpoint\.every: '{every}' .*method count_"):
+        fit(module, TimeBudget("3 steps"), LastCheckpoint(Duration.parse(every)), enable_checkpointing=True)
+    assert module.trainer.global_step == 0
 
 
 def test_gradients_that_an_epochs_end_cuts_short_are_a_step():

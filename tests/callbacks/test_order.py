@@ -21,8 +21,8 @@ def names(trainer):
 def test_a_run_has_its_callbacks_in_order(folder):
     assert names(build(TINY, run=False).trainer) == [
         *("Signals", "ClaimFolder", "TrainedWeights", "KeepTrainedWeights", "TimeBudget", "Schedules", "Divergence"),
-        *("Throughput", "BudgetBar", "TrainLog", "Resume", "RankWatch", "KeepOnDataError", "RunRecord", "CorpusWatch"),
-        *("Interruption", "RunConfig", "BestCheckpoint", "LastCheckpoint"),
+        *("Throughput", "BudgetBar", "TrainLog", "ValidationLog", "Resume", "RankWatch", "KeepOnDataError"),
+        *("RunRecord", "CorpusWatch", "Interruption", "RunConfig", "BestCheckpoint", "LastCheckpoint"),
     ]
 
 

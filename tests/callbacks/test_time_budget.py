@@ -11,10 +11,11 @@ import torch
 from added_callback import added_callback
 from lightning.pytorch import Callback
 
-from bytelm.callbacks import TimeBudget, time_budget
+from bytelm.callbacks import LastCheckpoint, TimeBudget, time_budget
 from bytelm.errors import ConfigError
 from bytelm.units import Duration
 
+FLOPS = 128 * (6 * 6352 + 12 * 16 * 32)  # of a step of tiny.yaml: 128 tokens, 6352 parameters, rows of 32
 PROJECT = Path(__file__).resolve().parents[2]
 
 
@@ -23,7 +24,7 @@ class Slow(Callback):
 
     def __init__(self, clock, seconds):
         self.clock, self.seconds = clock, seconds
-        self.fractions = []
+        self.fractions, self.rates = [], []
 
     def on_fit_start(self, trainer, pl_module):
         def turn(gpt, *args):
@@ -34,6 +35,9 @@ class Slow(Callback):
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         self.fractions.append(TimeBudget.of(trainer).progress.fraction)
+
+    def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+        self.rates.append(optimizer.param_groups[0]["lr"])
 
     def on_validation_batch_start(self, trainer, pl_module, batch, batch_idx, dataloader_idx=0):
         self.clock.now += 100
@@ -100,6 +104,10 @@ def test_scope_run_counts_all_and_keeps_a_reserve(timed, clock):
         (["--time_budget.limit", "1000 tok", "--time_budget.overshoot", "allow"], 8),
         (["--time_budget.limit", "[100s, 7 steps]"], 7),
         (["--time_budget.limit", "[3s, 7 steps]"], 3),
+        (["--time_budget.limit", f"{7 * FLOPS} FLOP"], 7),
+        (["--time_budget.limit", f"{7 * FLOPS - 1} FLOP"], 6),
+        (["--time_budget.limit", f"[100s, {2.5 * FLOPS / 1e6} MFLOP]"], 2),
+        (["--time_budget.limit", f"{7 * FLOPS} FLOP", "--trainer.accumulate_grad_batches", "2"], 3),
         (["--time_budget.limit", "1000 tok", "--trainer.accumulate_grad_batches", "2"], 3),
         (["--time_budget.limit", "6s", "--trainer.accumulate_grad_batches", "2"], 3),
     ],
@@ -107,6 +115,39 @@ def test_scope_run_counts_all_and_keeps_a_reserve(timed, clock):
 def test_the_first_limit_that_is_reached_ends_the_run(timed, options, steps):
     budget, _ = timed([1.0], *options)
     assert budget.steps == steps
+
+
+def test_flops_follow_the_length_of_rows_and_a_step_beyond_the_limit_is_not_started(timed):
+    lengths = "{data.seq_len: {class_path: Piecewise, init_args: {points: {0%: 16, 2 steps: 32}}}}"
+    flops = 2 * 64 * (6 * 6352 + 12 * 16 * 16) + 3 * FLOPS
+    for limit, steps in ((flops, 5), (flops - 1, 4)):
+        budget, _ = timed(
+            [1.0], "--schedules", lengths, "--time_budget.limit", f"{limit} FLOP", "--experiment", str(steps)
+        )
+        assert (budget.steps, budget.flops) == (steps, flops - (5 - steps) * FLOPS)
+    record = json.loads(Path("runs/5/version_0/record.json").read_text())
+    assert record["total_flops"] == flops
+
+
+def test_lengths_of_schedules_and_intervals_of_checkpoints_can_be_in_flops(timed, monkeypatch):
+    saved, save = [], LastCheckpoint.save
+    monkeypatch.setattr(LastCheckpoint, "save", lambda *given: saved.append(given[1].global_step) or save(*given))
+    schedule = f"{{class_path: Linear, init_args: {{warmup: {2 * FLOPS} FLOP}}}}"
+    options = ["--lr_schedule", schedule, "--last_checkpoint.every", f"{4 * FLOPS} FLOP"]
+    _, slow = timed([1.0], "--time_budget.limit", f"{8 * FLOPS} FLOP", *options)
+    assert slow.fractions == [step / 8 for step in range(8)]
+    assert slow.rates == pytest.approx([1e-3, 2e-3, *(3e-3 * (8 - step) / 6 for step in range(2, 8))])
+    assert sorted(set(saved)) == [4, 8]
+
+
+def test_a_checkpoint_of_before_flops_were_counted_is_resumed(timed):
+    timed([1.0], "--time_budget.limit", "4 steps")
+    path = Path("runs/tiny/version_0/checkpoints/last.ckpt")
+    checkpoint = torch.load(path, weights_only=False)
+    del checkpoint["callbacks"]["TimeBudget"]["flops"]
+    torch.save(checkpoint, path)
+    budget, _ = timed([1.0], "--time_budget.limit", f"{6 * FLOPS} FLOP", "--ckpt_path", str(path))
+    assert (budget.steps, budget.flops) == (6, 6 * FLOPS)
 
 
 def test_progress_follows_the_clock(timed):

@@ -27,7 +27,9 @@ from run_folders import make_run
 from tqdm import tqdm
 
 from bytelm.program import main
+from bytelm.runs import validations
 from bytelm.runs.folder import lock
+from bytelm.runs.validations import Validation
 from bytelm.system.files import replacing
 from bytelm.system.process import utc
 
@@ -59,6 +61,7 @@ class Ending:
         seconds: Duration of the run, over all processes.
         reason: The reason why it is not completed.
         exit_status: Exit status of its process.
+        curve: Its validations: a score by the share of its budget.
     """
 
     status: str = "completed"
@@ -67,6 +70,7 @@ class Ending:
     seconds: float = 10.0
     reason: str | None = None
     exit_status: int | None = None
+    curve: dict = field(default_factory=dict)
 
 
 @dataclass
@@ -126,6 +130,8 @@ class StandIn:
         assert lock(self._lock.fileno())
         (self._run / "config.yaml").write_text(yaml.safe_dump({"time_budget": {"limit": world.limit}}))
         record = self._run / "record.json"
+        self._validated = set()
+        self._reason = None
         self._earlier = wall_time(json.loads(record.read_text())) if record.exists() else 0.0
 
     def __enter__(self):
@@ -138,8 +144,9 @@ class StandIn:
         self._log.close()
         self._lock.close()
 
-    def end(self, status="interrupted"):
+    def end(self, status="interrupted", reason=None):
         self._ended_by = self._ended_by or status
+        self._reason = reason
 
     def poll(self):
         left = self._ending.seconds - self._earlier
@@ -147,6 +154,11 @@ class StandIn:
             self.end("timeout")
         if self._ended_by is None:
             self.elapsed = min(self.elapsed + POLL, left)
+            for progress, score in self._ending.curve.items():
+                step = round(progress * 100)
+                if progress * left <= self.elapsed and step not in self._validated:
+                    self._validated.add(step)
+                    validations.append(self._run, Validation(progress, step, step, self.elapsed, score, None))
             if self.elapsed < left:
                 return None
         return self._outcome()
@@ -167,7 +179,7 @@ class StandIn:
         number = len(self._world.timeouts)
         record = {
             "status": status,
-            "reason": None if status == "completed" else self._ending.reason or f"it was {status}",
+            "reason": None if status == "completed" else self._ending.reason or self._reason or f"it was {status}",
             "val_bpb": self._ending.val_bpb if status == "completed" else None,
             "val_loss": self._ending.val_loss if status == "completed" else None,
             "total_time_secs": self.elapsed,
@@ -928,3 +940,62 @@ def test_a_study_goes_on_after_a_ctrl_c(program, until, alive):
     assert program("tiny.yaml").wait(240) == 0, Path("stderr").read_text()
     assert (on_record("tiny/tiny")["status"], on_record("tiny/tiny")["total_steps"]) == ("completed", STEPS)
     assert [path.as_posix() for path in Path("runs").rglob("version_*")] == ["runs/tiny/tiny/version_0"]
+
+
+# Pruning
+
+
+def curve(final, n=9):
+    """Scores at each tenth of a budget, which fall towards `final`."""
+    return {share / 10: final + 1.0 - share / 10 for share in range(1, n + 1)}
+
+
+def many(world, scores):
+    """Configs r0.yaml, r1.yaml, …, whose runs end with these scores; returns their names."""
+    names = [f"r{place}" for place in range(len(scores))]
+    for name, score in zip(names, scores, strict=True):
+        Path(f"{name}.yaml").write_text(f"name: {name}\n")
+        world.endings[name] = Ending(val_bpb=score, seconds=100.0, curve=curve(score))
+    return [f"{name}.yaml" for name in names]
+
+
+@pytest.mark.parametrize("method", ["median", "hyperband"])
+def test_runs_that_cannot_win_end_early_and_the_time_goes_to_others(world, experiments, method):
+    configs = many(world, [2.0, 2.1, 2.2, 2.3, 2.4, 1.9, *(2.5 + place / 10 for place in range(6)), 1.8])
+    ended = experiments(*configs, "--prune", method, "--study", "s", "--total_time", "1000s")
+    assert ended.status == 0
+    statuses = {run: on_record(f"s/{run}")["status"] for run in (Path(name).stem for name in configs)}
+    assert statuses["r5"] == statuses["r12"] == "completed"  # without pruning, r12 is beyond the 1000 s
+    assert list(statuses.values()).count("pruned") >= 4
+    assert ended.out[1] == "best: 1.8000 runs/s/r12/version_0"
+    pruned = next(name for name, status in statuses.items() if status == "pruned")
+    assert re.fullmatch(
+        r"at [1-9]0% of its budget its score was \d\.\d{4}; .*Pruner ended it", on_record(f"s/{pruned}")["reason"]
+    )
+    again = experiments(*configs, "--prune", method, "--study", "s")
+    assert again.out[0] == "runs: 13 ended, of which now none"
+    assert len(world.begun) == 13
+
+
+def test_without_the_option_no_run_ends_early(world, experiments):
+    configs = many(world, [2.0] * 6 + [9.0])
+    experiments(*configs, "--study", "s")
+    assert set(ledger().values()) == {"completed"}
+
+
+def test_runs_of_other_budgets_and_schedules_are_no_measure(world, experiments):
+    configs = many(world, [2.0] * 6 + [9.0])
+    experiments(*configs[:6], "--study", "s", "--prune", "median")
+    world.limit = "5 steps"
+    experiments(configs[6], "--study", "s", "--prune", "median")
+    assert ledger()["r6"] == "completed"
+
+
+def test_max_runs_counts_pruned_runs_and_a_search_learns_from_them(world, experiments):
+    world.otherwise = Ending(val_bpb=2.0, seconds=100.0, curve=curve(2.0))
+    options = ["--space", RANGE, "--sampler", "tpe", "--study", "s", "--prune", "median", "--sampler_seed", "1"]
+    experiments("tiny.yaml", *options, "--max_runs", "6")
+    world.otherwise = Ending(val_bpb=3.0, seconds=100.0, curve=curve(3.0))
+    ended = experiments("tiny.yaml", *options, "--max_runs", "9")
+    assert ended.out[0] == "runs: 9 ended, of which now 3 pruned"
+    assert len(world.begun) == 9

@@ -272,8 +272,10 @@ def test_an_old_name_of_a_class_may_be_sent(folder):
     ("limit", "baseline", "accepted"),
     [
         *(("210s", "3 steps", None), ("211s", "3 steps", "210s"), (["1h", "60s"], "3 steps", None)),
-        *(("5k steps", "3 steps", None), (["4m", "1 steps"], "3 steps", "210s")),
+        *(("5k steps", "3 steps", None), (["4m", "1 steps"], "3 steps", "210s"), ("1 PFLOP", "1 PFLOP", None)),
+        *(("1001 TFLOP", "1 PFLOP", "1 PFLOP"), ("9 Mtok", "1 PFLOP", "1 PFLOP")),
         *(("180s", "180s", None), ("181s", "180s", "180s"), ("5k steps", "180s", "180s"), ("1m", ["180s", "1h"], None)),
+        (["180s", "4 Mtok"], ["180s", "3 Mtok"], "3 Mtok"),
     ],
     ids=str,
 )

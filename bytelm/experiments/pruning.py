@@ -1,0 +1,108 @@
+"""Pruning: ends runs that cannot win, by their validations at equal shares of their budgets.
+
+Optuna's pruners decide. A run is compared only with runs of its contest: the same limits, corpus, score and schedules.
+Under different schedules equal progress says little: a run whose learning rate is still high is worse than one whose
+rate has decayed, and may be better at the end.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import optuna
+from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner
+from optuna.trial import FrozenTrial, TrialState, create_trial
+
+from bytelm.runs import validations
+
+Prune = Literal["none", "median", "hyperband"]
+SHARES = 10  # of a budget, at which runs are compared
+NEAR = 0.03  # of a budget: a validation within this distance after a share counts as that share's
+CONTEST, RUNGS = "contest", "rungs"  # attributes of trials
+OWN = ("batch_size", "seed", "num_workers")  # options of the data that may differ within a contest
+
+
+def pruner_of(kind: Prune) -> BasePruner | None:
+    """Optuna's pruner; None for `none`.
+
+    Args:
+        kind: `median`: a run ends if its best score so far is worse than the median of the completed runs at the same
+            share, from 30 % on and once 5 runs are completed (Golovin et al. 2017). `hyperband`: of the runs that reach
+            10 %, 30 % or 90 % of their budgets, a third continues (Li et al. 2018, arXiv:1603.06560), in three brackets
+            that begin at different shares.
+    """
+    if kind == "median":
+        return MedianPruner(n_startup_trials=5, n_warmup_steps=2)
+    if kind == "hyperband":
+        return HyperbandPruner(min_resource=1, max_resource=SHARES, reduction_factor=3)
+    return None
+
+
+def reports(run: Path) -> Iterator[tuple[int, float]]:
+    """The scores of a run at equal shares of its budget, as far as it has been validated there: number and score.
+
+    Args:
+        run: The run's folder.
+    """
+    seen = 0
+    for validation in validations.read(run):
+        share = math.floor(validation.progress * SHARES + 1e-6)
+        is_near = validation.progress - share / SHARES <= NEAR
+        if seen < share < SHARES and is_near and validation.score is not None:
+            seen = share
+            yield share, validation.score
+
+
+def contest_of(run: Path, config: Mapping[str, Any]) -> str:
+    """A hash that is equal for runs whose scores can be compared at equal progress.
+
+    Args:
+        run: The run's folder.
+        config: Its resolved config.
+    """
+    data = json.loads(json.dumps(config.get("data") or {}, default=str))
+    for option in OWN:
+        (data.get("init_args") or {}).pop(option, None)
+    has_bpb = any(each.val_bpb is not None for each in validations.read(run))
+    parts = [(config.get("time_budget") or {}).get("limit"), data, config.get("lr_schedule"), config.get("schedules")]
+    return hashlib.sha256(json.dumps([has_bpb, *parts], sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def decide(pruner: BasePruner, trials: Sequence[FrozenTrial], number: int) -> tuple[bool, dict[str, Any]]:
+    """Decides whether a run ends.
+
+    Args:
+        pruner: Optuna's pruner.
+        trials: All trials of the study.
+        number: Number of the run's trial, whose contest and reports are known.
+
+    Returns:
+        Whether it ends, and the attributes that the pruner has given to the trial, which are kept in RUNGS.
+    """
+    contest = trials[number].user_attrs.get(CONTEST)
+    rivals = [trial for trial in trials if trial.user_attrs.get(CONTEST) == contest]
+    # Optuna's pruners look at a whole study. This one has the contest alone.
+    study = optuna.create_study(study_name="contest", pruner=pruner)
+    for trial in rivals:
+        has_value = trial.state in (TrialState.COMPLETE, TrialState.PRUNED)
+        state = trial.state if has_value else TrialState.RUNNING
+        study.add_trial(
+            create_trial(
+                state=state,
+                value=_value(trial) if has_value else None,
+                intermediate_values=trial.intermediate_values,
+                system_attrs=trial.user_attrs.get(RUNGS, {}),
+            )
+        )
+    place = [trial.number for trial in rivals].index(number)
+    is_pruned = pruner.prune(study, study.trials[place])
+    return is_pruned, study.trials[place].system_attrs
+
+
+def _value(trial: FrozenTrial) -> float | None:
+    """The score of a run that was completed, or the last one of a run that was pruned."""
+    last = trial.last_step
+    return trial.value if trial.value is not None or last is None else trial.intermediate_values[last]
