@@ -1,25 +1,19 @@
 """The service over HTTP: FastAPI describes it (/docs), uvicorn serves it.
 
-It listens only on this machine, unless requests need a token. Without a token, a web page that is open in a browser
-here could still send requests to it: therefore requests for another host's name (DNS rebinding) and requests from
-another host's pages are rejected.
+It listens only on this machine, unless requests need a token (access.py).
 """
 
-import asyncio
-import hmac
 import os
 import socket
-from collections.abc import Awaitable, Callable
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import uvicorn
-from fastapi import FastAPI, HTTPException, Request, Response
+from fastapi import FastAPI, HTTPException, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 import bytelm
 from bytelm.config.command import CommandParser
@@ -29,10 +23,14 @@ from bytelm.config.untrusted_config import OWN_KEYS, OWN_OPTIONS
 from bytelm.config.values import PositiveInt
 from bytelm.errors import ConfigError, StorageError
 from bytelm.experiments.memory_limit import UNITS, Size, can_be_watched, machine_memory
+from bytelm.experiments.service import challenge_api
+from bytelm.experiments.service.access import BODY_SECONDS, CLOSE, guard, read_body
+from bytelm.experiments.service.challenge import ChallengeService
 from bytelm.experiments.service.connections import BoundedProtocol
 from bytelm.experiments.service.match import Busy, Service, Unusable, UsedUp
 from bytelm.experiments.service.match_folder import BASELINE
 from bytelm.experiments.service.paths import without_paths
+from bytelm.experiments.service.program import MEMORY
 from bytelm.runs.folder import RUNS
 from bytelm.runs.score import RANKED, VAL_BPB, VAL_LOSS
 from bytelm.units import Duration
@@ -40,8 +38,6 @@ from bytelm.units import Duration
 TOKEN = "BYTELM_TOKEN"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 MOST_BYTES = 100_000  # of a config
-MOST_READ = 10_000_000  # of a body, and dropped: a client that is still sending would not see the answer
-BODY_SECONDS = 30.0  # time for a body to arrive
 STATUS: dict[type[Exception], int] = {BadText: 400, Busy: 409, Unusable: 422, UsedUp: 429, StorageError: 507}
 
 
@@ -151,9 +147,6 @@ BODY = {
 }
 
 
-CLOSE = {"Connection": "close"}
-
-
 def app(service: Service, token: str | None = None) -> FastAPI:
     """Creates the service's pages.
 
@@ -170,18 +163,7 @@ def app(service: Service, token: str | None = None) -> FastAPI:
     for error in STATUS:
         api.add_exception_handler(error, _reject)
 
-    @api.middleware("http")
-    async def guard(request: Request, answer: Callable[[Request], Awaitable[Response]]) -> Response:
-        if token is not None and request.scope["path"] != "/health" and not _shows(request, token):
-            wanted = {"WWW-Authenticate": "Bearer"}
-            return JSONResponse({"detail": "accepted: Authorization: Bearer <token>"}, 401, wanted)
-        if token is None and request.method == "POST" and _is_from_elsewhere(request):
-            origin = request.headers["origin"]
-            return JSONResponse({"detail": f"Origin: {origin!r} cannot be used; accepted: this service's pages"}, 403)
-        return await answer(request)
-
-    if token is None:
-        api.add_middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost", "[::1]"])
+    guard(api, token, "detail")
 
     @api.get("/health", summary="Whether the service is available")
     def health() -> Health:
@@ -195,7 +177,9 @@ def app(service: Service, token: str | None = None) -> FastAPI:
     @api.post("/run", status_code=202, summary="Train a config", responses=REJECTIONS, openapi_extra=BODY)
     async def run(request: Request) -> Accepted:
         service.check_free()
-        run_id = await run_in_threadpool(service.submit, await _body(request))
+        if (body := await read_body(request, MOST_BYTES)) is None:
+            raise HTTPException(413, f"the config is larger than {MOST_BYTES} bytes", CLOSE)
+        run_id = await run_in_threadpool(service.submit, body)
         return Accepted(
             run_id=run_id,
             status="running",
@@ -253,36 +237,6 @@ def _reject(request: Request, error: Exception) -> JSONResponse:
     return JSONResponse({"detail": text}, STATUS[type(error)])
 
 
-def _shows(request: Request, token: str) -> bool:
-    scheme, _, shown = request.headers.get("authorization", "").partition(" ")
-    return scheme.lower() == "bearer" and hmac.compare_digest(shown.strip().encode("latin-1"), token.encode())
-
-
-def _is_from_elsewhere(request: Request) -> bool:
-    origin = request.headers.get("origin")
-    return origin is not None and origin.partition("://")[2] != request.headers.get("host")
-
-
-async def _body(request: Request) -> bytes:
-    try:
-        return await asyncio.wait_for(_read_body(request), BODY_SECONDS)
-    except asyncio.TimeoutError as error:
-        raise HTTPException(408, f"the config did not arrive within {BODY_SECONDS:g} s", CLOSE) from error
-
-
-async def _read_body(request: Request) -> bytes:
-    body, size = bytearray(), 0
-    async for part in request.stream():
-        size += len(part)
-        if size <= MOST_BYTES:
-            body += part
-        elif size > MOST_READ:
-            break
-    if size > MOST_BYTES:
-        raise HTTPException(413, f"the config is larger than {MOST_BYTES} bytes", CLOSE)
-    return bytes(body)
-
-
 def serve(
     baseline: str = "configs/autoresearch/00-baseline.yaml",
     host: str = "127.0.0.1",
@@ -294,6 +248,9 @@ def serve(
     run_timeout: Duration = Duration(210, "seconds"),  # noqa: B008
     memory_limit: Size | None = None,
     score_baseline: bool = True,
+    protocol: Literal["bytelm", "challenge"] = "bytelm",
+    allow_code: bool = False,
+    baseline_code: str | None = None,
 ) -> None:
     """Offers a training challenge over HTTP until the process is ended.
 
@@ -308,8 +265,14 @@ def serve(
         match_time: Duration of the match, from the start of its first run. A run that is active at the end is ended.
         run_timeout: Maximum duration of a run, from start to end, before it is ended.
         memory_limit: Maximum memory of a run, or of the check of a config, before it is ended, such as 4GiB; GPU memory
-            does not count. Default: half of this machine's memory.
+            does not count. Default: half of this machine's memory, and 1GiB for a program.
         score_baseline: Whether the baseline is trained first; this takes no run and no time of the match.
+        protocol: `bytelm`, or `challenge`: the requests, the keys and the statuses of the byte-level challenge
+            (docs/autoresearch/protocol.md). The match's time then begins with the service.
+        allow_code: Whether Python programs of clients (`train_code`) are run, with protocol challenge. They run as
+            this user, with limits but not in a sandbox.
+        baseline_code: File of the program that clients get as the baseline, with protocol challenge. Default: bytelm's
+            program for 00-baseline.yaml; none for another baseline.
     """
     for key, duration in (("match_time", match_time), ("run_timeout", run_timeout)):
         if duration.unit != "seconds" or not duration.value:
@@ -318,6 +281,12 @@ def serve(
         raise ConfigError("study", study, f"accepted: the name of a folder in {RUNS}/")
     if memory_limit is not None and not can_be_watched():
         raise ConfigError("memory_limit", str(memory_limit), "this system does not tell what memory processes use")
+    if protocol != "challenge" and (allow_code or baseline_code is not None):
+        key, value = ("allow_code", allow_code) if allow_code else ("baseline_code", baseline_code)
+        raise ConfigError(key, value, f"accepted with --protocol challenge, not {protocol}")
+    if allow_code and not can_be_watched():
+        raise ConfigError("allow_code", allow_code, "accepted on Linux: the limits of programs need /proc")
+    program_memory = memory_limit or MEMORY
     if memory_limit is None and can_be_watched():
         memory_limit = Size(max(machine_memory().bytes // 2 // UNITS["MiB"], 1) * UNITS["MiB"])
     token = token or os.environ.get(TOKEN) or None
@@ -325,15 +294,19 @@ def serve(
     if token is None and host not in LOOPBACK:
         accepted = f"accepted without a token: {', '.join(LOOPBACK)}; {TOKEN} sets one"
         raise ConfigError("host", host, f"other machines can reach it; {accepted}")
-    with (
-        closing(_listener(host, port)) as listener,
-        Service(baseline, study, max_runs, match_time.value, run_timeout.value, memory_limit) as service,
-    ):
+    match = (baseline, study, max_runs, match_time.value, run_timeout.value, memory_limit)
+    service: Service = Service(*match)
+    if protocol == "challenge":
+        service = ChallengeService(
+            *match, allow_code=allow_code, baseline_code=baseline_code, program_memory=program_memory
+        )
+    with closing(_listener(host, port)) as listener, service:
         service.open(score_baseline)
+        pages = challenge_api.app(service, token) if isinstance(service, ChallengeService) else app(service, token)
         name = f"[{host}]" if ":" in host else host
         note(f"http://{name}:{listener.getsockname()[1]} is ready; /docs describes it")
         options = uvicorn.Config(
-            app(service, token),
+            pages,
             http=BoundedProtocol,
             ws="none",
             log_level="warning",
@@ -370,6 +343,8 @@ def main(args: list[str]) -> None:
     parser = CommandParser("serve", description=description)
     parser.add_argument("--config", action="config", help="A YAML file with these options.")
     parser.add_function_arguments(serve)
+    flag = next(action for action in parser._actions if action.dest == "allow_code")
+    flag.nargs, flag.const = "?", True  # `--allow_code` alone is true
     given = vars(parser.parse_args(args))
     given.pop("config")
     serve(**given)

@@ -11,7 +11,8 @@ import json
 import math
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -29,6 +30,7 @@ from bytelm.experiments.job import LOG, Job, tail
 from bytelm.experiments.memory_limit import Size
 from bytelm.experiments.service.match_folder import BASELINE, MatchFolder, number_of
 from bytelm.experiments.service.paths import without_paths
+from bytelm.experiments.service.program import ProgramJob
 from bytelm.runs.folder import RUNS
 from bytelm.runs.ledger import best_of, write_ledger
 from bytelm.runs.read import Run
@@ -64,7 +66,7 @@ class Training:
     """
 
     run_id: str
-    job: Job
+    job: Job | ProgramJob
     watcher: threading.Thread
 
 
@@ -137,7 +139,7 @@ class Service:
         self._ended = self.folder.ended()
         if score_baseline and (BASELINE not in self._ended or self._ended[BASELINE].score is None):
             check_limit(config, self.run_timeout, config)
-            self._train(BASELINE, self.run_timeout)
+            self._train(BASELINE, self._config_job(BASELINE, self.run_timeout))
 
     def close(self) -> None:
         """Ends the current run, and waits until its record is written."""
@@ -196,7 +198,7 @@ class Service:
             report: dict[str, Any] = {"status": "running", "elapsed_secs": round(training.job.elapsed, 1)}
             printed: Callable[[], str] = training.job.tail
         elif (run := self._ended.get(run_id)) is not None:
-            record = {key: _finite(value) for key, value in run.record.items()}
+            record = {key: finite(value) for key, value in run.record.items()}
             kept = record.get("checkpoint")
             record["checkpoint"] = kept if kept and Path(kept).exists() else None
             report = {**record, "status": run.status, "decision": run.decision}
@@ -233,13 +235,22 @@ class Service:
             StorageError: The folder is not writable.
         """
         config = _read_sent(body)
+        with self._checking("another config is being checked; it takes seconds"):
+            resolved = self._resolve(config)
+            return self._accept(".yaml", dump(resolved), self._config_job)
+
+    @contextmanager
+    def _checking(self, busy: str) -> Iterator[None]:
+        """Keeps others out, until the block has started a run or failed.
+
+        Args:
+            busy: What others are told.
+        """
         with self._lock:
             self.check_free()
-            self._busy = "another config is being checked; it takes seconds"
+            self._busy = busy
         try:
-            resolved = self._resolve(config)
-            with self._lock:
-                return self._accept(resolved)
+            yield
         except BaseException as error:
             self._busy = None
             if isinstance(error, OSError):
@@ -264,36 +275,55 @@ class Service:
     def _most_seconds(self) -> float:
         return min(self.run_timeout, self.match_time_remaining)
 
-    def _accept(self, resolved: Mapping[str, Any]) -> str:
-        if self._closing:
-            raise Busy("the service is ending")
-        run_id = f"run-{max(map(number_of, self._accepted), default=-1) + 1}"
-        if not self.match_time_remaining:
-            raise UsedUp(self._over())
+    @property
+    def next_run_id(self) -> str:
+        """The name that the next run gets."""
+        return f"run-{max(map(number_of, self._accepted), default=-1) + 1}"
+
+    def _accept(self, suffix: str, text: str, job: Callable[[str, float], Job | ProgramJob]) -> str:
+        """Starts a run, and returns its name.
+
+        Args:
+            suffix: `.yaml` or `.py`.
+            text: Its config or its program.
+            job: Starts its process, of this name and with this time limit in seconds.
+        """
+        with self._lock:
+            if self._closing:
+                raise Busy("the service is ending")
+            run_id = self.next_run_id
+            if not self.match_time_remaining:
+                raise UsedUp(self._over())
+            self._begin()
+            file = self.folder.write_accepted(run_id, suffix, text)
+            try:
+                self._train(run_id, job(run_id, self._most_seconds()))
+            except BaseException:
+                file.unlink()  # the run has not started, and does not count
+                raise
+            self._accepted.append(run_id)
+            return run_id
+
+    def _begin(self) -> None:
+        """Starts the clock of the match, unless it has been started."""
         if self._began is None:
             now = time.time()
             self.folder.begin(now)
             self._began = now
-        self.folder.write_config(run_id, resolved)
-        try:
-            self._train(run_id, self._most_seconds())
-        except BaseException:
-            self.folder.config(run_id).unlink()  # the run has not started, and does not count
-            raise
-        self._accepted.append(run_id)
-        return run_id
 
     # Training
 
-    def _train(self, run_id: str, timeout: float) -> None:
+    def _config_job(self, run_id: str, timeout: float) -> Job:
         options = ["--config", str(self.folder.config(run_id))]
-        job = Job(options, f"{self.study}/{run_id}", timeout, self.memory_limit)
+        return Job(options, f"{self.study}/{run_id}", timeout, self.memory_limit)
+
+    def _train(self, run_id: str, job: Job | ProgramJob) -> None:
         watcher = threading.Thread(target=self._watch, args=(run_id, job), name=run_id)
         self._training = Training(run_id, job, watcher)
         self._busy = f"{run_id} is being trained"
         watcher.start()
 
-    def _watch(self, run_id: str, job: Job) -> None:
+    def _watch(self, run_id: str, job: Job | ProgramJob) -> None:
         try:
             with job:
                 outcome = job.wait()
@@ -341,6 +371,6 @@ def _read_sent(body: bytes) -> dict[Any, Any]:
     return config
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
     """Returns a value for JSON, with None in place of NaN and infinity."""
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -2,7 +2,7 @@
 
 | in runs/<study>/ | contents |
 | --- | --- |
-| `run-N.yaml` | the resolved config of an accepted run |
+| `run-N.yaml`, `run-N.py` | the resolved config of an accepted run, or its program |
 | `run-N/version_0/` | the run |
 | `baseline.yaml`, `baseline/version_N/` | the same for the baseline, which does not count as a run |
 | `rest.yaml` | the baseline's settings that hold for all runs |
@@ -31,6 +31,8 @@ from bytelm.system.process import ENDING_SECONDS, utc
 
 BASELINE = "baseline"
 CUT_BEFORE = "the service ended before the run had begun"
+CUT = "the service ended while the program ran"
+SUFFIXES = (".yaml", ".py")  # of accepted configs and programs
 DAMAGED = "its config or its record is damaged"
 
 
@@ -85,6 +87,12 @@ class MatchFolder:
         """Writes one of these files."""
         _write(self.config(run_id), dump(dict(config)))
 
+    def write_accepted(self, run_id: str, suffix: str, text: str) -> Path:
+        """Writes the config or the program of an accepted run, and returns its file."""
+        file = self.path / f"{run_id}{suffix}"
+        _write(file, text)
+        return file
+
     def write_sent(self, config: Mapping[Any, Any]) -> list[str]:
         """Writes a submitted config; returns the options that run it, with the rest of the baseline's."""
         sent = self.path / ".sent.yaml"
@@ -109,8 +117,8 @@ class MatchFolder:
 
     def accepted(self) -> list[str]:
         """Returns the names of the accepted runs, in order."""
-        names = [path.stem for path in self.path.glob("run-*.yaml") if path.stem.removeprefix("run-").isdecimal()]
-        return sorted(names, key=number_of)
+        files = [path for path in self.path.glob("run-*") if path.suffix in SUFFIXES]
+        return sorted({path.stem for path in files if path.stem.removeprefix("run-").isdecimal()}, key=number_of)
 
     # The time
 
@@ -126,7 +134,7 @@ class MatchFolder:
             return datetime.fromisoformat(json.loads(file.read_text(encoding="utf-8"))["started_at"]).timestamp()
         except (OSError, ValueError, LookupError, TypeError, OverflowError, RecursionError) as error:
             self._tell(f"{file} cannot be used ({error}); the match began with the first config in its folder")
-            return min((self.config(run_id).stat().st_mtime for run_id in self.accepted()), default=None)
+            return min(map(self._accepted_at, self.accepted()), default=None)
 
     def begin(self, now: float) -> None:
         """Writes the start of the match."""
@@ -146,7 +154,8 @@ class MatchFolder:
                 left = [
                     path for name in (CONFIG, records.FILE) for path in (self.path / run_id).glob(f"version_*/{name}")
                 ]
-                runs[run_id] = self._damaged(run_id) if left else self.leave_record(run_id, "interrupted", CUT_BEFORE)
+                reason = CUT if (self.path / f"{run_id}.py").exists() else CUT_BEFORE
+                runs[run_id] = self._damaged(run_id) if left else self.leave_record(run_id, "interrupted", reason)
         return {run_id: run for run_id, run in runs.items() if run.status != "running"}
 
     def leave_record(self, run_id: str, status: records.Status, reason: str | None) -> Run:
@@ -174,7 +183,11 @@ class MatchFolder:
         return Run(self.path / run_id / "version_0", {}, self._short_record(run_id, "error", DAMAGED), "discard")
 
     def _short_record(self, run_id: str, status: records.Status, reason: str | None) -> records.Record:
-        return records.of_unstarted_run(status, reason, self.config(run_id).stat().st_mtime)
+        return records.of_unstarted_run(status, reason, self._accepted_at(run_id))
+
+    def _accepted_at(self, run_id: str) -> float:
+        files = (self.path / f"{run_id}{suffix}" for suffix in SUFFIXES)
+        return next(file.stat().st_mtime for file in files if file.exists())
 
 
 def number_of(run_id: str) -> int:
