@@ -93,7 +93,7 @@ def main(folder: str, lifeline: int, command: list[str]) -> int:
         while (status := _reap(program.pid)) is None:
             ready = select.select([lifeline, woken], [], [])[0]
             if lifeline in ready or asked:
-                program.kill()
+                send(signal.SIGKILL, [program.pid])  # not program.kill(), which could reap it and keep its status
             if woken in ready:
                 os.read(woken, 1000)
     finally:
