@@ -7,14 +7,14 @@ import sysconfig
 from collections.abc import Iterator
 from mmap import ACCESS_COPY, mmap
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn
+from typing import Any, BinaryIO, Literal, NoReturn
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from bytelm.data.bytes import ByteData, Corpus, read_bytes
-from bytelm.data.download import DownloadError, download, kept_hash, strip_gutenberg
+from bytelm.data.download import DownloadError, download, kept_hash, strip_gutenberg, strip_gutenberg_lf
 from bytelm.data.file_watch import FileWatch, Stamp
 from bytelm.errors import ConfigError, DataError
 from bytelm.system.files import sha256_of
@@ -26,11 +26,15 @@ class Shakespeare(ByteData):
     """The complete works of Shakespeare.
 
     Searched for as shakespeare.txt in $BYTELM_DATA, then in the cache folder ($XDG_CACHE_HOME/bytelm, or
-    ~/.cache/bytelm). If neither has it, Project Gutenberg's etext 100 is downloaded to the cache folder.
+    ~/.cache/bytelm). If neither has it, Project Gutenberg's etext 100 is downloaded to the cache folder. A text that is
+    found is used as it is, whatever its line ends.
 
     Args:
         url: Address to download the text from.
         sha256: Required hash of the download; none by default, as Project Gutenberg revises its texts.
+        line_ends: `crlf`: the bytes of the challenge's corpus, with the line ends of the etext and none added at the end.
+            `lf`: Unix line ends, one of them at the end, as bytelm downloaded up to 0.2.0. A text with other line ends
+            is rejected. Default: any text that is found, otherwise a download as `crlf`.
         kwargs: The options of ByteData.
     """
 
@@ -38,10 +42,12 @@ class Shakespeare(ByteData):
         self,
         url: str = "https://www.gutenberg.org/cache/epub/100/pg100.txt",
         sha256: str | None = None,
+        line_ends: Literal["crlf", "lf"] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.url = url
+        self.line_ends = line_ends
         self.sha256 = sha256
 
     def prepare_data(self) -> None:
@@ -50,7 +56,8 @@ class Shakespeare(ByteData):
             return
         target = _cache_folder() / "shakespeare.txt"
         try:
-            download(self.url, target, transform=strip_gutenberg, sha256=self.sha256)
+            transform = strip_gutenberg_lf if self.line_ends == "lf" else strip_gutenberg
+            download(self.url, target, transform, sha256=self.sha256)
         except DownloadError as error:
             raise DataError(
                 "data",
@@ -71,6 +78,14 @@ class Shakespeare(ByteData):
                 str(path),
                 "it has changed since it was downloaded; delete it to download it again, or delete "
                 f"{path.name}.sha256 to train on it as it is",
+            )
+        found = "crlf" if b"\r\n" in text else "lf"
+        if self.line_ends not in (None, found):
+            raise DataError(
+                "data.line_ends",
+                self.line_ends,
+                f"{path} has the line ends {found}; leave line_ends out to train on it as it is, or move it away to "
+                f"download the text with {self.line_ends}",
             )
         return Corpus("shakespeare", read_bytes(text))
 

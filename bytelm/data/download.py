@@ -77,14 +77,29 @@ def _fetch(url: str, name: str) -> bytes:
 
 
 def strip_gutenberg(text: bytes) -> bytes:
-    """Returns a Project Gutenberg etext without its header and footer, with Unix line ends.
+    """Returns a Project Gutenberg etext without its header and footer, and without blanks at its ends.
+
+    Line ends are kept (Project Gutenberg's are CRLF), and none is added. These are the bytes of the challenge's corpus.
 
     Raises:
         DownloadError: Header or footer is missing: the text is incomplete.
     """
-    lines = text.removeprefix(b"\xef\xbb\xbf").replace(b"\r\n", b"\n").split(b"\n")
+    return _between_markers(text).strip()
+
+
+def strip_gutenberg_lf(text: bytes) -> bytes:
+    """Returns the same with Unix line ends, one of them at the end: the text that bytelm downloaded up to 0.2.0.
+
+    Raises:
+        DownloadError: Header or footer is missing.
+    """
+    return _between_markers(text).replace(b"\r\n", b"\n").strip(b"\n") + b"\n"
+
+
+def _between_markers(text: bytes) -> bytes:
+    lines = text.removeprefix(b"\xef\xbb\xbf").split(b"\n")
     starts = [i for i, line in enumerate(lines) if line.startswith(b"*** START OF TH")]
     ends = [i for i, line in enumerate(lines) if line.startswith(b"*** END OF TH")]
     if not starts or not ends or ends[-1] <= starts[0]:
         raise DownloadError("not a whole Project Gutenberg text: its header or footer line is missing")
-    return b"\n".join(lines[starts[0] + 1 : ends[-1]]).strip(b"\n") + b"\n"
+    return b"\n".join(lines[starts[0] + 1 : ends[-1]])

@@ -13,8 +13,8 @@ SPEECH = b"THE SONNETS\n\n*** not a marker\nShall I compare thee \xe2\x80\x94 to
 
 @pytest.fixture
 def text() -> bytes:
-    """The rest of the etext after it is stripped."""
-    return SPEECH
+    """The rest of the etext after it is stripped: with the etext's line ends, and none at the end."""
+    return SPEECH.replace(b"\n", b"\r\n").strip()
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from http.server import BaseHTTPRequestHandler
 import pytest
 
 from bytelm.data.corpora import Shakespeare
-from bytelm.data.download import DownloadError, download, kept_hash, strip_gutenberg
+from bytelm.data.download import DownloadError, download, kept_hash, strip_gutenberg, strip_gutenberg_lf
 from bytelm.errors import DataError
 
 
@@ -141,7 +141,8 @@ def test_stripping_keeps_the_text_byte_for_byte(the):
         the,
         the,
     )
-    assert strip_gutenberg(etext) == b"  indented\n\n\nlast \xff line  \n"
+    assert strip_gutenberg_lf(etext) == b"  indented\n\n\nlast \xff line  \n"
+    assert strip_gutenberg(etext) == strip_gutenberg(etext).strip()
 
 
 # The hash, and where a download goes
@@ -243,3 +244,18 @@ def test_a_text_whose_hash_could_not_be_written_is_not_held_against_an_earlier_o
     with pytest.raises(DataError, match="no space"):
         data.prepare_data()
     assert bytes(data.corpus.stream.tolist()) == text
+
+
+def test_line_ends_are_the_etexts_unless_others_are_asked_for(serve, answer, etext, text, cache):
+    lf = text.replace(b"\r\n", b"\n") + b"\n"
+    assert b"\r\n" in text
+    for line_ends, expected in (("lf", lf), ("crlf", text), (None, text)):
+        data = Shakespeare(url=serve(answer(etext)), line_ends=line_ends)
+        assert bytes(data.corpus.stream.tolist()) == expected
+        other = "crlf" if line_ends == "lf" else "lf"
+        with pytest.raises(
+            DataError, match=f"data.line_ends: '{other}' cannot be used; .*shakespeare.txt has the line"
+        ):
+            Shakespeare(line_ends=other).corpus  # noqa: B018
+        assert bytes(Shakespeare().corpus.stream.tolist()) == expected  # a text that is there stays the corpus
+        (cache / "shakespeare.txt").unlink()

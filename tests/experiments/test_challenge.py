@@ -42,7 +42,16 @@ RESOLVED = {
     "data": {"class_path": "bytelm.data.corpora.Bytes", "init_args": {**DATA, "train_fraction": 0.9, "seed": None}},
 }
 # Keys of the challenge's answers, as its public service gives them.
-RUN = {"run_id", "status", "val_bpb", "training_time_secs", "error", "submitted_at", "logs", "match_time_remaining_secs"}
+RUN = {
+    "run_id",
+    "status",
+    "val_bpb",
+    "training_time_secs",
+    "error",
+    "submitted_at",
+    "logs",
+    "match_time_remaining_secs",
+}
 COMPLETED = RUN | {"train_loss", "total_steps", "num_params_M"}
 RUNNING = {"run_id", "status", "elapsed_secs", "timeout_secs", "match_time_remaining_secs"}
 ACCEPTED = {"run_id", "status", "message", "runs_remaining", "match_time_remaining_secs"}
@@ -77,8 +86,8 @@ class Client:
         self.calls.append((method, path, answer.status_code))
         return answer.json()
 
-    def score(self, train_code, until):
-        sent = self.call("POST", "/run", json={"train_code": train_code})
+    def score(self, body, until):
+        sent = self.call("POST", "/run", json=body)
         report = f"/runs/{sent['run_id']}"
         return sent, until(lambda: (run := self.call("GET", report))["status"] != "running" and run, 60)
 
@@ -99,14 +108,14 @@ def timeline():
 @needs_reference
 @linux
 def test_the_challenges_client_and_the_winners_program_run_unchanged(tmp_path, until):
-    options = ("--protocol", "challenge", "--allow_code", "--max_runs", "2")
+    options = ("--protocol", "challenge", "--allow_code", "--max_runs", "3")
     served = Served(tmp_path, *options, baseline=BASELINE, SERVICE_SECRET="open sesame")
     try:
         client = Client(served.url)
         winner = harness_module("run_challenge_script").challenge_script()
-        sent, run = client.score(winner, until)
+        sent, run = client.score({"train_code": winner}, until)
         assert sent.keys() == ACCEPTED
-        assert (sent["run_id"], sent["status"], sent["runs_remaining"]) == ("run-0", "running", 1)
+        assert (sent["run_id"], sent["status"], sent["runs_remaining"]) == ("run-0", "running", 2)
         assert run.keys() == COMPLETED
         assert (run["run_id"], run["status"], run["error"]) == ("run-0", "completed", None)
         assert 0 < run["val_bpb"] < 9
@@ -119,20 +128,27 @@ def test_the_challenges_client_and_the_winners_program_run_unchanged(tmp_path, u
         assert run["training_time_secs"] == round(record["total_time_secs"], 2) > record["training_time_secs"] >= 0.3
         assert record["seed"] == 7
 
-        _, failed = client.score(padded("import os; raise ValueError(os.environ.get('SERVICE_SECRET'))"), until)
+        code = padded("import os; raise ValueError(os.environ.get('SERVICE_SECRET'))")
+        _, failed = client.score({"train_code": code}, until)
         assert failed.keys() == RUN
         assert (failed["status"], failed["val_bpb"]) == ("error", None)
         assert failed["error"] == "ended with exit status 1: ValueError: None"  # the secret is not there
         assert "Traceback" in failed["logs"]
 
+        _, of_config = client.score(CONFIG, until)
+        assert of_config.keys() == COMPLETED
+        assert (of_config["status"], of_config["total_steps"]) == ("completed", 2)
+        record = json.loads((tmp_path / "runs/service/run-2/version_0/record.json").read_text())
+        assert of_config["training_time_secs"] == round(record["total_time_secs"], 2) > record["training_time_secs"]
+
         state = client.call("GET", "/runs")
         assert state.keys() == LIST
-        assert [entry.keys() for entry in state["runs"]] == [LISTED, LISTED]
-        assert (state["active_run"], state["total_runs"], state["runs_remaining"]) == (None, 2, 0)
-        assert state["best_val_bpb"] == run["val_bpb"]
+        assert [entry.keys() for entry in state["runs"]] == [LISTED, LISTED, LISTED]
+        assert (state["active_run"], state["total_runs"], state["runs_remaining"]) == (None, 3, 0)
+        assert state["best_val_bpb"] == min(run["val_bpb"], of_config["val_bpb"])
 
         theirs, ours = without_repetitions(timeline()), without_repetitions(client.calls)
-        assert ours == [*theirs[:4], theirs[-1]]
+        assert ours == [*theirs[:6], theirs[-1]]
         assert set(theirs) == set(ours)
 
         answer = httpx.post(f"{served.url}/run", json={"train_code": winner}, trust_env=False)
@@ -274,7 +290,11 @@ def test_a_program_where_none_is_allowed_is_status_422(make):
 @pytest.mark.parametrize(
     ("config", "resolved", "said"),
     [
-        ({"seed_everything": 8}, {"seed_everything": 8}, "seed_everything: 8 cannot be used; accepted: 7, which is fixed"),
+        (
+            {"seed_everything": 8},
+            {"seed_everything": 8},
+            "seed_everything: 8 cannot be used; accepted: 7, which is fixed",
+        ),
         (
             {"data": {"seed": 3}},
             {"data": {**RESOLVED["data"], "init_args": {**RESOLVED["data"]["init_args"], "seed": 3}}},
@@ -336,7 +356,7 @@ def test_the_run_of_a_config_has_the_same_keys_as_that_of_a_program(make, until,
         **{"training_time_secs": 9.88, "num_params_M": 0.25, "error": None, "submitted_at": 1767225610.0},
         "logs": "said in …/secret.txt\n",
     }
-    assert COMPLETED == found.keys() | {"match_time_remaining_secs"}
+    assert found.keys() | {"match_time_remaining_secs"} == COMPLETED
 
 
 @pytest.mark.parametrize(
