@@ -32,7 +32,7 @@ class Shakespeare(ByteData):
     Args:
         url: Address to download the text from.
         sha256: Required hash of the download; none by default, as Project Gutenberg revises its texts.
-        line_ends: `crlf`: the bytes of the challenge's corpus, with the line ends of the etext and none added at the end.
+        line_ends: `crlf`: the bytes of the challenge's corpus, with the etext's line ends and none added at the end.
             `lf`: Unix line ends, one of them at the end, as bytelm downloaded up to 0.2.0. A text with other line ends
             is rejected. Default: any text that is found, otherwise a download as `crlf`.
         kwargs: The options of ByteData.

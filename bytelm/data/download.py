@@ -102,4 +102,4 @@ def _between_markers(text: bytes) -> bytes:
     ends = [i for i, line in enumerate(lines) if line.startswith(b"*** END OF TH")]
     if not starts or not ends or ends[-1] <= starts[0]:
         raise DownloadError("not a whole Project Gutenberg text: its header or footer line is missing")
-    return b"\n".join(lines[starts[0] + 1 : ends[-1]])
+    return b"".join(line + b"\n" for line in lines[starts[0] + 1 : ends[-1]])

@@ -36,7 +36,7 @@ BASELINE = {
     "trainer": {"accelerator": "cpu", "devices": 1},
     "time_budget": {"limit": "0.3s"},
 }
-CONFIG = {"model": BASELINE["model"], "time_budget": {"limit": "2 steps"}}
+CONFIG = {"model": BASELINE["model"], "time_budget": {"limit": ["2 steps", "0.3s"]}}
 RESOLVED = {
     **BASELINE,
     "data": {"class_path": "bytelm.data.corpora.Bytes", "init_args": {**DATA, "train_fraction": 0.9, "seed": None}},
@@ -314,7 +314,7 @@ def test_a_config_that_cannot_run_is_status_422(make, monkeypatch, config, resol
 
 
 def test_a_config_without_a_seed_gets_the_services(make, monkeypatch):
-    service, client = make()
+    _service, client = make()
     monkeypatch.setattr(
         Checker, "check", lambda checker, options, seconds=None: (None, Path("runs/s/.sent.yaml").read_text())
     )
