@@ -6,6 +6,7 @@ another host's pages are rejected.
 """
 
 import asyncio
+import base64
 import hmac
 import os
 import socket
@@ -32,6 +33,7 @@ from bytelm.experiments.memory_limit import UNITS, Size, can_be_watched, machine
 from bytelm.experiments.service.connections import BoundedProtocol
 from bytelm.experiments.service.match import Busy, Service, Unusable, UsedUp
 from bytelm.experiments.service.match_folder import BASELINE
+from bytelm.experiments.service.pages import add_pages
 from bytelm.experiments.service.paths import without_paths
 from bytelm.runs.folder import RUNS
 from bytelm.runs.score import RANKED, VAL_BPB, VAL_LOSS
@@ -165,6 +167,7 @@ def app(service: Service, token: str | None = None) -> FastAPI:
         title="bytelm",
         version=bytelm.__version__,
         description=f"A training challenge: send configs, and beat the baseline's score. {RANKED}",
+        docs_url=None,  # FastAPI's page loads its scripts from another host
         redoc_url=None,
     )
     for error in STATUS:
@@ -173,9 +176,13 @@ def app(service: Service, token: str | None = None) -> FastAPI:
     @api.middleware("http")
     async def guard(request: Request, answer: Callable[[Request], Awaitable[Response]]) -> Response:
         if token is not None and request.scope["path"] != "/health" and not _shows(request, token):
-            wanted = {"WWW-Authenticate": "Bearer"}
+            # A browser asks its user for a password, and sends it as Basic.
+            is_browser = "text/html" in request.headers.get("accept", "")
+            wanted = {
+                "WWW-Authenticate": 'Basic realm="bytelm: any name, the token as password"' if is_browser else "Bearer"
+            }
             return JSONResponse({"detail": "accepted: Authorization: Bearer <token>"}, 401, wanted)
-        if token is None and request.method == "POST" and _is_from_elsewhere(request):
+        if request.method == "POST" and _is_from_elsewhere(request):
             origin = request.headers["origin"]
             return JSONResponse({"detail": f"Origin: {origin!r} cannot be used; accepted: this service's pages"}, 403)
         return await answer(request)
@@ -223,6 +230,7 @@ def app(service: Service, token: str | None = None) -> FastAPI:
             raise HTTPException(404, f"there is no run {run_id!r}; GET /runs lists them")
         return Report(**_public(known))
 
+    add_pages(api, service)
     return api
 
 
@@ -255,7 +263,14 @@ def _reject(request: Request, error: Exception) -> JSONResponse:
 
 def _shows(request: Request, token: str) -> bool:
     scheme, _, shown = request.headers.get("authorization", "").partition(" ")
-    return scheme.lower() == "bearer" and hmac.compare_digest(shown.strip().encode("latin-1"), token.encode())
+    if scheme.lower() == "basic":
+        try:
+            shown = base64.b64decode(shown).decode("latin-1").partition(":")[2]
+        except ValueError:
+            return False
+    elif scheme.lower() != "bearer":
+        return False
+    return hmac.compare_digest(shown.strip().encode("latin-1"), token.encode())
 
 
 def _is_from_elsewhere(request: Request) -> bool:
@@ -331,7 +346,7 @@ def serve(
     ):
         service.open(score_baseline)
         name = f"[{host}]" if ":" in host else host
-        note(f"http://{name}:{listener.getsockname()[1]} is ready; /docs describes it")
+        note(f"http://{name}:{listener.getsockname()[1]} is ready; it shows the match, and /docs describes the API")
         options = uvicorn.Config(
             app(service, token),
             http=BoundedProtocol,
