@@ -32,7 +32,7 @@ def notebook(markdown: str) -> dict[str, Any]:
 
 def cell(kind: str, text: str) -> dict[str, Any]:
     """A cell: `code` or `markdown`."""
-    of_code = {"execution_count": None, "outputs": []} if kind == "code" else {}
+    of_code: dict[str, Any] = {"execution_count": None, "outputs": []} if kind == "code" else {}
     return {"cell_type": kind, "metadata": {}, "source": text.splitlines(keepends=True), **of_code}
 
 

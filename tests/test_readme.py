@@ -79,3 +79,14 @@ def test_parts_in_the_reference_exist():
     for row in rows:
         names = re.findall(r"\b[A-Z]\w+", re.sub(r"`.*?`|\(.*?\)", "", row))
         assert [name for name in names if name not in known] == []
+
+
+def test_every_part_is_in_the_reference():
+    import bytelm.cli  # noqa: F401
+    from bytelm.parts.contract import known_parts
+
+    reference = docs_pages.read(Path("docs/reference/parts.md"))
+    parts = {part.__name__ for part in known_parts() if part.__module__.startswith("bytelm.parts.")}
+    bases = {"MultiHeadAttention", "MLP", "GatedMLP", "TwoBranchBlock", "Contract"}
+    contracts = {part.__name__ for part in known_parts() if part.__module__ == "bytelm.parts.contract"}
+    assert sorted(name for name in parts - bases - contracts if not re.search(rf"\b{name}\b", reference)) == []
