@@ -29,6 +29,10 @@ class RunError(Exception):
     exit_status = 1
     on_all_ranks = False
 
+    def _render_traceback_(self) -> list[str]:
+        """The lines that IPython shows in place of a traceback: in a notebook too, the error is one line."""
+        return [f"{type(self).__name__}: {self}"]
+
 
 class ConfigError(RunError, ValueError):
     """An invalid value.

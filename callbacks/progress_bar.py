@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from bytelm.callbacks.time_budget import TimeBudget
 from bytelm.log_steps import StepLoss
+from bytelm.system.streams import can_redraw
 from bytelm.units import clock
 
 TERMINAL_REFRESH_SECONDS = 0.5
@@ -22,7 +23,7 @@ class BudgetBar(ProgressBar):
     """Shows the used share of the budget, and the progress of training.
 
     The bar is redrawn twice a second, because drawing takes time in a fast run, and a GPU waits while the loss is read.
-    If standard error is not a terminal, a line is written every half minute.
+    If standard error is neither a terminal nor the output of a notebook, a line is written every half minute.
     """
 
     reads_budget = True  # must follow TimeBudget in a trainer's list of callbacks
@@ -34,7 +35,7 @@ class BudgetBar(ProgressBar):
         self._next_refresh = 0.0
         self._status = ""
         self._loss = StepLoss()
-        self._interval = TERMINAL_REFRESH_SECONDS if sys.stderr.isatty() else FILE_REFRESH_SECONDS
+        self._interval = TERMINAL_REFRESH_SECONDS if can_redraw(sys.stderr) else FILE_REFRESH_SECONDS
 
     def disable(self) -> None:
         # Lightning calls this on all ranks except the first.

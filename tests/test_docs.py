@@ -1,6 +1,11 @@
 """The documentation's links lead somewhere, its configs parse, and its examples run."""
 
+import json
 import re
+import subprocess
+import sys
+import tempfile
+from importlib import import_module
 from pathlib import Path
 
 import docs_pages
@@ -66,3 +71,52 @@ def test_examples_run(run, example):
     Path(example.file).write_text(example.code)
     run(*example.options.split())
     assert Path("runs/tiny/version_0/record.json").exists()
+
+
+def test_the_tutorial_runs(folder, capsys):
+    names = {}
+    for block in docs_pages.blocks(Path("docs/tutorial.md"), "python"):
+        exec(block.replace("configs/quickstart.yaml", "tiny.yaml").replace("60s", "2 steps"), names)
+    shown = capsys.readouterr().out
+    assert set(names["runs"]) == {"base", "alibi", "swiglu", "slower"}
+    assert shown.count("bits per byte after 2 steps") == 4
+    assert re.search(r"base +\+0\.000: about noise", shown)
+
+
+def test_the_notebook_is_the_tutorials():
+    notebook = import_module("scripts.notebook")
+    assert (docs_pages.PROJECT / "docs/tutorial.ipynb").read_text(encoding="utf-8") == notebook.written()
+
+
+@pytest.mark.slow
+def test_the_notebook_runs_in_full():
+    cells = json.loads((docs_pages.PROJECT / "docs/tutorial.ipynb").read_text())["cells"]
+    code = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+    command = [sys.executable, "-c", code.replace('BUDGET = "60s"', 'BUDGET = "20s"')]
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "configs").symlink_to(docs_pages.PROJECT / "configs")
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
+    assert "(seeds differ by" in done.stdout
+
+
+def test_python_guide_runs(folder):
+    Path("runs").mkdir()
+    for block in docs_pages.blocks(Path("docs/guides/python.md"), "python"):
+        block = block.replace("configs/quickstart.yaml", "tiny.yaml").replace("30s", "2 steps")
+        block = block.replace("runs/quickstart", "runs/tiny").replace(
+            "PythonSource()", "Bytes('corpus.txt', seq_len=32)"
+        )
+        exec("from bytelm.data.corpora import Bytes\n" + block, {})
+
+
+def test_the_sites_links_stay_in_the_site():
+    pytest.importorskip("mkdocs")
+    site = import_module("scripts.docs_site")
+    relinked = site.relinked
+    assert relinked("[a](docs/guides/parts.md#x)", "README.md", "index.md") == "[a](guides/parts.md#x)"
+    assert relinked("[a](../../README.md)", "docs/guides/parts.md", "guides/parts.md") == "[a](../index.md)"
+    assert relinked("[a](../LICENSE)", "docs/runs.md", "runs.md") == "a"
+    gpt = "[gpt](../bytelm/gpt.py)"
+    assert relinked(gpt, "docs/runs.md", "runs.md") == "[gpt](reference/api/bytelm.gpt.md)"
+    assert relinked(f"```\n{gpt}\n```\n", "docs/runs.md", "runs.md") == f"```\n{gpt}\n```\n"
+    assert {"bytelm.gpt", "bytelm.parts.position", "bytelm.callbacks.time_budget"} <= site.modules().keys()

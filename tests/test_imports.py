@@ -21,6 +21,7 @@ LAYERS = (
     ("bytelm.callbacks", "bytelm.runs"),
     ("bytelm.inference",),
     ("bytelm.cli", "bytelm.lightning_output", "bytelm.config.lightning_options", "bytelm.config.epoch_options"),
+    ("bytelm.train",),
     ("bytelm.experiments",),
     ("bytelm.program", "bytelm.__main__"),
 )
@@ -112,8 +113,9 @@ def test_the_network_is_plain_torch():
 OF_NETWORKS = (
     *("bytelm.gpt", "bytelm.parts.loss", "bytelm.optim", "bytelm.data.tokenizer", "bytelm.data.tokenize"),
     *("bytelm.runs.checkpoints", "bytelm.inference.load", "bytelm.inference.generate", "bytelm.inference.convert"),
+    "bytelm.inference.model",
 )
-WITHOUT_TORCH = ("bytelm.program", "bytelm.runs.ledger", "bytelm.runs.record", "bytelm.config.command")
+WITHOUT_TORCH = ("bytelm", "bytelm.program", "bytelm.runs.ledger", "bytelm.runs.record", "bytelm.config.command")
 
 
 @pytest.fixture(scope="module")

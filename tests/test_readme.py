@@ -58,13 +58,13 @@ def test_the_five_runs_and_their_report_can_be_copied(monkeypatch):
     assert report[-2:] == ["report", f"runs/{study}"]
 
 
-def test_python_lines_run(trained, capsys):
-    (block,) = [block for block in docs_pages.blocks(Path("README.md"), "python") if "inference.load" in block]
+def test_python_lines_run(folder, capsys):
+    (block,) = [block for block in docs_pages.blocks(Path("README.md"), "python") if "import fit, load" in block]
     assert len(block.strip().splitlines()) <= 6
-    names = {}
-    exec(block.replace("runs/quickstart", "runs/tiny"), names)
-    assert capsys.readouterr().out.startswith("def ")
-    assert names["tokens"]
+    exec(block.replace("configs/quickstart", "tiny").replace("30s", "2 steps"), {})
+    *text, bits = capsys.readouterr().out.partition("\ndef ")[2].splitlines()
+    assert text
+    assert 0 < float(bits) < 10
 
 
 def test_parts_in_the_reference_exist():
@@ -79,3 +79,14 @@ def test_parts_in_the_reference_exist():
     for row in rows:
         names = re.findall(r"\b[A-Z]\w+", re.sub(r"`.*?`|\(.*?\)", "", row))
         assert [name for name in names if name not in known] == []
+
+
+def test_every_part_is_in_the_reference():
+    import bytelm.cli  # noqa: F401
+    from bytelm.parts.contract import known_parts
+
+    reference = docs_pages.read(Path("docs/reference/parts.md"))
+    parts = {part.__name__ for part in known_parts() if part.__module__.startswith("bytelm.parts.")}
+    bases = {"MultiHeadAttention", "MLP", "GatedMLP", "TwoBranchBlock", "Contract"}
+    contracts = {part.__name__ for part in known_parts() if part.__module__ == "bytelm.parts.contract"}
+    assert sorted(name for name in parts - bases - contracts if not re.search(rf"\b{name}\b", reference)) == []

@@ -8,7 +8,7 @@ rows of up to max_seq_len tokens of which the last few are scored, each given th
 import json
 import logging
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -22,22 +22,18 @@ from lm_eval.api.model import LM
 from lm_eval.api.task import Task
 from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.tasks import TaskManager
-from lm_eval.utils import get_rolling_token_windows, handle_non_serializable, make_table
-from torch.nn import functional as F
-from torch.nn.utils.rnn import pad_sequence
+from lm_eval.utils import handle_non_serializable, make_table
 from tqdm import tqdm
 
 from bytelm.config.command import CommandParser
 from bytelm.config.values import NonNegativeInt, PositiveFloat, PositiveInt
 from bytelm.data.tokenizer import ByteTokenizer
 from bytelm.errors import ConfigError, DataError, StorageError
-from bytelm.inference.generate import generate, start_of
+from bytelm.inference.generate import batches, generate_batch, start_of
 from bytelm.inference.load import Trained, add_arguments, load_given
+from bytelm.inference.score import Window, costs, first_token, predict, windows_of
 from bytelm.runs.checkpoints import reason
 from bytelm.system.files import replacing
-
-Window = tuple[list[int], list[int]]
-"""Inputs, up to max_seq_len tokens, and targets: the tokens that follow the last inputs."""
 
 
 class HarnessModel(LM):
@@ -61,10 +57,7 @@ class HarnessModel(LM):
         self.tokenizer = trained.tokenizer
         self.batch_size = batch_size
         self.is_bytes = isinstance(self.tokenizer, ByteTokenizer)
-        if self.tokenizer.end_of_text is None:
-            accepted = "accepted: one with an end-of-text token, which the first token of a text is predicted from"
-            raise ConfigError("data.tokenizer", self.tokenizer.name, accepted)
-        self.start: int = self.tokenizer.end_of_text
+        self.start = first_token(self.tokenizer)
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
         """Log-likelihood of each continuation in nats, and whether all of its tokens are the most probable ones."""
@@ -77,8 +70,22 @@ class HarnessModel(LM):
 
     def generate_until(self, requests: list[Instance]) -> list[str]:
         """The generated text after each context, up to the first of the request's stop strings."""
-        bar = tqdm(requests, desc="generate_until", unit="text")
-        return [self._write(request, seed) for seed, request in enumerate(bar)]
+        texts = [""] * len(requests)
+        alike: dict[str, list[int]] = {}  # numbers of the requests that differ only in their contexts
+        for number, request in enumerate(requests):
+            alike.setdefault(repr(request.args[1]), []).append(number)
+        with tqdm(total=len(requests), desc="generate_until", unit="text") as bar:
+            for numbers in alike.values():
+                contexts = [start_of(self.tokenizer, requests[number].args[0]) for number in numbers]
+                options = requests[numbers[0]].args[1]
+                for batch in batches([len(context) for context in contexts], self.batch_size):
+                    together = [numbers[i] for i in batch]
+                    for number, text in zip(
+                        together, self._write([contexts[i] for i in batch], together, options), strict=True
+                    ):
+                        texts[number] = text
+                    bar.update(len(batch))
+        return texts
 
     def _continuation(self, context: str, continuation: str) -> list[Window]:
         # Spaces belong to the word after them, as in the vocabulary of BPE. Context and continuation are encoded
@@ -91,7 +98,7 @@ class HarnessModel(LM):
         return self._windows(before[-1], after)
 
     def _windows(self, before: int, tokens: list[int]) -> list[Window]:
-        return list(get_rolling_token_windows(tokens, before, self.gpt.max_seq_len, context_len=1))
+        return windows_of(tokens, before, self.gpt.max_seq_len)
 
     def _score(self, texts: Sequence[Sequence[Window]], title: str) -> list[tuple[float, bool]]:
         """Sum of each text's windows, and whether all of their tokens are the most probable ones."""
@@ -112,48 +119,41 @@ class HarnessModel(LM):
             totals.append((math.fsum(score for score, _ in own), all(greedy for _, greedy in own)))
         return totals
 
-    @torch.inference_mode()
-    def _score_batch(self, windows: Sequence[Window]) -> Iterable[tuple[float, bool]]:
-        # Padding follows the end of a row; a causal network does not use it.
-        rows = pad_sequence([torch.tensor(inputs) for inputs, _ in windows], batch_first=True)
-        if self.is_bytes:
-            rows[:, 0] = self.start
-        device = next(self.gpt.parameters()).device
-        logits = self.gpt(rows.to(device))
+    def _score_batch(self, windows: Sequence[Window]) -> list[tuple[float, bool]]:
         scores = []
-        for (inputs, targets), row in zip(windows, logits, strict=True):
-            # The softmax includes the padding of the vocabulary, as in training: probability on tokens that never occur
-            # counts as loss. The most probable token is that of `generate`, without the padding.
-            predictions = row[len(inputs) - len(targets) : len(inputs)].float()
-            expected = torch.tensor(targets, device=device)
-            nats = F.cross_entropy(predictions, expected, reduction="none").tolist()
-            likeliest = predictions[:, : self.tokenizer.vocab_size].argmax(dim=-1)
-            scores.append((-math.fsum(nats), bool((likeliest == expected).all())))
+        predictions = predict(self.gpt, self.tokenizer, windows)
+        for (_, targets), logits in zip(windows, predictions, strict=True):
+            # The most probable token is that of `generate`, without the padding.
+            likeliest = logits[:, : self.tokenizer.vocab_size].argmax(dim=-1)
+            scores.append((-math.fsum(costs(logits, targets).tolist()), likeliest.tolist() == targets))
         return scores
 
-    def _write(self, request: Instance, seed: int) -> str:
-        context, options = request.args
+    def _write(self, contexts: list[list[int]], seeds: list[int], options: dict[str, Any]) -> list[str]:
+        """The texts after several contexts."""
         how = normalize_gen_kwargs(options)
         stops = [stop for stop in how["until"] if stop]
-        drawn = generate(
+        tokens: list[list[int]] = [[] for _ in contexts]
+
+        def end_of(text: str) -> int | None:
+            return min((text.index(stop) for stop in stops if stop in text), default=None)
+
+        drawn = generate_batch(
             self.gpt,
-            torch.tensor(start_of(self.tokenizer, context)),
+            [torch.tensor(context) for context in contexts],
+            seeds,
             how["max_gen_toks"],
             temperature=how.get("temperature", 1.0) if how["do_sample"] else 0.0,
             top_k=how.get("top_k") or None,  # 0 means all, as in Hugging Face
             top_p=how.get("top_p"),
-            seed=seed,
             vocab_size=self.tokenizer.vocab_size,
             stop=None if self.is_bytes else self.start,
             n_keep=int(self.is_bytes),
+            ends=lambda i, token: end_of(self.tokenizer.decode(tokens[i])) is not None,
         )
-        tokens, text = [], ""
-        for token in drawn:
-            tokens.append(token)
-            text = self.tokenizer.decode(tokens)
-            if ends := [text.index(stop) for stop in stops if stop in text]:
-                return text[: min(ends)]
-        return text
+        for i, token in drawn:
+            tokens[i].append(token)
+        texts = [self.tokenizer.decode(of_text) for of_text in tokens]
+        return [text[: end_of(text)] for text in texts]
 
 
 def load_tasks(names: str, manager: TaskManager) -> list[Task | Group]:

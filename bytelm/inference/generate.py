@@ -1,4 +1,4 @@
-"""`python -m bytelm generate`: generates text with a trained network, token by token.
+"""`python -m bytelm generate`: generates text with a trained network, token by token; several texts at once.
 
 Each token is drawn from the network's prediction after the tokens before it. A cache keeps the keys and values of
 earlier tokens (KVCache, bytelm/parts/attention.py). When the text exceeds max_seq_len, its last part starts a new row.
@@ -7,7 +7,8 @@ The text is the same with and without the cache.
 
 import codecs
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import product
 from typing import Any
 
 import torch
@@ -58,24 +59,89 @@ def generate(
     Yields:
         Each token as soon as it is drawn.
     """
-    generator = torch.Generator()
-    if seed is None:
-        generator.seed()
-    else:
-        generator.manual_seed(seed)
-    device = next(gpt.parameters()).device
-    window = tokens.tolist()
-    cache = gpt.new_cache() if cached else None
-    for _ in range(max_new_tokens):
-        if len(window) > gpt.max_seq_len:
-            window = _last_half(window, gpt.max_seq_len, n_keep)
-            cache = gpt.new_cache() if cached else None
-        logits = _next_logits(gpt, torch.tensor([window], device=device), cache)
-        token = draw(logits[:vocab_size], temperature, top_k, top_p, generator)
-        if token == stop:
-            return
+    how = (max_new_tokens, temperature, top_k, top_p, cached, vocab_size, stop, n_keep)
+    for _, token in generate_batch(gpt, [tokens], [seed], *how):
         yield token
-        window.append(token)
+
+
+def generate_batch(
+    gpt: GPT,
+    sequences: Sequence[Tensor],
+    seeds: Sequence[int | None],
+    max_new_tokens: int,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    cached: bool = True,
+    vocab_size: int | None = None,
+    stop: int | None = None,
+    n_keep: int = 0,
+    ends: Callable[[int, int], bool] | None = None,
+) -> Iterator[tuple[int, int]]:
+    """Draws the tokens that follow several sequences, in common forward passes.
+
+    Each sequence continues as `generate` would continue it, up to rounding: kernels for several rows can round
+    differently. All sequences have the same length in a pass, so every part works as with one sequence. The passes
+    begin with the length of the shortest sequence; a longer one provides its own tokens until they are used up.
+    Sequences of similar length therefore take the least time. Ended ones leave the batch when they are half of it.
+
+    Args:
+        gpt: See `generate`.
+        sequences: The sequences to continue, each at least one token, (T_i,).
+        seeds: Seed of the draws of each sequence.
+        max_new_tokens: Maximum number of tokens to draw for each sequence.
+        temperature: See `generate`.
+        top_k: See `generate`.
+        top_p: See `generate`.
+        cached: See `generate`.
+        vocab_size: See `generate`.
+        stop: See `generate`.
+        n_keep: See `generate`.
+        ends: Called with the number of a sequence and each token drawn for it; true ends the sequence.
+
+    Yields:
+        The number of a sequence, and a token drawn for it.
+    """
+    device = next(gpt.parameters()).device
+    generators = [_generator(seed) for seed in seeds]
+    windows = [_fitting(sequence.tolist(), gpt.max_seq_len, n_keep) for sequence in sequences]
+    n_drawn = [0] * len(windows)
+    active = [*range(len(windows))] if max_new_tokens else []
+    in_batch: list[int] = []
+    while active:
+        length = min(len(windows[i]) for i in active)
+        if not in_batch or length > gpt.max_seq_len or 2 * len(active) <= len(in_batch):
+            in_batch = [*active]
+            windows = [_fitting(window, gpt.max_seq_len, n_keep) for window in windows]
+            length = min(len(windows[i]) for i in active)
+            tokens = torch.zeros(len(in_batch), 0, dtype=torch.long, device=device)
+            cache = gpt.new_cache() if cached else None
+        filled = tokens.shape[1]
+        new = torch.tensor([_piece(windows[i], filled, length) for i in in_batch], device=device)
+        tokens = torch.cat([tokens, new], dim=1)
+        for i, logits in zip(in_batch, _next_logits(gpt, tokens, cache), strict=True):
+            if i not in active or len(windows[i]) > length:
+                continue
+            token = draw(logits[:vocab_size], temperature, top_k, top_p, generators[i])
+            if token == stop:
+                active.remove(i)
+                continue
+            yield i, token
+            windows[i].append(token)
+            n_drawn[i] += 1
+            if n_drawn[i] == max_new_tokens or (ends is not None and ends(i, token)):
+                active.remove(i)
+
+
+def batches(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
+    """Divides sequences into batches for `generate_batch`, the shortest first; returns the numbers of each batch.
+
+    Args:
+        lengths: Length of each sequence.
+        batch_size: Maximum number of sequences of a batch.
+    """
+    order = sorted(range(len(lengths)), key=lambda i: lengths[i])
+    return (order[start : start + batch_size] for start in range(0, len(order), batch_size))
 
 
 def draw(logits: Tensor, temperature: float, top_k: int | None, top_p: float | None, generator: torch.Generator) -> int:
@@ -100,15 +166,33 @@ def draw(logits: Tensor, temperature: float, top_k: int | None, top_p: float | N
 
 @torch.no_grad()
 def _next_logits(gpt: GPT, tokens: Tensor, cache: Cache | None) -> Tensor:
-    """Logits after the last of tokens (1, T), (V,); on the CPU, where a seed draws the same for all devices."""
+    """Logits after the last of tokens (B, T), (B, V); on the CPU, where a seed draws the same for all devices."""
     logits = gpt(tokens) if cache is None else gpt(tokens, cache)
-    return logits[0, -1].float().cpu()
+    return logits[:, -1].float().cpu()
 
 
-def _last_half(window: list[int], max_seq_len: int, n_keep: int) -> list[int]:
+def _generator(seed: int | None) -> torch.Generator:
+    generator = torch.Generator()
+    if seed is None:
+        generator.seed()
+    else:
+        generator.manual_seed(seed)
+    return generator
+
+
+def _fitting(window: list[int], max_seq_len: int, n_keep: int) -> list[int]:
+    """A window that exceeds max_seq_len, shortened to its first n_keep tokens and its last half."""
+    if len(window) <= max_seq_len:
+        return window
     n_keep = min(n_keep, max_seq_len - 1)
     n_last = max(max_seq_len // 2 - n_keep, 1)
     return [*window[:n_keep], *window[-n_last:]]
+
+
+def _piece(window: list[int], start: int, end: int) -> list[int]:
+    """Tokens from `start` to `end`; zeros after the last one, for a sequence that has ended."""
+    piece = window[start:end]
+    return piece + [0] * (end - start - len(piece))
 
 
 def start_of(tokenizer: Tokenizer, prompt: str) -> list[int]:
@@ -130,12 +214,28 @@ def start_of(tokenizer: Tokenizer, prompt: str) -> list[int]:
 
 def text_of(tokens: Iterable[int], tokenizer: Tokenizer) -> Iterator[str]:
     """Text as its tokens arrive, in whole characters; a token can end within a character."""
-    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+    decoder = _Decoder(tokenizer)
     for token in tokens:
-        if text := decoder.decode(tokenizer.decode_bytes([token])):
+        if text := decoder.text_of(token):
             yield text
-    if rest := decoder.decode(b"", final=True):
+    if rest := decoder.rest():
         yield rest
+
+
+class _Decoder:
+    """Tokens to whole characters, one token at a time."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+    def text_of(self, token: int) -> str:
+        """The characters that a token completes."""
+        return self._decoder.decode(self._tokenizer.decode_bytes([token]))
+
+    def rest(self) -> str:
+        """What stands for bytes that are left and are no character."""
+        return self._decoder.decode(b"", final=True)
 
 
 def write(
@@ -164,24 +264,67 @@ def write(
     Yields:
         The prompt, then pieces of text.
     """
+    how = (max_new_tokens, temperature, top_k, top_p)
+    for _, text in write_batch(trained, [prompt], [seed], *how, cached=cached):
+        yield text
+
+
+def write_batch(
+    trained: Trained,
+    prompts: Sequence[str],
+    seeds: Sequence[int | None],
+    max_new_tokens: int = 200,
+    temperature: float = 0.8,
+    top_k: int | None = 50,
+    top_p: float | None = 0.95,
+    cached: bool = True,
+    batch_size: int = 16,
+) -> Iterator[tuple[int, str]]:
+    """Generates several texts at once.
+
+    Args:
+        trained: The model.
+        prompts: Beginning of each text.
+        seeds: Seed of the draws of each text; None for a random one.
+        max_new_tokens: See `write`.
+        temperature: See `write`.
+        top_k: See `write`.
+        top_p: See `write`.
+        cached: See `write`.
+        batch_size: Maximum number of texts in a forward pass.
+
+    Yields:
+        The number of a text, and a piece of it; its first piece is its prompt. The pieces of texts alternate.
+
+    Raises:
+        ConfigError: A prompt is empty, and the tokenizer has no end-of-text token.
+    """
     tokenizer = trained.tokenizer
     is_bytes = isinstance(tokenizer, ByteTokenizer)
-    tokens = torch.tensor(start_of(tokenizer, prompt))
-    yield prompt
-    drawn = generate(
-        trained.gpt,
-        tokens,
-        max_new_tokens,
-        temperature,
-        top_k,
-        top_p,
-        seed,
-        cached,
-        vocab_size=tokenizer.vocab_size,
-        stop=None if is_bytes else tokenizer.end_of_text,
-        n_keep=int(is_bytes),
-    )
-    yield from text_of(drawn, tokenizer)
+    starts = [start_of(tokenizer, prompt) for prompt in prompts]
+    for numbers in batches([len(start) for start in starts], batch_size):
+        for number in numbers:
+            yield number, prompts[number]
+        drawn = generate_batch(
+            trained.gpt,
+            [torch.tensor(starts[number]) for number in numbers],
+            [seeds[number] for number in numbers],
+            max_new_tokens,
+            temperature,
+            top_k,
+            top_p,
+            cached,
+            vocab_size=tokenizer.vocab_size,
+            stop=None if is_bytes else tokenizer.end_of_text,
+            n_keep=int(is_bytes),
+        )
+        decoders = [_Decoder(tokenizer) for _ in numbers]
+        for i, token in drawn:
+            if text := decoders[i].text_of(token):
+                yield numbers[i], text
+        for number, decoder in zip(numbers, decoders, strict=True):
+            if rest := decoder.rest():
+                yield number, rest
 
 
 def main(args: list[str]) -> None:
@@ -192,29 +335,52 @@ def main(args: list[str]) -> None:
     """
     parser = CommandParser("generate", description="Generates text with the network of a checkpoint.")
     add_arguments(parser)
-    parser.add_argument("--prompt", type=str, default="", help="Beginning of the text; - for standard input.")
+    parser.add_argument(
+        "--prompt",
+        action="append",
+        type=str,
+        default=[],
+        help="Beginning of the text; - for standard input. Can be repeated, for several texts.",
+    )
     parser.add_function_arguments(write, skip={"trained", "prompt", "cached"})
     parser.add_argument(
         "--no_cache", action="store_true", help="Compute all tokens again for each new one; the text is the same."
     )
-    parser.add_argument("--num_samples", type=PositiveInt, default=1, help="Number of texts.")
+    parser.add_argument("--num_samples", type=PositiveInt, default=1, help="Number of texts for each prompt.")
+    parser.add_argument("--batch_size", type=PositiveInt, default=16, help="Maximum number of texts in a forward pass.")
     given = vars(parser.parse_args(args))
     trained = load_given(given)
     cached = not given.pop("no_cache")
     if cached and trained.gpt.new_cache() is None:
         note("a part of this network does not support a cache; each token therefore takes longer")
-    _print_samples(trained, cached, **given)
+    _print_samples(trained, cached=cached, **given)
 
 
-def _print_samples(trained: Trained, cached: bool, num_samples: int, prompt: str, seed: int | None, **how: Any) -> None:
+def _print_samples(
+    trained: Trained, num_samples: int, prompt: list[str], seed: int | None, batch_size: int, **how: Any
+) -> None:
+    prompts = [_read_prompt(given) for given in prompt or [""]]
+    seeds = [None if seed is None else seed + sample for sample in range(num_samples)]
+    texts = [*product(prompts, seeds)]
+    for start in range(0, len(texts), batch_size):
+        together = texts[start : start + batch_size]
+        waiting = [""] * len(together)  # for the first one, which is printed as it arrives
+        print(end=BETWEEN_SAMPLES if start else "")
+        of_texts = [text for text, _ in together], [seed for _, seed in together]
+        for number, text in write_batch(trained, *of_texts, **how):
+            if number == 0:
+                print(text, end="", flush=True)
+            else:
+                waiting[number] += text
+        for text in waiting[1:]:
+            print(BETWEEN_SAMPLES, text, sep="", end="")
+    print(flush=True)
+
+
+def _read_prompt(given: str) -> str:
     try:
-        prompt = sys.stdin.read() if prompt == "-" else prompt
+        prompt = sys.stdin.read() if given == "-" else given
         prompt.encode()
     except UnicodeError as error:
-        raise ConfigError("prompt", "-" if prompt == "-" else "what was given", f"it is not UTF-8: {error}") from error
-    for sample in range(num_samples):
-        if sample:
-            print(end=BETWEEN_SAMPLES)
-        for text in write(trained, prompt, seed=None if seed is None else seed + sample, cached=cached, **how):
-            print(text, end="", flush=True)
-    print(flush=True)
+        raise ConfigError("prompt", "-" if given == "-" else "what was given", f"it is not UTF-8: {error}") from error
+    return prompt

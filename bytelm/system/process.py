@@ -17,13 +17,17 @@ ENDING_SECONDS = 30.0  # time for the work of a run at a SIGTERM: finish a step,
 LIFELINE = "BYTELM_LIFELINE"  # names the file descriptor of a pipe that only the parent can write to
 
 
-def _begin_in_fork() -> None:
+def begin_program() -> None:
+    """Makes the age of this program count from now: in a fork, and at each run of a program that trains several times.
+
+    A worker of multiprocessing's `forkserver`, or the kernel of a notebook, may have waited for hours before.
+    """
     global IMPORTED_AT, CPU_SECONDS_BEFORE
     IMPORTED_AT, CPU_SECONDS_BEFORE = time.monotonic(), 0.0
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_begin_in_fork)  # multiprocessing's `forkserver` may have waited for hours
+    os.register_at_fork(after_in_child=begin_program)
 
 
 def process_age() -> float:

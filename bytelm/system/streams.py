@@ -16,6 +16,11 @@ from bytelm.errors import OutputLost
 NAMES = ("stdout", "stderr")
 
 
+def can_redraw(stream: TextIO) -> bool:
+    """Returns whether a line of a stream can be written again over itself: on a terminal, and in a notebook."""
+    return stream.isatty() or type(stream).__module__.startswith("ipykernel.")
+
+
 class LastingStream:
     """A text stream whose writes do not fail.
 

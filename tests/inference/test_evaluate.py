@@ -182,7 +182,13 @@ def test_a_text_goes_on_with_the_likeliest_tokens():
     ],
 )
 def test_generation_ends_at_the_first_stop_string(until, expected, monkeypatch):
-    monkeypatch.setattr(evaluate, "generate", lambda *_, **__: iter(b"to be or not"))
+    def drawn(*_, ends, **__):
+        for token in b"to be or not":
+            yield 0, token
+            if ends(0, token):
+                return
+
+    monkeypatch.setattr(evaluate, "generate_batch", drawn)
     assert of_bytes().generate_until([asked("abc", {"until": until})]) == [expected]
 
 

@@ -13,7 +13,7 @@ import torch
 from bytelm.data.tokenizer import ByteTokenizer, Tokenizer
 from bytelm.errors import ConfigError
 from bytelm.gpt import GPT
-from bytelm.inference.generate import draw, generate, start_of, text_of
+from bytelm.inference.generate import batches, draw, generate, generate_batch, start_of, text_of
 from bytelm.inference.load import Trained
 from bytelm.parts.embedding import HashedNGrams
 from bytelm.parts.init import Normal
@@ -57,6 +57,58 @@ def test_the_text_is_the_same_with_and_without_the_cache_beyond_max_seq_len(opti
     assert cached == plain
     assert len(cached) == 40
     assert len(set(cached)) > 15
+
+
+def together(gpt, sequences, seeds, *options, **more):
+    texts = [[] for _ in sequences]
+    for i, token in generate_batch(gpt, sequences, seeds, *options, **more):
+        texts[i].append(token)
+    return texts
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"position": ALiBi}, {"memory": functools.partial(NGramMemory, orders=[1, 2], words=[1], cache=[1])}],
+)
+@pytest.mark.parametrize("cached", [True, False])
+def test_several_sequences_continue_as_each_does_alone(options, cached):
+    # In float64, where the order of sums does not change a draw. One prompt exceeds max_seq_len.
+    gpt = tiny(**options).double()
+    sequences = [after(0, 3, 7), torch.arange(40), after(0), torch.arange(12)]
+    batch = together(gpt, sequences, [5, 6, 7, 8], 25, cached=cached, n_keep=1)
+    alone = [
+        [*generate(gpt, sequence, 25, seed=seed, n_keep=1)]
+        for sequence, seed in zip(sequences, (5, 6, 7, 8), strict=True)
+    ]
+    assert batch == alone
+
+
+def test_ended_sequences_leave_the_batch():
+    gpt, rows = tiny(), []
+    gpt.register_forward_pre_hook(lambda module, inputs: rows.append(len(inputs[0])))
+    ends = {0: 2, 1: 3, 2: 9, 3: 9}  # tokens of each text
+    drawn = [0] * 4
+
+    def is_last(i, token):
+        drawn[i] += 1
+        return drawn[i] == ends[i]
+
+    together(gpt, [after(1, 2)] * 4, [0, 1, 2, 3], 50, ends=is_last)
+    assert drawn == [2, 3, 9, 9]
+    assert rows == [4, 4, 4, *[2] * 6]
+
+
+def test_a_stop_token_ends_one_text_of_several():
+    gpt = tiny()
+    stop = [*generate(gpt, after(0), 12, seed=0)][11]
+    alone = [[*generate(gpt, after(0), 30, seed=seed, stop=stop)] for seed in (0, 1)]
+    assert together(gpt, [after(0)] * 2, [0, 1], 30, stop=stop) == alone
+    assert len(alone[0]) < 12
+
+
+def test_batches_have_sequences_of_similar_length():
+    assert [*batches([5, 1, 9, 2, 1], 2)] == [[1, 4], [3, 0], [2]]
+    assert [*batches([], 2)] == []
 
 
 def test_each_token_is_computed_once_with_the_cache():
@@ -275,6 +327,13 @@ def test_several_samples_have_seeds_that_follow_each_other(written):
     each = [written("--seed", seed, "--max_new_tokens", "20").removesuffix("\n") for seed in ("3", "4")]
     assert samples == "\n---\n".join(each)
     assert each[0] != each[1]
+
+
+def test_each_prompt_has_its_samples(written):
+    short = ("--max_new_tokens", "10", "--num_samples", "2")
+    texts = written("--prompt", "to be", "--prompt", "or", *short, "--batch_size", "3")
+    each = [written("--prompt", prompt, *short).removesuffix("\n") for prompt in ("to be", "or")]
+    assert texts.removesuffix("\n") == "\n---\n".join(each)
 
 
 def test_options_reach_the_draws(written):

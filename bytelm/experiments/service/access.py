@@ -5,6 +5,7 @@ for another host's name (DNS rebinding) and requests from another host's pages a
 """
 
 import asyncio
+import base64
 import hmac
 from collections.abc import Awaitable, Callable
 
@@ -29,9 +30,13 @@ def guard(api: FastAPI, token: str | None, key: str) -> None:
     @api.middleware("http")
     async def check(request: Request, answer: Callable[[Request], Awaitable[Response]]) -> Response:
         if token is not None and request.scope["path"] != "/health" and not _shows(request, token):
-            wanted = {"WWW-Authenticate": "Bearer"}
+            # A browser asks its user for a password, and sends it as Basic.
+            is_browser = "text/html" in request.headers.get("accept", "")
+            wanted = {
+                "WWW-Authenticate": 'Basic realm="bytelm: any name, the token as password"' if is_browser else "Bearer"
+            }
             return JSONResponse({key: "accepted: Authorization: Bearer <token>"}, 401, wanted)
-        if token is None and request.method == "POST" and _is_from_elsewhere(request):
+        if request.method == "POST" and _is_from_elsewhere(request):
             origin = request.headers["origin"]
             return JSONResponse({key: f"Origin: {origin!r} cannot be used; accepted: this service's pages"}, 403)
         return await answer(request)
@@ -69,7 +74,14 @@ async def _read(request: Request, most: int) -> bytes | None:
 
 def _shows(request: Request, token: str) -> bool:
     scheme, _, shown = request.headers.get("authorization", "").partition(" ")
-    return scheme.lower() == "bearer" and hmac.compare_digest(shown.strip().encode("latin-1"), token.encode())
+    if scheme.lower() == "basic":
+        try:
+            shown = base64.b64decode(shown).decode("latin-1").partition(":")[2]
+        except ValueError:
+            return False
+    elif scheme.lower() != "bearer":
+        return False
+    return hmac.compare_digest(shown.strip().encode("latin-1"), token.encode())
 
 
 def _is_from_elsewhere(request: Request) -> bool:

@@ -29,6 +29,7 @@ from bytelm.experiments.service.challenge import ChallengeService
 from bytelm.experiments.service.connections import BoundedProtocol
 from bytelm.experiments.service.match import Busy, Service, Unusable, UsedUp
 from bytelm.experiments.service.match_folder import BASELINE
+from bytelm.experiments.service.pages import add_pages
 from bytelm.experiments.service.paths import without_paths
 from bytelm.experiments.service.program import MEMORY
 from bytelm.runs.folder import RUNS
@@ -158,6 +159,7 @@ def app(service: Service, token: str | None = None) -> FastAPI:
         title="bytelm",
         version=bytelm.__version__,
         description=f"A training challenge: send configs, and beat the baseline's score. {RANKED}",
+        docs_url=None,  # FastAPI's page loads its scripts from another host
         redoc_url=None,
     )
     for error in STATUS:
@@ -207,6 +209,7 @@ def app(service: Service, token: str | None = None) -> FastAPI:
             raise HTTPException(404, f"there is no run {run_id!r}; GET /runs lists them")
         return Report(**_public(known))
 
+    add_pages(api, service)
     return api
 
 
@@ -304,7 +307,7 @@ def serve(
         service.open(score_baseline)
         pages = challenge_api.app(service, token) if isinstance(service, ChallengeService) else app(service, token)
         name = f"[{host}]" if ":" in host else host
-        note(f"http://{name}:{listener.getsockname()[1]} is ready; /docs describes it")
+        note(f"http://{name}:{listener.getsockname()[1]} is ready; it shows the match, and /docs describes the API")
         options = uvicorn.Config(
             pages,
             http=BoundedProtocol,

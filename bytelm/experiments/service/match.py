@@ -182,6 +182,11 @@ class Service:
         """The run with the lowest score."""
         return best_of(self._ended[run_id] for run_id in list(self._accepted) if run_id in self._ended)
 
+    @property
+    def ended(self) -> list[Run]:
+        """The baseline and the accepted runs that have ended, in order."""
+        return [self._ended[run_id] for run_id in [BASELINE, *self._accepted] if run_id in self._ended]
+
     def runs(self) -> list[dict[str, Any]]:
         """Returns the records of all accepted runs, in order."""
         return [report for run_id in list(self._accepted) if (report := self.report(run_id)) is not None]

@@ -1,0 +1,229 @@
+"""Training from Python: `from bytelm import fit`. It is the command `fit` as a function.
+
+    run = fit("configs/quickstart.yaml", {"time_budget.limit": "30s"})
+    run = fit(model=GPT(), data=Shakespeare(), limit="30s", lr_schedule=Cosine())
+
+The first form takes configs; the run is the one that the command line makes of them. The second form takes objects,
+with callbacks and a trainer's options as Lightning's Trainer takes them.
+"""
+
+import inspect
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer, seed_everything
+
+from bytelm.callbacks import (
+    BestCheckpoint,
+    BudgetBar,
+    ClaimFolder,
+    LastCheckpoint,
+    RunRecord,
+    Schedules,
+    TimeBudget,
+    TrainLog,
+)
+from bytelm.callbacks.order import arrange
+from bytelm.cli import TRAINER_DEFAULTS, build
+from bytelm.config.checks import check_experiment
+from bytelm.data.base import TokenData
+from bytelm.errors import ConfigError, run_error
+from bytelm.gpt import GPT
+from bytelm.inference.model import Model, load
+from bytelm.language_model import LanguageModel
+from bytelm.lightning_output import quieten
+from bytelm.runs import logger as loggers
+from bytelm.runs import record as records
+from bytelm.runs.folder import CONFIG, RunFolder, runs_root
+from bytelm.runs.logger import TensorBoardLogger
+from bytelm.runs.score import score_for
+from bytelm.schedules import Schedule, merged
+from bytelm.system.process import begin_program
+from bytelm.units import Duration
+
+Config = str | Path | Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A finished run.
+
+    Attributes:
+        folder: Its folder, runs/<experiment>/version_N; None under `fast_dev_run`, which writes no files.
+        record: The contents of its record.json (bytelm/runs/record.py); empty without a folder.
+        module: The trained LightningModule.
+        trainer: The Trainer.
+    """
+
+    folder: Path | None
+    record: records.Record = field(repr=False)
+    module: LightningModule = field(repr=False)
+    trainer: Trainer = field(repr=False)
+
+    @property
+    def val_bpb(self) -> float | None:
+        """The final score, in bits per byte; None if the data do not count bytes."""
+        return self.record.get("val_bpb")
+
+    def load(self, device: str = "auto") -> Model:
+        """Loads the run's best model; of a run that was made from configs.
+
+        Args:
+            device: See `bytelm.load`.
+
+        Raises:
+            CheckpointError: The run was made from objects: its checkpoints do not say what network they are of.
+        """
+        if self.folder is None:
+            raise ConfigError("fast_dev_run", True, "accepted by load: runs with a folder")
+        config = self.folder / CONFIG
+        return load(self.folder, config if config.exists() else (), device)
+
+
+def fit(
+    *configs: Config,
+    model: GPT | LightningModule | None = None,
+    data: LightningDataModule | None = None,
+    limit: str | list[str] | None = None,
+    lr_schedule: Schedule | None = None,
+    schedules: Mapping[str, Schedule] | None = None,
+    callbacks: Sequence[Callback] = (),
+    experiment: str | None = None,
+    seed: int | None = None,
+    **trainer: Any,
+) -> Fitted:
+    """Trains a model.
+
+    Args:
+        configs: Config files, or mappings of keys to values as in a config file; later ones take precedence. Keys may
+            contain dots: `{"time_budget.limit": "30s"}`. All other arguments but `experiment` are then keys of the
+            configs.
+        model: A GPT, which AdamW trains, or a LightningModule, such as a LanguageModel with a loss and an optimizer.
+        data: The data.
+        limit: Limit of the budget, or a list of limits: `30s`, `500 steps`, `300 Mtok`; default `180s`.
+        lr_schedule: Schedule of the learning rate; default the optimizer's learning rate throughout.
+        schedules: Schedules of other values, by target (docs/schedules.md).
+        callbacks: Callbacks of Lightning or bytelm, beside those that every run has.
+        experiment: Name of the run's folder in runs/; default the names of the config files, or `python`.
+        seed: Seed of the order of the data and of dropout, default 42. The weights are those of the given model.
+        trainer: Options of Lightning's Trainer.
+
+    Returns:
+        The finished run.
+
+    Raises:
+        ConfigError, UsageError: An argument or a value cannot be used; the message names it.
+        DataError: The data are missing or too short.
+        Diverged: The loss became NaN or infinite.
+        Interrupted: A signal ended the run, such as that of an interrupted notebook's kernel.
+    """
+    begin_program()
+    with _run_errors():
+        if configs:
+            given = {"model": model, "data": data, "limit": limit, "lr_schedule": lr_schedule, "schedules": schedules}
+            for key, value in {**given, "callbacks": [*callbacks] or None, "seed": seed, **trainer}.items():
+                if value is not None:
+                    raise ConfigError(key, value, "accepted without configs; with configs, it is a key of theirs")
+            return _fit_configs(configs, experiment)
+        if model is None or data is None:
+            missing = "model" if model is None else "data"
+            raise ConfigError(missing, None, "accepted: configs, or a model and data")
+        for key in trainer.keys() - inspect.signature(Trainer).parameters.keys():
+            raise ConfigError(key, trainer[key], "accepted: arguments of fit, and options of Lightning's Trainer")
+        made = LanguageModel(model) if isinstance(model, GPT) else model
+        own = [_budget(limit or "180s"), Schedules(merged(lr_schedule, schedules or {}))]
+        seed_everything(42 if seed is None else seed, workers=True, verbose=False)
+        return _fit_objects(made, data, [*own, *callbacks], experiment or "python", trainer)
+
+
+def _budget(limit: str | list[str]) -> TimeBudget:
+    try:
+        return TimeBudget([Duration.parse(one) for one in limit] if isinstance(limit, list) else Duration.parse(limit))
+    except ValueError as error:
+        raise ConfigError("limit", limit, str(error)) from error
+
+
+def _fit_configs(configs: Sequence[Config], experiment: str | None) -> Fitted:
+    options = []
+    for config in configs:
+        options += ["--config", _as_text(config) if isinstance(config, Mapping) else str(config)]
+    if experiment is None and all(isinstance(config, Mapping) for config in configs):
+        named = [config["experiment"] for config in configs if isinstance(config, Mapping) and config.get("experiment")]
+        experiment = named[-1] if named else "python"
+    if experiment is not None:
+        options += ["--experiment", experiment]
+    cli = build(["fit", *options])
+    return _fitted(cli.folder, cli.model, cli.trainer)
+
+
+def _as_text(config: Mapping[str, Any]) -> str:
+    """A mapping as the text of a config.
+
+    Raises:
+        ConfigError: A value is an object, which a config cannot contain.
+    """
+
+    def refuse(value: Any) -> str:
+        if isinstance(value, Path):
+            return str(value)
+        raise ConfigError("config", value, "accepted in a config: texts, numbers, lists and mappings of these")
+
+    return json.dumps(dict(config), default=refuse)
+
+
+def _fit_objects(
+    module: LightningModule,
+    data: LightningDataModule,
+    callbacks: list[Callback],
+    experiment: str,
+    options: dict[str, Any],
+) -> Fitted:
+    quieten()
+    check_experiment(experiment)
+    folder = None
+    if not options.get("fast_dev_run"):
+        folder = RunFolder(runs_root(options.get("default_root_dir")) / experiment)
+        options = {"logger": TensorBoardLogger(), **options}
+        callbacks += [ClaimFolder(folder), LastCheckpoint()]
+        if isinstance(data, TokenData):
+            callbacks.append(BestCheckpoint(monitor=score_for(data.counts_bytes).tag, filename="best"))
+    callbacks += [BudgetBar(), RunRecord()]
+    if isinstance(module, LanguageModel):
+        callbacks.append(TrainLog())
+    if options.get("enable_progress_bar") is False:
+        callbacks = [callback for callback in callbacks if not isinstance(callback, BudgetBar)]
+    trainer = Trainer(**{**TRAINER_DEFAULTS, "callbacks": arrange(callbacks), **options})
+    trainer.callbacks = arrange(trainer.callbacks)  # type: ignore[attr-defined]
+    loggers.prepare(trainer, folder)
+    if isinstance(module, LanguageModel) and isinstance(data, TokenData):
+        module.check(data, trainer)
+        data.prepare_data()
+        data.setup("fit")  # missing data are an error before the run has a folder
+    TimeBudget.of(trainer).check(trainer)
+    try:
+        trainer.fit(module, datamodule=data)
+    finally:
+        if folder is not None:
+            folder.release()
+    return _fitted(folder, module, trainer)
+
+
+def _fitted(folder: RunFolder | None, module: LightningModule, trainer: Trainer) -> Fitted:
+    if folder is None:
+        return Fitted(None, {}, module, trainer)
+    return Fitted(folder.path, records.read(folder.path), module, trainer)
+
+
+@contextmanager
+def _run_errors() -> Iterator[None]:
+    """Context in which an error that is equivalent to one of errors.py, such as a lack of memory, is raised as that."""
+    try:
+        yield
+    except Exception as error:
+        if (cause := run_error(error)) is None or cause is error:
+            raise
+        raise cause from error

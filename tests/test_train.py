@@ -1,0 +1,167 @@
+"""Training from Python: `fit` with configs and with objects."""
+
+import json
+import sys
+import warnings
+from pathlib import Path
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from lightning.pytorch import Callback
+
+import bytelm
+from bytelm import fit, load
+from bytelm.callbacks import Cosine
+from bytelm.data.corpora import Bytes
+from bytelm.errors import CheckpointError, ConfigError, DataError, UsageError
+from bytelm.gpt import GPT
+from bytelm.inference.model import Model
+from bytelm.system.process import process_age
+from bytelm.system.streams import can_redraw
+
+
+def gpt():
+    return GPT(d_model=16, n_heads=2, n_layers=1, d_ff=32, max_seq_len=32)
+
+
+def corpus():
+    return Bytes("corpus.txt", batch_size=4, seq_len=32, eval_bytes=1024)
+
+
+def test_the_package_lists_what_it_offers():
+    assert {"fit", "load", "Model"} <= set(dir(bytelm))
+    assert bytelm.fit is fit
+    with pytest.raises(AttributeError, match="no attribute 'train_all'"):
+        bytelm.train_all  # noqa: B018
+
+
+def test_a_config_trains_as_on_the_command_line(run, monkeypatch):
+    run()
+    monkeypatch.setattr(sys, "argv", ["ipykernel_launcher.py", "-f", "kernel.json"])  # as in a notebook
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="LightningCLI's args")
+        again = fit("tiny.yaml")
+    assert again.folder == Path("runs/tiny/version_1")
+    scores = [json.loads(Path(f"runs/tiny/version_{n}/record.json").read_text())["val_bpb"] for n in (0, 1)]
+    assert again.val_bpb == scores[0] == scores[1]
+    assert again.load("cpu").score("to be") == load("runs/tiny/version_1", device="cpu").score("to be")
+    assert again.record["total_time_secs"] <= process_age() + 1
+
+
+def test_mappings_are_configs_too(folder):
+    both = fit("tiny.yaml", {"time_budget.limit": "2 steps", "model": {"gpt": {"n_layers": 2}}}, experiment="two")
+    assert both.folder == Path("runs/two/version_0")
+    assert both.record["total_steps"] == 2
+    assert len(both.module.gpt.blocks) == 2
+    alone = fit({"base": "tiny.yaml", "time_budget": {"limit": "1 steps"}})
+    assert alone.folder == Path("runs/python/version_0")
+    assert alone.record["total_steps"] == 1
+
+
+class Steps(Callback):
+    def on_fit_start(self, trainer, pl_module):
+        self.lrs = []
+
+    def on_train_batch_end(self, trainer, *_):
+        self.lrs.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+
+def test_objects_train_under_a_budget(folder):
+    steps, network = Steps(), gpt()
+    run = fit(
+        model=network,
+        data=corpus(),
+        limit=["4 steps", "1h"],
+        lr_schedule=Cosine(),
+        callbacks=[steps],
+        experiment="mine",
+        accelerator="cpu",
+    )
+    assert run.folder == Path("runs/mine/version_0")
+    assert {path.name for path in run.folder.iterdir() if "events" not in path.name} == {
+        *("record.json", "checkpoints", ".lock")
+    }
+    assert len(steps.lrs) == run.record["total_steps"] == 4
+    assert steps.lrs == sorted(steps.lrs, reverse=True)
+    assert steps.lrs[-1] < steps.lrs[0] / 2
+    assert run.record["corpus"]["name"] == "corpus.txt"
+    assert run.module.gpt is network
+    model = Model(network.eval(), load_bytes())
+    assert model.score("to be").bits_per_byte < 9
+    with pytest.raises(CheckpointError, match="does not say what network"):
+        run.load()
+    best = torch.load(run.folder / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"]
+    assert torch.equal(best["gpt.embedding.weight"], network.embedding.weight)
+
+
+def load_bytes():
+    from bytelm.data.tokenizer import ByteTokenizer
+
+    return ByteTokenizer()
+
+
+class Line(pl.LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(1, 1)
+
+    def training_step(self, batch, batch_idx):
+        return self.layer(batch).square().mean()
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+class Numbers(pl.LightningDataModule):
+    def train_dataloader(self):
+        return torch.utils.data.DataLoader(torch.ones(8, 1), batch_size=2)
+
+
+def test_any_module_and_any_data_train(folder):
+    run = fit(model=Line(), data=Numbers(), limit="6 steps", accelerator="cpu", enable_progress_bar=False)
+    assert run.record["total_steps"] == 6
+    assert run.val_bpb is None
+
+
+def test_a_test_of_one_batch_writes_nothing(folder):
+    run = fit(model=gpt(), data=corpus(), limit="4 steps", accelerator="cpu", fast_dev_run=True)
+    assert (run.folder, run.record, run.val_bpb) == (None, {}, None)
+    assert not Path("runs").exists()
+    with pytest.raises(ConfigError, match="fast_dev_run"):
+        run.load()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "kind", "said"),
+    [
+        ([], {}, ConfigError, "model: None"),
+        ([], {"model": gpt()}, ConfigError, "data: None"),
+        (["tiny.yaml"], {"limit": "3 steps"}, ConfigError, "limit: '3 steps'"),
+        (["tiny.yaml"], {"seed": 1}, ConfigError, "seed: 1"),
+        (["tiny.yaml"], {"callbacks": [Steps()]}, ConfigError, "callbacks: "),
+        (["tiny.yaml"], {"devices": 2}, ConfigError, "devices: 2"),
+        (["missing.yaml"], {}, UsageError, "config: "),
+        ([{"modl": 3}], {}, UsageError, "modl: unknown key; did you mean model?"),
+        (["tiny.yaml", {"model.gpt.n_heads": 3}], {}, ConfigError, "n_heads: 3"),
+        (["tiny.yaml", {"trainer.callbacks": [Steps()]}], {}, ConfigError, "config: <test_train.Steps"),
+        ([], {"model": gpt(), "data": corpus(), "limit": "3 apples"}, ConfigError, "limit: '3 apples'"),
+        ([], {"model": gpt(), "data": corpus(), "devises": 2}, ConfigError, "devises: 2"),
+        ([], {"model": gpt(), "data": corpus(), "experiment": "../up"}, ConfigError, "experiment: '../up'"),
+        ([], {"model": gpt(), "data": Bytes("corpus.txt", seq_len=64)}, ConfigError, "seq_len: 64"),
+        ([], {"model": gpt(), "data": Bytes("none.txt", seq_len=32)}, DataError, "path: 'none.txt'"),
+    ],
+)
+def test_what_cannot_work_is_named(folder, arguments, options, kind, said):
+    with pytest.raises(kind) as error:
+        fit(*arguments, **options)
+    assert str(error.value).startswith(said)
+    assert not Path("runs").exists()
+    assert error.value._render_traceback_() == [f"{type(error.value).__name__}: {error.value}"]
+
+
+def test_the_bar_is_redrawn_in_a_notebook_and_not_in_a_file():
+    stream = type("OutStream", (), {"__module__": "ipykernel.iostream", "isatty": lambda self: False})()
+    assert can_redraw(stream)
+    with open("/dev/null", "w") as file:
+        assert not can_redraw(file)
