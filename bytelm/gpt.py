@@ -29,6 +29,7 @@ from bytelm.parts.contract import (
     Context,
     Embedding,
     Initialization,
+    LogitCap,
     MakeAttention,
     MakeBlock,
     MakeFeedForward,
@@ -68,6 +69,7 @@ class GPT(nn.Module):
         norm_embeddings: Whether the embeddings are normalised before the first block.
         logit_softcap: If given, logits become c tanh(logits / c), within (-c, c), before a memory changes them
             (Gemma 2, arXiv:2408.00118).
+        logit_cap: Another limit of the logits, instead of `logit_softcap`.
         residual_autocast: Whether mixed precision applies to the residual stream, too. Otherwise the stream is in
             float32 like the embeddings and needs twice the memory traffic.
         dropout: Probability of dropping an element of the embeddings and of each branch's output (GPT-2).
@@ -98,12 +100,15 @@ class GPT(nn.Module):
         head_bias: bool = False,
         norm_embeddings: bool = False,
         logit_softcap: PositiveFloat | None = None,
+        logit_cap: Callable[[], LogitCap] | None = None,
         residual_autocast: bool = False,
         dropout: UnitInterval = 0.0,
     ) -> None:
         super().__init__()
         if d_model % n_heads:
             raise ConfigError("n_heads", n_heads, f"accepted: divisors of d_model, which is {d_model}")
+        if logit_softcap is not None and logit_cap is not None:
+            raise ConfigError("model.gpt.logit_softcap", logit_softcap, "accepted with a logit_cap: null")
         self.vocab_size = vocab_size
         self.max_seq_len = max_seq_len
         self.d_model = d_model
@@ -135,7 +140,8 @@ class GPT(nn.Module):
         for part in contract.declaring(self, "connect"):
             part.connect(self)
         self.norm = self._make_norm(norm)
-        self.head = Head(d_model, vocab_size, head_bias, logit_softcap)
+        cap = None if logit_cap is None else contract.make("model.gpt.logit_cap", logit_cap)
+        self.head = Head(d_model, vocab_size, head_bias, logit_softcap, cap)
         if tie_embeddings:
             self.head.weight = self._tied_weight()
         init()(self, n_layers)
@@ -159,13 +165,18 @@ class GPT(nn.Module):
         evidence = self.memory.recall(tokens, start)
         x = self.embedding(tokens)
         values = self.embedding.values(tokens) if hasattr(self.embedding, "values") else None
+        # Vectors that the embedding adds to the stream before every layer.
+        recurring = self.embedding.recurring(tokens) if hasattr(self.embedding, "recurring") else None
         if start:  # embeddings can use all tokens; from here on only the new ones are computed
             x, values = x[:, start:], None if values is None else values[:, start:]
+            recurring = None if recurring is None else recurring[:, start:]
         x = self.dropout(self.embedding_norm(self.position.embed(self.memory.embed(x, evidence), start)))
         if self.residual_autocast and torch.is_autocast_enabled(x.device.type):
             x = x.to(torch.get_autocast_dtype(x.device.type))
         context = Context(tokens, self.position, start, first=x, values=values)
         for layer, block in enumerate(self.blocks):
+            if recurring is not None:
+                x = self.embedding.add(x, recurring, layer)
             x = block(x, context if cache is None else replace(context, cache=cache.layers[layer]))
         x = self.norm(x)
         if cache is not None:
@@ -222,15 +233,21 @@ class Head(nn.Linear):
         vocab_size: Number of tokens.
         bias: Whether to add a bias.
         softcap: See GPT's `logit_softcap`.
+        cap: Another limit of the logits.
     """
 
-    def __init__(self, d_model: int, vocab_size: int, bias: bool, softcap: float | None) -> None:
+    def __init__(
+        self, d_model: int, vocab_size: int, bias: bool, softcap: float | None, cap: LogitCap | None = None
+    ) -> None:
         super().__init__(d_model, vocab_size, bias=bias)
         self.softcap = softcap
+        self.cap = cap
 
     def forward(self, x: Tensor) -> Tensor:
         """Hidden states (..., d_model) to logits (..., vocab_size)."""
         logits = super().forward(x)
+        if self.cap is not None:
+            return self.cap(logits)
         return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
 
 

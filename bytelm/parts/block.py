@@ -53,3 +53,31 @@ class Parallel(TwoBranchBlock):
     def forward(self, x: Tensor, context: Context) -> Tensor:
         attended = self.attention(self.attention_norm(x), context)
         return x + self.dropout(attended) + self.dropout(self.feedforward(self.feedforward_norm(x), context))
+
+
+class ParallelSharedNorm(contract.Block):
+    """x + attention(norm(x)) + feedforward(norm(x)), with one normalisation for both branches.
+
+    GPT-J and PaLM (Chowdhery et al. 2022, arXiv:2204.02311, 2).
+
+    Args:
+        attention: The block's attention.
+        feedforward: The block's feed-forward network.
+        norm: Makes a normalisation over d_model.
+        dropout: Probability of dropping an element of a branch's output.
+    """
+
+    supports_cache = True
+
+    def __init__(
+        self, attention: Attention, feedforward: FeedForward, norm: Callable[[], Norm], dropout: float
+    ) -> None:
+        super().__init__()
+        self.norm = norm()
+        self.attention = attention
+        self.feedforward = feedforward
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, context: Context) -> Tensor:
+        normed = self.norm(x)
+        return x + self.dropout(self.attention(normed, context)) + self.dropout(self.feedforward(normed, context))

@@ -7,7 +7,7 @@ module class is accepted under its import path. Subclasses of these classes can 
     PositionEncoding embed, rotate, scores             FeedForward    (x, context) -> x
     Memory           recall, embed, mix                Block          (x, context) -> x
     Norm             (x) -> x                          Loss           (logits, targets) -> loss
-    Initialization   (network, n_layers), in place
+    LogitCap         (logits) -> logits                Initialization (network, n_layers), in place
 
 The shapes are (B, T, d_model) for x, (B, T) for tokens and targets, (B, T, vocab_size) for logits.
 
@@ -25,6 +25,8 @@ Three rules make a part short:
 | `supports_cache` | of an attention or a block: whether it can compute only new tokens, with `context.cache` |
 | `new_cache(max_seq_len)` | of an attention with `supports_cache`: makes its `context.cache` |
 | `values(tokens)` | of an embedding: its addition for tokens (B, T) to the values of attentions, (B, T, value_dim) |
+| `recurring(tokens)` | of an embedding: vectors (B, T, d_model) for tokens (B, T), computed once for all layers |
+| `add(x, vectors, layer)` | of an embedding with `recurring`: adds its vectors to the residual stream before a layer |
 | `value_dim` | width of the values that an attention takes from `context.values`, if it uses them |
 | `attended_tokens(seq_len)` | of an attention: the tokens that a query sees, for FLOPs; default seq_len |
 | `auxiliary_loss()` | a term, (), that training adds to the loss of the last forward pass |
@@ -196,6 +198,14 @@ class Norm(Contract):
         """(..., dim) to the same shape."""
 
 
+class LogitCap(Contract):
+    """Limits logits; a part of the network, in training, validation and generation. The constructor takes options."""
+
+    @abstractmethod
+    def forward(self, logits: Tensor) -> Tensor:
+        """(..., vocab_size) to the same shape; each logit is changed by itself."""
+
+
 class Block(Contract):
     """One layer. The constructor takes an attention, a feed-forward, a function that makes norms, and a dropout."""
 
@@ -228,7 +238,7 @@ class Loss(Contract):
         """Maps logits (B, T, vocab_size) and targets (B, T) to one number, in nats per token."""
 
 
-KINDS = (Embedding, PositionEncoding, Memory, Attention, FeedForward, Norm, Block, Initialization, Loss)
+KINDS = (Embedding, PositionEncoding, Memory, Attention, FeedForward, Norm, LogitCap, Block, Initialization, Loss)
 for kind in KINDS:
     nameable(kind)
 

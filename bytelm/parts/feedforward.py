@@ -138,6 +138,13 @@ class FusedGELU(GELU):
                 type(self).__name__,
                 "accepted with FP8: feed-forwards that call their linear layers, such as GELU",
             )
+        if type(self.up).forward is not nn.Linear.forward:  # a block has replaced them, and the kernels skip its own
+            layers = type(self.up).__name__
+            raise ConfigError(
+                "model.gpt.feedforward",
+                type(self).__name__,
+                f"accepted with {layers}: feed-forwards that call their linear layers, such as GELU",
+            )
 
     def forward(self, x: Tensor, context: Context | None = None) -> Tensor:
         device = x.device.type
