@@ -21,6 +21,7 @@ from bytelm.strategies import FSDP
 
 CAPABILITY = (8, 9)  # compute capability of the first GPUs with 8-bit products
 MULTIPLE = 16  # sizes must be multiples of this
+FORMATS = {"e4m3": torch.float8_e4m3fn, "e5m2": torch.float8_e5m2}
 
 
 class FP8(MixedPrecision):
@@ -33,6 +34,9 @@ class FP8(MixedPrecision):
     Args:
         recipe: The scope of a scale. `tensorwise`: one scale a tensor, the fastest; `rowwise`: one scale a row;
             `rowwise_with_gw_hp`: one scale a row, with gradients of weights in bf16, the most exact.
+        gradients: Format of the gradients. `e4m3`: that of inputs and weights, with three bits of mantissa; `e5m2`: two
+            bits, and the range of float16. Default: the recipe's, which is `e5m2` for `tensorwise` and `e4m3` for
+            the others.
         emulate: Whether to round to float8 but multiply in higher precision, which works on any device; for tests.
 
     Attributes:
@@ -43,7 +47,10 @@ class FP8(MixedPrecision):
     """
 
     def __init__(
-        self, recipe: Literal["tensorwise", "rowwise", "rowwise_with_gw_hp"] = "tensorwise", emulate: bool = False
+        self,
+        recipe: Literal["tensorwise", "rowwise", "rowwise_with_gw_hp"] = "tensorwise",
+        gradients: Literal["e4m3", "e5m2"] | None = None,
+        emulate: bool = False,
     ) -> None:
         has_gpu = torch.cuda.is_available()
         if not emulate and not (has_gpu and torch.cuda.get_device_capability() >= CAPABILITY):
@@ -52,7 +59,7 @@ class FP8(MixedPrecision):
                 "trainer.plugins", "FP8", f"it needs a GPU of compute capability 8.9 or higher (L4, H100), and {found}"
             )
         super().__init__("bf16-mixed", "cuda" if has_gpu else "cpu")
-        self.config = _config(recipe, emulate)
+        self.config = _config(recipe, gradients, emulate)
         self.label = f"fp8-{recipe}"
 
     def check(self, strategy: Strategy) -> None:
@@ -80,7 +87,7 @@ class FP8(MixedPrecision):
         return module
 
 
-def _config(recipe: str, emulate: bool) -> Any:
+def _config(recipe: str, gradients: str | None, emulate: bool) -> Any:
     logging.getLogger("torchao").setLevel(logging.ERROR)  # it warns of missing extensions that training does not need
     try:
         from torchao.float8 import Float8LinearConfig
@@ -88,7 +95,11 @@ def _config(recipe: str, emulate: bool) -> Any:
         reason = f'it needs torchao ({error}); run pip install -e ".[fp8]"'
         raise ConfigError("trainer.plugins", "FP8", reason) from error
     # The number of tokens is a size of the product for a weight's gradient; it is padded if necessary.
-    return replace(Float8LinearConfig.from_recipe_name(recipe), emulate=emulate, pad_inner_dim=True)
+    config = replace(Float8LinearConfig.from_recipe_name(recipe), emulate=emulate, pad_inner_dim=True)
+    if gradients is None:
+        return config
+    names = ("cast_config_grad_output", "cast_config_grad_output_for_grad_weight")
+    return replace(config, **{name: replace(getattr(config, name), target_dtype=FORMATS[gradients]) for name in names})
 
 
 def _is_to_convert(module: nn.Module, name: str) -> bool:

@@ -1,6 +1,7 @@
 """FP8: converted layers, their results, unchanged checkpoints, and rejected settings."""
 
 import json
+import math
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -112,6 +113,26 @@ def test_logits_and_gradients_equal_bf16_up_to_rounding(torchao, recipe, seq_len
     assert 1e-3 < error < 0.1
     for (name, theirs), ours in zip(plain.named_parameters(), fp8.parameters(), strict=True):
         assert F.cosine_similarity(theirs.grad.flatten(), ours.grad.flatten(), dim=0) > 0.95, name
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("gradients", ["e4m3", "e5m2"])
+def test_gradients_have_the_format_that_is_named(torchao, recipe, gradients):
+    layer = FP8(recipe, gradients, emulate=True).convert_module(model()).gpt.blocks[0].attention.out
+    assert layer.config.cast_config_input.target_dtype == torch.float8_e4m3fn
+    assert layer.config.cast_config_weight.target_dtype == torch.float8_e4m3fn
+    dtype = {"e4m3": torch.float8_e4m3fn, "e5m2": torch.float8_e5m2}[gradients]
+    assert layer.config.cast_config_grad_output.target_dtype == dtype
+    if recipe == "rowwise_with_gw_hp":
+        return  # the gradient of a weight is in bf16
+    # With inputs of one, a weight's gradient sums the rounded gradients of the outputs, scaled to the format's range.
+    gradient = torch.zeros(32, 32)
+    gradient[0, 0], gradient[0, 1] = 1.0, 0.9140625
+    layer(torch.ones(32, 32)).backward(gradient)
+    largest = torch.finfo(dtype).max
+    scale = largest if recipe == "tensorwise" else 2 ** math.floor(math.log2(largest))
+    scaled = (scale * gradient[0, :2]).to(dtype).float() / scale
+    assert layer.weight.grad[1, 0].item() == pytest.approx(scaled[1].item(), rel=1e-2)
 
 
 # Runs

@@ -52,9 +52,7 @@ class BigramHash(TokenEmbedding):
 
     optimizer_groups: ClassVar = {"table": "bigram_embedding", "scalars": "scalar"}
 
-    def __init__(
-        self, vocab_size: int, d_model: int, rows_per_token: PositiveInt = 5, scale: float = 0.05
-    ) -> None:
+    def __init__(self, vocab_size: int, d_model: int, rows_per_token: PositiveInt = 5, scale: float = 0.05) -> None:
         super().__init__(vocab_size, d_model)
         self.table = ZeroTable(rows_per_token * vocab_size, d_model)
         self.scale = scale

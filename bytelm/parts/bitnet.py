@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -83,9 +82,7 @@ class BitNet(contract.Block):
         for part in (attention, feedforward):
             _replace_linear_layers(part)
         key = "model.gpt.block.order"
-        self.order = contract.make(
-            key, order, attention, feedforward, norm, dropout, layer=layer, n_layers=n_layers
-        )
+        self.order = contract.make(key, order, attention, feedforward, norm, dropout, layer=layer, n_layers=n_layers)
         contract.give_context(key, self.order)
 
     @property

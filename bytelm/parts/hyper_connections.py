@@ -71,7 +71,7 @@ class Connection(nn.Module):
             out = out + self.scales[1] * moved[..., -1]
         with torch.autocast(streams.device.type, enabled=False):  # which would round the streams
             mixed = mix.to(streams.dtype).mT @ streams
-        return mixed[..., 0, :], mixed[..., 1:, :], out.to(streams.dtype)
+        return mixed[..., 0, :], mixed[..., 1:, :], out.to(streams.dtype).expand(streams.shape[:-1])
 
 
 class HyperConnections(TwoBranchBlock):

@@ -1,5 +1,6 @@
 """Attentions: all variants compute softmax(Q K^T / sqrt(head_dim)) V, causally, per head."""
 
+import functools
 import math
 
 import pytest
@@ -12,12 +13,13 @@ from bytelm.parts.norm import LayerNorm, RMSNorm
 from bytelm.parts.position import ALiBi, NoPosition, Rotary
 
 D_MODEL, N_HEADS, SEQ_LEN = 16, 4, 10
+WEIGHTLESS = functools.partial(RMSNorm, weight=False)
 VARIANTS = pytest.mark.parametrize(
     ("n_kv_heads", "qk_norm", "position"),
     [
         (n_kv_heads, qk_norm, position)
         for n_kv_heads in (None, 4, 2, 1)
-        for qk_norm in (None, RMSNorm, LayerNorm)
+        for qk_norm in (None, RMSNorm, WEIGHTLESS, LayerNorm)
         for position in (NoPosition, Rotary, ALiBi)
     ],
 )
@@ -142,6 +144,17 @@ def test_dropout_drops_attention_weights_in_training_only(attention):
     nearest = (drawn[:, None] - possible).abs().amax(dim=2).min(dim=1)
     assert nearest.values.max() < 1e-4
     assert len(nearest.indices.unique()) > 8  # of 16
+
+
+def test_normalised_queries_without_weights_have_length_sqrt_head_dim_after_rotation():
+    torch.manual_seed(0)
+    attention = randomized(SDPA(D_MODEL, N_HEADS, qk_norm=WEIGHTLESS))
+    assert [name for name, _ in attention.named_parameters() if "norm" in name] == []
+    seen = []
+    attention.attend = lambda q, k, v, scores: seen.append((q, k)) or v
+    attention(torch.randn(2, SEQ_LEN, D_MODEL), context(Rotary(D_MODEL, N_HEADS, SEQ_LEN)))
+    for part in seen[0]:
+        torch.testing.assert_close(part.norm(dim=-1), torch.full(part.shape[:-1], 2.0), rtol=1e-4, atol=0)
 
 
 def test_bias_false_leaves_out_every_bias():

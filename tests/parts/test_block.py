@@ -5,7 +5,7 @@ import torch
 from contexts import context
 from torch import nn
 
-from bytelm.parts.block import Parallel, PostNorm, PreNorm
+from bytelm.parts.block import Parallel, ParallelSharedNorm, PostNorm, PreNorm
 
 
 class Function(nn.Module):
@@ -52,7 +52,14 @@ def parallel(x, context):
     return x + attention(first_norm(x), context) + feedforward(second_norm(x), context)
 
 
-@pytest.mark.parametrize(("block", "formula"), [(PreNorm, pre_norm), (PostNorm, post_norm), (Parallel, parallel)])
+def parallel_shared_norm(x, context):
+    return x + attention(first_norm(x), context) + feedforward(first_norm(x), context)
+
+
+@pytest.mark.parametrize(
+    ("block", "formula"),
+    [(PreNorm, pre_norm), (PostNorm, post_norm), (Parallel, parallel), (ParallelSharedNorm, parallel_shared_norm)],
+)
 def test_block_is_its_formula(block, formula):
     x, first = torch.randn(2, 2, 5, 6, dtype=torch.float64)
     around = context(first=first)
@@ -61,7 +68,12 @@ def test_block_is_its_formula(block, formula):
 
 @pytest.mark.parametrize(
     ("block", "without_branches"),
-    [(PreNorm, lambda x: x), (PostNorm, lambda x: second_norm(first_norm(x))), (Parallel, lambda x: x)],
+    [
+        (PreNorm, lambda x: x),
+        (PostNorm, lambda x: second_norm(first_norm(x))),
+        (Parallel, lambda x: x),
+        (ParallelSharedNorm, lambda x: x),
+    ],
 )
 def test_dropout_drops_what_branches_add_in_training_only(block, without_branches):
     x, first = torch.randn(2, 2, 5, 6)

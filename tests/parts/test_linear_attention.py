@@ -94,7 +94,9 @@ def written_out(part, x, position):
     if isinstance(part, DeltaNet):
         size = part.conv.kernel_size[0]
         taps = part.conv.weight[:, 0]  # (channels, size): the last one belongs to the token itself
-        rows = [sum(heads[:, t - i] * taps[:, size - 1 - i] for i in range(min(size, t + 1))) for t in range(x.shape[1])]
+        rows = [
+            sum(heads[:, t - i] * taps[:, size - 1 - i] for i in range(min(size, t + 1))) for t in range(x.shape[1])
+        ]
         heads = F.silu(torch.stack(rows, dim=1))
     split = heads.split([part.d_key, part.d_key, part.d_value], dim=-1)
     q, k, v = (each.unflatten(-1, (part.n_heads, -1)).transpose(1, 2) for each in split)
@@ -228,7 +230,9 @@ def test_kernels_that_cannot_be_imported_are_noted_once(monkeypatch, capsys, err
     kernels.library.cache_clear()
     assert (kernels.library(), kernels.library()) == (None, None)
     line = capsys.readouterr().err.strip()
-    assert line.startswith("bytelm: note: linear attentions run in plain PyTorch, because flash-linear-attention cannot")
+    assert line.startswith(
+        "bytelm: note: linear attentions run in plain PyTorch, because flash-linear-attention cannot"
+    )
     assert str(error) in line
     assert line.count("note:") == 1
     kernels.library.cache_clear()
