@@ -20,9 +20,14 @@ from bytelm.data.shards import TokenShards
 from bytelm.language_model import LanguageModel
 from bytelm.optim import Lion, MuonAdamW
 from bytelm.parts.attention import FlashAttention
-from bytelm.parts.block import Parallel, PostNorm
+from bytelm.parts.bigram_hash import BigramHash
+from bytelm.parts.bitnet import BitLinear
+from bytelm.parts.block import Parallel, ParallelSharedNorm, PostNorm
 from bytelm.parts.embedding import HashedNGrams, ValueEmbedding
 from bytelm.parts.feedforward import GELU, FusedGELU, GeGLU, ReLUSquared, SwiGLU
+from bytelm.parts.hyper_connections import HyperConnections
+from bytelm.parts.linear_attention import DeltaNet, GatedLinearAttention, Retention
+from bytelm.parts.logit_cap import SigmoidCap
 from bytelm.parts.loss import FusedCrossEntropy
 from bytelm.parts.norm import LayerNorm, RMSNorm
 from bytelm.parts.position import Learned, Rotary
@@ -161,6 +166,18 @@ def test_a_config_begins_with_the_command_that_runs_it(shards, monkeypatch, conf
     assert len(cli.model.gpt.blocks) == 2
 
 
+SIBLINGS = sorted((PROJECT / "configs/siblings").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("config", SIBLINGS, ids=lambda path: path.stem)
+def test_a_small_config_is_a_row_of_the_table_and_has_a_network(config):
+    lines = config.read_text().splitlines()
+    assert lines[0] == f"# python -m bytelm fit --config {config.relative_to(PROJECT).as_posix()}"
+    if config.stem != "base":
+        assert re.fullmatch(r'# The row "(.*)" of docs/gpt2\.md\.', lines[2])[1] in CHANGES
+    assert len(network(config).blocks) == 4
+
+
 # The schedules
 
 
@@ -268,7 +285,14 @@ def test_benchmark_function_runs_unchanged(shards):
 IS_THERE = {
     "RoPE": lambda cli, gpt: isinstance(gpt.position, Rotary),
     "QK-norm": lambda cli, gpt: all(isinstance(block.attention.q_norm, RMSNorm) for block in gpt.blocks),
+    "QK-norm without weights": lambda cli, gpt: weightless(gpt),
+    "RoPE and QK-norm without weights": lambda cli, gpt: weightless(gpt) and isinstance(gpt.position, Rotary),
+    "Windowed attention": lambda cli, gpt: [block.attention.is_windowed for block in gpt.blocks] == [True, False],
+    "Retention": lambda cli, gpt: all(isinstance(block.attention, Retention) for block in gpt.blocks),
+    "Gated linear attention": lambda cli, gpt: isinstance(gpt.blocks[1].attention, GatedLinearAttention),
+    "Delta rule": lambda cli, gpt: all(isinstance(block.attention, DeltaNet) for block in gpt.blocks),
     "Hashed bigrams": lambda cli, gpt: isinstance(gpt.embedding, HashedNGrams) and gpt.embedding.orders == [2],
+    "Bigram hash": lambda cli, gpt: isinstance(gpt.embedding, BigramHash) and gpt.embedding.table.num_embeddings == 320,
     "Value embeddings": lambda cli, gpt: isinstance(gpt.embedding, ValueEmbedding),
     "Untied head": lambda cli, gpt: gpt.head.weight is not gpt.embedding.weight,
     "SwiGLU": lambda cli, gpt: all(isinstance(block.feedforward, SwiGLU) for block in gpt.blocks),
@@ -276,7 +300,10 @@ IS_THERE = {
     "ReLU squared": lambda cli, gpt: all(isinstance(block.feedforward, ReLUSquared) for block in gpt.blocks),
     "RMSNorm": lambda cli, gpt: isinstance(gpt.norm, RMSNorm) and isinstance(gpt.blocks[1].attention_norm, RMSNorm),
     "Parallel blocks": lambda cli, gpt: all(isinstance(block, Parallel) for block in gpt.blocks),
+    "Parallel blocks, one norm": lambda cli, gpt: all(isinstance(block, ParallelSharedNorm) for block in gpt.blocks),
     "Post-norm": lambda cli, gpt: all(isinstance(block, PostNorm) for block in gpt.blocks),
+    "Hyper-connections": lambda cli, gpt: all(isinstance(block, HyperConnections) for block in gpt.blocks),
+    "BitNet": lambda cli, gpt: isinstance(gpt.blocks[1].order.attention.qkv, BitLinear),
     "Lion": lambda cli, gpt: options(cli, Lion, "betas", "weight_decay") == (6e-5, (0.9, 0.99), 1.0),
     "Nesterov AdamW": lambda cli, gpt: (
         options(cli, torch.optim.NAdam, "betas", "weight_decay", "decoupled_weight_decay")
@@ -286,12 +313,22 @@ IS_THERE = {
         options(cli, MuonAdamW, "adjust_lr_fn", "weight_decay") == (6e-4, "match_rms_adamw", 0.1)
         and cli.trainer.optimizers[0].param_groups[1]["initial_lr"] == 6e-4
     ),
+    "Muon, queries, keys and values apart": lambda cli, gpt: options(cli, MuonAdamW, "split_qkv") == (6e-4, True),
     "Label smoothing": lambda cli, gpt: cli.model.loss.label_smoothing == 0.1,
     "Soft-capped logits": lambda cli, gpt: gpt.head.softcap == 30,
+    "Soft-capped cross-entropy": lambda cli, gpt: isinstance(gpt.head.cap, SigmoidCap),
     "z-loss": lambda cli, gpt: cli.model.loss.z_loss == 1e-4,
     "float32": lambda cli, gpt: cli.trainer.precision == "32-true",
     "FP8": lambda cli, gpt: type(gpt.blocks[1].feedforward.down).__name__ == "Float8Linear",
+    "FP8, asymmetric formats": lambda cli, gpt: (
+        gpt.blocks[1].feedforward.down.config.cast_config_grad_output.target_dtype == torch.float8_e5m2
+    ),
 }
+
+
+def weightless(gpt):
+    """Whether queries and keys of all blocks are normalised without weights."""
+    return all(isinstance(b.attention.q_norm, RMSNorm) and b.attention.k_norm.weight is None for b in gpt.blocks)
 
 
 def options(cli, optimizer, *names):
@@ -308,7 +345,7 @@ def test_every_change_is_tested():
 @pytest.mark.parametrize("name", CHANGES)
 def test_a_change_is_one_line_and_trains(shards, name):
     line = shlex.split(CHANGES[name])
-    if name == "FP8":
+    if name.startswith("FP8"):
         pytest.importorskip("torchao")
         line.append("--trainer.plugins.emulate=true")
     cli = build(["--config", BASE, *TINY, *line], run=False)
@@ -319,7 +356,9 @@ def test_a_change_is_one_line_and_trains(shards, name):
     assert math.isfinite(cli.trainer.callback_metrics["val/loss"])
     assert {*before} == {key for key, _ in cli.model.named_parameters()}
     assert [key for key, param in cli.model.named_parameters() if torch.equal(param, before[key])] == []
-    assert [key for key in before if "bias" in key] == []  # what is not named stays as the config has it
+    assert [
+        key for key in before if "bias" in key and "decay.1" not in key
+    ] == []  # what is not named stays as the config has it
 
 
 def test_a_part_does_not_keep_the_options_of_the_part_that_it_replaces(shards):
