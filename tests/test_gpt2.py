@@ -83,7 +83,7 @@ def network(config):
     """The network of a config, without memory for its weights."""
     parser = ArgumentParser()
     parser.add_class_arguments(LanguageModel, "model")
-    said = parser.parse_object({"model": merged(config)["model"]})
+    said = parser.parse_object({"model": {"gpt": merged(config)["model"]["gpt"]}})
     with torch.device("meta"):
         return parser.instantiate(said).model.gpt
 
