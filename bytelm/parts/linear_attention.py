@@ -115,6 +115,10 @@ class LinearAttention(contract.Attention):
         """The empty state; its size does not depend on `max_seq_len`."""
         return StateCache()
 
+    def attended_tokens(self, seq_len: int) -> int:
+        """Number of tokens whose attention has the FLOPs of a token's change and reading of the state."""
+        return self.d_key * (self.d_value // self.n_heads) // (self.n_heads * self.rotated_dim)
+
     def connect(self, network: nn.Module) -> None:
         position: contract.PositionEncoding = network.get_submodule("position")  # type: ignore[assignment]
         name = type(position).__name__

@@ -177,6 +177,17 @@ def test_settings_that_do_not_fit_are_rejected():
         tiny(attention=functools.partial(DeltaNet, d_value=10))
 
 
+@pytest.mark.parametrize("part", PARTS)
+def test_flops_do_not_depend_on_the_length_of_a_row(part):
+    gpt = tiny(attention=part)
+    assert gpt.flops_per_token(8) == gpt.flops_per_token(24)
+    # Two products of (key_dim, value_dim) in each of 4 heads, 2 FLOPs an element, three times with the backward pass.
+    wide = tiny(attention=functools.partial(part, d_value=32))
+    assert [gpt_.blocks[0].attention.attended_tokens(24) * 12 * 16 for gpt_ in (gpt, wide)] == [
+        3 * 2 * 2 * 4 * 4 * value_dim for value_dim in (4, 8)
+    ]
+
+
 # The kernels
 
 
