@@ -64,7 +64,8 @@ class Connection(nn.Module):
 
     def split(self, streams: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Streams (B, T, n, d) to the branch's input (B, T, d), A_r^T H (B, T, n, d), and b (B, T, n)."""
-        mix, out = self.static_mix, self.static_out
+        mix: Tensor = self.static_mix
+        out: Tensor = self.static_out
         if self.norm is not None and self.dynamic is not None and self.scales is not None:
             moved = torch.tanh(self.dynamic(self.norm(streams)))
             mix = mix + self.scales[0] * moved[..., :-1]

@@ -346,6 +346,30 @@ def test_a_metric_whose_error_is_bootstrapped_is_told_with_it(run, folder, add_t
     assert "Traceback" not in captured.err
 
 
+def test_the_documented_tasks_for_local_files_score_them(run, folder, quick, capsys):
+    """Perplexity as for WikiText, and the last word as for LAMBADA."""
+    run()
+    page = (Path(__file__).resolve().parents[2] / "docs/guides/trained-models.md").read_text()
+    block = page.partition("```\n# tasks/")[2].partition("```")[0]
+    (folder / "tasks").mkdir()
+    for file in block.split("# tasks/"):
+        name, _, content = file.partition("\n")
+        (folder / "tasks" / name).write_text(content)
+    texts, passages = ["to be or not to be", "that is the question whether"], [("to be or", " not"), ("that", " is")]
+    Path("wikitext.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in texts))
+    Path("lambada.jsonl").write_text("\n".join(json.dumps({"text": text, "word": word}) for text, word in passages))
+    main(on_the_command_line("--tasks", "my_wikitext,my_lambada", "--output", "scores.json"))
+    scores = json.loads(Path("scores.json").read_text())["results"]
+    model = HarnessModel(load(CHECKPOINT))
+    nats = -sum(model.loglikelihood_rolling([asked(text) for text in texts]))
+    words = sum(len(text.split()) for text in texts)
+    assert scores["my_wikitext"]["word_perplexity,none"] == pytest.approx(math.exp(nats / words), rel=1e-4)
+    answers = model.loglikelihood([asked(*passage) for passage in passages])
+    perplexity = math.exp(-sum(score for score, _ in answers) / 2)
+    assert scores["my_lambada"]["perplexity,none"] == pytest.approx(perplexity, rel=1e-4)
+    assert scores["my_lambada"]["acc,none"] == sum(greedy for _, greedy in answers) / 2
+
+
 def test_a_limit_is_a_number_or_a_share_of_questions(run, add_task, quick):
     run()
     add_task("my_text", TEXT, [{"text": "to be or not to be"}] * 6)
