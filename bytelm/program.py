@@ -85,6 +85,12 @@ COMMANDS = (
         "Say whether configs differ by more than noise, at equal time, tokens or FLOPs.",
         "experiments",
     ),
+    Command(
+        "plan",
+        "bytelm.experiments.plan",
+        "Predict which network fits a budget on this machine, from a few short runs.",
+        "experiments",
+    ),
     Command("ledger", "bytelm.runs.ledger", "List all runs in ledger.csv."),
     Command("report", "bytelm.experiments.report.page", "Compare runs in tables and plots.", "experiments"),
     Command("serve", "bytelm.experiments.service.api", "Offer a training challenge over HTTP.", "experiments"),
@@ -165,11 +171,10 @@ def load(command: Command) -> Callable[[list[str]], None]:
     try:
         module = import_module(command.module)
     except ModuleNotFoundError as error:
-        if command.extra is None or (error.name or "").partition(".")[0] == "bytelm":
+        package = (error.name or "").partition(".")[0]
+        if command.extra is None or package == "bytelm":
             raise
-        fail(
-            f'{command.name} needs {error.name}, which is not installed; pip install -e ".[{command.extra}]" brings it'
-        )
+        fail(f'{command.name} needs {package}, which is not installed; pip install -e ".[{command.extra}]" brings it')
     finally:
         signal.signal(signal.SIGINT, handler)
     function: Callable[[list[str]], None] = getattr(module, command.function)

@@ -30,7 +30,7 @@ def pruner_of(kind: Prune) -> BasePruner | None:
 
     Args:
         kind: `median`: a run ends if its best score so far is worse than the median of the completed runs at the same
-            share, from 30 % on and once 5 runs are completed (Golovin et al. 2017). `hyperband`: of the runs that reach
+            share, from 20 % on and once 5 runs are completed (Golovin et al. 2017). `hyperband`: of the runs that reach
             10 %, 30 % or 90 % of their budgets, a third continues (Li et al. 2018, arXiv:1603.06560), in three brackets
             that begin at different shares.
     """

@@ -65,8 +65,8 @@ def append(folder: Path, validation: Validation) -> None:
 def read(folder: Path) -> list[Validation]:
     """The validations of a run in the order of their steps; empty if there are none.
 
-    A run that resumes from a checkpoint can repeat validations; the last one of a step counts. Lines that cannot be
-    read, such as one that is being written, are left out.
+    A run that resumes from a checkpoint, or is taken back to one, repeats steps: a validation replaces earlier ones of
+    the same and of later steps. Lines that cannot be read, such as one that is being written, are left out.
 
     Args:
         folder: The run's folder.
@@ -75,11 +75,11 @@ def read(folder: Path) -> list[Validation]:
         lines = (folder / FILE).read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return []
-    found: dict[int, Validation] = {}
+    found: list[Validation] = []
     for line in lines:
         try:
             validation = Validation(**json.loads(line))
-            found[int(validation.steps)] = validation
+            found = [earlier for earlier in found if earlier.steps < validation.steps] + [validation]
         except (ValueError, TypeError):
             continue
-    return [found[steps] for steps in sorted(found)]
+    return found

@@ -76,7 +76,8 @@ def test_reports_are_scores_near_equal_shares_of_the_budget(tmp_path):
     assert list(reports(tmp_path)) == [(1, 3.0), (4, 2.5)]
 
 
-def test_a_line_that_is_being_written_is_left_out_and_a_repeated_step_counts_once(tmp_path):
+def test_a_line_that_is_being_written_is_left_out_and_repeated_steps_count_once(tmp_path):
+    validations.append(tmp_path, Validation(0.12, 12, 120, 1.2, 9.0, None))
     first, second = (Validation(0.1, 10, 100, 1.0, score, None) for score in (3.0, 2.0))
     validations.append(tmp_path, first)
     validations.append(tmp_path, second)

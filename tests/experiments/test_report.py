@@ -23,6 +23,7 @@ from bytelm.experiments.report.page import report
 from bytelm.experiments.report.section import Section
 from bytelm.experiments.report.text import plain
 from bytelm.program import main
+from bytelm.runs import validations
 from bytelm.runs.ledger import read_runs
 from bytelm.runs.score import VAL_BPB, VAL_LOSS
 
@@ -597,3 +598,13 @@ def test_the_challenges_report_names_every_config_of_the_challenge():
     for path in (CONFIGS / "autoresearch").glob("*.yaml"):
         number = path.stem[:2]
         assert f"val_bpb {page['reported'][f'{number}-*']['val_bpb']:.3f}" in " ".join(path.read_text().split())
+
+
+def test_scores_are_at_the_times_that_the_run_has_written_whatever_its_logger(here):
+    folder = make_run("s/00-base", 2.0, total_steps=100, tokens_seen=1000)
+    for steps, seconds, value in ((20, 30.0, 3.0), (50, 81.5, float("nan")), (100, 179.0, 2.0)):
+        validations.append(folder, validations.Validation(seconds / 180, steps, steps * 10, seconds, value, None))
+    (run,) = read_runs(Path("runs"))
+    scores = read_curves(run, VAL_BPB).scores
+    assert (list(scores.seconds), list(scores.tokens)) == ([30.0, 179.0], [200.0, 1000.0])
+    assert list(scores.values) == [3.0, 2.0]

@@ -9,6 +9,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from bytelm.config.flat import flat
 from bytelm.config.messages import note
+from bytelm.runs import validations
 from bytelm.runs.read import Run
 from bytelm.runs.score import VAL_BPB, Score
 from bytelm.units import time_limit
@@ -49,7 +50,8 @@ class Curves:
 def read_curves(run: Run, score: Score) -> Curves:
     """Reads a run's curves.
 
-    A run with a logger other than TensorBoard's has only its final score.
+    The scores are from the run's validations.jsonl, which has the time of each. A run of an earlier version has none:
+    its scores are from TensorBoard's log, and with another logger only the final one is known.
 
     Args:
         run: A run that has ended.
@@ -75,11 +77,18 @@ def read_curves(run: Run, score: Score) -> Curves:
     if final is not None and total is not None:
         earlier = score_steps < total
         score_steps, scores = np.append(score_steps[earlier], total), np.append(scores[earlier], final)
-    return Curves(
-        run,
-        Curve(clock.seconds(steps), clock.tokens(steps), loss),
-        Curve(clock.seconds(score_steps), clock.tokens(score_steps), scores),
-    )
+    curve = Curve(clock.seconds(score_steps), clock.tokens(score_steps), scores)
+    return Curves(run, Curve(clock.seconds(steps), clock.tokens(steps), loss), _validated(run, score) or curve)
+
+
+def _validated(run: Run, score: Score) -> Curve | None:
+    """Returns the scores in validations.jsonl, with their own times; None if there are none."""
+    found = [
+        (float(each.seconds), float(each.tokens), float(value))
+        for each in validations.read(run.folder)
+        if (value := getattr(each, score.name)) is not None and math.isfinite(value)
+    ]
+    return Curve(*np.array(found).T) if found else None
 
 
 def _read_log(run: Run) -> dict[str, list[Any]]:

@@ -1,0 +1,454 @@
+"""`python -m bytelm plan`: which network fits a budget on this machine, from a few short runs.
+
+Each candidate is trained with its whole schedule within a sixteenth, an eighth and a quarter of the budget. The runs
+also measure the speed of each candidate; compilation and start-up are not on the budget's clock. A law of the loss
+in parameters and tokens (loss_law.py) then predicts the score of each candidate within the whole budget. The runs are
+those of a study, so the same command continues after it was cut.
+"""
+
+import json
+import os
+import shlex
+import statistics
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from bytelm.config.command import CommandParser
+from bytelm.config.flat import flat
+from bytelm.config.messages import note
+from bytelm.config.text import dump
+from bytelm.errors import ConfigError, StorageError
+from bytelm.experiments.check import Checker
+from bytelm.experiments.loss_law import LEAST_POINTS, LossLaw, effective_tokens
+from bytelm.experiments.report.plots import save
+from bytelm.experiments.runner import Runner
+from bytelm.experiments.study import Study
+from bytelm.experiments.task import Plan, Task, as_text
+from bytelm.experiments.text_table import aligned
+from bytelm.runs.ledger import read_runs
+from bytelm.runs.read import Run
+from bytelm.runs.score import Score, score_of
+from bytelm.system.files import replacing
+from bytelm.units import Duration, Unit
+
+LIMIT = "time_budget.limit"
+SHARES = (1 / 16, 1 / 8, 1 / 4)  # of the budget, for the rounds of runs
+KEPT = 0.6  # of the candidates, in the last round: those with the best predictions
+LADDER = (0.5, 0.7, 1.0, 1.4, 2.0)  # of the config's width
+WITHIN = 5.0  # default of --within, in budgets
+Point = tuple[tuple[str, str], ...]
+
+UNKNOWN = """\
+- Only the candidates' options vary. Everything else, such as the learning rate, the batch size and the schedule, is
+  that of the config, unless `--space` lists values of it.
+- The law is fitted to short runs of one seed, and extrapolated to a budget that is four times the longest of them. The
+  interval contains the scatter of the runs around the law, not an error of the law itself.
+- Candidates differ in their number of parameters, their speed, and their mean distance from the law. A candidate that
+  learns slowly at first and well later is underrated.
+- Repeated tokens count as Muennighoff et al. 2023 measured them on larger networks and texts. On small corpora, a
+  network that memorises its text becomes worse than the law says.
+- The speed is that of this machine under its load during the runs."""
+
+
+@dataclass(frozen=True)
+class Rounds(Plan):
+    """A plan whose runs are given: points with a limit each.
+
+    Attributes:
+        runs: The points, each with its limit.
+    """
+
+    runs: tuple[Point, ...] = ()
+
+    def grid(self) -> list[Task]:
+        return [self.task(self.configs[0], None, point) for point in self.runs]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A run of a candidate.
+
+    Attributes:
+        candidate: Its options.
+        share: Share of the whole budget that it was given.
+        params: Number of its parameters.
+        tokens: Tokens it was trained on.
+        unique: Tokens of its training text; None if they are not known.
+        score: Its score.
+        speed: Tokens per unit of the budget.
+    """
+
+    candidate: Point
+    share: float
+    params: float
+    tokens: float
+    unique: float | None
+    score: float
+    speed: float
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The predicted run of a candidate within the whole budget.
+
+    Attributes:
+        candidate: Its options.
+        params: Number of its parameters.
+        tokens: Tokens that it will be trained on.
+        score: Its predicted score.
+        interval: 95 % interval of the score.
+        runs: Number of runs that were made of it.
+    """
+
+    candidate: Point
+    params: float
+    tokens: float
+    score: float
+    interval: tuple[float, float]
+    runs: int
+
+
+def plan(
+    config: str,
+    options: list[str],
+    limit: Duration | None = None,
+    within: Duration | None = None,
+    space: dict[str, list[Any]] | None = None,
+    study: str | None = None,
+    storage: str | None = None,
+) -> str:
+    """Plans a run.
+
+    Args:
+        config: Config file that the candidates differ from.
+        options: Options that are added to every run's command line.
+        limit: The budget to plan for: a time, steps, tokens or FLOPs. Default: that of the config.
+        within: Time limit of all runs of the plan together. Default: five times the budget if it is a time; otherwise
+            none.
+        space: The candidates: values of keys, such as `{model.gpt.d_model: [64, 96, 128], model.optimizer.lr: [3e-3,
+            6e-3]}`; every combination is one. Default: half to twice the config's width, with d_ff in proportion.
+        study: Name of the study with the runs. Default: `plan-` and the name of the config.
+        storage: The queue of several workers, as in `experiments`.
+
+    Returns:
+        The result, as text.
+
+    Raises:
+        ConfigError: A value cannot be used, or a config cannot run.
+        StorageError: Too few runs were made, or a file cannot be written.
+    """
+    if not Path(config).is_file():
+        raise ConfigError("config", config, "no such file")
+    if within is not None and (within.unit != "seconds" or not within.value):
+        raise ConfigError("within", str(within), "accepted: a time (180s, 15m, 1h30m)")
+    resolved = _resolved(config, options)
+    budget = limit or _only_limit(resolved)
+    if budget.unit == "fraction" or not budget.value:
+        raise ConfigError("limit", str(budget), "accepted: a time, steps, tokens or FLOPs")
+    if within is None and budget.unit == "seconds":
+        within = Duration(WITHIN * budget.value, "seconds")
+    candidates = _candidates(space, resolved)
+    name = study or f"plan-{Path(config).stem}"
+    planner = Planner(config, options, budget, candidates, Study(name, Plan([config], options), storage))
+    planner.measure(within, storage)
+    return planner.write()
+
+
+class Planner:
+    """Makes the runs, and predicts from them.
+
+    Args:
+        config: Config file.
+        options: Further options of all runs.
+        budget: The budget to plan for.
+        candidates: Options of each candidate.
+        study: The study with the runs.
+    """
+
+    def __init__(
+        self, config: str, options: Sequence[str], budget: Duration, candidates: Sequence[Point], study: Study
+    ) -> None:
+        self.config = config
+        self.options = list(options)
+        self.budget = budget
+        self.candidates = list(candidates)
+        self.study = study
+        self.score: Score = score_of([])
+
+    def measure(self, within: Duration | None, storage: str | None = None) -> None:
+        """Makes the runs, round by round, as far as the time allows.
+
+        Args:
+            within: Time limit of all runs together.
+            storage: As for `plan`.
+
+        Raises:
+            ConfigError: No candidate can run.
+        """
+        made: list[Point] = []
+        for share in SHARES:
+            chosen = self.candidates
+            # By the earlier rounds alone: a command that continues makes the same choice.
+            earlier = [one for one in self.measured() if one.share < share]
+            if share == SHARES[-1] and (law := self._law(earlier)) is not None:
+                best = self.predictions(law, earlier)
+                chosen = [one.candidate for one in best[: max(2, round(KEPT * len(best)))]]
+            made += [(*candidate, (LIMIT, str(self._limit(share)))) for candidate in chosen]
+            queue = Study(self.study.name, Rounds([self.config], self.options, runs=tuple(made)), storage)
+            runner = Runner(queue, None, within)
+            print(f"plan: {len(chosen)} candidates, {self._limit(share)} each", file=sys.stderr, flush=True)
+            runner.work()
+            rejected = [outcome for outcome in runner.outcomes if outcome.status == "rejected"]
+            if len(rejected) == len(chosen):
+                raise ConfigError("space", self.config, f"no candidate can run: {rejected[0].reason}")
+            if queue.queued:
+                note(f"--within {within} is used up; the same command with more time continues")
+                return
+
+    def _limit(self, share: float) -> Duration:
+        value = self.budget.value * share
+        whole = self.budget.unit in ("steps", "tokens")
+        return Duration(float(max(round(value), 1)) if whole else float(f"{value:.6g}"), self.budget.unit)
+
+    def measured(self) -> list[Measured]:
+        """The completed runs of the plan."""
+        folders = self.study.folders()
+        known = {run.experiment: run for run in read_runs(self.study.folder)}
+        runs = []
+        for candidate in self.candidates:
+            for share in SHARES:
+                task = self.study.plan.task(self.config, None, (*candidate, (LIMIT, str(self._limit(share)))))
+                run = known.get(folders.get(task, ""))
+                if run is not None and run.status == "completed" and run.record.get("tokens_seen"):
+                    runs.append((candidate, share, run))
+        self.score = score_of(run.record for *_, run in runs)
+        found = []
+        for candidate, share, run in runs:
+            score, used = self.score.of(run.record), _used(run.record, self.budget.unit)
+            if score is not None and used:
+                record = run.record
+                tokens = float(record["tokens_seen"])
+                params = record["num_params_M"] * 1e6
+                found.append(Measured(candidate, share, params, tokens, _unique(run), score, tokens / used))
+        return found
+
+    def _law(self, measured: Sequence[Measured]) -> LossLaw | None:
+        if len(measured) < LEAST_POINTS:
+            return None
+        tokens = [float(effective_tokens(one.tokens, one.unique)) for one in measured]
+        return LossLaw.fit([one.params for one in measured], tokens, [one.score for one in measured])
+
+    def predictions(self, law: LossLaw, measured: Sequence[Measured]) -> list[Prediction]:
+        """The prediction of each candidate with a run, the best first.
+
+        Args:
+            law: The law, fitted to these runs.
+            measured: The runs.
+        """
+        found = []
+        for candidate in self.candidates:
+            own = [(place, one) for place, one in enumerate(measured) if one.candidate == candidate]
+            if not own:
+                continue
+            longest = max((one for _, one in own), key=lambda one: one.share)
+            tokens = longest.speed * self.budget.value
+            effective = float(effective_tokens(tokens, longest.unique))
+            # Its mean distance from the law, drawn to 0 where there are few runs of it.
+            apart = float(np.exp(sum(law.residuals[place] for place, _ in own) / (len(own) + 1)))
+            low, high = law.interval(longest.params, effective)
+            score = float(law.predict(longest.params, effective)) * apart
+            found.append(Prediction(candidate, longest.params, tokens, score, (low * apart, high * apart), len(own)))
+        return sorted(found, key=lambda one: one.score)
+
+    # Output
+
+    def write(self) -> str:
+        """Writes plan.json, plan.md, plan.svg and recommended.yaml into the study's folder; returns a summary.
+
+        Raises:
+            ConfigError: The recommended config cannot run.
+            StorageError: There are too few runs, or a file cannot be written.
+        """
+        measured = self.measured()
+        if (law := self._law(measured)) is None:
+            raise StorageError(
+                f"{self.study.folder}: {len(measured)} completed runs are too few for a prediction, which needs "
+                f"{LEAST_POINTS}; accepted: a longer --within, or more candidates"
+            )
+        predictions = self.predictions(law, measured)
+        folder = self.study.folder
+        recommended = folder / "recommended.yaml"
+        table = self._table(predictions)
+        best = predictions[0]
+        sentence = (
+            f"Recommended for {self.budget}: {_text(best.candidate)}; predicted {self.score.name} {best.score:.4f} "
+            f"({best.interval[0]:.4f} to {best.interval[1]:.4f})."
+        )
+        command = shlex.join(["python", "-m", "bytelm", "fit", "--config", str(recommended), *self.options])
+        page = [f"# Plan for {self.budget}", sentence, f"    {command}", "## Candidates", _markdown(table)]
+        page += ["![Loss against parameters, for several budgets](plan.svg)", "## What this does not know", UNKNOWN]
+        try:
+            with replacing(recommended) as partial:
+                partial.write_text(self._recommended(best, command, folder), encoding="utf-8")
+            with replacing(folder / "plan.json") as partial:
+                partial.write_text(json.dumps(self._figures(law, predictions, measured), indent=2) + "\n")
+            with replacing(folder / "plan.md") as partial:
+                partial.write_text("\n\n".join(page) + "\n", encoding="utf-8")
+            save(self._picture(law, predictions, measured), folder / "plan.svg")
+        except OSError as error:
+            raise StorageError(f"{folder}: the plan cannot be written ({error.strerror or error})") from error
+        _resolved(str(recommended), self.options)
+        files = f"plan: {folder / 'plan.md'}\nrecommended: {recommended}\nrun it: {command}"
+        return "\n\n".join([aligned(table), sentence, files])
+
+    def _table(self, predictions: Sequence[Prediction]) -> list[list[str]]:
+        rows = [["candidate", f"predicted {self.score.name}", "95 % interval", "parameters", "tokens", "runs"]]
+        for one in predictions:
+            low, high = one.interval
+            name, counts = _text(one.candidate), (f"{one.params:,.0f}", f"{one.tokens:,.0f}", str(one.runs))
+            rows.append([name, f"{one.score:.4f}", f"{low:.4f} to {high:.4f}", *counts])
+        return rows
+
+    def _recommended(self, best: Prediction, command: str, folder: Path) -> str:
+        config: dict[str, Any] = {"base": os.path.relpath(self.config, folder)}
+        for key, value in (*best.candidate, (LIMIT, str(self.budget))):
+            inner = config
+            *parents, last = key.split(".")
+            for name in parents:
+                inner = inner.setdefault(name, {})
+            inner[last] = _value(value)
+        return f"# {command}\n#\n# Predicted {self.score.name}: {best.score:.4f}\n{dump(config)}"
+
+    def _figures(self, law: LossLaw, predictions: Sequence[Prediction], measured: Sequence[Measured]) -> dict[str, Any]:
+        a, b, e, alpha, beta = (float(value) for value in law.parameters)
+        return {
+            "limit": str(self.budget),
+            "score": self.score.name,
+            "law": {"A": np.exp(a), "B": np.exp(b), "E": np.exp(e), "alpha": alpha, "beta": beta},
+            "predictions": [{**vars(one), "candidate": dict(one.candidate)} for one in predictions],
+            "runs": [{**vars(one), "candidate": dict(one.candidate)} for one in measured],
+        }
+
+    def _picture(self, law: LossLaw, predictions: Sequence[Prediction], measured: Sequence[Measured]) -> Figure:
+        """Draws loss against the number of parameters: the runs, and the law for each budget."""
+        figure = Figure(figsize=(10, 5))
+        axes = figure.subplots()
+        unique = statistics.median_low([one.unique for one in measured if one.unique] or [0]) or None
+        sizes = np.array(sorted({one.params for one in predictions}))
+        speeds = [next(one.tokens for one in predictions if one.params == size) / self.budget.value for size in sizes]
+        line = np.geomspace(sizes[0], sizes[-1], 100)
+        speed = np.exp(np.interp(np.log(line), np.log(sizes), np.log(speeds)))
+        for place, share in enumerate((*SHARES, 1.0)):
+            amount = self.budget.value * share
+            losses = law.predict(line, effective_tokens(speed * amount, unique))
+            label = f"{self.budget}, predicted" if share == 1.0 else str(self._limit(share))
+            axes.plot(line, losses, color=f"C{place}", label=label, lw=2 if share == 1.0 else 1)
+            some = [one for one in measured if one.share == share]
+            axes.plot([one.params for one in some], [one.score for one in some], "o", color=f"C{place}")
+        for one in predictions:
+            axes.plot([one.params] * 2, one.interval, color=f"C{len(SHARES)}", lw=1, alpha=0.5)
+        axes.set_xscale("log")
+        axes.set_xlabel("parameters")
+        axes.set_ylabel(f"{self.score.name} ({self.score.unit}, lower is better)")
+        axes.legend(fontsize=8)
+        return figure
+
+
+def _resolved(config: str, options: Sequence[str]) -> dict[str, Any]:
+    with Checker() as checker:
+        resolved, reason = checker.check(["--config", config, *options])
+    if resolved is None:
+        raise ConfigError("config", config, reason)
+    return resolved
+
+
+def _only_limit(resolved: Mapping[str, Any]) -> Duration:
+    limit = resolved["time_budget"]["limit"]
+    if isinstance(limit, list):
+        if len(limit) > 1:
+            raise ConfigError(LIMIT, limit, "a plan is for one limit; accepted: --time_budget.limit 180s")
+        (limit,) = limit
+    return Duration.parse(limit)
+
+
+def _candidates(space: Mapping[str, Any] | None, resolved: Mapping[str, Any]) -> list[Point]:
+    """The options of each candidate.
+
+    Raises:
+        ConfigError: There are fewer than two.
+    """
+    if space is not None:
+        tasks = Plan([""], (), (None,), space).grid()
+        points = [task.point for task in tasks]
+    else:
+        known = flat(resolved)
+        width, heads, d_ff = (known.get(f"model.gpt.{key}") for key in ("d_model", "n_heads", "d_ff"))
+        if not isinstance(width, int) or not isinstance(heads, int):
+            raise ConfigError(
+                "space", None, "the config's network has no d_model and n_heads; accepted: a list of values"
+            )
+        points = []
+        for factor in LADDER:
+            d_model = max(round(width * factor / (2 * heads)), 1) * 2 * heads  # the heads' width stays even
+            point = {"model.gpt.d_model": d_model}
+            if isinstance(d_ff, int):
+                point["model.gpt.d_ff"] = max(round(d_ff * d_model / width), 1)
+            points.append(tuple((key, as_text(value)) for key, value in point.items()))
+    points = list(dict.fromkeys(points))
+    if len(points) < 2:
+        raise ConfigError("space", dict(space or {}), "accepted: values that make at least two candidates")
+    return points
+
+
+def _used(record: Mapping[str, Any], unit: Unit) -> float | None:
+    keys = {"seconds": "training_time_secs", "steps": "total_steps", "tokens": "tokens_seen", "flops": "total_flops"}
+    return record.get(keys[unit])
+
+
+def _unique(run: Run) -> float | None:
+    """Tokens of the run's training text."""
+    corpus = run.record.get("corpus") or {}
+    return corpus.get("bytes") or (corpus.get("tokens") or {}).get("train")
+
+
+def _text(point: Point) -> str:
+    return ", ".join(f"{key.rpartition('.')[2]} {value}" for key, value in point)
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def _markdown(rows: Sequence[Sequence[str]]) -> str:
+    head, *others = rows
+    return "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *others))
+
+
+def main(args: list[str]) -> None:
+    """Runs the command.
+
+    Args:
+        args: The arguments after `python -m bytelm plan`.
+    """
+    parser = CommandParser(
+        "plan",
+        description="Predicts which network fits a budget on this machine, from a few short runs. Options after `--` "
+        "apply to each run.",
+    )
+    parser.add_argument("--config", required=True, help="Config file that the candidates differ from.")
+    parser.add_argument(f"--{LIMIT}", type=Duration, help="The budget to plan for. Default: that of the config.")
+    parser.add_function_arguments(plan, skip={"config", "options", "limit"})
+    at = args.index("--") if "--" in args else len(args)
+    given = parser.parse_args(args[:at])
+    budget = given.pop(LIMIT, None)
+    given.pop("time_budget", None)
+    print(plan(**vars(given), limit=budget, options=args[at + 1 :]))
