@@ -85,6 +85,7 @@ COMMANDS = (
         "Say whether configs differ by more than noise, at equal time, tokens or FLOPs.",
         "experiments",
     ),
+    Command("configs", "bytelm.config.shipped", "List the configs that bytelm comes with.", prints=True),
     Command("ledger", "bytelm.runs.ledger", "List all runs in ledger.csv."),
     Command("report", "bytelm.experiments.report.page", "Compare runs in tables and plots.", "experiments"),
     Command("serve", "bytelm.experiments.service.api", "Offer a training challenge over HTTP.", "experiments"),
