@@ -44,13 +44,14 @@ from bytelm.callbacks import (
     TrainedWeights,
     TrainLog,
     ValidationLog,
+    Validations,
 )
 from bytelm.callbacks.order import arrange
 from bytelm.callbacks.run_folder import run_folder
 from bytelm.callbacks.train_log import TAGS as TRAIN_TAGS
 from bytelm.config import keys
 from bytelm.config.checks import check_experiment, check_values
-from bytelm.config.epoch_options import check_counts, check_epochs, check_needs, validation_times
+from bytelm.config.epoch_options import AUTO, check_counts, check_epochs, check_needs, validation_times
 from bytelm.config.flat import flat
 from bytelm.config.keys import METHOD_DEFAULTS, METHOD_KEYS
 from bytelm.config.lightning_options import (
@@ -114,7 +115,8 @@ DESCRIPTION = "Trains language models under a wall-clock budget, and scores them
 TRAINER_DEFAULTS = {
     "max_epochs": -1,  # only the time budget ends a run
     "log_every_n_steps": 10,
-    "check_val_every_n_epoch": None,  # validation only at the end, or every `val_check_interval` batches of the run
+    "check_val_every_n_epoch": None,  # epochs do not decide when a run is validated, `val_check_interval` does
+    "val_check_interval": AUTO,
     "num_sanity_val_steps": 0,  # a validation before training shows nothing that the final one does not
     "enable_model_summary": False,
 }
@@ -128,6 +130,7 @@ ADDED_CALLBACKS = (
     *(BestCheckpoint, BudgetBar, ClaimFolder, CorpusWatch, Interruption, KeepOnDataError, PredictionWriter, RankWatch),
     *(KeepTrainedWeights, Resume, RunRecord, SaveConfigCallback, Schedules, Signals, TrainedWeights, TrainLog),
     ValidationLog,
+    Validations,
 )
 CHECKPOINT_DEFAULTS = {
     "checkpoint.filename": "best",
@@ -400,9 +403,10 @@ class BytelmCLI(LightningCLI):
             kwargs["precision"] = None  # Lightning accepts only one of the two
         for plugin in (*plugins, getattr(settings.get("strategy"), "_checkpoint_io", None)):
             checkpoint_io.prepare(plugin)
-        kwargs |= validation_times(settings)
+        times, validations = validation_times(settings, self.plain_config["time_budget"]["scope"])
+        kwargs |= times
         self.folder = self._run_folder(settings)
-        self.trainer_defaults = {**self.trainer_defaults, "callbacks": self._callbacks(settings)}
+        self.trainer_defaults = {**self.trainer_defaults, "callbacks": self._callbacks(settings, validations)}
         try:
             trainer = super().instantiate_trainer(**kwargs)
         except (
@@ -426,12 +430,14 @@ class BytelmCLI(LightningCLI):
         logger.prepare(trainer, self._log_folder(), self._purge_step())
         return trainer
 
-    def _callbacks(self, settings: Namespace) -> list[Callback]:
+    def _callbacks(self, settings: Namespace, validations: Validations | None) -> list[Callback]:
         """Returns the callbacks that every run has, in addition to those with a key."""
         signals = Signals()
         callbacks: list[Callback] = [signals, Interruption(signals), TrainLog(), ValidationLog(), RankWatch()]
         schedules = merged(self._get(self.config_init, "lr_schedule"), self._get(self.config_init, "schedules") or {})
         callbacks += [RunRecord(), Resume(self.plain_config), Schedules(schedules), CorpusWatch(), KeepOnDataError()]
+        if validations is not None:
+            callbacks.append(validations)
         trained = TrainedWeights()
         callbacks += [trained, KeepTrainedWeights(trained)]
         if self.folder is not None:

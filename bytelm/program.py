@@ -91,6 +91,7 @@ COMMANDS = (
         "Predict which network fits a budget on this machine, from a few short runs.",
         "experiments",
     ),
+    Command("configs", "bytelm.config.shipped", "List the configs that bytelm comes with.", prints=True),
     Command("ledger", "bytelm.runs.ledger", "List all runs in ledger.csv."),
     Command("report", "bytelm.experiments.report.page", "Compare runs in tables and plots.", "experiments"),
     Command("serve", "bytelm.experiments.service.api", "Offer a training challenge over HTTP.", "experiments"),

@@ -24,6 +24,7 @@ else:
     from bytelm.callbacks.time_budget import TimeBudget
     from bytelm.callbacks.train_log import TrainLog
     from bytelm.callbacks.validation_log import ValidationLog
+    from bytelm.callbacks.validations import Validations
     from bytelm.schedules import (
         Constant,
         Cosine,
@@ -65,5 +66,6 @@ __all__ = [
     "TrainLog",
     "TrainedWeights",
     "ValidationLog",
+    "Validations",
     "WarmupStableDecay",
 ]

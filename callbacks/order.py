@@ -22,6 +22,7 @@ from bytelm.callbacks.throughput import Throughput
 from bytelm.callbacks.time_budget import TimeBudget
 from bytelm.callbacks.train_log import TrainLog
 from bytelm.callbacks.validation_log import ValidationLog
+from bytelm.callbacks.validations import Validations
 
 
 class Yours:
@@ -55,6 +56,7 @@ ORDER = (
     Place(BudgetBar, "before RunRecord: the bar is closed when the scores are printed"),
     Place(TrainLog, "before checkpoints: one that is written after a step is written after its logs"),
     Place(ValidationLog, "after the budget, whose progress it writes down"),
+    Place(Validations, "after the budget, whose progress it reads; before checkpoints, which store what is due"),
     Place(Resume, "after the budget, which says at which step the run is, and after all that may change its weights"),
     Place(RankWatch, "before RunRecord: in on_exception it finds out which rank was lost"),
     Place(KeepOnDataError, "before RunRecord: in on_exception it writes the checkpoint that the record names"),

@@ -86,7 +86,7 @@ class BudgetBar(ProgressBar):
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn == "validate":
             self._open(sum(trainer.num_val_batches), desc="validating")
-        elif self._bar is not None:
+        elif self._bar is not None and sys.stderr.isatty():
             self._bar.set_description_str(f"{self._status} | validating")
 
     def on_validation_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:

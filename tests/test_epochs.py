@@ -63,11 +63,12 @@ def record(version=0):
 
 
 TWELVE = ("--time_budget.limit", "12 steps")
+AT_THE_END = ("--trainer.val_check_interval", "null")
 FIRST, SECOND, REST = [0, 1, 2, 3, 4], [0, 1, 2, 3, 4], [0, 1]
 
 
-def test_by_default_epochs_pass_without_validation_and_the_run_ends_with_one(run):
-    recorder = recorded(run, *TWELVE)
+def test_without_an_interval_epochs_pass_without_validation_and_the_run_ends_with_one(run):
+    recorder = recorded(run, *TWELVE, *AT_THE_END)
     assert recorder.events == [*FIRST, "end 0", *SECOND, "end 1", *REST, "val", "end 2"]
     text = Path("short.txt").read_bytes()[:640]
     assert (
@@ -85,6 +86,7 @@ def test_by_default_epochs_pass_without_validation_and_the_run_ends_with_one(run
         "val_check_interval 4 --trainer.check_val_every_n_epoch 1": "0123v4| 0123v4| 01v|",  # of each epoch
         "val_check_interval 0.6": "012v34| 012v34| 01v|",
         "val_check_interval 1.0": "01234v| 01234v| 01v|",
+        "val_check_interval 25%": "012v34| 0v123v4| 01v|",  # of the run
         "val_check_interval 01:00:00:00": "01234| 01234| 01v|",
     }.items(),
 )
@@ -95,15 +97,15 @@ def test_validation_is_when_lightning_says_and_once_at_the_end(run, options, eve
 
 
 def test_a_limit_in_batches_or_a_share_makes_epochs_shorter_and_the_text_goes_on(run):
-    number = recorded(run, *TWELVE, "--trainer.limit_train_batches", "2")
-    share = recorded(run, *TWELVE, "--trainer.limit_train_batches", "0.5")
+    number = recorded(run, *TWELVE, *AT_THE_END, "--trainer.limit_train_batches", "2")
+    share = recorded(run, *TWELVE, *AT_THE_END, "--trainer.limit_train_batches", "0.5")
     assert number.events == share.events == [0, 1, *(e for n in range(5) for e in (f"end {n}", 0, 1)), "val", "end 5"]
     assert number.batches == share.batches == recorded(run, *TWELVE).batches
 
 
 @pytest.mark.parametrize("order", ["sequential", "shuffled"])
 def test_overfit_batches_trains_on_the_same_batches_again_and_again(run, order):
-    options = (*TWELVE, "--data.order", order)
+    options = (*TWELVE, *AT_THE_END, "--data.order", order)
     expected = recorded(run, *options).batches
     for value, n_batches in (("1", 1), ("2", 2), ("0.4", 2)):
         recorder = recorded(run, *options, "--trainer.overfit_batches", value)

@@ -9,30 +9,59 @@ from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import DeviceStatsMonitor, EarlyStopping, WeightAveraging
 from lightning.pytorch.strategies import ModelParallelStrategy
 
+from bytelm.callbacks.validations import NEVER, Validations
 from bytelm.data.epochs import limited
 from bytelm.errors import ConfigError
+from bytelm.units import Duration
 
-AT_THE_END = 10**12  # batches between validations, for a run that is validated only at its end
-VALIDATIONS = "trainer.check_val_every_n_epoch or trainer.val_check_interval"
+AUTO = "auto"  # trainer.val_check_interval: every tenth of the budget, where that is cheap
+AUTO_EVERY = Duration(0.1, "fraction")
+DURATIONS = "a share of the run (10%), 500 steps, 300 Mtok, a training time (10m), or a number of batches"
+VALIDATIONS = "trainer.check_val_every_n_epoch or trainer.val_check_interval (such as 10%)"
 
 
-def validation_times(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the options of the Trainer that say when a run is validated before its end.
+def validation_times(given: Mapping[str, Any], scope: str) -> tuple[dict[str, Any], Validations | None]:
+    """Returns what makes a trainer validate before the end of a run.
 
     Args:
-        given: The options of the Trainer. With `check_val_every_n_epoch: null`, the default, an integer
-            `val_check_interval` counts the batches of the run, and a missing one means validation only at the end. A
-            share is a share of each epoch.
+        given: The options of the Trainer. `val_check_interval` is a duration, which the callback Validations measures;
+            `auto`, which is 10% of the run, or null where the run's epochs or its clock decide; or one of Lightning's
+            values. With `check_val_every_n_epoch: null`, the default, an integer counts the batches of the run, and
+            null means validation only at the end. A share is a share of each epoch.
+        scope: `time_budget.scope`. In `run`, the clock does not stop for validations.
 
     Returns:
-        The options that differ from the given ones.
+        The options that differ from the given ones, and the callback; None: Lightning's options alone decide.
+
+    Raises:
+        ConfigError: `val_check_interval` is not accepted.
     """
-    every = given.get("val_check_interval")
-    if given.get("check_val_every_n_epoch") is not None:
-        return {}
+    every, epochs = given.get("val_check_interval"), given.get("check_val_every_n_epoch")
+    if every == AUTO:
+        if epochs is not None:
+            return {"val_check_interval": None}, None
+        return {"val_check_interval": NEVER}, Validations(AUTO_EVERY, bounded=True) if scope == "training" else None
+    if isinstance(every, str) and ":" not in every:
+        duration = _duration(every)
+        if epochs is not None:
+            accepted = f"accepted: with trainer.check_val_every_n_epoch null; it is {epochs}"
+            raise ConfigError("trainer.val_check_interval", every, accepted)
+        return {"val_check_interval": NEVER}, Validations(duration)
+    if epochs is not None:
+        return {}, None
     if every is None:
-        return {"val_check_interval": AT_THE_END}
-    return {"check_val_every_n_epoch": 1} if isinstance(every, float) else {}
+        return {"val_check_interval": NEVER}, None
+    return ({"check_val_every_n_epoch": 1} if isinstance(every, float) else {}), None
+
+
+def _duration(text: str) -> Duration:
+    try:
+        duration = Duration.parse(text)
+    except ValueError as error:
+        raise ConfigError("trainer.val_check_interval", text, f"accepted: {AUTO}, {DURATIONS}") from error
+    if duration.value == 0:
+        raise ConfigError("trainer.val_check_interval", text, "accepted: more than 0")
+    return duration
 
 
 def check_counts(given: Mapping[str, Any]) -> None:
@@ -103,12 +132,19 @@ def _missing(callback: Callback, trainer: Any) -> str | None:
     if isinstance(callback, DeviceStatsMonitor) and trainer.strategy.root_device.type == "cpu":
         return None if find_spec("psutil") else "on a CPU it needs a package; accepted: with `pip install psutil`"
     if isinstance(callback, EarlyStopping) and str(callback.monitor).startswith("val"):
-        if trainer.check_val_every_n_epoch is None and trainer.val_check_interval == AT_THE_END:
-            return f"{callback.monitor} is known at the end of the run alone; accepted: with {VALIDATIONS}"
+        if _may_validate_once(trainer):
+            return f"{callback.monitor} may be known at the end of the run alone; accepted: with {VALIDATIONS}"
         if callback._check_on_train_epoch_end and callback.strict and trainer.check_val_every_n_epoch != 1:
             reason = f"{callback.monitor} may not be known at an epoch's end (check_on_train_epoch_end)"
             return f"{reason}; accepted: with trainer.check_val_every_n_epoch 1, or strict false"
     return None
+
+
+def _may_validate_once(trainer: Any) -> bool:
+    """Returns whether the only validation of a run may be the final one, as in a short run with `auto`."""
+    if trainer.check_val_every_n_epoch is not None or trainer.val_check_interval != NEVER:
+        return False
+    return all(callback.bounded for callback in trainer.callbacks if isinstance(callback, Validations))
 
 
 def _share(part: int, whole: int) -> float:
@@ -131,7 +167,7 @@ def check_needs(trainer: Any, config: Mapping[str, Any]) -> None:
             raise ConfigError("trainer.callbacks", type(callback).__name__, reason)
     if trainer.fast_dev_run or trainer.check_val_every_n_epoch is not None:
         return
-    only_at_the_end = trainer.val_check_interval == AT_THE_END
+    may_validate_once = _may_validate_once(trainer)
     given = config["trainer"].get("callbacks") or []
     options = [("checkpoint", config.get("checkpoint") or {})]
     for each in given if isinstance(given, list) else [given]:
@@ -142,8 +178,8 @@ def check_needs(trainer: Any, config: Mapping[str, Any]) -> None:
         if at_end and str(values.get("monitor")).startswith("val"):
             reason = f"{values['monitor']} may not be known then; accepted: with trainer.check_val_every_n_epoch 1"
             raise ConfigError(f"{key}.save_on_train_epoch_end", at_end, reason)
-        if every and not at_end and only_at_the_end:
-            reason = "it saves after a validation, and the only one is at the end of the run; accepted: with "
+        if every and not at_end and may_validate_once:
+            reason = "it saves after a validation, and the only one may be at the end of the run; accepted: with "
             if values.get("monitor") is None:
                 reason += "save_on_train_epoch_end true, "
             raise ConfigError(f"{key}.every_n_epochs", every, f"{reason}{VALIDATIONS}")

@@ -5,6 +5,7 @@ the key. A file may name its bases (base.py) and use import paths of earlier ver
 """
 
 import inspect
+import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 
 import bytelm
 import bytelm.config.short_names
-from bytelm.config import base
+from bytelm.config import base, shipped
 from bytelm.config.imports import failures_as_import_errors
 from bytelm.config.keys import KEYS
 from bytelm.config.messages import NULL
@@ -166,6 +167,8 @@ class ConfigOption(ActionConfigFile):
             self.apply_config(parser, cfg, self.dest, path)
             cfg[self.dest].pop()  # only the files on the command line determine the run's name
 
+        if isinstance(values, str) and not os.path.exists(values):  # a file in the working folder comes first
+            values = str(shipped.find(values) or values)
         with parser.reading(base.BaseFiles(apply_base)):
             self.apply_config(parser, cfg, self.dest, values)
 

@@ -58,6 +58,9 @@ class Layout:
         return n
 
 
+FOLDER_FLAG = 0x10  # MS-DOS's, in the attributes of a record
+
+
 @dataclass(frozen=True)
 class Storage:
     """A placeholder for the storage of tensors.
@@ -102,7 +105,8 @@ def _check(archive: zipfile.ZipFile, size: int, checksums: bool) -> Any:
     pickles = [name for name in records if name.endswith("/data.pkl")]
     if len(pickles) != 1:
         raise BadArchive("it is not an archive of torch.save")
-    if len(records) != len(archive.infolist()) or archive.comment:
+    is_folder = any(info.external_attr & FOLDER_FLAG for info in records.values())  # torch would read it as empty
+    if len(records) != len(archive.infolist()) or archive.comment or is_folder:
         raise BadArchive("its archive is not as torch.save writes it")
     if any(info.compress_type != zipfile.ZIP_STORED for info in records.values()):
         raise BadArchive("its archive is compressed")

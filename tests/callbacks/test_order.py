@@ -21,7 +21,16 @@ def names(trainer):
 def test_a_run_has_its_callbacks_in_order(folder):
     assert names(build(TINY, run=False).trainer) == [
         *("Signals", "ClaimFolder", "TrainedWeights", "KeepTrainedWeights", "TimeBudget", "Schedules", "Divergence"),
-        *("Throughput", "BudgetBar", "TrainLog", "ValidationLog", "Resume", "RankWatch", "KeepOnDataError"),
+        *(
+            "Throughput",
+            "BudgetBar",
+            "TrainLog",
+            "ValidationLog",
+            "Validations",
+            "Resume",
+            "RankWatch",
+            "KeepOnDataError",
+        ),
         *("RunRecord", "CorpusWatch", "Interruption", "RunConfig", "BestCheckpoint", "LastCheckpoint"),
     ]
 

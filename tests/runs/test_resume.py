@@ -17,6 +17,7 @@ OPTIONS = {
     "dropout": ("--model.gpt.dropout", "0.2", "--model.gpt.attention", "{class_path: SDPA, init_args: {dropout: 0.2}}"),
     "muon": ("--model.optimizer", "MuonAdamW"),
     "accumulated": ("--trainer.accumulate_grad_batches", "3", "--trainer.val_check_interval", "9"),
+    "tokens": ("--trainer.val_check_interval", "384 tok"),
     "schedule": ("--lr_schedule={class_path: WarmupStableDecay, init_args: {warmup: 2 steps, decay: 50%}}",),
 }
 
@@ -47,7 +48,7 @@ CUTS = [
 
 # All places for a plain run, and two of them for each other kind; the long tests take the rest.
 PLACES = [("plain", CUTS)]
-for number, kind in enumerate(("shuffled", "dropout", "muon", "accumulated", "schedule")):
+for number, kind in enumerate(("shuffled", "dropout", "muon", "accumulated", "schedule", "tokens")):
     few = [CUTS[(2 * number + offset) % len(CUTS)] for offset in (1, 4)]
     PLACES += [(kind, few), pytest.param(kind, [cut for cut in CUTS if cut not in few], marks=pytest.mark.slow)]
 

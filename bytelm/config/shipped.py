@@ -1,0 +1,71 @@
+"""The shipped configs: those of the folder configs/, which an installed bytelm has too.
+
+`--config quickstart` and `--config configs/quickstart.yaml` mean a shipped config in any working folder, unless a file
+of that path exists. `python -m bytelm configs` lists them.
+"""
+
+import re
+from pathlib import Path
+
+from bytelm.config.command import CommandParser
+
+FOLDER = Path(__file__).resolve().parents[1] / "configs"
+NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)*", re.ASCII)
+NAME_WIDTH = 26  # longer names push their description to the right
+LINE_WIDTH = 80
+
+
+def find(name: str) -> Path | None:
+    """Returns the shipped config of a name; None if there is none.
+
+    Args:
+        name: Its path in configs/, such as `schedules/cosine`; also with `configs/` before it and `.yaml` after it.
+    """
+    name = name.removeprefix("configs/").removesuffix(".yaml")
+    path = FOLDER / f"{name}.yaml"
+    return path if NAME.fullmatch(name) and path.is_file() else None
+
+
+def names() -> list[str]:
+    """Returns the names of all shipped configs; those in the folder itself come first."""
+    found = [path.relative_to(FOLDER).with_suffix("").as_posix() for path in FOLDER.rglob("*.yaml")]
+    return sorted(found, key=lambda name: ("/" in name, name))
+
+
+def summary(name: str) -> str:
+    """Returns the first sentence of a shipped config's comment, without the command in its first line.
+
+    Args:
+        name: One of `names`.
+    """
+    lines = (FOLDER / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
+    comment = []
+    for line in lines:
+        if not line.startswith("#"):
+            break
+        comment.append(line.removeprefix("#").strip())
+    if "" in comment:  # between the command and the text
+        comment = comment[comment.index("") + 1 :]
+    text = " ".join(comment).strip("() ")
+    return text.split(". ")[0].rstrip(".")
+
+
+def main(args: list[str]) -> None:
+    """Lists the shipped configs.
+
+    Args:
+        args: The arguments after `python -m bytelm configs`: names, or the beginnings of names; default all.
+    """
+    parser = CommandParser("configs", description="Lists the shipped configs, for `fit --config <name>`.")
+    parser.add_argument(
+        "names", nargs="*", type=str, default=[], help="Only those whose names begin with one of these."
+    )
+    prefixes = tuple(parser.parse_args(args).names) or ("",)
+    chosen = [name for name in names() if name.startswith(prefixes)]
+    for name in chosen:
+        start = f"{name:{NAME_WIDTH}}  "
+        print(start + _shortened(summary(name), LINE_WIDTH - len(start)))
+
+
+def _shortened(text: str, width: int) -> str:
+    return text if len(text) <= width else f"{text[: width - 1].rpartition(' ')[0]}…"

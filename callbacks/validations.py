@@ -1,0 +1,95 @@
+"""Validations: validates a run at equal distances of its budget, so that its score is a curve.
+
+`trainer.val_check_interval` sets the distance (docs/runs.md): `auto`, the default, `5%` of the run, `500 steps`,
+`300 Mtok` or `10m` of training time. Lightning's own intervals count batches, epochs or the time of day; the length of
+a run under a time budget is unknown in all of them.
+
+All validations, the final one included, are of the same text: their scores form one curve, and the best of them is
+best.ckpt. They are not on the budget's clock and leave no trace in the training: random states are restored after them.
+"""
+
+import math
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from bytelm.callbacks.resume import random_states, set_random_states
+from bytelm.callbacks.time_budget import TimeBudget
+from bytelm.units import Duration
+
+NEVER = 10**12  # batches between validations, for a run that is validated only at its end
+# Tokens that `auto` scores during a run, for each token trained on. Scoring a token takes about a third of the time of
+# training on it, so the run takes up to a sixth longer.
+MOST_SCORED = 0.5
+
+
+class Validations(Callback):
+    """Validates after the first step at or beyond each multiple of a distance, through Lightning's own loop.
+
+    Args:
+        every: The distance: a share of the run, steps, tokens or training time.
+        bounded: Whether a validation is left out if the run would then have scored more than half as many tokens as it
+            has trained on. The final validation is never left out.
+    """
+
+    reads_budget = True  # must follow TimeBudget in a trainer's list of callbacks
+
+    def __init__(self, every: Duration = Duration(0.1, "fraction"), bounded: bool = False) -> None:  # noqa: B008
+        super().__init__()
+        self.every = every
+        self.bounded = bounded
+        self._next = 0.0  # in the unit of `every`
+        self._due = False  # whether a validation follows the last step
+        self._scored = 0  # tokens, by all ranks
+        self._random_states: dict[str, Any] | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"due": self._due, "scored": self._scored}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._due, self._scored = state_dict["due"], state_dict["scored"]
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # From the state of the run alone: a resumed run can have another limit.
+        self._next = self._following(trainer)
+        if self._due:
+            self._ask(trainer)  # callbacks/resume.py validates
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        # The budget's progress is the same on all ranks, and changes only with the last batch of a step.
+        if self._used(trainer) < self._next or trainer.should_stop:
+            return
+        self._next = self._following(trainer)
+        n_tokens = self._scored_at_once(trainer)
+        most = MOST_SCORED * TimeBudget.of(trainer).tokens if self.bounded else math.inf
+        if trainer.enable_validation and self._scored + n_tokens <= most:
+            self._scored += n_tokens
+            self._due = True
+            self._random_states = random_states()  # before a loader of the user's is asked for an iterator
+            self._ask(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not self._due or trainer.state.fn != "fit":
+            return
+        self._due = False
+        trainer.val_check_batch = NEVER
+        if self._random_states is not None:  # None: a validation that was due when the run was cut
+            set_random_states(self._random_states)
+            self._random_states = None
+
+    def _ask(self, trainer: Trainer) -> None:
+        """Makes Lightning validate after this batch."""
+        trainer.val_check_batch = 1
+
+    def _used(self, trainer: Trainer) -> float:
+        return TimeBudget.of(trainer).progress.amount(self.every.unit)
+
+    def _following(self, trainer: Trainer) -> float:
+        # A small share more than a multiple, because 3 * 0.1 is above 0.3.
+        return (math.floor(self._used(trainer) / self.every.value * (1 + 1e-9)) + 1) * self.every.value * (1 - 1e-9)
+
+    def _scored_at_once(self, trainer: Trainer) -> int:
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        return int(sum(trainer.num_val_batches) * data.batch_size * data.seq_len * trainer.world_size)

@@ -1,0 +1,50 @@
+"""The shipped configs are found by name in any folder, and `bytelm configs` lists them."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from bytelm.config import shipped
+from bytelm.program import main
+
+
+def test_configs_lists_each_shipped_config_with_its_comment(capsys):
+    main(["configs"])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == shipped.names()
+    assert lines[0].startswith("quickstart ")
+    assert "A first run that needs no download" in lines[0]
+    for line in lines:
+        assert len(line) <= 80
+        assert len(line.split()) > 2, line
+    main(["configs", "gpt2/"])
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["gpt2/1.5b", "gpt2/124m", "gpt2/345m"]
+
+
+@pytest.mark.parametrize("name", ["quickstart", "quickstart.yaml", "configs/quickstart.yaml", "gpt2/1.5b"])
+def test_names_of_shipped_configs(name):
+    assert shipped.find(name).is_file()
+
+
+@pytest.mark.parametrize("name", ["", "nothing", "../configs/quickstart", "/quickstart", "{a: 1}", "model: {}", "gpt2"])
+def test_other_names(name):
+    assert shipped.find(name) is None
+
+
+def test_a_shipped_config_is_used_in_any_folder_and_the_users_file_comes_first(folder, capsys):
+    def printed(*options):
+        with pytest.raises(SystemExit) as ended:
+            main(["fit", *options, "--print_config"])
+        assert ended.value.code in (0, None)
+        return yaml.safe_load(capsys.readouterr().out)
+
+    assert printed("--config", "quickstart")["model"]["gpt"]["init_args"]["d_model"] == 128
+    Path("configs").mkdir()
+    Path("configs/quickstart.yaml").write_text((folder / "tiny.yaml").read_text())
+    assert printed("--config", "configs/quickstart.yaml")["model"]["gpt"]["init_args"]["d_model"] == 16
+
+
+def test_a_shipped_config_names_its_run(run):
+    cli = run(*("--config", "tiny.yaml", "--time_budget.limit", "1 steps"), config="schedules/cosine")
+    assert cli.experiment == "cosine+tiny"
