@@ -40,6 +40,7 @@ from bytelm.units import Duration, Unit
 LIMIT = "time_budget.limit"
 SHARES = (1 / 16, 1 / 8, 1 / 4)  # of the budget, for the rounds of runs
 KEPT = 0.6  # of the candidates, in the last round: those with the best predictions
+FEW_STEPS = 100  # of a run; shorter ones are mostly warm-up
 LADDER = (0.5, 0.7, 1.0, 1.4, 2.0)  # of the config's width
 WITHIN = 5.0  # default of --within, in budgets
 Point = tuple[tuple[str, str], ...]
@@ -79,6 +80,7 @@ class Measured:
         share: Share of the whole budget that it was given.
         params: Number of its parameters.
         tokens: Tokens it was trained on.
+        steps: Steps it was trained for.
         unique: Tokens of its training text; None if they are not known.
         score: Its score.
         speed: Tokens per unit of the budget.
@@ -88,6 +90,7 @@ class Measured:
     share: float
     params: float
     tokens: float
+    steps: int
     unique: float | None
     score: float
     speed: float
@@ -235,7 +238,11 @@ class Planner:
                 record = run.record
                 tokens = float(record["tokens_seen"])
                 params = record["num_params_M"] * 1e6
-                found.append(Measured(candidate, share, params, tokens, _unique(run), score, tokens / used))
+                found.append(
+                    Measured(
+                        candidate, share, params, tokens, record["total_steps"], _unique(run), score, tokens / used
+                    )
+                )
         return found
 
     def _law(self, measured: Sequence[Measured]) -> LossLaw | None:
@@ -290,6 +297,11 @@ class Planner:
             f"Recommended for {self.budget}: {_text(best.candidate)}; predicted {self.score.name} {best.score:.4f} "
             f"({best.interval[0]:.4f} to {best.interval[1]:.4f})."
         )
+        if (fewest := min(one.steps for one in measured)) < FEW_STEPS:
+            sentence += (
+                f" The shortest run has {fewest} steps: with fewer than {FEW_STEPS}, a run is mostly warm-up, and the "
+                "prediction is unreliable; plan for a longer budget."
+            )
         command = shlex.join(["python", "-m", "bytelm", "fit", "--config", str(recommended), *self.options])
         page = [f"# Plan for {self.budget}", sentence, f"    {command}", "## Candidates", _markdown(table)]
         page += ["![Loss against parameters, for several budgets](plan.svg)", "## What this does not know", UNKNOWN]

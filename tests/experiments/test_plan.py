@@ -81,6 +81,7 @@ def test_a_plan_recommends_a_config_that_runs_and_continues_where_it_was(planned
     assert len(figures["runs"]) == 8
     (sentence,) = [line for line in out if line.startswith("Recommended for 16 ktok: d_model ")]
     assert f"predicted val_bpb {best['score']:.4f}" in sentence
+    assert "The shortest run has 7 steps: with fewer than 100" in sentence  # of 128 tokens
     recommended = yaml.safe_load((folder / "recommended.yaml").read_text())
     assert recommended["time_budget"] == {"limit": "16 ktok"}
     assert str(recommended["model"]["gpt"]["d_model"]) == best["candidate"]["model.gpt.d_model"]
