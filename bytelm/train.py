@@ -30,6 +30,7 @@ from bytelm.callbacks import (
 from bytelm.callbacks.order import arrange
 from bytelm.cli import TRAINER_DEFAULTS, build
 from bytelm.config.checks import check_experiment
+from bytelm.config.epoch_options import validation_times
 from bytelm.data.base import TokenData
 from bytelm.errors import ConfigError, run_error
 from bytelm.gpt import GPT
@@ -194,9 +195,13 @@ def _fit_objects(
     callbacks += [BudgetBar(), RunRecord()]
     if isinstance(module, LanguageModel):
         callbacks.append(TrainLog())
+    options = {**TRAINER_DEFAULTS, **options}
+    times, validations = validation_times(options, scope="training")
+    if validations is not None and (isinstance(data, TokenData) or not validations.bounded):
+        callbacks.append(validations)  # other data do not tell how many tokens a validation scores
     if options.get("enable_progress_bar") is False:
         callbacks = [callback for callback in callbacks if not isinstance(callback, BudgetBar)]
-    trainer = Trainer(**{**TRAINER_DEFAULTS, "callbacks": arrange(callbacks), **options})
+    trainer = Trainer(**{**options, **times, "callbacks": arrange(callbacks)})
     trainer.callbacks = arrange(trainer.callbacks)  # type: ignore[attr-defined]
     loggers.prepare(trainer, folder)
     if isinstance(module, LanguageModel) and isinstance(data, TokenData):

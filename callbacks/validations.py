@@ -62,13 +62,16 @@ class Validations(Callback):
         if self._used(trainer) < self._next or trainer.should_stop:
             return
         self._next = self._following(trainer)
-        n_tokens = self._scored_at_once(trainer)
-        most = MOST_SCORED * TimeBudget.of(trainer).tokens if self.bounded else math.inf
-        if trainer.enable_validation and self._scored + n_tokens <= most:
+        if not trainer.enable_validation:
+            return
+        if self.bounded:
+            n_tokens = self._scored_at_once(trainer)
+            if self._scored + n_tokens > MOST_SCORED * TimeBudget.of(trainer).tokens:
+                return
             self._scored += n_tokens
-            self._due = True
-            self._random_states = random_states()  # before a loader of the user's is asked for an iterator
-            self._ask(trainer)
+        self._due = True
+        self._random_states = random_states()  # before a loader of the user's is asked for an iterator
+        self._ask(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not self._due or trainer.state.fn != "fit":

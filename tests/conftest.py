@@ -40,7 +40,10 @@ time_budget: {limit: 4 steps}
 
 
 def pytest_configure(config):
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup ignores it, and programs that tests start would inherit that
+    # `nohup` and `&` ignore these, and programs that tests start would inherit that.
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     # TensorBoard reads a run's files in the order of their names, which end in a count of the process's files. Runs of
     # one process, a second or less apart, would be out of order when the count gets one more digit.
     from tensorboard.summary.writer import event_file_writer

@@ -75,7 +75,7 @@ def test_parts_in_the_reference_exist():
     rows = re.findall(
         r"^\| `\w+` \| (\*\*.*?) \| `bytelm/parts/", docs_pages.read(Path("docs/reference/parts.md")), re.MULTILINE
     )
-    assert len(rows) == 8
+    assert len(rows) == 9
     for row in rows:
         names = re.findall(r"\b[A-Z]\w+", re.sub(r"`.*?`|\(.*?\)", "", row))
         assert [name for name in names if name not in known] == []
@@ -87,6 +87,6 @@ def test_every_part_is_in_the_reference():
 
     reference = docs_pages.read(Path("docs/reference/parts.md"))
     parts = {part.__name__ for part in known_parts() if part.__module__.startswith("bytelm.parts.")}
-    bases = {"MultiHeadAttention", "MLP", "GatedMLP", "TwoBranchBlock", "Contract"}
+    bases = {"MultiHeadAttention", "MLP", "GatedMLP", "TwoBranchBlock", "LinearAttention", "Contract"}
     contracts = {part.__name__ for part in known_parts() if part.__module__ == "bytelm.parts.contract"}
     assert sorted(name for name in parts - bases - contracts if not re.search(rf"\b{name}\b", reference)) == []
