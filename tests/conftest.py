@@ -1,8 +1,8 @@
 """The setup of the tests, and a tiny experiment for tests of whole runs, whose steps take milliseconds.
 
-Each core has one process that runs tests (pytest-xdist), unless files are named on the command line. Each process has
-one thread, because the threads of two processes would wait for each other. Temporary folders are in memory if there is
-room, because a run flushes a dozen files to the disk. This file imports nothing from bytelm: the process that
+Two cores have three processes that run tests (pytest-xdist), unless files are named on the command line. Each process
+has one thread, because the threads of two processes would wait for each other. Temporary folders are in memory if there
+is room, because a run flushes a dozen files to the disk. This file imports nothing from bytelm: the process that
 distributes tests does not need torch.
 """
 
@@ -54,8 +54,14 @@ def pytest_configure(config):
 
 
 def pytest_xdist_auto_num_workers(config):
-    """Returns the number of processes for `-n auto`: no others if only files are named, otherwise xdist's choice."""
-    return 0 if all(Path(arg.partition("::")[0]).is_file() for arg in config.args) else None
+    """Returns the number of processes for `-n auto`: no others if only files are named, otherwise more than cores.
+
+    The additional ones use the time in which tests wait for other processes.
+    """
+    if all(Path(arg.partition("::")[0]).is_file() for arg in config.args):
+        return 0
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return cores + cores // 2
 
 
 @pytest.fixture(autouse=True, scope="session")

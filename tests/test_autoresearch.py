@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from thinned import thinned
 
 from bytelm.cli import build
 from bytelm.config.flat import flat
@@ -143,7 +144,7 @@ def test_there_is_a_config_for_each_run_of_the_challenges_tables():
     assert list(RUNS) == [n for n in range(38) if n not in (19, 36)]
 
 
-@pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.stem)
+@pytest.mark.parametrize("config", thinned(CONFIGS, 12), ids=lambda config: config.stem)
 def test_configs_build_the_reported_models_and_quote_the_reports(small_corpus, config):
     val_bpb, steps, reported, params = RUNS[number(config)]
     cli = build(["--config", str(config)], run=False)

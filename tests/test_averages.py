@@ -9,6 +9,7 @@ from added_callback import added_callback
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import WeightAveraging
 from resuming import Signal, assert_equal, assert_same_checkpoints
+from thinned import thinned
 
 from bytelm.errors import CheckpointError, Interrupted
 
@@ -78,7 +79,7 @@ def test_the_weights_that_are_trained_do_not_depend_on_the_average(run):
     assert_equal(checkpoint("last")["current_model_state"], checkpoint("last", "plain")["state_dict"])
 
 
-@pytest.mark.parametrize("averaging", [EMA, EQUAL])
+@pytest.mark.parametrize("averaging", thinned([EMA, EQUAL], 1))
 @pytest.mark.parametrize("hook", ["on_train_batch_end", "on_validation_batch_start"])
 def test_a_run_with_an_average_that_is_cut_goes_on_as_if_uncut(run, averaging, hook):
     uncut = probed(run, *NINE, averaging, "--experiment", "uncut")

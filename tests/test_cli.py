@@ -29,7 +29,14 @@ def test_a_run_leaves_config_events_checkpoints_and_record(run, capsys):
     run("--trainer.val_check_interval", "2")
     folder = Path("runs/tiny/version_0")
     names = {path.relative_to(folder).as_posix().split(".out.")[0] for path in folder.rglob("*") if path.is_file()}
-    files = {"config.yaml", "events", "checkpoints/best.ckpt", "checkpoints/last.ckpt", "record.json", "validations.jsonl"}
+    files = {
+        "config.yaml",
+        "events",
+        "checkpoints/best.ckpt",
+        "checkpoints/last.ckpt",
+        "record.json",
+        "validations.jsonl",
+    }
     assert names == files | {".lock"}
 
     record = json.loads((folder / "record.json").read_text())

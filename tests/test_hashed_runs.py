@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from thinned import thinned
 
 MUON = ("--model.optimizer", "MuonAdamW")
 
@@ -42,7 +43,7 @@ def test_any_optimizer_trains_on_dense_gradients(run):
     assert weights(run(*hashed(sparse=False), "--model.optimizer", "AdamW"))["gpt.embedding.table.weight"].any()
 
 
-@pytest.mark.parametrize("clip", ["1.0", "null"])
+@pytest.mark.parametrize("clip", thinned(["1.0", "null"], 1))
 @pytest.mark.parametrize("algorithm", ["norm", "value"])
 @pytest.mark.parametrize("accumulate", ["1", "2"])
 def test_sparse_gradients_equal_dense_ones(run, clip, algorithm, accumulate):

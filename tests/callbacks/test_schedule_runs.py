@@ -10,6 +10,7 @@ from lightning.pytorch import Callback
 from resuming import Signal, assert_same_checkpoints
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_ranks import Run, write_inputs
+from thinned import thinned
 from token_shards import train_on_tokens
 from torch._dynamo.utils import counters
 
@@ -357,7 +358,7 @@ class Graphs(Callback):
         self.counts.append(self.count())
 
 
-@pytest.mark.parametrize("compile", ["true", "blocks"])
+@pytest.mark.parametrize("compile", thinned(["blocks", "true"], 1))
 def test_every_size_and_window_is_compiled_once_and_before_the_clock_starts(run, traced, compile):
     before = traced()
     graphs = Graphs(traced)

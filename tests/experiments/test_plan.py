@@ -58,6 +58,7 @@ def planned(folder, monkeypatch, capsys):
     return planned
 
 
+@pytest.mark.slow
 def test_a_plan_recommends_a_config_that_runs_and_continues_where_it_was(planned, capsys):
     planned.most_runs = 4
     with pytest.raises(SystemExit) as ended:

@@ -47,7 +47,9 @@ def text(tmp_path, monkeypatch):
 
 
 def test_it_is_on_the_path_of_programs_alone():
-    found = importlib.util.find_spec("prepare")  # other tests may have put a reference's module of this name on the path
+    found = importlib.util.find_spec(
+        "prepare"
+    )  # other tests may have put a reference's module of this name on the path
     assert found is None or "on_path" not in found.origin
 
 

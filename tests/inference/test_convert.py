@@ -21,6 +21,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from thinned import thinned
 from torch.nn import functional as F
 
 from bytelm.cli import build
@@ -170,17 +171,20 @@ def test_a_checkpoint_from_before_bias_was_an_option_has_biases(tmp_path):
 
 @pytest.mark.parametrize(
     "options",
-    [
-        {},
-        {"activation_function": "gelu"},
-        {"activation_function": "gelu_pytorch_tanh", "n_inner": 48},
-        {"layer_norm_epsilon": 1e-2},
-        {"activation_function": "relu"},
-        {"activation_function": "silu"},
-        {"activation_function": "swish", "tie_word_embeddings": False},
-        {"activation_function": "relu2"},
-        {"tie_word_embeddings": False},
-    ],
+    thinned(
+        [
+            {},
+            {"activation_function": "gelu"},
+            {"activation_function": "gelu_pytorch_tanh", "n_inner": 48},
+            {"layer_norm_epsilon": 1e-2},
+            {"activation_function": "relu"},
+            {"activation_function": "silu"},
+            {"activation_function": "swish", "tie_word_embeddings": False},
+            {"activation_function": "relu2"},
+            {"tie_word_embeddings": False},
+        ],
+        5,
+    ),
     ids=str,
 )
 def test_a_network_of_hugging_face_gives_its_logits_and_goes_back_as_it_was(options, tmp_path):

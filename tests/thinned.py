@@ -1,0 +1,24 @@
+"""Parameters of a test of which only some run in the README's test command; scripts/long_tests.sh runs all."""
+
+from collections.abc import Iterable
+
+import pytest
+
+
+def thinned(values: Iterable, keep: int) -> list:
+    """Marks parameters as slow, except for some that are evenly spread.
+
+    Args:
+        values: The parameters, each a value or a pytest.param.
+        keep: How many are not slow; the first is one of them.
+    """
+    values = list(values)
+    kept = {i * len(values) // keep for i in range(keep)}
+    return [value if i in kept else slow(value) for i, value in enumerate(values)]
+
+
+def slow(value):
+    """A parameter that is slow."""
+    if isinstance(value, type(pytest.param())):
+        return pytest.param(*value.values, id=value.id, marks=[*value.marks, pytest.mark.slow])
+    return pytest.param(*(value if isinstance(value, tuple) else (value,)), marks=pytest.mark.slow)
