@@ -8,13 +8,13 @@ callbacks/schedules.py.
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import product
 from typing import Any, Literal, TypeVar
 
 from bytelm.budget import Progress
 from bytelm.config.untrusted_config import nameable
-from bytelm.config.values import NonNegativeFloat, NonNegativeInt, PositiveInt, UnitInterval
+from bytelm.config.values import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, UnitInterval
 from bytelm.errors import ConfigError
 from bytelm.units import Duration
 
@@ -68,6 +68,13 @@ class Schedule:
     def lr(self, peak_lr: float, progress: Progress) -> float:
         """The same, under its name in schedules that were written for learning rates."""
         return peak_lr * self.multiplier(progress)
+
+    def set_given(self, values: Sequence[float]) -> None:
+        """Receives the given values of all groups that the schedule changes, before training; by default unused.
+
+        Args:
+            values: The values, such as the learning rates of all parameter groups.
+        """
 
     def changes(self, given: float) -> Changes | None:
         """Returns the points where the value changes, if it is constant in between; needed for batch sizes and lengths.
@@ -221,12 +228,16 @@ class FromFunction(Schedule):
     `it` is the step if the budget limits steps. Under any other limit, the function sees a run of `max_iters`
     iterations, and `it` follows the budget's progress.
 
+    The function sees one learning rate. If groups of parameters have several, its result is scaled: a group of rate g
+    gets get_lr(…, learning_rate, min_lr) g / learning_rate, so `min_lr` is the same share of each group's rate.
+
     Args:
         function: Import path of the function, such as `my_schedules.get_lr`; it returns a learning rate.
         warmup_iters: Passed to the function.
         lr_decay_iters: Passed to the function; default: max_iters.
         min_lr: Passed to the function.
         max_iters: Iterations of the whole run; default: the step limit, or 5,000 without one.
+        learning_rate: Passed to the function; default: the groups' rate, or their highest.
     """
 
     def __init__(
@@ -236,13 +247,19 @@ class FromFunction(Schedule):
         lr_decay_iters: PositiveInt | None = None,
         min_lr: NonNegativeFloat = 0.0,
         max_iters: PositiveInt | None = None,
+        learning_rate: PositiveFloat | None = None,
     ) -> None:
         super().__init__()
         self.function = function
+        self.learning_rate = learning_rate
+        self._highest: float | None = None
         self.warmup_iters = warmup_iters
         self.lr_decay_iters = lr_decay_iters
         self.min_lr = min_lr
         self.max_iters = max_iters
+
+    def set_given(self, values: Sequence[float]) -> None:
+        self._highest = max(values, default=None)
 
     def lr(self, peak_lr: float, progress: Progress) -> float:
         max_iters = self.max_iters or int(progress.limits.get("steps", 5_000))
@@ -250,7 +267,9 @@ class FromFunction(Schedule):
             it = int(progress.used["steps"])
         else:
             it = int(progress.fraction * max_iters)
-        return self.function(it, self.warmup_iters, self.lr_decay_iters or max_iters, peak_lr, self.min_lr)
+        rate = self.learning_rate or self._highest or peak_lr
+        value = self.function(it, self.warmup_iters, self.lr_decay_iters or max_iters, rate, self.min_lr)
+        return value if rate == peak_lr else value * peak_lr / rate
 
 
 class Ramp(Schedule):

@@ -22,10 +22,13 @@ from torch.optim import Optimizer
 from bytelm.budget import Progress
 from bytelm.callbacks.schedule_targets import (
     BatchSize,
+    Group,
+    GroupOption,
     PartOption,
     Place,
     apply,
     assign,
+    given_value,
     groups_of,
     keep_given_values,
 )
@@ -88,13 +91,13 @@ class Schedules(Callback):
         data, groups = getattr(trainer, "datamodule", None), groups_of(trainer.optimizers)
         self._assigned = assign(self.schedules, pl_module, data, groups)
         self.check_sizes(data)
-        keep_given_values(self._assigned, groups)
+        self._keep_given_values(groups)
         shaping = {place: s for place, s in self._assigned.items() if isinstance(place, BatchSize | PartOption)}
         changes = {place: schedule.changes(place.given) for place, schedule in shaping.items()}
         self._changes = {place: points for place, points in changes.items() if points is not None}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        keep_given_values(self._assigned, groups_of(trainer.optimizers))  # a checkpoint has been loaded since
+        self._keep_given_values(groups_of(trainer.optimizers))  # a checkpoint has been loaded since
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         if not self._units_checked:
@@ -118,6 +121,12 @@ class Schedules(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._give_back_parts()
+
+    def _keep_given_values(self, groups: list[Group]) -> None:
+        keep_given_values(self._assigned, groups)
+        for schedule in set(self._assigned.values()):
+            places = [place for place, each in self._assigned.items() if each is schedule]
+            schedule.set_given([given_value(place, groups) for place in places if isinstance(place, GroupOption)])
 
     def _check_schedulers(self, trainer: Trainer) -> None:
         """Rejects learning-rate schedules if the module has its own scheduler, whose rates they would replace."""

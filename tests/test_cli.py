@@ -257,6 +257,22 @@ def test_a_function_of_nanogpts_form_sets_the_rate(run):
     assert "function: my_schedules.get_lr" in Path("runs/tiny/version_0/config.yaml").read_text()
 
 
+def test_a_function_of_nanogpts_form_scales_the_rate_of_each_group(run):
+    Path("my_schedules.py").write_text(
+        "def get_lr(it, warmup_iters, lr_decay_iters, learning_rate, min_lr):\n"
+        "    return min_lr + (learning_rate - min_lr) * (1 - it / lr_decay_iters)\n"
+    )
+    schedule = "{class_path: FromFunction, init_args: {function: my_schedules.get_lr, min_lr: 1e-3}}"
+    muon = "{class_path: MuonAdamW, init_args: {lr: 2e-2, adamw_lr: 1e-2}}"
+    run("--lr_schedule", schedule, "--model.optimizer", muon)
+    events = EventAccumulator("runs/tiny/version_0")
+    events.Reload()
+    # The function sees the higher rate; the floor is 1/20 of the rate of each group.
+    for group, peak in (("hidden", 2e-2), ("embedding", 1e-2)):
+        rates = [event.value for event in events.Scalars(f"lr/{group}")]
+        assert rates == pytest.approx([peak / 20 + peak * 19 / 20 * (1 - it / 4) for it in range(4)])
+
+
 def test_the_runs_seed_decides_on_the_shuffled_order_unless_the_data_have_one(run):
     batches = []
     for seed, data_seed in (("1", "null"), ("2", "null"), ("1", "7"), ("2", "7")):

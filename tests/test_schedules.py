@@ -130,6 +130,15 @@ def test_from_function_presents_any_run_as_one_of_max_iters_iterations(options, 
     assert isinstance(received[0][0], int)
 
 
+@pytest.mark.parametrize(("learning_rate", "seen"), [(None, 0.04), (0.4, 0.4)])
+def test_from_function_scales_the_rate_of_each_group(learning_rate, seen):
+    schedule = FromFunction(nanogpt, 100, 4_000, MIN_LR, learning_rate=learning_rate)
+    schedule.set_given([0.04, 0.01])
+    for peak in (0.04, 0.01):
+        rate = schedule.lr(peak, at_step(2_000, MAX_ITERS))
+        assert rate == pytest.approx(nanogpt(2_000, 100, 4_000, seen, MIN_LR) * peak / seen)
+
+
 @pytest.mark.parametrize(
     ("shape", "half"), [("linear", 0.5), ("cosine", 0.5), ("sqrt", math.sqrt(0.5)), ("1-sqrt", 1 - math.sqrt(0.5))]
 )
