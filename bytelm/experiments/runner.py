@@ -37,7 +37,7 @@ from bytelm.units import Duration, clock, time_limit
 MOST_CUTS = 5  # interruptions of one run within one call of this command
 STARTUP_SECONDS = 1200.0  # a run without a config after this time hangs
 LOOK_SECONDS = 30.0  # between two checks of the time that other workers have used
-VALIDATE = "trainer.val_check_interval decides when a run is validated"
+VALIDATE = "`-- --trainer.val_check_interval 10%` validates every run at each tenth"
 MOST_REJECTIONS = 20  # in a row, after which a search ends
 
 
