@@ -8,6 +8,7 @@ import torch
 from added_callback import added_callback
 from lightning.pytorch import Callback
 from resuming import Signal, assert_same_checkpoints
+from thinned import thinned
 
 from bytelm.config import epoch_options
 from bytelm.errors import Interrupted
@@ -79,16 +80,20 @@ def test_without_an_interval_epochs_pass_without_validation_and_the_run_ends_wit
 
 @pytest.mark.parametrize(
     ("options", "events"),
-    {
-        "check_val_every_n_epoch 2": "01234| 01234v| 01|v",
-        "check_val_every_n_epoch 1": "01234v| 01234v| 01v|",
-        "val_check_interval 4": "0123v4| 012v34| 01v|",  # batches of the run
-        "val_check_interval 4 --trainer.check_val_every_n_epoch 1": "0123v4| 0123v4| 01v|",  # of each epoch
-        "val_check_interval 0.6": "012v34| 012v34| 01v|",
-        "val_check_interval 1.0": "01234v| 01234v| 01v|",
-        "val_check_interval 25%": "012v34| 0v123v4| 01v|",  # of the run
-        "val_check_interval 01:00:00:00": "01234| 01234| 01v|",
-    }.items(),
+    thinned(
+        {
+            "check_val_every_n_epoch 2": "01234| 01234v| 01|v",
+            "check_val_every_n_epoch 1": "01234v| 01234v| 01v|",
+            "val_check_interval 4": "0123v4| 012v34| 01v|",  # batches of the run
+            "val_check_interval 4 --trainer.check_val_every_n_epoch 1": "0123v4| 0123v4| 01v|",  # of each epoch
+            "val_check_interval 0.6": "012v34| 012v34| 01v|",
+            "val_check_interval 1.0": "01234v| 01234v| 01v|",
+            "val_check_interval 25%": "012v34| 0v123v4| 01v|",  # of the run
+            "val_check_interval 01:00:00:00": "01234| 01234| 01v|",
+        }.items(),
+        4,
+        several=True,
+    ),
 )
 def test_validation_is_when_lightning_says_and_once_at_the_end(run, options, events):
     recorder = recorded(run, *TWELVE, *f"--trainer.{options}".split())
@@ -141,7 +146,7 @@ OPTIONS = {
 }
 
 
-@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+@pytest.mark.parametrize("options", thinned(OPTIONS.values(), 2), ids=OPTIONS)
 def test_a_run_that_is_cut_at_or_in_an_epoch_goes_on_as_if_uncut(run, options):
     uncut = recorded(run, *TWELVE, *options, "--experiment", "uncut")
     for n in (5, 7):
@@ -159,7 +164,7 @@ def test_a_run_that_is_cut_at_or_in_an_epoch_goes_on_as_if_uncut(run, options):
         assert_same_checkpoints("runs/uncut/version_0", f"runs/{name}/version_0")
 
 
-@pytest.mark.parametrize("steps", [3, 5, 7])
+@pytest.mark.parametrize("steps", thinned([3, 5, 7], 1))
 def test_checkpoints_of_runs_with_one_endless_epoch_go_on_in_the_epoch_that_they_are_in(run, steps):
     uncut = recorded(run, *TWELVE)
     run("--time_budget.limit", f"{steps} steps", "--experiment", "old")
@@ -282,7 +287,7 @@ OPTIONS = {
 }
 
 
-@pytest.mark.parametrize(("option", "parts"), OPTIONS.items())
+@pytest.mark.parametrize(("option", "parts"), thinned(OPTIONS.items(), 6, several=True))
 def test_counts_that_leave_nothing_are_rejected_before_the_run_has_a_folder(refused, option, parts):
     line = refused(*f"--trainer.{option}".split())
     for part in parts:

@@ -10,6 +10,7 @@ import pytest
 import torch
 import yaml
 from jsonargparse import ArgumentParser
+from thinned import thinned
 from torch import nn
 
 from bytelm.budget import Progress
@@ -156,7 +157,7 @@ def test_the_base_is_nanogpts_recipe(shards):
     assert isinstance(cli.datamodule, TokenShards)
 
 
-@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("config", thinned(CONFIGS, 6), ids=lambda path: path.stem)
 def test_a_config_begins_with_the_command_that_runs_it(shards, monkeypatch, config):
     command = config.read_text().splitlines()[0].removeprefix("# python -m bytelm fit ").split()
     assert command[-1 if config in SCHEDULES else 1] == config.relative_to(PROJECT).as_posix()
@@ -169,7 +170,7 @@ def test_a_config_begins_with_the_command_that_runs_it(shards, monkeypatch, conf
 SIBLINGS = sorted((PROJECT / "configs/siblings").glob("*.yaml"))
 
 
-@pytest.mark.parametrize("config", SIBLINGS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("config", thinned(SIBLINGS, 10), ids=lambda path: path.stem)
 def test_a_small_config_is_a_row_of_the_table_and_has_a_network(config):
     lines = config.read_text().splitlines()
     assert lines[0] == f"# python -m bytelm fit --config {config.relative_to(PROJECT).as_posix()}"
@@ -342,7 +343,7 @@ def test_every_change_is_tested():
     assert list(CHANGES) == list(IS_THERE)
 
 
-@pytest.mark.parametrize("name", CHANGES)
+@pytest.mark.parametrize("name", thinned(CHANGES, 12))
 def test_a_change_is_one_line_and_trains(shards, name):
     line = shlex.split(CHANGES[name])
     if name.startswith("FP8"):

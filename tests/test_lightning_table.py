@@ -10,6 +10,7 @@ from lightning.fabric.plugins.precision.precision import _PRECISION_INPUT
 from lightning.pytorch import Trainer, callbacks, loggers, plugins, profilers, strategies
 from lightning.pytorch.accelerators import AcceleratorRegistry
 from lightning.pytorch.plugins import environments
+from thinned import thinned
 
 PROJECT = Path(__file__).resolve().parents[1]
 sys.path.append(str(PROJECT / "scripts"))
@@ -92,7 +93,7 @@ def bench(tmp_path_factory):
     return Bench(tmp_path_factory.mktemp("cells"))
 
 
-@pytest.mark.parametrize("cell", IN_CI)
+@pytest.mark.parametrize("cell", thinned(IN_CI, 8))
 def test_a_cell_does_what_its_row_says(bench, cell):
     result = bench.run(cell)
     assert document.row(cell, result) in document.table_of(PAGE).splitlines(), result

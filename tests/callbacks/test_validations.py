@@ -6,6 +6,7 @@ import pytest
 import torch
 from added_callback import added_callback
 from lightning.pytorch import Callback
+from thinned import thinned
 
 from bytelm.callbacks import Validations
 
@@ -45,16 +46,24 @@ def test_by_default_every_tenth_of_a_run_is_validated_that_has_trained_on_twice_
 
 @pytest.mark.parametrize(
     ("limit", "options", "expected"),
-    [
-        ("10 steps", ("--trainer.val_check_interval", "30%"), [3, 6, 9, 10]),
-        ("30 steps", ("--trainer.val_check_interval", "10%"), [*range(3, 31, 3)]),
-        ("7 steps", ("--trainer.val_check_interval", "3 steps"), [3, 6, 7]),
-        ("7 steps", ("--trainer.val_check_interval", "300 tok"), [3, 5, 7]),
-        ("30 steps", ("--trainer.check_val_every_n_epoch", "1"), [30]),
-        ("30 steps", ("--trainer.limit_val_batches", "0"), []),
-        ("[1d, 21 steps]", ("--time_budget.scope", "run"), [21]),  # its clock does not stop
-        ("6 steps", ("--trainer.val_check_interval", "2 steps", "--trainer.accumulate_grad_batches", "2"), [2, 4, 6]),
-    ],
+    thinned(
+        [
+            ("10 steps", ("--trainer.val_check_interval", "30%"), [3, 6, 9, 10]),
+            ("30 steps", ("--trainer.val_check_interval", "10%"), [*range(3, 31, 3)]),
+            ("7 steps", ("--trainer.val_check_interval", "3 steps"), [3, 6, 7]),
+            ("7 steps", ("--trainer.val_check_interval", "300 tok"), [3, 5, 7]),
+            ("30 steps", ("--trainer.check_val_every_n_epoch", "1"), [30]),
+            ("30 steps", ("--trainer.limit_val_batches", "0"), []),
+            ("[1d, 21 steps]", ("--time_budget.scope", "run"), [21]),  # its clock does not stop
+            (
+                "6 steps",
+                ("--trainer.val_check_interval", "2 steps", "--trainer.accumulate_grad_batches", "2"),
+                [2, 4, 6],
+            ),
+        ],
+        5,
+        several=True,
+    ),
 )
 def test_a_run_is_validated_when_the_config_says(run, limit, options, expected):
     steps, _ = validated(run, "--time_budget.limit", limit, *options)

@@ -13,6 +13,7 @@ import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from thinned import thinned
 
 from bytelm.callbacks import Schedules
 from bytelm.cli import build
@@ -86,36 +87,40 @@ def as_nobody(folder, monkeypatch):
 
 @pytest.mark.parametrize(
     ("text", "said"),
-    [
-        ("a: [1, 2\nb: }\n", ["line 2"]),
-        ("time_budget: {limit: 3 steps\n", ["line 2"]),
-        ("model: 'gpt\n", ["line 2"]),
-        ("model:\n\tgpt: {}\n", ["line 2", r"'\t'"]),
-        ("model:\n  gpt: {}\n data: 3\n", ["line 3"]),
-        ("model: *missing\n", ["line 1", "alias"]),
-        ("model: @gpt\n", ["line 1"]),
-        ("model: {}\n---\ndata: {}\n", ["line 2", "document"]),
-        ("experiment: a\nexperiment: \x01\n", ["line 2", "0x1"]),
-        ("experiment: !!python/object:os.system x\n", ["line 1", "tag"]),
-        ("seed_everything: !!int abc\n", ["abc"]),
-        (b"experiment: \xff\xfe\n", ["UTF-8"]),
-        ("experiment: a\n".encode("utf-16"), ["UTF-8"]),
-        # equal keys
-        ("experiment: a\nseed_everything: 3\nexperiment: b\n", ["line 3", "'experiment'", "twice"]),
-        ("model:\n  gpt:\n    d_model: 16\n    n_heads: 2\n    d_model: 32\n", ["line 5", "'d_model'", "twice"]),
-        ("trainer: {callbacks: [{class_path: Timer, class_path: Timer}]}\n", ["line 1", "'class_path'", "twice"]),
-        ("experiment: a\n'experiment': b\n", ["line 2", "'experiment'", "twice"]),
-        # not a mapping
-        ("- model\n- data\n", ["['model', 'data'] is not a mapping"]),
-        ("hello\n", ["'hello", "not a mapping"]),
-        ("3\n", ["3 is not a mapping"]),
-        # structures that cannot be loaded
-        ("model: &model {gpt: *model}\n", ["line 1", "'*model' contains itself"]),
-        ("model: &model\n  <<: *model\n", ["line 2", "'*model' contains itself"]),
-        ("? [1, 2]\n: 3\n", ["line 1", "key"]),
-        ("a: " + "[" * 100_000 + "]" * 100_000, ["line 1", "nested too deeply", "50"]),
-        ("\n" + "{a: " * 1_000 + "}" * 1_000, ["line 2", "nested too deeply", "50"]),
-    ],
+    thinned(
+        [
+            ("a: [1, 2\nb: }\n", ["line 2"]),
+            ("time_budget: {limit: 3 steps\n", ["line 2"]),
+            ("model: 'gpt\n", ["line 2"]),
+            ("model:\n\tgpt: {}\n", ["line 2", r"'\t'"]),
+            ("model:\n  gpt: {}\n data: 3\n", ["line 3"]),
+            ("model: *missing\n", ["line 1", "alias"]),
+            ("model: @gpt\n", ["line 1"]),
+            ("model: {}\n---\ndata: {}\n", ["line 2", "document"]),
+            ("experiment: a\nexperiment: \x01\n", ["line 2", "0x1"]),
+            ("experiment: !!python/object:os.system x\n", ["line 1", "tag"]),
+            ("seed_everything: !!int abc\n", ["abc"]),
+            (b"experiment: \xff\xfe\n", ["UTF-8"]),
+            ("experiment: a\n".encode("utf-16"), ["UTF-8"]),
+            # equal keys
+            ("experiment: a\nseed_everything: 3\nexperiment: b\n", ["line 3", "'experiment'", "twice"]),
+            ("model:\n  gpt:\n    d_model: 16\n    n_heads: 2\n    d_model: 32\n", ["line 5", "'d_model'", "twice"]),
+            ("trainer: {callbacks: [{class_path: Timer, class_path: Timer}]}\n", ["line 1", "'class_path'", "twice"]),
+            ("experiment: a\n'experiment': b\n", ["line 2", "'experiment'", "twice"]),
+            # not a mapping
+            ("- model\n- data\n", ["['model', 'data'] is not a mapping"]),
+            ("hello\n", ["'hello", "not a mapping"]),
+            ("3\n", ["3 is not a mapping"]),
+            # structures that cannot be loaded
+            ("model: &model {gpt: *model}\n", ["line 1", "'*model' contains itself"]),
+            ("model: &model\n  <<: *model\n", ["line 2", "'*model' contains itself"]),
+            ("? [1, 2]\n: 3\n", ["line 1", "key"]),
+            ("a: " + "[" * 100_000 + "]" * 100_000, ["line 1", "nested too deeply", "50"]),
+            ("\n" + "{a: " * 1_000 + "}" * 1_000, ["line 2", "nested too deeply", "50"]),
+        ],
+        10,
+        several=True,
+    ),
 )
 def test_a_file_that_is_no_config_is_refused_by_file_and_line(refuses, text, said):
     Path("bad.yaml").write_bytes(text if isinstance(text, bytes) else text.encode())
@@ -124,34 +129,38 @@ def test_a_file_that_is_no_config_is_refused_by_file_and_line(refuses, text, sai
 
 @pytest.mark.parametrize(
     ("text", "said"),
-    [
-        ("foo: {}\n", ["foo: unknown key", "trainer"]),
-        ("model: {gtp: {}}\n", ["model.gtp: unknown key", "did you mean gpt?"]),
-        ("model.gtp: {}\n", ["model.gtp: unknown key"]),
-        ("time_budget: {limits: {}}\n", ["time_budget.limits: unknown key", "limit"]),
-        ("3: x\n", ["3: unknown key"]),
-        ("null: x\n", ["None: unknown key"]),
-        ("model: {3: x}\n", ["model.3: unknown key"]),
-        ("model: {gpt: {3: x}}\n", ["string", "3"]),
-        ("data: {1.5: 3}\n", ["data", "1.5"]),
-        ("'': 3\n", ["''"]),
-        ("a b: 3\n", ["a b: unknown key"]),
-        ("config: {}\n", ["config: unknown key"]),
-        ("config: tiny.yaml\n", ["config: unknown key"]),
-        ("help: 3\n", ["help: unknown key"]),
-        ("print_config: 3\n", ["print_config: unknown key"]),
-        ("fit: {model: {}}\n", ["fit: unknown key"]),
-        ("model: [1, 2]\n", ["model: [1, 2] cannot be used", "gpt, loss, optimizer"]),
-        ("model: nowhere.yaml\n", ["model"]),
-        ("model: 3\n", ["model: 3 cannot be used", "gpt, loss, optimizer"]),
-        ("time_budget: [3 steps]\n", ["time_budget: ['3 steps'] cannot be used", "limit"]),
-        ("trainer: {max_steps: many}\n", ["trainer.max_steps", "'many'", "int"]),
-        ("seed_everything: x\n", ["seed_everything", "'x'", "int"]),
-        ("data: {class_path: [1]}\n", ["data", "[1]"]),
-        ("data: {class_path: Bytes, init_args: [3]}\n", ["data", "Bytes"]),
-        ("model: {gpt: {position: {class_path: 3}}}\n", ["model.gpt", "position"]),
-        ("time_budget: {limit: {a: 3}}\n", ["time_budget.limit", "180s"]),
-    ],
+    thinned(
+        [
+            ("foo: {}\n", ["foo: unknown key", "trainer"]),
+            ("model: {gtp: {}}\n", ["model.gtp: unknown key", "did you mean gpt?"]),
+            ("model.gtp: {}\n", ["model.gtp: unknown key"]),
+            ("time_budget: {limits: {}}\n", ["time_budget.limits: unknown key", "limit"]),
+            ("3: x\n", ["3: unknown key"]),
+            ("null: x\n", ["None: unknown key"]),
+            ("model: {3: x}\n", ["model.3: unknown key"]),
+            ("model: {gpt: {3: x}}\n", ["string", "3"]),
+            ("data: {1.5: 3}\n", ["data", "1.5"]),
+            ("'': 3\n", ["''"]),
+            ("a b: 3\n", ["a b: unknown key"]),
+            ("config: {}\n", ["config: unknown key"]),
+            ("config: tiny.yaml\n", ["config: unknown key"]),
+            ("help: 3\n", ["help: unknown key"]),
+            ("print_config: 3\n", ["print_config: unknown key"]),
+            ("fit: {model: {}}\n", ["fit: unknown key"]),
+            ("model: [1, 2]\n", ["model: [1, 2] cannot be used", "gpt, loss, optimizer"]),
+            ("model: nowhere.yaml\n", ["model"]),
+            ("model: 3\n", ["model: 3 cannot be used", "gpt, loss, optimizer"]),
+            ("time_budget: [3 steps]\n", ["time_budget: ['3 steps'] cannot be used", "limit"]),
+            ("trainer: {max_steps: many}\n", ["trainer.max_steps", "'many'", "int"]),
+            ("seed_everything: x\n", ["seed_everything", "'x'", "int"]),
+            ("data: {class_path: [1]}\n", ["data", "[1]"]),
+            ("data: {class_path: Bytes, init_args: [3]}\n", ["data", "Bytes"]),
+            ("model: {gpt: {position: {class_path: 3}}}\n", ["model.gpt", "position"]),
+            ("time_budget: {limit: {a: 3}}\n", ["time_budget.limit", "180s"]),
+        ],
+        12,
+        several=True,
+    ),
 )
 def test_a_config_with_bad_keys_or_values_is_refused(refuses, text, said):
     Path("bad.yaml").write_text(text)
@@ -231,7 +240,7 @@ MODULES = {
 KEYS = ["model.gpt.position", "model.gpt", "model.loss", "model.optimizer", "data", "lr_schedule", "trainer.callbacks"]
 
 
-@pytest.mark.parametrize("key", KEYS)
+@pytest.mark.parametrize("key", thinned(KEYS, 16))
 @pytest.mark.parametrize("module", [name for name in MODULES if name != "my_value"])
 def test_a_module_that_fails_while_it_is_imported_is_named_with_key_and_reason(refuses, key, module):
     text, reason = MODULES[module]
@@ -274,46 +283,53 @@ def test_what_a_module_itself_imports_and_survives_is_left_alone(folder):
 
 @pytest.mark.parametrize(
     ("option", "said"),
-    [
-        ("--trainer.accelerator=gpu", ["trainer.accelerator: 'gpu' ", "gpu backend", "on this machine: auto, cpu"]),
-        ("--trainer.accelerator=nothing", ["trainer.accelerator: 'nothing' ", "auto, cpu"]),
-        ("--trainer.strategy=nothing", ["trainer.strategy: 'nothing' ", "auto, ddp"]),
-        ("--trainer.devices=0", ["trainer.devices: '0' "]),
-        ("--trainer.devices=many", ["trainer.devices: 'many' "]),
-        ("--trainer.num_nodes=0", ["trainer.num_nodes: 0 "]),
-        ("--trainer.max_steps=-3", ["trainer.max_steps: -3 "]),
-        ("--trainer.max_time=abc", ["trainer.max_time: 'abc' "]),
-        ("--trainer.profiler=foo", ["trainer.profiler: 'foo' ", "simple"]),
-        ("--trainer.gradient_clip_algorithm=foo", ["trainer.gradient_clip_algorithm: 'foo' ", "norm"]),
-        ("--trainer.val_check_interval=1.5", ["trainer.val_check_interval: 1.5 "]),
-        ("--trainer.fast_dev_run=-1", ["trainer.fast_dev_run: -1 "]),
-        ("--trainer.limit_val_batches=-1", ["trainer.limit_val_batches: -1 "]),
-        ("--trainer.overfit_batches=-1", ["trainer.overfit_batches: -1 "]),
-        ("--trainer.barebones=true", ["trainer.barebones: True ", "accepted: false", "--trainer.logger false"]),
-        # a callback that every run has once
-        ("--trainer.callbacks+=Cosine", ["trainer.callbacks: 'Cosine' ", "the key lr_schedule"]),
-        ("--trainer.callbacks+=bytelm.callbacks.Cosine", ["'bytelm.callbacks.Cosine' ", "the key lr_schedule"]),
-        ("--trainer.callbacks+=my_schedule.Mine", ["trainer.callbacks: 'my_schedule.Mine' "]),
-        ("--trainer.callbacks+=Schedules", ["trainer.callbacks.schedules: it is required"]),
-        ("--trainer.callbacks+=BestCheckpoint", ["trainer.callbacks: 'BestCheckpoint' ", "every run has one"]),
-        ("--trainer.callbacks+=TimeBudget", ["trainer.callbacks: 'TimeBudget' ", "the key time_budget"]),
-        ("--trainer.callbacks+=Throughput", ["trainer.callbacks: 'Throughput' ", "the key throughput"]),
-        ("--trainer.callbacks+=LastCheckpoint", ["trainer.callbacks: 'LastCheckpoint' ", "the key last_checkpoint"]),
-        ("--trainer.callbacks+=Divergence", ["trainer.callbacks: 'Divergence' ", "the key divergence"]),
-        ("--trainer.callbacks+=TrainLog", ["trainer.callbacks: 'TrainLog' ", "every run has one"]),
-        ("--trainer.callbacks+=RankWatch", ["trainer.callbacks: 'RankWatch' ", "every run has one"]),
-        # values that the constructor of a class rejects
-        ("--checkpoint.mode=foo", ["checkpoint: 'BestCheckpoint' ", "min, max"]),
-        ("--checkpoint.save_top_k=-5", ["checkpoint: 'BestCheckpoint' ", "save_top_k=-5"]),
-        (
-            "--trainer.callbacks+={class_path: EarlyStopping, init_args: {monitor: val/bpb, mode: foo}}",
-            ["trainer.callbacks: 'EarlyStopping' ", "min, max"],
-        ),
-        (
-            "--trainer.callbacks+={class_path: Timer, init_args: {duration: abc}}",
-            ["trainer.callbacks: 'Timer' ", "abc"],
-        ),
-    ],
+    thinned(
+        [
+            ("--trainer.accelerator=gpu", ["trainer.accelerator: 'gpu' ", "gpu backend", "on this machine: auto, cpu"]),
+            ("--trainer.accelerator=nothing", ["trainer.accelerator: 'nothing' ", "auto, cpu"]),
+            ("--trainer.strategy=nothing", ["trainer.strategy: 'nothing' ", "auto, ddp"]),
+            ("--trainer.devices=0", ["trainer.devices: '0' "]),
+            ("--trainer.devices=many", ["trainer.devices: 'many' "]),
+            ("--trainer.num_nodes=0", ["trainer.num_nodes: 0 "]),
+            ("--trainer.max_steps=-3", ["trainer.max_steps: -3 "]),
+            ("--trainer.max_time=abc", ["trainer.max_time: 'abc' "]),
+            ("--trainer.profiler=foo", ["trainer.profiler: 'foo' ", "simple"]),
+            ("--trainer.gradient_clip_algorithm=foo", ["trainer.gradient_clip_algorithm: 'foo' ", "norm"]),
+            ("--trainer.val_check_interval=1.5", ["trainer.val_check_interval: 1.5 "]),
+            ("--trainer.fast_dev_run=-1", ["trainer.fast_dev_run: -1 "]),
+            ("--trainer.limit_val_batches=-1", ["trainer.limit_val_batches: -1 "]),
+            ("--trainer.overfit_batches=-1", ["trainer.overfit_batches: -1 "]),
+            ("--trainer.barebones=true", ["trainer.barebones: True ", "accepted: false", "--trainer.logger false"]),
+            # a callback that every run has once
+            ("--trainer.callbacks+=Cosine", ["trainer.callbacks: 'Cosine' ", "the key lr_schedule"]),
+            ("--trainer.callbacks+=bytelm.callbacks.Cosine", ["'bytelm.callbacks.Cosine' ", "the key lr_schedule"]),
+            ("--trainer.callbacks+=my_schedule.Mine", ["trainer.callbacks: 'my_schedule.Mine' "]),
+            ("--trainer.callbacks+=Schedules", ["trainer.callbacks.schedules: it is required"]),
+            ("--trainer.callbacks+=BestCheckpoint", ["trainer.callbacks: 'BestCheckpoint' ", "every run has one"]),
+            ("--trainer.callbacks+=TimeBudget", ["trainer.callbacks: 'TimeBudget' ", "the key time_budget"]),
+            ("--trainer.callbacks+=Throughput", ["trainer.callbacks: 'Throughput' ", "the key throughput"]),
+            (
+                "--trainer.callbacks+=LastCheckpoint",
+                ["trainer.callbacks: 'LastCheckpoint' ", "the key last_checkpoint"],
+            ),
+            ("--trainer.callbacks+=Divergence", ["trainer.callbacks: 'Divergence' ", "the key divergence"]),
+            ("--trainer.callbacks+=TrainLog", ["trainer.callbacks: 'TrainLog' ", "every run has one"]),
+            ("--trainer.callbacks+=RankWatch", ["trainer.callbacks: 'RankWatch' ", "every run has one"]),
+            # values that the constructor of a class rejects
+            ("--checkpoint.mode=foo", ["checkpoint: 'BestCheckpoint' ", "min, max"]),
+            ("--checkpoint.save_top_k=-5", ["checkpoint: 'BestCheckpoint' ", "save_top_k=-5"]),
+            (
+                "--trainer.callbacks+={class_path: EarlyStopping, init_args: {monitor: val/bpb, mode: foo}}",
+                ["trainer.callbacks: 'EarlyStopping' ", "min, max"],
+            ),
+            (
+                "--trainer.callbacks+={class_path: Timer, init_args: {duration: abc}}",
+                ["trainer.callbacks: 'Timer' ", "abc"],
+            ),
+        ],
+        12,
+        several=True,
+    ),
 )
 def test_an_option_of_the_trainer_is_rejected_by_its_name(refuses, option, said):
     Path("my_schedule.py").write_text("from bytelm.callbacks import Linear\n\nclass Mine(Linear): pass\n")
@@ -574,7 +590,7 @@ CONFIGS = st.recursive(
 )
 YAML_TEXT = st.text("abgmopt:{}[]-&*<>!'\"#,|?\n\t 0123.%@`", max_size=40)
 fuzzed = settings(
-    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+    max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 )
 
 

@@ -145,7 +145,7 @@ OPTIONS = [
 ]
 
 
-@pytest.mark.parametrize("options", thinned((pytest.param(o, id=" ".join(o)) for o in OPTIONS), 10))
+@pytest.mark.parametrize("options", thinned((pytest.param(o, id=" ".join(o)) for o in OPTIONS), 5))
 def test_a_saved_config_means_the_same(resolved, options):
     config = resolved(*options)
     Path("saved.yaml").write_text(dump(config))

@@ -668,6 +668,7 @@ def start(tmp_path):
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
+@pytest.mark.slow
 def test_a_service_that_is_killed_leaves_no_process_and_goes_on_where_it_was(start, tmp_path, alive, until):
     served = start()
 

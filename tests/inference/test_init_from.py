@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from thinned import thinned
 
 from bytelm.cli import build
 from bytelm.inference.convert import export_weights
@@ -142,14 +143,18 @@ def rejected(source, refused):
 
 @pytest.mark.parametrize(
     ("option", "difference"),
-    [
-        ("--model.gpt.vocab_size=300", "model.gpt.vocab_size: 256 there, 300 here"),
-        ("--model.gpt.max_seq_len=64", "model.gpt.max_seq_len: 32 there, 64 here"),
-        ("--model.gpt.d_model=32", "model.gpt.d_model: 16 there, 32 here"),
-        ("--model.gpt.n_layers=2", "model.gpt.n_layers: 1 there, 2 here"),
-        ("--model.gpt.n_heads=4", "model.gpt.n_heads: 2 there, 4 here"),
-        ("--model.gpt.d_ff=48", "model.gpt.d_ff: 64 there, 48 here"),
-    ],
+    thinned(
+        [
+            ("--model.gpt.vocab_size=300", "model.gpt.vocab_size: 256 there, 300 here"),
+            ("--model.gpt.max_seq_len=64", "model.gpt.max_seq_len: 32 there, 64 here"),
+            ("--model.gpt.d_model=32", "model.gpt.d_model: 16 there, 32 here"),
+            ("--model.gpt.n_layers=2", "model.gpt.n_layers: 1 there, 2 here"),
+            ("--model.gpt.n_heads=4", "model.gpt.n_heads: 2 there, 4 here"),
+            ("--model.gpt.d_ff=48", "model.gpt.d_ff: 64 there, 48 here"),
+        ],
+        3,
+        several=True,
+    ),
 )
 def test_a_size_that_differs_is_rejected_with_both_numbers(option, difference, rejected):
     assert rejected("--init_from", SOURCE, option) == (

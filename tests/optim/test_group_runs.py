@@ -10,6 +10,7 @@ import torch
 from added_callback import added_callback
 from programs import Program
 from resuming import Signal, assert_same_checkpoints, curves
+from thinned import thinned
 
 from bytelm.errors import CheckpointError, Interrupted
 from bytelm.optim import ByGroup, Muon
@@ -122,7 +123,7 @@ REJECTED = {
 }
 
 
-@pytest.mark.parametrize("option", REJECTED)
+@pytest.mark.parametrize("option", thinned(REJECTED, 4))
 def test_what_cannot_work_is_rejected_in_one_line(refused, option):
     line = refused(*BY_GROUP, option)
     assert [part for part in REJECTED[option] if part not in line] == [], line

@@ -26,6 +26,7 @@ import pytest
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.demos.boring_classes import BoringModel
+from thinned import thinned
 
 from bytelm.errors import CheckpointError, StorageError
 from bytelm.program import main
@@ -262,18 +263,22 @@ def test_a_state_that_a_callback_of_the_users_cannot_restore_is_the_checkpoints_
 
 @pytest.mark.parametrize(
     ("options", "told"),
-    [
-        (("--model.gpt.d_model", "32"), ["model.gpt.d_model: 16 in the checkpoint, 32 now"]),
-        (("--model.gpt.n_layers", "2"), ["model.gpt.n_layers: 1 in the checkpoint, 2 now"]),
-        (("--model.gpt.position", "Learned"), ["model.gpt.position: Rotary in the checkpoint, Learned now"]),
-        (
-            ("--model.gpt.d_ff", "64", "--model.gpt.feedforward", "SwiGLU"),
-            [
-                "model.gpt.d_ff: 32 in the checkpoint, 64 now",
-                "model.gpt.feedforward: GELU in the checkpoint, SwiGLU now",
-            ],
-        ),
-    ],
+    thinned(
+        [
+            (("--model.gpt.d_model", "32"), ["model.gpt.d_model: 16 in the checkpoint, 32 now"]),
+            (("--model.gpt.n_layers", "2"), ["model.gpt.n_layers: 1 in the checkpoint, 2 now"]),
+            (("--model.gpt.position", "Learned"), ["model.gpt.position: Rotary in the checkpoint, Learned now"]),
+            (
+                ("--model.gpt.d_ff", "64", "--model.gpt.feedforward", "SwiGLU"),
+                [
+                    "model.gpt.d_ff: 32 in the checkpoint, 64 now",
+                    "model.gpt.feedforward: GELU in the checkpoint, SwiGLU now",
+                ],
+            ),
+        ],
+        4,
+        several=True,
+    ),
     ids=["d_model", "n_layers", "position", "feedforward"],
 )
 @pytest.mark.parametrize("subcommand", ["fit", "validate"])
@@ -479,7 +484,7 @@ def test_a_process_killed_while_it_writes_leaves_the_one_before(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "options", [("AdamW",), ("Adam",), ("Lion",), ("MuonAdamW",), ("SGD", "momentum", "0.9")], ids=str
+    "options", thinned([("AdamW",), ("Adam",), ("Lion",), ("MuonAdamW",), ("SGD", "momentum", "0.9")], 2), ids=str
 )
 def test_every_optimizer_goes_on_from_its_checkpoint_bit_for_bit(options, run):
     optimizer = ["--model.optimizer", options[0]]

@@ -54,7 +54,7 @@ for number, kind in enumerate(("shuffled", "dropout", "muon", "accumulated", "sc
     PLACES += [(kind, few), pytest.param(kind, [cut for cut in CUTS if cut not in few], marks=pytest.mark.slow)]
 
 
-@pytest.mark.parametrize(("kind", "places"), thinned(PLACES, 3))
+@pytest.mark.parametrize(("kind", "places"), thinned(PLACES, 3, several=True))
 def test_a_run_that_is_cut_anywhere_goes_on_as_if_uncut(run, cut, kind, places):
     common = ("--time_budget.limit", "9 steps", "--trainer.val_check_interval", "3", *OPTIONS[kind])
     run("--experiment", "uncut", *common)

@@ -15,6 +15,7 @@ from added_callback import added_callback
 from lightning.pytorch import Callback
 from resuming import Signal, curves
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from thinned import thinned
 
 from bytelm.errors import Interrupted
 from bytelm.program import main
@@ -82,7 +83,7 @@ def record_of(folder):
     return json.loads(Path(folder, "record.json").read_text())
 
 
-@pytest.mark.parametrize("logger", LOGGERS.values(), ids=LOGGERS)
+@pytest.mark.parametrize("logger", thinned(LOGGERS.values(), 3), ids=LOGGERS)
 def test_whatever_the_logger_the_run_is_in_its_folder_and_goes_on_there(run, capsys, logger):
     before = set(os.listdir())
     with added_callback(Signal("on_train_batch_end", 5)), pytest.raises(Interrupted, match="--ckpt_path last"):
