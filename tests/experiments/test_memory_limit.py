@@ -71,7 +71,8 @@ def holder():
 def test_what_counts_is_the_memory_that_is_in_use_and_not_what_is_reserved(holder):
     small, large = holder(10), holder(100 * MIB)
     assert memory_of([small.pid]) < 30 * MIB
-    assert 100 * MIB <= memory_of([large.pid]) - memory_of([small.pid]) < 110 * MIB
+    # A few pages that the processes share are divided among all that share them at this moment.
+    assert 99 * MIB <= memory_of([large.pid]) - memory_of([small.pid]) < 110 * MIB
     assert memory_of([small.pid, large.pid]) >= memory_of([large.pid]) + memory_of([small.pid]) - MIB
     large.kill()
     large.wait()
