@@ -26,6 +26,8 @@ def modules() -> dict[str, Path]:
     found = {}
     for folder in (package, package / "callbacks"):  # a link, which rglob does not follow
         for path in sorted(folder.rglob("*.py")):
+            if not (path.parent / "__init__.py").exists():
+                continue  # no package: the programs that the service puts on a path
             name = ".".join(path.relative_to(PROJECT).with_suffix("").parts).removesuffix(".__init__")
             if not name.endswith("__main__") and ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))):
                 found[name] = path.relative_to(PROJECT)
