@@ -1,17 +1,15 @@
 """A pickled tiktoken.Encoding, as nanochat and autoresearch write tokenizer.pkl, read without running code from it.
 
-A pickle is a program for a machine that can import and call anything. This one consists of texts, bytes, numbers and
-dicts, and one object of the class tiktoken.core.Encoding. A file with other instructions or another class is rejected
-unread, and a class without code takes the place of the encoding.
+The file consists of texts, bytes, numbers and dicts, and one object of the class tiktoken.core.Encoding. A file with
+other instructions (restricted_pickle.py) or another class is rejected, and a class without code takes the place of the
+encoding.
 """
 
-import io
 import pickle
-import pickletools
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bytelm.data.meta_pkl import OPCODES as VALUES
+from bytelm.data.restricted_pickle import VALUES, read_pickle
 
 LARGEST = 2**28  # bytes
 CLASS = ("tiktoken.core", "Encoding")
@@ -69,21 +67,7 @@ def read_encoding(path: Path) -> Encoding:
         OSError: The file cannot be read.
         ValueError: The file has other content; the message names it.
     """
-    with path.open("rb") as file:
-        data = file.read(LARGEST + 1)
-    if len(data) > LARGEST:
-        raise ValueError(f"it is larger than {LARGEST} bytes")
-    try:
-        for opcode, argument, _ in pickletools.genops(data):
-            if opcode.name not in OPCODES:
-                raise ValueError(f"it holds more than an encoding (instruction {opcode.name})")
-            if opcode.name in ("PUT", "LONG_BINPUT") and int(argument or 0) >= len(data):
-                raise ValueError(f"it asks for memory number {argument}")  # each takes space
-        found = _Unpickler(io.BytesIO(data)).load()
-    except ValueError:
-        raise
-    except Exception as error:  # pickle raises any error, depending on the damage
-        raise ValueError(f"it is no pickle ({error})") from error
+    found = read_pickle(path, LARGEST, "an encoding", OPCODES, _Unpickler)
     return _checked(found.values if isinstance(found, _State) else None)
 
 

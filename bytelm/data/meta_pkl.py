@@ -1,24 +1,18 @@
 """nanoGPT's meta.pkl: the characters of a data set and their numbers, read without running code from it.
 
-A pickle is a program for a machine that can import and call anything. nanoGPT's file contains a dict of dicts of
-characters and integers, which needs only a few instructions. A file with any other instruction is rejected unread.
+The file contains a dict of dicts of characters and integers. A file with anything else is rejected
+(restricted_pickle.py).
 """
 
 import pickle
-import pickletools
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from bytelm.data.restricted_pickle import VALUES, read_pickle
 
 LARGEST = 2**26  # bytes; all characters of Unicode take less
 MOST_TOKENS = 2**21  # more than the number of Unicode's characters
 TOKENIZER, BYTES = "tokenizer", "bytes"  # a key of bytelm's, which nanoGPT ignores, and its value
-# Instructions of protocols 0 to 5: dicts, texts, integers, and the memory that keeps a value for its next use.
-OPCODES = {
-    *("PROTO", "FRAME", "STOP", "MARK", "DICT", "EMPTY_DICT", "SETITEM", "SETITEMS"),
-    *("UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"),
-    *("INT", "LONG", "LONG1", "BININT", "BININT1", "BININT2"),
-    *("MEMOIZE", "PUT", "BINPUT", "LONG_BINPUT", "GET", "BINGET", "LONG_BINGET"),
-}
 
 
 class Meta(NamedTuple):
@@ -42,22 +36,7 @@ def read_meta(path: Path) -> Meta:
         OSError: The file cannot be read.
         ValueError: The file has other content; the message names it.
     """
-    with path.open("rb") as file:
-        data = file.read(LARGEST + 1)
-    if len(data) > LARGEST:
-        raise ValueError(f"it is larger than {LARGEST} bytes")
-    try:
-        for opcode, argument, _ in pickletools.genops(data):
-            if opcode.name not in OPCODES:
-                raise ValueError(f"it holds more than characters and numbers (instruction {opcode.name})")
-            if opcode.name in ("PUT", "LONG_BINPUT") and int(argument or 0) >= len(data):
-                raise ValueError(f"it asks for memory number {argument}")  # each takes space
-        values = pickle.loads(data)
-    except ValueError:
-        raise
-    except Exception as error:  # pickle raises any error, depending on the damage
-        raise ValueError(f"it is no pickle ({error})") from error
-    return _checked(values)
+    return _checked(read_pickle(path, LARGEST, "characters and numbers", VALUES))
 
 
 def write_meta(path: Path, meta: Meta) -> None:

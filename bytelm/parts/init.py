@@ -16,6 +16,12 @@ class ResidualProjection(nn.Linear):
     """A linear layer that writes to the residual stream; initialisations can treat it differently."""
 
 
+def is_tied(network: nn.Module) -> bool:
+    """Returns whether the head has the embedding's weights."""
+    head = network.get_submodule("head")
+    return any(head.weight is p for p in network.get_submodule("embedding").parameters())
+
+
 def to_initialize(network: nn.Module) -> Iterator[nn.Module]:
     """The modules of a network that do not initialise themselves, in the order of `network.modules()`."""
     own = {
@@ -66,7 +72,7 @@ class FanIn(Initialization):
 
     def __call__(self, network: nn.Module, n_layers: int) -> None:
         head = network.get_submodule("head")
-        tied = any(head.weight is p for p in network.get_submodule("embedding").parameters())
+        tied = is_tied(network)
         for module in to_initialize(network):
             if isinstance(module, nn.Embedding):
                 nn.init.normal_(module.weight, std=self.embedding_std)

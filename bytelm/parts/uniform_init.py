@@ -6,7 +6,7 @@ from torch import nn
 
 from bytelm.config.values import PositiveFloat
 from bytelm.parts.contract import Initialization
-from bytelm.parts.init import ResidualProjection, to_initialize
+from bytelm.parts.init import ResidualProjection, is_tied, to_initialize
 
 
 class UniformFanIn(Initialization):
@@ -25,7 +25,7 @@ class UniformFanIn(Initialization):
 
     def __call__(self, network: nn.Module, n_layers: int) -> None:
         head = network.get_submodule("head")
-        tied = any(head.weight is p for p in network.get_submodule("embedding").parameters())
+        tied = is_tied(network)
         for module in to_initialize(network):
             if isinstance(module, nn.Embedding):
                 nn.init.normal_(module.weight, std=self.embedding_std)
