@@ -168,12 +168,12 @@ def _as_text(config: Mapping[str, Any]) -> str:
         ConfigError: A value is an object, which a config cannot contain.
     """
 
-    def refuse(value: Any) -> str:
+    def reject(value: Any) -> str:
         if isinstance(value, Path):
             return str(value)
         raise ConfigError("config", value, "accepted in a config: texts, numbers, lists and mappings of these")
 
-    return json.dumps(dict(config), default=refuse)
+    return json.dumps(dict(config), default=reject)
 
 
 def _fit_objects(

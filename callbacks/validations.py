@@ -1,4 +1,4 @@
-"""Validations: validates a run at equal distances of its budget, so that its score is a curve.
+"""Validations: validates a run at equal distances of its budget, which makes its score a curve.
 
 `trainer.val_check_interval` sets the distance (docs/runs.md): `auto`, the default, `5%` of the run, `500 steps`,
 `300 Mtok` or `10m` of training time. Lightning's own intervals count batches, epochs or the time of day; the length of

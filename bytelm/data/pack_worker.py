@@ -1,7 +1,7 @@
 """The process that reads, encodes and packs documents beside the training process.
 
 It receives a pickled Job on its standard input, and writes pickled messages to its standard output until its reader is
-gone. Both ends are this program, so that pickles are safe. A message is one of
+gone. Both ends are this program; therefore pickles are safe. A message is one of
 
     ("block", place, rows)   rows, and the place before them
     ("end",)                 there are no more

@@ -39,7 +39,7 @@ class GatedValueAttention(WindowedSDPA):
     """WindowedSDPA with a value table in every other layer, the last one included.
 
     A layer with a table adds 2 sigmoid(W x[:gate_dim]) times the token's vector to the values, with one gate for each
-    key/value head. x is the attention's input. W starts at zero, so that the gates start at 1. Value embeddings: Zhou
+    key/value head. x is the attention's input. W starts at zero: the gates start at 1. Value embeddings: Zhou
     et al. 2024, arXiv:2410.17897, and modded-nanogpt.
 
     Positions rotate queries and keys before `qk_norm`. The order matters for BF16Rotary, whose rounded tables change
