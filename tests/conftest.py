@@ -6,6 +6,7 @@ is room, because a run flushes a dozen files to the disk. This file imports noth
 distributes tests does not need torch.
 """
 
+import gc
 import os
 import random
 import shutil
@@ -15,6 +16,7 @@ import sys
 import time
 from pathlib import Path
 
+import hypothesis
 import programs
 import pytest
 
@@ -23,6 +25,11 @@ for library in ("HUB", "DATASETS"):
     os.environ[f"HF_{library}_OFFLINE"] = "1"  # tests download nothing, and do not wait for a network
 os.environ.setdefault("PYTHONHASHSEED", str(random.randrange(2**32)))  # names of tests contain sets
 os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # more would be processes, which take seconds to start
+
+# No deadline: times of cases mean nothing beside other tests. scripts/long_tests.sh takes the profile "long".
+hypothesis.settings.register_profile("quick", max_examples=50, deadline=None)
+hypothesis.settings.register_profile("long", max_examples=500, deadline=None)
+hypothesis.settings.load_profile("quick")
 
 MEMORY = Path("/dev/shm")
 ENOUGH_MEMORY = 2 * 2**30  # bytes
@@ -51,6 +58,19 @@ def pytest_configure(config):
     event_file_writer._global_uid = event_file_writer.AtomicCounter(10**6)
     if MEMORY.is_dir() and shutil.disk_usage(MEMORY).free >= ENOUGH_MEMORY:
         os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection():
+    gc.disable()  # what imports of modules make is no garbage
+    result = yield
+    gc.freeze()  # collections during the tests need not look at it again
+    gc.enable()
+    return result
+
+
+def pytest_unconfigure():
+    gc.unfreeze()
 
 
 def pytest_xdist_auto_num_workers(config):

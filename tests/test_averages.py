@@ -80,7 +80,7 @@ def test_the_weights_that_are_trained_do_not_depend_on_the_average(run):
 
 
 @pytest.mark.parametrize("averaging", thinned([EMA, EQUAL], 1))
-@pytest.mark.parametrize("hook", ["on_train_batch_end", "on_validation_batch_start"])
+@pytest.mark.parametrize("hook", thinned(["on_train_batch_end", "on_validation_batch_start"], 1))
 def test_a_run_with_an_average_that_is_cut_goes_on_as_if_uncut(run, averaging, hook):
     uncut = probed(run, *NINE, averaging, "--experiment", "uncut")
     with added_callback(Signal(hook, 5)), pytest.raises(Interrupted):
@@ -92,7 +92,7 @@ def test_a_run_with_an_average_that_is_cut_goes_on_as_if_uncut(run, averaging, h
     assert_same_checkpoints("runs/uncut/version_0", "runs/tiny/version_0")
 
 
-@pytest.mark.parametrize("averaging", [EMA, EQUAL])
+@pytest.mark.parametrize("averaging", thinned([EMA, EQUAL], 1))
 def test_a_completed_run_that_is_given_more_steps_goes_on_from_the_trained_weights(run, averaging):
     whole = probed(run, *NINE, averaging, "--experiment", "whole")
     probed(run, "--time_budget.limit", "6 steps", averaging)

@@ -590,7 +590,8 @@ CONFIGS = st.recursive(
 )
 YAML_TEXT = st.text("abgmopt:{}[]-&*<>!'\"#,|?\n\t 0123.%@`", max_size=40)
 fuzzed = settings(
-    max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+    max_examples=settings().max_examples // 2,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 
 

@@ -77,7 +77,7 @@ def test_text_comes_back(tokenizer, text):
     assert tokenizer.decode_bytes(tokens) == text.encode()
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=50)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0")))
 def test_any_text_comes_back_and_is_counted_in_bytes(tokenizer, text):
     tokens = tokenizer.encode(text)
@@ -203,7 +203,7 @@ def theirs(tokenizer):
     return tokenizers.Tokenizer.from_str(tokenizer.to_json())
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=300)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.text(st.characters(exclude_categories=["Cs"])) | st.text("to be'sl\n\r\t1\0 \u00e9\u0100\u3000", max_size=40))
 def test_the_tokenizer_json_makes_the_same_tokens_and_text(tokenizer, text):
     made = theirs(tokenizer)
@@ -212,7 +212,7 @@ def test_the_tokenizer_json_makes_the_same_tokens_and_text(tokenizer, text):
     assert made.decode(tokens) == tokenizer.decode(tokens)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=300)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_the_tokenizer_json_decodes_tokens_that_are_no_text_in_the_same_way(tokenizer, data):
     some = [token for token, piece in enumerate(tokenizer.bytes_of) if piece or token == tokenizer.end_of_text]
@@ -256,7 +256,7 @@ def learned(request, tokenizer_json):
     return tiktoken.Encoding("p50k_base", pat_str=request.param, mergeable_ranks=ranks, special_tokens={SPECIAL: 999})
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=500)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.sampled_from([*"  \n\r\t1a\u00e9.", "'s", "'LL", " to", " be", "question", " xyzzy"])).map("".join))
 def test_the_tokenizer_json_of_tiktokens_patterns(learned, text):
     with pytest.MonkeyPatch.context() as patch:

@@ -92,7 +92,7 @@ def test_transformers_has_the_tokens_of_an_export(tokenizer):
     assert len(theirs) == ours.vocab_size
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=200)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.text(st.characters(exclude_categories=["Cs"])), st.lists(st.integers(0, 255)))
 def test_transformers_encodes_and_decodes_bytes_as_bytelm_does(exported_bytes, text, tokens):
     ours = ByteTokenizer()

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from thinned import thinned
 
 from bytelm.cli import build
 from bytelm.data.tokenizer import ByteTokenizer
@@ -250,12 +251,13 @@ def rejection(path):
     return None
 
 
-def test_hostile_checkpoints_are_rejected_in_one_line_or_do_no_harm(fitted):
-    rng = random.Random(0)
+@pytest.mark.parametrize("seed", thinned(range(3), 1))
+def test_hostile_checkpoints_are_rejected_in_one_line_or_do_no_harm(fitted, seed):
+    rng = random.Random(seed)
     checkpoint = torch.load(CHECKPOINT, weights_only=True)
     all_places = [keys for keys in places(checkpoint) if keys and keys[0] in ("state_dict", "config")]
     rejected = 0
-    for _ in range(100):
+    for _ in range(40):
         hostile = copy.deepcopy(checkpoint)
         *outer, last = rng.choice(all_places)
         inner = hostile
@@ -268,7 +270,7 @@ def test_hostile_checkpoints_are_rejected_in_one_line_or_do_no_harm(fitted):
             assert "\n" not in message
             assert len(message) < 1000
             rejected += 1
-    assert rejected > 20
+    assert rejected > 8
 
 
 @pytest.mark.parametrize(

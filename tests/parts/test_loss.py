@@ -8,6 +8,7 @@ import sys
 import pytest
 import torch
 from test_ranks import Run, write_inputs
+from thinned import thinned
 from torch.nn import functional as F
 
 from bytelm.gpt import Head
@@ -219,7 +220,7 @@ def test_a_loss_of_hidden_states_is_rejected_beside_a_memory_that_changes_logits
     )
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+@pytest.mark.parametrize("strategy", thinned(["ddp", "fsdp"], 1))
 def test_two_ranks_train_with_a_chunked_loss_as_with_the_plain_one(tmp_path, strategy):
     write_inputs(tmp_path)
     losses = {}

@@ -114,7 +114,7 @@ def test_counts_are_those_of_a_plain_count(text, kind):
 
 
 @each_kind
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=settings().max_examples // 3)
 @given(
     text=st.text(alphabet="aB' \n.\xe9\0\xff", min_size=5, max_size=40), row=st.text(alphabet="aAB' \n.", max_size=8)
 )

@@ -101,7 +101,7 @@ def test_a_flipped_bit_is_found_or_does_no_harm(trained):
     assert missed == []
 
 
-@pytest.mark.parametrize("subcommand", ["fit", "validate"])
+@pytest.mark.parametrize("subcommand", thinned(["fit", "validate"], 1))
 def test_what_is_no_checkpoint_is_refused(subcommand, folder, refuses):
     Path("empty.ckpt").touch()
     Path("text.ckpt").write_text("weights: none\n")
@@ -223,8 +223,8 @@ HOSTILE = [
 @pytest.mark.parametrize(
     "hostile",
     [
-        HOSTILE[::4],
-        pytest.param([values for number, values in enumerate(HOSTILE) if number % 4], marks=pytest.mark.slow),
+        HOSTILE[::8],
+        pytest.param([values for number, values in enumerate(HOSTILE) if number % 8], marks=pytest.mark.slow),
     ],
     ids=["some", "others"],
 )
@@ -379,7 +379,7 @@ def test_a_name_without_a_run_is_refused(name, subcommand, folder, refuses):
     assert not Path("runs").exists()
 
 
-@pytest.mark.parametrize("subcommand", ["validate", "test"])
+@pytest.mark.parametrize("subcommand", thinned(["validate", "test"], 1))
 def test_last_and_best_are_those_of_the_newest_run(subcommand, run, capsys):
     run("--model.optimizer.lr", "1e-2")
     run("--time_budget.limit", "20 steps", "--trainer.val_check_interval", "5")

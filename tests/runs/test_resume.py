@@ -47,8 +47,8 @@ CUTS = [
 ]
 
 
-# All places for a plain run, and two of them for each other kind; the long tests take the rest.
-PLACES = [("plain", CUTS)]
+# Half of the places for a plain run, and two of them for each other kind; the long tests take the rest.
+PLACES = [("plain", CUTS[::2]), pytest.param("plain", CUTS[1::2], marks=pytest.mark.slow)]
 for number, kind in enumerate(("shuffled", "dropout", "muon", "accumulated", "schedule", "tokens")):
     few = [CUTS[(2 * number + offset) % len(CUTS)] for offset in (1, 4)]
     PLACES += [(kind, few), pytest.param(kind, [cut for cut in CUTS if cut not in few], marks=pytest.mark.slow)]
@@ -72,6 +72,7 @@ def test_a_run_that_is_cut_anywhere_goes_on_as_if_uncut(run, cut, kind, places):
             assert record[key] == uncut[key], (name, key)
 
 
+@pytest.mark.slow
 def test_a_run_may_be_cut_again_and_again(run, cut):
     common = ("--time_budget.limit", "9 steps", "--trainer.val_check_interval", "3", *OPTIONS["dropout"])
     run("--experiment", "uncut", *common)

@@ -83,7 +83,7 @@ def record_of(folder):
     return json.loads(Path(folder, "record.json").read_text())
 
 
-@pytest.mark.parametrize("logger", thinned(LOGGERS.values(), 3), ids=LOGGERS)
+@pytest.mark.parametrize("logger", thinned(LOGGERS.values(), 2), ids=LOGGERS)
 def test_whatever_the_logger_the_run_is_in_its_folder_and_goes_on_there(run, capsys, logger):
     before = set(os.listdir())
     with added_callback(Signal("on_train_batch_end", 5)), pytest.raises(Interrupted, match="--ckpt_path last"):
@@ -188,6 +188,7 @@ def test_runs_are_below_the_trainers_root(run, capsys):
 # Which run is meant
 
 
+@pytest.mark.slow
 def test_a_runs_config_keeps_its_experiment_and_names_its_run(run, capsys):
     run("--experiment", "a/x")
     first = "runs/a/x/version_0/config.yaml"

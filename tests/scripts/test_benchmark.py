@@ -211,6 +211,7 @@ def rows(folder, monkeypatch, capsys):
     return rows
 
 
+@pytest.mark.slow
 def test_scaling_is_the_ratio_to_one_device(rows):
     table, _ = rows("--scaling", "--", *DDP)
     ratios = {contender: row["all devices / one, median of pairs"] for contender, row in table.items()}

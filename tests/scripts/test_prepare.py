@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from bytelm.data import tokenize
@@ -168,7 +168,6 @@ def test_damaged_shards_are_made_again(folder, damage):
     assert shards() == before
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(0, 9), max_size=20), st.integers(1, 7), st.integers(0, 5))
 def test_documents_are_cut_to_shards_anywhere(lengths, size, restart):
     documents = [np.full(1 + length, i, np.uint16) for i, length in enumerate(lengths)]
