@@ -248,7 +248,10 @@ class Head(nn.Linear):
         logits = super().forward(x)
         if self.cap is not None:
             return self.cap(logits)
-        return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
+        if self.softcap is None:
+            return logits
+        exact = logits.to(torch.promote_types(logits.dtype, torch.float32))  # bf16 has only three digits
+        return self.softcap * torch.tanh(exact / self.softcap)
 
 
 @dataclass

@@ -196,7 +196,10 @@ class Muon(Optimizer):
                 state["momentum_buffer"] = torch.zeros_like(grad, memory_format=torch.preserve_format)
         buffers = [_local(state["momentum_buffer"]) for state in states]
         updates = _momentum([_local(grad) for grad in grads], buffers, group["momentum"], group["nesterov"])
-        whole = [_whole(update.to(PRECISION), param) for update, param in zip(updates, params, strict=True)]
+        if _batched(group, params[0].device) and not hasattr(params[0], "to_local"):
+            whole = list(torch.stack(list(updates)).to(PRECISION).unbind())  # a few kernels for all matrices
+        else:
+            whole = [_whole(update.to(PRECISION), param) for update, param in zip(updates, params, strict=True)]
         parts = [list(part) for part in zip(*(tensor.split(sizes, dim=-2) for tensor in whole), strict=True)]
         schedule = _schedule(group["ns_coefficients"], group["ns_steps"])
         directions = _orthogonalized(parts, schedule, group["eps"], _batched(group, whole[0].device))
@@ -212,13 +215,23 @@ class Muon(Optimizer):
         lr, decay = group["lr"], group["lr"] * group["weight_decay"]
         if group["adjust_weight_decay"]:
             decay = _adjusted(decay, sizes, ratios, params[0])
-        for param, step in zip(params, direction, strict=True):
-            weights, step = _local(param), _share(step, param)
-            if group["cautious_weight_decay"]:
-                weights.mul_(1 - decay * (step * weights >= 0).to(weights.dtype))
-            else:
-                weights.mul_(1 - decay)
-            weights.add_(step, alpha=-(lr * ratio))
+        locals_ = [_local(param) for param in params]
+        if isinstance(direction, Tensor) and locals_[0] is params[0]:
+            weights = torch.stack(locals_)
+            _update(weights, direction, lr * ratio, decay, group["cautious_weight_decay"])
+            torch._foreach_copy_(locals_, list(weights.unbind()))
+            return
+        for param, weights, step in zip(params, locals_, direction, strict=True):
+            _update(weights, _share(step, param), lr * ratio, decay, group["cautious_weight_decay"])
+
+
+def _update(weights: Tensor, step: Tensor, lr: float, decay: Any, cautious: bool) -> None:
+    """Weight decay, and a step, in place."""
+    if cautious:
+        weights.mul_(1 - decay * (step * weights >= 0).to(weights.dtype))
+    else:
+        weights.mul_(1 - decay)
+    weights.add_(step, alpha=-lr)
 
 
 # Options that torch.optim.Muon does not have, with the values that keep its behaviour.
@@ -277,8 +290,9 @@ def _with_equal_lines(
     for state, mean_square in zip(states, mean_squares, strict=True):
         if "second_moment" not in state:
             state["second_moment"] = torch.zeros_like(mean_square)
-        state["second_moment"].lerp_(mean_square, 1 - beta2)
-    moments = torch.stack([state["second_moment"] for state in states])
+    averages = [state["second_moment"] for state in states]
+    torch._foreach_lerp_(averages, list(mean_squares.unbind()), 1 - beta2)
+    moments = torch.stack(averages)
     equal: list[Alike] = []
     sizes = [part.shape[-2] for part in exact]
     for part, moment, turn in zip(exact, moments.split(sizes, dim=-2), turned, strict=True):

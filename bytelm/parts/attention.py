@@ -7,7 +7,7 @@ generation a cache keeps the keys and values of earlier tokens (KVCache).
 import math
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -128,6 +128,14 @@ class MultiHeadAttention(contract.Attention):
         """Normalises queries and keys and applies positions, from `start` on."""
         return position.rotate(self.q_norm(q), self.k_norm(k), start)
 
+    def attend_rows(self, q: Tensor, k: Tensor, v: Tensor, position: PositionEncoding) -> Tensor:
+        """`attend` for whole rows, each of S = T tokens."""
+        return self.attend(q, k, v, self.scores(position, q.shape[-2], q.device))
+
+    def gated(self, mixed: Tensor, x: Tensor) -> Tensor:
+        """Weights the mixed values (B, T, n_heads, head_dim) by the attention's input x; by default not."""
+        return mixed
+
     def attended_tokens(self, seq_len: int) -> int:
         """Number of tokens that a query sees in a sequence of this length, counted without the causal mask."""
         return seq_len
@@ -140,12 +148,13 @@ class MultiHeadAttention(contract.Attention):
         position, start = context.position, context.start
         v = self.with_values(v, x, context)
         q, k = self.placed(q, k, position, start)
-        scores = self.scores(position, start + seq_len, x.device)
-        if context.cache is not None:
+        if context.cache is None:
+            mixed = self.attend_rows(q, k, v, position)
+        else:
             k, v = context.cache.append(k, v)
-            scores = _last_rows(scores, start, seq_len, x.device)
-        mixed = self.attend(q, k, v, scores)
-        return self.out(mixed.transpose(1, 2).reshape(batch, seq_len, -1))
+            scores = self.scores(position, start + seq_len, x.device)
+            mixed = self.attend(q, k, v, _last_rows(scores, start, seq_len, x.device))
+        return self.out(self.gated(mixed.transpose(1, 2), x).reshape(batch, seq_len, -1))
 
 
 class SDPA(MultiHeadAttention):
@@ -219,6 +228,73 @@ class WindowedSDPA(SDPA):
         inside = torch.zeros(1, seq_len, seq_len, device=device) if scores is None else scores
         return inside.masked_fill(outside, -math.inf)
 
+    def attend_rows(self, q: Tensor, k: Tensor, v: Tensor, position: PositionEncoding) -> Tensor:
+        is_short = self.is_windowed and self.window < q.shape[-2]
+        if is_short and self._has_kernel(q) and position.scores(q.shape[-2]) is None:
+            return window_attention(q, k, v, self.window)
+        return super().attend_rows(q, k, v, position)
+
+    def _has_kernel(self, q: Tensor) -> bool:
+        """Whether torch's FlashAttention can skip what is outside of a window; a mask would be computed in full."""
+        repeatable = torch.are_deterministic_algorithms_enabled()  # its gradients are summed in any order
+        fits = q.dtype in (torch.bfloat16, torch.float16) and self.head_dim % 8 == 0 and self.head_dim <= 256
+        return q.device.type == "cuda" and fits and not (self.dropout and self.training) and not repeatable
+
+
+class GatedAttention(WindowedSDPA):
+    """WindowedSDPA with a gate for each head: 2 sigmoid(W x[:gate_dim]) times the head's result.
+
+    x is the attention's input. W starts at zero: the gates start at 1. A head can thus contribute nothing to a token
+    (Qiu et al. 2025, arXiv:2505.06708; modded-nanogpt has the narrow input). W has the optimizer group `gate`.
+
+    Args:
+        d_model: Width of the residual stream.
+        n_heads: Number of query heads; divides d_model.
+        n_kv_heads: Number of key/value heads; default n_heads.
+        qk_norm: Normalisation of queries and keys; none by default.
+        dropout: Probability of dropping an attention weight.
+        bias: Whether the projections have biases; the gates have none.
+        window: Number of tokens that a query of a windowed layer sees, its own included. Can be scheduled as
+            `attention.window`.
+        pattern: One letter a layer, repeated over the layers: `S` (short) for a windowed layer, `L` (long) for a full
+            one. The last layer is always full.
+        gate_dim: Number of dimensions of x that the gates read.
+
+    Raises:
+        ConfigError: gate_dim is above d_model, or the pattern has other letters.
+    """
+
+    optimizer_groups: ClassVar = {"gate": "gate"}
+
+    def __init__(
+        self,
+        d_model: int,
+        n_heads: int,
+        n_kv_heads: PositiveInt | None = None,
+        qk_norm: Callable[[int], Norm] | None = None,
+        dropout: UnitInterval = 0.0,
+        bias: bool = True,
+        window: PositiveInt = 128,
+        pattern: str = "L",
+        gate_dim: PositiveInt = 16,
+        *,
+        layer: int,
+        n_layers: int,
+    ) -> None:
+        super().__init__(
+            d_model, n_heads, n_kv_heads, qk_norm, dropout, bias, window, pattern, layer=layer, n_layers=n_layers
+        )
+        if gate_dim > d_model:
+            raise ConfigError("gate_dim", gate_dim, f"accepted: up to d_model, which is {d_model}")
+        self.gate_dim = gate_dim
+        self.gate = nn.Linear(gate_dim, n_heads, bias=False)
+
+    def after_init(self) -> None:
+        nn.init.zeros_(self.gate.weight)
+
+    def gated(self, mixed: Tensor, x: Tensor) -> Tensor:
+        return mixed * (2 * torch.sigmoid(self.gate(x[..., : self.gate_dim])))[..., None].to(mixed.dtype)
+
 
 class FlashAttention(SDPA):
     """SDPA, on Hopper GPUs with FlashAttention-4's backward pass (bytelm/kernels/attention.py).
@@ -268,6 +344,27 @@ class Explicit(MultiHeadAttention):
             logits = logits + scores
         weights = F.dropout(logits.softmax(dim=-1), self.dropout, self.training)
         return weights.to(v.dtype) @ v
+
+
+def window_attention(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
+    """Causal attention to the last `window` tokens, by torch's FlashAttention, which skips all blocks before them.
+
+    Args:
+        q: Queries, (B, n_heads, T, head_dim), in bf16 or fp16, on a GPU.
+        k: Keys, (B, n_kv_heads, T, head_dim).
+        v: Values, of the same shape.
+        window: Number of tokens that a query sees, its own included.
+
+    Returns:
+        (B, n_heads, T, head_dim).
+    """
+    seq_len = q.shape[-2]
+    theirs = [tensor.transpose(1, 2) for tensor in (q, k, v)]
+    # torch.nn.attention.varlen_attn has windows only from torch 2.11 on.
+    mixed, *_ = torch.ops.aten._flash_attention_forward(
+        *theirs, None, None, seq_len, seq_len, 0.0, True, False, window_size_left=window - 1, window_size_right=0
+    )
+    return mixed.transpose(1, 2)
 
 
 def _last_rows(scores: Tensor | None, start: int, seq_len: int, device: torch.device) -> Tensor | None:

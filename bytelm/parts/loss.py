@@ -40,6 +40,23 @@ class CrossEntropy(Loss):
         return loss
 
 
+class HiddenCrossEntropy(CrossEntropy):
+    """CrossEntropy that computes the logits itself, from hidden states.
+
+    With torch.compile, head, cap and loss are then one graph: the logits are in memory once, in the precision of the
+    product, and a soft cap costs no memory traffic.
+
+    Args:
+        label_smoothing: See CrossEntropy.
+        z_loss: See CrossEntropy.
+    """
+
+    takes_hidden = True
+
+    def forward(self, hidden: Tensor, head: nn.Module, targets: Tensor) -> Tensor:  # type: ignore[override]
+        return super().forward(head(hidden), targets)
+
+
 class ChunkedCrossEntropy(CrossEntropy):
     """CrossEntropy with the logits of only `chunk_tokens` tokens in memory at a time.
 
