@@ -29,12 +29,19 @@ Trains once and prints the time of each callback's hooks in a step, in microseco
 
 Trains a few dozen steps and prints the peak speed of matrix products on this machine, for square matrices and for those
 of the network; the share of the peak that training reaches; and the time of a step by part and by operator.
+
+    python scripts/benchmark.py --budget 60s --repeats 2 --config a.yaml --config b.yaml --beside 'cd other && python train.py'
+
+Runs each config and another training script in turn, and prints their scores. The command runs in a shell, in the
+current folder. It ends by itself after the same training time ({seconds} in it becomes the budget), and prints a line
+`val_bpb: 1.23`. Lines such as `num_steps: 136` are shown, too (BESIDE). It must validate on the same text.
 """
 
 import argparse
 import contextlib
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -78,6 +85,23 @@ HOOKS_OF_A_STEP = (
     "on_train_batch_end",
 )
 
+# --beside: lines that another script prints, the keys of a run's record, and the factors between them.
+BESIDE = {
+    "val_bpb": ("val_bpb", 1.0),
+    "num_steps": ("total_steps", 1.0),
+    "total_tokens_M": ("tokens_seen", 1e6),
+    "training_seconds": ("training_time_secs", 1.0),
+    "mfu_percent": ("mfu", 0.01),
+    "peak_vram_mb": ("peak_device_memory_mb", 1.0),
+}
+COLUMNS = {  # of the scores: a record's key, and the format
+    "steps": ("total_steps", "{:,.0f}"),
+    "tokens": ("tokens_seen", "{:,.0f}"),
+    "training time, s": ("training_time_secs", "{:.1f}"),
+    "MFU": ("mfu", "{:.1%}"),
+    "device memory, MiB": ("peak_device_memory_mb", "{:,.0f}"),
+}
+
 # --peak: steps of the run, in this order.
 WARM_UP_STEPS = 10
 MEASURED_STEPS = 40  # twice: for the speed, and for the parts
@@ -108,6 +132,10 @@ PATIENCE = 5.0  # longest time of one product, in seconds
 def main() -> None:
     options = parse()
     seconds = options.budget.value
+    if options.beside is not None:
+        print(score_table(run_in_turn(beside(options), options.repeats)))
+        return
+    (options.config,) = options.config
     if options.random_tokens:
         shards = random_shards(ROOT / "runs" / "random-tokens")
         options.overrides += ["--data.path", str(shards), "--data.tokenizer", "null"]
@@ -129,7 +157,9 @@ def main() -> None:
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
-    parser.add_argument("--config", type=Path, default=ROOT / "configs/autoresearch/32-rope-d80-ff256.yaml")
+    default = ROOT / "configs/autoresearch/32-rope-d80-ff256.yaml"
+    parser.add_argument("--config", type=Path, action="append", help=f"several with --beside; default {default.name}")
+    parser.add_argument("--beside", metavar="COMMAND", help="compare scores with another training script")
     parser.add_argument("--budget", type=Duration.parse, default=Duration.parse("30s"), help="time of each run")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--reference", type=Path, default=os.environ.get("BYTELM_REFERENCE"))
@@ -142,6 +172,9 @@ def parse() -> argparse.Namespace:
     options = parser.parse_args()
     if options.budget.unit != "seconds":
         parser.error(f"--budget: {options.budget} is not a time, such as 30s or 3m")
+    options.config = options.config or [default]
+    if len(options.config) > 1 and options.beside is None:
+        parser.error("--config: several are compared only with --beside; to combine configs, give the others after --")
     return options
 
 
@@ -197,6 +230,25 @@ def run_plain_loop(config: Path, seconds: float, overrides: Sequence[str] = (), 
 def run_challenge_script(reference: Path, seconds: float) -> Result:
     script = reference / "harness" / "run_challenge_script.py"
     return json.loads(run([sys.executable, str(script), "--budget", str(seconds)]))
+
+
+def beside(options: argparse.Namespace) -> dict[Contender, Callable[[], Result]]:
+    """The runs of --beside: each config, and the other script."""
+    seconds = options.budget.value
+    runs = {(config.stem, 1): partial(run_bytelm, config, seconds, options.overrides) for config in options.config}
+    return {**runs, (options.beside, 1): partial(run_beside, options.beside, seconds)}
+
+
+def run_beside(command: str, seconds: float) -> Result:
+    """Runs another training script; returns what it printed, under the keys of a run's record."""
+    line = command.replace("{seconds}", f"{seconds:g}")
+    finished = subprocess.run(line, shell=True, capture_output=True, text=True)
+    if finished.returncode:
+        sys.exit(f"--beside: {line} ended with status {finished.returncode}:\n{finished.stderr}")
+    printed = dict(re.findall(r"^(\w+):[ \t]+([-+.\de]+)[ \t]*$", finished.stdout, re.MULTILINE))
+    if "val_bpb" not in printed:
+        sys.exit(f"--beside: {line} printed no line such as `val_bpb: 1.23`")
+    return {key: factor * float(printed[name]) for name, (key, factor) in BESIDE.items() if name in printed}
 
 
 def run(command: list[str], environment: dict[str, str] | None = None) -> str:
@@ -279,6 +331,19 @@ def table(results: dict[Contender, list[Result]], seconds: float) -> str:
         f"({min(startup):.2f} to {max(startup):.2f})",
         f"training time minus the budget: {min(errors):+.3f} to {max(errors):+.3f} s; a step takes {step:.3f} s",
     ]
+    return "\n".join(lines)
+
+
+def score_table(results: dict[Contender, list[Result]]) -> str:
+    """Returns Markdown: each contender's score and the medians of what else is known of its runs."""
+    lines = [f"| contender | val_bpb of each run | mean | {' | '.join(COLUMNS)} |", "| --- " * (3 + len(COLUMNS)) + "|"]
+    for (name, _), runs in results.items():
+        scores = [run["val_bpb"] for run in runs]
+        cells = [f"`{name}`", ", ".join(f"{score:.4f}" for score in scores), f"{statistics.mean(scores):.4f}"]
+        for key, shape in COLUMNS.values():
+            values = [run[key] for run in runs if run.get(key) is not None]
+            cells.append(shape.format(statistics.median(values)) if values else "")
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

@@ -111,6 +111,14 @@ def test_logit_softcap_bounds_logits_by_a_scaled_tanh():
     torch.testing.assert_close(capped, 1.5 * (logits / 1.5).tanh())
 
 
+def test_logit_softcap_is_computed_in_float32_under_autocast():
+    head, plain = tiny(logit_softcap=1.5).head, tiny().head
+    with torch.autocast("cpu", torch.bfloat16):
+        capped, logits = head(torch.ones(1, 16)), plain(torch.ones(1, 16))
+    assert logits.dtype == torch.bfloat16
+    assert torch.equal(capped, 1.5 * torch.tanh(logits.float() / 1.5))
+
+
 @pytest.mark.parametrize(("residual_autocast", "dtype"), [(False, torch.float32), (True, torch.bfloat16)])
 def test_residual_stream_in_autocast_precision(residual_autocast, dtype):
     gpt, seen = tiny(residual_autocast=residual_autocast), []

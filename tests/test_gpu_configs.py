@@ -22,6 +22,14 @@ T, D, HEADS, LAYERS, VOCAB = 24, 64, 2, 6, 96
 SIZES = {"d_model": D, "n_heads": HEADS, "n_layers": LAYERS, "vocab_size": VOCAB, "max_seq_len": T}
 
 
+def full_size(file):
+    """The LanguageModel of a config, without memory for its weights."""
+    parser = ArgumentParser()
+    parser.add_class_arguments(LanguageModel, "model")
+    with torch.device("meta"):
+        return parser.instantiate(parser.parse_object({"model": merged(CONFIG.parent / file)["model"]})).model
+
+
 def model(device="cpu", **attention):
     """The config's LanguageModel in small, with windows of half the length."""
     small = {**SIZES, "attention": {"init_args": {"window": T // 2 + 1, **attention}}}
@@ -270,3 +278,19 @@ def test_steps_are_the_originals(theirs, monkeypatch):
     for name, weight in ours.gpt.state_dict().items():
         moved, apart = ((one - expected[name]).norm() for one in (start[name], weight))
         assert apart < 1e-3 * moved, name  # rounding decides whether weights near zero decay
+
+
+def test_the_minute_is_a_network_of_the_same_width_and_depth_with_an_optimizer_for_each_group():
+    minute, baseline = full_size("minute.yaml"), full_size("autoresearch.yaml")
+    tables = [block.attention.value_table for block in baseline.gpt.blocks if block.attention.value_table is not None]
+    gates = 8 * 4 * 16
+    gates_of_tables = len(tables) * 4 * 32
+    without_tables = baseline.gpt.num_params() - sum(table.weight.numel() for table in tables) - gates_of_tables
+    assert minute.gpt.num_params() == without_tables + gates == 33_554_960
+    groups = [group["name"] for group in minute.configure_optimizers().param_groups]
+    assert set(groups) == {"hidden", "embedding", "head", "gate", "stream_scalar", "first_scalar"}
+    config, longer = merged(CONFIG.parent / "minute.yaml"), merged(CONFIG.parent / "five-minutes.yaml")
+    assert config["data"]["init_args"]["batch_size"] * config["data"]["init_args"]["seq_len"] == 2**16
+    assert longer["data"]["init_args"]["batch_size"] * longer["data"]["init_args"]["seq_len"] == 2**17
+    assert config["model"]["gpt"] == longer["model"]["gpt"]
+    assert [each["time_budget"]["limit"] for each in (config, longer)] == ["60s", "5m"]

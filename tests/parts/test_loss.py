@@ -12,7 +12,7 @@ from thinned import thinned
 from torch.nn import functional as F
 
 from bytelm.gpt import Head
-from bytelm.parts.loss import ChunkedCrossEntropy, CrossEntropy, FusedCrossEntropy
+from bytelm.parts.loss import ChunkedCrossEntropy, CrossEntropy, FusedCrossEntropy, HiddenCrossEntropy
 
 
 @pytest.fixture
@@ -157,6 +157,15 @@ def hidden_and_head(dtype=torch.float64, **options):
 def differentiated(loss, hidden, *parameters):
     gradients = torch.autograd.grad(3 * loss, [hidden, *parameters])  # as where a batch is a share of a step
     return [loss.detach(), *gradients]
+
+
+def test_the_loss_of_hidden_states_is_that_of_their_logits():
+    hidden, head, targets = hidden_and_head()
+    plain, of_hidden = (loss(label_smoothing=0.2, z_loss=0.1) for loss in (CrossEntropy, HiddenCrossEntropy))
+    expected = differentiated(plain(head(hidden), targets), hidden, *head.parameters())
+    for ours, theirs in zip(differentiated(of_hidden(hidden, head, targets), hidden, *head.parameters()), expected, strict=True):
+        assert torch.equal(ours, theirs)
+    assert HiddenCrossEntropy.takes_hidden
 
 
 @pytest.mark.parametrize("chunk_tokens", [1, 3, 10, 64])
