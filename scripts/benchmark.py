@@ -30,7 +30,7 @@ Trains once and prints the time of each callback's hooks in a step, in microseco
 Trains a few dozen steps and prints the peak speed of matrix products on this machine, for square matrices and for those
 of the network; the share of the peak that training reaches; and the time of a step by part and by operator.
 
-    python scripts/benchmark.py --budget 60s --repeats 2 --config a.yaml --config b.yaml --beside 'cd other && python train.py'
+    python scripts/benchmark.py --budget 60s --config a.yaml --config b.yaml --beside 'cd other && python train.py'
 
 Runs each config and another training script in turn, and prints their scores. The command runs in a shell, in the
 current folder. It ends by itself after the same training time ({seconds} in it becomes the budget), and prints a line

@@ -55,7 +55,7 @@ def test_a_new_network_is_the_one_without_gates():
 
 
 def test_gates_read_at_most_all_inputs():
-    with pytest.raises(ConfigError, match="gate_dim: 17 .*up to d_model, which is 16"):
+    with pytest.raises(ConfigError, match=r"gate_dim: 17 .*up to d_model, which is 16"):
         GatedAttention(16, 4, gate_dim=17, **OF_LAYER)
 
 

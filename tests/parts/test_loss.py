@@ -163,7 +163,9 @@ def test_the_loss_of_hidden_states_is_that_of_their_logits():
     hidden, head, targets = hidden_and_head()
     plain, of_hidden = (loss(label_smoothing=0.2, z_loss=0.1) for loss in (CrossEntropy, HiddenCrossEntropy))
     expected = differentiated(plain(head(hidden), targets), hidden, *head.parameters())
-    for ours, theirs in zip(differentiated(of_hidden(hidden, head, targets), hidden, *head.parameters()), expected, strict=True):
+    for ours, theirs in zip(
+        differentiated(of_hidden(hidden, head, targets), hidden, *head.parameters()), expected, strict=True
+    ):
         assert torch.equal(ours, theirs)
     assert HiddenCrossEntropy.takes_hidden
 
