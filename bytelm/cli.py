@@ -2,9 +2,9 @@
 
     python -m bytelm {fit,validate,test,predict} --config FILE [--config FILE …] [--key value …]
 
-Additions to LightningCLI: `time_budget`, `lr_schedule`, `schedules`, `checkpoint`, `last_checkpoint`, `divergence` and
-`throughput` as top-level keys, durations with units, a run folder runs/<experiment>/version_N, `--ckpt_path last`, the
-run record, and messages about a config that name the key, its value and the accepted values.
+Additions to LightningCLI: `time_budget`, `lr_schedule`, `schedules`, `checkpoint`, `last_checkpoint`, `divergence`,
+`throughput` and `samples` as top-level keys, durations with units, a run folder runs/<experiment>/version_N,
+`--ckpt_path last`, the run record, and messages about a config that name the key, its value and the accepted values.
 """
 
 import json
@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 from jsonargparse import Namespace, set_parsing_settings
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ProgressBar, WeightAveraging
+from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.plugins import Precision
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -29,6 +29,7 @@ from bytelm.callbacks import (
     ClaimFolder,
     CorpusWatch,
     Divergence,
+    Header,
     Interruption,
     KeepOnDataError,
     KeepTrainedWeights,
@@ -37,8 +38,10 @@ from bytelm.callbacks import (
     RankWatch,
     Resume,
     RunRecord,
+    Samples,
     Schedules,
     Signals,
+    Summary,
     Throughput,
     TimeBudget,
     TrainedWeights,
@@ -46,7 +49,6 @@ from bytelm.callbacks import (
     ValidationLog,
     Validations,
 )
-from bytelm.callbacks.order import arrange
 from bytelm.callbacks.run_folder import run_folder
 from bytelm.callbacks.train_log import TAGS as TRAIN_TAGS
 from bytelm.config import keys
@@ -78,6 +80,7 @@ from bytelm.lightning_output import quieten
 from bytelm.optim import regroup
 from bytelm.parts.contract import known_parts
 from bytelm.precision import FP8
+from bytelm.run_callbacks import added_callbacks, as_list, connect, shown_by_lightning
 from bytelm.runs import checkpoint_io, logger
 from bytelm.runs.checkpoint_io import AtomicCheckpointIO, errors_are_the_checkpoints
 from bytelm.runs.checkpoints import (
@@ -118,7 +121,7 @@ TRAINER_DEFAULTS = {
     "check_val_every_n_epoch": None,  # epochs do not decide when a run is validated, `val_check_interval` does
     "val_check_interval": AUTO,
     "num_sanity_val_steps": 0,  # a validation before training shows nothing that the final one does not
-    "enable_model_summary": False,
+    "enable_model_summary": None,  # the header and the summary; true: Lightning's table of modules, too
 }
 KEYS = keys.classes()
 OTHER_OPTIONS = ("config", "print_config", "help", *METHOD_KEYS)
@@ -127,10 +130,9 @@ COMPARED_TRAINER_KEYS = ("devices", "strategy", "precision", "gradient_clip_val"
 # that bytelm adds.
 CALLBACK_KEYS = {key: cls for key, cls in KEYS.items() if issubclass(cls, Callback) and key != "checkpoint"}
 ADDED_CALLBACKS = (
-    *(BestCheckpoint, BudgetBar, ClaimFolder, CorpusWatch, Interruption, KeepOnDataError, PredictionWriter, RankWatch),
-    *(KeepTrainedWeights, Resume, RunRecord, SaveConfigCallback, Schedules, Signals, TrainedWeights, TrainLog),
-    ValidationLog,
-    Validations,
+    *(BestCheckpoint, BudgetBar, ClaimFolder, CorpusWatch, Header, Interruption, KeepOnDataError, PredictionWriter),
+    *(RankWatch, KeepTrainedWeights, Resume, RunRecord, SaveConfigCallback, Schedules, Signals, Summary),
+    *(TrainedWeights, TrainLog, ValidationLog, Validations),
 )
 CHECKPOINT_DEFAULTS = {
     "checkpoint.filename": "best",
@@ -254,6 +256,7 @@ class BytelmCLI(LightningCLI):
         parser.add_lightning_class_args(LastCheckpoint, "last_checkpoint")
         parser.add_lightning_class_args(Divergence, "divergence")
         parser.add_lightning_class_args(Throughput, "throughput")
+        parser.add_lightning_class_args(Samples, "samples")
         parser.set_defaults({"lr_schedule": {"class_path": DEFAULT_SCHEDULE}, **CHECKPOINT_DEFAULTS})
 
     def _plain(self) -> dict[str, Any]:
@@ -387,7 +390,7 @@ class BytelmCLI(LightningCLI):
         if self.subcommand in (None, "fit"):
             check_counts(settings)
         logs = settings.get("logger") not in (False, [])
-        check_callbacks(_as_list(settings.get("callbacks")), CALLBACK_KEYS, ADDED_CALLBACKS, logs)
+        check_callbacks(as_list(settings.get("callbacks")), CALLBACK_KEYS, ADDED_CALLBACKS, logs)
         if settings.get("logger") is None and self.subcommand not in ("fit", None):
             kwargs["logger"] = False  # scores are printed, and predictions written to a file
         elif settings.get("logger") in (None, True):
@@ -398,13 +401,13 @@ class BytelmCLI(LightningCLI):
         check_devices(settings.get("strategy"), settings.get("devices"))
         if (strategy := make_strategy(settings.get("strategy"))) is not settings.get("strategy"):
             kwargs["strategy"] = strategy
-        plugins = _as_list(settings.get("plugins"))
+        plugins = as_list(settings.get("plugins"))
         if any(isinstance(plugin, Precision) for plugin in plugins):
             kwargs["precision"] = None  # Lightning accepts only one of the two
         for plugin in (*plugins, getattr(settings.get("strategy"), "_checkpoint_io", None)):
             checkpoint_io.prepare(plugin)
         times, validations = validation_times(settings, self.plain_config["time_budget"]["scope"])
-        kwargs |= times
+        kwargs |= {**times, **shown_by_lightning(settings)}
         self.folder = self._run_folder(settings)
         self.trainer_defaults = {**self.trainer_defaults, "callbacks": self._callbacks(settings, validations)}
         try:
@@ -419,7 +422,7 @@ class BytelmCLI(LightningCLI):
             if run_error(error) is not None:
                 raise
             raise trainer_error(error, self.plain_config["trainer"]) from error
-        trainer.callbacks = arrange(trainer.callbacks)  # type: ignore[attr-defined]
+        connect(trainer)
         if not hasattr(trainer, "val_check_interval"):  # it is a time: EarlyStopping fails without the attribute
             trainer.val_check_interval = None  # type: ignore[assignment]
         if trainer._accelerator_connector.checkpoint_io is None:  # set neither as a plugin nor by a strategy
@@ -432,19 +435,8 @@ class BytelmCLI(LightningCLI):
 
     def _callbacks(self, settings: Namespace, validations: Validations | None) -> list[Callback]:
         """Returns the callbacks that every run has, in addition to those with a key."""
-        signals = Signals()
-        callbacks: list[Callback] = [signals, Interruption(signals), TrainLog(), ValidationLog(), RankWatch()]
         schedules = merged(self._get(self.config_init, "lr_schedule"), self._get(self.config_init, "schedules") or {})
-        callbacks += [RunRecord(), Resume(self.plain_config), Schedules(schedules), CorpusWatch(), KeepOnDataError()]
-        if validations is not None:
-            callbacks.append(validations)
-        trained = TrainedWeights()
-        callbacks += [trained, KeepTrainedWeights(trained)]
-        if self.folder is not None:
-            callbacks.append(ClaimFolder(self.folder))
-        has_bar = any(isinstance(callback, ProgressBar) for callback in _as_list(settings.get("callbacks")))
-        if settings.get("enable_progress_bar") in (None, True) and not has_bar:
-            callbacks.append(BudgetBar())
+        callbacks = added_callbacks(settings, schedules, self.folder, validations, self.plain_config)
         if self.subcommand == "predict":
             callbacks.append(PredictionWriter())
         return callbacks
@@ -499,13 +491,6 @@ class BytelmCLI(LightningCLI):
         name = "+".join(Path(str(config)).stem for config in configs if config) or "default"
         check_experiment(name)
         return name
-
-
-def _as_list(value: Any) -> list[Any]:
-    """Returns a trainer option that may be one value or several, as a list."""
-    if value is None:
-        return []
-    return value if isinstance(value, list) else [value]
 
 
 def main(args: list[str]) -> None:

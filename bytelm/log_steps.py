@@ -76,12 +76,14 @@ class StepLoss:
         return trainer.strategy.reduce(self.value.clone(), reduce_op="mean")
 
 
-def log_metrics(trainer: Trainer, metrics: Mapping[str, Tensor | float]) -> None:
+def log_metrics(trainer: Trainer, metrics: Mapping[str, Tensor | float], step: int | None = None) -> None:
     """Passes values to all loggers, under the number of the last step, counted from 0 as Lightning does.
 
     Args:
         trainer: The trainer whose loggers receive the values; only those of rank 0 write them.
         metrics: Values by tag. Reading a tensor of one element waits for its device.
+        step: The number of another step.
     """
+    step = logged_steps(trainer) - 1 if step is None else step
     for logger in trainer.loggers:
-        logger.log_metrics({tag: float(value) for tag, value in metrics.items()}, step=logged_steps(trainer) - 1)
+        logger.log_metrics({tag: float(value) for tag, value in metrics.items()}, step=step)

@@ -1,4 +1,4 @@
-"""Scores: cross-entropy in nats per token and in bits per byte of text."""
+"""Scores: cross-entropy in nats per token and in bits per byte of text, and two scores to compare them with."""
 
 import math
 
@@ -67,3 +67,29 @@ class BitsPerByte(NatsPerToken):
     def compute(self) -> Tensor:
         """Bits per byte over all batches."""
         return super().compute() / math.log(2)
+
+
+def unigram_score(counts: Tensor, token_bytes: Tensor | None, in_bytes: bool) -> float:
+    """The score of a model that gives each token its frequency in the scored text (a unigram model).
+
+    Args:
+        counts: Number of each token among the targets, int64, (vocab_size,).
+        token_bytes: See BitsPerByte.
+        in_bytes: Whether the score is in bits per byte, as BitsPerByte's; otherwise it is in nats per token.
+    """
+    return _score(counts, -(counts / counts.sum()).log(), token_bytes, in_bytes)
+
+
+def uniform_score(counts: Tensor, token_bytes: Tensor | None, in_bytes: bool) -> float:
+    """The score of a model that gives all tokens the same probability; see `unigram_score`."""
+    return _score(counts, torch.full_like(counts, math.log(len(counts)), dtype=torch.float64), token_bytes, in_bytes)
+
+
+def _score(counts: Tensor, nats: Tensor, token_bytes: Tensor | None, in_bytes: bool) -> float:
+    """The score of a model that needs `nats` for each token, (vocab_size,)."""
+    token_bytes = torch.ones_like(counts) if token_bytes is None else token_bytes.cpu()
+    counted = counts * (token_bytes > 0) if in_bytes else counts
+    nats = (counted * nats.double())[counted > 0].sum()  # the nats of a token that does not occur are infinite
+    if not in_bytes:
+        return float(nats / counted.sum())
+    return float(nats / (counted * token_bytes).sum() / math.log(2))

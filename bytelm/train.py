@@ -17,17 +17,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer, seed_everything
 
-from bytelm.callbacks import (
-    BestCheckpoint,
-    BudgetBar,
-    ClaimFolder,
-    LastCheckpoint,
-    RunRecord,
-    Schedules,
-    TimeBudget,
-    TrainLog,
-)
-from bytelm.callbacks.order import arrange
+from bytelm.callbacks import BestCheckpoint, Divergence, LastCheckpoint, Samples, Throughput, TimeBudget
 from bytelm.cli import TRAINER_DEFAULTS, build
 from bytelm.config.checks import check_experiment
 from bytelm.config.epoch_options import validation_times
@@ -37,6 +27,7 @@ from bytelm.gpt import GPT
 from bytelm.inference.model import Model, load
 from bytelm.language_model import LanguageModel
 from bytelm.lightning_output import quieten
+from bytelm.run_callbacks import added_callbacks, connect, shown_by_lightning
 from bytelm.runs import logger as loggers
 from bytelm.runs import record as records
 from bytelm.runs.folder import CONFIG, RunFolder, runs_root
@@ -136,9 +127,9 @@ def fit(
         for key in trainer.keys() - inspect.signature(Trainer).parameters.keys():
             raise ConfigError(key, trainer[key], "accepted: arguments of fit, and options of Lightning's Trainer")
         made = LanguageModel(model) if isinstance(model, GPT) else model
-        own = [_budget(limit or "180s"), Schedules(merged(lr_schedule, schedules or {}))]
+        given = [_budget(limit or "180s"), *callbacks]
         seed_everything(42 if seed is None else seed, workers=True, verbose=False)
-        return _fit_objects(made, data, [*own, *callbacks], experiment or "python", trainer)
+        return _fit_objects(made, data, given, merged(lr_schedule, schedules or {}), experiment or "python", trainer)
 
 
 def _budget(limit: str | list[str]) -> TimeBudget:
@@ -180,29 +171,24 @@ def _fit_objects(
     module: LightningModule,
     data: LightningDataModule,
     callbacks: list[Callback],
+    schedules: dict[str, Schedule],
     experiment: str,
     options: dict[str, Any],
 ) -> Fitted:
     quieten()
     check_experiment(experiment)
+    options = {**TRAINER_DEFAULTS, **options, "callbacks": callbacks}
     folder = None
     if not options.get("fast_dev_run"):
         folder = RunFolder(runs_root(options.get("default_root_dir")) / experiment)
         options = {"logger": TensorBoardLogger(), **options}
-        callbacks += [ClaimFolder(folder), LastCheckpoint()]
-        if isinstance(data, TokenData):
-            callbacks.append(BestCheckpoint(monitor=score_for(data.counts_bytes).tag, filename="best"))
-    callbacks += [BudgetBar(), RunRecord()]
-    if isinstance(module, LanguageModel):
-        callbacks.append(TrainLog())
-    options = {**TRAINER_DEFAULTS, **options}
+    is_language_model = isinstance(module, LanguageModel) and isinstance(data, TokenData)
     times, validations = validation_times(options, scope="training")
-    if validations is not None and (isinstance(data, TokenData) or not validations.bounded):
-        callbacks.append(validations)  # other data do not tell how many tokens a validation scores
-    if options.get("enable_progress_bar") is False:
-        callbacks = [callback for callback in callbacks if not isinstance(callback, BudgetBar)]
-    trainer = Trainer(**{**options, **times, "callbacks": arrange(callbacks)})
-    trainer.callbacks = arrange(trainer.callbacks)  # type: ignore[attr-defined]
+    callbacks = [*callbacks, *_with_a_key(module, data, options)]
+    callbacks += added_callbacks(options, schedules, folder, validations, None, is_language_model)
+    changed = {**times, **shown_by_lightning(options)}
+    trainer = Trainer(**{**options, **changed, "callbacks": callbacks})
+    connect(trainer)
     loggers.prepare(trainer, folder)
     if isinstance(module, LanguageModel) and isinstance(data, TokenData):
         module.check(data, trainer)
@@ -215,6 +201,19 @@ def _fit_objects(
         if folder is not None:
             folder.release()
     return _fitted(folder, module, trainer)
+
+
+def _with_a_key(module: LightningModule, data: LightningDataModule, options: Mapping[str, Any]) -> list[Callback]:
+    """The callbacks that have a key in configs, unless the user gives them, with their defaults."""
+    made: list[Callback] = [Divergence()]
+    if isinstance(module, LanguageModel) and isinstance(data, TokenData):
+        made += [Throughput(), Samples()]
+    if options.get("enable_checkpointing") is not False and not options.get("fast_dev_run"):
+        made.append(LastCheckpoint())
+        if isinstance(data, TokenData):
+            made.append(BestCheckpoint(monitor=score_for(data.counts_bytes).tag, filename="best"))
+    given = tuple(type(callback) for callback in options["callbacks"])
+    return [callback for callback in made if not any(issubclass(kind, type(callback)) for kind in given)]
 
 
 def _fitted(folder: RunFolder | None, module: LightningModule, trainer: Trainer) -> Fitted:

@@ -11,6 +11,7 @@ else:
     from bytelm.callbacks.best_checkpoint import BestCheckpoint
     from bytelm.callbacks.corpus_watch import CorpusWatch, KeepOnDataError
     from bytelm.callbacks.divergence import Divergence
+    from bytelm.callbacks.header import Header
     from bytelm.callbacks.interruption import Interruption, Signals
     from bytelm.callbacks.last_checkpoint import LastCheckpoint
     from bytelm.callbacks.prediction_writer import PredictionWriter
@@ -19,7 +20,9 @@ else:
     from bytelm.callbacks.resume import Resume
     from bytelm.callbacks.run_folder import ClaimFolder
     from bytelm.callbacks.run_record import RunRecord
+    from bytelm.callbacks.samples import Samples
     from bytelm.callbacks.schedules import Schedules
+    from bytelm.callbacks.summary import Summary
     from bytelm.callbacks.throughput import Throughput
     from bytelm.callbacks.time_budget import TimeBudget
     from bytelm.callbacks.train_log import TrainLog
@@ -46,6 +49,7 @@ __all__ = [
     "Cosine",
     "Divergence",
     "FromFunction",
+    "Header",
     "Interruption",
     "KeepOnDataError",
     "KeepTrainedWeights",
@@ -58,9 +62,11 @@ __all__ = [
     "RankWatch",
     "Resume",
     "RunRecord",
+    "Samples",
     "Schedule",
     "Schedules",
     "Signals",
+    "Summary",
     "Throughput",
     "TimeBudget",
     "TrainLog",

@@ -10,6 +10,7 @@ from lightning.pytorch.cli import SaveConfigCallback
 from bytelm.callbacks.averages import KeepTrainedWeights, TrainedWeights
 from bytelm.callbacks.corpus_watch import CorpusWatch, KeepOnDataError
 from bytelm.callbacks.divergence import Divergence
+from bytelm.callbacks.header import Header
 from bytelm.callbacks.interruption import Interruption, Signals
 from bytelm.callbacks.prediction_writer import PredictionWriter
 from bytelm.callbacks.progress_bar import BudgetBar
@@ -17,7 +18,9 @@ from bytelm.callbacks.rank_watch import RankWatch
 from bytelm.callbacks.resume import Resume
 from bytelm.callbacks.run_folder import ClaimFolder
 from bytelm.callbacks.run_record import RunRecord
+from bytelm.callbacks.samples import Samples
 from bytelm.callbacks.schedules import Schedules
+from bytelm.callbacks.summary import Summary
 from bytelm.callbacks.throughput import Throughput
 from bytelm.callbacks.time_budget import TimeBudget
 from bytelm.callbacks.train_log import TrainLog
@@ -47,6 +50,7 @@ ORDER = (
     Place(TrainedWeights, "keeps the trained weights, before WeightAveraging puts the average in their place"),
     Place(Yours, "in the order of the config; before the budget, whose clock counts their time in the step"),
     Place(KeepTrainedWeights, "puts them into checkpoints, after WeightAveraging has put the average there"),
+    Place(Header, "prints what is trained, before the budget's warm-up, which may take minutes"),
     Place(TimeBudget, "reads the clock when a step has ended; those below use its progress"),
     Place(Schedules, "sets learning rates and all else that is scheduled by the progress at a step's beginning"),
     Place(
@@ -57,10 +61,12 @@ ORDER = (
     Place(TrainLog, "before checkpoints: one that is written after a step is written after its logs"),
     Place(ValidationLog, "after the budget, whose progress it writes down"),
     Place(Validations, "after the budget, whose progress it reads; before checkpoints, which store what is due"),
+    Place(Samples, "after the budget, which stops its clock for them"),
     Place(Resume, "after the budget, which says at which step the run is, and after all that may change its weights"),
     Place(RankWatch, "before RunRecord: in on_exception it finds out which rank was lost"),
     Place(KeepOnDataError, "before RunRecord: in on_exception it writes the checkpoint that the record names"),
     Place(RunRecord, "after all that may change what came of the run"),
+    Place(Summary, "after RunRecord: it compares the score that the record has printed"),
     Place(CorpusWatch, "ends a run whose corpus has changed, after RunRecord has seen the step"),
     Place(Interruption, "ends a run that was asked to end, after all others are done with the step"),
     Place(PredictionWriter, "writes the predictions, which none of the others reads"),

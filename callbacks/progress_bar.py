@@ -23,7 +23,8 @@ class BudgetBar(ProgressBar):
     """Shows the used share of the budget, and the progress of training.
 
     The bar is redrawn twice a second, because drawing takes time in a fast run, and a GPU waits while the loss is read.
-    If standard error is neither a terminal nor the output of a notebook, a line is written every half minute.
+    If standard error is neither a terminal nor the output of a notebook, a line is written every half minute. At the
+    end of a run that has used up its budget, the bar is full.
     """
 
     reads_budget = True  # must follow TimeBudget in a trainer's list of callbacks
@@ -31,11 +32,12 @@ class BudgetBar(ProgressBar):
     def __init__(self) -> None:
         super().__init__()
         self._enabled = True
-        self._bar: tqdm | None = None
+        self._bar: tqdm | Lines | None = None
         self._next_refresh = 0.0
         self._status = ""
         self._loss = StepLoss()
-        self._interval = TERMINAL_REFRESH_SECONDS if can_redraw(sys.stderr) else FILE_REFRESH_SECONDS
+        self._redraws = can_redraw(sys.stderr)
+        self._interval = TERMINAL_REFRESH_SECONDS if self._redraws else FILE_REFRESH_SECONDS
 
     def disable(self) -> None:
         # Lightning calls this on all ranks except the first.
@@ -49,7 +51,7 @@ class BudgetBar(ProgressBar):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._budget = TimeBudget.of(trainer)
         self._first = (self._budget.steps, self._budget.tokens, self._budget.training_seconds)
-        self._open(100, bar_format="{percentage:3.0f}%|{bar:20}| {desc}")
+        self._open(100, bar_format="{percentage:3.0f}%|{bar:20}| {desc}", leaves_lines=not self._redraws)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -68,7 +70,8 @@ class BudgetBar(ProgressBar):
         left = seconds * (1 - progress.fraction) / max(progress.fraction, 1e-9)
         self._bar.n = 100 * progress.fraction
         self._status = " | ".join(shown)
-        self._bar.set_description_str(f"{self._status} | {clock(left)} left")
+        if self._redraws or not trainer.should_stop:  # the end of the run writes the last line
+            self._describe(f"{clock(left)} left")
 
     def _speed(self, seconds: float) -> str:
         """Tokens per second, or steps per second if tokens are not counted."""
@@ -79,15 +82,17 @@ class BudgetBar(ProgressBar):
         return f"{(self._budget.steps - first_step) / taken:,.1f} steps/s"
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._close(f"{self._status} | done")
+        if self._bar is not None and self._budget.is_used_up:
+            self._bar.n = self._bar.total  # the last step ends before the limit: there was no time for another
+        self._close("done")
 
     # Validation (also during training), test, prediction
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn == "validate":
             self._open(sum(trainer.num_val_batches), desc="validating")
-        elif self._bar is not None and sys.stderr.isatty():
-            self._bar.set_description_str(f"{self._status} | validating")
+        elif self._bar is not None and self._redraws:
+            self._describe("validating")
 
     def on_validation_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
         if trainer.state.fn == "validate":
@@ -116,22 +121,52 @@ class BudgetBar(ProgressBar):
         self._close()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self._close(f"{self._status} | stopped")
+        self._close("stopped")
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self._close(f"{self._status} | stopped")  # before the end, if the bar still exists
+        self._close("stopped")  # before the end, if the bar still exists
 
-    def _open(self, total: float, **options: Any) -> None:
-        if self._enabled:
+    def _open(self, total: float, leaves_lines: bool = False, **options: Any) -> None:
+        if self._enabled and leaves_lines:
+            self._bar = Lines(total)
+        elif self._enabled:
             self._bar = tqdm(total=total, file=sys.stderr, dynamic_ncols=True, mininterval=self._interval, **options)
+
+    def _describe(self, state: str) -> None:
+        if self._bar is not None:
+            self._bar.set_description_str(" | ".join(filter(None, (self._status, state))))
 
     def _advance(self) -> None:
         if self._bar is not None:
             self._bar.update()
 
-    def _close(self, description: str | None = None) -> None:
+    def _close(self, state: str | None = None) -> None:
         if self._bar is not None:
-            if description is not None:
-                self._bar.set_description_str(description)
+            if state is not None:
+                self._describe(state)
             self._bar.close()
             self._bar = None
+
+
+class Lines:
+    """Replaces a bar where it cannot be redrawn: each description is a line.
+
+    Attributes:
+        n: Finished part of `total`.
+        total: The whole.
+    """
+
+    def __init__(self, total: float) -> None:
+        self.n = 0.0
+        self.total = total
+
+    def set_description_str(self, text: str) -> None:
+        """Writes a line."""
+        print(f"{100 * self.n / self.total:3.0f}% | {text}", file=sys.stderr, flush=True)
+
+    def update(self) -> None:
+        """Adds 1 to the finished part."""
+        self.n += 1
+
+    def close(self) -> None:
+        """Does nothing; a bar would write its end."""

@@ -43,6 +43,9 @@ class Schedules(Callback):
 
     Args:
         schedules: Schedules by target: `{"lr": Cosine(), "momentum.hidden": Ramp(0.85, 0.95, "300 steps")}`.
+
+    Attributes:
+        values: The scheduled values of the current step, by tag.
     """
 
     reads_budget = True  # must follow TimeBudget in a trainer's list of callbacks
@@ -52,7 +55,7 @@ class Schedules(Callback):
         self.schedules = dict(schedules)
         self._assigned: dict[Place, Schedule] = {}
         self._changes: dict[BatchSize | PartOption, Changes] = {}  # changes that the warm-up has to run
-        self._values: dict[str, float] = {}  # by tag, for the current step
+        self.values: dict[str, float] = {}
         self._units_checked = False
 
     @staticmethod
@@ -106,15 +109,15 @@ class Schedules(Callback):
         progress, groups = self._budget.progress, groups_of(trainer.optimizers)
         for place, schedule in self._assigned.items():
             if isinstance(place, BatchSize):
-                self._values[place.tag] = getattr(trainer.train_dataloader, place.option)
+                self.values[place.tag] = getattr(trainer.train_dataloader, place.option)
             else:
-                self._values[place.tag] = apply(place, schedule, groups, progress)
+                self.values[place.tag] = apply(place, schedule, groups, progress)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if is_log_step(trainer, batch_idx):
-            log_metrics(trainer, self._values)
+            log_metrics(trainer, self.values)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._give_back_parts()

@@ -135,6 +135,11 @@ class TimeBudget(Callback):
         """Time spent in training steps so far."""
         return self._stopwatch.seconds
 
+    @property
+    def is_used_up(self) -> bool:
+        """Whether the budget has no room for another step."""
+        return self._over or self._is_over()
+
     def pause(self, trainer: Trainer) -> None:
         """Stops the clock until the next step begins, for work that is not training."""
         if self._stopwatch.running:
@@ -328,6 +333,7 @@ class TimeBudget(Callback):
         self._next_tokens = self.tokens // max(self.steps, 1) or 1  # 1: if tokens are not counted, steps are
         for pace in state_dict["step_seconds"]:  # older checkpoints have no tokens there: all steps had the same number
             self._paces.append(Pace(*pace) if isinstance(pace, tuple) else Pace(pace, self._next_tokens))
+        self.progress = self._measure()
 
     # Before and between steps
 

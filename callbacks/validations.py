@@ -15,11 +15,13 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from bytelm.callbacks.resume import random_states, set_random_states
 from bytelm.callbacks.time_budget import TimeBudget
+from bytelm.config.messages import note
+from bytelm.data.base import TokenData
 from bytelm.units import Duration
 
 NEVER = 10**12  # batches between validations, for a run that is validated only at its end
-# Tokens that `auto` scores during a run, for each token trained on. Scoring a token takes about a third of the time of
-# training on it, so the run takes up to a sixth longer.
+# Tokens, or batches of data that are not TokenData, that `auto` scores during a run, for each one trained on. Scoring a
+# token takes about a third of the time of training on it, so the run takes up to a sixth longer.
 MOST_SCORED = 0.5
 
 
@@ -29,7 +31,7 @@ class Validations(Callback):
     Args:
         every: The distance: a share of the run, steps, tokens or training time.
         bounded: Whether a validation is left out if the run would then have scored more than half as many tokens as it
-            has trained on. The final validation is never left out.
+            has trained on; batches, if the data are not TokenData. The final validation is never left out.
     """
 
     reads_budget = True  # must follow TimeBudget in a trainer's list of callbacks
@@ -40,7 +42,7 @@ class Validations(Callback):
         self.bounded = bounded
         self._next = 0.0  # in the unit of `every`
         self._due = False  # whether a validation follows the last step
-        self._scored = 0  # tokens, by all ranks
+        self._scored = 0  # tokens, by all ranks; of other data batches of a rank
         self._random_states: dict[str, Any] | None = None
 
     def state_dict(self) -> dict[str, Any]:
@@ -50,6 +52,8 @@ class Validations(Callback):
         self._due, self._scored = state_dict["due"], state_dict["scored"]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.bounded and math.isinf(sum(trainer.num_val_batches)):
+            note("validated only at the end of the run: the validation loader has no length (val_check_interval: 10%)")
         # From the state of the run alone: a resumed run can have another limit.
         self._next = self._following(trainer)
         if self._due:
@@ -65,10 +69,10 @@ class Validations(Callback):
         if not trainer.enable_validation:
             return
         if self.bounded:
-            n_tokens = self._scored_at_once(trainer)
-            if self._scored + n_tokens > MOST_SCORED * TimeBudget.of(trainer).tokens:
+            scored, trained = self._amounts(trainer)
+            if self._scored + scored > MOST_SCORED * trained:
                 return
-            self._scored += n_tokens
+            self._scored += int(scored)
         self._due = True
         self._random_states = random_states()  # before a loader of the user's is asked for an iterator
         self._ask(trainer)
@@ -93,6 +97,11 @@ class Validations(Callback):
         # A small share more than a multiple, because 3 * 0.1 is above 0.3.
         return (math.floor(self._used(trainer) / self.every.value * (1 + 1e-9)) + 1) * self.every.value * (1 - 1e-9)
 
-    def _scored_at_once(self, trainer: Trainer) -> int:
-        data = trainer.datamodule  # type: ignore[attr-defined]
-        return int(sum(trainer.num_val_batches) * data.batch_size * data.seq_len * trainer.world_size)
+    def _amounts(self, trainer: Trainer) -> tuple[float, int]:
+        """Returns the tokens that a validation scores, and those that the run has trained on; or batches, of a rank."""
+        n_batches = sum(trainer.num_val_batches)  # infinite if the loader has no length
+        data = getattr(trainer, "datamodule", None)
+        if not isinstance(data, TokenData):
+            return n_batches, trainer.fit_loop.total_batch_idx + 1
+        tokens = n_batches * data.batch_size * data.seq_len * trainer.world_size
+        return tokens, TimeBudget.of(trainer).tokens

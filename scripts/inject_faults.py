@@ -54,6 +54,7 @@ data:
   init_args: {{path: corpus.txt, batch_size: 4, seq_len: 32, eval_bytes: 1024, order: shuffled}}
 trainer: {{accelerator: cpu, devices: 1, gradient_clip_val: 1.0, log_every_n_steps: 1, val_check_interval: {VALIDATE}}}
 time_budget: {{limit: {LIMIT} steps}}
+samples: {{max_new_tokens: 4}}
 lr_schedule: {{class_path: Cosine, init_args: {{warmup: 10%}}}}
 last_checkpoint: {{every: {EVERY} steps}}
 """

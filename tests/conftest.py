@@ -43,6 +43,7 @@ data:
   init_args: {path: corpus.txt, batch_size: 4, seq_len: 32, eval_bytes: 1024}
 trainer: {accelerator: cpu, devices: 1, gradient_clip_val: 1.0, log_every_n_steps: 1}
 time_budget: {limit: 4 steps}
+samples: {max_new_tokens: 0}
 """
 
 

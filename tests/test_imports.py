@@ -20,7 +20,10 @@ LAYERS = (
     ("bytelm.language_model", "bytelm.strategies", "bytelm.hosts", "bytelm.precision", "bytelm.log_steps"),
     ("bytelm.callbacks", "bytelm.runs"),
     ("bytelm.inference",),
-    ("bytelm.cli", "bytelm.lightning_output", "bytelm.config.lightning_options", "bytelm.config.epoch_options"),
+    (
+        *("bytelm.cli", "bytelm.run_callbacks", "bytelm.lightning_output"),
+        *("bytelm.config.lightning_options", "bytelm.config.epoch_options"),
+    ),
     ("bytelm.train",),
     ("bytelm.experiments",),
     ("bytelm.program", "bytelm.__main__"),

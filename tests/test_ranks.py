@@ -39,6 +39,7 @@ data:
   init_args: {path: corpus.txt, batch_size: 4, seq_len: 32, eval_bytes: 1184}
 trainer: {accelerator: cpu, devices: 2, strategy: ddp, gradient_clip_val: 1.0, log_every_n_steps: 1}
 time_budget: {limit: 10 steps}
+samples: {max_new_tokens: 0}
 """  # 37 rows to score: not as many for one rank as for the other
 DROPOUT = ("--model.gpt.dropout", "0.2", "--model.gpt.attention", "{class_path: SDPA, init_args: {dropout: 0.2}}")
 START_SECONDS = 90.0  # that the start of two ranks may take on a busy machine

@@ -80,7 +80,7 @@ def test_objects_train_under_a_budget(folder):
     )
     assert run.folder == Path("runs/mine/version_0")
     assert {path.name for path in run.folder.iterdir() if "events" not in path.name} == {
-        *("record.json", "checkpoints", ".lock")
+        *("record.json", "validations.jsonl", "checkpoints", ".lock")
     }
     assert len(steps.lrs) == run.record["total_steps"] == 4
     assert steps.lrs == sorted(steps.lrs, reverse=True)
@@ -122,6 +122,45 @@ def test_any_module_and_any_data_train(folder):
     run = fit(model=Line(), data=Numbers(), limit="6 steps", accelerator="cpu", enable_progress_bar=False)
     assert run.record["total_steps"] == 6
     assert run.val_bpb is None
+
+
+class Text(Numbers):
+    """Data whose validation takes a fifth of the batches of training."""
+
+    def val_dataloader(self):
+        return torch.utils.data.DataLoader(torch.ones(4, 1), batch_size=2)
+
+
+class Endless(Numbers):
+    def val_dataloader(self):
+        return torch.utils.data.DataLoader(Stream(), batch_size=2)
+
+
+class Stream(torch.utils.data.IterableDataset):
+    def __iter__(self):
+        return iter(torch.ones(4, 1))
+
+
+class Scored(Line):
+    def __init__(self):
+        super().__init__()
+        self.validated = []
+
+    def validation_step(self, batch, batch_idx):
+        if batch_idx == 0:
+            self.validated.append(self.global_step)
+
+
+def test_a_tenth_of_a_run_on_any_data_is_followed_by_a_validation_where_that_is_cheap(folder, capsys):
+    module = Scored()
+    options = {"accelerator": "cpu", "enable_model_summary": False, "enable_progress_bar": False}
+    fit(model=module, data=Text(), limit="20 steps", **options)
+    assert module.validated == [4, 8, 12, 16, 20]  # 2 batches, after at least 4 of training
+    assert "validated only" not in capsys.readouterr().err
+    module = Scored()
+    fit(model=module, data=Endless(), limit="20 steps", **options)
+    assert module.validated == [20]
+    assert "validated only at the end of the run: the validation loader has no length" in capsys.readouterr().err
 
 
 def test_a_test_of_one_batch_writes_nothing(folder):

@@ -15,6 +15,7 @@ data:
   init_args: {path: tokens, batch_size: 4, seq_len: 16, vocab_size: 300, tokenizer: null, eval_tokens: 256}
 trainer: {accelerator: cpu, devices: 1, gradient_clip_val: 1.0, log_every_n_steps: 1}
 time_budget: {limit: 4 steps}
+samples: {max_new_tokens: 0}
 """
 
 

@@ -19,6 +19,7 @@ KEYS = {
     "last_checkpoint": "bytelm.callbacks.LastCheckpoint",
     "divergence": "bytelm.callbacks.Divergence",
     "throughput": "bytelm.callbacks.Throughput",
+    "samples": "bytelm.callbacks.Samples",
 }
 # Options of Trainer.fit, validate, test and predict that are also keys, with bytelm's defaults.
 METHOD_DEFAULTS = {

@@ -159,6 +159,23 @@ def leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
         yield key, value
 
 
+def foreign(network: Any, key: str = "model.gpt") -> tuple[str, Any] | None:
+    """Returns the first value of a network's config that names something other than a part of bytelm, with its key.
+
+    Args:
+        network: The config.
+        key: Its key in the whole config.
+
+    Raises:
+        ConfigError: A key is not a name.
+    """
+    for where, value in leaves(network, key):
+        plain = value is None or isinstance(value, bool | int | float) or value in ({}, [])
+        if not plain and not (isinstance(value, str) and (value.isidentifier() or is_part(value))):
+            return where, value
+    return None
+
+
 def is_part(path: str) -> bool:
     """Returns whether an import path names a part of bytelm; other classes of bytelm may, for example, start processes.
 

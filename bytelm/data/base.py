@@ -12,6 +12,7 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
 from bytelm.data.epochs import EpochLoader, batches_in_epoch, limited
+from bytelm.data.tokenizer import Tokenizer
 from bytelm.errors import DataError
 
 
@@ -66,6 +67,14 @@ class TokenData(LightningDataModule, ABC):
         Raises:
             DataError: The text does not exist, or cannot be read.
         """
+
+    def text_tokenizer(self) -> Tokenizer | None:
+        """Returns the tokenizer of the tokens; None if it is not known.
+
+        Raises:
+            DataError: It cannot be loaded.
+        """
+        return None
 
     def changed(self) -> str | None:
         """Returns the changes in the files that this run reads, since `corpus_record`; None if there are none.

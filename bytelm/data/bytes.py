@@ -15,6 +15,7 @@ from bytelm.config.values import NonNegativeInt, PositiveInt, UnitInterval
 from bytelm.data.base import TokenData
 from bytelm.data.orders import ORDERS, OrderName, deal_rows
 from bytelm.data.rows import EvalBatches, RowLoader
+from bytelm.data.tokenizer import ByteTokenizer, Tokenizer
 from bytelm.errors import ConfigError, DataError
 
 
@@ -124,6 +125,9 @@ class ByteData(TokenData):
 
     def corpus_record(self) -> dict[str, Any]:
         return {"name": self.corpus.name, "bytes": len(self.corpus.stream), "sha256": self.corpus.sha256}
+
+    def text_tokenizer(self) -> Tokenizer:
+        return ByteTokenizer()
 
     def train_tokens(self) -> int:
         return len(self.train_split)

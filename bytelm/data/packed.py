@@ -140,6 +140,9 @@ class Documents(TokenData):
             return tokenizer.token_bytes
         return torch.tensor([len(tokenizer.decode([token]).encode()) for token in range(tokenizer.vocab_size)])
 
+    def text_tokenizer(self) -> Tokenizer:
+        return self.loaded_tokenizer
+
     def changed(self) -> str | None:
         return self._watch.changed(self._sha256)
 

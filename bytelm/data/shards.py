@@ -22,7 +22,7 @@ from bytelm.data.base import TokenData
 from bytelm.data.file_watch import FileWatch, Stamp
 from bytelm.data.rows import eval_shares
 from bytelm.data.shard_file import Shard, Split, Tokens, find_shards
-from bytelm.data.tokenizer import load_tokenizer
+from bytelm.data.tokenizer import Tokenizer, load_tokenizer
 from bytelm.errors import ConfigError, DataError
 
 CropOrder = Literal["random", "sequential"]
@@ -113,6 +113,13 @@ class TokenShards(TokenData):
         if self.tokenizer is not None and self.token_bytes is None:
             self.token_bytes = self._read_token_bytes(self.tokenizer)
 
+    def text_tokenizer(self) -> Tokenizer | None:
+        return None if self.tokenizer is None else self._loaded_tokenizer
+
+    @cached_property
+    def _loaded_tokenizer(self) -> Tokenizer:
+        return load_tokenizer(str(self.tokenizer))
+
     def changed(self) -> str | None:
         return self._watch.changed(self._sha256)
 
@@ -188,7 +195,7 @@ class TokenShards(TokenData):
         return digest.hexdigest()
 
     def _read_token_bytes(self, name: str) -> Tensor:
-        tokenizer = load_tokenizer(name)
+        tokenizer = self._loaded_tokenizer
         if tokenizer.vocab_size > self.vocab_size:
             accepted = f"accepted: from {tokenizer.vocab_size}, the tokens of {name}"
             raise ConfigError("data.vocab_size", self.vocab_size, accepted)

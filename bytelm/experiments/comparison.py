@@ -25,8 +25,10 @@ NO_SETTINGS = (
     "last_checkpoint",
     "checkpoint",
     "throughput",
+    "samples",
     "trainer.log_every_n_steps",
     "trainer.enable_progress_bar",
+    "trainer.enable_model_summary",
 )
 CONFIDENCE = 0.95
 

@@ -133,6 +133,42 @@ def generate_batch(
                 active.remove(i)
 
 
+def continuation(
+    gpt: GPT,
+    tokenizer: Tokenizer,
+    tokens: Tensor,
+    max_new_tokens: int,
+    temperature: float = 0.8,
+    top_k: int | None = 50,
+    top_p: float | None = 0.95,
+    seed: int | None = 42,
+) -> Iterator[int]:
+    """Draws the tokens that follow the first tokens of a row, as `write` does for a text.
+
+    Args:
+        gpt: The network, in evaluation mode.
+        tokenizer: The tokenizer of its text.
+        tokens: The first tokens, at least one; with the marker that begins a row, if rows have one, (T,).
+        max_new_tokens: See `write`.
+        temperature: See `write`.
+        top_k: See `write`.
+        top_p: See `write`.
+        seed: See `write`.
+
+    Yields:
+        Each token as soon as it is drawn.
+    """
+    how = (max_new_tokens, temperature, top_k, top_p, seed)
+    return generate(gpt, tokens, *how, **_limits(tokenizer))
+
+
+def _limits(tokenizer: Tokenizer) -> dict[str, Any]:
+    """Options of `generate_batch` that follow from the tokenizer."""
+    is_bytes = isinstance(tokenizer, ByteTokenizer)
+    stop = None if is_bytes else tokenizer.end_of_text
+    return {"vocab_size": tokenizer.vocab_size, "stop": stop, "n_keep": int(is_bytes)}
+
+
 def batches(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
     """Divides sequences into batches for `generate_batch`, the shortest first; returns the numbers of each batch.
 
@@ -300,7 +336,6 @@ def write_batch(
         ConfigError: A prompt is empty, and the tokenizer has no end-of-text token.
     """
     tokenizer = trained.tokenizer
-    is_bytes = isinstance(tokenizer, ByteTokenizer)
     starts = [start_of(tokenizer, prompt) for prompt in prompts]
     for numbers in batches([len(start) for start in starts], batch_size):
         for number in numbers:
@@ -314,9 +349,7 @@ def write_batch(
             top_k,
             top_p,
             cached,
-            vocab_size=tokenizer.vocab_size,
-            stop=None if is_bytes else tokenizer.end_of_text,
-            n_keep=int(is_bytes),
+            **_limits(tokenizer),
         )
         decoders = [_Decoder(tokenizer) for _ in numbers]
         for i, token in drawn:

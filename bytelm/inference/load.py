@@ -21,7 +21,7 @@ from torch.overrides import TorchFunctionMode
 from bytelm.config import keys
 from bytelm.config.messages import clarify, note
 from bytelm.config.parser import ConfigFileParser
-from bytelm.config.untrusted_config import is_part, leaves
+from bytelm.config.untrusted_config import foreign, leaves
 from bytelm.data.tokenizer import Tokenizer, load_tokenizer
 from bytelm.errors import CheckpointError, ConfigError, OutOfMemory, run_error
 from bytelm.gpt import GPT
@@ -254,17 +254,16 @@ def _own_config(contents: Contents) -> Mapping[str, Any]:
     if not isinstance(data, Mapping) or not isinstance(data.get("init_args") or {}, Mapping):
         raise CheckpointError(f"ckpt_path: {str(path)!r}: data: {data!r} is no class with its options")
     try:
-        values = [*leaves(network, "model.gpt")]
+        found = foreign(network)
     except ConfigError as error:
         raise CheckpointError(f"ckpt_path: {str(path)!r}: {error}") from error
-    for key, value in values:
-        plain = value is None or isinstance(value, bool | int | float) or value in ({}, [])
-        if not plain and not (isinstance(value, str) and (value.isidentifier() or is_part(value))):
-            version = other_version(contents.checkpoint)
-            raise CheckpointError(
-                f"ckpt_path: {str(path)!r}: {key}: {value!r} is no part of bytelm, and to import it is to run its "
-                f"code; accepted: a config that you trust, such as the run's (--config){version}"
-            )
+    if found is not None:
+        key, value = found
+        version = other_version(contents.checkpoint)
+        raise CheckpointError(
+            f"ckpt_path: {str(path)!r}: {key}: {value!r} is no part of bytelm, and to import it is to run its "
+            f"code; accepted: a config that you trust, such as the run's (--config){version}"
+        )
     return config
 
 

@@ -18,7 +18,12 @@ NAMES = ("stdout", "stderr")
 
 def can_redraw(stream: TextIO) -> bool:
     """Returns whether a line of a stream can be written again over itself: on a terminal, and in a notebook."""
-    return stream.isatty() or type(stream).__module__.startswith("ipykernel.")
+    return stream.isatty() or is_notebook(stream)
+
+
+def is_notebook(stream: TextIO) -> bool:
+    """Returns whether a stream is shown in a notebook."""
+    return type(stream).__module__.startswith("ipykernel.")
 
 
 class LastingStream:

@@ -32,6 +32,7 @@ trainer:
   devices: 1
   log_every_n_steps: 1
 time_budget: {limit: 6 steps}
+samples: {max_new_tokens: 4}
 """
 CORPUS_BYTES = 1600
 EPOCH, VALIDATION = 8, 3  # batches

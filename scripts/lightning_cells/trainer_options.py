@@ -103,9 +103,13 @@ CELLS = (
     option("enable_checkpointing", "false", "writes no checkpoint", Check(
         "6 steps, no .ckpt file", lambda run: ((run.seen["steps"], run.files("**/*.ckpt")), (6, [])))),
     option("enable_progress_bar", "false", "no progress bar", Check(
-        "nothing on standard error", lambda run: ((run.err, run.seen["steps"]), ("", 6)))),
+        "no line of the bar on standard error",
+        lambda run: (("| done" in run.err, "tok/s" in run.err, run.seen["steps"]), (False, False, 6)))),
     option("enable_model_summary", "true", "prints the modules and their parameters", Check(
         "the line of `gpt` with its parameters", lambda run: (run.summary("gpt"), True))),
+    option("enable_model_summary", "false", "prints no summary", Check(
+        "neither that table nor the lines before and after a run",
+        lambda run: ((run.summary("gpt"), "budget  " in run.err, "next  " in run.err), (False, False, False)))),
     option("accumulate_grad_batches", "2", "a step is 2 batches", Check(
         "12 batches in 6 steps", lambda run: ((run.seen["steps"], len(run.seen["batches"])), (6, 12))), in_ci=True),
     option("accumulate_grad_batches", "0", "an error", never),

@@ -20,18 +20,20 @@ def names(trainer):
 
 def test_a_run_has_its_callbacks_in_order(folder):
     assert names(build(TINY, run=False).trainer) == [
-        *("Signals", "ClaimFolder", "TrainedWeights", "KeepTrainedWeights", "TimeBudget", "Schedules", "Divergence"),
+        *("Signals", "ClaimFolder", "TrainedWeights", "KeepTrainedWeights", "Header", "TimeBudget", "Schedules"),
+        "Divergence",
         *(
             "Throughput",
             "BudgetBar",
             "TrainLog",
             "ValidationLog",
             "Validations",
+            "Samples",
             "Resume",
             "RankWatch",
             "KeepOnDataError",
         ),
-        *("RunRecord", "CorpusWatch", "Interruption", "RunConfig", "BestCheckpoint", "LastCheckpoint"),
+        *("RunRecord", "Summary", "CorpusWatch", "Interruption", "RunConfig", "BestCheckpoint", "LastCheckpoint"),
     ]
 
 
@@ -41,7 +43,7 @@ def test_the_users_callbacks_come_before_the_budget_in_the_order_of_the_config(f
     added[1] = "{class_path: ModelCheckpoint, init_args: {monitor: val/loss}}"
     cli = build([*TINY, *(f"--trainer.callbacks+={each}" for each in added)], run=False)
     first = ["Signals", "ClaimFolder", "TrainedWeights", "B", "LearningRateMonitor", "A", "KeepTrainedWeights"]
-    assert names(cli.trainer)[:8] == [*first, "TimeBudget"]
+    assert names(cli.trainer)[:9] == [*first, "Header", "TimeBudget"]
     assert names(cli.trainer)[-3:] == ["ModelCheckpoint", "BestCheckpoint", "LastCheckpoint"]
     assert [callback.monitor for callback in cli.trainer.callbacks[-3:-1]] == ["val/loss", "val/bpb"]
 

@@ -46,6 +46,18 @@ def test_the_loss_of_one_batch_is_logged_as_it_is_and_monitored_in_every_step(ru
     assert float(cli.trainer.callback_metrics["train/loss"]) == losses.of_batches[-1]
 
 
+def test_a_run_shorter_than_the_logging_interval_has_curves(run):
+    losses, logged, cli = fit(run, "--trainer.log_every_n_steps=50", "--trainer.val_check_interval=3 steps")
+    values = cli.trainer.logger.values
+    assert logged["train/loss"] == pytest.approx(losses.of_batches)
+    for tag in ("train/loss", "lr/hidden", "time_budget/progress"):
+        assert [step for step, _ in values[tag]] == [0, 1, 2, 3]
+    assert [value for _, value in values["time_budget/progress"]] == [0.25, 0.5, 0.75, 1.0]
+    assert [step for step, _ in values["val/bpb"]] == [2, 3]
+    _, logged, _ = fit(run, "--trainer.log_every_n_steps=0")
+    assert "train/loss" not in logged
+
+
 def test_train_loss_and_grad_norm_are_monitored(run):
     every = "--trainer.callbacks.every_n_train_steps=2"
     cli = run(

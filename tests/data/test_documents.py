@@ -28,6 +28,7 @@ data:
   init_args: {path: cache, tokenizer: cache/tokenizer, batch_size: 4, seq_len: 16, eval_tokens: 256, ahead: false}
 trainer: {accelerator: cpu, devices: 1, gradient_clip_val: 1.0, log_every_n_steps: 1}
 time_budget: {limit: 6 steps}
+samples: {max_new_tokens: 0}
 """
 
 
