@@ -38,7 +38,8 @@ from bytelm.gpt import GPT
 from bytelm.log_steps import logged_steps
 
 TAG = "val/sample"
-MOST_SECONDS = 1.0  # for a sample: ten of them are a small part of a run of minutes
+MOST_SECONDS = 1.0  # for a sample
+MOST_SHARE = 0.02  # of the training time, for all samples but the last
 
 Continuation = Callable[..., Iterator[int]]
 """Draws the tokens that follow others: bytelm.inference.generate.continuation."""
@@ -59,9 +60,9 @@ class Sample(NamedTuple):
 class Samples(Callback):
     """Writes a sample of the model's text at each validation.
 
-    A sample takes about a second at most, which is not on the budget's clock; a slow network writes fewer tokens. There
-    are no samples under fsdp, where no rank has the whole network, and with `time_budget.scope: run`, whose clock does
-    not stop.
+    A sample takes about a second at most, and all but the last take 2% of the training time together, which is not on
+    the budget's clock; a slow network writes fewer tokens. There are no samples under fsdp, where no rank has the whole
+    network, and with `time_budget.scope: run`, whose clock does not stop.
 
     Args:
         max_new_tokens: Maximum number of tokens that follow the prompt; 0: no samples.
@@ -91,6 +92,7 @@ class Samples(Callback):
         self.continuation: Continuation | None = None
         self._tokenizer: Tokenizer | None = None
         self._is_on = False
+        self._sampled_at = 0.0  # training time at the last sample, in seconds
 
     @staticmethod
     def of(trainer: Trainer) -> Optional["Samples"]:
@@ -102,11 +104,8 @@ class Samples(Callback):
         self._is_on = False
         if not self.max_new_tokens or not trainer.is_global_zero:
             return
-        try:
-            reason = self._why_not(trainer, pl_module)
-        except Exception as error:  # from the data's tokenizer
-            reason = f"the tokenizer cannot be loaded ({error})"
-        self._is_on = reason is None
+        reason = self._why_not(trainer, pl_module)
+        self._is_on, self._sampled_at = reason is None, TimeBudget.of(trainer).training_seconds
         if reason is not None:
             note(f"no samples of text: {reason} (samples.max_new_tokens: 0 leaves them out)")
 
@@ -119,7 +118,7 @@ class Samples(Callback):
             return
         try:
             with _untraced(trainer):
-                self.latest = self._sample(pl_module, batch[0])
+                self.latest = self._sample(pl_module, batch[0], self._most_seconds(trainer))
             for logger in trainer.loggers:
                 _log(logger, self.latest, logged_steps(trainer) - 1)
         except Exception as error:
@@ -139,23 +138,30 @@ class Samples(Callback):
             return "the clock of time_budget.scope run does not stop for them"
         if self.continuation is None:
             return "Samples.continuation is not set"
-        self._tokenizer = data.text_tokenizer()
-        if self._tokenizer is None:
-            return "the tokenizer of the data is not known"
-        return None
+        try:
+            self._tokenizer = data.text_tokenizer()
+        except Exception as error:  # the data may be a user's
+            return f"the tokenizer cannot be loaded: {error}"
+        return None if self._tokenizer is not None else "the tokenizer of the data is not known"
 
-    def _sample(self, pl_module: Any, inputs: Tensor) -> Sample:
+    def _most_seconds(self, trainer: Trainer) -> float:
+        """Returns the time that the next sample may take."""
+        seconds = TimeBudget.of(trainer).training_seconds
+        recent, self._sampled_at = seconds - self._sampled_at, seconds
+        return MOST_SECONDS if trainer.should_stop else min(MOST_SECONDS, MOST_SHARE * recent)
+
+    def _sample(self, pl_module: Any, inputs: Tensor, seconds: float) -> Sample:
         assert self.continuation is not None
         assert self._tokenizer is not None
         n_markers = int(self._tokenizer.bytes_of[int(inputs[0, 0])] == b"")  # that begins a row
         start = inputs[0, : self.prompt_tokens + n_markers].clone()
         tokens = start.tolist()
         n_prompt = len(tokens)
-        latest = time.monotonic() + MOST_SECONDS
+        end = time.monotonic() + seconds
         options = {"temperature": self.temperature, "seed": self.seed}
         for token in self.continuation(pl_module.gpt, self._tokenizer, start, self.max_new_tokens, **options):
             tokens.append(token)
-            if time.monotonic() > latest:
+            if time.monotonic() > end:
                 break
         prompt, text = (_printable(self._tokenizer.decode(some)) for some in (tokens[:n_prompt], tokens))
         return Sample(prompt, text)

@@ -14,6 +14,7 @@ import inspect
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -41,6 +42,7 @@ trainer: {accelerator: cpu, devices: 2, strategy: ddp, gradient_clip_val: 1.0, l
 time_budget: {limit: 10 steps}
 samples: {max_new_tokens: 0}
 """  # 37 rows to score: not as many for one rank as for the other
+SAMPLED = ("--samples.max_new_tokens", "4")
 DROPOUT = ("--model.gpt.dropout", "0.2", "--model.gpt.attention", "{class_path: SDPA, init_args: {dropout: 0.2}}")
 START_SECONDS = 90.0  # that the start of two ranks may take on a busy machine
 LAUNCHERS = ("lightning", "torchrun")
@@ -233,7 +235,9 @@ def test_ranks_agree_without_a_collective_in_every_step(start):
 
 
 def test_ddp_does_not_send_buffers_around_before_every_batch(start):
-    run = start(callback("OwnBuffers")).ended_well()  # its reports are in the folder of the run
+    run = start(callback("OwnBuffers"), *SAMPLED).ended_well()  # its reports are in the folder of the run
+    for shown in ("budget  ", "score   ", "sample  continues ", "next    "):
+        assert run.err.count(shown) == 1, "only the first rank prints"
     zero, one = (json.loads((run.folder / f"rank{rank}.jsonl").read_text()) for rank in (0, 1))
     assert zero["last"] == zero["first"]
     assert one["last"] == one["first"] == zero["first"] / 2
@@ -518,13 +522,16 @@ SHARDED = "--trainer.strategy=fsdp"
 @pytest.mark.slow
 def test_sharded_ranks_learn_what_whole_ones_do(start):
     """Every weight in its own group of the optimizer, with its rate and its decay, though each rank has half of it."""
-    options = ("--model.optimizer.weight_decay", "0.5", "--model.optimizer.lr", "0.01")
+    options = ("--model.optimizer.weight_decay", "0.5", "--model.optimizer.lr", "0.01", *SAMPLED)
     whole = start("--experiment", "whole", *options).ended_well()
     sharded = start("--experiment", "sharded", SHARDED, *options).ended_well()
     assert sharded.record("sharded")["val_bpb"] == pytest.approx(whole.record("whole")["val_bpb"], abs=1e-4)
     weights = [whole.checkpoint(name)["state_dict"] for name in ("whole", "sharded")]
     assert list(weights[0]) == list(weights[1])
     torch.testing.assert_close(dict(weights[1]), dict(weights[0]), atol=1e-4, rtol=0)
+    assert "note: no samples of text: under FSDP no rank has the whole network" in sharded.err
+    unigrams = [re.search("unigram.*", run.err)[0] for run in (whole, sharded)]
+    assert unigrams[0] == unigrams[1]
     for rank in (0, 1):
         assert sharded.events(rank, "start")[0]["groups"] == whole.events(rank, "start")[0]["groups"]
 

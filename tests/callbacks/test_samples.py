@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import WeightAveraging
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from token_shards import train_on_tokens
 
-from bytelm.callbacks import Samples, samples
+from bytelm.callbacks import Samples, TimeBudget, samples
 from bytelm.data.tokenizer import train_tokenizer
 from bytelm.inference.generate import continuation
 from bytelm.strategies import FSDP
@@ -63,7 +63,8 @@ def test_training_is_the_same_with_samples_and_without(run, capsys):
     assert "sample" not in capsys.readouterr().err
 
 
-def test_the_text_is_what_the_network_generates_after_the_first_tokens_of_a_row(run):
+def test_the_text_is_what_the_network_generates_after_the_first_tokens_of_a_row(run, monkeypatch):
+    monkeypatch.setattr(samples, "MOST_SECONDS", 1e9)
     cli = run("--samples.max_new_tokens", "20", "--samples.temperature", "0", "--samples.prompt_tokens", "8")
     (inputs, _) = next(iter(cli.datamodule.val_dataloader()))
     start = inputs[0, :9]  # with the marker of a row
@@ -111,6 +112,17 @@ def test_an_average_is_sampled_if_it_is_scored(run):
     assert seen[-1] == watch.total == 0
 
 
+def test_samples_take_a_small_share_of_the_time_and_the_last_one_a_second():
+    budget = TimeBudget()
+    trainer = SimpleNamespace(callbacks=[budget], should_stop=False)
+    made = Samples()
+    for seconds, expected in ((10.0, 0.2), (15.0, 0.1), (1000.0, 1.0)):
+        budget._stopwatch.set(seconds)
+        assert made._most_seconds(trainer) == pytest.approx(expected)
+    trainer.should_stop = True
+    assert made._most_seconds(trainer) == 1.0
+
+
 def test_an_error_ends_the_samples_and_not_the_run(run, capsys, monkeypatch):
     calls = []
 
@@ -140,7 +152,6 @@ def test_an_error_ends_the_samples_and_not_the_run(run, capsys, monkeypatch):
 def test_the_reason_why_there_are_none_is_said(parser, capsys, changes, reason):
     from lightning.pytorch.strategies import SingleDeviceStrategy
 
-    from bytelm.callbacks import TimeBudget
     from bytelm.data.corpora import Bytes
     from bytelm.gpt import GPT
 

@@ -67,7 +67,7 @@ def test_a_run_says_what_it_does_what_came_of_it_and_what_to_do_next(run, capsys
     _, _, config, *options = shlex.split(commands[3])[1:]
     again = run(*options, config=config)
     out, err = capsys.readouterr()
-    assert said(err)["resume"] == ["after step 4, with 4 steps left"]
+    assert said(err)["resume"][:1] == ["after step 4, with 4 steps left"]
     assert "total_steps: 8\nval" not in out
     assert "total_steps: 8" in out
     assert again.folder.path == Path("runs/tiny/version_0")
