@@ -436,7 +436,7 @@ class BytelmCLI(LightningCLI):
     def _callbacks(self, settings: Namespace, validations: Validations | None) -> list[Callback]:
         """Returns the callbacks that every run has, in addition to those with a key."""
         schedules = merged(self._get(self.config_init, "lr_schedule"), self._get(self.config_init, "schedules") or {})
-        callbacks = added_callbacks(settings, schedules, self.folder, validations, self.plain_config)
+        callbacks = added_callbacks(settings.as_dict(), schedules, self.folder, validations, self.plain_config)
         if self.subcommand == "predict":
             callbacks.append(PredictionWriter())
         return callbacks

@@ -79,7 +79,7 @@ def shown_by_lightning(options: Mapping[str, Any]) -> dict[str, Any]:
 def connect(trainer: Trainer) -> None:
     """Puts a trainer's callbacks into their order, and gives Samples the function that generates text."""
     trainer.callbacks = arrange(trainer.callbacks)  # type: ignore[attr-defined]
-    for callback in trainer.callbacks:
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, Samples):
             callback.continuation = _continuation
 

@@ -127,9 +127,9 @@ def fit(
         for key in trainer.keys() - inspect.signature(Trainer).parameters.keys():
             raise ConfigError(key, trainer[key], "accepted: arguments of fit, and options of Lightning's Trainer")
         made = LanguageModel(model) if isinstance(model, GPT) else model
-        given = [_budget(limit or "180s"), *callbacks]
+        own = [_budget(limit or "180s"), *callbacks]
         seed_everything(42 if seed is None else seed, workers=True, verbose=False)
-        return _fit_objects(made, data, given, merged(lr_schedule, schedules or {}), experiment or "python", trainer)
+        return _fit_objects(made, data, own, merged(lr_schedule, schedules or {}), experiment or "python", trainer)
 
 
 def _budget(limit: str | list[str]) -> TimeBudget:

@@ -83,7 +83,7 @@ class BudgetBar(ProgressBar):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._bar is not None and self._budget.is_used_up:
-            self._bar.n = self._bar.total  # the last step ends before the limit: there was no time for another
+            self._bar.n = 100  # the last step ends before the limit: there was no time for another
         self._close("done")
 
     # Validation (also during training), test, prediction

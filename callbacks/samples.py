@@ -190,14 +190,14 @@ def _printable(text: str) -> str:
 def _log(logger: Logger, sample: Sample, step: int) -> None:
     """Writes a sample to a logger of any class, if it can store texts."""
     name = type(logger).__name__  # of classes whose packages may not be installed
+    experiment: Any = getattr(logger, "experiment", None)
     if name == "WandbLogger":
         logger.log_text(TAG, columns=["prompt", "text"], data=[list(sample)], step=step)  # type: ignore[attr-defined]
     elif name == "MLFlowLogger":
-        client: Any = logger.experiment
-        client.log_text(logger.run_id, sample.text, f"samples/step_{step}.txt")  # type: ignore[attr-defined]
-    elif hasattr(experiment := getattr(logger, "experiment", None), "add_text"):
+        experiment.log_text(logger.run_id, sample.text, f"samples/step_{step}.txt")  # type: ignore[attr-defined]
+    elif hasattr(experiment, "add_text"):
         # TensorBoard shows Markdown: indented lines keep their spaces and line ends.
         lines = "\n".join(f"    {line}" for line in sample.text.split("\n"))
         experiment.add_text(TAG, lines, step)
     elif name == "CometLogger":
-        experiment.log_text(sample.text, step=step)  # type: ignore[union-attr]
+        experiment.log_text(sample.text, step=step)

@@ -64,7 +64,7 @@ class Summary(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._counts is not None and not self._counted:
-            self._counts = trainer.strategy.reduce(self._counts, reduce_op="sum")  # type: ignore[assignment]
+            self._counts = trainer.strategy.reduce(self._counts, reduce_op="sum")
             self._counted = True
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -77,7 +77,7 @@ class TrainLog(Callback):
             return
         losses = torch.stack([loss.detach().float() for _, loss, _ in self._early])  # one reading of the device
         if trainer.world_size > 1:
-            losses = trainer.strategy.reduce(losses, reduce_op="mean")  # type: ignore[assignment]
+            losses = trainer.strategy.reduce(losses, reduce_op="mean")
         for (step, _, values), loss in zip(self._early, losses.tolist(), strict=True):
             log_metrics(trainer, {**values, TAGS[0]: loss}, step)
         self._early.clear()
