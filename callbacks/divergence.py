@@ -57,7 +57,7 @@ class Divergence(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.rewinds = state_dict["rewinds"]
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.on_divergence == "stop":
             return
         schedules = Schedules.of(trainer)
@@ -70,7 +70,11 @@ class Divergence(Callback):
             raise ConfigError(
                 "divergence.on_divergence", "rewind", "accepted: stop, for a run that keeps no checkpoints"
             )
-        last.save(trainer)  # there may be no other checkpoint to return to
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        last = LastCheckpoint.of(trainer)
+        if self.on_divergence == "rewind" and last is not None:
+            last.save(trainer)  # there may be no other checkpoint to return to
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

@@ -39,7 +39,7 @@ from bytelm.log_steps import logged_steps
 
 TAG = "val/sample"
 MOST_SECONDS = 1.0  # for a sample
-MOST_SHARE = 0.02  # of the training time, for all samples but the last
+MOST_SHARE = 0.05  # of the training time, for all samples but the last
 
 Continuation = Callable[..., Iterator[int]]
 """Draws the tokens that follow others: bytelm.inference.generate.continuation."""
@@ -60,7 +60,7 @@ class Sample(NamedTuple):
 class Samples(Callback):
     """Writes a sample of the model's text at each validation.
 
-    A sample takes about a second at most, and all but the last take 2% of the training time together, which is not on
+    A sample takes about a second at most, and all but the last take 5% of the training time together, which is not on
     the budget's clock; a slow network writes fewer tokens. There are no samples under fsdp, where no rank has the whole
     network, and with `time_budget.scope: run`, whose clock does not stop.
 
