@@ -98,6 +98,7 @@ class Watch(Callback):
         self.total = sum(float(each.abs().sum()) for each in pl_module.parameters())
 
 
+@pytest.mark.slow
 def test_an_average_is_sampled_if_it_is_scored(run):
     seen = []
 
