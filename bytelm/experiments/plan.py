@@ -1,16 +1,20 @@
 """`python -m bytelm plan`: which network fits a budget on this machine, from a few short runs.
 
-Each candidate is trained with its whole schedule within a sixteenth, an eighth and a quarter of the budget. The runs
-also measure the speed of each candidate; compilation and start-up are not on the budget's clock. A law of the loss
-in parameters and tokens (loss_law.py) then predicts the score of each candidate within the whole budget. The runs are
-those of a study, so the same command continues after it was cut.
+Candidates are trained with their whole schedules within a sixteenth, an eighth and a quarter of the budget; each round
+has a third of the candidates of the one before, but at least a few. The runs also measure the speed of each candidate;
+compilation and start-up are not on the budget's clock. A law of the loss in parameters and tokens (loss_law.py) then
+predicts the score of each candidate within the whole budget. The runs are those of a study, so the same command
+continues after it was cut.
 """
 
+import itertools
 import json
+import math
 import os
 import shlex
 import statistics
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,7 +43,9 @@ from bytelm.units import Duration, Unit
 
 LIMIT = "time_budget.limit"
 SHARES = (1 / 16, 1 / 8, 1 / 4)  # of the budget, for the rounds of runs
-KEPT = 0.6  # of the candidates, in the last round: those with the best predictions
+KEPT = 1 / 3  # of the candidates of a round go on to the next
+LEAST_KEPT = (0, 5, 3)  # candidates of each round, at least
+LOOK_SECONDS = 1.0  # between two looks at the runs of other workers
 FEW_STEPS = 100  # of a run; shorter ones are mostly warm-up
 LADDER = (0.5, 0.7, 1.0, 1.4, 2.0)  # of the config's width
 WITHIN = 5.0  # default of --within, in budgets
@@ -107,6 +113,7 @@ class Prediction:
         score: Its predicted score.
         interval: 95 % interval of the score.
         runs: Number of runs that were made of it.
+        share: Share of the whole budget that the longest of them was given.
     """
 
     candidate: Point
@@ -115,6 +122,7 @@ class Prediction:
     score: float
     interval: tuple[float, float]
     runs: int
+    share: float
 
 
 def plan(
@@ -122,7 +130,7 @@ def plan(
     options: list[str],
     limit: Duration | None = None,
     within: Duration | None = None,
-    space: dict[str, list[Any]] | None = None,
+    space: dict[str, list[Any]] | list[dict[str, Any]] | None = None,
     study: str | None = None,
     storage: str | None = None,
 ) -> str:
@@ -135,7 +143,9 @@ def plan(
         within: Time limit of all runs of the plan together. Default: five times the budget if it is a time; otherwise
             none.
         space: The candidates: values of keys, such as `{model.gpt.d_model: [64, 96, 128], model.optimizer.lr: [3e-3,
-            6e-3]}`; every combination is one. Default: half to twice the config's width, with d_ff in proportion.
+            6e-3]}`, of which every combination is one; or a list of them: `[{model.gpt.d_model: 64, model.gpt.d_ff:
+            192}, {model.gpt.d_model: 96, model.gpt.d_ff: 384}]`. Default: half to twice the config's width, with d_ff
+            in proportion.
         study: Name of the study with the runs. Default: `plan-` and the name of the config.
         storage: The queue of several workers, as in `experiments`.
 
@@ -195,24 +205,48 @@ class Planner:
             ConfigError: No candidate can run.
         """
         made: list[Point] = []
-        for share in SHARES:
-            chosen = self.candidates
-            # By the earlier rounds alone: a command that continues makes the same choice.
-            earlier = [one for one in self.measured() if one.share < share]
-            if share == SHARES[-1] and (law := self._law(earlier)) is not None:
-                best = self.predictions(law, earlier)
-                chosen = [one.candidate for one in best[: max(2, round(KEPT * len(best)))]]
+        chosen = self.candidates
+        for share, least in zip(SHARES, LEAST_KEPT, strict=True):
+            if share > SHARES[0]:
+                # By the earlier rounds alone: a command that continues makes the same choice.
+                earlier = [one for one in self.measured() if one.share < share]
+                chosen = self.promising(earlier, max(least, math.ceil(KEPT * len(chosen)))) or chosen
             made += [(*candidate, (LIMIT, str(self._limit(share)))) for candidate in chosen]
             queue = Study(self.study.name, Rounds([self.config], self.options, runs=tuple(made)), storage)
             runner = Runner(queue, None, within)
             print(f"plan: {len(chosen)} candidates, {self._limit(share)} each", file=sys.stderr, flush=True)
             runner.work()
+            while queue.is_busy():  # another worker's run is part of what the next round is chosen by
+                time.sleep(LOOK_SECONDS)
+                runner.work()  # in case that worker was killed
             rejected = [outcome for outcome in runner.outcomes if outcome.status == "rejected"]
             if len(rejected) == len(chosen):
                 raise ConfigError("space", self.config, f"no candidate can run: {rejected[0].reason}")
             if queue.queued:
                 note(f"--within {within} is used up; the same command with more time continues")
                 return
+
+    def promising(self, measured: Sequence[Measured], count: int) -> list[Point]:
+        """The candidates that go on: by turns the best by their scores and the best by the law's predictions.
+
+        After one round the law is uncertain about larger budgets, while the scores favour networks that learn fast at
+        first; neither is a reason to lose a candidate that the other one puts first.
+
+        Args:
+            measured: The runs so far.
+            count: Number of candidates, if there are as many.
+
+        Returns:
+            Candidates, the most promising first; empty if there are no runs.
+        """
+        share = max((one.share for one in measured), default=0.0)
+        by_score = [one.candidate for one in sorted(measured, key=lambda one: one.score) if one.share == share]
+        by_law = list(by_score)
+        if (law := self._law(measured)) is not None:
+            predicted = [one.candidate for one in self.predictions(law, measured)]
+            by_law = sorted(by_score, key=predicted.index)
+        both = itertools.chain.from_iterable(zip(by_score, by_law, strict=True))
+        return list(dict.fromkeys(both))[:count]
 
     def _limit(self, share: float) -> Duration:
         value = self.budget.value * share
@@ -260,17 +294,19 @@ class Planner:
         """
         found = []
         for candidate in self.candidates:
-            own = [(place, one) for place, one in enumerate(measured) if one.candidate == candidate]
+            own = [(law.residuals[place], one) for place, one in enumerate(measured) if one.candidate == candidate]
             if not own:
                 continue
             longest = max((one for _, one in own), key=lambda one: one.share)
             tokens = longest.speed * self.budget.value
             effective = float(effective_tokens(tokens, longest.unique))
-            # Its mean distance from the law, drawn to 0 where there are few runs of it.
-            apart = float(np.exp(sum(law.residuals[place] for place, _ in own) / (len(own) + 1)))
+            # Its mean distance from the law, in which longer runs count more; drawn to 0 where there are few runs.
+            total = sum(one.share * residual for residual, one in own)
+            apart = float(np.exp(total / (sum(one.share for _, one in own) + SHARES[0])))
             low, high = law.interval(longest.params, effective)
             score = float(law.predict(longest.params, effective)) * apart
-            found.append(Prediction(candidate, longest.params, tokens, score, (low * apart, high * apart), len(own)))
+            interval = (low * apart, high * apart)
+            found.append(Prediction(candidate, longest.params, tokens, score, interval, len(own), longest.share))
         return sorted(found, key=lambda one: one.score)
 
     # Output
@@ -292,7 +328,8 @@ class Planner:
         folder = self.study.folder
         recommended = folder / "recommended.yaml"
         table = self._table(predictions)
-        best = predictions[0]
+        # Of the candidates with the longest runs: a prediction from a short run alone is less certain.
+        best = min(predictions, key=lambda one: (-one.share, one.score))
         sentence = (
             f"Recommended for {self.budget}: {_text(best.candidate)}; predicted {self.score.name} {best.score:.4f} "
             f"({best.interval[0]:.4f} to {best.interval[1]:.4f})."
@@ -309,7 +346,7 @@ class Planner:
             with replacing(recommended) as partial:
                 partial.write_text(self._recommended(best, command, folder), encoding="utf-8")
             with replacing(folder / "plan.json") as partial:
-                partial.write_text(json.dumps(self._figures(law, predictions, measured), indent=2) + "\n")
+                partial.write_text(json.dumps(self._figures(law, predictions, measured, best), indent=2) + "\n")
             with replacing(folder / "plan.md") as partial:
                 partial.write_text("\n\n".join(page) + "\n", encoding="utf-8")
             save(self._picture(law, predictions, measured), folder / "plan.svg")
@@ -320,10 +357,13 @@ class Planner:
         return "\n\n".join([aligned(table), sentence, files])
 
     def _table(self, predictions: Sequence[Prediction]) -> list[list[str]]:
-        rows = [["candidate", f"predicted {self.score.name}", "95 % interval", "parameters", "tokens", "runs"]]
+        rows = [["candidate", f"predicted {self.score.name}", "95 % interval", "parameters", "tokens", "longest run"]]
         for one in predictions:
             low, high = one.interval
-            name, counts = _text(one.candidate), (f"{one.params:,.0f}", f"{one.tokens:,.0f}", str(one.runs))
+            name, counts = (
+                _text(one.candidate),
+                (f"{one.params:,.0f}", f"{one.tokens:,.0f}", str(self._limit(one.share))),
+            )
             rows.append([name, f"{one.score:.4f}", f"{low:.4f} to {high:.4f}", *counts])
         return rows
 
@@ -337,12 +377,15 @@ class Planner:
             inner[last] = _value(value)
         return f"# {command}\n#\n# Predicted {self.score.name}: {best.score:.4f}\n{dump(config)}"
 
-    def _figures(self, law: LossLaw, predictions: Sequence[Prediction], measured: Sequence[Measured]) -> dict[str, Any]:
+    def _figures(
+        self, law: LossLaw, predictions: Sequence[Prediction], measured: Sequence[Measured], best: Prediction
+    ) -> dict[str, Any]:
         a, b, e, alpha, beta = (float(value) for value in law.parameters)
         return {
             "limit": str(self.budget),
             "score": self.score.name,
             "law": {"A": np.exp(a), "B": np.exp(b), "E": np.exp(e), "alpha": alpha, "beta": beta},
+            "recommended": dict(best.candidate),
             "predictions": [{**vars(one), "candidate": dict(one.candidate)} for one in predictions],
             "runs": [{**vars(one), "candidate": dict(one.candidate)} for one in measured],
         }
@@ -389,13 +432,17 @@ def _only_limit(resolved: Mapping[str, Any]) -> Duration:
     return Duration.parse(limit)
 
 
-def _candidates(space: Mapping[str, Any] | None, resolved: Mapping[str, Any]) -> list[Point]:
+def _candidates(
+    space: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None, resolved: Mapping[str, Any]
+) -> list[Point]:
     """The options of each candidate.
 
     Raises:
         ConfigError: There are fewer than two.
     """
-    if space is not None:
+    if isinstance(space, list):
+        points = [tuple((key, as_text(value)) for key, value in point.items()) for point in space]
+    elif isinstance(space, Mapping):
         tasks = Plan([""], (), (None,), space).grid()
         points = [task.point for task in tasks]
     else:
@@ -414,7 +461,7 @@ def _candidates(space: Mapping[str, Any] | None, resolved: Mapping[str, Any]) ->
             points.append(tuple((key, as_text(value)) for key, value in point.items()))
     points = list(dict.fromkeys(points))
     if len(points) < 2:
-        raise ConfigError("space", dict(space or {}), "accepted: values that make at least two candidates")
+        raise ConfigError("space", space, "accepted: values that make at least two candidates")
     return points
 
 

@@ -30,6 +30,8 @@ from bytelm.experiments.task import Plan, Sampler
 from bytelm.runs.folder import CONFIG, RUNS, newest_run
 from bytelm.runs.ledger import LEDGER, best_of, read_runs, write_ledger
 from bytelm.runs.read import Run, read_config
+from bytelm.runs.record import FILE as RECORD
+from bytelm.runs.record import read as read_record
 from bytelm.runs.record import wall_time
 from bytelm.runs.score import RANKED, score_of
 from bytelm.units import Duration, clock, time_limit
@@ -38,6 +40,7 @@ MOST_CUTS = 5  # interruptions of one run within one call of this command
 STARTUP_SECONDS = 1200.0  # a run without a config after this time hangs
 LOOK_SECONDS = 30.0  # between two checks of the time that other workers have used
 VALIDATE = "`-- --trainer.val_check_interval 10%` validates every run at each tenth"
+FINAL = ("completed", "diverged", "pruned", "timeout")  # statuses of runs that are not resumed
 MOST_REJECTIONS = 20  # in a row, after which a search ends
 
 
@@ -145,6 +148,9 @@ class Runner:
                 and not self._out_of_time()
                 and (claim := self.study.next(self.max_runs)) is not None
             ):
+                if (outcome := _ended(claim)) is not None:
+                    self._close(claim, outcome)
+                    continue
                 try:
                     # Another worker may have ended the run since this one looked at the queue.
                     is_open = partial(self.study.is_open, claim.number)
@@ -159,15 +165,19 @@ class Runner:
                     if outcome.status == "interrupted" and cuts[claim.number] < MOST_CUTS:
                         continue  # it stays in the queue
                     rejections = rejections + 1 if outcome.status == "rejected" else 0
-                    if outcome.status == "rejected":
-                        self.study.drop(claim.number)
-                        self._reject(Path(claim.experiment).name, outcome.reason)
-                    elif outcome.status == "pruned":
-                        self.study.prune(claim.number)
-                        self._tell(claim, outcome)
-                    else:
-                        self.study.close(claim.number, self._learnt(outcome))
-                        self._tell(claim, outcome)
+                    self._close(claim, outcome)
+
+    def _close(self, claim: Claim, outcome: Outcome) -> None:
+        """Marks a run as ended, and prints a line for it."""
+        if outcome.status == "rejected":
+            self.study.drop(claim.number)
+            self._reject(Path(claim.experiment).name, outcome.reason)
+        elif outcome.status == "pruned":
+            self.study.prune(claim.number)
+            self._tell(claim, outcome)
+        else:
+            self.study.close(claim.number, self._learnt(outcome))
+            self._tell(claim, outcome)
 
     def _queue_runs(self) -> None:
         """Queues the valid runs of a list or a grid; all are checked before the first one starts."""
@@ -343,6 +353,25 @@ class Runner:
         if ended:
             print(f"report: python -m bytelm report {shlex.quote(str(self.study.folder))}")
         return int(any(outcome.status not in ("completed", "pruned") for outcome in self.outcomes))
+
+
+def _ended(claim: Claim) -> Outcome | None:
+    """How a run ended whose worker was killed, or lost the queue, before it could mark the run as ended.
+
+    Args:
+        claim: The run.
+
+    Returns:
+        None for a run that has yet to begin or to continue.
+    """
+    run = newest_run(Path(RUNS, claim.experiment)) if claim.was_cut else None
+    if run is None or not (run / RECORD).exists():
+        return None
+    with suppress(StorageError):  # a damaged record is that of a run to be resumed
+        record = read_record(run)
+        if record["status"] in FINAL:
+            return Outcome(record["status"], record.get("reason"), run, record)
+    return None
 
 
 class _Standing(NamedTuple):

@@ -10,19 +10,20 @@ that requests a run resumes it.
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import optuna
-from optuna.exceptions import StorageInternalError
+from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.pruners import BasePruner
-from optuna.storages import BaseStorage, JournalStorage, RDBStorage
+from optuna.storages import BaseStorage, JournalStorage
 from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from bytelm.errors import ConfigError, StorageError
+from bytelm.experiments.database import Database
 from bytelm.experiments.job import LOG
 from bytelm.experiments.journal import Journal
 from bytelm.experiments.pruning import CONTEST, RUNGS, decide
@@ -42,11 +43,13 @@ class Claim:
         number: Number of the trial.
         task: The task.
         experiment: Its folder in runs/.
+        was_cut: Whether another worker had taken it, and works on it no more.
     """
 
     number: int
     task: Task
     experiment: str
+    was_cut: bool = False
 
 
 class Study:
@@ -73,8 +76,9 @@ class Study:
         except OSError as error:
             raise StorageError(f"{self.folder}: the folder cannot be created ({error.strerror or error})") from error
         sampler = optuna.samplers.TPESampler if plan.sampler == "tpe" else optuna.samplers.RandomSampler
-        self._storage = _open(storage, self.folder)
-        self._study = optuna.create_study(study_name=name, storage=self._storage, load_if_exists=True)
+        with _turn(Path(RUNS, ".storage.lock")):  # workers that make the tables of a database at once fail
+            self._storage = _open(storage, self.folder)
+            self._study = optuna.create_study(study_name=name, storage=self._storage, load_if_exists=True)
         if sampler_seed is not None:  # a study that continues must not repeat its draws
             sampler_seed += len(self._trials())
         self._study.sampler = sampler(seed=sampler_seed)
@@ -103,6 +107,10 @@ class Study:
                 states.setdefault(names[task], trial.state.is_finished())
         return states
 
+    def is_busy(self) -> bool:
+        """Whether a process works on one of the study's runs."""
+        return any(not ended and not is_free(Path(self.folder, name, LOG)) for name, ended in self.states().items())
+
     def folders(self) -> dict[Task, str]:
         """For each run that was ever in the queue, the name of its folder in the study's folder."""
         return _folders(self._trials())
@@ -117,7 +125,7 @@ class Study:
         """
         trials = self._trials()
         if cut := self._cut(trials, max_runs):
-            claim = self._claim(cut[0], trials)
+            claim = replace(self._claim(cut[0], trials), was_cut=True)
             if trials[cut[0]].params:  # it was drawn, perhaps by a worker that ended before it queued the other seeds
                 known = {_task(trial) for trial in trials}
                 for seed in self.plan.seeds:
@@ -174,9 +182,9 @@ class Study:
             score: The result for a TPE search; None if the run has no score.
         """
         if score is None:
-            self._study.tell(number, state=TrialState.FAIL, skip_if_finished=True)
+            self._end(number, state=TrialState.FAIL)
         else:
-            self._study.tell(number, score, skip_if_finished=True)
+            self._end(number, score)
 
     def report(self, number: int, share: int, score: float, contest: str, pruner: BasePruner) -> bool:
         """Stores a score of a running run, and decides whether the run ends.
@@ -202,7 +210,7 @@ class Study:
             number: Number of its trial.
         """
         self._storage.set_trial_user_attr(self._trial_id(number), ENDED_EARLY, True)
-        self._study.tell(number, state=TrialState.PRUNED, skip_if_finished=True)
+        self._end(number, state=TrialState.PRUNED)
 
     def drop(self, number: int) -> None:
         """Removes a trial that is not a run from the study.
@@ -210,7 +218,11 @@ class Study:
         Args:
             number: Number of the trial.
         """
-        self._study.tell(number, state=TrialState.PRUNED, skip_if_finished=True)
+        self._end(number, state=TrialState.PRUNED)
+
+    def _end(self, number: int, score: float | None = None, state: TrialState | None = None) -> None:
+        with suppress(UpdateFinishedTrialError):  # by a worker that was faster, or before the database was lost
+            self._study.tell(number, score, state, skip_if_finished=True)
 
     def _trial_id(self, number: int) -> int:
         study_id = self._storage.get_study_id_from_name(self.name)
@@ -229,9 +241,7 @@ class Study:
         if self.plan.sampler == "grid":
             yield
             return
-        with open(self.folder / ".drawing.lock", "ab") as turn:
-            while not lock(turn.fileno()):  # waits a little
-                pass
+        with _turn(self.folder / ".drawing.lock"):
             for trial in self._trials():
                 if trial.state == TrialState.RUNNING and _task(trial) is None:
                     self.drop(trial.number)
@@ -274,6 +284,26 @@ class Study:
 
 
 @contextmanager
+def _turn(file: Path) -> Iterator[None]:
+    """Lets one worker in at a time.
+
+    Args:
+        file: The file that workers lock.
+
+    Raises:
+        StorageError: It cannot be opened for writing.
+    """
+    try:
+        turn = open(file, "ab")  # noqa: SIM115 (closed below)
+    except OSError as error:
+        raise StorageError(f"{file}: it cannot be opened ({error.strerror or error})") from error
+    with turn:
+        while not lock(turn.fileno()):  # waits a little
+            pass
+        yield
+
+
+@contextmanager
 def database_errors(storage: str | None) -> Iterator[None]:
     """Inside, errors of the study's database become a StorageError.
 
@@ -294,7 +324,7 @@ def _open(storage: str | None, folder: Path) -> BaseStorage:
     if storage is None or "://" not in storage:
         return JournalStorage(Journal(Path(storage or folder / JOURNAL)))
     try:
-        return RDBStorage(storage)
+        return Database(storage, _shown(storage))  # type: ignore[abstract]  # its methods are made by a loop
     except ArgumentError as error:
         accepted = "accepted: a file, or a database's URL as in SQLAlchemy, such as postgresql://user@host/name"
         raise ConfigError("storage", _shown(storage), f"{error}; {accepted}") from error
