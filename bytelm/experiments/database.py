@@ -14,11 +14,13 @@ from typing import Any
 
 from optuna.exceptions import StorageInternalError
 from optuna.storages import BaseStorage, RDBStorage, get_storage
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import InterfaceError, OperationalError, PendingRollbackError, SQLAlchemyError
 
 from bytelm.config.messages import note
 
 WAIT_SECONDS = 900.0  # for the database; then the command ends, and continues when it is started again
+# The last one: the connection was lost within a transaction.
+LOST = (OperationalError, InterfaceError, PendingRollbackError)
 PAUSE_SECONDS = 2.0  # between two attempts
 
 
@@ -32,7 +34,8 @@ class Database(BaseStorage):
 
     def __init__(self, url: str, shown: str) -> None:
         # A connection that was lost while it was not in use is replaced.
-        self._inner = get_storage(RDBStorage(url, engine_kwargs={"pool_pre_ping": True}))
+        self._database = RDBStorage(url, engine_kwargs={"pool_pre_ping": True})
+        self._inner = get_storage(self._database)
         self._shown = shown
 
     def _patiently(self, operation: Callable[[], Any]) -> Any:
@@ -40,13 +43,14 @@ class Database(BaseStorage):
         while True:
             try:
                 return operation()
-            except (StorageInternalError, DBAPIError) as error:
+            except (StorageInternalError, SQLAlchemyError) as error:
                 now = time.monotonic()
                 if lost_at is None and is_lost(error):
                     lost_at = now
                     note(f"storage: {self._shown} cannot be reached; trying again for {WAIT_SECONDS / 60:.0f} minutes")
                 if lost_at is None or not is_lost(error) or now - lost_at > WAIT_SECONDS:
                     raise
+                self._database.remove_session()  # it may be in a transaction that was lost
                 time.sleep(PAUSE_SECONDS)
 
 
@@ -73,7 +77,7 @@ def is_lost(error: BaseException) -> bool:
     """
     cause: BaseException | None = error
     while cause is not None:
-        if isinstance(cause, OperationalError | InterfaceError) or getattr(cause, "connection_invalidated", False):
+        if isinstance(cause, LOST) or getattr(cause, "connection_invalidated", False):
             return True
         cause = cause.__cause__
     return False

@@ -39,6 +39,7 @@ from bytelm.units import Duration, clock, time_limit
 MOST_CUTS = 5  # interruptions of one run within one call of this command
 STARTUP_SECONDS = 1200.0  # a run without a config after this time hangs
 LOOK_SECONDS = 30.0  # between two checks of the time that other workers have used
+QUEUE_SECONDS = 1.0  # between two looks at a queue that another worker fills
 VALIDATE = "`-- --trainer.val_check_interval 10%` validates every run at each tenth"
 FINAL = ("completed", "diverged", "pruned", "timeout")  # statuses of runs that are not resumed
 MOST_REJECTIONS = 20  # in a row, after which a search ends
@@ -125,6 +126,7 @@ class Runner:
         self.total_time = total_time.value if total_time else None
         self.run_timeout = run_timeout.value if run_timeout else None
         self.pruner = pruner_of(prune)
+        self._has_queued = False
         self.outcomes: list[Outcome] = []
         self.bar: tqdm = tqdm(disable=True)
         self._spent = 0.0  # seconds that all runs have taken
@@ -138,7 +140,7 @@ class Runner:
 
     def work(self) -> None:
         """Runs them all."""
-        self._queue_runs()
+        self._fill_queue()
         cuts: Counter[int] = Counter()
         rejections = 0
         # Without a terminal, only a line for each ended run is printed.
@@ -146,7 +148,7 @@ class Runner:
             while (
                 (rejections < MOST_REJECTIONS or self.study.plan.sampler == "grid")
                 and not self._out_of_time()
-                and (claim := self.study.next(self.max_runs)) is not None
+                and (claim := self._next()) is not None
             ):
                 if (outcome := _ended(claim)) is not None:
                     self._close(claim, outcome)
@@ -179,9 +181,28 @@ class Runner:
             self.study.close(claim.number, self._learnt(outcome))
             self._tell(claim, outcome)
 
+    def _fill_queue(self) -> bool:
+        """Checks and queues the runs of a list or a grid; returns False while another worker does."""
+        if not self._has_queued and self.study.plan.sampler == "grid":
+            with self.study.queueing() as may_queue:
+                if not may_queue:
+                    return False
+                self._queue_runs()
+        self._has_queued = True
+        return True
+
+    def _next(self) -> Claim | None:
+        """Takes the next run; waits if there is none yet because another worker checks and queues them."""
+        while True:
+            is_filled = self._fill_queue()
+            claim = self.study.next(self.max_runs)
+            if claim is not None or is_filled:
+                return claim
+            time.sleep(QUEUE_SECONDS)
+
     def _queue_runs(self) -> None:
-        """Queues the valid runs of a list or a grid; all are checked before the first one starts."""
-        if self.study.plan.sampler != "grid" or not (missing := self.study.missing()):
+        """Queues the valid runs of a list or a grid; all are checked before this worker's first one starts."""
+        if not (missing := self.study.missing()):
             return
         with (
             Checker() as checker,

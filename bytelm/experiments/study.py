@@ -11,8 +11,9 @@ that requests a run resumes it.
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import BinaryIO
 
 import optuna
 from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
@@ -31,6 +32,7 @@ from bytelm.experiments.task import Plan, Task
 from bytelm.runs.folder import RUNS, is_free, lock
 
 JOURNAL = "study.journal"
+QUEUEING = ".queueing.lock"
 ENDED_EARLY = "pruned"  # attribute of a run that was pruned; other pruned trials are dropped ones, which are no runs
 MOST_REPEATS = 100  # repeated draws in a row, after which all points of the space count as drawn
 
@@ -49,7 +51,7 @@ class Claim:
     number: int
     task: Task
     experiment: str
-    was_cut: bool = False
+    was_cut: bool = field(default=False, compare=False)
 
 
 class Study:
@@ -87,6 +89,12 @@ class Study:
         """The runs of a list or a grid that are not in the queue yet."""
         known = {_task(trial) for trial in self._trials() if not _is_dropped(trial)}
         return [task for task in dict.fromkeys(self.plan.grid()) if task not in known]
+
+    @contextmanager
+    def queueing(self) -> Iterator[bool]:
+        """Lets one worker check and queue runs at a time; gives whether this one may."""
+        with _opened(self.folder / QUEUEING) as turn:
+            yield lock(turn.fileno())
 
     def queue(self, task: Task) -> None:
         """Puts a run at the end of the queue."""
@@ -289,18 +297,18 @@ def _turn(file: Path) -> Iterator[None]:
 
     Args:
         file: The file that workers lock.
-
-    Raises:
-        StorageError: It cannot be opened for writing.
     """
-    try:
-        turn = open(file, "ab")  # noqa: SIM115 (closed below)
-    except OSError as error:
-        raise StorageError(f"{file}: it cannot be opened ({error.strerror or error})") from error
-    with turn:
+    with _opened(file) as turn:
         while not lock(turn.fileno()):  # waits a little
             pass
         yield
+
+
+def _opened(file: Path) -> BinaryIO:
+    try:
+        return open(file, "ab")
+    except OSError as error:
+        raise StorageError(f"{file}: it cannot be opened ({error.strerror or error})") from error
 
 
 @contextmanager
