@@ -1,3 +1,5 @@
+import base64
+import hashlib
 import json
 import re
 import shlex
@@ -152,9 +154,34 @@ def test_failures_are_listed_with_their_reasons_and_cannot_break_the_page(study)
 def test_the_html_page_needs_no_other_file(study):
     page = report(["runs/s"], title="A <title>").read_text()
     assert page.count('src="data:image/svg+xml;base64,') == 3  # all of one size: no picture by parameters
-    assert not re.search(r'(src|href)="(?!data:)', page)
+    assert not re.search(r'(src|href)="(?!data:|#contest-)', page)
     assert "<title>A &lt;title&gt;</title>" in page
     assert page.count("<table>") == len(re.findall(r"^\| -|^\| :?-", Path("runs/s/report/report.md").read_text(), re.M))
+
+
+def test_the_page_runs_its_own_script_alone(study):
+    page = report(["runs/s"]).read_text()
+    (allowed,) = re.findall(r"script-src '(sha256-[^']+)'", page)
+    data, script = re.findall(r"<script.*?>(.*?)</script>", page, re.S)
+    assert allowed == f"sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}"
+    assert json.loads(data)["curves"]["score"] == "val_bpb"
+
+
+def test_the_page_has_the_curves_of_its_pictures_by_time_and_by_tokens():
+    name = "</script><b>"
+    write_curve(
+        make_run(f"s/{name}".replace("/script", "\u2044script"), 2.0, at=1, total_steps=200, tokens_seen=1_000_000)
+    )
+    wide = make_run("s/b", 2.5, at=2, settings=config(d_model=32), total_steps=200, tokens_seen=2_000_000)
+    write_curve(wide, scores=(3.0, 2.5))
+    page = report(["runs/s"]).read_text()
+    assert re.findall(r'data-chart="(.*?)" data-over="(.*?)"', page) == [("curves", "seconds"), ("curves", "tokens")]
+    data = json.loads(re.search(r'id="charts">(.*?)</script>', page, re.S)[1])["curves"]
+    first, second = data["runs"]
+    assert (first["name"], second["name"]) == (name.replace("/", "\u2044"), "b")
+    assert first["color"] != second["color"]
+    assert second["scores"] == {"seconds": [90.0, 180.0], "tokens": [1e6, 2e6], "values": [3.0, 2.5]}
+    assert len(first["loss"]["values"]) == len(first["loss"]["tokens"]) == 196  # of 200, smoothed over 5
 
 
 def test_the_pictures_beside_the_markdown_are_those_that_it_names(study):
@@ -176,18 +203,20 @@ def test_experiments_on_other_corpora_or_budgets_are_not_compared():
     make_run("s/alone", 0.5, at=5, settings=config(limit="5s"))
     page = text()
     assert re.findall("^# (.*)$", page, re.M)[1:] == [
-        "Contest 1: 180s, corpus.txt, val_bpb",
-        "Contest 2: 20s, corpus.txt, val_bpb",
+        "Contest 1",
+        "Contest 2",
     ]
+    assert "**20s, corpus.txt, val_bpb**" in page
     one, two, alone = rows(page, "Contest")
-    assert one == ["1", "180s", "corpus.txt", "val_bpb", "2", "2", "wide-180s: 2.0000", "d_model 16 → 32"]
-    assert two == ["2", "20s", "corpus.txt", "val_bpb", "2", "2", "wide-20s: 1.0000", "d_model 16 → 32"]
+    assert one == ["[1](#contest-1)", "180s", "corpus.txt", "val_bpb", "2", "2", "wide-180s: 2.0000", "d_model 16 → 32"]
+    assert two == ["[2](#contest-2)", "20s", "corpus.txt", "val_bpb", "2", "2", "wide-20s: 1.0000", "d_model 16 → 32"]
     assert alone == ["3", "5s", "corpus.txt", "val_bpb", "1", "1", "alone: 0.5000", ""]  # and no section for one point
     assert page.count("## Best configuration") == 2
     assert [row[4] for row in rows(page, "Experiment |")] == ["d_model 16 → 32 (from base-180s)", ""]
     html = Path("runs/s/report/report.html").read_text()
     assert html.count('src="data:image/svg+xml;base64,') == 8
     assert ".svg" not in html
+    assert html.count('href="#contest-') == html.count('id="contest-') == 2
     assert len(list(Path("runs/s/report").glob("*.svg"))) == 8
 
 
@@ -282,7 +311,7 @@ class Shown(HTMLParser):
 
 
 TAGS = {"html", "head", "meta", "title", "style", "body", "h1", "h2", "p", "ul", "li", "strong", "code", "img"}
-TAGS |= {"table", "thead", "tbody", "tr", "th", "td"}
+TAGS |= {"table", "thead", "tbody", "tr", "th", "td", "script"}
 
 
 @pytest.mark.parametrize("kind", thinned(HOSTILE, 8))
@@ -296,6 +325,7 @@ def test_names_and_reasons_are_shown_as_they_are_and_nothing_else(kind):
     page = report([f"runs/{name}"], title=written, phases={written: ["*"]}, effects=effects, reported_by=written)
     shown = Shown(page.read_text())
     assert shown.tags <= TAGS
+    assert len(re.findall("<script", page.read_text())) == 2
     assert all(key not in ("href", "onerror") for key, _ in shown.attributes)
     assert all(value.startswith("data:image/svg+xml") for key, value in shown.attributes if key == "src")
     line = " ".join(written.split())
@@ -463,7 +493,7 @@ def test_all_curves_are_shown_where_there_are_few_and_those_of_the_best_where_th
 
 
 def test_runs_that_saw_unequal_numbers_of_tokens_are_shown_by_tokens_too():
-    write_curve(make_run("s/a", 2.0, at=1, tokens_seen=1_000_000))
+    write_curve(make_run("s/a", 2.0, at=1, total_steps=200, tokens_seen=1_000_000))
     write_curve(make_run("s/b", 2.5, at=2, settings=config(d_model=32), tokens_seen=1_010_000))
     assert "by_tokens.svg" not in text()
     write_curve(make_run("s/c", 2.6, at=3, settings=config(d_model=64), tokens_seen=2_000_000))

@@ -3,8 +3,9 @@
 All contents are read from the runs' folders.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from bytelm.config.command import CommandParser
 from bytelm.errors import StorageError
@@ -71,15 +72,18 @@ def report(
         )
         for number, (contest, experiments) in enumerate(contests.items(), start=1)
     }
+    charts: dict[str, dict[str, Any]] = {}
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for section in sections.values():
-            for name, draw in section.pictures.items() if _has_chapter(section, sections) else ():
-                plots.save(draw(), folder / name)
+            if _has_chapter(section, sections):
+                for name, draw in section.pictures.items():
+                    plots.save(draw(), folder / name)
+                charts |= section.charts
         text = _page(title, sections)
         folder.joinpath("report.md").write_text(text, encoding="utf-8")
         page = folder / "report.html"
-        page.write_text(to_html(text, title, folder), encoding="utf-8")
+        page.write_text(to_html(text, title, folder, charts), encoding="utf-8")
     except OSError as error:
         raise StorageError(f"{folder}: the report cannot be written ({error.strerror or error})") from error
     return page
@@ -95,12 +99,12 @@ def _page(title: str, sections: Mapping[Contest, Section]) -> str:
     if len(sections) > 1:
         parts += [
             "## Contests",
-            _contests(list(sections.items())),
+            _contests(sections),
             "Only scores of the same contest can be compared: the same score, on the same corpus, in the same budget.",
         ]
     for number, (contest, section) in enumerate(sections.items(), start=1):
         if _has_chapter(section, sections):
-            parts += [f"# Contest {number}: {_name(contest, section)}"] if len(sections) > 1 else []
+            parts += [f"# Contest {number}", f"**{_name(contest, section)}**"] if len(sections) > 1 else []
             parts.append(section.markdown())
     alone = [section.failures() for section in sections.values() if not _has_chapter(section, sections)]
     if any(alone):
@@ -108,13 +112,13 @@ def _page(title: str, sections: Mapping[Contest, Section]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _contests(sections: Sequence[tuple[Contest, Section]]) -> str:
+def _contests(sections: Mapping[Contest, Section]) -> str:
     rows = []
-    for number, (contest, section) in enumerate(sections, start=1):
+    for number, (contest, section) in enumerate(sections.items(), start=1):
         best, first = section.best, section.experiments[0]
         rows.append(
             [
-                str(number),
+                f"[{number}](#contest-{number})" if _has_chapter(section, sections) else str(number),
                 plain(contest.budget or "not known"),
                 plain(_corpus(section)),
                 contest.score.name,

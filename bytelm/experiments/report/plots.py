@@ -9,10 +9,11 @@ from typing import Any, Literal
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 from bytelm.experiments.comparison import Experiment
-from bytelm.experiments.report.curves import Curves
+from bytelm.experiments.report.curves import Curve, Curves
 from bytelm.experiments.report.text import printable
 from bytelm.runs.score import Score
 
@@ -21,6 +22,7 @@ ROW = 0.27  # inches per name on an axis
 MOST_NAMES = 60  # on an axis
 MOST_LABELS = 15  # points that are all labelled; if there are more, only those that were the best so far
 LONGEST_LABEL = 36
+CHART_POINTS = 400  # of a curve on the page, about
 STYLE: Any = {
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -88,8 +90,10 @@ def in_order(phases: Mapping[str, Sequence[Experiment]], score: Score) -> Figure
                 top = axes.get_xaxis_transform()
                 axes.plot(places[experiment], 1, "x", color="crimson", transform=top, clip_on=False)
         axes.plot([], [], color="black", lw=1, label="best so far")
-        if len(order) <= MOST_LABELS:
-            axes.set_xticks(range(1, len(order) + 1), [short(e.name) for e in order], rotation=30, ha="right")
+        if len(order) <= MOST_NAMES:
+            few = len(order) <= MOST_LABELS
+            style: Any = {"rotation": 30, "ha": "right"} if few else {"rotation": 90, "fontsize": 7}
+            axes.set_xticks(range(1, len(order) + 1), [short(e.name) for e in order], **style)
         axes.legend(fontsize=8)
         return figure
 
@@ -145,6 +149,29 @@ def training(runs: Sequence[Curves], score: Score, over: Literal["seconds", "tok
         axes.plot([], [], "o", color="gray", label=score.name)
         axes.legend(fontsize=8)
         return figure
+
+
+def chart(runs: Sequence[Curves], score: Score) -> dict[str, Any]:
+    """Returns the curves that `training` draws, as plain values for the page's script.
+
+    Args:
+        runs: The runs to show.
+        score: The score that ranks them.
+    """
+
+    def values(curve: Curve) -> dict[str, list[float]]:
+        some = slice(None, None, max(len(curve.values) // CHART_POINTS, 1))
+        return {key: [float(f"{x:.6g}") for x in getattr(curve, key)[some]] for key in ("seconds", "tokens", "values")}
+
+    lines = [
+        {"name": printable(one.run.experiment), "loss": values(one.loss), "scores": values(one.scores)} for one in runs
+    ]
+    colors = [to_hex(f"C{place}") for place in range(len(lines))]
+    return {
+        "unit": score.unit,
+        "score": score.name,
+        "runs": [{**line, "color": color} for line, color in zip(lines, colors, strict=True)],
+    }
 
 
 def short(name: str) -> str:

@@ -112,6 +112,14 @@ class Section:
                 drawn["by_tokens.svg"] = partial(plots.training, self.curves, self.score, "tokens")
         return {f"{self.prefix}{name}": draw for name, draw in drawn.items()}
 
+    @cached_property
+    def charts(self) -> dict[str, dict[str, Any]]:
+        """The data of the curves in its pictures, by file name (html.to_html)."""
+        data = plots.chart(self.curves, self.score)
+        over = {f"{self.prefix}by_time.svg": "seconds", f"{self.prefix}by_tokens.svg": "tokens"}
+        name = f"{self.prefix}curves"
+        return {file: {"name": name, "data": data, "over": over[file]} for file in over if file in self.pictures}
+
     def markdown(self) -> str:
         """Returns its Markdown, with its pictures as links to files beside it."""
         parts = [self._summary(), *self._unranked(), "## Best configuration", self._best_text()]
