@@ -9,6 +9,8 @@ import hashlib
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,11 +18,14 @@ import optuna
 from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from bytelm.config.base import files_of
+from bytelm.config.text import read
 from bytelm.runs import validations
 
 Prune = Literal["none", "median", "hyperband"]
 SHARES = 10  # of a budget, at which runs are compared
 NEAR = 0.03  # of a budget: a validation within this distance after a share counts as that share's
+INTERVAL, EVERY_TENTH = "trainer.val_check_interval", "10%"
 CONTEST, RUNGS = "contest", "rungs"  # attributes of trials
 OWN = ("batch_size", "seed", "num_workers")  # options of the data that may differ within a contest
 
@@ -30,12 +35,12 @@ def pruner_of(kind: Prune) -> BasePruner | None:
 
     Args:
         kind: `median`: a run ends if its best score so far is worse than the median of the completed runs at the same
-            share, from 20 % on and once 5 runs are completed (Golovin et al. 2017). `hyperband`: of the runs that reach
+            share, from 20 % on and once 3 runs are completed (Golovin et al. 2017). `hyperband`: of the runs that reach
             10 %, 30 % or 90 % of their budgets, a third continues (Li et al. 2018, arXiv:1603.06560), in three brackets
             that begin at different shares.
     """
     if kind == "median":
-        return MedianPruner(n_startup_trials=5, n_warmup_steps=2)
+        return MedianPruner(n_startup_trials=3, n_warmup_steps=2)
     if kind == "hyperband":
         return HyperbandPruner(min_resource=1, max_resource=SHARES, reduction_factor=3)
     return None
@@ -54,6 +59,26 @@ def reports(run: Path) -> Iterator[tuple[int, float]]:
         if seen < share < SHARES and is_near and validation.score is not None:
             seen = share
             yield share, validation.score
+
+
+def options_of(options: Sequence[str]) -> list[str]:
+    """The options of a run that may be pruned: one that would be validated at its end alone is validated at each tenth.
+
+    Args:
+        options: The options of `python -m bytelm fit`.
+    """
+    every: Any = EVERY_TENTH  # any value but null
+    for option, value in pairwise(options):
+        if option == "--config":
+            with suppress(OSError, ValueError):  # such a config is rejected later, with its reason
+                for file in files_of(value):
+                    trainer = read(file.read_text(encoding="utf-8")).get("trainer") or {}
+                    every = trainer.get("val_check_interval", every)
+        elif option == f"--{INTERVAL}":
+            every = None if value == "null" else value
+        elif option.startswith(f"--{INTERVAL}="):
+            every = option
+    return [*options, f"--{INTERVAL}", EVERY_TENTH] if every is None else list(options)
 
 
 def contest_of(run: Path, config: Mapping[str, Any]) -> str:

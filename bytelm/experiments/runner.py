@@ -23,7 +23,7 @@ from bytelm.config.values import PositiveInt
 from bytelm.errors import ConfigError, Interrupted, StorageError
 from bytelm.experiments.check import Checker
 from bytelm.experiments.job import Job, Outcome, RunIsTaken
-from bytelm.experiments.pruning import SHARES, Prune, contest_of, pruner_of, reports
+from bytelm.experiments.pruning import SHARES, Prune, contest_of, options_of, pruner_of, reports
 from bytelm.experiments.status_line import columns, status_line
 from bytelm.experiments.study import Claim, Study, database_errors
 from bytelm.experiments.task import Plan, Sampler
@@ -80,7 +80,8 @@ def run_experiments(
         prune: median: a run ends if its best score so far is worse than the median of the completed runs at the same
             share of the budget. hyperband: of the runs that reach a tenth, three and nine tenths of their budgets, a
             third continues. Runs are compared under equal limits, corpora and schedules only; the time that this saves
-            goes to further runs.
+            goes to further runs. Runs whose config has `val_check_interval: null` are validated at each tenth of their
+            budgets, off the budget's clock.
         storage: The shared queue of the workers: a file, or a database's URL, as in Optuna. Default: a file in the
             study's folder. All workers also need to share runs/, on a file system with locks (flock).
 
@@ -156,7 +157,9 @@ class Runner:
                 try:
                     # Another worker may have ended the run since this one looked at the queue.
                     is_open = partial(self.study.is_open, claim.number)
-                    job = Job(claim.task.fit_options, claim.experiment, is_open=is_open)
+                    options = claim.task.fit_options
+                    options = options if self.pruner is None else options_of(options)
+                    job = Job(options, claim.experiment, is_open=is_open)
                 except RunIsTaken:
                     continue  # another worker resumes the same run, or has ended it
                 with job:

@@ -3,7 +3,9 @@
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import yaml
 
@@ -14,7 +16,9 @@ from bytelm.cli import build
 from bytelm.errors import StorageError
 from bytelm.experiments import plan
 from bytelm.experiments.check import _check
+from bytelm.experiments.task import Plan
 from bytelm.program import main
+from bytelm.units import Duration
 
 SPACE = "{model.gpt.d_model: [4, 8, 16]}"
 
@@ -68,9 +72,9 @@ def test_a_plan_recommends_a_config_that_runs_and_continues_where_it_was(planned
     planned.most_runs = 100
     out, err, made = planned("--time_budget.limit", "16 ktok", "--space", SPACE)
     assert made[:2] == ["tiny,d_model=8,limit=2_ktok", "tiny,d_model=16,limit=2_ktok"]
-    assert [name.rpartition("=")[2] for name in made[2:]] == ["4_ktok"] * 2  # the two with the best predictions
+    assert [name.rpartition("=")[2] for name in made[2:]] == ["4_ktok"] * 3
     assert [line for line in err if line.startswith("plan:")] == [
-        *("plan: 3 candidates, 1 ktok each", "plan: 3 candidates, 2 ktok each", "plan: 2 candidates, 4 ktok each")
+        *("plan: 3 candidates, 1 ktok each", "plan: 3 candidates, 2 ktok each", "plan: 3 candidates, 4 ktok each")
     ]
     assert planned("--time_budget.limit", "16 ktok", "--space", SPACE)[2] == []
 
@@ -79,7 +83,8 @@ def test_a_plan_recommends_a_config_that_runs_and_continues_where_it_was(planned
     best = figures["predictions"][0]
     assert best["score"] == min(one["score"] for one in figures["predictions"])
     assert best["interval"][0] < best["score"] < best["interval"][1]
-    assert len(figures["runs"]) == 8
+    assert len(figures["runs"]) == 9
+    assert figures["recommended"] == best["candidate"]
     (sentence,) = [line for line in out if line.startswith("Recommended for 16 ktok: d_model ")]
     assert f"predicted val_bpb {best['score']:.4f}" in sentence
     assert "The shortest run has 7 steps: with fewer than 100" in sentence  # of 128 tokens
@@ -93,6 +98,50 @@ def test_a_plan_recommends_a_config_that_runs_and_continues_where_it_was(planned
     assert run.trainer.datamodule is not None
     record = json.loads(Path("runs/whole/version_0/record.json").read_text())
     assert record["tokens_seen"] == pytest.approx(16_000, rel=0.02)
+
+
+class Queue:
+    def __init__(self, folder):
+        self.folder = folder
+        self.plan = Plan(["c.yaml"])
+
+
+def planner(n):
+    candidates = [(("d", str(place)),) for place in range(n)]
+    return plan.Planner("c.yaml", [], Duration(160.0, "seconds"), candidates, Queue(Path("runs/plan-c")))
+
+
+def measured(candidate, share, score, params=1e5):
+    tokens = 1e6 * share
+    return plan.Measured(candidate, share, params, tokens, 200, None, score, tokens / (160 * share))
+
+
+def test_a_round_has_the_best_by_score_and_the_best_by_prediction():
+    maker = planner(9)
+    runs = [measured(c, 1 / 16, 3.0 + place / 10) for place, c in enumerate(maker.candidates)]
+    maker.predictions = lambda law, measured: [SimpleNamespace(candidate=c) for c in reversed(maker.candidates)]
+    best = [dict(candidate)["d"] for candidate in maker.promising(runs, 5)]
+    assert best == ["0", "8", "1", "7", "2"]
+    assert maker.promising([], 5) == []
+    few = maker.promising(runs[:3], 2)  # too few for a law
+    assert [dict(candidate)["d"] for candidate in few] == ["0", "1"]
+
+
+def test_the_longest_runs_of_a_candidate_count_most_in_its_prediction():
+    maker = planner(2)
+    one, other = maker.candidates
+    runs = [measured(c, share, 3.0) for c in (one, other) for share in plan.SHARES]
+    residuals = np.array([0.5, 0.0, 0.1, 0.1, 0.0, 0.5])
+    law = SimpleNamespace(residuals=residuals, predict=lambda n, d: 2.0, interval=lambda n, d: (1.9, 2.1))
+    first, second = maker.predictions(law, runs)
+    assert (first.candidate, second.candidate) == (one, other)
+    assert second.score == pytest.approx(2.0 * np.exp((0.1 / 16 + 0.5 / 4) / 0.5))  # shares, and a sixteenth for none
+    assert second.share == 1 / 4
+
+
+def test_a_list_of_candidates_is_taken_as_it_is():
+    points = plan._candidates([{"model.gpt.d_model": 64, "model.optimizer.lr": 1e-3}, {"model.gpt.d_model": 96}], {})
+    assert points == [(("model.gpt.d_model", "64"), ("model.optimizer.lr", "0.001")), (("model.gpt.d_model", "96"),)]
 
 
 @pytest.mark.parametrize(

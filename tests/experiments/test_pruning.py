@@ -10,7 +10,7 @@ pytest.importorskip("optuna")
 
 import optuna
 
-from bytelm.experiments.pruning import CONTEST, RUNGS, SHARES, contest_of, decide, pruner_of, reports
+from bytelm.experiments.pruning import CONTEST, RUNGS, SHARES, contest_of, decide, options_of, pruner_of, reports
 from bytelm.runs import validations
 from bytelm.runs.validations import Validation
 
@@ -45,7 +45,7 @@ def swept(method, seed, n=24):
     return min(completed, key=completed.get), int(curves[:, -1].argmin()), used / (n * SHARES)
 
 
-@pytest.mark.parametrize(("method", "most"), [("median", 0.8), ("hyperband", 0.6)])
+@pytest.mark.parametrize(("method", "most"), [("median", 0.5), ("hyperband", 0.6)])
 def test_of_a_simulated_sweep_the_best_run_is_found_in_a_part_of_the_time(method, most):
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     sweeps = [swept(method, seed) for seed in range(2)]
@@ -74,6 +74,27 @@ def test_reports_are_scores_near_equal_shares_of_the_budget(tmp_path):
         validations.append(tmp_path, Validation(progress, round(progress * 1000), 0, 0.0, score, None))
     validations.append(tmp_path, Validation(1.0, 1000, 0, 0.0, 2.0, None))
     assert list(reports(tmp_path)) == [(1, 3.0), (4, 2.5)]
+
+
+@pytest.mark.parametrize(
+    ("trainer", "options", "is_added"),
+    [
+        ("trainer: {val_check_interval: null}", [], True),
+        ("trainer: {val_check_interval: auto}", [], False),
+        ("trainer: {val_check_interval: 20%}", ["--trainer.val_check_interval", "null"], True),
+        ("trainer: {val_check_interval: null}", ["--trainer.val_check_interval", "5%"], False),
+        ("trainer: {val_check_interval: null}", ["--trainer.val_check_interval=5%"], False),
+        ("seed_everything: 1", [], False),
+        ("base: below.yaml", [], True),
+        ("base: nowhere.yaml", [], False),
+    ],
+)
+def test_a_run_with_one_validation_at_its_end_gets_others(tmp_path, trainer, options, is_added):
+    (tmp_path / "below.yaml").write_text("trainer: {val_check_interval: null}\n")
+    (tmp_path / "a.yaml").write_text(trainer + "\n")
+    given = ["--config", str(tmp_path / "a.yaml"), *options, "--seed_everything", "1"]
+    added = ["--trainer.val_check_interval", "10%"] if is_added else []
+    assert options_of(given) == given + added
 
 
 def test_a_line_that_is_being_written_is_left_out_and_repeated_steps_count_once(tmp_path):

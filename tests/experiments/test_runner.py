@@ -335,6 +335,47 @@ def test_the_queue_is_where_the_user_wants_it(world, experiments):
     assert Path("queue.journal").exists()
 
 
+def test_one_worker_checks_the_configs_and_the_others_take_what_it_queues(world, monkeypatch):
+    """A worker finds the queue being filled, and waits."""
+    study = Path("runs/s")
+    study.mkdir(parents=True)
+    turn = open(study / ".queueing.lock", "ab")  # noqa: SIM115 (closed by the worker's first wait)
+    assert lock(turn.fileno())
+    waits = []
+
+    def wait(seconds):
+        waits.append(seconds)
+        assert world.events == []
+        turn.close()
+
+    monkeypatch.setattr(runner, "time", SimpleNamespace(sleep=lambda s: wait(s) if not waits else None))
+    assert run_experiments(["tiny.yaml", "other.yaml"], [], study="s") == 0
+    assert waits == [runner.QUEUE_SECONDS]
+    assert world.events == ["check tiny.yaml", "check other.yaml", "run tiny", "run other"]
+
+
+@pytest.mark.parametrize("status", ["completed", "interrupted"])
+def test_a_run_that_ended_when_its_worker_was_killed_is_not_run_again(world, experiments, status):
+    class Killed(BaseException):
+        pass
+
+    def killed(*args):
+        raise Killed
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runner.Runner, "_close", killed)
+        patch.setattr(runner, "MOST_CUTS", 1)
+        world.endings["tiny"] = Ending(status)
+        with pytest.raises(Killed):
+            run_experiments(["tiny.yaml", "other.yaml"], [], study="s")
+    assert (world.begun, on_record("s/tiny")["status"]) == (["s/tiny"], status)
+    world.endings["tiny"] = Ending(seconds=20.0)
+    ended = experiments("tiny.yaml", "other.yaml", "--study", "s")
+    assert ended.out[0] == "runs: 2 ended, of which now 2 completed"
+    again = [] if status == "completed" else ["s/tiny"]
+    assert world.begun == ["s/tiny", *again, "s/other"]
+
+
 def test_workers_share_the_runs(world, monkeypatch):
     monkeypatch.setattr(runner, "time", SimpleNamespace(sleep=lambda seconds: time.sleep(0.05)))
     with ThreadPoolExecutor(3) as pool:
@@ -990,6 +1031,14 @@ def test_runs_of_other_budgets_and_schedules_are_no_measure(world, experiments):
     world.limit = "5 steps"
     experiments(configs[6], "--study", "s", "--prune", "median")
     assert ledger()["r6"] == "completed"
+
+
+def test_runs_that_may_be_pruned_are_validated_during_training(world, experiments):
+    Path("late.yaml").write_text("trainer: {val_check_interval: null}\n")
+    experiments("late.yaml", "--study", "s", "--prune", "median")
+    assert world.options[0][-2:] == ["--trainer.val_check_interval", "10%"]
+    experiments("late.yaml", "--study", "other")
+    assert "--trainer.val_check_interval" not in world.options[1]
 
 
 def test_max_runs_counts_pruned_runs_and_a_search_learns_from_them(world, experiments):
