@@ -66,7 +66,7 @@ def _delegated(name: str) -> Callable[..., Any]:
 for _name, _ in inspect.getmembers(BaseStorage, inspect.isfunction):
     if not _name.startswith("_"):
         setattr(Database, _name, _delegated(_name))
-abc.update_abstractmethods(Database)
+abc.update_abstractmethods(Database)  # type: ignore[type-abstract]
 
 
 def is_lost(error: BaseException) -> bool:
