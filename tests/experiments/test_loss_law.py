@@ -39,6 +39,14 @@ def test_a_prediction_beyond_the_points_has_an_interval_that_contains_the_truth(
     assert all(inside)
 
 
+def test_the_loss_of_endless_training_is_not_fitted_as_nothing():
+    """Short runs of one size follow a power law of the tokens, which alone says nothing of its floor."""
+    d = np.logspace(5, 6, 8)
+    law = LossLaw.fit(np.full(8, 1e5), d, 60 / d**0.22)
+    assert np.exp(law.parameters[2]) >= 0.4 * (60 / 1e6**0.22) - 1e-9
+    assert law.predict(1e5, 1e7) > 1.05 * 60 / 1e7**0.22
+
+
 def test_repeated_tokens_count_less_and_tokens_of_the_first_reading_count_in_full():
     assert effective_tokens([10.0, 100.0], 100.0) == pytest.approx([10.0, 100.0])
     repeated = effective_tokens([200.0, 400.0, 1e9], 100.0)
