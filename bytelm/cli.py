@@ -56,6 +56,7 @@ from bytelm.config.checks import check_experiment, check_values
 from bytelm.config.epoch_options import AUTO, check_counts, check_epochs, check_needs, validation_times
 from bytelm.config.flat import flat
 from bytelm.config.keys import METHOD_DEFAULTS, METHOD_KEYS
+from bytelm.config.lightning_help import CKPT_PATH, TEXTS
 from bytelm.config.lightning_options import (
     check_callbacks,
     check_monitors,
@@ -68,6 +69,7 @@ from bytelm.config.lightning_plugins import check_layer_sync, check_plugins
 from bytelm.config.messages import clarify, note
 from bytelm.config.packages import missing_package
 from bytelm.config.parser import ConfigFileParser, header
+from bytelm.config.section_help import print_requested
 from bytelm.config.text import dump
 from bytelm.config.unserialized import dumped, written_out
 from bytelm.data.base import TokenData
@@ -108,6 +110,7 @@ from bytelm.runs.score import VAL_BPB, VAL_LOSS, score_for
 from bytelm.schedules import DEFAULT_SCHEDULE, Schedule, merged
 from bytelm.strategies import check_devices, make_strategy
 from bytelm.system.files import replacing
+from bytelm.system.invocation import typed_name
 from bytelm.system.process import is_rank_zero
 
 # A value without a type is kept unchanged, even if it looks like a class and its options.
@@ -134,6 +137,7 @@ ADDED_CALLBACKS = (
     *(RankWatch, KeepTrainedWeights, Resume, RunRecord, SaveConfigCallback, Schedules, Signals, Summary),
     *(TrainedWeights, TrainLog, ValidationLog, Validations),
 )
+UNLISTED = (*CALLBACK_KEYS.values(), *ADDED_CALLBACKS)  # classes that messages do not suggest for the trainer
 CHECKPOINT_DEFAULTS = {
     "checkpoint.filename": "best",
     "checkpoint.monitor": VAL_BPB.tag,
@@ -189,13 +193,15 @@ class Parser(ConfigFileParser, LightningArgumentParser):
         """Adds the arguments of Trainer.fit, validate, …; here, because their defaults can be set only afterwards."""
         added = super().add_method_arguments(*args, **kwargs)
         self.set_defaults({key: value for key, value in METHOD_DEFAULTS.items() if key in added})
+        texts = TEXTS | {"ckpt_path": CKPT_PATH[args[1]]}
+        for action in self._actions:
+            action.help = texts.get(action.dest, action.help)
         return added
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         if not self.exit_on_error:
             super().error(message, ex)
-        unlisted = (*CALLBACK_KEYS.values(), *ADDED_CALLBACKS)
-        line = clarify(message, KEYS, (GPT, *known_parts()), OTHER_OPTIONS, unlisted)
+        line = clarify(message, KEYS, (GPT, *known_parts()), OTHER_OPTIONS, UNLISTED)
         raise UsageError(line + self.where()) from ex
 
 
@@ -219,11 +225,14 @@ class BytelmCLI(LightningCLI):
             raise UsageError(f"init_from: it is an option of fit; accepted by {self._given}: --ckpt_path")
         if not isinstance(given, list):
             super().parse_arguments(parser, args)
-        elif self._given in self.subcommands() and "--print_config" not in options:
+        elif self._given in self.subcommands():
             # The parser of all commands would parse the command's options in the same way, and then validate all
-            # values again, which takes a third of the time. It is needed to print a config.
+            # values again, which takes a third of the time.
             command, *rest = with_run(given)
-            config = self._subcommand_parsers[command].parse_args(rest)
+            command_parser = self._subcommand_parsers[command]
+            del command_parser.parent_parser  # it parses alone, and --print_config is its own
+            print_requested(command_parser, rest, KEYS, (GPT, *known_parts()), UNLISTED)
+            config = command_parser.parse_args(rest)
             self.config = Namespace({"subcommand": command, command: config})
         else:
             self.config = parser.parse_args(with_run(given))
@@ -520,7 +529,7 @@ def build(args: list[str] | None = None, run: bool = True) -> BytelmCLI:
         auto_configure_optimizers=False,
         load_from_checkpoint_support=False,  # it would store class instances; see after_instantiate_classes
         parser_class=Parser,
-        parser_kwargs={"prog": "python -m bytelm", "description": DESCRIPTION},
+        parser_kwargs={"prog": typed_name(), "description": DESCRIPTION},
         args=args,
         run=run,
     )

@@ -17,7 +17,9 @@ from types import FrameType
 from typing import NamedTuple, NoReturn
 
 import bytelm
+from bytelm.config.usage import HELP_ALL, missing_config, short_help
 from bytelm.errors import ConfigError, Interrupted, OutputLost, RunError, run_error
+from bytelm.system.invocation import typed_name
 from bytelm.system.process import default_signals_in_children, end_with_parent, ending_signals, is_rank_zero
 from bytelm.system.streams import lasting_streams
 
@@ -26,7 +28,7 @@ class Command(NamedTuple):
     """A command.
 
     Attributes:
-        name: Its name after `python -m bytelm`.
+        name: Its name after `bytelm`.
         module: The module of its function; imported only when the command is used.
         help: Description in the list of commands.
         extra: The optional dependencies that its module needs, as in `pip install bytelm[extra]`.
@@ -98,7 +100,6 @@ COMMANDS = (
 )
 HELP_OPTIONS = ("-h", "--help")
 LISTING_OPTIONS = ("", *HELP_OPTIONS, "--version")
-USAGE = "usage: python -m bytelm <command> [options]"
 
 
 def main(args: list[str] | None = None) -> None:
@@ -114,6 +115,14 @@ def main(args: list[str] | None = None) -> None:
             return
         # The first command, LightningCLI's, also takes options before its name: `--config FILE fit`.
         command = COMMANDS[0] if name.startswith("-") else find(name)
+        if command.with_name and command.name == name:
+            if any(option in HELP_OPTIONS for option in options):
+                print(short_help(name, command.help))
+                sys.exit(0)
+            if not options:
+                print(missing_config(name), file=sys.stderr)
+                sys.exit(ConfigError.exit_status)
+            options = [HELP_OPTIONS[0] if option == HELP_ALL else option for option in options]
         function = load(command)
         with errors_in_one_line():
             end_with_parent()
@@ -122,7 +131,10 @@ def main(args: list[str] | None = None) -> None:
 
 def prints_product(name: str, options: list[str]) -> bool:
     """Returns whether standard output is the program's result, as it is for help."""
-    is_help = any(option in HELP_OPTIONS or option.startswith("--print_config") for option in [name, *options])
+    is_help = any(
+        option in (*HELP_OPTIONS, HELP_ALL) or option.startswith("--print_config") or ".help" in option
+        for option in [name, *options]
+    )
     return is_help or name in LISTING_OPTIONS or any(each.prints for each in COMMANDS if each.name == name)
 
 
@@ -137,18 +149,19 @@ def show(name: str) -> None:
 
 def overview() -> str:
     """Returns a list of all commands, one per line."""
+    program = typed_name()
     width = max(len(command.name) for command in COMMANDS)
     lines = [f"  {command.name:{width}}  {command.help}" for command in COMMANDS]
     return "\n".join(
         [
-            USAGE,
+            f"usage: {program} <command> [options]",
             "",
             "Train language models under a wall-clock budget.",
             "",
             "commands:",
             *lines,
             "",
-            "`python -m bytelm <command> --help` lists the options of a command; --version prints the version.",
+            f"`{program} <command> --help` lists the options of a command; --version prints the version.",
         ]
     )
 

@@ -52,16 +52,39 @@ def test_all_commands_are_listed_without_torch(args):
     assert ended.returncode == (0 if args else ConfigError.exit_status)
     assert unsaid.strip() == ("" if args else "False")
     lines = said.splitlines()
-    assert lines[0] == "usage: python -m bytelm <command> [options]"
+    assert lines[0] == "usage: bytelm <command> [options]"
     for command in COMMANDS:
         assert f"  {command.name:11}  {command.help}" in lines
     assert "False" in ended.stdout.splitlines()
 
 
-def test_the_version_is_that_of_the_package():
-    ended = subprocess.run([sys.executable, "-m", "bytelm", "--version"], capture_output=True, text=True)
-    assert ended.stdout == f"bytelm {bytelm.__version__}\n"
+def test_the_module_is_the_program_and_the_usage_line_is_what_was_typed():
+    for option, said in (("--version", f"bytelm {bytelm.__version__}\n"), ("-h", "usage: python -m bytelm <command> ")):
+        ended = subprocess.run([sys.executable, "-m", "bytelm", option], capture_output=True, text=True)
+        assert ended.stdout.startswith(said)
     assert metadata.version("bytelm") == bytelm.__version__
+
+
+@pytest.mark.parametrize(
+    ("args", "status", "said"),
+    [
+        (
+            ["fit"],
+            2,
+            ["a config is required: bytelm fit --config quickstart", "  quickstart     A first run ", "gpt2/ "],
+        ),
+        (["validate"], 2, ["a run is required: bytelm validate runs/"]),
+        (["fit", "--config", "x.yaml", "--help"], 0, ["usage: bytelm fit --config CONFIG", "--time_budget.help"]),
+        (["test", "-h"], 0, ["usage: bytelm test RUN | --config CONFIG", "bytelm test --help_all"]),
+    ],
+)
+def test_commands_that_train_or_score_have_a_short_help_without_torch(args, status, said):
+    ended = python(LIGHT.format(args=args))
+    text = ended.stderr if status else ended.stdout.removesuffix("False\n")
+    assert ended.returncode == status
+    assert ended.stdout.endswith("False\n")  # torch is not loaded
+    assert [line for line in said if line not in text] == []
+    assert text.count("\n") < 50
 
 
 @pytest.mark.parametrize(
@@ -99,7 +122,8 @@ def test_a_command_describes_its_options(command, capsys):
         main([command.name, "--help"])
     assert ended.value.code == 0
     said = capsys.readouterr().out
-    assert re.match(rf"usage: python -m bytelm (\[options\] )?{command.name} ", said)
+    assert said.startswith(f"usage: bytelm {command.name} ")
+    assert max(map(len, said.splitlines())) <= 80
     if not command.with_name:
         assert not re.search(r"^ *-?-?\w+( \w+)? +\(required, type: str\)", said, re.MULTILINE), "no help"
 

@@ -4,9 +4,10 @@
     model: {gpt: {embedding: ScaledEmbedding}}
 
 A file with a base means the same as passing its bases and then the file, each with `--config`: mappings are merged, and
-a class that replaces another keeps the options that both have. Paths are relative to the file that names them. If a
-file has several bases, the later ones take precedence. A file that is a base of several others is applied once, before
-them. A run saves the resolved config, which has no base.
+a class that replaces another keeps the options that both have. Paths are relative to the file that names them; a path
+that is no file may be the name of a shipped config (shipped.py). If a file has several bases, the later ones take
+precedence. A file that is a base of several others is applied once, before them. A run saves the resolved config, which
+has no base.
 """
 
 import os
@@ -15,10 +16,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from bytelm.config import shipped
 from bytelm.config.text import BadText, read
 
 KEY = "base"
-ACCEPTED = "accepted: the path of a YAML file, relative to this file, or a list of paths"
+ACCEPTED = "accepted: a YAML file, by its path relative to this file, a shipped config, or a list of these"
 
 
 class BaseFiles:
@@ -84,16 +86,21 @@ def paths_of(base: Any, folder: Path) -> list[str]:
         folder: Folder of the file that contains the key.
 
     Raises:
-        BadText: The value is not a path or a list of paths, or a file does not exist.
+        BadText: The value is not a path or a list of paths, or a path is neither a file nor a shipped config.
     """
     names = base if isinstance(base, list) else [base]
     if not names or not all(isinstance(name, str) and name for name in names):
         raise BadText(f"{KEY}: {base!r} is not accepted; {ACCEPTED}")
-    paths = [_absolute(str(folder / os.path.expanduser(name))) for name in names]
-    for name, path in zip(names, paths, strict=True):
-        if "\0" in name or not os.path.isfile(path):
-            raise BadText(f"{KEY}: {name!r}: there is no file {path!r}; {ACCEPTED}")
-    return paths
+    return [_path_of(name, folder) for name in names]
+
+
+def _path_of(name: str, folder: Path) -> str:
+    path = _absolute(str(folder / os.path.expanduser(name)))
+    if "\0" not in name and os.path.isfile(path):
+        return path
+    if (config := shipped.find(name)) is not None:
+        return _absolute(str(config))
+    raise BadText(f"{KEY}: {name!r}: there is no file {path!r} and {shipped.missing(name)}; {ACCEPTED}")
 
 
 def files_of(config: str | Path) -> list[Path]:

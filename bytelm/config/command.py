@@ -6,6 +6,7 @@ from jsonargparse import ArgumentParser
 
 from bytelm.config.messages import clarify
 from bytelm.errors import UsageError
+from bytelm.system.invocation import typed_name
 
 
 class CommandParser(ArgumentParser):
@@ -17,7 +18,7 @@ class CommandParser(ArgumentParser):
     """
 
     def __init__(self, command: str = "", **options: Any) -> None:
-        super().__init__(prog=f"python -m bytelm {command}".strip(), allow_abbrev=False, **options)
+        super().__init__(prog=f"{typed_name()} {command}".strip(), allow_abbrev=False, **options)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raises UsageError: one line, in place of jsonargparse's report, which prints the usage first."""

@@ -92,7 +92,7 @@ def clarify(
         )
         options = list(_parameters(cls := locate(owner)))
         if options or not any(cls in _bases_of(each, name) for each in [*roots.values(), *nested]):
-            return f"{key}.{match[1]}: unknown key; {_choices(match[1], options)}"
+            return f"{key}.{match[1]}: unknown key; {choices(match[1], options)}"
         return f"{key}: {_given(report)} does not name a class; {classes('')}, {OPTIONS}"
     if matches := re.findall(r"Not of type Duration: (.*?)\s?is not a duration; (.*?\(5%\))", report):
         given, accepted = matches[-1]  # in a list, the last attempt is at its element
@@ -149,12 +149,48 @@ def _unknown_option(option: str, roots: Mapping[str, type], others: Iterable[str
 def _unknown_key(key: str, roots: Mapping[str, type], others: Iterable[str]) -> str:
     root, _, rest = key.partition(".")
     if root not in roots:
-        return f"{root}: unknown key; {_choices(root, [*roots, *others])}"
+        return f"{root}: unknown key; {_choices_or_place(root, [*roots, *others], key, roots)}"
     name, _, inner = rest.partition(".")
     options = inspect.signature(roots[root]).parameters
     if inner and name in options:
         return f"{key}: unknown key; {root}.{name} takes one value"
-    return f"{root}.{name}: unknown key; {_choices(name, options)}"
+    return f"{root}.{name}: unknown key; {_choices_or_place(name, options, rest, {root: roots[root]})}"
+
+
+def _choices_or_place(given: str, accepted: Iterable[str], key: str, roots: Mapping[str, type]) -> str:
+    """Returns accepted names as `choices` does; if none is similar, with the keys that the given one may stand for.
+
+    These are an accepted name that begins with it (`seed`: seed_everything) and a key that ends in it (`n_layers`:
+    model.gpt.n_layers).
+
+    Args:
+        given: The unknown name.
+        accepted: The accepted names.
+        key: The key that begins with the unknown name.
+        roots: The keys whose classes are searched.
+    """
+    accepted = list(accepted)
+    text = choices(given, accepted)
+    if text.startswith("did you mean"):
+        return text
+    meant = [name for name in accepted if name.startswith(given)][:1] if key == given else []
+    places = [place for place in _places(roots) if place.endswith(f".{key}")]
+    meant += sorted(places, key=lambda place: place.count("."))[:1]
+    return f"did you mean {' or '.join(meant)}? {text}" if meant else text
+
+
+def _places(roots: Mapping[str, type]) -> Iterator[str]:
+    """Returns the keys below the given ones: options of their classes and, except for the trainer's, of the classes
+    that these take.
+    """
+    for root, cls in roots.items():
+        if cls.__module__ == "builtins":
+            continue
+        for option in dict.fromkeys(name for each in [cls, *_concrete(cls)] for name in _parameters(each)):
+            yield f"{root}.{option}"
+        for name in inspect.signature(cls).parameters if root != "trainer" else ():
+            for base in _bases_of(cls, name):
+                yield from (f"{root}.{name}.{option}" for each in _concrete(base) for option in _parameters(each))
 
 
 def _missing(names: list[str], roots: Mapping[str, type], nested: Iterable[type]) -> str:
@@ -162,7 +198,8 @@ def _missing(names: list[str], roots: Mapping[str, type], nested: Iterable[type]
     key = rest if rest.partition(".")[0] in roots else names[0].lstrip("-")  # `fit.data`
     name = key.rpartition(".")[2]
     accepted = _class_choices(name, "", roots, nested) if _is_class(name, roots, nested) else "see --help"
-    return f"{key}: it is required{', in a --config for example' if roots else ''}; {accepted}"
+    where = ", in a --config for example (`bytelm configs` lists the shipped ones)" if roots else ""
+    return f"{key}: it is required{where}; {accepted}"
 
 
 def _loaded(paths: Iterable[str]) -> Iterator[type]:
@@ -249,23 +286,46 @@ def _is_class(name: str, roots: Mapping[str, type], nested: Iterable[type]) -> b
     return name in roots or any(_bases_of(owner, name) for owner in [*roots.values(), *nested])
 
 
+def classes_of(
+    name: str, roots: Mapping[str, type], nested: Iterable[type], unlisted: tuple[type, ...] = ()
+) -> list[type]:
+    """Returns the loaded classes that a key accepts, by name; empty if there is only its base, or if it takes none.
+
+    Args:
+        name: Last part of the key, such as `attention`.
+        roots: The class of each top-level key.
+        nested: Further classes whose constructors take other classes.
+        unlisted: Classes that are left out.
+    """
+    found: set[type] = set()
+    for owner in [*roots.values(), *nested]:
+        for base in _bases_for(owner, name, roots):
+            # A base class is listed only if it is the default; otherwise it exists to be subclassed.
+            classes = [c for c in _concrete(base) if c is not base or c is default_of(owner, name)]
+            found |= {c for c in classes if not issubclass(c, unlisted)}
+    by_name = {cls.__name__: cls for cls in sorted(found, key=lambda cls: cls.__module__.startswith("bytelm."))}
+    return [by_name[name] for name in sorted(by_name)]  # of two with the same name, bytelm's (short_names.py)
+
+
 def _class_choices(
     name: str, given: str, roots: Mapping[str, type], nested: Iterable[type], unlisted: tuple[type, ...] = ()
 ) -> str:
-    names: set[str] = set()
-    options: list[str] = []
-    for owner in [*roots.values(), *nested]:
-        for base in _bases_of(owner, name) or ([roots[name]] if name in roots else []):
-            # A base class is listed only if it is the default; otherwise it exists to be subclassed.
-            classes = [c for c in _concrete(base) if c is not base or c is _default(owner, name)]
-            names |= {c.__name__ for c in classes if not issubclass(c, unlisted)}
-            options += _parameters(base)
+    nested = list(nested)
+    names = {cls.__name__ for cls in classes_of(name, roots, nested, unlisted)}
+    owners = [*roots.values(), *nested]
+    options = [option for owner in owners for base in _bases_for(owner, name, roots) for option in _parameters(base)]
     if not names and options:  # only the base class exists: model.gpt
         return f"accepted: a mapping of {', '.join(options)}, or an import path"
-    return _choices(given, sorted(names)) + ", or an import path"
+    return choices(given, sorted(names)) + ", or an import path"
 
 
-def _choices(given: str, accepted: Iterable[str]) -> str:
+def _bases_for(owner: type, name: str, roots: Mapping[str, type]) -> list[type]:
+    own = [roots[name]] if name in roots and roots[name].__module__ != "builtins" else []
+    return _bases_of(owner, name) or own
+
+
+def choices(given: str, accepted: Iterable[str]) -> str:
+    """Returns the accepted names for the end of a message, after the one that a given name may mean."""
     accepted = list(accepted)
     close = get_close_matches(given, accepted, n=1)
     hint = f"did you mean {close[0]}? " if close else ""
@@ -278,7 +338,8 @@ def _parameters(owner: Any) -> Iterator[str]:
     yield from (p.name for p in parameters if p.default is not inspect.Parameter.empty)
 
 
-def _default(owner: type, name: str) -> Any:
+def default_of(owner: type, name: str) -> Any:
+    """Returns the default of an argument of a class's own constructor; None if it has none."""
     parameter = inspect.signature(owner).parameters.get(name) if "__init__" in vars(owner) else None
     return parameter and parameter.default
 

@@ -168,7 +168,10 @@ class ConfigOption(ActionConfigFile):
             cfg[self.dest].pop()  # only the files on the command line determine the run's name
 
         if isinstance(values, str) and not os.path.exists(values):  # a file in the working folder comes first
-            values = str(shipped.find(values) or values)
+            found = shipped.find(values)
+            if found is None and values and not re.search(r"[:{[\n]", values):  # neither the text of a config nor a URL
+                raise ConfigError("config", values, f"there is no such file and {shipped.missing(values)}")
+            values = str(found or values)
         with parser.reading(base.BaseFiles(apply_base)):
             self.apply_config(parser, cfg, self.dest, values)
 

@@ -4,10 +4,10 @@
 of that path exists. `python -m bytelm configs` lists them.
 """
 
+import os
 import re
+from difflib import get_close_matches
 from pathlib import Path
-
-from bytelm.config.command import CommandParser
 
 FOLDER = Path(__file__).resolve().parents[1] / "configs"
 NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)*", re.ASCII)
@@ -23,7 +23,20 @@ def find(name: str) -> Path | None:
     """
     name = name.removeprefix("configs/").removesuffix(".yaml")
     path = FOLDER / f"{name}.yaml"
-    return path if NAME.fullmatch(name) and path.is_file() else None
+    return path if NAME.fullmatch(name) and os.path.isfile(path) else None  # false for a name that no file can have
+
+
+def missing(name: str) -> str:
+    """Returns the reason why a name is no shipped config, for messages: with the name that it may mean.
+
+    Args:
+        name: As for `find`.
+    """
+    known = names()
+    given = name.removeprefix("configs/").removesuffix(".yaml")
+    meant = get_close_matches(given, known, n=1) or [each for each in known if each.endswith(f"/{given}")][:1]
+    hint = f"did you mean {meant[0]}? " if meant else ""
+    return f"no shipped config of this name ({hint}`bytelm configs` lists them)"
 
 
 def names() -> list[str]:
@@ -56,6 +69,8 @@ def main(args: list[str]) -> None:
     Args:
         args: The arguments after `python -m bytelm configs`: names, or the beginnings of names; default all.
     """
+    from bytelm.config.command import CommandParser  # not above: a list of names needs no parser
+
     parser = CommandParser("configs", description="Lists the shipped configs, for `fit --config <name>`.")
     parser.add_argument(
         "names", nargs="*", type=str, default=[], help="Only those whose names begin with one of these."

@@ -200,9 +200,10 @@ trainer: {callbacks+: {class_path: LambdaCallback}, max_epochs: -1}
 @pytest.mark.parametrize(
     ("config", "said"),
     [
-        ("nowhere.yaml", ["nowhere.yaml' cannot be used", "does not exist"]),
+        ("nowhere.yaml", ["nowhere.yaml' cannot be used; there is no such file and no shipped config"]),
+        ("quikstart", ["'quikstart' cannot be used", "did you mean quickstart?"]),
         (".", ["cannot be used", "not a file"]),
-        ("dangling.yaml", ["dangling.yaml' cannot be used", "does not exist"]),
+        ("dangling.yaml", ["dangling.yaml' cannot be used", "no such file"]),
         pytest.param(
             "/proc/self/mem",  # can be opened, but not read from its beginning
             ["config: '/proc/self/mem' cannot be used", "Input/output error"],

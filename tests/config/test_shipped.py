@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from bytelm.config import shipped
+from bytelm.config import base, shipped
+from bytelm.config.text import BadText
 from bytelm.program import main
 
 
@@ -43,6 +44,17 @@ def test_a_shipped_config_is_used_in_any_folder_and_the_users_file_comes_first(f
     Path("configs").mkdir()
     Path("configs/quickstart.yaml").write_text((folder / "tiny.yaml").read_text())
     assert printed("--config", "configs/quickstart.yaml")["model"]["gpt"]["init_args"]["d_model"] == 16
+
+
+def test_a_base_may_be_a_shipped_config_and_a_file_beside_the_config_comes_first(folder):
+    for name in ("quickstart", "configs/quickstart.yaml"):
+        assert base.paths_of(name, folder) == [str(shipped.FOLDER / "quickstart.yaml")]
+    Path("quickstart").write_text("{}")
+    assert base.paths_of("quickstart", folder) == [str(folder / "quickstart")]
+    with pytest.raises(
+        BadText, match=r"there is no file .*/cosine' and no shipped config.*did you mean schedules/cosine?"
+    ):
+        base.paths_of("cosine", folder)
 
 
 def test_a_shipped_config_names_its_run(run):
