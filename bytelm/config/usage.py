@@ -24,12 +24,12 @@ _FIT = f"""\
   --init_from PATH       initial weights: a checkpoint, or the folder of a run
   --seed_everything N    seed of the run (default: 42)"""
 _SCORE = f"""\
-  RUN                    folder of a run, in place of the two options below
+  RUN                    folder of a run: its config and its checkpoint
 {_COMMON}
   --ckpt_path PATH       best, last, a checkpoint, or the folder of a run"""
 _OPTIONS = {"fit": _FIT, "validate": _SCORE, "test": _SCORE, "predict": _SCORE}
-_USAGE = {"fit": "--config CONFIG [--KEY VALUE ...]"}
-_SCORE_USAGE = "RUN | --config CONFIG --ckpt_path PATH [--KEY VALUE ...]"
+_USAGES = {"fit": ["--config CONFIG [--KEY VALUE ...]"]}
+_SCORE_USAGES = ["RUN [--KEY VALUE ...]", "--config CONFIG --ckpt_path PATH [--KEY VALUE ...]"]
 
 KEYS = """\
 Each key of a config is an option, for example:
@@ -60,8 +60,9 @@ SECTIONS = (
 
 
 def usage(command: str) -> str:
-    """Returns the usage line of fit, validate, test or predict."""
-    return f"usage: {typed_name()} {command} {_USAGE.get(command, _SCORE_USAGE)}"
+    """Returns the usage of fit, validate, test or predict."""
+    usages = _USAGES.get(command, _SCORE_USAGES)
+    return "usage: " + "\n       ".join(f"{typed_name()} {command} {each}" for each in usages)
 
 
 def short_help(command: str, description: str) -> str:
@@ -72,9 +73,20 @@ def short_help(command: str, description: str) -> str:
         description: Its line in the list of commands.
     """
     width = max(len(subject) for subject, _ in SECTIONS)
-    sections = [f"  {subject:{width}}  {typed_name()} {command} {option}" for subject, option in SECTIONS]
+    sections = [f"  {subject:{width}}  {option}" for subject, option in SECTIONS]
     return "\n".join(
-        [usage(command), "", description, "", _OPTIONS[command], "", KEYS, "", "Help of a section:", *sections]
+        [
+            usage(command),
+            "",
+            description,
+            "",
+            _OPTIONS[command],
+            "",
+            KEYS,
+            "",
+            f"Help of a section: {typed_name()} {command} OPTION",
+            *sections,
+        ]
     )
 
 
@@ -87,7 +99,8 @@ def missing_config(command: str) -> str:
     name = typed_name()
     if command != "fit":
         lines = [
-            f"a run is required: {name} {command} runs/my-experiment/version_0, or --config CONFIG --ckpt_path PATH"
+            f"a run is required: {name} {command} runs/my-experiment/version_0,",
+            "or --config CONFIG --ckpt_path PATH",
         ]
     else:
         lines = [

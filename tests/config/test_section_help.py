@@ -90,7 +90,7 @@ def test_no_text_names_another_default_than_the_options_own(whole):
     assert len(whole) > 80
     named = {"None": "null", "'": "", '"': ""}
     for key, about in whole.items():
-        for text in re.findall(r"[Dd]efault(?:s to)?:? ``([^`]+)``", about):
+        for text in re.findall(r"[Dd]efault: ``([^`]+)``", about):
             for given, meant in named.items():
                 text = text.replace(given, meant)
             assert re.search(rf"default: {re.escape(text)}[,)]", about, re.IGNORECASE), f"{key}: {about}"
