@@ -18,7 +18,6 @@ from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.plugins import Precision
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from torch.utils.tensorboard.summary import hparams
 
 import bytelm.data.corpora
 import bytelm.data.packed
@@ -83,7 +82,7 @@ from bytelm.optim import regroup
 from bytelm.parts.contract import known_parts
 from bytelm.precision import FP8
 from bytelm.run_callbacks import added_callbacks, as_list, connect, shown_by_lightning
-from bytelm.runs import checkpoint_io, logger
+from bytelm.runs import checkpoint_io, logger, summaries
 from bytelm.runs.checkpoint_io import AtomicCheckpointIO, errors_are_the_checkpoints
 from bytelm.runs.checkpoints import (
     RESUMED,
@@ -153,11 +152,15 @@ class RunConfig(SaveConfigCallback):
         parser: The parser of the command line.
         config: The parsed config.
         plain: The config as plain values.
+        varied: Keys that were given beside the config, or beside its base.
     """
 
-    def __init__(self, parser: LightningArgumentParser, config: Namespace, plain: dict[str, Any]) -> None:
+    def __init__(
+        self, parser: LightningArgumentParser, config: Namespace, plain: dict[str, Any], varied: set[str]
+    ) -> None:
         super().__init__(parser, config, save_to_log_dir=False)  # saved below instead, completely or not at all
         self.plain = plain
+        self.varied = varied
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit":
@@ -170,17 +173,18 @@ class RunConfig(SaveConfigCallback):
         if self._folder is not None:
             with replacing(self._folder / CONFIG) as partial:
                 partial.write_text(header() + dump(config), encoding="utf-8")
-        varied = {key: config[key] for key in ("seed_everything", "data", "time_budget", "lr_schedule", "schedules")}
-        varied["trainer"] = {key: config["trainer"][key] for key in COMPARED_TRAINER_KEYS}
+        compared = {key: config[key] for key in ("seed_everything", "data", "time_budget", "lr_schedule", "schedules")}
+        compared["trainer"] = {key: config["trainer"][key] for key in COMPARED_TRAINER_KEYS}
         values = {
             key: value if isinstance(value, bool | int | float) else str(value)
-            for key, value in flat({**varied, **config["model"]}).items()
+            for key, value in flat({**compared, **config["model"]}).items()
         }
         for each in trainer.loggers if trainer.enable_autolog_hparams else ():
             if isinstance(each, TensorBoardLogger) and each.folder is not None:
                 # Only the metric's name is written: log_hyperparams would also log an initial value of it at step 0.
                 score = score_for(trainer.datamodule.counts_bytes)  # type: ignore[attr-defined]
-                for summary in hparams(values, {score.tag: 0.0}):
+                varied = {key.removeprefix("model.") for key in self.varied}
+                for summary in (*summaries.settings(values, score.tag, varied), summaries.layout()):
                     each.experiment.file_writer.add_summary(summary)
             else:
                 each.log_hyperparams(values)
@@ -210,6 +214,7 @@ class BytelmCLI(LightningCLI):
 
     continued: Path | None = None  # the folder of the run that is resumed
     folder: RunFolder | None = None  # folder of all files that `fit` writes
+    _options: frozenset[str] = frozenset()  # keys that the command line gives as options
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         given = sys.argv[1:] if kwargs["args"] is None else kwargs["args"]
@@ -221,6 +226,7 @@ class BytelmCLI(LightningCLI):
         given = sys.argv[1:] if args is None else args
         # Not if a config sets it: in a run's config, it names the origin of the run.
         options = [str(option).partition("=")[0] for option in given] if isinstance(given, list) else []
+        self._options = frozenset(each.lstrip("-").removesuffix("+") for each in options if each.startswith("--"))
         if "--init_from" in options and self._given in ("validate", "test", "predict"):
             raise UsageError(f"init_from: it is an option of fit; accepted by {self._given}: --ckpt_path")
         if not isinstance(given, list):
@@ -281,7 +287,8 @@ class BytelmCLI(LightningCLI):
         self.plain_config["seed_everything"] = self._get(self.config, "seed_everything")  # `true` is now a number
 
     def before_instantiate_classes(self) -> None:
-        self.save_config_kwargs = {"plain": self.plain_config}
+        varied = {*self._options, *self._parser(self.subcommand).differences}
+        self.save_config_kwargs = {"plain": self.plain_config, "varied": varied}
         self.experiment = self.plain_config["experiment"] = self._experiment()
         given = self._get(self.config, "ckpt_path")
         if given is not None and Path(given).is_dir():

@@ -94,6 +94,7 @@ COMMANDS = (
         "experiments",
     ),
     Command("configs", "bytelm.config.shipped", "List the configs that bytelm comes with.", prints=True),
+    Command("completion", "bytelm.completion", "Print a completion script for bash or zsh.", "completion", prints=True),
     Command("ledger", "bytelm.runs.ledger", "List all runs in ledger.csv."),
     Command("report", "bytelm.experiments.report.page", "Compare runs in tables and plots.", "experiments"),
     Command("serve", "bytelm.experiments.service.api", "Offer a training challenge over HTTP.", "experiments"),

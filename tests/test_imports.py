@@ -26,7 +26,7 @@ LAYERS = (
     ),
     ("bytelm.train",),
     ("bytelm.experiments",),
-    ("bytelm.program", "bytelm.__main__"),
+    ("bytelm.program", "bytelm.completion", "bytelm.__main__"),
 )
 HEAVY = ("lightning", "pytorch_lightning", "tensorboard", "torchmetrics", "optuna", "fastapi", "torch._dynamo", "sympy")
 FILES = {

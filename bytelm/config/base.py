@@ -56,6 +56,11 @@ class BaseFiles:
         """Absolute path of the file that is being read; None while a config is read from text."""
         return self._open[-1] if self._open else None
 
+    @property
+    def in_base(self) -> bool:
+        """Whether the file that is being read is a base."""
+        return len(self._open) > 1
+
     def name(self, path: str) -> str:
         """A file's path for messages: relative to the program's working directory if the file is inside it."""
         short = os.path.relpath(_absolute(path), self._start)

@@ -90,7 +90,7 @@ def clarify(
         owner = _owner(report, match.end()) or "".join(
             re.findall(r"class_path '([\w.]+)'", report[: match.start()])[-1:]
         )
-        options = list(_parameters(cls := locate(owner)))
+        options = list(parameters_of(cls := locate(owner)))
         if options or not any(cls in _bases_of(each, name) for each in [*roots.values(), *nested]):
             return f"{key}.{match[1]}: unknown key; {choices(match[1], options)}"
         return f"{key}: {_given(report)} does not name a class; {classes('')}, {OPTIONS}"
@@ -186,11 +186,11 @@ def _places(roots: Mapping[str, type]) -> Iterator[str]:
     for root, cls in roots.items():
         if cls.__module__ == "builtins":
             continue
-        for option in dict.fromkeys(name for each in [cls, *_concrete(cls)] for name in _parameters(each)):
+        for option in dict.fromkeys(name for each in [cls, *_concrete(cls)] for name in parameters_of(each)):
             yield f"{root}.{option}"
         for name in inspect.signature(cls).parameters if root != "trainer" else ():
             for base in _bases_of(cls, name):
-                yield from (f"{root}.{name}.{option}" for each in _concrete(base) for option in _parameters(each))
+                yield from (f"{root}.{name}.{option}" for each in _concrete(base) for option in parameters_of(each))
 
 
 def _missing(names: list[str], roots: Mapping[str, type], nested: Iterable[type]) -> str:
@@ -313,7 +313,7 @@ def _class_choices(
     nested = list(nested)
     names = {cls.__name__ for cls in classes_of(name, roots, nested, unlisted)}
     owners = [*roots.values(), *nested]
-    options = [option for owner in owners for base in _bases_for(owner, name, roots) for option in _parameters(base)]
+    options = [option for owner in owners for base in _bases_for(owner, name, roots) for option in parameters_of(base)]
     if not names and options:  # only the base class exists: model.gpt
         return f"accepted: a mapping of {', '.join(options)}, or an import path"
     return choices(given, sorted(names)) + ", or an import path"
@@ -332,7 +332,7 @@ def choices(given: str, accepted: Iterable[str]) -> str:
     return f"{hint}accepted: {', '.join(accepted) or 'see --help'}"
 
 
-def _parameters(owner: Any) -> Iterator[str]:
+def parameters_of(owner: Any) -> Iterator[str]:
     """Returns the options of a class: its constructor's parameters with defaults, and those that it passes on."""
     parameters = get_signature_parameters(owner) if inspect.isclass(owner) else []
     yield from (p.name for p in parameters if p.default is not inspect.Parameter.empty)

@@ -18,6 +18,7 @@ from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 import bytelm
 import bytelm.config.short_names
 from bytelm.config import base, shipped
+from bytelm.config.flat import flat
 from bytelm.config.imports import failures_as_import_errors
 from bytelm.config.keys import KEYS
 from bytelm.config.messages import NULL
@@ -27,7 +28,11 @@ from bytelm.errors import ConfigError
 
 
 class ConfigFileParser(ArgumentParser):
-    """A parser that rejects invalid config files, and modules that cannot be imported, with the reason."""
+    """A parser that rejects invalid config files, and modules that cannot be imported, with the reason.
+
+    Attributes:
+        differences: Keys in which the parsed configs differ from their bases and from the first config.
+    """
 
     rejects_null = True  # for options that are not optional; false if most keys accept values of any type
 
@@ -36,6 +41,8 @@ class ConfigFileParser(ArgumentParser):
         super().__init__(*args, **kwargs)
         self.dump_header = [f"bytelm=={bytelm.__version__}", *(self.dump_header or [])]  # for --print_config
         self._files: base.BaseFiles | None = None  # of the --config that is being applied
+        self._configs = 0  # number of times that --config was given
+        self.differences: set[str] = set()
 
     def add_argument(self, *args: Any, **kwargs: Any) -> Any:
         """Adds an argument; for config files, with support for bases."""
@@ -69,6 +76,7 @@ class ConfigFileParser(ArgumentParser):
             files: Applies the bases.
         """
         self._files = files
+        self._configs += 1
         try:
             yield
         finally:
@@ -99,6 +107,7 @@ class ConfigFileParser(ArgumentParser):
         config = read(content)
         if not config and not path:
             raise BadText(f"it is empty; {ACCEPTED}")  # an empty file changes nothing; an empty value is a mistake
+        differs = self._files is not None and (base.KEY in config or self._configs > 1) and not self._files.in_base
         if self._files is not None and base.KEY in config:
             self._files.apply(config.pop(base.KEY))
         config = _without_empty_options(current_names(config))
@@ -106,6 +115,8 @@ class ConfigFileParser(ArgumentParser):
         known.pop("config", None)  # an option, not a key of a file
         if "subcommand" not in known:
             config = self._check_keys(config, known)
+        if differs:
+            self.differences |= flat(config).keys()
         return super().parse_string(dump(config), path, *args, **kwargs)
 
     def where(self) -> str:
