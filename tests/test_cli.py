@@ -8,12 +8,14 @@ import pytest
 import torch
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from thinned import thinned
 
 from bytelm.callbacks import Cosine, Schedules
 from bytelm.cli import build
 from bytelm.language_model import LanguageModel
 from bytelm.program import main
+from bytelm.runs.summaries import LAYOUT
 
 PROJECT = Path(__file__).resolve().parents[1]
 
@@ -64,7 +66,8 @@ def test_a_run_leaves_config_events_checkpoints_and_record(run, capsys):
 
 
 def test_tensorboard_has_every_tag_and_compares_runs_by_val_bpb(run):
-    run("--trainer.val_check_interval", "2")
+    Path("wider.yaml").write_text("base: tiny.yaml\nmodel: {gpt: {d_ff: 48}}\ntrainer: {val_check_interval: 2}\n")
+    run("--model.gpt.position", "ALiBi", "--experiment", "tiny", config="wider.yaml")
     events = EventAccumulator("runs/tiny/version_0")
     events.Reload()
     record = json.loads(Path("runs/tiny/version_0/record.json").read_text())
@@ -80,9 +83,14 @@ def test_tensorboard_has_every_tag_and_compares_runs_by_val_bpb(run):
     summaries = events.summary_metadata
     assert {"_hparams_/experiment", "_hparams_/session_start_info"} <= set(summaries)
     start = summaries["_hparams_/session_start_info"].plugin_data.content
-    for key in (b"gpt.d_model", b"gpt.position", b"Rotary", b"optimizer.lr", b"time_budget.limit", b"lr_schedule"):
+    for key in (b"gpt.d_model", b"gpt.position", b"ALiBi", b"optimizer.lr", b"time_budget.limit", b"lr_schedule"):
         assert key in start
-    assert b"val/bpb" in summaries["_hparams_/experiment"].plugin_data.content
+    shown = HParamsPluginData.FromString(summaries["_hparams_/experiment"].plugin_data.content).experiment
+    assert [metric.name.tag for metric in shown.metric_infos] == ["val/bpb"]
+    assert {info.name for info in shown.hparam_infos if info.differs} == {"gpt.d_ff", "gpt.position"}
+    assert summaries["custom_scalars__config__"].plugin_data.plugin_name == "custom_scalars"
+    charts = [tag for category in LAYOUT.values() for _, tags in category.values() for tag in tags]
+    assert [tag for tag in charts if not any(re.search(tag, each) for each in events.Tags()["scalars"])] == []
 
 
 def test_accumulated_batches_log_once_a_step(run):

@@ -136,9 +136,12 @@ def test_a_command_names_what_is_not_installed(command, missing):
     assert line.startswith(f"bytelm: error: {command} needs {missing}, which is not installed; pip install")
 
 
-def test_every_command_has_a_function():
-    for command in COMMANDS:
-        assert callable(getattr(pytest.importorskip(command.module), command.function))
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.name)
+def test_every_command_has_a_function(command):
+    assert callable(getattr(pytest.importorskip(command.module), command.function))
+
+
+def test_the_commands_that_take_their_name_are_lightnings():
     subcommands = import_module("bytelm.cli").BytelmCLI.subcommands()
     assert [command.name for command in COMMANDS if command.with_name] == [*subcommands]
 

@@ -36,14 +36,14 @@ def settings(values: Mapping[str, Any], metric: str, varied: Iterable[str]) -> l
     Args:
         values: The settings: numbers, texts, booleans.
         metric: Tag of the score.
-        varied: Beginnings of the names of settings that were varied.
+        varied: Names of settings that were varied.
     """
     experiment, *others = hparams(dict(values), {metric: 0.0})
-    prefixes = tuple(varied)
+    names = set(varied)
     plugin_data = experiment.value[0].metadata.plugin_data
     content = HParamsPluginData.FromString(plugin_data.content)
     for info in content.experiment.hparam_infos:
-        info.differs = any(info.name == prefix or info.name.startswith(f"{prefix}.") for prefix in prefixes)
+        info.differs = info.name in names
     plugin_data.content = content.SerializeToString()
     return [experiment, *others] if any(info.differs for info in content.experiment.hparam_infos) else others
 
