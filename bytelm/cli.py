@@ -235,7 +235,7 @@ class BytelmCLI(LightningCLI):
             # The parser of all commands would parse the command's options in the same way, and then validate all
             # values again, which takes a third of the time.
             command, *rest = with_run(given)
-            command_parser = self._subcommand_parsers[command]
+            command_parser: Any = self._subcommand_parsers[command]
             del command_parser.parent_parser  # it parses alone, and --print_config is its own
             print_requested(command_parser, rest, KEYS, (GPT, *known_parts()), UNLISTED)
             config = command_parser.parse_args(rest)
@@ -287,7 +287,8 @@ class BytelmCLI(LightningCLI):
         self.plain_config["seed_everything"] = self._get(self.config, "seed_everything")  # `true` is now a number
 
     def before_instantiate_classes(self) -> None:
-        varied = {*self._options, *self._parser(self.subcommand).differences}
+        parser: Any = self._parser(self.subcommand)
+        varied = {*self._options, *parser.differences}
         self.save_config_kwargs = {"plain": self.plain_config, "varied": varied}
         self.experiment = self.plain_config["experiment"] = self._experiment()
         given = self._get(self.config, "ckpt_path")

@@ -180,7 +180,7 @@ def test_a_test_of_one_batch_writes_nothing(folder):
         (["tiny.yaml"], {"seed": 1}, ConfigError, "seed: 1"),
         (["tiny.yaml"], {"callbacks": [Steps()]}, ConfigError, "callbacks: "),
         (["tiny.yaml"], {"devices": 2}, ConfigError, "devices: 2"),
-        (["missing.yaml"], {}, UsageError, "config: "),
+        (["missing.yaml"], {}, ConfigError, "config: "),
         ([{"modl": 3}], {}, UsageError, "modl: unknown key; did you mean model?"),
         (["tiny.yaml", {"model.gpt.n_heads": 3}], {}, ConfigError, "n_heads: 3"),
         (["tiny.yaml", {"trainer.callbacks": [Steps()]}], {}, ConfigError, "config: <test_train.Steps"),
