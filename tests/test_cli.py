@@ -216,6 +216,14 @@ def test_several_configs_merge_in_order_and_options_come_last(folder):
     assert str(cli.trainer.logger.name) == "tiny+second"
 
 
+def test_print_config_needs_no_config(folder, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["fit", "--print_config=skip_default"])
+    assert ended.value.code == 0
+    assert "lr_schedule" in yaml.safe_load(capsys.readouterr().out)
+    assert not Path("runs").exists()
+
+
 def test_print_config_prints_what_would_run(folder, capsys):
     with pytest.raises(SystemExit) as ended:
         main(["fit", "--config", "tiny.yaml", "--model.gpt.position", "Learned", "--print_config"])

@@ -26,6 +26,15 @@ def find(name: str) -> Path | None:
     return path if NAME.fullmatch(name) and os.path.isfile(path) else None  # false for a name that no file can have
 
 
+def resolved(path: str) -> str:
+    """Returns the path of a config: the given one if such a file exists, otherwise that of a shipped config.
+
+    Args:
+        path: A path, or a name as for `find`. It is returned unchanged if it is neither.
+    """
+    return path if os.path.exists(path) else str(find(path) or path)
+
+
 def missing(name: str) -> str:
     """Returns the reason why a name is no shipped config, for messages: with the name that it may mean.
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from bytelm.config import shipped
 from bytelm.config.command import CommandParser
 from bytelm.config.messages import note
 from bytelm.config.values import PositiveInt
@@ -346,11 +347,12 @@ def _contestant(given: str, limit: Duration | None) -> Contestant:
         ConfigError: It is neither a config nor a folder with one experiment or study.
         StorageError: The folder has no completed runs.
     """
-    path = Path(given)
+    path = Path(shipped.resolved(given))
     if path.is_file():
-        return Contestant(path.stem, given)
+        return Contestant(path.stem, str(path))
     if not path.is_dir():
-        raise ConfigError("contestants", given, "no such file or folder; accepted: a config, or a folder in runs/")
+        reason = f"no such file or folder, and {shipped.missing(given)}; accepted: a config, or a folder in runs/"
+        raise ConfigError("contestants", given, reason)
     runs = [run for run in read_runs(path) if run.score is not None and run.config]
     if limit is not None and any(run.limits == [str(limit)] for run in runs):
         runs = [run for run in runs if run.limits == [str(limit)]]

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from bytelm.config import shipped
 from bytelm.config.command import CommandParser
 from bytelm.config.flat import flat
 from bytelm.config.messages import note
@@ -156,8 +157,9 @@ def plan(
         ConfigError: A value cannot be used, or a config cannot run.
         StorageError: Too few runs were made, or a file cannot be written.
     """
+    config = shipped.resolved(config)
     if not Path(config).is_file():
-        raise ConfigError("config", config, "no such file")
+        raise ConfigError("config", config, f"there is no such file and {shipped.missing(config)}")
     if within is not None and (within.unit != "seconds" or not within.value):
         raise ConfigError("within", str(within), "accepted: a time (180s, 15m, 1h30m)")
     resolved = _resolved(config, options)

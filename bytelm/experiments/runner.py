@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from optuna.pruners import BasePruner
 from tqdm import tqdm
 
+from bytelm.config import shipped
 from bytelm.config.command import CommandParser
 from bytelm.config.messages import note
 from bytelm.config.values import PositiveInt
@@ -88,6 +89,7 @@ def run_experiments(
     Returns:
         The exit status: 0 if every run was completed or pruned.
     """
+    configs = [shipped.resolved(config) for config in configs]
     plan = Plan(configs, options, tuple(seeds) if seeds else (None,), space, sampler)
     if sampler != "grid" and max_runs is None and total_time is None:
         raise ConfigError("max_runs", None, f"a {sampler} search needs a limit; accepted: max_runs or total_time")

@@ -1,6 +1,7 @@
 """The shipped configs are found by name in any folder, and `bytelm configs` lists them."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -55,6 +56,21 @@ def test_a_base_may_be_a_shipped_config_and_a_file_beside_the_config_comes_first
         BadText, match=r"there is no file .*/cosine' and no shipped config.*did you mean schedules/cosine?"
     ):
         base.paths_of("cosine", folder)
+
+
+def test_other_commands_take_shipped_configs(folder, monkeypatch):
+    runner = pytest.importorskip("bytelm.experiments.runner")
+    compare = pytest.importorskip("bytelm.experiments.compare")
+    cosine = str(shipped.FOLDER / "schedules" / "cosine.yaml")
+    assert compare._contestant("schedules/cosine", None).name == "cosine"
+    plans = []
+    monkeypatch.setattr(runner, "Study", lambda name, plan, *rest: plans.append((name, plan)))
+    monkeypatch.setattr(runner, "Runner", lambda *rest: SimpleNamespace(run=lambda: 0))
+    with pytest.raises(SystemExit):
+        runner.main(["schedules/cosine", "tiny.yaml"])
+    assert [task.config for task in plans[0][1].grid()] == [cosine, "tiny.yaml"]
+    Path("quickstart").touch()
+    assert shipped.resolved("quickstart") == "quickstart"
 
 
 def test_a_shipped_config_names_its_run(run):

@@ -16,6 +16,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict
 
 import bytelm
+from bytelm.config import shipped
 from bytelm.config.command import CommandParser
 from bytelm.config.messages import note
 from bytelm.config.text import BadText, read
@@ -297,7 +298,7 @@ def serve(
     if token is None and host not in LOOPBACK:
         accepted = f"accepted without a token: {', '.join(LOOPBACK)}; {TOKEN} sets one"
         raise ConfigError("host", host, f"other machines can reach it; {accepted}")
-    match = (baseline, study, max_runs, match_time.value, run_timeout.value, memory_limit)
+    match = (shipped.resolved(baseline), study, max_runs, match_time.value, run_timeout.value, memory_limit)
     service: Service = Service(*match)
     if protocol == "challenge":
         service = ChallengeService(
