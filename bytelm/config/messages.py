@@ -97,10 +97,13 @@ def clarify(
     if matches := re.findall(r"Not of type Duration: (.*?)\s?is not a duration; (.*?\(5%\))", report):
         given, accepted = matches[-1]  # in a list, the last attempt is at its element
         given = given or "".join(re.findall(r"Given value: (.*)", report))
+        given = re.sub(r"^NestedArg\(key='(.*)', val='?(.*?)'?\)$", r"{\1: \2}", given)
         return f"{key}: {given} is not a duration; {accepted}"
     if match := re.search(r"Not of type Size: (.*? is no amount of memory; accepted: .*)", message):
         return f"{key}: {match[1]}"
     number = rf"Not of type ({'|'.join(NUMBERS)}): "
+    if "'NestedArg'" in report and (match := re.search(r"Not of type (\w+)", report)) and match[1] in NUMBERS:
+        return f"{key}: it has no keys below it; accepted: {NUMBERS[match[1]]}"  # `--model.gpt.n_layers.x 3`
     number += r"(?:invalid literal.*?: |could not.*?: |does not conform(?s:.*?)Given value: )?(\S+)"
     if match := re.search(number, report):
         given = _given(report) if match[2] in ("int()", "float()") else match[2]  # from `int() argument must be …`

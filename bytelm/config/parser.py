@@ -18,7 +18,6 @@ from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 import bytelm
 import bytelm.config.short_names
 from bytelm.config import base, shipped
-from bytelm.config.flat import flat
 from bytelm.config.imports import failures_as_import_errors
 from bytelm.config.keys import KEYS
 from bytelm.config.messages import NULL
@@ -116,7 +115,7 @@ class ConfigFileParser(ArgumentParser):
         if "subcommand" not in known:
             config = self._check_keys(config, known)
         if differs:
-            self.differences |= flat(config).keys()
+            self.differences |= set(_keys_in(config))
         return super().parse_string(dump(config), path, *args, **kwargs)
 
     def where(self) -> str:
@@ -214,6 +213,18 @@ def _without_empty_options(value: Any) -> Any:
     if not isinstance(value, dict):
         return value
     return {key: _without_empty_options(each) for key, each in value.items() if (key, each) != ("init_args", None)}
+
+
+def _keys_in(value: Any, key: str = "") -> Iterator[str]:
+    """Returns the keys that a config gives, which may be invalid; a class is at its key, and its options below it."""
+    if not isinstance(value, Mapping):
+        yield key
+        return
+    if "class_path" in value:
+        yield key
+    for name, inner in value.items():
+        if name != "class_path":
+            yield from _keys_in(inner, key if name == "init_args" else f"{key}.{name}" if key else str(name))
 
 
 def _takes_null(cls: Any, option: str) -> bool:

@@ -31,6 +31,8 @@ def message(resolved, *options):
         ("--model.n_layers=3", "model.n_layers: unknown key; did you mean model.gpt.n_layers? accepted: gpt, "),
         ("--gpt.n_layers=3", "gpt: unknown key; did you mean model.gpt.n_layers? "),
         ("--model.gpt.n_layer=3", "model.gpt.n_layer: unknown key; did you mean n_layers? "),
+        ("--model.gpt.n_layers.x=3", "model.gpt.n_layers: it has no keys below it; accepted: a whole number above 0"),
+        ("--time_budget.limit.x=3", "time_budget.limit: {x: 3} is not a duration; accepted: a time"),
         ("--trainer.max_step=3", "trainer.max_step: unknown key; did you mean max_steps? "),
         ("--limit=3m", "limit: unknown key; did you mean time_budget.limit? "),
         ("--warmup=5%", "warmup: unknown key; did you mean lr_schedule.warmup? "),
