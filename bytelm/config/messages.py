@@ -8,6 +8,7 @@ import inspect
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from datetime import timedelta
 from difflib import get_close_matches
 from pydoc import locate
 from typing import Any, get_args, get_origin, get_type_hints
@@ -363,7 +364,7 @@ def _classes_in(hint: Any) -> Iterator[type]:
     if getattr(hint, "_is_protocol", False) and "__call__" in vars(hint):
         yield from _classes_in(get_type_hints(hint.__call__).get("return"))
     elif inspect.isclass(hint) and not get_args(hint):
-        if not issubclass(hint, bool | int | float | str | list | dict | None):
+        if not issubclass(hint, bool | int | float | str | list | dict | timedelta | None):
             yield hint
     else:
         arguments = get_args(hint)
