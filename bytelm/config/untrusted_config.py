@@ -32,6 +32,7 @@ OWN_OPTIONS = {
         *("deterministic", "val_check_interval", "log_every_n_steps"),
     ),
 }
+DEFAULTS = ("val_check_interval",)  # own options of the trainer whose default is the baseline's value
 # These must have the baseline's values: they determine the text and the device of a score.
 FIXED_OPTIONS = {"data": ("class_path", "seq_len", "train_fraction", "eval_bytes"), "trainer": ("accelerator",)}
 
@@ -101,7 +102,7 @@ def check_limit(resolved: Mapping[str, Any], most: float, baseline: Mapping[str,
 
     Args:
         resolved: The resolved config.
-        most: Seconds that the run may take.
+        most: Seconds that training may take.
         baseline: The baseline's resolved config.
 
     Raises:
@@ -115,15 +116,16 @@ def check_limit(resolved: Mapping[str, Any], most: float, baseline: Mapping[str,
             raise ConfigError("time_budget.limit", limit, accepted)
     seconds = limits.get("seconds")
     if seconds is not None and seconds > most:
-        raise ConfigError("time_budget.limit", limit, f"accepted: up to {most:g}s, all that a run may take here")
+        raise ConfigError("time_budget.limit", limit, f"accepted: up to {most:g}s, the time of a run here")
 
 
 def shared_config(baseline: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the part of the baseline's resolved config that all runs share, as a config to apply before theirs."""
+    """Returns the part of the baseline's resolved config that applies to all runs, as a config to apply before theirs."""
     rest = {key: value for key, value in baseline.items() if key not in OWN_KEYS}
     data = baseline["data"]
     rest["data"] = {**data, "init_args": _without(data.get("init_args") or {}, OWN_OPTIONS["data"])}
-    rest["trainer"] = _without(baseline["trainer"], OWN_OPTIONS["trainer"])
+    own = [option for option in OWN_OPTIONS["trainer"] if option not in DEFAULTS]
+    rest["trainer"] = _without(baseline["trainer"], own)
     return rest
 
 

@@ -258,6 +258,8 @@ def test_the_trainers_own_limits_are_refused(refused, option):
         {"limit": []},
         {"limit": Duration.parse("10s"), "scope": "run", "reserve": Duration.parse("10s")},
         {"limit": Duration.parse("10s"), "scope": "run", "reserve": Duration.parse("3 steps")},
+        {"limit": Duration.parse("10s"), "reserve": Duration.parse("1s")},
+        {"limit": Duration.parse("10 steps"), "scope": "run", "reserve": Duration.parse("1s")},
     ],
 )
 def test_impossible_budgets_are_refused(arguments):

@@ -30,7 +30,7 @@ from bytelm.config.untrusted_config import check_limit, check_resolved, check_wr
 from bytelm.errors import ConfigError, StorageError
 from bytelm.experiments.check import Checker
 from bytelm.experiments.service.api import app
-from bytelm.experiments.service.match import Busy, Service, Unusable, UsedUp
+from bytelm.experiments.service.match import Busy, Service, Unusable, UsedUp, _training_seconds
 from bytelm.program import main
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -285,6 +285,24 @@ def test_a_budget_is_no_larger_than_the_baselines_and_fits_into_the_time_of_a_ru
         return
     with pytest.raises(ConfigError, match=rf"time_budget.limit: .* cannot be used; accepted: up to {accepted}"):
         check_limit(resolved, 210.0, {**RESOLVED, "time_budget": {"limit": baseline}})
+
+
+def test_a_config_is_validated_as_the_baseline_is_unless_it_says_otherwise():
+    trainer = {**RESOLVED["trainer"], "val_check_interval": None}
+    assert shared_config({**RESOLVED, "trainer": trainer})["trainer"]["val_check_interval"] is None
+
+
+@pytest.mark.parametrize(
+    ("interval", "scope", "most"),
+    [(None, "training", 210), ("auto", "training", 180), ("auto", "run", 210), ("5%", "training", 210)],
+)
+def test_the_time_of_validations_is_part_of_a_run(interval, scope, most):
+    resolved = {
+        **RESOLVED,
+        "trainer": {**RESOLVED["trainer"], "val_check_interval": interval},
+        "time_budget": {"limit": "3m", "scope": scope},
+    }
+    assert _training_seconds(resolved, 210.0) == most
 
 
 def test_a_few_aliases_that_stand_for_endless_values_are_refused():
