@@ -120,7 +120,7 @@ def check_limit(resolved: Mapping[str, Any], most: float, baseline: Mapping[str,
 
 
 def shared_config(baseline: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the part of the baseline's resolved config that applies to all runs, as a config to apply before theirs."""
+    """Returns the part of the baseline's resolved config that applies to all runs, as a config before theirs."""
     rest = {key: value for key, value in baseline.items() if key not in OWN_KEYS}
     data = baseline["data"]
     rest["data"] = {**data, "init_args": _without(data.get("init_args") or {}, OWN_OPTIONS["data"])}
