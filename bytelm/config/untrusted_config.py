@@ -124,7 +124,7 @@ def shared_config(baseline: Mapping[str, Any]) -> dict[str, Any]:
     rest = {key: value for key, value in baseline.items() if key not in OWN_KEYS}
     data = baseline["data"]
     rest["data"] = {**data, "init_args": _without(data.get("init_args") or {}, OWN_OPTIONS["data"])}
-    own = [option for option in OWN_OPTIONS["trainer"] if option not in DEFAULTS]
+    own = tuple(option for option in OWN_OPTIONS["trainer"] if option not in DEFAULTS)
     rest["trainer"] = _without(baseline["trainer"], own)
     return rest
 
