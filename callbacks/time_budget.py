@@ -161,7 +161,7 @@ class TimeBudget(Callback):
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, TimeBudget):
                 return callback
-        raise ConfigError("trainer.callbacks", "no TimeBudget", "schedules need one to know how far along the run is")
+        raise ConfigError("trainer.callbacks", "no TimeBudget", "schedules need its progress")
 
     # Hooks
 
@@ -221,7 +221,7 @@ class TimeBudget(Callback):
         self._clock.look(self._updates, self._work)
         self.progress = self._measure()
         if self.steps and self._is_over():
-            note(f"the run had used up its budget ({self.steps} steps): nothing is trained, it is scored")
+            note(f"the run had used up its budget ({self.steps} steps); it is scored without further training")
             trainer.should_stop = True
             return
         self._check_age()
@@ -439,7 +439,7 @@ class TimeBudget(Callback):
             name = type(pl_module).__name__
             reason = f"{name}.training_step may change more than can be put back (warm_up=True puts back most)"
         if reason is not None:
-            note(f"no warm-up pass: {reason}; the first step counts, with what it compiles")
+            note(f"no warm-up pass: {reason}; the first step counts, including its compilation")
         return reason is None
 
     def _run_warm_up(self, trainer: Trainer, pl_module: LightningModule, first_batch: Callable[[], Any]) -> None:

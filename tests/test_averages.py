@@ -161,7 +161,7 @@ def test_weights_that_a_callback_changes_at_the_end_are_those_that_are_scored_an
 def test_a_run_that_goes_on_without_its_average_says_so(run, capsys):
     run("--time_budget.limit", "6 steps", EMA)
     run(*NINE, "--ckpt_path", "last")
-    assert "has an average of weights (WeightAveraging), and the run goes on from that" in capsys.readouterr().err
+    assert "has averaged weights (WeightAveraging); the run resumes with these" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

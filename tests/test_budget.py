@@ -1,4 +1,4 @@
-"""Proves that Progress converts durations into shares of a run, and that a budget knows what still fits."""
+"""Progress converts durations into shares of a run, and a budget knows whether another step fits."""
 
 import subprocess
 import sys

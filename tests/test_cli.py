@@ -1,4 +1,4 @@
-"""The command line: what a config may say, what a run leaves behind, what is refused and how."""
+"""The command line: accepted configs, the files of a run, and rejections."""
 
 import json
 import re
@@ -23,7 +23,7 @@ def printed(text):
     return dict(line.split(": ", 1) for line in text.splitlines())
 
 
-# What a run leaves
+# Files of a run
 
 
 def test_a_run_leaves_config_events_checkpoints_and_record(run, capsys):
@@ -325,7 +325,7 @@ def test_the_quickstart_builds_and_says_how_it_is_run(folder):
     assert (PROJECT / config).read_text().startswith(f"# python -m bytelm fit --config {config}\n")
 
 
-# What is refused
+# Rejections
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Clocks: when they are read, what they say in between, and what they predict, also when the size of steps changes."""
+"""Clocks: the times of readings, extrapolation in between, and predictions, also when the size of steps changes."""
 
 from collections import deque
 from itertools import pairwise
@@ -10,7 +10,7 @@ from bytelm.clock import LocalClock, Pace, SharedClock, Stopwatch
 
 
 class Time:
-    """Stands for the module `time`; stands still unless told."""
+    """Replaces the module `time`; the time changes only when a test sets it."""
 
     def __init__(self):
         self.now = 1000.0

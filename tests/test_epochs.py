@@ -1,4 +1,4 @@
-"""Options that count epochs, or shares of one, do in a run what Lightning documents, or are rejected before it."""
+"""Options that count epochs, or shares of one, behave as Lightning documents, or are rejected before the run."""
 
 import json
 from pathlib import Path

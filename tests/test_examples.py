@@ -1,4 +1,4 @@
-"""The examples of docs/examples: each trains, goes on to the bit, writes text, and runs under two ranks."""
+"""The examples of docs/examples: each trains, resumes exactly, generates text, and runs under two ranks."""
 
 import json
 import runpy

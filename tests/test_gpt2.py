@@ -197,7 +197,7 @@ def schedule(*options):
 
 
 def multipliers(*options):
-    """What the rates are multiplied with at each of the run's steps."""
+    """The multiplier of the rates at each of the run's steps."""
     multiplier = schedule(*options).multiplier
     return [
         multiplier(Progress(it / STEPS, {"steps": it, "seconds": 0, "tokens": 0}, {"steps": 1}, {"steps": STEPS}))

@@ -1,4 +1,4 @@
-"""Runs on several hosts: what they wait for is said, and a run that cannot find the others is rejected."""
+"""Runs on several hosts: the message while they wait, and the rejection of a run that cannot find the others."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""LanguageModel under Lightning's loop: scores, clipping, compilation, and what is refused before a run starts."""
+"""LanguageModel under Lightning's loop: scores, clipping, compilation, and rejections before a run starts."""
 
 import copy
 import functools

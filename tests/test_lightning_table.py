@@ -1,4 +1,4 @@
-"""docs/lightning.md has a row for all that Lightning offers; the cells that are cheap do what their rows say."""
+"""docs/lightning.md has a row for each feature of Lightning; the cheap cells behave as their rows state."""
 
 import inspect
 import sys
@@ -26,12 +26,12 @@ OWN_GROUPS = {"callbacks", "logger", "profiler", "strategy", "plugins", "precisi
 
 
 def names(module) -> set[str]:
-    """What the cells of a module are about."""
+    """The subjects of the cells of a module."""
     return {cell.name for cell in module.CELLS}
 
 
 def classes(package) -> set[str]:
-    """What a package exports."""
+    """The names that a package exports."""
     exported = getattr(package, "__all__", [name for name in dir(package) if not name.startswith("_")])
     return {name for name in exported if inspect.isclass(getattr(package, name))}
 
@@ -100,7 +100,7 @@ def test_a_cell_does_what_its_row_says(bench, cell):
 
 
 def judged(folder, look=lambda run: (1, 1), status=0, err="", **details) -> Result:
-    """What is said of a run that ended so."""
+    """The result of a run that ended so."""
     cell = Cell("", "", ("--trainer.devices", "0"), "", Check("", look), **details)
     return Bench(folder).judge(cell, Run(folder, status, "", err, None, None))
 

@@ -49,7 +49,7 @@ def converted(network):
     return [name for name, module in network.named_modules() if type(module).__name__ == "Float8Linear"]
 
 
-# What is converted
+# Converted layers
 
 
 def test_the_blocks_linear_layers_are_converted_and_nothing_else(torchao):
@@ -95,7 +95,7 @@ def test_conversion_happens_once(torchao):
     assert plugin.convert_module(fp8).gpt.blocks[0].attention.qkv is layer  # as for `validate` after `fit`
 
 
-# What is computed
+# Products
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -176,7 +176,7 @@ def test_resuming_and_scoring_with_or_without_it(torchao, run):
     assert run(*checkpoint, "--time_budget.limit=6 steps").trainer.global_step == 6
 
 
-# What is refused
+# Rejections
 
 
 def test_without_a_gpu_it_is_rejected(refused):

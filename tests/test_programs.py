@@ -1,4 +1,4 @@
-"""Programs that a starter forks are what `subprocess` would have started."""
+"""Programs that a starter forks equal those that `subprocess` starts."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Proves that schedules give the rates of their formulas, under every kind of budget, and set them in a run."""
+"""Schedules give the rates of their formulas, under every kind of budget, and set them in a run."""
 
 import math
 from collections.abc import Callable
@@ -198,7 +198,7 @@ def test_a_fall_until_a_step_begins_at_the_peak_under_a_time_limit_too(schedule)
 
 @pytest.mark.parametrize(("warmup", "decay"), [("30%", "80%"), ("0.1%", "100%"), ("100%", "0.1%")])
 def test_warmup_and_decay_beyond_the_whole_run_are_refused(warmup, decay):
-    with pytest.raises(ConfigError, match=f"^decay: '{decay}' cannot be used; .*{warmup}.* leaves of 100%"):
+    with pytest.raises(ConfigError, match=f"^decay: '{decay}' cannot be used; .*less the warmup .*{warmup}"):
         WarmupStableDecay(decay=duration(decay), warmup=duration(warmup))
 
 

@@ -1,4 +1,4 @@
-"""Proves that durations are read and written as documented."""
+"""Durations are read and written as documented."""
 
 from fractions import Fraction
 

@@ -93,7 +93,7 @@ def check_resolved(resolved: Mapping[str, Any], baseline: Mapping[str, Any]) -> 
     given, wanted = _shared(resolved), _shared(baseline)
     for key in {**wanted, **given}:
         if given.get(key) != wanted.get(key):
-            accepted = f"accepted: {wanted.get(key)!r}, as in the baseline, so that all scores mean the same"
+            accepted = f"accepted: {wanted.get(key)!r}, as in the baseline, for comparable scores"
             raise ConfigError(key, given.get(key), accepted)
 
 
@@ -112,7 +112,7 @@ def check_limit(resolved: Mapping[str, Any], most: float, baseline: Mapping[str,
     limits, equal = limits_of(limit), limits_of(baseline["time_budget"]["limit"])
     for unit, value in equal.items():  # steps are no amount of training: each run chooses its batch size
         if unit != "steps" and limits.get(unit, math.inf) > value:
-            accepted = f"accepted: up to {Duration(value, unit)}, the baseline's, so that it is a match"
+            accepted = f"accepted: up to {Duration(value, unit)}, the baseline's limit"
             raise ConfigError("time_budget.limit", limit, accepted)
     seconds = limits.get("seconds")
     if seconds is not None and seconds > most:

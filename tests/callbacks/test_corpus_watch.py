@@ -93,7 +93,7 @@ def test_a_run_ends_after_the_step_in_which_a_shard_changes(how, shards, ended):
     assert (record["status"], record["checkpoint"]) == ("error", LAST)
     assert line.endswith(record["reason"])
     assert step_of(LAST) == record["total_steps"] <= 4
-    assert f"step {record['total_steps']} is in {LAST}; --ckpt_path last goes on from there" in stderr
+    assert f"step {record['total_steps']} is in {LAST}; --ckpt_path last resumes from there" in stderr
     assert "Traceback" not in stderr
 
 

@@ -1,4 +1,4 @@
-"""A run is validated at equal distances of its budget, and its training does not notice."""
+"""A run is validated at equal distances of its budget, without an effect on its training."""
 
 from pathlib import Path
 

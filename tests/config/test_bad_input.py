@@ -420,7 +420,7 @@ def make_socket(path):
 CORPORA = {
     "nowhere.txt": (lambda path: None, ["it is not there", "a file, a folder"]),
     "hollow": (os.mkdir, ["a folder without files", "a file, a folder"]),
-    "dangling.txt": (lambda path: os.symlink("gone.txt", path), ["a link to what is not there"]),
+    "dangling.txt": (lambda path: os.symlink("gone.txt", path), ["a broken link"]),
     "fifo": (make_fifo, ["neither a file nor a folder"]),
     "socket": (make_socket, ["neither a file nor a folder"]),
     "no*thing": (lambda path: None, ["it is not there", "glob"]),

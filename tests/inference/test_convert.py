@@ -1,13 +1,12 @@
 """GPT-2 weights from and to nanoGPT and Hugging Face.
 
-Proved here:
+Tested here:
 
 - an imported network gives the logits of its source: of transformers' GPT-2, and of nanoGPT's forward pass, which is
   written out below;
-- what was imported and exported has the very weights of the source, and what bytelm trained gives its logits there;
+- an imported and exported network has exactly the weights of the source; a network of bytelm gives its logits there;
 - a checkpoint that was imported carries its config, and `validate` scores it;
-- sources that are damaged or something else, and networks that the other side has not, are refused in one line that
-  names what is wrong.
+- damaged and foreign sources, and networks that the other side lacks, are rejected in one line that names the fault.
 """
 
 import json
@@ -115,7 +114,7 @@ def from_pretrained(folder):
 
 @torch.no_grad()
 def logits(path):
-    """What the network of a checkpoint of bytelm's makes of TOKENS."""
+    """The logits of TOKENS, by the network of a checkpoint of bytelm's."""
     return LanguageModel.load_from_checkpoint(path, weights_only=True).eval()(TOKENS)
 
 

@@ -1,4 +1,4 @@
-"""Evaluation: the harness's questions are answered as one would by hand, and the command tells what comes of it."""
+"""Evaluation: answers to the harness's questions equal those computed by hand; the command reports the scores."""
 
 import functools
 import json
@@ -273,7 +273,7 @@ def add_task(folder):
 
 @pytest.fixture
 def quick(monkeypatch):
-    """Leaves out what takes the harness seconds: its own thousands of tasks, and a description of the machine."""
+    """Leaves out the slow parts of the harness: its own thousands of tasks, and a description of the machine."""
     manager = functools.partial(evaluate.TaskManager, include_defaults=False)
     monkeypatch.setattr(evaluate, "TaskManager", manager)
     monkeypatch.setattr("torch.utils.collect_env.get_pretty_env_info", lambda: "")
@@ -407,8 +407,8 @@ def test_what_cannot_be_evaluated_is_refused(refused, add_task, quick):
     line = refused("--tasks", "my_choice,my_group", status=2)
     assert line.startswith("bytelm: error: tasks: 'my_choice,my_group' cannot be used; Duplicate task 'my_choice'")
     assert refused("--tasks", "my_txt", status=2) == (
-        "bytelm: error: tasks: 'my_txt' cannot be used; did you mean my_text? accepted: what `lm-eval ls tasks` lists, "
-        "or is in include_path"
+        "bytelm: error: tasks: 'my_txt' cannot be used; did you mean my_text? accepted: those of `lm-eval ls tasks`, "
+        "or of include_path"
     )
     assert refused("--tasks", ",", status=2).startswith("bytelm: error: tasks: ',' cannot be used; accepted: names")
     line = refused("--tasks", "my_text", "--include_path", "nowhere", status=2)

@@ -1,4 +1,4 @@
-"""Generation: what is drawn, that the cache changes nothing, text as it arrives, and the command."""
+"""Generation: draws, the cache, streamed text, and the command."""
 
 import functools
 import io
@@ -298,7 +298,7 @@ def checkpoint(run, capsys):
 
 @pytest.fixture
 def written(checkpoint, capsys):
-    """Runs the command with options; returns what it writes."""
+    """Runs the command with options; returns its output."""
 
     def written(*options):
         main(["generate", "--ckpt_path", CHECKPOINT, "--device", "cpu", *options])

@@ -1,4 +1,4 @@
-"""`fit --init_from`: a run begins with another network's weights, and all else begins anew."""
+"""`fit --init_from`: a run starts with another network's weights, and with nothing else of it."""
 
 import hashlib
 import json
@@ -30,7 +30,7 @@ class First(Callback):
 
 @pytest.fixture
 def source(run):
-    """A run on other text, in runs/source, and a working folder with a callback that notes what a run begins with."""
+    """A run on other text, in runs/source, and a working folder with a callback that records a run's first state."""
     Path("my_callbacks.py").write_text(CALLBACK)
     Path("other.txt").write_text("What a piece of work is a man, how noble in reason! " * 400)
     run(*LEARNED, "--experiment", "source", "--data.path", "other.txt", "--model.optimizer.lr", "1e-2")
@@ -112,7 +112,7 @@ def test_a_run_of_ones_own_is_resumed_and_keeps_what_it_began_with(source, run, 
     assert record()["total_steps"] == 4
     assert record()["init_from"] == began
     last = "runs/tiny/version_0/checkpoints/last.ckpt"
-    assert f"init_from is not read: the run goes on from {last}" in capsys.readouterr().err
+    assert f"init_from is ignored: the run resumes from {last}" in capsys.readouterr().err
 
 
 def test_its_config_repeats_a_run_and_scores_it(source, run, capsys):

@@ -1,4 +1,4 @@
-"""Trained models: what is loaded is what was trained, needs no corpus, and runs no code of a stranger's."""
+"""Trained models: loading gives the trained network, needs no corpus, and runs no untrusted code."""
 
 import copy
 import random

@@ -1,4 +1,4 @@
-"""ByGroup as exactly its optimizers side by side: steps, state, copies, gradient scalers, and what it rejects."""
+"""ByGroup equals its optimizers side by side exactly: steps, state, copies, gradient scalers; and its rejections."""
 
 import copy
 import sys
@@ -17,7 +17,7 @@ from bytelm.optim import ByGroup, Muon, RowAdagrad, param_groups
 
 
 class Counting(torch.optim.Optimizer):
-    """A user's own: state of the optimizer itself beside that of parameters, and more in its state_dict."""
+    """A user's optimizer: state of its own beside that of parameters, and more in its state_dict."""
 
     def __init__(self, params, lr=0.1):
         super().__init__(params, {"lr": lr})

@@ -1,4 +1,4 @@
-"""Whole runs with an optimizer for each group: from a config, cut and resumed, over two ranks, and what is rejected."""
+"""Whole runs with an optimizer for each group: from a config, interrupted and resumed, over two ranks; rejections."""
 
 import json
 import signal

@@ -1,4 +1,4 @@
-"""Parameter groups: what modules declare, what holds where nothing is declared, and checkpoints of earlier groups."""
+"""Parameter groups: declared ones, the defaults, and checkpoints of earlier groups."""
 
 from typing import ClassVar
 
@@ -153,7 +153,7 @@ def test_row_splits_that_do_not_add_up_are_rejected():
 
 
 def former_groups(gpt):
-    """As they were before the head and scalars had groups of their own."""
+    """The groups of earlier versions, without those of the head and of scalars."""
     groups = {group["name"]: group for group in param_groups(gpt)}
     order = {id(p): i for i, p in enumerate(gpt.parameters())}
     for name, former in (("head", "embedding"), ("scalar", "vector")):

@@ -70,7 +70,7 @@ def test_it_goes_on_from_its_state_to_the_bit(dtype):
 
 
 def former_state(gpt, parts):
-    """The state of what MuonAdamW was before it was a ByGroup: its parts' states, one after the other."""
+    """The state of MuonAdamW before it was a ByGroup: its parts' states, one after the other."""
     state, groups, n_params = {}, [], 0
     for part in parts:
         own = part.state_dict()

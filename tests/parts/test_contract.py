@@ -34,7 +34,7 @@ class OfLayer(SDPA):
 
 
 class Seeing(nn.Module):
-    """A feed-forward that keeps the context it is given."""
+    """A feed-forward that keeps its context."""
 
     def __init__(self, d_model, d_ff, layer):
         super().__init__()

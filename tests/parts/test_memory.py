@@ -64,7 +64,7 @@ def gpt(text=None, memory=None, **options):
 
 
 def randomized(network):
-    """With weights large enough for everything to matter."""
+    """With weights so large that every part has an effect."""
     torch.manual_seed(1)
     for p in network.parameters():
         nn.init.normal_(p, std=0.3)

@@ -1,4 +1,4 @@
-"""What torch.save writes is accepted as it is; what asks for more than its file holds is rejected before it is read."""
+"""Files of torch.save are accepted; files that declare more than they contain are rejected before they are read."""
 
 import io
 import os

@@ -1,12 +1,12 @@
-"""What a run is given as `--ckpt_path`, and what it makes of it.
+"""The values of `--ckpt_path`, and their effects.
 
-Proved here:
+Tested here:
 
-- what is damaged, no checkpoint, or of another model, optimizer or corpus is refused in one line, with its kind's exit
-  status, before anything in runs/ is made or changed; and code inside of a checkpoint does not run;
-- `last` and `best` name the newest run's, and a folder that another process is at work in is left alone;
-- a checkpoint whose writing fails or is cut leaves the one before as it was;
-- all optimizers' states load without unpickling code, and training goes on with them bit for bit.
+- damaged files, files that are no checkpoint, and checkpoints of another model, optimizer or corpus are rejected in one
+  line, with the exit status of the kind of error, before runs/ is changed; code in a checkpoint does not run;
+- `last` and `best` name the newest run's, and a folder that another process uses is not changed;
+- if writing a checkpoint fails or is interrupted, the previous one is unchanged;
+- all optimizers' states load without unpickling code, and training resumes with them exactly.
 """
 
 import ctypes
@@ -37,11 +37,11 @@ pytest.importorskip("fcntl", reason="locks and signals of POSIX systems")
 from scripts.inject_faults import forkserver, start, unequal, wait, what_counts
 
 LAST = Path("runs/tiny/version_0/checkpoints/last.ckpt")
-ON = ("--time_budget.limit", "8 steps")  # the run of 4 steps goes on
+ON = ("--time_budget.limit", "8 steps")  # the run of 4 steps resumes
 
 
 def contents(folder="runs"):
-    """All files below a folder, with what says whether they were touched."""
+    """All files below a folder, with their times and sizes."""
     return {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in Path(folder).rglob("*")}
 
 
@@ -119,7 +119,7 @@ def test_what_is_no_checkpoint_is_refused(subcommand, folder, refuses):
 
 
 def bind_root():
-    """Takes from root what lets it read any file."""
+    """Removes root's right to read any file."""
     header, no_capabilities = struct.pack("Ii", 0x20080522, 0), bytes(24)
     assert ctypes.CDLL(None).capset(header, no_capabilities) == 0
 
@@ -136,7 +136,7 @@ def test_a_checkpoint_that_may_not_be_read_is_refused(trained):
 
 
 class Code:
-    """What runs code when it is unpickled."""
+    """An object that runs code when it is unpickled."""
 
     def __reduce__(self):
         return open, ("has-run", "w")
@@ -420,11 +420,11 @@ def test_a_run_that_another_process_is_at_work_on_is_left_alone(run, refuses):
 
 
 class Halt(BaseException):
-    """As KeyboardInterrupt: what no `except Exception` catches."""
+    """Like KeyboardInterrupt, not caught by `except Exception`."""
 
 
 def half_save(error, checkpoint, file):
-    """torch.save, cut in the middle by an error, or by SIGKILL where there is none."""
+    """torch.save, interrupted by an error or, without one, by SIGKILL."""
     whole = io.BytesIO()
     ORIGINAL_SAVE(checkpoint, whole)
     half = whole.getvalue()[: whole.tell() // 2]

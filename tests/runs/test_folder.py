@@ -1,4 +1,4 @@
-"""Proves that every run claims a folder of its own, only when it is asked for, and says when it cannot."""
+"""Each run claims its own folder, only on request, and reports when it cannot."""
 
 import threading
 from concurrent.futures import ThreadPoolExecutor

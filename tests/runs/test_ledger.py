@@ -1,4 +1,4 @@
-"""The ledger: what it says of every run is what the runs' folders say."""
+"""The ledger: its rows have the values of the runs' folders."""
 
 import csv
 import json
@@ -48,7 +48,7 @@ def decisions():
     return {run.experiment: run.decision for run in read_runs(RUNS)}
 
 
-# What became of a run
+# Statuses of runs
 
 
 def test_a_run_has_the_status_of_its_record():

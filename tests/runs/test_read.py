@@ -1,4 +1,4 @@
-"""Damaged files in runs/: each is named in one line, its run is left out, and every command goes on with the others."""
+"""Damaged files in runs/: each is named in one line, its run is left out, and every command continues with the rest."""
 
 import json
 import os
@@ -35,7 +35,7 @@ def runs():
 
 
 def left_out(reason, file):
-    """The line that a command says of the damaged file."""
+    """The line of a command about the damaged file."""
     kind = "cannot be read" if reason in (IS_FOLDER, IS_NOWHERE, IS_FORBIDDEN) else "is damaged"
     return f"bytelm: note: {file} {kind}: {reason}; this run is left out"
 

@@ -1,4 +1,4 @@
-"""record.json: one schema, written whole, and read with a reason where it cannot be."""
+"""record.json: one schema, complete files, and messages for unreadable ones."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""A run that is cut anywhere and goes on with `--ckpt_path last` is the run that was never cut, to the last bit."""
+"""A run that is interrupted anywhere and resumed with `--ckpt_path last` equals the uninterrupted run exactly."""
 
 import json
 import signal
@@ -25,7 +25,7 @@ OPTIONS = {
 
 @pytest.fixture
 def cut(run):
-    """Runs, and ends the run with a signal at the n-th call of a hook; returns what it was ended with."""
+    """Runs, and ends the run with a signal at the n-th call of a hook; returns the error."""
 
     def cut(hook, n, *options, signum=signal.SIGTERM):
         with added_callback(Signal(hook, n, signum)), pytest.raises(Interrupted) as ended:

@@ -1,4 +1,4 @@
-"""The run's folder is the same whatever the logger: what lies in it, which run continues, what loggers get."""
+"""The run's folder is the same with any logger: its files, resumed runs, and the calls of loggers."""
 
 import csv
 import json
@@ -334,7 +334,7 @@ def test_another_model_checkpoint_keeps_its_files_in_the_run_too(run, logger):
     assert all(torch.equal(one[name], two[name]) for name in one)
 
 
-# What a callback of the user's brings
+# Callbacks of the user
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,7 @@ def prepare(*options, out="out", dataset="documents.jsonl", tokenizer="bytes", s
 
 
 def shards(folder="out"):
-    """File by file, what is in them."""
+    """The contents of the files, one by one."""
     folder = Path(folder)
     return {path.name: path.read_bytes() for path in sorted(folder.glob("*.bin"))}
 

@@ -251,7 +251,7 @@ class Service:
         """Keeps others out, until the block has started a run or failed.
 
         Args:
-            busy: What others are told.
+            busy: The reason that other requests get.
         """
         with self._lock:
             self.check_free()
