@@ -63,7 +63,7 @@ def assert_whole(path=LAST):
 # SIGKILL
 
 
-def test_a_run_killed_at_any_moment_goes_on_as_if_it_had_not_been(tmp_path):
+def test_a_run_killed_at_any_moment_resumes_as_if_it_had_not_been(tmp_path):
     kills, problems = inject(tmp_path, kills=4, seed=0)
     assert problems == []
     assert len(kills) == 4
@@ -343,7 +343,7 @@ REWIND = ("--divergence.on_divergence", "rewind", "--divergence.max_rewinds", "2
 
 
 @pytest.mark.parametrize("accumulate", ["1", "2"])
-def test_a_rewind_goes_on_from_the_last_good_weights_at_half_the_rate(accumulate, folder, capsys):
+def test_a_rewind_resumes_from_the_last_good_weights_at_half_the_rate(accumulate, folder, capsys):
     options = ("--time_budget.limit", "12 steps", "--last_checkpoint.every", "2 steps", *REWIND)
     spoil = callback("Spoil", first=6, last=6)
     main(["fit", "--config", "tiny.yaml", *options, "--trainer.accumulate_grad_batches", accumulate, spoil])
@@ -371,7 +371,7 @@ def test_a_loss_that_stays_bad_ends_the_run_after_so_many_rewinds(folder, capsys
     assert rates()[7] == pytest.approx(3e-3 / 4)
 
 
-def test_a_run_that_was_rewound_and_cut_goes_on_at_the_lower_rate(folder):
+def test_a_run_that_was_rewound_and_cut_continues_at_the_lower_rate(folder):
     options = ("--config", "tiny.yaml", "--last_checkpoint.every", "2 steps", *REWIND)
     main(["fit", *options, "--time_budget.limit", "8 steps", callback("Spoil", first=6, last=6)])
     main(["fit", *options, "--time_budget.limit", "12 steps", "--ckpt_path", "last"])
@@ -491,7 +491,7 @@ def limit_memory(extra):
     ],
     ids=["batch beyond all memory", "step beyond the limit", "network beyond all memory"],
 )
-def test_too_little_memory_is_told_with_what_to_lower(options, before, ended):
+def test_too_little_memory_is_reported_with_the_option_to_lower(options, before, ended):
     status, line = ended(*options, before=before)
     assert status == 6
     assert line.startswith("out of memory; lower data.batch_size")

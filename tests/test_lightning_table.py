@@ -94,7 +94,7 @@ def bench(tmp_path_factory):
 
 
 @pytest.mark.parametrize("cell", thinned(IN_CI, 8))
-def test_a_cell_does_what_its_row_says(bench, cell):
+def test_a_cell_behaves_as_its_row_states(bench, cell):
     result = bench.run(cell)
     assert document.row(cell, result) in document.table_of(PAGE).splitlines(), result
 
@@ -120,7 +120,7 @@ def test_a_rejection_is_one_line_that_names_the_option(folder):
     assert judged(folder, status=2, err=line).outcome == "fails"
 
 
-def test_tracebacks_other_statuses_and_runs_that_go_on_are_faults(folder):
+def test_tracebacks_other_statuses_and_runs_that_continue_are_faults(folder):
     assert judged(folder, status=1, err="Traceback (most recent call last):\nKeyError: 'RANK'").outcome == "traceback"
     assert judged(folder, status=3, err="bytelm: error: something").outcome == "fails"
     assert judged(folder, status=None).outcome == "hangs"

@@ -179,8 +179,8 @@ def test_resuming_and_scoring_with_or_without_it(torchao, run):
 # Rejections
 
 
-def test_without_a_gpu_it_is_rejected(refused):
-    line = refused(*PLUGIN)
+def test_without_a_gpu_it_is_rejected(rejected):
+    line = rejected(*PLUGIN)
     assert line.startswith("bytelm: error: trainer.plugins: 'FP8' cannot be used; it needs a GPU")
     assert "there is none" in line
     assert not Path("runs").exists()
@@ -205,13 +205,13 @@ def test_sharded_models_are_rejected(torchao):
         FP8(emulate=True).check(FSDP())
 
 
-def test_fsdp_is_rejected_before_the_folder_exists(torchao, refused):
-    line = refused(*PLUGIN, "--trainer.plugins.emulate=true", "--trainer.strategy=fsdp")
+def test_fsdp_is_rejected_before_the_folder_exists(torchao, rejected):
+    line = rejected(*PLUGIN, "--trainer.plugins.emulate=true", "--trainer.strategy=fsdp")
     assert line == "bytelm: error: trainer.strategy: 'fsdp' cannot be used; accepted with FP8: auto, ddp"
     assert not Path("runs").exists()
 
 
-def test_feedforwards_with_their_own_products_are_rejected_before_the_folder_exists(torchao, refused):
-    line = refused(*PLUGIN, "--trainer.plugins.emulate=true", "--model.gpt.feedforward=FusedGELU")
+def test_feedforwards_with_their_own_products_are_rejected_before_the_folder_exists(torchao, rejected):
+    line = rejected(*PLUGIN, "--trainer.plugins.emulate=true", "--model.gpt.feedforward=FusedGELU")
     assert line.startswith("bytelm: error: model.gpt.feedforward: 'FusedGELU' cannot be used; accepted with FP8")
     assert not Path("runs").exists()

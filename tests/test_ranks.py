@@ -282,7 +282,7 @@ SENT = [
 
 
 @pytest.mark.parametrize(("launcher", "to", "signum"), SENT)
-def test_a_signal_to_any_rank_ends_all_and_they_go_on_as_if_uncut(start, uncut, launcher, to, signum):
+def test_a_signal_to_any_rank_ends_all_and_they_resume_as_if_uninterrupted(start, uncut, launcher, to, signum):
     options = ("--time_budget.limit", "40 steps", *DROPOUT)
     run = start(callback("Slow", seconds=[0.3, 0.3]), *options, launcher=launcher)
     run.wait_for_step(8)
@@ -520,7 +520,7 @@ SHARDED = "--trainer.strategy=fsdp"
 
 
 @pytest.mark.slow
-def test_sharded_ranks_learn_what_whole_ones_do(start):
+def test_sharded_ranks_learn_the_same_as_whole_ones(start):
     """Every weight in its own group of the optimizer, with its rate and its decay, though each rank has half of it."""
     options = ("--model.optimizer.weight_decay", "0.5", "--model.optimizer.lr", "0.01", *SAMPLED)
     whole = start("--experiment", "whole", *options).ended_well()
@@ -537,7 +537,7 @@ def test_sharded_ranks_learn_what_whole_ones_do(start):
 
 
 @pytest.mark.slow
-def test_sharded_ranks_that_are_cut_go_on_as_if_uncut(start):
+def test_sharded_ranks_that_are_cut_resume_as_if_uninterrupted(start):
     limit = ("--time_budget.limit", "30 steps")
     uncut = start("--experiment", "uncut", SHARDED, *DROPOUT, *limit).ended_well().checkpoint("uncut")
     run = start("--experiment", "cut", SHARDED, *DROPOUT, *limit, callback("Slow", seconds=[0.3, 0.3]))

@@ -121,8 +121,8 @@ def test_the_description_of_the_api_needs_no_other_host(client):
 
 def test_a_browser_shows_the_token_as_a_password(service):
     client = TestClient(app(service, token="secret"), base_url="http://host")
-    refused = client.get("/", headers={"Accept": "text/html"})
-    assert (refused.status_code, refused.headers["www-authenticate"].split()[0]) == (401, "Basic")
+    rejected = client.get("/", headers={"Accept": "text/html"})
+    assert (rejected.status_code, rejected.headers["www-authenticate"].split()[0]) == (401, "Basic")
     assert client.get("/", auth=("anyone", "secret")).status_code == 200
     assert client.get("/", auth=("secret", "wrong")).status_code == 401
     assert client.get("/", headers={"Authorization": "Basic no base64"}).status_code == 401

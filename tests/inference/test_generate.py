@@ -123,7 +123,7 @@ def test_each_token_is_computed_once_with_the_cache():
 
 
 @pytest.mark.parametrize(("n_keep", "kept"), [(0, []), (1, [90]), (3, [90, 91, 92])])
-def test_a_full_row_goes_on_with_its_last_half_and_its_first_tokens(n_keep, kept):
+def test_a_full_row_continues_with_its_last_half_and_its_first_tokens(n_keep, kept):
     gpt, seen = tiny(), []
     gpt.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0][0].tolist()))
     prompt = [90, 91, 92, *range(13)]
@@ -266,7 +266,7 @@ def test_text_arrives_as_soon_as_it_is_drawn():
     assert (next(arriving), taken) == ("b", [97, 98])
 
 
-def test_what_is_no_character_is_replaced():
+def test_invalid_characters_are_replaced():
     assert [*text_of(iter([65, 0xFF, 66, 0xE2, 0x82]), ByteTokenizer())] == ["A", "\ufffd", "B", "\ufffd"]
 
 
@@ -309,7 +309,7 @@ def written(checkpoint, capsys):
     return written
 
 
-def test_a_trained_network_goes_on_from_a_prompt(written, monkeypatch):
+def test_a_trained_network_resumes_from_a_prompt(written, monkeypatch):
     text = written("--prompt", "to be", "--max_new_tokens", "50")
     assert text.startswith("to be")
     assert len(text) > 40
@@ -344,7 +344,7 @@ def test_options_reach_the_draws(written):
     assert written(*free) != written(*free)
 
 
-def test_prompts_are_text_whatever_they_look_like(written):
+def test_prompts_are_always_text(written):
     for prompt in ("123", "null", "{a: 1}", "[1, 2]", "a: b", "é€😀", "two\nlines"):
         assert written("--prompt", prompt, "--max_new_tokens", "1").startswith(prompt)
 
@@ -363,7 +363,7 @@ def test_prompts_are_text_whatever_they_look_like(written):
         (["--config", "missing.yaml"], 2, r"config: .*missing\.yaml"),
     ],
 )
-def test_what_cannot_work_is_said_in_one_line(checkpoint, capsys, options, status, reason):
+def test_invalid_settings_are_reported_in_one_line(checkpoint, capsys, options, status, reason):
     with pytest.raises(SystemExit) as ended:
         main(["generate", "--ckpt_path", CHECKPOINT, *options])
     assert ended.value.code == status

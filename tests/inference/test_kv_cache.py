@@ -147,7 +147,7 @@ def test_networks_with_parts_that_declare_no_cache_have_none(options):
     torch.testing.assert_close(gpt(tokens[:, :7]), gpt(tokens)[:, :7], rtol=0, atol=1e-5)
 
 
-def test_an_attention_of_the_users_own_that_adds_the_scores_can_go_on_from_a_cache():
+def test_an_attention_of_the_users_own_that_adds_the_scores_can_continue_from_a_cache():
     class Own(Explicit):
         def attend(self, q, k, v, scores):
             causal = torch.full((q.shape[2], k.shape[2]), -torch.inf).triu(1) if scores is None else scores

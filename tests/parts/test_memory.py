@@ -405,10 +405,10 @@ def test_a_copy_recalls_the_same():
     ],
 )
 def test_invalid_options_are_rejected_with_key_and_value(options, key, value):
-    with pytest.raises(ConfigError) as refusal:
+    with pytest.raises(ConfigError) as rejection:
         NGramMemory(**{"vocab_size": 256, "d_model": 16, **options})
-    assert str(refusal.value).startswith(f"{key}: {value}")
-    assert "accepted" in str(refusal.value)
+    assert str(rejection.value).startswith(f"{key}: {value}")
+    assert "accepted" in str(rejection.value)
 
 
 def test_mixed_precision_changes_little():

@@ -87,7 +87,7 @@ def test_a_damaged_file_is_named_and_the_others_are_read(runs, capsys, kind):
 
 
 @pytest.mark.parametrize("kind", CONTENTS)
-def test_nothing_but_a_damaged_file_is_raised(runs, kind):
+def test_only_damaged_files_are_raised(runs, kind):
     for file, read in (
         (BAD / "record.json", lambda file: record.read(file.parent)),
         (BAD / "config.yaml", read_config),
@@ -98,7 +98,7 @@ def test_nothing_but_a_damaged_file_is_raised(runs, kind):
 
 
 @pytest.mark.parametrize("name", ["record.json", "config.yaml"])
-def test_what_is_no_file_is_named(runs, capsys, name):
+def test_paths_that_are_no_file_are_named(runs, capsys, name):
     file = BAD / name
     file.unlink()
     file.mkdir()

@@ -142,7 +142,7 @@ def tiny(*options):
     return build(["--config", "tiny.yaml", *options], run=False)
 
 
-def test_the_plain_loop_trains_what_the_config_says(folder):
+def test_the_plain_loop_trains_as_the_config_states(folder):
     result = PlainLoop(tiny("--trainer.accumulate_grad_batches=2", "--trainer.precision=bf16-mixed")).run(0.1)
     batches = 2 * result["total_steps"]
     assert result["training_time_secs"] >= 0.1

@@ -41,19 +41,19 @@ from bytelm.units import Duration
 CHECK_SECONDS = 60.0  # a network that takes longer to build cannot be trained within minutes
 
 
-class Refusal(Exception):
+class Rejection(Exception):
     """The reason why a config is not trained."""
 
 
-class UsedUp(Refusal):
+class UsedUp(Rejection):
     """No runs or no time are left."""
 
 
-class Busy(Refusal):
+class Busy(Rejection):
     """Another config is being trained or checked."""
 
 
-class Unusable(Refusal):
+class Unusable(Rejection):
     """The config cannot run, or not on this machine."""
 
 
@@ -238,7 +238,7 @@ class Service:
 
         Raises:
             BadText: The body is not a config.
-            Refusal: The config is not trained; the subclass gives the reason.
+            Rejection: The config is not trained; the subclass gives the reason.
             StorageError: The folder is not writable.
         """
         config = _read_sent(body)
