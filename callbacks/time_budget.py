@@ -221,7 +221,7 @@ class TimeBudget(Callback):
         self._clock.look(self._updates, self._work)
         self.progress = self._measure()
         if self.steps and self._is_over():
-            note(f"the run had used up its budget ({self.steps} steps); it is scored without further training")
+            note(f"the run had used up its budget ({self.steps} steps); nothing is trained, and it is scored")
             trainer.should_stop = True
             return
         self._check_age()

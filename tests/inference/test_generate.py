@@ -115,7 +115,7 @@ def test_each_token_is_computed_once_with_the_cache():
     gpt, computed = tiny(), []
     gpt.blocks[0].register_forward_hook(lambda module, inputs, output: computed.append(output.shape[1]))
     [*generate(gpt, after(1, 2, 3), 20, seed=0)]
-    # 13 more fill the row of 16; then its last half goes on as a new row.
+    # 13 more fill the row of 16; then its last half continues as a new row.
     assert computed == [3, *[1] * 13, 8, *[1] * 5]
     computed.clear()
     [*generate(gpt, after(1, 2, 3), 5, seed=0, cached=False)]

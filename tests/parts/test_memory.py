@@ -238,9 +238,7 @@ def test_expectation_maximisation_raises_the_likelihood_of_held_out_text():
 def test_filling_twice_equals_filling_once():
     once, twice = filled(), filled()
     twice.fill(tensor(TEXT), folds_of(TEXT), T)
-    assert torch.equal(once.backoff, twice.backoff), (
-        "a run that goes on fills the memory that its checkpoint had filled"
-    )
+    assert torch.equal(once.backoff, twice.backoff), "a resumed run fills the memory that its checkpoint had filled"
     assert torch.equal(once.symbols, twice.symbols)
 
 
