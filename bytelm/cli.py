@@ -260,12 +260,12 @@ class BytelmCLI(LightningCLI):
         parser.add_argument(
             "--init_from",
             type=str | None,
-            help="What `fit` takes the first weights from: a checkpoint, the folder of a run, nanoGPT's ckpt.pt, or a "
+            help="Source of the initial weights of `fit`: a checkpoint, the folder of a run, nanoGPT's ckpt.pt, or a "
             "folder of Hugging Face's; all else is that of a new run. A run that is resumed (--ckpt_path) has weights.",
         )
         parser.add_lightning_class_args(TimeBudget, "time_budget")
         parser.add_subclass_arguments(Schedule, "lr_schedule", fail_untyped=False, required=False)
-        help = "What else changes during the run, by target, such as `momentum.hidden`, with a schedule for each."
+        help = "Schedules of other values, by target, such as `momentum.hidden`."
         parser.add_argument("--schedules", type=dict[str, Schedule], default={}, help=help)
         parser.add_lightning_class_args(BestCheckpoint, "checkpoint")
         parser.add_lightning_class_args(LastCheckpoint, "last_checkpoint")
@@ -328,7 +328,7 @@ class BytelmCLI(LightningCLI):
             check_monitors(self.trainer.callbacks, self._monitored())  # type: ignore[attr-defined]
         if self.subcommand == "fit" and (given := self._get(self.config, "init_from")):
             if path := self._get(self.config, "ckpt_path"):
-                note(f"init_from is not read: the run goes on from {path}")
+                note(f"init_from is ignored: the run resumes from {path}")
             else:
                 from bytelm.inference.init_from import init_from  # few runs need its imports
 
@@ -378,7 +378,7 @@ class BytelmCLI(LightningCLI):
             self._check_states(path, checkpoint)
             averages = any(isinstance(callback, WeightAveraging) for callback in self.trainer.callbacks)  # type: ignore[attr-defined]
             if check_average(path, checkpoint) and not averages:
-                note(f"{path} has an average of weights (WeightAveraging), and the run goes on from that")
+                note(f"{path} has averaged weights (WeightAveraging); the run resumes with these")
             self.datamodule.check_resume(Contents(checkpoint, path).state_of(self.datamodule))
         if differing:
             keeping = {"model.optimizer": "the optimizer", "seed_everything": "random generators"}

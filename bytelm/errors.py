@@ -111,7 +111,7 @@ class Interrupted(RunError):
 
     Args:
         signum: Number of the signal.
-        message: What was saved, and how to resume.
+        message: The saved state, and how to resume.
         on_all_ranks: Whether all ranks have agreed to end.
     """
 

@@ -1,7 +1,7 @@
-"""What Lightning prints: the reports that a user asks for are shown, hints on hardware and services are not.
+"""The output of Lightning: reports that a user asks for are shown, hints on hardware and services are not.
 
-Lightning writes both at the same level, INFO. What a user asks for comes from a profiler, a callback, a tuner or a
-logger of Lightning's; what comes from its trainer, strategies and accelerators is a hint.
+Lightning writes both at the same level, INFO. Reports come from a profiler, a callback, a tuner or a logger of
+Lightning's; messages of its trainer, strategies and accelerators are hints.
 """
 
 import logging
@@ -16,7 +16,7 @@ HINTS = ("litlogger", "litmodels")  # advertisements that are written from these
 
 
 def quieten() -> None:
-    """Leaves out hints, and warnings about what is so on purpose. Later calls change nothing."""
+    """Leaves out hints, and warnings about intended settings. Later calls change nothing."""
     for package in (lightning.pytorch, lightning.fabric):
         logger = logging.getLogger(package.__name__)
         logger.setLevel(logging.INFO)

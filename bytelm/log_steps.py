@@ -43,7 +43,7 @@ class StepLoss:
     """The training loss of the last step: the mean over the batches that were accumulated into it.
 
     Attributes:
-        value: The mean over this rank's batches, (); None before the first step. It is not read from the device.
+        value: The mean over this rank's batches, (); None before the first step. It stays on the device.
     """
 
     def __init__(self) -> None:

@@ -212,7 +212,7 @@ class WarmupStableDecay(WithWarmup):
         self.decay_shape = DECAY_SHAPES[decay_shape]
         self.min_lr_factor = min_lr_factor
         if self.warmup.unit == self.decay.unit == "fraction" and self.warmup.value + self.decay.value > 1:
-            raise ConfigError("decay", str(self.decay), f"accepted: up to what warmup ({self.warmup}) leaves of 100%")
+            raise ConfigError("decay", str(self.decay), f"accepted: at most 100% less the warmup ({self.warmup})")
 
     def after_warmup(self, progress: Progress) -> float:
         length = progress.share(self.decay)

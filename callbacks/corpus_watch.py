@@ -88,4 +88,4 @@ class KeepOnDataError(Callback):
         if self._position is not None:
             trainer.train_dataloader.load_state_dict(self._position)  # type: ignore[union-attr]
         if last.save(trainer):
-            note(f"step {budget.steps} is in {last.path}; --ckpt_path last goes on from there, with the same data")
+            note(f"step {budget.steps} is in {last.path}; --ckpt_path last resumes from there, with the same data")

@@ -102,5 +102,5 @@ class Interruption(Callback):
         kept = last is not None and last.save(trainer)
         after = f"after step {TimeBudget.of(trainer).steps}"
         if kept:
-            after += f", which is in {last.path}; --ckpt_path last goes on from there"  # type: ignore[union-attr]
+            after += f", which is in {last.path}; --ckpt_path last resumes from there"  # type: ignore[union-attr]
         raise Interrupted(asked, after, on_all_ranks=True)

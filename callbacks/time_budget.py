@@ -35,6 +35,7 @@ ENDS_A_RUN = "time_budget.limit decides when a run ends (500 steps, 3m, …)"
 NO_MINIMUM = "time_budget.limit decides when a run ends, also before a minimum; leave it out"
 COUNT_TOKENS = "the tokens of a batch are not known; accepted: with a method count_tokens(batch) of the LightningModule"
 COUNT_FLOPS = "the FLOPs of a batch are not known; accepted: with a method count_flops(batch) of the LightningModule"
+RESERVE = Duration(0.05, "fraction")
 RECENT_STEPS = 16  # readings that a step's time is predicted from: about a dozen of them are in the last second
 
 
@@ -59,7 +60,8 @@ class TimeBudget(Callback):
         limit: `180s`, `3m`, `1h30m`, `500 steps`, `300 Mtok`, `2 PFLOP`, or a list of these.
         scope: The time that counts. `training`: training steps only, without start-up, compilation, validation or
             checkpoints. `run`: everything since the process started, for a cluster's job limit.
-        reserve: With `scope: run`, time kept for the final validation and checkpoint; a share is a share of the limit.
+        reserve: With `scope: run` and a limit of time: time kept for the final validation and checkpoint; a share is a
+            share of the limit.
         overshoot: `forbid`: a step that is predicted to exceed the limit is not started. `allow`: training stops after
             the first step that reaches the limit.
         warm_up: Whether a forward and backward pass is run and undone before the clock starts. `auto`: only if the
@@ -82,7 +84,7 @@ class TimeBudget(Callback):
         self,
         limit: Duration | list[Duration] = Duration(180, "seconds"),  # noqa: B008 (frozen)
         scope: Literal["training", "run"] = "training",
-        reserve: Duration = Duration(0.05, "fraction"),  # noqa: B008
+        reserve: Duration = RESERVE,
         overshoot: Literal["forbid", "allow"] = "forbid",
         warm_up: bool | Literal["auto"] = "auto",
     ) -> None:
@@ -91,8 +93,12 @@ class TimeBudget(Callback):
         _check_choice("overshoot", overshoot, ("forbid", "allow"))
         _check_choice("warm_up", warm_up, ("auto", True, False))
         limits = read_limits(limit if isinstance(limit, list) else [limit])
+        reserve = Duration.parse(reserve)
         if scope == "run" and "seconds" in limits:
-            limits["seconds"] -= read_reserve(Duration.parse(reserve), limits["seconds"])
+            limits["seconds"] -= read_reserve(reserve, limits["seconds"])
+        elif reserve != RESERVE:
+            accepted = "accepted: with scope: run and a limit of time; otherwise leave it out"
+            raise ConfigError("time_budget.reserve", str(reserve), accepted)
         self.budget = Budget(limits)
         self.scope = scope
         self.overshoot = overshoot
@@ -155,7 +161,7 @@ class TimeBudget(Callback):
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, TimeBudget):
                 return callback
-        raise ConfigError("trainer.callbacks", "no TimeBudget", "schedules need one to know how far along the run is")
+        raise ConfigError("trainer.callbacks", "no TimeBudget", "schedules need its progress")
 
     # Hooks
 
@@ -215,7 +221,7 @@ class TimeBudget(Callback):
         self._clock.look(self._updates, self._work)
         self.progress = self._measure()
         if self.steps and self._is_over():
-            note(f"the run had used up its budget ({self.steps} steps): nothing is trained, it is scored")
+            note(f"the run had used up its budget ({self.steps} steps); nothing is trained, and it is scored")
             trainer.should_stop = True
             return
         self._check_age()
@@ -433,7 +439,7 @@ class TimeBudget(Callback):
             name = type(pl_module).__name__
             reason = f"{name}.training_step may change more than can be put back (warm_up=True puts back most)"
         if reason is not None:
-            note(f"no warm-up pass: {reason}; the first step counts, with what it compiles")
+            note(f"no warm-up pass: {reason}; the first step counts, including its compilation")
         return reason is None
 
     def _run_warm_up(self, trainer: Trainer, pl_module: LightningModule, first_batch: Callable[[], Any]) -> None:

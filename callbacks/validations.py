@@ -20,9 +20,9 @@ from bytelm.data.base import TokenData
 from bytelm.units import Duration
 
 NEVER = 10**12  # batches between validations, for a run that is validated only at its end
-# Tokens, or batches of data that are not TokenData, that `auto` scores during a run, for each one trained on. Scoring a
-# token takes about a third of the time of training on it, so the run takes up to a sixth longer.
+# Tokens, or batches of data that are not TokenData, that `auto` scores during a run, for each one trained on.
 MOST_SCORED = 0.5
+SCORING_TIME = 1 / 3  # approximate time to score a token, as a share of the time to train on it
 
 
 class Validations(Callback):

@@ -1,4 +1,4 @@
-"""A callback that a test holds in its hands, in a run that the command line makes."""
+"""Adds a test's callback object to a run of the command line."""
 
 from contextlib import contextmanager
 
@@ -9,7 +9,7 @@ from bytelm.cli import BytelmCLI
 
 @contextmanager
 def added_callback(callback):
-    """Puts a callback, which the test holds in its hands, before the others of the next trainer."""
+    """Puts a callback object before the others of the next trainer."""
     original = BytelmCLI.instantiate_trainer
 
     def instantiate_trainer(cli, **kwargs):

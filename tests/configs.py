@@ -1,4 +1,4 @@
-"""Config files with what their bases say, merged as the documentation of `base` describes it."""
+"""Config files merged with their bases, as the documentation of `base` describes."""
 
 import yaml
 

@@ -155,12 +155,12 @@ def parser(tmp_path_factory):
 
 
 @pytest.fixture
-def refused(folder, capsys):
+def rejected(folder, capsys):
     """Runs main() on options that must be rejected with an exit status; returns the line of the error message."""
     from bytelm.errors import ConfigError
     from bytelm.program import main
 
-    def refused(*options, status=ConfigError.exit_status):
+    def rejected(*options, status=ConfigError.exit_status):
         with pytest.raises(SystemExit) as ended:
             main(["fit", "--config", "tiny.yaml", *options])
         assert ended.value.code == status
@@ -170,7 +170,7 @@ def refused(folder, capsys):
         (line,) = [line for line in captured.err.splitlines() if not line.startswith(HEADER)]
         return line
 
-    return refused
+    return rejected
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Small disks for tests: file systems of their own, which can be filled and made read-only. They need root."""
+"""Small disks for tests: separate file systems, which can be filled and made read-only. They need root."""
 
 import os
 import subprocess
@@ -19,17 +19,17 @@ class Disk:
         self.path = Path(path)
 
     def fill(self, leave=0):
-        """Fills it but for so many bytes (in whole pages)."""
+        """Fills it except for this number of bytes (in whole pages)."""
         free = os.statvfs(self.path)
         size = free.f_bavail * free.f_frsize - leave
         self.path.joinpath("filling").write_bytes(b"\0" * max(size, 0))
 
     def empty(self):
-        """Takes away what `fill` has written."""
+        """Removes the file of `fill`."""
         self.path.joinpath("filling").unlink()
 
     def read_only(self):
-        """Makes it one that nothing can be written to, not even by root."""
+        """Makes it read-only, also for root."""
         subprocess.run(["mount", "-o", "remount,ro", str(self.path)], check=True)
 
 

@@ -1,4 +1,4 @@
-"""A logger that keeps what it is given, for tests to read."""
+"""A logger that keeps all values in memory, for tests."""
 
 from lightning.pytorch.loggers import Logger
 

@@ -152,8 +152,8 @@ _spawnv_passfds = multiprocessing.util.spawnv_passfds
 def _execute(process: subprocess.Popen, *args: Any) -> None:
     """Replaces Popen._execute_child, which receives the ends of the pipes, or -1 for an inherited stream."""
     given = _popen_parameters.bind(process, *args).arguments
-    refused = ("executable", "preexec_fn", "shell", "gid", "gids", "uid")
-    assert not any(given.get(name) for name in refused), f"not for a Program: {', '.join(refused)}"
+    rejected = ("executable", "preexec_fn", "shell", "gid", "gids", "uid")
+    assert not any(given.get(name) for name in rejected), f"not for a Program: {', '.join(rejected)}"
     streams = (given["p2cread"], given["c2pwrite"], given["errwrite"])
     process.pid = _start(
         given["args"],

@@ -1,4 +1,4 @@
-"""Callbacks that tests/test_ranks.py names in `trainer.callbacks`: they run inside of the ranks, as a user's own do."""
+"""Callbacks that tests/test_ranks.py names in `trainer.callbacks`: they run in the ranks, as a user's callbacks do."""
 
 import json
 import os
@@ -32,12 +32,12 @@ COLLECTIVES = (
 
 
 def rank():
-    """Number of this rank, also before the trainer knows it: Lightning's launcher and torchrun both say it here."""
+    """Number of this rank, also before the trainer knows it: Lightning's launcher and torchrun both set it."""
     return int(os.environ.get("LOCAL_RANK", 0))
 
 
 class Report(Callback):
-    """Writes down what this rank does, a line of JSON an event, in rank0.jsonl and rank1.jsonl.
+    """Records the events of this rank, a line of JSON each, in rank0.jsonl and rank1.jsonl.
 
     Args:
         folder: Where to.
@@ -75,7 +75,7 @@ class Report(Callback):
 
 
 class OwnBuffers(Callback):
-    """Gives rank 1 other buffers than rank 0 has, and writes down what they are in the end, beside what they were.
+    """Gives rank 1 other buffers than rank 0 has, and records their first and last values.
 
     Args:
         folder: Where to.
@@ -94,7 +94,7 @@ class OwnBuffers(Callback):
 
 
 class Skew(Callback):
-    """Gives one rank another clock than the others have.
+    """Gives one rank a different clock.
 
     Args:
         skewed: The rank.
@@ -143,7 +143,7 @@ class Slow(Callback):
 
 
 class CountCollectives(Callback):
-    """Writes down after how many steps each collective was called, in collectives0.json and collectives1.json."""
+    """Records after how many steps each collective was called, in collectives0.json and collectives1.json."""
 
     def on_train_start(self, trainer, pl_module):
         self.trainer = trainer

@@ -1,4 +1,4 @@
-"""Runs that are cut and go on: what cuts them, and what is compared with runs that were not cut."""
+"""Interrupted and resumed runs: the interruption, and the values that are compared with uninterrupted runs."""
 
 import os
 import signal
@@ -27,7 +27,7 @@ class Signal(Callback):
 
 
 def curves(folder):
-    """What TensorBoard shows of a run: tag by tag, (step, value)."""
+    """The scalars of a run in TensorBoard: by tag, (step, value)."""
     events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
     events.Reload()
     return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in CURVES}

@@ -10,7 +10,7 @@ CORPUS = {"name": "corpus.txt", "bytes": 100, "sha256": "a"}
 
 
 def config(limit="180s", seed=42, lr=3e-3, **gpt):
-    """A resolved config, with what tests look at."""
+    """A resolved config with the keys that tests use."""
     sizes = {
         "d_model": 16,
         "n_layers": 1,

@@ -60,7 +60,7 @@ RUNS = {
 
 LEARNED = {"gpt.position": "Learned", "gpt.position.std": 0.02, "gpt.position.base": None}
 COSINE = {"lr_schedule": "Cosine", "lr_schedule.min_lr_factor": 0.0, "lr_schedule.until": "100%"}
-# What each run's settings are, as differences from those of run 32 (None: there is no such setting).
+# The settings of each run, as differences from those of run 32 (None: there is no such setting).
 SETTINGS = {
     0: {
         **{**LEARNED, "gpt.d_model": 128, "gpt.n_layers": 4, "gpt.d_ff": 512, "gpt.attention": "Explicit"},

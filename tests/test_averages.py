@@ -60,7 +60,7 @@ def validated(run, name):
 
 
 @pytest.mark.parametrize("averaging", [EMA, EQUAL])
-def test_the_average_is_what_is_scored_recorded_and_kept(run, averaging):
+def test_the_average_is_scored_recorded_and_kept(run, averaging):
     probe = probed(run, *NINE, averaging)
     assert len(probe.scored) == 3
     best = min(range(3), key=probe.scores.__getitem__)
@@ -81,7 +81,7 @@ def test_the_weights_that_are_trained_do_not_depend_on_the_average(run):
 
 @pytest.mark.parametrize("averaging", thinned([EMA, EQUAL], 1))
 @pytest.mark.parametrize("hook", thinned(["on_train_batch_end", "on_validation_batch_start"], 1))
-def test_a_run_with_an_average_that_is_cut_goes_on_as_if_uncut(run, averaging, hook):
+def test_a_run_with_an_average_that_is_cut_resumes_as_if_uninterrupted(run, averaging, hook):
     uncut = probed(run, *NINE, averaging, "--experiment", "uncut")
     with added_callback(Signal(hook, 5)), pytest.raises(Interrupted):
         run(*NINE, averaging)
@@ -93,7 +93,7 @@ def test_a_run_with_an_average_that_is_cut_goes_on_as_if_uncut(run, averaging, h
 
 
 @pytest.mark.parametrize("averaging", thinned([EMA, EQUAL], 1))
-def test_a_completed_run_that_is_given_more_steps_goes_on_from_the_trained_weights(run, averaging):
+def test_a_completed_run_that_is_given_more_steps_resumes_from_the_trained_weights(run, averaging):
     whole = probed(run, *NINE, averaging, "--experiment", "whole")
     probed(run, "--time_budget.limit", "6 steps", averaging)
     rest = probed(run, *NINE, averaging, "--ckpt_path", "last")
@@ -158,10 +158,10 @@ def test_weights_that_a_callback_changes_at_the_end_are_those_that_are_scored_an
     assert min(probe.scores) == pytest.approx(validated(run, "best"), abs=1e-6)
 
 
-def test_a_run_that_goes_on_without_its_average_says_so(run, capsys):
+def test_a_run_that_continues_without_its_average_says_so(run, capsys):
     run("--time_budget.limit", "6 steps", EMA)
     run(*NINE, "--ckpt_path", "last")
-    assert "has an average of weights (WeightAveraging), and the run goes on from that" in capsys.readouterr().err
+    assert "has averaged weights (WeightAveraging); the run resumes with these" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -173,20 +173,20 @@ def test_a_run_that_goes_on_without_its_average_says_so(run, capsys):
         ("averaging_state", {"n_averaged": torch.zeros(2)}),
     ],
 )
-def test_a_checkpoint_whose_trained_weights_are_damaged_is_rejected(run, refused, capsys, key, value):
+def test_a_checkpoint_whose_trained_weights_are_damaged_is_rejected(run, rejected, capsys, key, value):
     run("--time_budget.limit", "2 steps", EMA)
     path = "runs/tiny/version_0/checkpoints/last.ckpt"
     torch.save({**torch.load(path, weights_only=True), key: value}, path)
     capsys.readouterr()
-    line = refused(EMA, "--ckpt_path", path, status=CheckpointError.exit_status)
+    line = rejected(EMA, "--ckpt_path", path, status=CheckpointError.exit_status)
     assert "cannot be resumed from" in line
 
 
-def test_two_averages_are_rejected(refused):
-    assert "accepted: one of them" in refused(EMA, EQUAL)
+def test_two_averages_are_rejected(rejected):
+    assert "accepted: one of them" in rejected(EMA, EQUAL)
 
 
-def test_an_average_of_split_weights_is_rejected(refused):
-    line = refused(EMA, "--trainer.strategy", "fsdp", "--trainer.devices", "2")
+def test_an_average_of_split_weights_is_rejected(rejected):
+    line = rejected(EMA, "--trainer.strategy", "fsdp", "--trainer.devices", "2")
     assert "trainer.callbacks: 'EMAWeightAveraging'" in line
     assert "ddp" in line

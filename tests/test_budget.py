@@ -1,4 +1,4 @@
-"""Proves that Progress converts durations into shares of a run, and that a budget knows what still fits."""
+"""Progress converts durations into shares of a run, and a budget knows whether another step fits."""
 
 import subprocess
 import sys
@@ -56,7 +56,7 @@ def test_how_far_a_step_takes_the_run_through_a_phase(at, duration, through):
 
 
 @pytest.mark.parametrize("unit", ["seconds", "steps", "tokens", "fraction"])
-def test_amounts_are_what_is_used_in_a_unit(unit):
+def test_amounts_are_used_amounts_of_a_unit(unit):
     at = progress(0.25, {"seconds": 8}, seconds=2, steps=3, tokens=4)
     assert at.amount(unit) == {"seconds": 2, "steps": 3, "tokens": 4, "fraction": 0.25}[unit]
 

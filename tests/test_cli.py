@@ -1,4 +1,4 @@
-"""The command line: what a config may say, what a run leaves behind, what is refused and how."""
+"""The command line: accepted configs, the files of a run, and rejections."""
 
 import json
 import re
@@ -25,7 +25,7 @@ def printed(text):
     return dict(line.split(": ", 1) for line in text.splitlines())
 
 
-# What a run leaves
+# Files of a run
 
 
 def test_a_run_leaves_config_events_checkpoints_and_record(run, capsys):
@@ -112,7 +112,7 @@ def test_mfu_is_logged_where_the_peak_is_known(run):
     assert record["mfu"] == pytest.approx(record["tokens_per_sec"] * (6 * params + 12 * 16 * 32) / 1e9, rel=1e-2)
 
 
-def test_every_run_has_a_folder_of_its_own(run):
+def test_every_run_has_its_own_folder(run):
     run()
     run()
     run("--experiment", "other")
@@ -130,7 +130,7 @@ def test_the_resolved_config_repeats_the_run_exactly(run):
     assert (first["val_bpb"], first["train_loss"]) == (second["val_bpb"], second["train_loss"])
 
 
-def test_what_is_shown_does_not_change_what_is_trained(run):
+def test_output_does_not_change_training(run):
     run("--trainer.log_every_n_steps", "1", "--experiment", "shown")
     run("--trainer.log_every_n_steps", "1000", "--trainer.enable_progress_bar", "false", "--experiment", "silent")
     shown, silent = (torch.load(f"runs/{name}/version_0/checkpoints/last.ckpt") for name in ("shown", "silent"))
@@ -177,7 +177,7 @@ def test_validate_repeats_the_score_and_test_takes_the_whole_split(run, capsys):
     assert [path.name for path in Path("runs/tiny").iterdir()] == ["version_0"]
 
 
-def test_predict_keeps_what_every_byte_cost(run, capsys):
+def test_predict_writes_the_cost_of_each_byte(run, capsys):
     run()
     checkpoint = "runs/tiny/version_0/checkpoints/last.ckpt"
     run("--ckpt_path", checkpoint, "--data.eval_bytes", "1000000", subcommand="validate")
@@ -224,7 +224,7 @@ def test_print_config_needs_no_config(folder, capsys):
     assert not Path("runs").exists()
 
 
-def test_print_config_prints_what_would_run(folder, capsys):
+def test_print_config_prints_the_resolved_config(folder, capsys):
     with pytest.raises(SystemExit) as ended:
         main(["fit", "--config", "tiny.yaml", "--model.gpt.position", "Learned", "--print_config"])
     assert ended.value.code == 0
@@ -341,7 +341,7 @@ def test_the_quickstart_builds_and_says_how_it_is_run(folder):
     assert (PROJECT / config).read_text().startswith(f"# python -m bytelm fit --config {config}\n")
 
 
-# What is refused
+# Rejections
 
 
 @pytest.mark.parametrize(
@@ -406,8 +406,8 @@ def test_the_quickstart_builds_and_says_how_it_is_run(folder):
         several=True,
     ),
 )
-def test_a_bad_value_is_refused_in_one_line_before_anything_is_made(refused, option, said):
-    line = refused(option)
+def test_a_bad_value_is_rejected_in_one_line_before_anything_is_made(rejected, option, said):
+    line = rejected(option)
     assert line.startswith("bytelm: error: ")
     assert [part for part in said if part not in line] == []
     assert not Path("runs").exists()
@@ -421,10 +421,10 @@ def test_a_bad_value_is_refused_in_one_line_before_anything_is_made(refused, opt
         ("model: {gtp: {d_model: 3}}\n", "model.gtp"),
     ],
 )
-def test_an_unknown_key_of_a_config_is_named(refused, text, key):
+def test_an_unknown_key_of_a_config_is_named(rejected, text, key):
     Path("more.yaml").write_text(text)
-    assert f"{key}: unknown key" in refused("--config", "more.yaml")
+    assert f"{key}: unknown key" in rejected("--config", "more.yaml")
 
 
-def test_a_missing_config_is_named(refused):
-    assert "nowhere.yaml" in refused("--config", "nowhere.yaml")
+def test_a_missing_config_is_named(rejected):
+    assert "nowhere.yaml" in rejected("--config", "nowhere.yaml")

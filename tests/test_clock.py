@@ -1,4 +1,4 @@
-"""Clocks: when they are read, what they say in between, and what they predict, also when the size of steps changes."""
+"""Clocks: the times of readings, extrapolation in between, and predictions, also when the size of steps changes."""
 
 from collections import deque
 from itertools import pairwise
@@ -10,7 +10,7 @@ from bytelm.clock import LocalClock, Pace, SharedClock, Stopwatch
 
 
 class Time:
-    """Stands for the module `time`; stands still unless told."""
+    """Replaces the module `time`; the time changes only when a test sets it."""
 
     def __init__(self):
         self.now = 1000.0
@@ -99,7 +99,7 @@ def test_near_the_limit_a_shared_clock_is_read_more_often(time):
     assert all(later - earlier <= max(1, (10 - earlier / 8) * 2) for earlier, later in pairwise(read))
 
 
-def test_between_readings_a_shared_clock_goes_on_at_the_last_pace(time):
+def test_between_readings_a_shared_clock_continues_at_the_last_pace(time):
     run = Run(SharedClock, time)
     run.step(5.0, 100)  # the first step, which is no measure
     run.step(0.5, 100)

@@ -46,6 +46,16 @@ def test_paths_of_the_project(page):
     assert [path for path in sorted(set(named)) if not (docs_pages.PROJECT / path).exists()] == []
 
 
+def test_the_tree_has_all_modules():
+    package = docs_pages.PROJECT / "bytelm"
+    modules = [path.name for path in package.glob("*.py") if not path.name.startswith("__")]
+    folders = [path.parent.name + "/" for path in package.glob("*/__init__.py")]
+    tree = docs_pages.read(Path("docs/architecture.md")).partition("## The tree")[2].partition("\n## ")[0]
+    named = set(re.findall(r"[\w/]+(?:\.py|/)", " ".join(re.findall(r"`([^`]*)`", tree))))
+    names = {Path(name).name + ("/" if name.endswith("/") else "") for name in named}
+    assert sorted({*modules, *folders} - names) == []
+
+
 @pytest.mark.parametrize(("page", "block"), CONFIGS)
 def test_configs_parse(parser, folder, page, block):
     for shown in (*docs_pages.examples(Path("README.md")), *docs_pages.examples(page)):

@@ -1,4 +1,4 @@
-"""Options that count epochs, or shares of one, do in a run what Lightning documents, or are rejected before it."""
+"""Options that count epochs, or shares of one, behave as Lightning documents, or are rejected before the run."""
 
 import json
 from pathlib import Path
@@ -101,7 +101,7 @@ def test_validation_is_when_lightning_says_and_once_at_the_end(run, options, eve
     assert record()["val_bpb"] > 0
 
 
-def test_a_limit_in_batches_or_a_share_makes_epochs_shorter_and_the_text_goes_on(run):
+def test_a_limit_in_batches_or_a_share_makes_epochs_shorter_and_the_text_continues(run):
     number = recorded(run, *TWELVE, *AT_THE_END, "--trainer.limit_train_batches", "2")
     share = recorded(run, *TWELVE, *AT_THE_END, "--trainer.limit_train_batches", "0.5")
     assert number.events == share.events == [0, 1, *(e for n in range(5) for e in (f"end {n}", 0, 1)), "val", "end 5"]
@@ -147,7 +147,7 @@ OPTIONS = {
 
 
 @pytest.mark.parametrize("options", thinned(OPTIONS.values(), 2), ids=OPTIONS)
-def test_a_run_that_is_cut_at_or_in_an_epoch_goes_on_as_if_uncut(run, options):
+def test_a_run_that_is_cut_at_or_in_an_epoch_resumes_as_if_uninterrupted(run, options):
     uncut = recorded(run, *TWELVE, *options, "--experiment", "uncut")
     for n in (5, 7):
         name = f"after-{n}"
@@ -165,7 +165,7 @@ def test_a_run_that_is_cut_at_or_in_an_epoch_goes_on_as_if_uncut(run, options):
 
 
 @pytest.mark.parametrize("steps", thinned([3, 5, 7], 1))
-def test_checkpoints_of_runs_with_one_endless_epoch_go_on_in_the_epoch_that_they_are_in(run, steps):
+def test_checkpoints_of_runs_with_one_endless_epoch_continue_in_the_epoch_that_they_are_in(run, steps):
     uncut = recorded(run, *TWELVE)
     run("--time_budget.limit", f"{steps} steps", "--experiment", "old")
     path = Path("runs/old/version_0/checkpoints/last.ckpt")
@@ -249,21 +249,21 @@ WITH = {
 
 
 @pytest.mark.parametrize(("callback", "options", "instead"), [(name, *case) for name, case in WITH.items()])
-def test_callbacks_that_lack_what_they_need_are_rejected(refused, callback, options, instead):
-    line = refused(f"--trainer.callbacks+={callback}", *options)
+def test_callbacks_that_lack_a_requirement_are_rejected(rejected, callback, options, instead):
+    line = rejected(f"--trainer.callbacks+={callback}", *options)
     assert line.startswith("bytelm: error: trainer.callbacks: ")
     assert instead in line
     assert not Path("runs").exists()
 
 
-def test_statistics_of_a_cpu_without_their_package_are_rejected(refused, monkeypatch):
+def test_statistics_of_a_cpu_without_their_package_are_rejected(rejected, monkeypatch):
     monkeypatch.setattr(epoch_options, "find_spec", lambda name: None)
-    assert "pip install psutil" in refused("--trainer.callbacks+=DeviceStatsMonitor")
+    assert "pip install psutil" in rejected("--trainer.callbacks+=DeviceStatsMonitor")
 
 
 @pytest.mark.parametrize(("callback", "instead"), CALLBACKS.items())
-def test_callbacks_that_cannot_work_are_rejected_before_the_run_has_a_folder(refused, callback, instead):
-    line = refused(f"--trainer.callbacks+={callback}")
+def test_callbacks_that_cannot_work_are_rejected_before_the_run_has_a_folder(rejected, callback, instead):
+    line = rejected(f"--trainer.callbacks+={callback}")
     name = callback.removeprefix("{class_path: ").partition(",")[0]
     assert "trainer.callbacks" in line
     assert name in line
@@ -288,8 +288,8 @@ OPTIONS = {
 
 
 @pytest.mark.parametrize(("option", "parts"), thinned(OPTIONS.items(), 6, several=True))
-def test_counts_that_leave_nothing_are_rejected_before_the_run_has_a_folder(refused, option, parts):
-    line = refused(*f"--trainer.{option}".split())
+def test_counts_that_leave_nothing_are_rejected_before_the_run_has_a_folder(rejected, option, parts):
+    line = rejected(*f"--trainer.{option}".split())
     for part in parts:
         assert part in line
     assert not Path("runs").exists()
@@ -306,8 +306,8 @@ def test_counts_that_leave_nothing_are_rejected_before_the_run_has_a_folder(refu
         ),
     ],
 )
-def test_checkpoints_that_wait_for_validations_which_never_come_are_rejected(refused, options, key):
-    line = refused(*options)
+def test_checkpoints_that_wait_for_validations_which_never_come_are_rejected(rejected, options, key):
+    line = rejected(*options)
     assert key in line
     assert "trainer.check_val_every_n_epoch" in line
     assert not Path("runs").exists()

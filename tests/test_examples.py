@@ -1,4 +1,4 @@
-"""The examples of docs/examples: each trains, goes on to the bit, writes text, and runs under two ranks."""
+"""The examples of docs/examples: each trains, resumes exactly, generates text, and runs under two ranks."""
 
 import json
 import runpy
@@ -39,7 +39,7 @@ def weights(experiment):
 
 
 @pytest.mark.parametrize("name", OPTIONS)
-def test_an_example_is_short_trains_goes_on_to_the_bit_and_writes(examples, run, name, capsys):
+def test_an_example_is_short_trains_resumes_exactly_and_writes(examples, run, name, capsys):
     assert len((FOLDER / f"{name}.py").read_text().splitlines()) < 60
     options = (*OPTIONS[name], "--model.optimizer", "MuonAdamW", "--trainer.gradient_clip_val", "1.0")
     run("--experiment", "whole", "--time_budget.limit", "8 steps", *options)

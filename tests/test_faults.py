@@ -1,12 +1,12 @@
-"""What goes wrong in a run's life, done to real processes: kills, signals, divergence, full disks, too little memory.
+"""Faults of real processes: kills, signals, divergence, full disks, too little memory.
 
-Proved here:
+Tested here:
 
-- a run that SIGKILL ends at any moment goes on as if it had not been ended (scripts/inject_faults.py does the killing);
-- SIGTERM and SIGINT end a run within seconds, with a checkpoint of its last step, in whatever phase they come;
-- a loss that becomes NaN or infinite ends the run by the step's number and keeps the last good weights, or takes the
-  run back to them;
-- a disk that fills up or memory that does not suffice ends the run with one line, and harms no earlier checkpoint.
+- a run that SIGKILL ends at any moment resumes as if it had not been ended (scripts/inject_faults.py kills the runs);
+- SIGTERM and SIGINT end a run within seconds, with a checkpoint of its last step, in any phase;
+- a loss that becomes NaN or infinite ends the run with the step's number and keeps the last good weights, or restores
+  them;
+- a full disk or too little memory ends the run with one line and damages no earlier checkpoint.
 """
 
 import json
@@ -46,7 +46,7 @@ def record(folder="runs/tiny/version_0"):
 
 
 def error_line(stderr):
-    """The one line in which a run says why it ended."""
+    """The line that states why a run ended."""
     assert "Traceback" not in stderr, stderr
     (line,) = [line for line in stderr.splitlines() if "bytelm: error: " in line]
     return line.partition("bytelm: error: ")[2]
@@ -63,7 +63,7 @@ def assert_whole(path=LAST):
 # SIGKILL
 
 
-def test_a_run_killed_at_any_moment_goes_on_as_if_it_had_not_been(tmp_path):
+def test_a_run_killed_at_any_moment_resumes_as_if_it_had_not_been(tmp_path):
     kills, problems = inject(tmp_path, kills=4, seed=0)
     assert problems == []
     assert len(kills) == 4
@@ -165,7 +165,7 @@ def test_a_signal_ends_a_run_with_all_that_it_has_done(hook, n, signum, interrup
     step = assert_whole()
     line = error_line(stderr)
     assert line == (
-        f"interrupted by {signum.name} after step {step}, which is in {LAST}; --ckpt_path last goes on from there"
+        f"interrupted by {signum.name} after step {step}, which is in {LAST}; --ckpt_path last resumes from there"
     )
     assert record()["status"] == "interrupted"
     assert record()["reason"] == line
@@ -224,12 +224,12 @@ def test_a_signal_while_python_starts_ends_it(signum, accepted, folder):
 
 
 class Spoil(Callback):
-    """Makes the training loss of some steps, or the weights after a step, something else than they are.
+    """Replaces the training loss of some steps, or the weights after a step.
 
     Args:
         first: Step, counted from 1.
         last: Step.
-        value: What the loss, or a weight, becomes.
+        value: The new value of the loss, or of a weight.
         of: `loss`, or `weights` after the first step.
         batch: Which of the batches that are accumulated into a step.
     """
@@ -343,7 +343,7 @@ REWIND = ("--divergence.on_divergence", "rewind", "--divergence.max_rewinds", "2
 
 
 @pytest.mark.parametrize("accumulate", ["1", "2"])
-def test_a_rewind_goes_on_from_the_last_good_weights_at_half_the_rate(accumulate, folder, capsys):
+def test_a_rewind_resumes_from_the_last_good_weights_at_half_the_rate(accumulate, folder, capsys):
     options = ("--time_budget.limit", "12 steps", "--last_checkpoint.every", "2 steps", *REWIND)
     spoil = callback("Spoil", first=6, last=6)
     main(["fit", "--config", "tiny.yaml", *options, "--trainer.accumulate_grad_batches", accumulate, spoil])
@@ -371,7 +371,7 @@ def test_a_loss_that_stays_bad_ends_the_run_after_so_many_rewinds(folder, capsys
     assert rates()[7] == pytest.approx(3e-3 / 4)
 
 
-def test_a_run_that_was_rewound_and_cut_goes_on_at_the_lower_rate(folder):
+def test_a_run_that_was_rewound_and_cut_continues_at_the_lower_rate(folder):
     options = ("--config", "tiny.yaml", "--last_checkpoint.every", "2 steps", *REWIND)
     main(["fit", *options, "--time_budget.limit", "8 steps", callback("Spoil", first=6, last=6)])
     main(["fit", *options, "--time_budget.limit", "12 steps", "--ckpt_path", "last"])
@@ -382,7 +382,7 @@ def test_a_run_that_was_rewound_and_cut_goes_on_at_the_lower_rate(folder):
 
 
 class Full(Callback):
-    """Fills the disk up at a step: files can grow no more, or a file of the size of what is free lies in the way.
+    """Fills the disk at a step: files cannot grow, or a file takes all free space.
 
     Args:
         step: After which no more is written.
@@ -407,7 +407,7 @@ class Full(Callback):
 
 @pytest.fixture
 def ended(folder):
-    """Runs a process of its own to its end; returns exit status and the line that says why."""
+    """Runs a process to its end; returns the exit status and the line with the reason."""
 
     def ended(*options, before=None):
         status = wait(start(folder, "fit", "--config", "tiny.yaml", *options, before=before))
@@ -418,7 +418,7 @@ def ended(folder):
 
 @pytest.fixture
 def small_disk(folder):
-    """Mounts a disk of so many bytes as runs/."""
+    """Mounts a disk of this size as runs/."""
     runs = folder / "runs"
     runs.mkdir()
 
@@ -476,7 +476,7 @@ def test_a_disk_that_fills_up_ends_the_run_and_keeps_the_checkpoint_before(every
 
 
 def limit_memory(extra):
-    """Lets this process take so many bytes more than it has."""
+    """Limits the further memory of this process to this number of bytes."""
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     limit = pages * os.sysconf("SC_PAGE_SIZE") + extra
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
@@ -491,7 +491,7 @@ def limit_memory(extra):
     ],
     ids=["batch beyond all memory", "step beyond the limit", "network beyond all memory"],
 )
-def test_too_little_memory_is_told_with_what_to_lower(options, before, ended):
+def test_too_little_memory_is_reported_with_the_option_to_lower(options, before, ended):
     status, line = ended(*options, before=before)
     assert status == 6
     assert line.startswith("out of memory; lower data.batch_size")

@@ -37,7 +37,7 @@ GPT2_124M = {
 
 
 def tiny(**options):
-    """A small network whose weights are large enough for every token to matter."""
+    """A small network with weights so large that every token has an effect."""
     torch.manual_seed(0)
     sizes = {"d_model": 16, "n_heads": 2, "n_layers": 2, "vocab_size": 32, "max_seq_len": 12}
     return GPT(**{**sizes, "init": functools.partial(Normal, std=0.3), **options})

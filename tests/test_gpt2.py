@@ -179,6 +179,15 @@ def test_a_small_config_is_a_row_of_the_table_and_has_a_network(config):
     assert len(network(config).blocks) == 4
 
 
+def test_every_change_has_a_small_config_and_a_score():
+    names = [re.search(r'The row "(.*)" of', path.read_text()) for path in SIBLINGS]
+    table = DOCS.partition("| change | mean |")[2].partition("\n\n")[0]
+    rows = re.findall(r"^\| ([^|*]+) \| \d\.\d{3} \|", table, re.MULTILINE)
+    changes = sorted(set(CHANGES) - {"float32"})  # the precision of all small configs but FP8's
+    assert sorted(name[1] for name in names if name) == changes
+    assert sorted(rows) == changes
+
+
 # The schedules
 
 
@@ -188,7 +197,7 @@ def schedule(*options):
 
 
 def multipliers(*options):
-    """What the rates are multiplied with at each of the run's steps."""
+    """The multiplier of the rates at each of the run's steps."""
     multiplier = schedule(*options).multiplier
     return [
         multiplier(Progress(it / STEPS, {"steps": it, "seconds": 0, "tokens": 0}, {"steps": 1}, {"steps": STEPS}))

@@ -29,14 +29,14 @@ def weights(cli):
 
 
 @pytest.mark.parametrize("optimizer", ["AdamW", "Adam"])
-def test_optimizers_without_sparse_gradients_are_rejected(refused, optimizer):
-    line = refused(*hashed(), "--model.optimizer", optimizer)
+def test_optimizers_without_sparse_gradients_are_rejected(rejected, optimizer):
+    line = rejected(*hashed(), "--model.optimizer", optimizer)
     assert f"model.gpt.embedding.sparse: True cannot be used; {optimizer} does not support sparse gradients" in line
     assert "accepted: false, or the optimizer MuonAdamW" in line
 
 
-def test_orders_are_named_in_the_line(refused):
-    assert "orders: [1, 2] cannot be used" in refused(*hashed(orders=[1, 2]), *MUON)
+def test_orders_are_named_in_the_line(rejected):
+    assert "orders: [1, 2] cannot be used" in rejected(*hashed(orders=[1, 2]), *MUON)
 
 
 def test_any_optimizer_trains_on_dense_gradients(run):
@@ -64,5 +64,5 @@ def test_resuming_is_bit_identical(run):
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
-def test_fsdp_rejects_sparse_gradients(refused):
-    assert "accepted: false, with fsdp" in refused(*hashed(), *MUON, "--trainer.strategy", "fsdp")
+def test_fsdp_rejects_sparse_gradients(rejected):
+    assert "accepted: false, with fsdp" in rejected(*hashed(), *MUON, "--trainer.strategy", "fsdp")

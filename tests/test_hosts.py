@@ -1,4 +1,4 @@
-"""Runs on several hosts: what they wait for is said, and a run that cannot find the others is rejected."""
+"""Runs on several hosts: the message while they wait, and the rejection of a run that cannot find the others."""
 
 import pytest
 
@@ -9,8 +9,8 @@ def _no_address(monkeypatch):
         monkeypatch.delenv(name, raising=False)
 
 
-def test_several_hosts_without_an_address_are_rejected(refused):
-    line = refused("--trainer.num_nodes=2")
+def test_several_hosts_without_an_address_are_rejected(rejected):
+    line = rejected("--trainer.num_nodes=2")
     assert line.startswith(
         "bytelm: error: trainer.num_nodes: 2 cannot be used; MASTER_ADDR and MASTER_PORT are not set"
     )

@@ -139,7 +139,7 @@ def test_a_network_is_loaded_without_lightning_or_the_compiler(module, loaded_of
 
 
 @pytest.mark.parametrize("module", WITHOUT_TORCH)
-def test_what_reads_records_and_lists_commands_loads_no_torch(module, loaded_without_torch):
+def test_reading_records_and_listing_commands_loads_no_torch(module, loaded_without_torch):
     modules = loaded_without_torch[module]
     assert module in modules
     assert [name for name in (*HEAVY, "torch", "numpy") if name in modules] == []

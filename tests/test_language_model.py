@@ -1,4 +1,4 @@
-"""LanguageModel under Lightning's loop: scores, clipping, compilation, and what is refused before a run starts."""
+"""LanguageModel under Lightning's loop: scores, clipping, compilation, and rejections before a run starts."""
 
 import copy
 import functools
@@ -264,7 +264,7 @@ def data_of(**sizes):
     return SimpleNamespace(**{"vocab_size": 32, "seq_len": 8, "token_bytes": None, **sizes})
 
 
-def test_check_accepts_what_fits_exactly():
+def test_check_accepts_exact_matches():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         tiny().check(data_of())
@@ -274,7 +274,7 @@ def test_check_accepts_what_fits_exactly():
     ("sizes", "message"),
     [({"seq_len": 9}, r"seq_len: 9 .*max_seq_len.* 8"), ({"vocab_size": 33}, r"vocab_size: 32 .*33")],
 )
-def test_check_refuses_data_that_does_not_fit_the_network(sizes, message):
+def test_check_rejects_data_that_does_not_fit_the_network(sizes, message):
     with pytest.raises(ConfigError, match=message):
         tiny().check(data_of(**sizes))
 
@@ -290,6 +290,6 @@ def test_check_refuses_data_that_does_not_fit_the_network(sizes, message):
         (functools.partial(Lion, lr=-1.0), "its options"),
     ],
 )
-def test_check_refuses_impossible_optimizer_options(optimizer, message):
+def test_check_rejects_impossible_optimizer_options(optimizer, message):
     with pytest.raises(ConfigError, match=f"optimizer: .*{message}"):
         tiny(optimizer=optimizer).check(data_of())

@@ -1,4 +1,4 @@
-"""docs/lightning.md has a row for all that Lightning offers; the cells that are cheap do what their rows say."""
+"""docs/lightning.md has a row for each feature of Lightning; the cheap cells behave as their rows state."""
 
 import inspect
 import sys
@@ -26,12 +26,12 @@ OWN_GROUPS = {"callbacks", "logger", "profiler", "strategy", "plugins", "precisi
 
 
 def names(module) -> set[str]:
-    """What the cells of a module are about."""
+    """The subjects of the cells of a module."""
     return {cell.name for cell in module.CELLS}
 
 
 def classes(package) -> set[str]:
-    """What a package exports."""
+    """The names that a package exports."""
     exported = getattr(package, "__all__", [name for name in dir(package) if not name.startswith("_")])
     return {name for name in exported if inspect.isclass(getattr(package, name))}
 
@@ -94,13 +94,13 @@ def bench(tmp_path_factory):
 
 
 @pytest.mark.parametrize("cell", thinned(IN_CI, 8))
-def test_a_cell_does_what_its_row_says(bench, cell):
+def test_a_cell_behaves_as_its_row_states(bench, cell):
     result = bench.run(cell)
     assert document.row(cell, result) in document.table_of(PAGE).splitlines(), result
 
 
 def judged(folder, look=lambda run: (1, 1), status=0, err="", **details) -> Result:
-    """What is said of a run that ended so."""
+    """The result of a run that ended so."""
     cell = Cell("", "", ("--trainer.devices", "0"), "", Check("", look), **details)
     return Bench(folder).judge(cell, Run(folder, status, "", err, None, None))
 
@@ -120,7 +120,7 @@ def test_a_rejection_is_one_line_that_names_the_option(folder):
     assert judged(folder, status=2, err=line).outcome == "fails"
 
 
-def test_tracebacks_other_statuses_and_runs_that_go_on_are_faults(folder):
+def test_tracebacks_other_statuses_and_runs_that_continue_are_faults(folder):
     assert judged(folder, status=1, err="Traceback (most recent call last):\nKeyError: 'RANK'").outcome == "traceback"
     assert judged(folder, status=3, err="bytelm: error: something").outcome == "fails"
     assert judged(folder, status=None).outcome == "hangs"

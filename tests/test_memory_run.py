@@ -81,15 +81,15 @@ def spy(method, before):
 
 
 @pytest.mark.parametrize("order", ["shuffled", "sequential"])
-def test_orders_that_leak_training_text_are_rejected(order, refused):
-    line = refused(*MEMORY, "--data.order", order)
+def test_orders_that_leak_training_text_are_rejected(order, rejected):
+    line = rejected(*MEMORY, "--data.order", order)
     assert f"data.order: {order!r} cannot" in line
     assert "NGramMemory" in line
     assert "folds" in line
 
 
-def test_invalid_options_of_the_memory_are_rejected(refused):
-    line = refused(*FOLDS, "--model.gpt.memory={class_path: NGramMemory, init_args: {orders: [4, 2]}}")
+def test_invalid_options_of_the_memory_are_rejected(rejected):
+    line = rejected(*FOLDS, "--model.gpt.memory={class_path: NGramMemory, init_args: {orders: [4, 2]}}")
     assert "orders: [4, 2]" in line
 
 

@@ -49,7 +49,7 @@ def converted(network):
     return [name for name, module in network.named_modules() if type(module).__name__ == "Float8Linear"]
 
 
-# What is converted
+# Converted layers
 
 
 def test_the_blocks_linear_layers_are_converted_and_nothing_else(torchao):
@@ -95,7 +95,7 @@ def test_conversion_happens_once(torchao):
     assert plugin.convert_module(fp8).gpt.blocks[0].attention.qkv is layer  # as for `validate` after `fit`
 
 
-# What is computed
+# Products
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -176,11 +176,11 @@ def test_resuming_and_scoring_with_or_without_it(torchao, run):
     assert run(*checkpoint, "--time_budget.limit=6 steps").trainer.global_step == 6
 
 
-# What is refused
+# Rejections
 
 
-def test_without_a_gpu_it_is_rejected(refused):
-    line = refused(*PLUGIN)
+def test_without_a_gpu_it_is_rejected(rejected):
+    line = rejected(*PLUGIN)
     assert line.startswith("bytelm: error: trainer.plugins: 'FP8' cannot be used; it needs a GPU")
     assert "there is none" in line
     assert not Path("runs").exists()
@@ -205,13 +205,13 @@ def test_sharded_models_are_rejected(torchao):
         FP8(emulate=True).check(FSDP())
 
 
-def test_fsdp_is_rejected_before_the_folder_exists(torchao, refused):
-    line = refused(*PLUGIN, "--trainer.plugins.emulate=true", "--trainer.strategy=fsdp")
+def test_fsdp_is_rejected_before_the_folder_exists(torchao, rejected):
+    line = rejected(*PLUGIN, "--trainer.plugins.emulate=true", "--trainer.strategy=fsdp")
     assert line == "bytelm: error: trainer.strategy: 'fsdp' cannot be used; accepted with FP8: auto, ddp"
     assert not Path("runs").exists()
 
 
-def test_feedforwards_with_their_own_products_are_rejected_before_the_folder_exists(torchao, refused):
-    line = refused(*PLUGIN, "--trainer.plugins.emulate=true", "--model.gpt.feedforward=FusedGELU")
+def test_feedforwards_with_their_own_products_are_rejected_before_the_folder_exists(torchao, rejected):
+    line = rejected(*PLUGIN, "--trainer.plugins.emulate=true", "--model.gpt.feedforward=FusedGELU")
     assert line.startswith("bytelm: error: model.gpt.feedforward: 'FusedGELU' cannot be used; accepted with FP8")
     assert not Path("runs").exists()

@@ -129,7 +129,7 @@ def test_a_command_describes_its_options(command, capsys):
 
 
 @pytest.mark.parametrize(("command", "missing"), [("experiments", "optuna"), ("serve", "uvicorn")])
-def test_a_command_names_what_is_not_installed(command, missing):
+def test_a_command_names_the_missing_package(command, missing):
     ended = python(WITHOUT.format(command=command, missing=missing))
     assert ended.returncode == 2
     (line,) = ended.stderr.splitlines()
@@ -170,7 +170,7 @@ def test_an_error_of_no_known_kind_keeps_its_traceback():
     assert ended.stderr.endswith("KeyError: 'x'\n")
 
 
-def test_only_rank_zero_reports_what_all_ranks_know(monkeypatch, capsys):
+def test_only_rank_zero_reports(monkeypatch, capsys):
     monkeypatch.setattr(program, "is_rank_zero", lambda: False)
     with pytest.raises(SystemExit) as ended, errors_in_one_line():
         raise Diverged("NaN")

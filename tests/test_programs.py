@@ -1,4 +1,4 @@
-"""Programs that a starter forks are what `subprocess` would have started."""
+"""Programs that a starter forks equal those that `subprocess` starts."""
 
 import json
 import os
@@ -36,7 +36,7 @@ print(json.dumps(told))
 
 
 @pytest.mark.parametrize("new_session", [False, True])
-def test_a_program_is_given_what_subprocess_gives(new_session, tmp_path):
+def test_a_program_is_started_as_by_subprocess(new_session, tmp_path):
     read, write = os.pipe()
     variables = {"PYTHONPATH": f"{tmp_path}:/nowhere", "LC_ALL": "C.UTF-8", "PATH": os.environ["PATH"]}
     options = {"cwd": tmp_path, "env": variables, "pass_fds": [read], "start_new_session": new_session}

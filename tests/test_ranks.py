@@ -1,10 +1,10 @@
-"""What two ranks do together, with real processes, clocks, signals and deaths (gloo on the CPU).
+"""Two ranks together, with real processes, clocks, signals and deaths (gloo on the CPU).
 
-Proved here, of ranks that Lightning starts and, where it differs, of ranks that torchrun starts:
+Tested here, with ranks that Lightning starts and, where it differs, with ranks that torchrun starts:
 
-- whatever a rank's clock shows and however slow it is, all take the same steps at the same learning rates, rank 0's
+- with any clock and any speed of a rank, all take the same steps at the same learning rates, rank 0's
   clock keeps the budget, and they agree on that without a collective in every step;
-- a signal to any of them ends all of them with a checkpoint, from which they go on to the bit-identical weights;
+- a signal to any of them ends all of them with a checkpoint, from which they resume to bit-identical weights;
 - when one dies, fails or hangs, the others end within a minute and say which one it was;
 - one rank's NaN ends all; two ranks' score is one's; the random states of each rank are kept.
 """
@@ -131,7 +131,7 @@ class Run:
         return self
 
     def alive(self):
-        """Processes of this run, also those in sessions of their own and those whose parent has ended."""
+        """Processes of this run, also those in other sessions and those whose parent has ended."""
         return list(programs.marked(self.mark))
 
     def kill(self):
@@ -252,7 +252,7 @@ def test_lightnings_broadcast_in_every_step_is_still_where_interruption_switches
 
 @pytest.fixture(scope="module")
 def uncut(tmp_path_factory):
-    """last.ckpt of a run of 40 steps that nothing has happened to."""
+    """last.ckpt of an undisturbed run of 40 steps."""
     folder = tmp_path_factory.mktemp("uncut")
     write_inputs(folder)
     run = Run(folder, "--time_budget.limit", "40 steps", *DROPOUT)
@@ -282,7 +282,7 @@ SENT = [
 
 
 @pytest.mark.parametrize(("launcher", "to", "signum"), SENT)
-def test_a_signal_to_any_rank_ends_all_and_they_go_on_as_if_uncut(start, uncut, launcher, to, signum):
+def test_a_signal_to_any_rank_ends_all_and_they_resume_as_if_uninterrupted(start, uncut, launcher, to, signum):
     options = ("--time_budget.limit", "40 steps", *DROPOUT)
     run = start(callback("Slow", seconds=[0.3, 0.3]), *options, launcher=launcher)
     run.wait_for_step(8)
@@ -352,7 +352,7 @@ def test_a_signal_ends_all_ranks_while_they_compile(start, launcher, to):
 
 @pytest.fixture
 def broken(start):
-    """Starts two ranks that train for ever, and does something to one of them after a few steps."""
+    """Starts two ranks of an endless run, and disturbs one of them after a few steps."""
 
     def broken(rank, signum, launcher):
         options = ("--time_budget.limit", "100000 steps", "--trainer.enable_progress_bar", "false")
@@ -520,7 +520,7 @@ SHARDED = "--trainer.strategy=fsdp"
 
 
 @pytest.mark.slow
-def test_sharded_ranks_learn_what_whole_ones_do(start):
+def test_sharded_ranks_learn_the_same_as_whole_ones(start):
     """Every weight in its own group of the optimizer, with its rate and its decay, though each rank has half of it."""
     options = ("--model.optimizer.weight_decay", "0.5", "--model.optimizer.lr", "0.01", *SAMPLED)
     whole = start("--experiment", "whole", *options).ended_well()
@@ -537,7 +537,7 @@ def test_sharded_ranks_learn_what_whole_ones_do(start):
 
 
 @pytest.mark.slow
-def test_sharded_ranks_that_are_cut_go_on_as_if_uncut(start):
+def test_sharded_ranks_that_are_cut_resume_as_if_uninterrupted(start):
     limit = ("--time_budget.limit", "30 steps")
     uncut = start("--experiment", "uncut", SHARDED, *DROPOUT, *limit).ended_well().checkpoint("uncut")
     run = start("--experiment", "cut", SHARDED, *DROPOUT, *limit, callback("Slow", seconds=[0.3, 0.3]))

@@ -16,6 +16,13 @@ def test_the_size_is_at_most_8_kb():
     assert len(README.encode()) <= 8_000
 
 
+def test_it_links_all_pages():
+    linked = set(re.findall(r"\]\((docs/[^)#]+)", README))
+    pages = [page.as_posix() for page in docs_pages.FILES if page.parts[0] == "docs"]
+    assert [page for page in pages if "autoresearch/" not in page and page not in linked] == []
+    assert "docs/autoresearch/README.md" in linked  # which links the others in its folder
+
+
 @pytest.mark.parametrize("example", EXAMPLES, ids=[example.file for example in EXAMPLES])
 def test_an_example_runs_and_is_short(run, example):
     assert len(example.code.strip().splitlines()) < 15

@@ -1,4 +1,4 @@
-"""Proves that schedules give the rates of their formulas, under every kind of budget, and set them in a run."""
+"""Schedules give the rates of their formulas, under every kind of budget, and set them in a run."""
 
 import math
 from collections.abc import Callable
@@ -197,8 +197,8 @@ def test_a_fall_until_a_step_begins_at_the_peak_under_a_time_limit_too(schedule)
 
 
 @pytest.mark.parametrize(("warmup", "decay"), [("30%", "80%"), ("0.1%", "100%"), ("100%", "0.1%")])
-def test_warmup_and_decay_beyond_the_whole_run_are_refused(warmup, decay):
-    with pytest.raises(ConfigError, match=f"^decay: '{decay}' cannot be used; .*{warmup}.* leaves of 100%"):
+def test_warmup_and_decay_beyond_the_whole_run_are_rejected(warmup, decay):
+    with pytest.raises(ConfigError, match=f"^decay: '{decay}' cannot be used; .*less the warmup .*{warmup}"):
         WarmupStableDecay(decay=duration(decay), warmup=duration(warmup))
 
 
@@ -256,7 +256,7 @@ def test_a_ramp_may_begin_later_and_units_may_differ(begin, over):
     assert values == pytest.approx([1.0, 1.0, 1.0, 2.0, 3.0, 3.0])
 
 
-def test_what_a_ramp_is_not_told_is_the_given_value():
+def test_a_ramp_defaults_to_the_given_value():
     assert [Ramp(end=0.0).value(4.0, at_step(it)) for it in (0, 2_500, 5_000)] == [4.0, 2.0, 0.0]
     assert [Ramp(start=0.0).value(4.0, at_step(it)) for it in (0, 2_500, 5_000)] == [0.0, 2.0, 4.0]
     with pytest.raises(ConfigError, match=r"^start: None .* for start, for end, or for both"):
@@ -318,7 +318,7 @@ def combined(progress: Progress, **points: dict[str, int]) -> list[tuple[float, 
     return [tuple(values.values()) for values in combinations(changes, progress)]
 
 
-def test_where_the_order_of_changes_is_known_the_warm_up_runs_what_the_run_comes_to():
+def test_the_warm_up_runs_only_combinations_that_occur():
     run = {"a": SIZES, "b": LENGTHS, "c": WINDOWS}
     reached = [(2, 8, 4), (2, 16, 4), (6, 16, 4), (6, 32, 4), (6, 32, 8)]
     assert combined(at_step(0, 100), **run) == reached
@@ -410,6 +410,6 @@ def test_the_initial_rate_of_a_resumed_group_is_kept():
     assert watch.initial == [2.0, 0.1]
 
 
-def test_a_schedule_without_a_budget_is_refused():
+def test_a_schedule_without_a_budget_is_rejected():
     with pytest.raises(ConfigError, match=r"^trainer\.callbacks: .*TimeBudget"):
         fit(TwoGroups(), Schedules({"lr": Constant()}))

@@ -110,8 +110,8 @@ def test_a_checkpoint_is_validated_and_tested(run, capsys):
     assert float(line.split()[1]) > 0
 
 
-def test_tokens_above_vocab_size_are_rejected(refused):
-    assert "vocab_size: 320 cannot be used; accepted: from 321" in refused("--data.vocab_size", "321")
+def test_tokens_above_vocab_size_are_rejected(rejected):
+    assert "vocab_size: 320 cannot be used; accepted: from 321" in rejected("--data.vocab_size", "321")
 
 
 @pytest.mark.parametrize(
@@ -126,19 +126,19 @@ def test_tokens_above_vocab_size_are_rejected(refused):
         (("--data.train", "tokens/cut.bin"), ["'tokens/cut.bin'", "it is cut short"]),
     ],
 )
-def test_invalid_shards_are_rejected_in_one_line(options, words, refused):
+def test_invalid_shards_are_rejected_in_one_line(options, words, rejected):
     np.ones(16, np.uint16).tofile("tokens/short.bin")
     Path("tokens/cut.bin").write_bytes(Path("tokens/text_val_1.bin").read_bytes()[:-100])
-    line = refused(*options, status=DataError.exit_status)
+    line = rejected(*options, status=DataError.exit_status)
     assert [word for word in words if word not in line] == []
     assert not Path("runs").exists()
 
 
-def test_resuming_with_other_shards_is_rejected(run, refused, capsys):
+def test_resuming_with_other_shards_is_rejected(run, rejected, capsys):
     run()
     capsys.readouterr()
     write_shard("tokens/text_train_2.bin", np.ones(2_000))
-    line = refused("--ckpt_path", "last", status=DataError.exit_status)
+    line = rejected("--ckpt_path", "last", status=DataError.exit_status)
     assert "data: 'tokens' cannot be used; it has changed since the checkpoint was written" in line
 
 

@@ -12,7 +12,7 @@ import pytest
         ("{class_path: FSDPStrategy, init_args: {cpu_offload: true}}", "FSDPStrategy"),
     ],
 )
-def test_lightnings_fsdp_is_rejected_in_favour_of_bytelms(given, name, refused):
-    line = refused("--trainer.strategy", given)
+def test_lightnings_fsdp_is_rejected_in_favour_of_bytelms(given, name, rejected):
+    line = rejected("--trainer.strategy", given)
     assert line.startswith(f"bytelm: error: trainer.strategy: {name!r} cannot be used; ")
     assert "accepted: fsdp" in line

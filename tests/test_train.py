@@ -29,7 +29,7 @@ def corpus():
     return Bytes("corpus.txt", batch_size=4, seq_len=32, eval_bytes=1024)
 
 
-def test_the_package_lists_what_it_offers():
+def test_the_package_lists_its_names():
     assert {"fit", "load", "Model"} <= set(dir(bytelm))
     assert bytelm.fit is fit
     with pytest.raises(AttributeError, match="no attribute 'train_all'"):
@@ -191,7 +191,7 @@ def test_a_test_of_one_batch_writes_nothing(folder):
         ([], {"model": gpt(), "data": Bytes("none.txt", seq_len=32)}, DataError, "path: 'none.txt'"),
     ],
 )
-def test_what_cannot_work_is_named(folder, arguments, options, kind, said):
+def test_invalid_settings_are_named(folder, arguments, options, kind, said):
     with pytest.raises(kind) as error:
         fit(*arguments, **options)
     assert str(error.value).startswith(said)

@@ -1,4 +1,4 @@
-"""Proves that durations are read and written as documented."""
+"""Durations are read and written as documented."""
 
 from fractions import Fraction
 
@@ -67,17 +67,17 @@ def test_every_accepted_form_is_read(text, value, unit):
         "9" * 400 + "s",
     ],
 )
-def test_what_is_refused_is_quoted_beside_what_is_accepted(text):
-    with pytest.raises(ValueError, match=r"accepted: a time .* steps .* tokens .* share") as refusal:
+def test_messages_quote_the_value_and_the_accepted_values(text):
+    with pytest.raises(ValueError, match=r"accepted: a time .* steps .* tokens .* share") as rejection:
         Duration.parse(text)
-    assert repr(text) in str(refusal.value)
+    assert repr(text) in str(rejection.value)
 
 
 @pytest.mark.parametrize("value", [None, 3, 0, 180.0, True, b"3m", ["3m"], {"value": 3, "unit": "steps"}, object()])
-def test_what_is_no_text_is_refused_in_the_same_way(value):
-    with pytest.raises(ValueError, match="accepted: ") as refusal:
+def test_bytes_that_are_no_text_are_rejected_in_the_same_way(value):
+    with pytest.raises(ValueError, match="accepted: ") as rejection:
         Duration.parse(value)
-    assert repr(value) in str(refusal.value)
+    assert repr(value) in str(rejection.value)
 
 
 NUMBER = r"([0-9]{1,4}(_[0-9]{1,3})?(\.[0-9]{1,9})?|\.[0-9]{1,9})"
@@ -87,7 +87,7 @@ NEARLY = st.from_regex(
 
 
 @given(st.text() | LOOKS_LIKE_A_DURATION | NEARLY)
-def test_any_text_is_read_or_refused_with_a_value_error(text):
+def test_any_text_is_read_or_rejected_with_a_value_error(text):
     try:
         duration = Duration.parse(text)
     except ValueError:
@@ -184,7 +184,7 @@ COUNTS = st.integers(0, 10**12)
     ],
 )
 @given(data=st.data())
-def test_what_is_written_is_read_back_as_the_same_duration(written, data):
+def test_written_durations_are_read_back(written, data):
     duration = Duration.parse(data.draw(written))
     again = Duration.parse(str(duration))
     assert again == duration

@@ -1,4 +1,4 @@
-"""The tiny experiment on token shards: they are made here, and nobody knows their tokenizer."""
+"""The tiny experiment on token shards: they are made here, without a known tokenizer."""
 
 from pathlib import Path
 

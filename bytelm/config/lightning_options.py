@@ -40,7 +40,7 @@ from bytelm.callbacks.time_budget import ENDS_A_RUN
 from bytelm.errors import ConfigError
 
 # Callbacks of Lightning's that would do less in a run than Lightning says.
-_UNTIL_RESUMED = "a run that is resumed would not know what it has {}"
+_UNTIL_RESUMED = "resuming does not restore which weights are {}"
 _TRIALS = "its trial steps are not those of a run under a budget"
 _NOT_ACCEPTED: dict[type, str] = {
     StochasticWeightAveraging: "it counts from trainer.max_epochs, and the time budget ends a run; accepted: "
@@ -140,7 +140,7 @@ def run_error_of(error: Exception, config: Mapping[str, Any], keys: Mapping[str,
     """Makes an error that names the option of an error that Lightning raises when a run begins.
 
     Args:
-        error: What `Trainer.fit`, `validate`, … have raised.
+        error: The error that `Trainer.fit`, `validate`, … have raised.
         config: The config, as plain values.
         keys: Classes of the top-level keys of a config.
 
@@ -242,7 +242,7 @@ def check_monitors(callbacks: Sequence[Callback], logged: Sequence[str]) -> None
 
     Args:
         callbacks: All of a trainer, in which those of bytelm and Lightning log nothing else.
-        logged: What the run logs for callbacks.
+        logged: Names of the values that the run logs for callbacks.
 
     Raises:
         ConfigError: One monitors something else.

@@ -8,7 +8,7 @@ _MARK = "Unable to serialize instance "  # jsonargparse writes this and str(valu
 
 
 def dumped(dump: Callable[[], str]) -> str:
-    """What jsonargparse writes, without its warnings about values that `written_out` replaces.
+    """The text that jsonargparse writes, without its warnings about values that `written_out` replaces.
 
     Args:
         dump: Calls jsonargparse.

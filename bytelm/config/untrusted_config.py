@@ -32,6 +32,7 @@ OWN_OPTIONS = {
         *("deterministic", "val_check_interval", "log_every_n_steps"),
     ),
 }
+DEFAULTS = ("val_check_interval",)  # own options of the trainer whose default is the baseline's value
 # These must have the baseline's values: they determine the text and the device of a score.
 FIXED_OPTIONS = {"data": ("class_path", "seq_len", "train_fraction", "eval_bytes"), "trainer": ("accelerator",)}
 
@@ -92,7 +93,7 @@ def check_resolved(resolved: Mapping[str, Any], baseline: Mapping[str, Any]) -> 
     given, wanted = _shared(resolved), _shared(baseline)
     for key in {**wanted, **given}:
         if given.get(key) != wanted.get(key):
-            accepted = f"accepted: {wanted.get(key)!r}, as in the baseline, so that all scores mean the same"
+            accepted = f"accepted: {wanted.get(key)!r}, as in the baseline, for comparable scores"
             raise ConfigError(key, given.get(key), accepted)
 
 
@@ -101,7 +102,7 @@ def check_limit(resolved: Mapping[str, Any], most: float, baseline: Mapping[str,
 
     Args:
         resolved: The resolved config.
-        most: Seconds that the run may take.
+        most: Seconds that training may take.
         baseline: The baseline's resolved config.
 
     Raises:
@@ -111,19 +112,20 @@ def check_limit(resolved: Mapping[str, Any], most: float, baseline: Mapping[str,
     limits, equal = limits_of(limit), limits_of(baseline["time_budget"]["limit"])
     for unit, value in equal.items():  # steps are no amount of training: each run chooses its batch size
         if unit != "steps" and limits.get(unit, math.inf) > value:
-            accepted = f"accepted: up to {Duration(value, unit)}, the baseline's, so that it is a match"
+            accepted = f"accepted: up to {Duration(value, unit)}, the baseline's limit"
             raise ConfigError("time_budget.limit", limit, accepted)
     seconds = limits.get("seconds")
     if seconds is not None and seconds > most:
-        raise ConfigError("time_budget.limit", limit, f"accepted: up to {most:g}s, all that a run may take here")
+        raise ConfigError("time_budget.limit", limit, f"accepted: up to {most:g}s, the time of a run here")
 
 
 def shared_config(baseline: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the part of the baseline's resolved config that all runs share, as a config to apply before theirs."""
+    """Returns the part of the baseline's resolved config that applies to all runs, as a config before theirs."""
     rest = {key: value for key, value in baseline.items() if key not in OWN_KEYS}
     data = baseline["data"]
     rest["data"] = {**data, "init_args": _without(data.get("init_args") or {}, OWN_OPTIONS["data"])}
-    rest["trainer"] = _without(baseline["trainer"], OWN_OPTIONS["trainer"])
+    own = tuple(option for option in OWN_OPTIONS["trainer"] if option not in DEFAULTS)
+    rest["trainer"] = _without(baseline["trainer"], own)
     return rest
 
 

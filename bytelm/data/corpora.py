@@ -192,7 +192,7 @@ def _what_it_is(path: Path) -> str:
         return "it is a folder without files, or with hidden ones alone"
     if path.exists():
         return "it is neither a file nor a folder"
-    return "it is a link to what is not there" if path.is_symlink() else "it is not there"
+    return "it is a broken link" if path.is_symlink() else "it is not there"
 
 
 def _mapped(file: BinaryIO) -> Tensor:

@@ -210,7 +210,7 @@ class PackedEval:
         tokenizer: The job's tokenizer.
         rank: This rank.
         world_size: Number of ranks.
-        ahead: Whether another process packs the rows, up to the job's maximum, while this one goes on.
+        ahead: Whether another process packs the rows, up to the job's maximum, while this one trains.
     """
 
     def __init__(

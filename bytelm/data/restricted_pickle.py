@@ -28,7 +28,7 @@ def read_pickle(
     Args:
         path: The file.
         largest: Its largest size, in bytes.
-        content: What it may hold, for messages.
+        content: The accepted content, for messages.
         opcodes: Names of the instructions that it may have.
         unpickler: Finds the classes that it names, if the instructions allow it to name any.
 

@@ -252,7 +252,7 @@ class TokenizerFile(Tokenizer):
         try:
             self._tokenizer = tokenizers.Tokenizer.from_str(content)
         except Exception as error:  # the only kind that tokenizers raises
-            raise DataError(KEY, str(path), f"{file} is not what tokenizers reads: {error}") from error
+            raise DataError(KEY, str(path), f"tokenizers cannot read {file}: {error}") from error
         self._content = content
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()

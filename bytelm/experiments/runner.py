@@ -1,7 +1,7 @@
 """`python -m bytelm experiments`: runs a list of configs, a grid or a search, one after another, under common limits.
 
-The study's queue (study.py) says what is to be run, the runs' folders say what was done. So the same command continues
-after it was cut, and several workers, on as many machines or GPUs, are the same command given as many times.
+The study's queue (study.py) lists the tasks, the runs' folders have the results. The same command therefore continues
+an interrupted study, and several workers, on several machines or GPUs, are the same command, started several times.
 """
 
 import shlex

@@ -173,7 +173,7 @@ def load_tasks(names: str, manager: TaskManager) -> list[Task | Group]:
         if not matching:
             close = get_close_matches(given, manager.all_tasks, n=1)
             hint = f"did you mean {close[0]}? " if close else ""
-            raise ConfigError("tasks", given, f"{hint}accepted: what `lm-eval ls tasks` lists, or is in include_path")
+            raise ConfigError("tasks", given, f"{hint}accepted: those of `lm-eval ls tasks`, or of include_path")
         for name in matching:
             try:
                 loaded = manager.load(name)
@@ -267,7 +267,7 @@ def main(args: list[str]) -> None:
     """Runs the command.
 
     Args:
-        args: What follows `python -m bytelm evaluate`.
+        args: Arguments after `python -m bytelm evaluate`.
     """
     parser = CommandParser(
         "evaluate", description="Scores a checkpoint on tasks of EleutherAI's lm-evaluation-harness."

@@ -270,7 +270,7 @@ class _Decoder:
         return self._decoder.decode(self._tokenizer.decode_bytes([token]))
 
     def rest(self) -> str:
-        """What stands for bytes that are left and are no character."""
+        """The replacement of remaining bytes that form no character."""
         return self._decoder.decode(b"", final=True)
 
 
@@ -364,7 +364,7 @@ def main(args: list[str]) -> None:
     """Runs the command.
 
     Args:
-        args: What follows `python -m bytelm generate`.
+        args: Arguments after `python -m bytelm generate`.
     """
     parser = CommandParser("generate", description="Generates text with the network of a checkpoint.")
     add_arguments(parser)

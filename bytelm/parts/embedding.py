@@ -125,7 +125,7 @@ class HashedNGrams(TokenEmbedding):
     ) -> None:
         super().__init__(vocab_size, d_model)
         if not orders or min(orders) < 2 or len(set(orders)) < len(orders):
-            raise ConfigError("orders", list(orders), "accepted: whole numbers from 2 on, none twice, at least one")
+            raise ConfigError("orders", list(orders), "accepted: one or more distinct integers, each at least 2")
         self.sparse_tables = sparse
         self.orders = sorted(orders)
         self.buckets = buckets

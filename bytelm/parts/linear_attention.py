@@ -104,7 +104,7 @@ class LinearAttention(contract.Attention):
             cache: The state before these tokens; None: a new row.
 
         Returns:
-            What the queries read, (B, n_heads, T, value_dim).
+            The values that the queries read, (B, n_heads, T, value_dim).
         """
 
     def project(self, x: Tensor, cache: StateCache | None) -> Tensor:

@@ -1,4 +1,4 @@
-"""Memories: what a network is told, beside its weights, about what followed its context elsewhere.
+"""Memories: counts of the tokens that followed a context elsewhere in the text, used beside the weights.
 
 A memory recalls evidence for each position from the tokens alone; the evidence is added to the embeddings, and mixed
 into the logits. It learns by counting, in seconds, what weights would take many steps to learn.
@@ -21,7 +21,7 @@ from bytelm.system.memory import release_memory
 
 @dataclass
 class Evidence:
-    """What a memory recalls for each position.
+    """The content of a memory for each position.
 
     Attributes:
         log_probs: Predictions of the next token, in nats, from the least to the most specific, (B, T, L, n_symbols).
@@ -101,7 +101,7 @@ class NGramMemory(Memory):
     ) -> None:
         super().__init__()
         if vocab_size > 256:
-            raise ConfigError("vocab_size", vocab_size, "accepted by NGramMemory: up to 256, as it is for bytes")
+            raise ConfigError("vocab_size", vocab_size, "accepted by NGramMemory: up to 256, as for bytes")
         for name, values in (("orders", orders), ("words", words), ("cache", cache)):
             if list(values) != sorted(set(values)) or (name == "orders" and not values):
                 raise ConfigError(name, values, "accepted: numbers in ascending order, each once, such as [2, 3, 4]")
@@ -123,7 +123,7 @@ class NGramMemory(Memory):
     def check(self, run: Run) -> None:
         name = type(self).__name__
         if run.data_order != "folds":
-            accepted = f"accepted with {name}: folds, so that it does not recall what it trains on"
+            accepted = f"accepted with {name}: folds; in other orders it recalls the row that it trains on"
             raise ConfigError("data.order", run.data_order, accepted)
         if run.strategy == "fsdp":
             raise ConfigError("trainer.strategy", "fsdp", f"accepted with {name}: auto, ddp")
@@ -236,7 +236,7 @@ class NGramMemory(Memory):
         return logits + mixed @ nn.functional.one_hot(self.symbols, self.n_symbols).to(mixed.dtype).t()
 
     def _followers(self, tokens: Tensor, start: int = 0) -> Iterator["_Sparse | _Dense"]:
-        """What followed the contexts of each position from `start` on: in the text, and then in the row so far."""
+        """The tokens that followed the contexts of each position from `start`: in the text, then in the row so far."""
         n = tokens[:, start:].numel()
         if self._tables is None:
             self.hold_out(None)

@@ -182,7 +182,7 @@ def _by_range(text: Tensor, folds: Tensor, kind: ContextKind) -> Iterator[Tensor
 
 
 class _Range:
-    """What is known of a range of contexts.
+    """The entries of a range of contexts.
 
     Attributes:
         entry: Of each fold, the entries that it has, int32.

@@ -23,10 +23,10 @@ from bytelm.system.files import replacing
 
 CONFIG = "config"  # key of the run's config
 NEEDED = ("callbacks", "loops", "lr_schedulers", "global_step", "epoch", "optimizer_states")  # of a resumed run
-# The sections that define what is trained; a run can resume with another budget and on other devices.
+# The sections that define the training; a run can resume with another budget and on other devices.
 COMPARED = ("data", "lr_schedule", "schedules", "model")
 TRAINED = "current_model_state"  # WeightAveraging's key for the trained weights, where `state_dict` has the average
-# Of a run that goes on these are compared, too: they change what is trained, or in which order.
+# These are compared too when a run is resumed: they change the training or the order of batches.
 RESUMED = (
     "seed_everything",
     *(f"trainer.{key}" for key in ("precision", "plugins", "strategy", "devices", "num_nodes")),
@@ -316,7 +316,7 @@ def other_version(checkpoint: Mapping[str, Any]) -> str:
 
 
 def differences(saved: Mapping[str, Any], config: Mapping[str, Any], compared: tuple[str, ...] = COMPARED) -> list[str]:
-    """Keys of two configs that differ in what is trained, each as `key: a in the checkpoint, b now`.
+    """Keys in which the training of two configs differs, each as `key: a in the checkpoint, b now`.
 
     Args:
         saved: The config in a checkpoint.

@@ -129,7 +129,7 @@ def main(args: list[str]) -> None:
     """Runs the command.
 
     Args:
-        args: What follows `python -m bytelm ledger`.
+        args: Arguments after `python -m bytelm ledger`.
     """
     description = f"Writes the ledger of all runs, from their folders. {RANKED}"
     parser = CommandParser("ledger", description=description)

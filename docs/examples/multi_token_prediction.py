@@ -2,7 +2,7 @@
 
     python -m bytelm fit --config my.yaml --model.loss multi_token_prediction.MultiTokenPrediction
 
-Gloeckle et al. 2024, arXiv:2404.19737: further predictions share the head; here each has a matrix of its own between
+Gloeckle et al. 2024, arXiv:2404.19737: further predictions share the head; here each has its own matrix between
 the hidden states and the head, which belongs to the loss and is not part of the network that is used later.
 """
 

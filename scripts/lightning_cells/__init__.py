@@ -1,4 +1,4 @@
-"""What people write who use Lightning's options, callbacks, loggers, profilers, strategies and plugins, cell by cell.
+"""Cells: uses of Lightning's options, callbacks, loggers, profilers, strategies and plugins, one use a cell.
 
 scripts/lightning_table.py runs the cells and writes docs/lightning.md's table.
 """

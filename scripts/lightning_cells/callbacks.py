@@ -40,7 +40,7 @@ def logs(tag: str) -> Check:
 
 
 def has_bar(*words: str) -> Check:
-    """A progress bar in place of bytelm's, and what it prints."""
+    """A progress bar in place of bytelm's, and its output."""
     return Check("its bar, and no BudgetBar", lambda run: (
         ([word for word in words if word in run.out + run.err], "BudgetBar" in run.seen["callbacks"]),
         ([*words], False)))  # fmt: skip
@@ -101,7 +101,7 @@ CELLS = (
     callback("EMAWeightAveraging", {"decay": "0.5"}, "a moving average of the weights", is_scored),
     callback("ModelPruning", {"pruning_fn": "l1_unstructured", "amount": "0.5"}, "sets half of the weights to 0",
              never),
-    callback("BaseFinetuning", {}, "freezes modules, in a class of your own", never, cls=MINE + "Freeze"),
+    callback("BaseFinetuning", {}, "freezes modules, in your own class", never, cls=MINE + "Freeze"),
     callback("BackboneFinetuning", {}, "freezes pl_module.backbone", never),
     callback("LearningRateFinder", {}, "finds a learning rate before training", never),
     callback("BatchSizeFinder", {}, "finds a batch size before training", never),

@@ -1,4 +1,4 @@
-"""Cell: something that a Lightning user writes, and how to see that it does what Lightning documents."""
+"""Cell: one use of a feature of Lightning, and a check that it behaves as Lightning documents."""
 
 import json
 import re
@@ -11,11 +11,11 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Check:
-    """How to see that a run did what Lightning documents.
+    """A check that a run behaved as Lightning documents.
 
     Attributes:
-        text: What is looked at, in a few words, for the table.
-        look: Tells what was observed in a run, and what must be.
+        text: The observed effect, in a few words, for the table.
+        look: Returns the observed and the expected values of a run.
     """
 
     text: str
@@ -24,19 +24,19 @@ class Check:
 
 @dataclass(frozen=True)
 class Cell:
-    """Something that a Lightning user writes.
+    """One use of a feature of Lightning.
 
     Attributes:
         group: Heading of its table.
-        name: What it is about: an option of the Trainer, a class or a registered name; completeness is tested by it.
-        options: What it is about, on the command line.
-        more: Further options, which a run without the cell's has too.
-        documented: What Lightning documents, in a few words.
-        check: How to see that it works; of what cannot work here, `never`.
+        name: Its subject: an option of the Trainer, a class or a registered name; a test checks that all have a cell.
+        options: The options that it tests, on the command line.
+        more: Further options, which the run for comparison has too.
+        documented: The documented behaviour, in a few words.
+        check: The check of its effect; `never`, if it is to be rejected.
         command: Subcommand; others than fit run on a trained model.
         status: Exit status of a run that works.
         needs: A package without which it cannot work.
-        key: What a rejection must name; by default the end of the first option's name.
+        key: The name that a rejection has to contain; default: the end of the first option's name.
         in_ci: Whether the tests run it.
         everywhere: Whether it has the same result on every machine; the others need a device or a package.
         observed: Whether the run has the Observer among its callbacks.
@@ -67,7 +67,7 @@ class Cell:
 
     @property
     def named(self) -> str:
-        """What a rejection must name."""
+        """The name that a rejection has to contain."""
         return self.key or self.options[0].partition("=")[0].rstrip("+").rpartition(".")[2].lstrip("-")
 
 
@@ -88,9 +88,9 @@ class Run:
     Attributes:
         folder: Its working directory.
         status: Exit status; None where it was still running after the time limit.
-        out: What it wrote to standard output.
-        err: What it wrote to standard error.
-        plain: The same run without the options that the cell is about.
+        out: Its standard output.
+        err: Its standard error.
+        plain: The same run without the options that the cell tests.
         again: Runs another command in the same folder: `again("validate", "--ckpt_path", "last")`.
     """
 
@@ -103,12 +103,12 @@ class Run:
 
     @cached_property
     def ranks(self) -> list[dict[str, Any]]:
-        """What the Observer of each rank has recorded."""
+        """The records of the Observer, by rank."""
         return [json.loads(file.read_text()) for file in sorted(self.folder.glob("seen-*.json"))]
 
     @property
     def seen(self) -> dict[str, Any]:
-        """What the Observer of rank 0 has recorded."""
+        """The record of the Observer of rank 0."""
         return self.ranks[0] if self.ranks else {}
 
     @property

@@ -7,13 +7,13 @@ from lightning_cells.cell import Check, Run
 TWO = ("--trainer.devices", "2", "--time_budget.limit", "3 steps")
 
 never = Check("", lambda run: ("a run", "a rejection"))
-"""For what cannot work here: it must be rejected."""
+"""For uses that have to be rejected."""
 
 same_as_plain = Check("the weights of a run without it", lambda run: (run.seen["weights"], run.plain().seen["weights"]))
 
 
 def trained(steps: int, **seen: Any) -> Check:
-    """So many steps, and values of what the Observer has seen."""
+    """The number of steps, and values that the Observer has recorded."""
     text = ", ".join([f"{steps} steps", *(f"{key} {value}" for key, value in seen.items())])
     return Check(text, lambda run: ({key: run.seen[key] for key in ("steps", *seen)}, {"steps": steps, **seen}))
 

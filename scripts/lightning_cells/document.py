@@ -1,4 +1,4 @@
-"""The table of docs/lightning.md: its text, and how it is compared with what is there."""
+"""The table of docs/lightning.md: its text, and its comparison with the table in the page."""
 
 import difflib
 from collections.abc import Iterable, Sequence
@@ -13,7 +13,7 @@ END = "<!-- Table of scripts/lightning_table.py: end -->"
 
 
 def table_of(path: Path) -> str:
-    """The table that a page has.
+    """The table in a page.
 
     Args:
         path: The page, which has a line `BEGIN` and a line `END`.
@@ -22,7 +22,7 @@ def table_of(path: Path) -> str:
 
 
 def write_table(path: Path, table: str) -> None:
-    """Puts a table in the place of the one that a page has."""
+    """Replaces the table of a page."""
     before, begin, rest = path.read_text(encoding="utf-8").partition(BEGIN + "\n")
     path.write_text(before + begin + table + END + rest.partition(END)[2], encoding="utf-8")
 
@@ -31,9 +31,8 @@ def rendered(results: Iterable[tuple[Cell, Result]], there: str) -> str:
     """The table as Markdown.
 
     Args:
-        results: The cells, with what came of each.
-        there: The table that the page has. A cell that needs a device or a package keeps its row if only the machine is
-            another one.
+        results: The cells with their results.
+        there: The table in the page. A cell that needs a device or a package keeps its row if only the machine differs.
     """
     rows = {line.rpartition(" | ")[0]: line for line in there.splitlines()}
     lines = []
@@ -49,7 +48,7 @@ def rendered(results: Iterable[tuple[Cell, Result]], there: str) -> str:
 
 
 def difference(there: str, here: str) -> Sequence[str]:
-    """Lines of a diff from the table that the page has to another one."""
+    """Lines of a diff from the table in the page to another one."""
     return list(difflib.unified_diff(there.splitlines(), here.splitlines(), "committed", "seen", "", "", 0, ""))
 
 

@@ -1,6 +1,6 @@
 """Observer: a callback that records what a run does, as JSON in seen-<rank>.json of the working directory.
 
-It changes nothing. Cells compare what it has recorded with what Lightning documents.
+It changes nothing. Cells compare its records with Lightning's documentation.
 """
 
 import hashlib

@@ -1,4 +1,4 @@
-"""Runs cells as programs, and tells what came of each."""
+"""Runs cells as programs, and judges the results."""
 
 import importlib.util
 import os
@@ -43,7 +43,7 @@ ERROR = "bytelm: error: "
 
 @dataclass(frozen=True)
 class Result:
-    """What came of a cell.
+    """The result of a cell.
 
     Attributes:
         outcome: `works`, `rejected`, `needs …`, or a fault: `ignored`, `traceback`, `hangs`, `fails`.
@@ -55,12 +55,12 @@ class Result:
 
     @property
     def is_fault(self) -> bool:
-        """Whether the cell neither does what Lightning documents nor is rejected in one line."""
+        """Whether the cell is neither rejected in one line nor behaves as Lightning documents."""
         return self.outcome not in ("works", "rejected") and not self.outcome.startswith("needs ")
 
 
 class Bench:
-    """Runs cells, each in a folder of its own.
+    """Runs cells, each in its own folder.
 
     Args:
         folder: Where the folders are made.
@@ -81,7 +81,7 @@ class Bench:
         return self.judge(cell, run)
 
     def plain(self, options: tuple[str, ...]) -> Run:
-        """A run without what a cell is about, made once.
+        """A run without the options that a cell tests, made once.
 
         Args:
             options: The other options of the cell.
@@ -133,7 +133,7 @@ class Bench:
         return Run(folder, status, out, err, plain, again)
 
     def judge(self, cell: Cell, run: Run) -> Result:
-        """Tells what came of a cell, from its run."""
+        """Returns the result of a cell, from its run."""
         lines = run.err.splitlines()
         said = _anonymous(lines[-1], run.folder) if lines else ""
         if run.status is None:
@@ -146,7 +146,7 @@ class Bench:
             return Result("fails", f"exit status {run.status}: {said}")
         try:
             observed, expected = cell.check.look(run)
-        except Exception as error:  # what the check looks for is not there
+        except Exception as error:  # the effect is missing
             return Result("ignored", f"{type(error).__name__}: {_anonymous(str(error), run.folder)}")
         if observed != expected:
             return Result("ignored", f"observed {observed!r}, expected {expected!r}")
@@ -165,7 +165,7 @@ class Bench:
 
 
 def _anonymous(line: str, folder: Path) -> str:
-    """A line without what is another in every run."""
+    """A line without the parts that differ between runs."""
     line = re.sub(re.escape(str(folder.resolve())) + r"|" + re.escape(str(folder)), "…", line)
     line = re.sub(r"(Accepted on this machine:) .*", r"\1 …", line)
     return re.sub(r"0x[0-9a-f]{6,}", "0x…", line)

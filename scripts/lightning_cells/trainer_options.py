@@ -141,7 +141,7 @@ CELLS = (
     option("sync_batchnorm", "true", "BatchNorm layers use the batches of all ranks, on GPUs", never,
            *TWO, *BATCH_NORM),
     option("sync_batchnorm", "true", "of one process: nothing to do", same_as_plain),
-    option("reload_dataloaders_every_n_epochs", "1", "makes the loader anew in each epoch", never, *EPOCHS),
+    option("reload_dataloaders_every_n_epochs", "1", "rebuilds the loader in each epoch", never, *EPOCHS),
     option("default_root_dir", "elsewhere", "runs are in this folder", Check(
         "record.json is there, and no file in runs/", lambda run: (
             (run.files("runs/**/*"), bool(run.files("elsewhere/**/record.json"))), ([], True))), in_ci=True),

@@ -112,7 +112,7 @@ class BadGradient(Callback):
 
 
 class ListLogger(Logger):
-    """Prints what it is given."""
+    """Prints its argument."""
 
     @property
     def name(self) -> str:

@@ -140,7 +140,7 @@ def test_an_unknown_choice_is_rejected(option):
         TimeBudget("10s", **{option: "trainig"})
 
 
-def test_a_process_older_than_the_limit_is_told_of_in_scope_run(clock):
+def test_with_scope_run_a_process_older_than_the_limit_is_reported(clock):
     clock.now += 3720
     with pytest.raises(ConfigError, match=r"start of this process, 3720s ago; accepted: more, or scope: training"):
         fit(Net(clock), TimeBudget("1h", scope="run"))
@@ -241,7 +241,7 @@ def test_a_datamodule_may_count_tokens():
         ("3 steps", [Schedules({"lr": Cosine(warmup=Duration.parse("1 Mtok"))})], r"schedules\.lr: 'Cosine'"),
     ],
 )
-def test_what_needs_tokens_is_rejected_before_training_where_they_are_not_known(limit, others, key):
+def test_options_that_need_tokens_are_rejected_before_training_if_tokens_are_unknown(limit, others, key):
     module = Net()
     with pytest.raises(ConfigError, match=rf"{key} .*method count_tokens\(batch\)"):
         fit(module, TimeBudget(limit), *others)
@@ -542,7 +542,7 @@ def test_a_modules_own_scheduler_beside_a_schedule_of_the_learning_rate_is_rejec
 # More than one fit
 
 
-def test_another_trainer_begins_anew_and_the_same_one_goes_on(clock, capsys):
+def test_another_trainer_starts_a_new_run_and_the_same_one_continues(clock, capsys):
     budget = TimeBudget("5s")
     for _ in range(2):
         made = fit(Net(clock), budget)
@@ -585,7 +585,7 @@ def test_workers_that_live_through_epochs():
     assert budget.steps == 6
 
 
-def test_a_clock_that_is_read_now_and_then_goes_on_where_tokens_are_not_known(clock, monkeypatch):
+def test_a_clock_that_is_read_now_and_then_continues_where_tokens_are_not_known(clock, monkeypatch):
     monkeypatch.setattr("bytelm.callbacks.time_budget.runs_in_step_with_the_program", lambda *of: False)  # as on a GPU
     fractions = []
 

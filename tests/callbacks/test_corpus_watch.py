@@ -93,13 +93,13 @@ def test_a_run_ends_after_the_step_in_which_a_shard_changes(how, shards, ended):
     assert (record["status"], record["checkpoint"]) == ("error", LAST)
     assert line.endswith(record["reason"])
     assert step_of(LAST) == record["total_steps"] <= 4
-    assert f"step {record['total_steps']} is in {LAST}; --ckpt_path last goes on from there" in stderr
+    assert f"step {record['total_steps']} is in {LAST}; --ckpt_path last resumes from there" in stderr
     assert "Traceback" not in stderr
 
 
 @pytest.mark.parametrize("batches", thinned(["1", "3"], 1))
 @pytest.mark.parametrize("data", ["shards", "bytes"])
-def test_the_checkpoint_goes_on_exactly_when_the_file_is_back(data, batches, shards, ended, monkeypatch):
+def test_the_checkpoint_continues_exactly_when_the_file_is_back(data, batches, shards, ended, monkeypatch):
     options = ["--trainer.accumulate_grad_batches", batches]
     paths = SHARDS
     if data == "bytes":
@@ -123,7 +123,7 @@ def test_the_checkpoint_goes_on_exactly_when_the_file_is_back(data, batches, sha
 
 
 @pytest.mark.parametrize("how", ["replace", "touch"])
-def test_a_run_goes_on_where_what_it_reads_is_as_it_was(how, shards, ended):
+def test_a_run_continues_if_its_files_are_unchanged(how, shards, ended):
     status, record, stderr = ended(change(how, *SHARDS))
     assert (status, record["status"], record["total_steps"]) == (0, "completed", 8)
     noted = f"{SHARDS[0]} was written to during the run; its size and the data's sha256 are the same"

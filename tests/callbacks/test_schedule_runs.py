@@ -116,7 +116,7 @@ def test_an_absolute_schedule_of_all_groups_leaves_out_those_without_the_option(
     assert last_groups()["vector"]["weight_decay"] == 0.0
 
 
-def test_schedules_lr_is_what_lr_schedule_is(run):
+def test_schedules_lr_equals_lr_schedule(run):
     cosine = {"class_path": "Cosine", "init_args": {"warmup": "2 steps"}}
     run("--experiment", "one", "--lr_schedule", json.dumps(cosine))
     run("--experiment", "other", *scheduled(lr=cosine))
@@ -249,7 +249,7 @@ CHANGING = scheduled(
         *(pytest.param(kind, (2, 3, 4, 5, 6), marks=pytest.mark.slow) for kind in ("bytes", "sequential", "random")),
     ],
 )
-def test_a_run_that_is_cut_around_changes_goes_on_as_if_uncut(run, kind, steps):
+def test_a_run_that_is_cut_around_changes_resumes_as_if_uninterrupted(run, kind, steps):
     options = ("--time_budget.limit", "8 steps", *CHANGING)
     if kind != "bytes":
         train_on_tokens()
@@ -269,7 +269,7 @@ def test_a_run_that_is_cut_around_changes_goes_on_as_if_uncut(run, kind, steps):
 
 
 @pytest.mark.parametrize("order", thinned(["shuffled", "folds"], 1))
-def test_other_orders_go_on_with_another_batch_size(run, order):
+def test_other_orders_continue_with_another_batch_size(run, order):
     options = ("--time_budget.limit", "8 steps", "--data.order", order, *scheduled(data__batch_size={"3 steps": 6}))
     run("--experiment", "uncut", *options)
     for step in (3, 4):
@@ -445,8 +445,8 @@ SIZES = "accepted: Piecewise, of whole numbers above 0"
         ({"lr": "Cosine"}, ["schedules.lr", "lr_schedule (Linear) is given, too"]),
     ],
 )
-def test_what_cannot_be_scheduled_is_rejected_in_one_line(refused, targets, words):
-    line = refused("--lr_schedule", "Linear", *scheduled(**targets))
+def test_invalid_schedules_are_rejected_in_one_line(rejected, targets, words):
+    line = rejected("--lr_schedule", "Linear", *scheduled(**targets))
     for word in words:
         assert word in line, line
     assert not Path("runs").exists()
@@ -479,21 +479,21 @@ def test_what_cannot_be_scheduled_is_rejected_in_one_line(refused, targets, word
         ),
     ],
 )
-def test_what_does_not_go_together_is_rejected_in_one_line(refused, options, targets, words):
-    line = refused(*options, *scheduled(**targets))
+def test_incompatible_settings_are_rejected_in_one_line(rejected, options, targets, words):
+    line = rejected(*options, *scheduled(**targets))
     for word in words:
         assert word in line, line
 
 
-def test_a_batch_larger_than_a_fold_is_rejected_before_the_run_has_a_folder(refused):
-    line = refused("--data.order", "folds", *scheduled(data__batch_size={"50%": 10_000}), status=3)
+def test_a_batch_larger_than_a_fold_is_rejected_before_the_run_has_a_folder(rejected):
+    line = rejected("--data.order", "folds", *scheduled(data__batch_size={"50%": 10_000}), status=3)
     assert "schedules.data.batch_size: 10000 cannot be used; accepted: up to" in line
     assert not Path("runs").exists()
 
 
-def test_rows_longer_than_the_text_are_rejected(refused):
+def test_rows_longer_than_the_text_are_rejected(rejected):
     options = ("--model.gpt.max_seq_len", "100000")
-    line = refused(*options, *scheduled(data__seq_len={"50%": 100_000}), status=3)
+    line = rejected(*options, *scheduled(data__seq_len={"50%": 100_000}), status=3)
     assert "schedules.data.seq_len: 100000 cannot be used; accepted: up to" in line
 
 
@@ -524,9 +524,9 @@ def test_a_users_part_declares_an_option_that_moves_in_every_step(run):
     assert logged()["feedforward/scale"] == pytest.approx([0.0, 0.25, 0.5, 0.75])
 
 
-def test_an_option_that_moves_in_every_step_is_rejected_where_each_value_would_be_compiled(folder, refused):
+def test_an_option_that_moves_in_every_step_is_rejected_where_each_value_would_be_compiled(folder, rejected):
     Path("my_parts.py").write_text(FADING)
-    line = refused("--model.compile", "true", *FADED)
+    line = rejected("--model.compile", "true", *FADED)
     assert "schedules.feedforward.scale: 'Ramp' cannot be used; with model.compile" in line
 
 

@@ -208,7 +208,7 @@ def test_the_warm_up_pass_changes_nothing(run, monkeypatch, options):
 
 
 @pytest.mark.parametrize("options", [(), ("--data.order", "shuffled"), ("--model.optimizer", "MuonAdamW")])
-def test_a_resumed_run_has_what_was_left_and_goes_on_as_if_uncut(run, options):
+def test_a_resumed_run_has_what_was_left_and_resumes_as_if_uninterrupted(run, options):
     uncut = losses(run, "--time_budget.limit", "9 steps", *options)
     first = losses(run, "--time_budget.limit", "4 steps", "--experiment", "cut", *options)
     checkpoint = "runs/cut/version_0/checkpoints/last.ckpt"
@@ -223,15 +223,15 @@ def test_a_resumed_run_has_the_time_that_was_left(timed, clock):
     assert slow.fractions == pytest.approx([0.4, 0.5, 0.6, 0.7, 0.8, 0.9])  # and its schedule from the same progress
 
 
-def test_a_budget_shorter_than_a_step_is_refused(refused):
-    line = refused("--time_budget.limit", "100 tok")
+def test_a_budget_shorter_than_a_step_is_rejected(rejected):
+    line = rejected("--time_budget.limit", "100 tok")
     assert "time_budget.limit" in line
     assert "100 tok" in line
     assert "128 tokens" in line
 
 
 @pytest.mark.parametrize("limit", ["4 steps", "4s", "520 tok"])
-def test_a_run_that_has_used_up_its_budget_is_only_scored_when_it_goes_on(timed, capsys, limit):
+def test_a_run_that_has_used_up_its_budget_is_only_scored_when_it_continues(timed, capsys, limit):
     first, _ = timed([1.0], "--time_budget.limit", limit)
     before = torch.load("runs/tiny/version_0/checkpoints/last.ckpt")
     again, _ = timed([1.0], "--time_budget.limit", limit, "--ckpt_path", "last")
@@ -244,8 +244,8 @@ def test_a_run_that_has_used_up_its_budget_is_only_scored_when_it_goes_on(timed,
 
 
 @pytest.mark.parametrize("option", ["max_steps", "max_epochs", "min_steps", "min_epochs"])
-def test_the_trainers_own_limits_are_refused(refused, option):
-    line = refused(f"--trainer.{option}", "3")
+def test_the_trainers_own_limits_are_rejected(rejected, option):
+    line = rejected(f"--trainer.{option}", "3")
     assert f"trainer.{option}: 3" in line
     assert "time_budget.limit" in line
 
@@ -258,9 +258,11 @@ def test_the_trainers_own_limits_are_refused(refused, option):
         {"limit": []},
         {"limit": Duration.parse("10s"), "scope": "run", "reserve": Duration.parse("10s")},
         {"limit": Duration.parse("10s"), "scope": "run", "reserve": Duration.parse("3 steps")},
+        {"limit": Duration.parse("10s"), "reserve": Duration.parse("1s")},
+        {"limit": Duration.parse("10 steps"), "scope": "run", "reserve": Duration.parse("1s")},
     ],
 )
-def test_impossible_budgets_are_refused(arguments):
+def test_impossible_budgets_are_rejected(arguments):
     with pytest.raises(ConfigError, match=r"time_budget\.(limit|reserve)"):
         TimeBudget(**arguments)
 

@@ -1,4 +1,4 @@
-"""A run is validated at equal distances of its budget, and its training does not notice."""
+"""A run is validated at equal distances of its budget, without an effect on its training."""
 
 from pathlib import Path
 
@@ -94,8 +94,8 @@ def test_the_best_checkpoint_is_that_of_the_best_validation(run):
         ),
     ],
 )
-def test_other_intervals_are_rejected(refused, options, parts):
-    line = refused(*options)
+def test_other_intervals_are_rejected(rejected, options, parts):
+    line = rejected(*options)
     for part in parts:
         assert part in line
 

@@ -67,7 +67,7 @@ def test_a_callback_that_needs_a_logger_is_rejected_without_one(name):
     assert "it needs a logger" in message(check_callbacks, [callback], {}, (), logs=False)
 
 
-def test_what_no_run_logs_cannot_be_monitored():
+def test_values_that_no_run_logs_cannot_be_monitored():
     said = message(check_monitors, [EarlyStopping("train_loss")], LOGGED)
     assert said.startswith(
         "trainer.callbacks.monitor: 'train_loss' cannot be used; it is not logged; did you mean train/loss?"
@@ -83,11 +83,11 @@ def test_what_no_run_logs_cannot_be_monitored():
     check_monitors([EarlyStopping("mine"), Mine()], LOGGED)  # it may log the metric
 
 
-def test_a_monitor_that_is_not_logged_in_the_end_is_one_line(folder, refused):
+def test_a_monitor_that_is_not_logged_in_the_end_is_one_line(folder, rejected):
     (folder / "my_callback.py").write_text(
         "from lightning.pytorch import Callback\n\n\nclass Mine(Callback):\n    pass\n"
     )
-    line = refused(
+    line = rejected(
         *("--trainer.callbacks+=my_callback.Mine", "--trainer.callbacks+=EarlyStopping"),
         *("--trainer.callbacks.monitor=mine", "--trainer.enable_progress_bar=false"),
     )
@@ -95,8 +95,8 @@ def test_a_monitor_that_is_not_logged_in_the_end_is_one_line(folder, refused):
     assert "train/loss" in line
 
 
-def test_what_lightning_rejects_when_a_run_begins_is_one_line(refused):
-    assert "trainer.limit_val_batches: 0.0001 cannot be used" in refused("--trainer.limit_val_batches=0.0001")
+def test_rejections_by_lightning_at_the_start_are_one_line(rejected):
+    assert "trainer.limit_val_batches: 0.0001 cannot be used" in rejected("--trainer.limit_val_batches=0.0001")
 
 
 def test_all_names_of_strategies_are_made_or_rejected():

@@ -43,7 +43,7 @@ def message(resolved, *options):
         ("--trainer.devices.x=3", "trainer.devices: '{x: 3}' is not accepted; accepted: "),
     ],
 )
-def test_an_unknown_option_is_named_with_what_it_may_mean(resolved, option, said):
+def test_an_unknown_option_is_named_with_similar_ones(resolved, option, said):
     assert said in message(resolved, option)
 
 
@@ -57,7 +57,7 @@ def test_an_unknown_key_has_the_same_suggestion_in_a_config_and_on_the_command_l
     assert "did you mean " in in_config
 
 
-def test_an_unknown_option_of_another_command_is_named_with_what_it_may_mean():
+def test_an_unknown_option_of_another_command_is_named_with_similar_ones():
     parser = CommandParser("experiments")
     parser.add_argument("--max_runs", type=int)
     with pytest.raises(UsageError, match=r"^max_rns: unknown key; did you mean max_runs\? accepted: h, help, max_runs"):
@@ -123,7 +123,7 @@ WITH_OPTIONS = ", or an import path, with options as {class_path: …, init_args
         ("checkpoint: {train_time_interval: 3}", ["checkpoint.train_time_interval: '3' ", "a time like 0:30:00, null"]),
     ],
 )
-def test_a_value_that_is_rejected_is_named_with_what_is_accepted(resolved, text, said):
+def test_a_rejected_value_is_named_with_the_accepted_values(resolved, text, said):
     Path("bad.yaml").write_text(text)
     line = message(resolved, "--config", "bad.yaml")
     assert [part for part in said if part not in line] == [], line
@@ -144,11 +144,11 @@ def test_a_value_that_is_rejected_is_named_with_what_is_accepted(resolved, text,
         ("--lr_schedule=callbacks.Cosine", "did you mean bytelm.callbacks.Cosine?"),
     ],
 )
-def test_an_option_that_is_rejected_is_named_with_what_is_accepted(resolved, option, said):
+def test_a_rejected_option_is_named_with_the_accepted_ones(resolved, option, said):
     assert said in message(resolved, option)
 
 
-def test_null_is_accepted_for_what_is_optional(resolved):
+def test_null_is_accepted_for_optional_values(resolved):
     Path("nulls.yaml").write_text(
         "trainer: {logger: null, precision: null, max_time: null}\ncheckpoint: {monitor: null}\nexperiment: null\n"
         "model: {gpt: {d_ff: null, attention: {class_path: SDPA, init_args: {n_kv_heads: null, qk_norm: null}}}}\n"
@@ -165,6 +165,6 @@ def test_callbacks_and_loggers_that_are_rejected_are_not_suggested(resolved, key
 
 
 @pytest.mark.parametrize(("options", "key"), [([], "model.gpt"), (["--model.gpt.d_model=8"], "data")])
-def test_what_is_missing_is_named(parser, folder, options, key):
+def test_missing_settings_are_named(parser, folder, options, key):
     with pytest.raises(UsageError, match=rf"^{key}: it is required, in a --config for example .*; accepted: "):
         parser.parse_args(options)

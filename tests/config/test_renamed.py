@@ -97,7 +97,7 @@ def test_the_old_config_trains_under_the_new_names(old, run):
     assert record["train_loss"] == pytest.approx(5.441727, abs=1e-4)
 
 
-def test_the_old_checkpoint_goes_on_is_scored_and_writes(old, run, capsys):
+def test_the_old_checkpoint_continues_is_scored_and_writes(old, run, capsys):
     config, checkpoint = str(old / "config.yaml"), str(old / "checkpoints/last.ckpt")
     cli = run("--ckpt_path", checkpoint, "--time_budget.limit", "8 steps", "--experiment", "on", config=config)
     states = read(checkpoint)["callbacks"]
@@ -116,7 +116,7 @@ def test_the_old_checkpoint_goes_on_is_scored_and_writes(old, run, capsys):
     assert LanguageModel.load_from_checkpoint(checkpoint, weights_only=True).gpt.d_model == 8
 
 
-def test_a_rejection_of_the_old_checkpoint_tells_its_version(old, folder, run):
+def test_a_rejection_of_the_old_checkpoint_names_its_version(old, folder, run):
     checkpoint = str(old / "checkpoints/last.ckpt")
     told = rf"\(written by bytelm 0\.1\.0 or earlier; this is {bytelm.__version__}\)"
     with pytest.raises(CheckpointError, match=r"model\.gpt\.d_model: 8 in the checkpoint, 16 now" + ".*" + told):
@@ -128,16 +128,16 @@ def test_a_rejection_of_the_old_checkpoint_tells_its_version(old, folder, run):
         load("gone.ckpt")
 
 
-def test_a_rejection_of_the_old_config_tells_its_version(old, refused):
+def test_a_rejection_of_the_old_config_names_its_version(old, rejected):
     config = yaml.safe_load((old / "config.yaml").read_text())
     config["model"]["gpt"]["init_args"]["gone"] = 3
     (old / "config.yaml").write_text(yaml.safe_dump(config))
-    line = refused("--config", "old/config.yaml")
+    line = rejected("--config", "old/config.yaml")
     assert "model.gpt.gone: unknown key" in line
     assert line.endswith(f"(in old/config.yaml, written by bytelm 0.1.0; this is {bytelm.__version__})")
 
 
-def test_what_this_version_writes_tells_its_version(run, capsys):
+def test_files_of_this_version_state_the_version(run, capsys):
     run()
     assert read("runs/tiny/version_0/checkpoints/last.ckpt")["bytelm_version"] == bytelm.__version__
     assert written_by(Path("runs/tiny/version_0/config.yaml")) == bytelm.__version__
@@ -147,7 +147,7 @@ def test_what_this_version_writes_tells_its_version(run, capsys):
 
 
 @pytest.mark.parametrize("text", ["", "model: {}\n", "# bytelm\n", None])
-def test_a_config_that_people_write_tells_no_version(folder, text):
+def test_a_written_config_has_no_version(folder, text):
     if text is not None:
         Path("my.yaml").write_text(text)
     assert written_by(Path("my.yaml")) is None

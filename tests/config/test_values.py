@@ -33,7 +33,7 @@ def model(folder):
     return build(["--config", "tiny.yaml", *OPTIONS], run=False).model
 
 
-def test_what_modules_keep_of_the_command_line_are_plain_numbers(model):
+def test_modules_keep_plain_numbers_of_the_command_line(model):
     kept = [number for module in model.modules() for value in vars(module).values() for number in numbers(value)]
     assert {1e-5, 0.1, 15.0, 24} <= set(kept)  # includes the options above
     assert {type(number) for number in kept} == {int, float, bool}
@@ -64,8 +64,8 @@ def test_a_network_of_the_command_line_is_one_graph_to_torch_compile(model):
         ("--model.gpt.n_layers=true", "model.gpt.n_layers"),
     ],
 )
-def test_numbers_out_of_range_are_refused(refused, option, said):
-    assert said in refused("--model.gpt.norm=RMSNorm", option)
+def test_numbers_out_of_range_are_rejected(rejected, option, said):
+    assert said in rejected("--model.gpt.norm=RMSNorm", option)
 
 
 def test_numbers_are_plain_in_a_saved_config(run):

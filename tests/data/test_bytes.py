@@ -80,10 +80,10 @@ def test_each_rank_of_a_trainer_takes_its_own_rows(file):
         (2_000, {"train_fraction": 0.1}, "fit", "the train split of 2000.bin has 200 bytes"),
     ],
 )
-def test_a_split_shorter_than_a_row_is_refused_with_key_value_and_length(n, options, stage, complaint, file):
-    with pytest.raises(DataError, match=r"^seq_len: 256 cannot be used; ") as refusal:
+def test_a_split_shorter_than_a_row_is_rejected_with_key_value_and_length(n, options, stage, complaint, file):
+    with pytest.raises(DataError, match=r"^seq_len: 256 cannot be used; ") as rejection:
         Bytes(str(file(n)), **options).setup(stage)
-    assert complaint in str(refusal.value)
+    assert complaint in str(rejection.value)
 
 
 def test_a_split_that_is_only_evaluated_needs_no_training_bytes(file):

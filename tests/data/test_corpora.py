@@ -81,7 +81,7 @@ def test_hidden_files_and_folders_are_left_out_of_a_folder(tree):
 
 
 @pytest.mark.parametrize("files", [1, 2])
-def test_text_in_memory_is_as_it_was_whatever_happens_to_its_files(files, tree):
+def test_text_in_memory_does_not_change_with_its_files(files, tree):
     data = Bytes([str(tree / name) for name in ("a/1.txt", "a/2.txt")][:files])
     before = content(data)
     (tree / "a/1.txt").write_bytes(b"")
@@ -133,15 +133,15 @@ def test_reading_a_file_never_writes_to_it(most, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("missing", ["nothing.txt", "*.nothing", "hollow"])
-def test_a_path_without_files_is_refused_by_name(missing, tree):
+def test_a_path_without_files_is_rejected_by_name(missing, tree):
     (tree / "hollow").mkdir()
     path = str(tree / missing)
-    with pytest.raises(DataError, match=r"^path: .* accepted: a file, a folder") as refusal:
+    with pytest.raises(DataError, match=r"^path: .* accepted: a file, a folder") as rejection:
         Bytes([str(tree / "z.txt"), path]).read()
-    assert repr(path) in str(refusal.value)
+    assert repr(path) in str(rejection.value)
 
 
-def test_an_empty_list_of_paths_is_refused():
+def test_an_empty_list_of_paths_is_rejected():
     with pytest.raises(ConfigError, match="path"):
         Bytes([]).read()
 

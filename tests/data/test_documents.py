@@ -260,10 +260,10 @@ def test_a_run_continues_to_the_bit(run):
     assert one["Documents"]["corpus"] == two["Documents"]["corpus"]
 
 
-def test_vocabularies_that_are_too_small_are_rejected(refused):
+def test_vocabularies_that_are_too_small_are_rejected(rejected):
     write_cache("cache")
     Path("tiny.yaml").write_text(CONFIG)
-    line = refused("--model.gpt.vocab_size=256")
+    line = rejected("--model.gpt.vocab_size=256")
     assert "model.gpt.vocab_size: 256 cannot be used; accepted: from 272, the tokens of the data" in line
 
 

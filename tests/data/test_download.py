@@ -118,9 +118,9 @@ def test_shakespeare_says_where_to_place_the_text_when_the_download_fails(broken
     monkeypatch.delenv("BYTELM_DATA", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     target = tmp_path / "cache" / "bytelm" / "shakespeare.txt"
-    with pytest.raises(DataError, match="download failed") as refusal:
+    with pytest.raises(DataError, match="download failed") as rejection:
         Shakespeare(url=broken_url).prepare_data()
-    assert f"Place the text at {target}, or set BYTELM_DATA" in str(refusal.value)
+    assert f"Place the text at {target}, or set BYTELM_DATA" in str(rejection.value)
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
@@ -168,29 +168,29 @@ def test_a_download_with_the_hash_that_was_asked_for_is_kept(form, serve, answer
     assert (cache / "shakespeare.txt.sha256").read_text().strip() == data.corpus.sha256
 
 
-def test_a_download_with_another_hash_is_refused_with_both_and_not_kept(serve, answer, etext, cache, tmp_path):
+def test_a_download_with_another_hash_is_rejected_with_both_and_not_kept(serve, answer, etext, cache, tmp_path):
     asked = hashlib.sha256(etext + b"revised").hexdigest()
-    with pytest.raises(DataError, match="download failed") as refusal:
+    with pytest.raises(DataError, match="download failed") as rejection:
         Shakespeare(url=serve(answer(etext)), sha256=asked).prepare_data()
-    assert asked in str(refusal.value)
-    assert hashlib.sha256(etext).hexdigest() in str(refusal.value)
+    assert asked in str(rejection.value)
+    assert hashlib.sha256(etext).hexdigest() in str(rejection.value)
     assert kept(tmp_path) == []
 
 
-def test_a_text_that_changed_since_it_was_downloaded_is_refused(serve, answer, etext, text, cache):
+def test_a_text_that_changed_since_it_was_downloaded_is_rejected(serve, answer, etext, text, cache):
     url = serve(answer(etext), answer(etext))  # for two downloads
     Shakespeare(url=url).prepare_data()
     assert bytes(Shakespeare(url=url).corpus.stream.tolist()) == text
     (cache / "shakespeare.txt").write_bytes(text[:-1])
-    with pytest.raises(DataError, match=r"changed since it was downloaded; delete it") as refusal:
+    with pytest.raises(DataError, match=r"changed since it was downloaded; delete it") as rejection:
         Shakespeare(url=url).corpus  # noqa: B018
-    assert str(cache / "shakespeare.txt") in str(refusal.value)
+    assert str(cache / "shakespeare.txt") in str(rejection.value)
     assert (cache / "shakespeare.txt").read_bytes() == text[:-1]
     (cache / "shakespeare.txt").unlink()
     assert bytes(Shakespeare(url=url).corpus.stream.tolist()) == text
 
 
-def test_a_text_that_somebody_placed_is_taken_as_it_is(cache):
+def test_a_text_that_a_user_placed_is_not_changed(cache):
     cache.mkdir(parents=True)
     (cache / "shakespeare.txt").write_bytes(b"placed")
     assert bytes(Shakespeare(url="http://127.0.0.1:9/").corpus.stream.tolist()) == b"placed"

@@ -85,7 +85,7 @@ def test_each_epoch_takes_one_fold_after_the_other_and_all_rows_but_the_remainde
     assert first != sorted(first), "the rows of a fold are shuffled"
 
 
-def test_the_fold_told_is_that_of_the_batch_that_was_taken():
+def test_the_reported_fold_is_that_of_the_taken_batch():
     n_rows, rows = 1_030, loader(1_030, 6)
     assert rows.fold is None, "nothing was taken yet"
     fold_of_row, seen = deal_rows(n_rows), []
@@ -115,7 +115,7 @@ def test_ranks_take_different_rows_of_the_same_fold(world_size):
 
 
 @pytest.mark.parametrize("before", [0, 1, 26, 200, 201, 450])
-def test_a_loaded_position_goes_on_with_the_very_next_batch_and_its_fold(before):
+def test_a_loaded_position_continues_with_the_very_next_batch_and_its_fold(before):
     options = {"n_rows": 1_030, "batch_size": 5, "seed": 3}
     whole = loader(**options)
     expected = [(row_numbers(batch), whole.fold) for batch in islice(whole, before + 30)][before:]
@@ -136,7 +136,7 @@ def test_the_seed_decides_the_order_and_not_the_folds():
     assert taken(loader(1_030, seed=1), 20) == one
 
 
-def test_a_corpus_with_too_few_rows_for_a_batch_of_one_fold_is_refused(tmp_path):
+def test_a_corpus_with_too_few_rows_for_a_batch_of_one_fold_is_rejected(tmp_path):
     (tmp_path / "corpus").write_bytes(bytes(range(1, 251)) * 4)
     data = Bytes(str(tmp_path / "corpus"), batch_size=128, seq_len=10, order="folds")
 
@@ -209,13 +209,13 @@ def test_validation_bytes_do_not_matter_with_a_development_split(data):
 
 
 @pytest.mark.parametrize("development", [(1.0, 0.9), (0.5, 0.5)])
-def test_fractions_that_are_reversed_are_refused_with_key_and_value(development):
-    with pytest.raises(ConfigError, match=r"^development: \[.*\] .*accepted: .*first below the second") as refusal:
+def test_fractions_that_are_reversed_are_rejected_with_key_and_value(development):
+    with pytest.raises(ConfigError, match=r"^development: \[.*\] .*accepted: .*first below the second") as rejection:
         Bytes("corpus", development=development)
-    assert str(list(development)) in str(refusal.value)
+    assert str(list(development)) in str(rejection.value)
 
 
-def test_a_development_split_shorter_than_a_row_is_refused(data):
+def test_a_development_split_shorter_than_a_row_is_rejected(data):
     with pytest.raises(RunError, match=r"^seq_len: 10 .*validation split"):
         data(development=(0.9, 0.9001))
 
@@ -225,7 +225,7 @@ def test_a_development_split_may_not_take_all_that_trains(data):
         data(development=(0.0, 1.0))
 
 
-def test_read_bytes_are_what_the_splits_share(tmp_path):
+def test_read_bytes_are_shared_by_the_splits(tmp_path):
     assert read_bytes(b"\0\xff").tolist() == [0, 255]
 
 
@@ -233,7 +233,7 @@ def test_read_bytes_are_what_the_splits_share(tmp_path):
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
-def test_a_new_batch_size_goes_on_in_the_fold_and_takes_no_row_twice(world_size):
+def test_a_new_batch_size_continues_in_the_fold_and_takes_no_row_twice(world_size):
     n_rows, fold_of_row = 1_030, deal_rows(1_030)
     ranks = [loader(n_rows, 1, rank=rank, world_size=world_size) for rank in range(world_size)]
     batches = [iter(rank) for rank in ranks]

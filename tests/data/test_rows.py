@@ -84,7 +84,7 @@ def test_the_seed_alone_determines_the_shuffled_order():
 
 @pytest.mark.parametrize("order", ["sequential", "shuffled"])
 @pytest.mark.parametrize("world_size", [1, 2, 3, 5])
-def test_all_ranks_together_take_what_one_rank_with_their_batches_would(order, world_size):
+def test_all_ranks_together_take_the_rows_of_one_rank_with_their_batches(order, world_size):
     stream = numbered(17, rest=2)
     ranks = [RowLoader(stream, 2, T, order, seed=1, rank=rank, world_size=world_size) for rank in range(world_size)]
     one = RowLoader(stream, 2 * world_size, T, order, seed=1)
@@ -95,7 +95,7 @@ def test_all_ranks_together_take_what_one_rank_with_their_batches_would(order, w
 
 @pytest.mark.parametrize("order", ["sequential", "shuffled"])
 @pytest.mark.parametrize("before", [0, 1, 6, 9])
-def test_a_loaded_position_goes_on_with_the_very_next_batch(order, before):
+def test_a_loaded_position_continues_with_the_very_next_batch(order, before):
     options = {"batch_size": 2, "seq_len": T, "order": order, "rank": 1, "world_size": 2}
     expected = taken(RowLoader(numbered(17), **options), before + 8)
     first = RowLoader(numbered(17), **options)
@@ -109,7 +109,7 @@ def test_a_loaded_position_goes_on_with_the_very_next_batch(order, before):
     assert taken(first, 8) == expected[before:], "a loader must be able to go back"
 
 
-def test_a_new_iterator_goes_on_where_the_last_one_stopped():
+def test_a_new_iterator_continues_where_the_last_one_stopped():
     loader = RowLoader(numbered(17), 2, T)
     assert taken(loader, 2) + taken(loader, 2) == taken(RowLoader(numbered(17), 2, T), 4)
 
@@ -171,7 +171,7 @@ def test_every_shuffled_epoch_takes_each_row_once_when_the_batch_size_changes(n_
 
 @pytest.mark.parametrize("order", ["sequential", "shuffled"])
 @given(sizes=SIZES)
-def test_a_position_between_other_sizes_goes_on_with_the_very_next_batch(order, sizes):
+def test_a_position_between_other_sizes_continues_with_the_very_next_batch(order, sizes):
     sizes = [(size, seq_len if order == "sequential" else T) for size, seq_len in sizes]
     taken = resized(RowLoader(numbered(17), 2, T, order, seed=1), sizes)
     for i, (state, _) in enumerate(taken):

@@ -131,20 +131,20 @@ def test_tokens_are_not_taken_for_a_header(tokens, tmp_path):
         ((TOKENS.astype(np.uint32) + 60_000).tobytes(), "every second 16-bit number is at most 1; accepted: 16-bit"),
     ],
 )
-def test_what_is_no_shard_is_refused_by_its_name(content, complaint, tmp_path):
+def test_files_that_are_no_shard_are_rejected_by_name(content, complaint, tmp_path):
     path = tmp_path / "train.bin"
     path.write_bytes(content)
-    with pytest.raises(DataError) as refusal:
+    with pytest.raises(DataError) as rejection:
         read_shard(path)
-    assert str(refusal.value).startswith(f"data: {str(path)!r} cannot be used; ")
-    assert complaint in str(refusal.value)
+    assert str(rejection.value).startswith(f"data: {str(path)!r} cannot be used; ")
+    assert complaint in str(rejection.value)
 
 
 @pytest.mark.parametrize(("name", "complaint"), [("none.bin", "No such file"), (".", "directory")])
-def test_what_cannot_be_read_is_refused_by_its_name(name, complaint, tmp_path):
-    with pytest.raises(DataError, match=complaint) as refusal:
+def test_unreadable_files_are_rejected_by_name(name, complaint, tmp_path):
+    with pytest.raises(DataError, match=complaint) as rejection:
         read_shard(tmp_path / name)
-    assert repr(str(tmp_path / name)) in str(refusal.value)
+    assert repr(str(tmp_path / name)) in str(rejection.value)
 
 
 @pytest.mark.parametrize(
@@ -153,9 +153,9 @@ def test_what_cannot_be_read_is_refused_by_its_name(name, complaint, tmp_path):
 def test_tokens_that_do_not_fit_are_not_written_and_an_earlier_file_is_as_it_was(tokens, complaint, tmp_path):
     path = tmp_path / "shard.bin"
     write_shard(path, TOKENS)
-    with pytest.raises(DataError, match=complaint) as refusal:
+    with pytest.raises(DataError, match=complaint) as rejection:
         write_shard(path, tokens)
-    assert repr(str(path)) in str(refusal.value)
+    assert repr(str(path)) in str(rejection.value)
     assert read_shard(path).tolist() == TOKENS.tolist()
     assert [file.name for file in tmp_path.iterdir()] == ["shard.bin"]
 

@@ -158,7 +158,7 @@ def test_ranks_take_crops_of_their_own_from_all_places(data):
 # Sequential order
 
 
-def test_sequential_crops_follow_each_other_shard_after_shard_and_begin_anew(data):
+def test_sequential_crops_follow_each_other_shard_after_shard_and_wrap_around(data):
     once = [*range(0, 40, 4), *range(1000, 1021, 4), *range(3000, 3009, 4)]
     assert len(once) == 19
     loader = data(order="sequential", batch_size=4).train_dataloader()
@@ -178,7 +178,7 @@ def test_all_ranks_together_take_consecutive_crops(world_size):
 
 @pytest.mark.parametrize("order", ["random", "sequential"])
 @pytest.mark.parametrize("before", [0, 1, 7])
-def test_a_loaded_position_goes_on_with_the_very_next_batch(order, before, data):
+def test_a_loaded_position_continues_with_the_very_next_batch(order, before, data):
     expected = taken(data(order=order).train_dataloader(), before + 8)
     first = data(order=order)
     loader = first.train_dataloader()
@@ -287,7 +287,7 @@ def test_shards_must_be_said_to_be_somewhere(options):
         ({"train": "empty.bin"}, r"data: 'empty.bin' cannot be used; it is empty"),
     ],
 )
-def test_what_is_not_there_is_refused_by_its_name(options, complaint, folder, data, monkeypatch):
+def test_missing_files_are_rejected_by_name(options, complaint, folder, data, monkeypatch):
     monkeypatch.chdir(folder.parent)
     (folder.parent / "empty.bin").touch()
     with pytest.raises(DataError, match=f"^{complaint}"):
@@ -298,7 +298,7 @@ def test_what_is_not_there_is_refused_by_its_name(options, complaint, folder, da
 
 
 @pytest.mark.parametrize(("seq_len", "split", "longest"), [(41, "train", 41), (30, "val", 30)])
-def test_shards_without_a_crop_are_refused(seq_len, split, longest, data):
+def test_shards_without_a_crop_are_rejected(seq_len, split, longest, data):
     reason = f"the longest of the {split} shards has {longest} tokens; accepted: up to {longest - 1}"
     with pytest.raises(DataError, match=rf"^data.seq_len: {seq_len} cannot be used; {reason}"):
         data(seq_len=seq_len)
@@ -306,7 +306,7 @@ def test_shards_without_a_crop_are_refused(seq_len, split, longest, data):
 
 @pytest.mark.parametrize("at", [0, 299, -300, -1])
 @pytest.mark.parametrize("split", ["train", "val"])
-def test_a_token_beyond_the_vocabulary_at_a_shards_ends_is_refused_in_setup(split, at, folder, data, monkeypatch):
+def test_a_token_beyond_the_vocabulary_at_a_shards_ends_is_rejected_in_setup(split, at, folder, data, monkeypatch):
     monkeypatch.setattr(module, "SCANNED", 300)
     tokens = np.zeros(2_000, dtype=np.uint16)
     tokens[at] = 10_000
@@ -318,7 +318,7 @@ def test_a_token_beyond_the_vocabulary_at_a_shards_ends_is_refused_in_setup(spli
 
 
 @pytest.mark.parametrize("at", [300, 1_000, 1_699])
-def test_a_token_beyond_the_vocabulary_elsewhere_is_refused_when_it_is_drawn(at, folder, data, monkeypatch):
+def test_a_token_beyond_the_vocabulary_elsewhere_is_rejected_when_it_is_drawn(at, folder, data, monkeypatch):
     monkeypatch.setattr(module, "SCANNED", 300)
     tokens = np.zeros(2_000, dtype=np.uint16)
     tokens[at] = 20_000
@@ -361,7 +361,7 @@ CHANGES = {
 
 
 @pytest.mark.parametrize(("change", "is_noticed"), CHANGES.values(), ids=CHANGES)
-def test_a_run_does_not_go_on_with_other_shards(change, is_noticed, folder, data):
+def test_a_run_does_not_continue_with_other_shards(change, is_noticed, folder, data):
     np.ones(2 * MIB, np.uint16).tofile(folder / "text_train_1.bin")
     first = data()
     next(iter(first.train_dataloader()))
@@ -431,7 +431,7 @@ def test_32_bit_shards_are_trained_on(folder, data):
 # Files that change while they are in use
 
 
-def test_nothing_has_changed_where_nobody_writes(folder, data):
+def test_nothing_changes_without_a_write(folder, data):
     made = data()
     (folder / "text_train_9.bin").write_bytes(b"xx")
     write_shard(folder / "text_train_0.bin", [1, 2, 3])  # another file of the same name
@@ -562,7 +562,7 @@ def test_random_crops_of_another_length_lie_within_a_shard(sizes):
 
 @pytest.mark.parametrize("order", ["sequential", "random"])
 @given(sizes=SIZES)
-def test_a_position_between_other_sizes_goes_on_with_the_very_next_batch(order, sizes):
+def test_a_position_between_other_sizes_continues_with_the_very_next_batch(order, sizes):
     stride = T if order == "sequential" else 1
     taken = resized(CropLoader(crops(TRAIN, stride), 1, order, seed=1), sizes)
     for i, (state, _) in enumerate(taken):

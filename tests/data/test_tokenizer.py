@@ -59,10 +59,10 @@ def changed(tokenizer_json, folder, **changes):
     return str(copy)
 
 
-def refusal(name):
-    with pytest.raises(DataError) as refused:
+def rejection(name):
+    with pytest.raises(DataError) as rejected:
         load_tokenizer(name)
-    (line,) = str(refused.value).splitlines()
+    (line,) = str(rejected.value).splitlines()
     assert line.startswith(f"tokenizer: {name!r} cannot be used; ")
     return line
 
@@ -365,65 +365,65 @@ GOOD = {"itos": {0: "a"}, "stoi": {"a": 0}}
 def test_a_meta_pkl_that_is_something_else_is_rejected_and_runs_nothing(content, reason, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "meta.pkl").write_bytes(content)
-    assert reason in refusal("meta.pkl")
+    assert reason in rejection("meta.pkl")
     assert not (tmp_path / "ran").exists()
 
 
 def test_a_meta_pkl_that_is_too_large_is_rejected(tmp_path):
     with (tmp_path / "meta.pkl").open("wb") as file:
         file.truncate(LARGEST + 1)
-    assert "it is larger than" in refusal(str(tmp_path / "meta.pkl"))
+    assert "it is larger than" in rejection(str(tmp_path / "meta.pkl"))
 
 
 # Rejected tokenizers
 
 
-def test_unknown_name_is_refused():
-    line = refusal("gpt-2")
+def test_unknown_name_is_rejected():
+    line = rejection("gpt-2")
     assert "accepted: bytes, " in line
     assert "gpt2" in line
     assert "tokenizer.json" in line
 
 
-def test_missing_file_is_refused(tmp_path):
-    assert "No such file" in refusal(str(tmp_path / "tokenizer.json"))
+def test_missing_file_is_rejected(tmp_path):
+    assert "No such file" in rejection(str(tmp_path / "tokenizer.json"))
 
 
 @pytest.mark.parametrize("content", ["{", "[]", "{}", '{"model": {"type": "BPE"}}', "\udcff"])
-def test_file_of_another_kind_is_refused(tmp_path, content):
+def test_file_of_another_kind_is_rejected(tmp_path, content):
     file = tmp_path / "tokenizer.json"
     file.write_bytes(content.encode(errors="surrogateescape"))
-    refusal(str(file))
+    rejection(str(file))
 
 
-def test_damaged_file_is_refused(tokenizer_json, tmp_path):
-    assert "not what tokenizers reads" in refusal(changed(tokenizer_json, tmp_path, version=3))
+def test_damaged_file_is_rejected(tokenizer_json, tmp_path):
+    assert "tokenizers cannot read" in rejection(changed(tokenizer_json, tmp_path, version=3))
 
 
-def test_other_models_are_refused(tmp_path):
+def test_other_models_are_rejected(tmp_path):
     pieces = tokenizers.Tokenizer(tokenizers.models.WordPiece({"[UNK]": 0}, unk_token="[UNK]"))
     pieces.save(str(tmp_path / "tokenizer.json"))
-    assert "it is a WordPiece; accepted: byte-level BPE" in refusal(str(tmp_path))
+    assert "it is a WordPiece; accepted: byte-level BPE" in rejection(str(tmp_path))
 
 
-def test_bpe_of_characters_is_refused(tokenizer_json, tmp_path):
-    assert "its BPE is not of bytes" in refusal(changed(tokenizer_json, tmp_path, pre_tokenizer=None))
+def test_bpe_of_characters_is_rejected(tokenizer_json, tmp_path):
+    assert "its BPE is not of bytes" in rejection(changed(tokenizer_json, tmp_path, pre_tokenizer=None))
     words = {"type": "Whitespace"}
-    assert "its BPE is not of bytes" in refusal(changed(tokenizer_json, tmp_path, pre_tokenizer=words))
+    assert "its BPE is not of bytes" in rejection(changed(tokenizer_json, tmp_path, pre_tokenizer=words))
 
 
-def test_tokens_outside_the_alphabet_are_refused(tokenizer_json, tmp_path):
+def test_tokens_outside_the_alphabet_are_rejected(tokenizer_json, tmp_path):
     model = json.loads(tokenizer_json.read_text())["model"]
     model["vocab"]["\u2581the"] = len(model["vocab"])
-    assert "'\u2581the' is not written in the alphabet" in refusal(changed(tokenizer_json, tmp_path, model=model))
+    assert "'\u2581the' is not written in the alphabet" in rejection(changed(tokenizer_json, tmp_path, model=model))
 
 
-def test_what_changes_the_text_is_refused(tokenizer_json, tmp_path):
-    assert "Lowercase" in refusal(changed(tokenizer_json, tmp_path, normalizer={"type": "Lowercase"}))
+def test_options_that_change_the_text_are_rejected(tokenizer_json, tmp_path):
+    assert "Lowercase" in rejection(changed(tokenizer_json, tmp_path, normalizer={"type": "Lowercase"}))
     level = json.loads(tokenizer_json.read_text())["pre_tokenizer"]
     level["add_prefix_space"] = True
     steps = {"type": "Sequence", "pretokenizers": [{"type": "Digits", "individual_digits": True}, level]}
-    assert "add_prefix_space" in refusal(changed(tokenizer_json, tmp_path, pre_tokenizer=steps))
+    assert "add_prefix_space" in rejection(changed(tokenizer_json, tmp_path, pre_tokenizer=steps))
 
 
 def test_several_steps_before_the_bpe(tokenizer_json, tmp_path):
@@ -436,21 +436,21 @@ def test_several_steps_before_the_bpe(tokenizer_json, tmp_path):
 @pytest.mark.parametrize(("package", "name"), [("tiktoken", "gpt2"), ("tokenizers", "my/tokenizer.json")])
 def test_missing_package_is_named(monkeypatch, package, name):
     monkeypatch.setitem(sys.modules, package, None)
-    assert f'it needs {package}, which is not installed; pip install "bytelm[tokens]"' in refusal(name)
+    assert f'it needs {package}, which is not installed; pip install "bytelm[tokens]"' in rejection(name)
 
 
-def test_no_internet_is_said_with_what_helps(monkeypatch):
+def test_a_missing_connection_is_reported_with_a_remedy(monkeypatch):
     def unreachable(name):
         raise ConnectionError("no route to host")
 
     monkeypatch.setattr(tiktoken, "get_encoding", unreachable)
-    line = refusal("gpt2")
+    line = rejection("gpt2")
     assert "cannot download it (no route to host)" in line
     assert "TIKTOKEN_CACHE_DIR" in line
     assert "tokenizer.json" in line
 
 
-def test_too_small_a_vocabulary_is_refused(tmp_path):
+def test_too_small_a_vocabulary_is_rejected(tmp_path):
     with pytest.raises(DataError, match="train_tokenizer: 256 cannot be used; accepted: from 257"):
         train_tokenizer(iter(["text"]), 256, tmp_path / "tokenizer.json")
 

@@ -193,7 +193,7 @@ def run(until):
     return run
 
 
-def test_what_a_client_reads_before_its_first_run(make):
+def test_responses_before_the_first_run(make):
     _, client = make()
     shared = {"corpus": "corpus.txt", "seed": 7}
     health = client.get("/health").json()
@@ -393,7 +393,7 @@ def test_pages_of_other_hosts_and_requests_without_the_token_get_an_error(make):
         ({"data": {"class_path": "bytelm.data.shards.TokenShards"}}, r"data: 'TokenShards' cannot be used"),
     ],
 )
-def test_a_baseline_that_programs_cannot_share_is_refused(make, monkeypatch, baseline, said):
+def test_a_baseline_that_programs_cannot_share_is_rejected(make, monkeypatch, baseline, said):
     monkeypatch.setattr(Checker, "check", lambda checker, options, seconds=None: ({**RESOLVED, **baseline}, ""))
     with pytest.raises(ConfigError, match=said):
         make()
@@ -410,7 +410,7 @@ def test_a_baseline_that_programs_cannot_share_is_refused(make, monkeypatch, bas
         (["--protocol", "challenge", "--allow_code", "maybe"], "allow_code: 'maybe'"),
     ],
 )
-def test_options_that_cannot_work_are_refused_in_one_line(options, said, folder, capsys, monkeypatch):
+def test_options_that_cannot_work_are_rejected_in_one_line(options, said, folder, capsys, monkeypatch):
     monkeypatch.delenv("BYTELM_TOKEN", raising=False)
     with pytest.raises(SystemExit) as ended:
         main(["serve", "--baseline", "tiny.yaml", "--port", "0", *options])

@@ -55,7 +55,7 @@ def test_a_good_config_comes_back_resolved(checker):
     ],
     ids=str,
 )
-def test_a_config_that_cannot_run_is_told_with_the_reason_in_one_line(checker, options, said):
+def test_a_config_that_cannot_run_is_reported_with_the_reason_in_one_line(checker, options, said):
     Path("my_raise.py").write_text("raise RuntimeError('not today')\n")
     config, reason = checker.check([*GOOD, *options])
     assert config is None

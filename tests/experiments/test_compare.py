@@ -157,7 +157,7 @@ def test_a_study_stands_for_its_best_experiment(world, compared):
     ("equal", "record", "limit"),
     [("tokens", {"tokens_seen": 3_000_000}, "3 Mtok"), ("flops", {"total_flops": 2 * 10**12}, "2 TFLOP")],
 )
-def test_the_amount_is_what_the_first_has_used_or_must_be_given(world, compared, capsys, equal, record, limit):
+def test_the_amount_is_that_of_the_first_config_or_has_to_be_given(world, compared, capsys, equal, record, limit):
     make_run("s/old", 2.0, settings=config(seed=1), **record)
     lines, _ = compared("runs/s/old", "b.yaml", "--seeds", "2", "--equal", equal)
     assert lines[0] == f"equal {equal}: {limit} each"
@@ -174,7 +174,7 @@ def test_a_failed_run_costs_its_pair_alone(world, compared):
     assert list(figures["contestants"]["b"]["scores"]) == ["1", "3"]
 
 
-def test_what_the_limits_leave_out_is_not_waited_for(world, compared):
+def test_runs_beyond_the_limits_are_not_waited_for(world, compared):
     world.most_runs = 3
     lines, figures = compared("a.yaml", "b.yaml", "--seeds", "5")
     assert len(world.begun) == 3
@@ -192,7 +192,7 @@ def test_what_the_limits_leave_out_is_not_waited_for(world, compared):
         (["a.yaml", "b.yaml", "--total_time", "5%"], "total_time: '5%' cannot be used; accepted: a time"),
     ],
 )
-def test_what_cannot_be_compared_is_rejected_in_one_line(world, capsys, args, said):
+def test_invalid_comparisons_are_rejected_in_one_line(world, capsys, args, said):
     status, line = rejected(capsys, *args)
     assert status == 2
     assert said in line

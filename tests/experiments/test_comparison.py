@@ -43,7 +43,7 @@ def test_an_option_that_both_of_two_swapped_parts_have_is_a_change_of_its_own():
     ]
 
 
-def test_what_was_not_set_before_is_called_none():
+def test_values_that_were_unset_are_called_none():
     clipped = config()
     unclipped = {**clipped, "trainer": {"gradient_clip_val": None, "log_every_n_steps": 1}}
     assert changes(settings(unclipped), settings(clipped)) == ["gradient_clip_val none → 1"]
@@ -161,7 +161,7 @@ def test_across_phases_the_margin_is_welchs():
     assert freedom == pytest.approx(welch.df)
 
 
-def test_what_is_far_beyond_the_noise_differs_and_what_is_within_does_not():
+def test_only_differences_beyond_the_noise_are_significant():
     base, near, far = several((2.00, 2.02, 2.01), (2.01, 2.03, 2.00), (2.50, 2.51, 2.52))
     noise = Noise({"all": [base, near, far]})
     assert noise.significant([(base, near), (base, far)]) == [False, True]

@@ -120,7 +120,7 @@ def earlier(**record):
 # Endings
 
 
-def test_a_run_is_given_its_options_and_goes_on_where_it_was_cut(run):
+def test_a_run_is_given_its_options_and_continues_where_it_was_cut(run):
     run("print(sys.argv[1:])", "--config", "tiny.yaml", "--seed_everything", "7")
     assert literal_eval(Path(FOLDER, "log.txt").read_text()) == [
         *("-m", "bytelm", "fit"),
@@ -144,7 +144,7 @@ def test_a_run_that_ends_well_is_completed(run):
 
 
 @pytest.mark.parametrize("status", [2, 3, 4])
-def test_a_run_that_is_refused_leaves_nothing_but_the_reason(run, status):
+def test_a_rejected_run_leaves_only_the_reason(run, status):
     outcome = run(f"""
         print("bytelm: note: no last.ckpt yet", file=sys.stderr)
         print("bytelm: error: of another process", file=sys.stderr)
@@ -155,7 +155,7 @@ def test_a_run_that_is_refused_leaves_nothing_but_the_reason(run, status):
     assert not FOLDER.exists()
 
 
-def test_a_refusal_of_a_run_that_had_begun_is_its_error(run):
+def test_the_rejection_of_a_run_that_had_begun_is_its_error(run):
     outcome = run("""
         Path("runs/s/a/version_0").mkdir()
         print("bytelm: error: corpus.txt has changed", file=sys.stderr)
@@ -204,7 +204,7 @@ def test_a_run_that_has_left_a_record_is_taken_at_its_word(run, status, reason, 
     assert (on_record()["status"], on_record()["reason"]) == (status, reason)
 
 
-def test_what_a_run_leaves_of_its_own_processes_ends_with_it(run, told, until, alive):
+def test_child_processes_end_with_the_run(run, told, until, alive):
     assert run("tell('pid', sleeper()); record(status='completed')").status == "completed"
     (pid,) = told("pid")
     until(lambda: not alive(pid))
@@ -304,13 +304,13 @@ def test_a_record_of_an_earlier_attempt_is_not_taken_for_this_ones(run):
     assert (on_record()["status"], on_record()["reason"]) == ("error", "killed by SIGKILL")
 
 
-def test_what_an_earlier_attempt_has_said_is_not_taken_for_this_ones(run):
+def test_output_of_an_earlier_attempt_is_not_used(run):
     run("print('bytelm: error: the disk is full'); sys.exit(5)")
     assert run("sys.exit(1)").reason == "ended with exit status 1"
     assert "the disk is full" in Path(FOLDER, "log.txt").read_text()
 
 
-def test_a_refusal_of_a_run_that_goes_on_is_its_error(run):
+def test_the_rejection_of_a_resumed_run_is_its_error(run):
     earlier(status="interrupted", reason="interrupted by SIGTERM after step 5", total_steps=5)
     outcome = run("print('bytelm: error: corpus.txt has changed'); sys.exit(3)")
     assert (outcome.status, outcome.reason) == ("error", "corpus.txt has changed")
@@ -328,7 +328,7 @@ def test_the_time_of_a_run_is_that_of_all_attempts(run):
     assert on_record()["total_time_secs"] == 100.0
 
 
-def test_an_attempt_in_a_folder_of_its_own_is_counted_once(run):
+def test_an_attempt_in_its_own_folder_is_counted_once(run):
     # It was cut before its first checkpoint: the next attempt started a new run.
     earlier(status="interrupted", reason="interrupted by SIGTERM", total_time_secs=100.0)
     outcome = run("record(1, status='completed', val_bpb=2.0, total_time_secs=1.0)")
@@ -336,7 +336,7 @@ def test_an_attempt_in_a_folder_of_its_own_is_counted_once(run):
     assert sum(wall_time(found.record) for found in read_runs(FOLDER)) < 120.0
 
 
-def test_an_attempt_in_a_folder_of_its_own_that_leaves_no_record_is_given_one(run):
+def test_an_attempt_in_its_own_folder_that_leaves_no_record_is_given_one(run):
     earlier(status="interrupted", reason="interrupted by SIGTERM", total_time_secs=100.0)
     outcome = run("""
         Path("runs/s/a/version_1").mkdir()
@@ -403,7 +403,7 @@ def test_a_run_is_not_begun_by_another_before_this_is_done_with_it(start, told):
         assert VAL_BPB.of(job.wait(0.02).record) == 2.0
 
 
-def test_a_run_that_is_refused_for_that_leaves_no_open_files(start, told):
+def test_a_run_that_is_rejected_for_that_leaves_no_open_files(start, told):
     with start("tell('ready'); time.sleep(60)"):
         told("ready")
         before = len(os.listdir("/proc/self/fd"))
@@ -464,7 +464,7 @@ def test_a_run_ends_when_the_process_that_started_it_is_killed(start, told, unti
         (b"", ""),
     ],
 )
-def test_what_is_shown_of_a_log_is_what_a_terminal_would_show(written, shown, tmp_path):
+def test_a_log_is_shown_as_on_a_terminal(written, shown, tmp_path):
     (tmp_path / "log.txt").write_bytes(written)
     assert tail(tmp_path / "log.txt") == shown
 
@@ -477,7 +477,7 @@ def test_of_a_long_log_the_end_is_shown(tmp_path):
     assert tail(tmp_path / "nowhere") == ""
 
 
-def test_a_job_shows_what_its_own_process_has_printed(run, start):
+def test_a_job_shows_the_output_of_its_process(run, start):
     run("print('earlier'); sys.exit(1)")
     with start("print('step 1\\rstep 2\\rstep 3'); sys.exit(1)") as job:
         job.wait(0.02)

@@ -55,7 +55,7 @@ def test_a_line_that_was_cut_is_removed_and_the_queue_continues(study, share):
     assert all(entry.startswith(b"{") and entry.endswith(b"}") for entry in FILE.read_bytes().splitlines())
 
 
-def test_a_journal_with_nothing_but_the_beginning_of_a_line_is_an_empty_one(study):
+def test_a_journal_with_only_an_incomplete_line_is_empty(study):
     FILE.parent.mkdir(parents=True)
     FILE.write_bytes(b'{"op_code":0,"worker' + b" " * 200_000)  # more than is searched at once
     assert seeds(study(1)) == [0]
@@ -102,7 +102,7 @@ with open(sys.argv[1], "rb+") as file:
 """
 
 
-def test_a_worker_that_is_killed_while_it_writes_holds_nobody_up(study):
+def test_a_worker_that_is_killed_while_it_writes_blocks_no_other(study):
     queue = study(1)
     holder = subprocess.Popen(
         [sys.executable, "-c", HOLDER, FILE],
@@ -131,7 +131,7 @@ def test_a_file_that_is_no_journal_is_named(folder):
         Study("s", Plan(["tiny.yaml"]), storage="tiny.yaml")
 
 
-def test_what_is_appended_is_read_line_by_line(tmp_path):
+def test_appended_text_is_read_line_by_line(tmp_path):
     one, other = Journal(tmp_path / "j"), Journal(tmp_path / "j")
     one.append_logs([{"op_code": 0, "text": "größer\n\r"}])
     other.append_logs([{"op_code": 1}, {"op_code": 2}])

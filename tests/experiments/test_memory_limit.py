@@ -31,7 +31,7 @@ def test_a_size_has_a_unit(text, size, shown):
 
 
 @pytest.mark.parametrize("text", ["", "4", "4G", "-1GiB", "0GiB", "4 gib", "many", "4GiB ram", None, 4])
-def test_what_is_no_size_is_rejected(text):
+def test_invalid_sizes_are_rejected(text):
     with pytest.raises(ValueError, match="is not an amount of memory; accepted: 512MiB, 4GiB, 4GB"):
         Size.parse(text)
 
@@ -68,7 +68,7 @@ def holder():
 
 
 @linux
-def test_what_counts_is_the_memory_that_is_in_use_and_not_what_is_reserved(holder):
+def test_memory_in_use_counts_and_reserved_memory_does_not(holder):
     small, large = holder(10), holder(100 * MIB)
     assert memory_of([small.pid]) < 30 * MIB
     # A few pages that the processes share are divided among all that share them at this moment.

@@ -103,7 +103,7 @@ def test_the_number_of_seeds_that_would_settle_it_settles_it():
     assert Difference.of([1.0, 2.0], [2.0, 1.0]).seeds_needed() is None
 
 
-def test_one_pair_says_little():
+def test_one_pair_has_a_wide_interval():
     difference = Difference.of([2.0], [1.0])
     assert (difference.mean, difference.interval, difference.probability_lower, difference.noise) == (
         -1,

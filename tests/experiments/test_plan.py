@@ -166,7 +166,7 @@ def test_the_default_ladder_is_of_widths_that_the_heads_divide(resolved, widths)
         (["--space", "{model.gpt.d_model: [16]}"], r"space: .* accepted: values that make at least two candidates"),
     ],
 )
-def test_what_cannot_be_planned_is_rejected(planned, capsys, options, said):
+def test_invalid_plans_are_rejected(planned, capsys, options, said):
     with pytest.raises(SystemExit) as ended:
         planned(*options)
     assert ended.value.code == 2

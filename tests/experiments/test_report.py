@@ -93,7 +93,7 @@ def test_phases_are_tables_of_their_own_and_the_rest_is_not_lost(study):
     assert "03-bad" in others
 
 
-def test_figures_from_elsewhere_stand_beside(study):
+def test_figures_of_other_sources_are_beside(study):
     page = text(reported={"0[01]-*": {"val_bpb": 3.728, "total_steps": 65}}, reported_by="challenge")
     assert "| Experiment | val_bpb | challenge | Steps | challenge steps | Params |" in page
     _, slow, base, _ = rows(page, "Experiment")
@@ -101,7 +101,7 @@ def test_figures_from_elsewhere_stand_beside(study):
     assert slow[2:5] == ["", "100", ""]
 
 
-def test_effects_say_what_shows_and_what_does_not(study):
+def test_effects_state_whether_they_are_significant(study):
     effects = {"wide over narrow": ["01-*", "00-*"], "slow over fast": ["02-*", "01-*"], "bad": ["03-*", "00-*"]}
     page = text(effects=effects, reported={"00-*": {"val_bpb": 3.5}, "01-*": {"val_bpb": 3.4}})
     wide, slow, bad = rows(page, "Statement")
@@ -120,7 +120,7 @@ def test_a_small_effect_is_within_noise():
     assert "Statistically indistinguishable from the best, a: b." in page
 
 
-def test_what_was_made_from_another_differs_by_more_than_noise_or_does_not(study):
+def test_differences_from_the_parent_run_and_their_noise(study):
     wide, slow = rows(text().split("## What differs")[1], "Experiment")
     assert (wide[0], wide[1], wide[3]) == ("01-wide", "00-base", "better")
     assert (slow[0], slow[1], slow[3]) == ("02-slow", "01-wide", "worse")
@@ -380,7 +380,7 @@ def test_a_path_in_a_command_is_as_a_shell_takes_it():
     assert "\\`d\\`" in text().split("To train it again")[1].splitlines()[0]
 
 
-def test_what_a_user_calls_others_is_not_lost(study):
+def test_a_phase_named_others_is_kept(study):
     page = text(phases={"Others": ["00-*"]})
     assert [row[0] for row in rows(page, "Experiment")] == ["01-wide", "02-slow", "00-base", "03-bad"]
 
@@ -593,24 +593,24 @@ def test_noise_in_bits_says_nothing_of_scores_in_nats():
     assert "the effect of the seed alone is not known here" in page
 
 
-def refused(capsys, *args):
+def rejected(capsys, *args):
     with pytest.raises(SystemExit) as ended:
         main(["report", *args])
     (line,) = capsys.readouterr().err.splitlines()
     return ended.value.code, line
 
 
-def test_what_cannot_be_reported_is_refused_in_one_line(study, capsys):
-    status, line = refused(capsys, "runs/none")
+def test_invalid_reports_are_rejected_in_one_line(study, capsys):
+    status, line = rejected(capsys, "runs/none")
     assert status == 5
     assert "runs/none: no such folder" in line
     Path("runs/empty").mkdir()
-    assert "runs/empty: no runs there that have ended" in refused(capsys, "runs/empty")[1]
-    status, line = refused(capsys, "runs/s", "--phases", "{A: [99-*]}")
+    assert "runs/empty: no runs there that have ended" in rejected(capsys, "runs/empty")[1]
+    status, line = rejected(capsys, "runs/s", "--phases", "{A: [99-*]}")
     assert status == 2
     assert "phases.A: '99-*' cannot be used" in line
     assert "00-base" in line
-    assert "effects.x" in refused(capsys, "runs/s", "--effects", "{x: [00-*]}")[1]
+    assert "effects.x" in rejected(capsys, "runs/s", "--effects", "{x: [00-*]}")[1]
 
 
 def test_the_command_says_where_the_page_is(study, capsys):

@@ -80,7 +80,7 @@ class World:
     Attributes:
         endings: The ends of runs, by name.
         otherwise: The end of all other runs.
-        refusals: The reasons why configs cannot run.
+        rejections: The reasons why configs cannot run.
         limit: The budget in the runs' configs.
         begun: Runs in the order in which they were started or resumed.
         options: The arguments after `fit`, for each run.
@@ -91,7 +91,7 @@ class World:
 
     endings: dict = field(default_factory=dict)
     otherwise: Ending = field(default_factory=Ending)
-    refusals: dict = field(default_factory=dict)
+    rejections: dict = field(default_factory=dict)
     limit: object = "4 steps"
     begun: list = field(default_factory=list)
     options: list = field(default_factory=list)
@@ -202,7 +202,7 @@ class StandInChecker(Checker):
     def check(self, options):
         config = options[options.index("--config") + 1]
         self.world.events.append(f"check {config}")
-        return (None, reason) if (reason := self.world.refusals.get(config)) else ({}, "")
+        return (None, reason) if (reason := self.world.rejections.get(config)) else ({}, "")
 
 
 @pytest.fixture
@@ -286,7 +286,7 @@ def test_the_same_command_runs_nothing_twice(world, experiments):
     assert world.begun[2:] == ["tiny/tiny,seed=3"]
 
 
-def test_what_follows_two_dashes_and_the_seeds_reach_the_run(world, experiments):
+def test_options_after_two_dashes_and_seeds_reach_the_run(world, experiments):
     experiments("tiny.yaml", "--seeds", "42", "1", "--", "--trainer.devices", "1", "--lr_schedule=Cosine")
     options = ["--config", "tiny.yaml", "--trainer.devices", "1", "--lr_schedule=Cosine", "--seed_everything"]
     assert world.options == [[*options, "42"], [*options, "1"]]
@@ -457,7 +457,7 @@ def test_a_search_learns_from_val_loss_where_there_is_no_val_bpb(world, experime
 
 
 @pytest.mark.parametrize("status", ["error", "timeout", "diverged"])
-def test_a_run_that_fails_is_on_record_and_the_rest_go_on(world, experiments, status):
+def test_a_run_that_fails_is_on_record_and_the_rest_continue(world, experiments, status):
     world.endings["tiny,seed=1"] = Ending(status, reason="the disk is full")
     ended = experiments("tiny.yaml", "--seeds", "1", "2")
     assert ended.status == 1
@@ -470,19 +470,19 @@ def test_a_run_that_fails_is_on_record_and_the_rest_go_on(world, experiments, st
 
 
 def test_configs_that_cannot_run_are_named_before_the_first_run_and_cost_none(world, experiments):
-    world.refusals["other.yaml"] = "n_heads: 3 cannot be used"
+    world.rejections["other.yaml"] = "n_heads: 3 cannot be used"
     ended = experiments("other.yaml", "tiny.yaml", "--study", "s", "--max_runs", "1")
     assert ended.status == 1
     assert world.events == ["check other.yaml", "check tiny.yaml", "run tiny"]
     assert ended.err[0] == "rejected        other: n_heads: 3 cannot be used"
     assert ended.out[0] == "runs: 1 ended, of which now 1 rejected, 1 completed"
     assert not Path("runs/s/other").exists()
-    world.refusals.clear()
+    world.rejections.clear()
     assert experiments("other.yaml", "tiny.yaml", "--study", "s").status == 0  # after the config has been corrected
     assert world.begun == ["s/tiny", "s/other"]
 
 
-def test_a_run_that_is_refused_when_it_begins_costs_none(world, experiments):
+def test_a_run_that_is_rejected_when_it_begins_costs_none(world, experiments):
     world.endings["tiny,seed=1"] = Ending("rejected", reason="the corpus has gone")
     ended = experiments("tiny.yaml", "--seeds", "1", "2", "--max_runs", "1")
     assert ended.status == 1
@@ -492,7 +492,7 @@ def test_a_run_that_is_refused_when_it_begins_costs_none(world, experiments):
 
 
 @pytest.mark.parametrize("space", [LIST, RANGE], ids=["a few", "endless"])
-def test_a_search_all_of_whose_runs_are_refused_ends(world, experiments, space, monkeypatch):
+def test_a_search_all_of_whose_runs_are_rejected_ends(world, experiments, space, monkeypatch):
     monkeypatch.setattr("bytelm.experiments.study.MOST_REPEATS", 20)
     world.otherwise = Ending("rejected", reason="the corpus has gone")
     ended = experiments("tiny.yaml", "--sampler", "random", "--space", space, "--max_runs", "3")
@@ -544,7 +544,7 @@ def test_no_run_is_begun_that_would_not_fit(world, experiments):
     assert len(world.begun) == 3
 
 
-def test_a_run_that_goes_beyond_the_time_is_cut_and_goes_on_when_there_is_more(world, experiments):
+def test_a_run_that_goes_beyond_the_time_is_cut_and_continues_when_there_is_more(world, experiments):
     world.otherwise = Ending(seconds=100.0)
     seeds = ("tiny.yaml", "--seeds", "1", "2", "--total_time")
     ended = experiments(*seeds, "30s")
@@ -569,7 +569,7 @@ def test_a_second_run_is_cut_when_all_together_have_taken_the_time(world, experi
     assert 50.0 < wall_time(on_record("tiny/tiny,seed=2")) <= 50.0 + POLL
 
 
-def test_what_other_workers_take_counts(world, experiments, at_work):
+def test_the_time_of_other_workers_counts(world, experiments, at_work):
     other = Path("runs/tiny/elsewhere/version_0")
     at_work(other / ".lock")
     (other / "config.yaml").write_text("time_budget: {limit: 500 steps}")
@@ -591,7 +591,7 @@ def test_no_run_is_begun_where_those_of_other_workers_will_take_the_time(world, 
     assert world.begun == ["tiny/tiny"]
 
 
-def test_a_run_that_never_says_its_budget_is_ended(world, experiments, monkeypatch):
+def test_a_run_that_never_states_its_budget_is_ended(world, experiments, monkeypatch):
     monkeypatch.setattr(runner, "default_timeout", lambda experiment: None)
     world.otherwise = Ending(seconds=5000.0)
     experiments("tiny.yaml")
@@ -599,7 +599,7 @@ def test_a_run_that_never_says_its_budget_is_ended(world, experiments, monkeypat
     assert 1200.0 < wall_time(on_record("tiny/tiny")) <= 1200.0 + 2 * POLL
 
 
-def test_a_study_with_another_space_is_refused_and_nothing_is_left_of_the_try(world, experiments):
+def test_a_study_with_another_space_is_rejected_and_nothing_is_left_of_the_try(world, experiments):
     search = ("tiny.yaml", "--sampler", "random", "--space")
     experiments(*search, "{model.gpt.d_model: [16, 32]}", "--max_runs", "1")
     for _ in range(2):
@@ -644,7 +644,7 @@ def test_a_run_may_take_twice_its_budget_and_ten_minutes(world, experiments, lim
     assert default_timeout(Path("runs/tiny/tiny")) == timeout
 
 
-def test_a_run_that_has_not_said_its_budget_yet_may_take_what_it_takes(tmp_path):
+def test_a_run_without_a_known_budget_has_no_limit(tmp_path):
     assert default_timeout(tmp_path / "nowhere") is None
     (tmp_path / "version_0").mkdir()
     assert default_timeout(tmp_path) is None
@@ -775,7 +775,7 @@ def test_a_search_continues_after_a_full_disk_and_loses_no_run(world, experiment
 
 
 @pytest.mark.parametrize("kind", ["a file", "read-only"])
-def test_a_folder_that_cannot_be_used_is_told_in_one_line(world, experiments, kind):
+def test_a_folder_that_cannot_be_used_is_reported_in_one_line(world, experiments, kind):
     def check():
         ended = experiments("tiny.yaml")
         assert (ended.status, ended.out) == (5, [])
@@ -791,7 +791,7 @@ def test_a_folder_that_cannot_be_used_is_told_in_one_line(world, experiments, ki
         check()
 
 
-def test_damaged_files_are_named_once_and_the_runs_go_on(world, experiments):
+def test_damaged_files_are_named_once_and_the_runs_continue(world, experiments):
     for name, file in (("one", "record.json"), ("two", "config.yaml")):
         (make_run(f"tiny/{name}") / file).write_text("{")
     ended = experiments("tiny.yaml", "--seeds", "1", "2", "3")
@@ -819,7 +819,7 @@ def test_damaged_files_are_named_once_and_the_runs_go_on(world, experiments):
         ("tiny.yaml", 5, ["tiny.yaml: line 1 is damaged, or the file is not a study's queue"]),
     ],
 )
-def test_a_storage_that_cannot_be_used_is_told_in_one_line_without_its_password(
+def test_a_storage_that_cannot_be_used_is_reported_in_one_line_without_its_password(
     world, experiments, storage, status, said
 ):
     ended = experiments("tiny.yaml", "--storage", storage)
@@ -862,7 +862,7 @@ def test_a_storage_that_cannot_be_used_is_told_in_one_line_without_its_password(
     ],
     ids=str,
 )
-def test_a_bad_option_is_refused_in_one_line_before_anything_is_made(world, experiments, args, said):
+def test_a_bad_option_is_rejected_in_one_line_before_anything_is_made(world, experiments, args, said):
     ended = experiments(*args)
     assert (ended.status, ended.out) == (2, [])
     (line,) = ended.err
@@ -871,7 +871,7 @@ def test_a_bad_option_is_refused_in_one_line_before_anything_is_made(world, expe
     assert not Path("runs").exists()
 
 
-def test_a_config_that_is_not_there_or_no_config_is_refused_by_its_name(world, experiments, monkeypatch):
+def test_a_config_that_is_not_there_or_no_config_is_rejected_by_its_name(world, experiments, monkeypatch):
     class CheckerOfThisProcess(Checker):
         def check(self, options):
             return _check(list(options))
@@ -932,7 +932,7 @@ def program(folder):
         process.wait()
 
 
-def test_a_study_goes_on_after_a_kill(program, until, alive):
+def test_a_study_continues_after_a_kill(program, until, alive):
     seeds = ("tiny.yaml", "--seeds", "1", "2")
     killed = program(*seeds)
     until(Path("runs/tiny/tiny,seed=1/version_0/checkpoints/last.ckpt").exists, 120)
@@ -966,7 +966,7 @@ def test_a_study_goes_on_after_a_kill(program, until, alive):
 
 
 @pytest.mark.slow
-def test_a_study_goes_on_after_a_ctrl_c(program, until, alive):
+def test_a_study_continues_after_a_ctrl_c(program, until, alive):
     interrupted = program("tiny.yaml")
     until(Path("runs/tiny/tiny/version_0/checkpoints/last.ckpt").exists, 120)
     pid = Path("pid").read_text()

@@ -30,7 +30,7 @@ from bytelm.config.untrusted_config import check_limit, check_resolved, check_wr
 from bytelm.errors import ConfigError, StorageError
 from bytelm.experiments.check import Checker
 from bytelm.experiments.service.api import app
-from bytelm.experiments.service.match import Busy, Service, Unusable, UsedUp
+from bytelm.experiments.service.match import Busy, Service, Unusable, UsedUp, _training_seconds
 from bytelm.program import main
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -109,7 +109,7 @@ def test_every_config_of_the_challenge_may_be_sent_as_it_is_printed(path, capsys
         '{"seed_everything": "7", "model": {"gpt": {"d_model": 1.0e+1}}}',
     ],
 )
-def test_what_makes_an_experiment_may_be_said(text):
+def test_the_accepted_keys(text):
     check_written(read(text, aliases=False), RESOLVED, Path())
 
 
@@ -148,12 +148,12 @@ FOREIGN = {  # words that are rejected at every key
 
 @pytest.mark.parametrize("key", ["model", "model.gpt.position", "lr_schedule.init_args.function", "data.order"])
 @pytest.mark.parametrize("word", FOREIGN.values(), ids=FOREIGN)
-def test_words_that_lead_elsewhere_are_refused(word, key, folder):
+def test_words_that_are_paths_are_rejected(word, key, folder):
     Path("notes").touch()
-    with pytest.raises(ConfigError) as refusal:
+    with pytest.raises(ConfigError) as rejection:
         check_written({key: word}, RESOLVED, Path())
-    assert str(refusal.value).startswith(f"{key}: {word!r} cannot be used; ")
-    assert CLASSES in str(refusal.value) or "it is a file" in str(refusal.value)
+    assert str(rejection.value).startswith(f"{key}: {word!r} cannot be used; ")
+    assert CLASSES in str(rejection.value) or "it is a file" in str(rejection.value)
     with pytest.raises(ConfigError):
         check_written({"model": {"gpt": {"norm": {"class_path": word}}}}, RESOLVED, Path())
     with pytest.raises(ConfigError):
@@ -199,10 +199,10 @@ def test_words_that_lead_elsewhere_are_refused(word, key, folder):
         ("model: {gpt: !!set {a: null}}", ["model.gpt: {'a'}"]),
     ],
 )
-def test_keys_that_are_not_a_strangers_are_refused(text, said):
-    with pytest.raises(ConfigError) as refusal:
+def test_keys_that_an_untrusted_config_may_not_set_are_rejected(text, said):
+    with pytest.raises(ConfigError) as rejection:
         check_written(read(text), RESOLVED, Path())
-    assert [part for part in said if part not in str(refusal.value)] == []
+    assert [part for part in said if part not in str(rejection.value)] == []
 
 
 @pytest.mark.parametrize(
@@ -220,10 +220,10 @@ def test_keys_that_are_not_a_strangers_are_refused(text, said):
         ("trainer", {**RESOLVED["trainer"], "accelerator": "gpu"}, "trainer.accelerator: 'gpu' cannot be used; accep"),
     ],
 )
-def test_what_a_config_has_become_is_looked_at_too(key, value, said):
-    with pytest.raises(ConfigError) as refusal:
+def test_resolved_configs_are_checked_too(key, value, said):
+    with pytest.raises(ConfigError) as rejection:
         check_resolved({**RESOLVED, key: value}, RESOLVED)
-    assert str(refusal.value).startswith(said)
+    assert str(rejection.value).startswith(said)
 
 
 def test_a_config_with_options_of_its_own_means_the_same_score():
@@ -287,7 +287,25 @@ def test_a_budget_is_no_larger_than_the_baselines_and_fits_into_the_time_of_a_ru
         check_limit(resolved, 210.0, {**RESOLVED, "time_budget": {"limit": baseline}})
 
 
-def test_a_few_aliases_that_stand_for_endless_values_are_refused():
+def test_a_config_is_validated_as_the_baseline_is_unless_it_says_otherwise():
+    trainer = {**RESOLVED["trainer"], "val_check_interval": None}
+    assert shared_config({**RESOLVED, "trainer": trainer})["trainer"]["val_check_interval"] is None
+
+
+@pytest.mark.parametrize(
+    ("interval", "scope", "most"),
+    [(None, "training", 210), ("auto", "training", 180), ("auto", "run", 210), ("5%", "training", 210)],
+)
+def test_the_time_of_validations_is_part_of_a_run(interval, scope, most):
+    resolved = {
+        **RESOLVED,
+        "trainer": {**RESOLVED["trainer"], "val_check_interval": interval},
+        "time_budget": {"limit": "3m", "scope": scope},
+    }
+    assert _training_seconds(resolved, 210.0) == most
+
+
+def test_a_few_aliases_that_stand_for_endless_values_are_rejected():
     lines = ["a0: &a0 {k: 1}", *(f"a{i}: &a{i} {{<<: [{', '.join([f'*a{i - 1}'] * 9)}]}}" for i in range(1, 20))]
     with pytest.raises(BadText, match=r"line 2: '\*a0' is an alias"):
         read("\n".join(lines), aliases=False)
@@ -428,7 +446,7 @@ def test_of_two_configs_that_come_at_once_one_is_looked_at(make, monkeypatch):
     assert (service.runs_remaining, service.match_time_remaining) == (2, 60.0)
 
 
-def test_a_config_that_cannot_be_built_in_time_is_refused(make, monkeypatch):
+def test_a_config_that_cannot_be_built_in_time_is_rejected(make, monkeypatch):
     service = make()
     monkeypatch.setattr(
         Checker, "check", lambda checker, options, seconds=None: (None, f"it takes more than {seconds} s")
@@ -451,7 +469,7 @@ def test_a_config_that_cannot_be_built_in_time_is_refused(make, monkeypatch):
         (["--study", "in_the_way"], 5, ["study: 'runs/in_the_way' cannot be used"]),
     ],
 )
-def test_options_that_cannot_work_are_refused_in_one_line(options, status, said, folder, capsys, monkeypatch):
+def test_options_that_cannot_work_are_rejected_in_one_line(options, status, said, folder, capsys, monkeypatch):
     monkeypatch.delenv("BYTELM_TOKEN", raising=False)
     Path("runs").mkdir()
     Path("runs/in_the_way").touch()
@@ -591,11 +609,11 @@ MODEL = "model:\n  gpt: {d_model: 16, n_heads: 2, n_layers: 1, d_ff: 32, max_seq
         ("trainer: {limit_val_batches: 1}", 422, ["trainer.limit_val_batches"]),
         ("checkpoint: {dirpath: out}", 422, ["checkpoint.dirpath"]),
         ("experiment: other", 422, ["experiment: 'other'"]),
-        (MODEL + "time_budget: {limit: 400s}", 422, ["time_budget.limit: '400s'", "up to 210s"]),
+        (MODEL + "time_budget: {limit: 400s}", 422, ["time_budget.limit: '400s'", "up to 180s"]),
         (MODEL + "time_budget: {limit: 0s}", 422, ["time_budget.limit"]),
     ],
 )
-def test_what_cannot_run_is_refused_in_one_line_and_costs_no_run(idle, body, status, said):
+def test_invalid_configs_are_rejected_in_one_line_and_cost_no_run(idle, body, status, said):
     before = idle.get("/runs")
     answer = idle.post(body)
     assert answer.status_code == status, answer.text
@@ -616,7 +634,7 @@ def test_a_body_that_is_too_large_is_not_read_to_its_end(idle):
     assert idle.client.get("/health").status_code == 200
 
 
-def test_what_is_not_there_is_not_found(shared):
+def test_unknown_paths_are_not_found(shared):
     assert shared.client.get("/runs/run-1000").status_code == 404
     assert shared.client.get("/runs/..%2f..%2fcorpus.txt").status_code == 404
     assert shared.client.get("/elsewhere").status_code == 404
@@ -644,7 +662,7 @@ def test_pages_of_other_hosts_cannot_use_it(idle):
     assert idle.get("/runs", headers={"Host": "localhost"})["active"] is None
 
 
-def test_a_second_service_in_its_folder_is_refused(shared, monkeypatch, capsys):
+def test_a_second_service_in_its_folder_is_rejected(shared, monkeypatch, capsys):
     monkeypatch.chdir(shared.folder)
     with pytest.raises(SystemExit) as ended:
         main(["serve", "--baseline", "baseline.yaml", "--port", "0"])
@@ -669,7 +687,7 @@ def start(tmp_path):
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
 @pytest.mark.slow
-def test_a_service_that_is_killed_leaves_no_process_and_goes_on_where_it_was(start, tmp_path, alive, until):
+def test_a_service_that_is_killed_leaves_no_process_and_continues_where_it_was(start, tmp_path, alive, until):
     served = start()
 
     # the token

@@ -70,6 +70,21 @@ def test_the_match_is_shown_with_its_runs_scores_and_curves(client):
     assert "refresh" not in answer.headers
 
 
+def test_a_baseline_that_is_better_than_all_runs_is_the_best(client, service):
+    make_run("s/run-2", 2.75, at=2, settings=config())
+    worse = read_run(Path("runs/s/run-2/version_0"))
+    service.ended, service.best = [service.ended[0], worse], worse
+    service.runs = lambda: [{"run_id": "run-2", **worse.record}]
+    page = client.get("/").text
+    assert "The best run is the baseline: val_bpb 2.5000. The best submitted run is run-2: val_bpb 2.7500." in page
+    assert re.findall(r"<tr class=best><td>(.*?)</td>", page) == ["baseline"]
+
+    service.ended, service.best = service.ended[:1], None
+    page = client.get("/").text
+    assert "The best run is the baseline: val_bpb 2.5000." in page
+    assert "submitted" not in page
+
+
 def test_nothing_in_a_page_is_read_as_html_and_no_path_is_shown(client):
     page = client.get("/").text
     assert "<script" not in page
@@ -106,8 +121,8 @@ def test_the_description_of_the_api_needs_no_other_host(client):
 
 def test_a_browser_shows_the_token_as_a_password(service):
     client = TestClient(app(service, token="secret"), base_url="http://host")
-    refused = client.get("/", headers={"Accept": "text/html"})
-    assert (refused.status_code, refused.headers["www-authenticate"].split()[0]) == (401, "Basic")
+    rejected = client.get("/", headers={"Accept": "text/html"})
+    assert (rejected.status_code, rejected.headers["www-authenticate"].split()[0]) == (401, "Basic")
     assert client.get("/", auth=("anyone", "secret")).status_code == 200
     assert client.get("/", auth=("secret", "wrong")).status_code == 401
     assert client.get("/", headers={"Authorization": "Basic no base64"}).status_code == 401

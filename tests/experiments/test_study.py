@@ -81,7 +81,7 @@ def test_everything_is_run_once_before_anything_is_run_again(study):
     ]
 
 
-def test_a_task_is_what_follows_fit(study):
+def test_a_task_is_the_options_of_fit(study):
     queue = study(options=("--trainer.devices", "1"), seeds=(7,), space={"model.gpt.d_ff": [48]})
     (claim,) = take(queue)
     assert claim.task.fit_options == [
@@ -98,19 +98,19 @@ def test_without_a_seed_the_configs_own_counts(study):
     assert claim.task.fit_options == ["--config", "tiny.yaml"]
 
 
-def test_what_is_queued_is_not_missing(study):
+def test_queued_runs_are_not_missing(study):
     assert study(seeds=(1, 2)).missing() == []
     more = Study("s", Plan(["tiny.yaml"], seeds=(1, 2, 3)))
     assert [task.seed for task in more.missing()] == [3]
     assert Study("another", more.plan).missing() == more.plan.grid()
 
 
-def test_what_is_given_twice_is_run_once(study):
+def test_duplicates_are_run_once(study):
     queue = study("tiny.yaml", "tiny.yaml", seeds=(1, 1), space={"a": [2, 2]})
     assert len(take(queue)) == 1
 
 
-def test_what_was_dropped_is_missing_again(study):
+def test_dropped_runs_are_missing_again(study):
     queue = study(seeds=(1, 2))
     dropped = queue.next()
     queue.drop(dropped.number)
@@ -127,7 +127,7 @@ def test_what_was_dropped_is_missing_again(study):
     ],
     ids=["value", "key", "comment", "style"],
 )
-def test_a_config_is_what_it_says(study, change, is_another):
+def test_a_config_has_its_stated_values(study, change, is_another):
     take(study())
     config = Path("tiny.yaml")
     config.write_text(change(config.read_text()))
@@ -140,7 +140,7 @@ def test_other_options_make_another_run(study):
     assert take(study(options=("--model.gpt.n_layers", "2"))) == []
 
 
-def test_a_config_that_cannot_be_read_can_be_queued_for_the_check_to_refuse(study):
+def test_a_config_that_cannot_be_read_can_be_queued_for_the_check_to_reject(study):
     Path("bad.yaml").write_text("a: [1\n")
     Path("latin.yaml").write_bytes(b"a: \xff\n")
     assert len(study("bad.yaml", "latin.yaml", "nowhere.yaml").plan.grid()) == 3
@@ -202,7 +202,7 @@ def test_a_class_with_options_is_one_value_of_a_list(study):
         (Task("my base.yaml", "", point=(("data.path", "../../else where"),)), "my_base,path=.._.._else_where"),
     ],
 )
-def test_a_name_tells_config_point_and_seed(task, name):
+def test_a_name_contains_config_point_and_seed(task, name):
     assert task.name == name
 
 
@@ -227,7 +227,7 @@ def test_tasks_of_the_same_name_are_numbered_the_same_for_all_workers(study):
     assert names == ["s/tiny", "s/tiny,2", "s/tiny,3"]
 
 
-def test_names_that_are_cut_short_are_told_apart(study):
+def test_truncated_names_remain_distinct(study):
     queue = study(space={"a": ["x" * 200 + end for end in "yz"]})
     first, second = [claim.experiment for claim in take(queue)]
     assert second == first + ",2"
@@ -237,8 +237,8 @@ def test_a_task_never_gets_the_folder_of_another(study):
     # It was rejected once, another run of its name was made in the meantime, and now it is queued again.
     config = Path("tiny.yaml")
     text = config.read_text()
-    refused = study()
-    refused.drop(refused.next().number)
+    rejected = study()
+    rejected.drop(rejected.next().number)
     config.write_text(text + "seed_everything: 3\n")
     (other,) = take(study())
     config.write_text(text)
@@ -384,7 +384,7 @@ def test_workers_that_draw_keep_to_the_number_of_runs_together(workers):
 # The number of runs
 
 
-def test_runs_count_whatever_became_of_them_but_not_what_was_no_run(study, at_work):
+def test_all_runs_count_and_other_folders_do_not(study, at_work):
     queue = study(seeds=range(8))
     queue.close(queue.next(max_runs=3).number, 2.0)
     queue.close(queue.next(max_runs=3).number)  # failed
@@ -394,7 +394,7 @@ def test_runs_count_whatever_became_of_them_but_not_what_was_no_run(study, at_wo
     assert queue.next(max_runs=4).task.seed == 4
 
 
-def test_a_run_that_was_cut_goes_on_though_there_may_be_no_more_runs(study):
+def test_a_run_that_was_cut_continues_though_there_may_be_no_more_runs(study):
     queue = study(seeds=(1, 2))
     cut = queue.next(max_runs=1)
     assert queue.next(max_runs=1) == cut
@@ -470,7 +470,7 @@ def test_the_same_seed_draws_the_same(study):
 
 
 @pytest.mark.parametrize("sampler", ["random", "tpe"])
-def test_a_search_that_goes_on_does_not_draw_again_what_it_has_drawn(study, sampler):
+def test_a_continued_search_draws_no_point_twice(study, sampler):
     drawn = [values(take(study(space={"lr": LR}, sampler=sampler), most=3)) for _ in range(2)]
     assert len({*drawn[0], *drawn[1]}) == 6
     assert len(in_optuna().trials) == 6  # no draw was repeated
@@ -486,13 +486,13 @@ def test_a_space_that_is_used_up_ends_the_search(study, seeds):
 
 
 @pytest.mark.usefixtures("soon_used_up")
-def test_a_point_that_was_refused_is_not_drawn_again(study):
+def test_a_point_that_was_rejected_is_not_drawn_again(study):
     queue = study(seeds=(1, 2), space={"a": ["x", "y"]}, sampler="random")
-    refused = []
-    while len(refused) < 20 and (claim := queue.next(max_runs=3)) is not None:
+    rejected = []
+    while len(rejected) < 20 and (claim := queue.next(max_runs=3)) is not None:
         queue.drop(claim.number)
-        refused.append(claim.task)
-    assert len(set(refused)) == len(refused) == 4
+        rejected.append(claim.task)
+    assert len(set(rejected)) == len(rejected) == 4
 
 
 def test_other_seeds_of_a_point_are_run_also_if_its_draw_was_cut(study, monkeypatch):
@@ -582,10 +582,10 @@ def test_studies_share_a_storage_without_mixing(study):
     ids=str,
 )
 @pytest.mark.parametrize("sampler", ["random", "tpe"])
-def test_a_space_that_cannot_be_searched_is_refused_by_key_and_value(space, accepted, sampler):
-    with pytest.raises(ConfigError) as refused:
+def test_a_space_that_cannot_be_searched_is_rejected_by_key_and_value(space, accepted, sampler):
+    with pytest.raises(ConfigError) as rejected:
         Plan(["tiny.yaml"], space={"ok": [1], "model.lr": space}, sampler=sampler)
-    message = str(refused.value)
+    message = str(rejected.value)
     assert message.startswith(f"space.model.lr: {space!r} cannot be used; ")
     assert accepted in message.partition("cannot be used; ")[2]
 

@@ -1,13 +1,12 @@
 """GPT-2 weights from and to nanoGPT and Hugging Face.
 
-Proved here:
+Tested here:
 
 - an imported network gives the logits of its source: of transformers' GPT-2, and of nanoGPT's forward pass, which is
   written out below;
-- what was imported and exported has the very weights of the source, and what bytelm trained gives its logits there;
+- an imported and exported network has exactly the weights of the source; a network of bytelm gives its logits there;
 - a checkpoint that was imported carries its config, and `validate` scores it;
-- sources that are damaged or something else, and networks that the other side has not, are refused in one line that
-  names what is wrong.
+- damaged and foreign sources, and networks that the other side lacks, are rejected in one line that names the fault.
 """
 
 import json
@@ -115,7 +114,7 @@ def from_pretrained(folder):
 
 @torch.no_grad()
 def logits(path):
-    """What the network of a checkpoint of bytelm's makes of TOKENS."""
+    """The logits of TOKENS, by the network of a checkpoint of bytelm's."""
     return LanguageModel.load_from_checkpoint(path, weights_only=True).eval()(TOKENS)
 
 
@@ -226,7 +225,7 @@ def test_a_folder_may_be_in_shards_in_half_precision_or_without_a_prefix(tmp_pat
 # Export
 
 
-def test_what_nanogpt_trained_without_biases_gives_its_logits_in_hugging_face(tmp_path):
+def test_nanogpt_networks_without_biases_have_the_same_logits_in_hugging_face(tmp_path):
     checkpoint = nanogpt(bias=False)
     torch.save(checkpoint, tmp_path / "ckpt.pt")
     import_weights(str(tmp_path / "ckpt.pt"), str(tmp_path / "model.ckpt"))
@@ -236,7 +235,7 @@ def test_what_nanogpt_trained_without_biases_gives_its_logits_in_hugging_face(tm
     torch.testing.assert_close(theirs, nanogpt_logits(checkpoint, TOKENS), atol=1e-5, rtol=1e-5)
 
 
-def test_what_bytelm_trained_gives_its_logits_in_hugging_face(run):
+def test_exported_networks_have_the_same_logits_in_hugging_face(run):
     attention = "{class_path: Explicit, init_args: {n_kv_heads: 2, bias: false, dropout: 0.1}}"
     network = ["--model.gpt.position", "Learned", "--model.gpt.attention", attention, "--model.gpt.dropout", "0.1"]
     network += ["--model.gpt.residual_autocast", "true"]  # of mixed precision, which the weights know nothing of
@@ -303,9 +302,9 @@ def saved(folder):
 )
 def test_a_network_that_is_no_gpt2_is_rejected_by_its_key(option, named, saved):
     saved(f"--model.gpt.{option}", "--data.order=folds")  # which a memory needs
-    with pytest.raises(ConfigError) as refused:
+    with pytest.raises(ConfigError) as rejected:
         read_checkpoint(Path("saved.ckpt"))
-    assert str(refused.value).startswith(named)
+    assert str(rejected.value).startswith(named)
 
 
 PARTS = """
@@ -328,7 +327,7 @@ class Own(MLP):
 """
 
 
-def test_a_part_of_ones_own_that_declares_what_it_equals_is_exported(saved):
+def test_a_part_of_the_users_that_declares_what_it_equals_is_exported(saved):
     Path("my_parts.py").write_text(PARTS)
     Path("mine.yaml").write_text(
         "model: {gpt: {position: Learned, attention: my_parts.Fast, feedforward: my_parts.Own}}"
@@ -381,15 +380,15 @@ def test_each_activation_and_head_gives_its_logits_in_hugging_face_and_comes_bac
         ({"layer_norm_epsilon": 1e-6, "activation_function": "gelu"}, "model.gpt.norm.eps: 1e-06 cannot be used"),
     ],
 )
-def test_what_nanogpt_has_not_is_refused(options, named, tmp_path):
+def test_parts_that_nanogpt_lacks_are_rejected(options, named, tmp_path):
     huggingface(**options).save_pretrained(tmp_path / "there")
     import_weights(str(tmp_path / "there"), str(tmp_path / "model.ckpt"))
-    with pytest.raises(ConfigError) as refused:
+    with pytest.raises(ConfigError) as rejected:
         export_weights(str(tmp_path / "model.ckpt"), str(tmp_path / "back.pt"), "nanogpt")
-    assert str(refused.value).startswith(named)
+    assert str(rejected.value).startswith(named)
 
 
-def test_biases_here_and_not_there_are_refused_by_nanogpt_alone(there):
+def test_biases_in_some_layers_only_are_rejected_by_nanogpt_alone(there):
     gpt2 = read_nanogpt(Path("ckpt.pt"))
     weights = {name: tensor for name, tensor in gpt2.weights.items() if not name.endswith("norm.bias")}
     write_checkpoint(replace(gpt2, norm_bias=False, weights=weights), Path("model.ckpt"))
@@ -409,14 +408,14 @@ def test_biases_here_and_not_there_are_refused_by_nanogpt_alone(there):
         (lambda c: c["state_dict"].update({"gpt.more": torch.ones(1)}), "gpt.more: (1,) in the checkpoint, absent now"),
     ],
 )
-def test_a_checkpoint_that_does_not_agree_with_itself_is_refused(change, named, there):
+def test_a_checkpoint_that_does_not_agree_with_itself_is_rejected(change, named, there):
     checkpoint = read("model.ckpt", map_location="cpu")
     change(checkpoint)
     torch.save(checkpoint, "other.ckpt")
-    with pytest.raises(CheckpointError) as refused:
+    with pytest.raises(CheckpointError) as rejected:
         read_checkpoint(Path("other.ckpt"))
-    assert str(refused.value).startswith("ckpt_path: 'other.ckpt'")
-    assert named in str(refused.value)
+    assert str(rejected.value).startswith("ckpt_path: 'other.ckpt'")
+    assert named in str(rejected.value)
 
 
 @pytest.mark.parametrize("format", ["nanogpt", "huggingface"])
@@ -479,15 +478,15 @@ def has(**args):
         (lambda c: c["model"].update({"transformer.wpe.weight": 1}), "lacks transformer.wpe.weight"),
     ],
 )
-def test_a_checkpoint_that_is_not_nanogpts_is_refused(change, named, tmp_path):
+def test_a_checkpoint_that_is_not_nanogpts_is_rejected(change, named, tmp_path):
     checkpoint = nanogpt()
     change(checkpoint)
     torch.save(checkpoint, tmp_path / "ckpt.pt")
-    with pytest.raises(CheckpointError) as refused:
+    with pytest.raises(CheckpointError) as rejected:
         import_weights(str(tmp_path / "ckpt.pt"), str(tmp_path / "model.ckpt"))
-    assert str(refused.value).startswith(str(tmp_path / "ckpt.pt"))
-    assert named in str(refused.value)
-    assert len(str(refused.value).splitlines()) == 1
+    assert str(rejected.value).startswith(str(tmp_path / "ckpt.pt"))
+    assert named in str(rejected.value)
+    assert len(str(rejected.value).splitlines()) == 1
     assert not (tmp_path / "model.ckpt").exists()
 
 
@@ -496,7 +495,7 @@ class Evil:
         return open, ("ran", "w")
 
 
-def test_a_file_that_is_damaged_or_unsafe_is_refused(there):
+def test_a_file_that_is_damaged_or_unsafe_is_rejected(there):
     whole = Path("ckpt.pt").read_bytes()
     at = whole.index(nanogpt()["model"]["transformer.h.1.mlp.c_fc.weight"].numpy().tobytes())
     Path("flipped.pt").write_bytes(whole[:at] + bytes([whole[at] ^ 16]) + whole[at + 1 :])
@@ -506,10 +505,10 @@ def test_a_file_that_is_damaged_or_unsafe_is_refused(there):
     torch.save({**nanogpt(), "more": Evil()}, "evil.pt")
     torch.save([1, 2], "list.pt")
     for name in ("flipped.pt", "cut.pt", "empty.pt", "plain.pickle", "evil.pt", "list.pt", "none.pt", "model.ckpt"):
-        with pytest.raises(CheckpointError) as refused:
+        with pytest.raises(CheckpointError) as rejected:
             import_weights(name, "target.ckpt")
-        assert str(refused.value).startswith(f"{name} ")
-        assert str(refused.value).endswith("accepted: nanoGPT's ckpt.pt, or a Hugging Face folder")
+        assert str(rejected.value).startswith(f"{name} ")
+        assert str(rejected.value).endswith("accepted: nanoGPT's ckpt.pt, or a Hugging Face folder")
     assert not Path("ran").exists()
     assert not Path("target.ckpt").exists()
 
@@ -531,48 +530,48 @@ def test_a_file_that_is_damaged_or_unsafe_is_refused(there):
         ("layer_norm_epsilon", "1e-5"),
     ],
 )
-def test_a_config_of_hugging_face_that_bytelm_cannot_follow_is_refused(key, value, there):
+def test_a_config_of_hugging_face_that_bytelm_cannot_follow_is_rejected(key, value, there):
     export_weights("model.ckpt", "folder", "huggingface")
     path = Path("folder/config.json")
     path.write_text(json.dumps({**json.loads(path.read_text()), key: value}))
-    with pytest.raises(CheckpointError) as refused:
+    with pytest.raises(CheckpointError) as rejected:
         import_weights("folder", "target.ckpt")
-    assert str(refused.value).startswith(f"{path}: {key}: {value!r} cannot be used; accepted: ")
+    assert str(rejected.value).startswith(f"{path}: {key}: {value!r} cannot be used; accepted: ")
 
 
-def test_a_folder_that_lacks_something_is_refused(there):
+def test_a_folder_that_lacks_something_is_rejected(there):
     export_weights("model.ckpt", "folder", "huggingface")
     folder = Path("folder")
     weights, config = folder / "model.safetensors", folder / "config.json"
     whole, said = weights.read_bytes(), config.read_text()
 
-    def refusal():
-        with pytest.raises(CheckpointError) as refused:
+    def rejection():
+        with pytest.raises(CheckpointError) as rejected:
             import_weights("folder", "target.ckpt")
-        assert len(str(refused.value).splitlines()) == 1
-        return str(refused.value)
+        assert len(str(rejected.value).splitlines()) == 1
+        return str(rejected.value)
 
     weights.write_bytes(whole[:-100])
-    assert refusal().startswith(f"{weights} cannot be read (")
+    assert rejection().startswith(f"{weights} cannot be read (")
     weights.unlink()
-    assert refusal().startswith(f"{weights} cannot be read (")
+    assert rejection().startswith(f"{weights} cannot be read (")
     index = folder / "model.safetensors.index.json"
     index.write_text("{}")
-    assert refusal() == f"{index} lacks weight_map, the file of each tensor"
+    assert rejection() == f"{index} lacks weight_map, the file of each tensor"
     index.write_text('{"weight_map": {"a": []}}')
-    assert refusal() == f"{index} lacks weight_map, the file of each tensor"
+    assert rejection() == f"{index} lacks weight_map, the file of each tensor"
     index.write_text("[" * 100_000)
-    assert refusal().startswith(f"{index} cannot be read (")
+    assert rejection().startswith(f"{index} cannot be read (")
     index.write_text('{"weight_map": {"a": "model-00001-of-00002.safetensors"}}')
-    assert refusal().startswith(f"{folder / 'model-00001-of-00002.safetensors'} cannot be read (")
+    assert rejection().startswith(f"{folder / 'model-00001-of-00002.safetensors'} cannot be read (")
     index.unlink()
     weights.write_bytes(whole)
     config.write_text(said.replace('"n_layer": 2', '"n_layer": 3'))
-    assert refusal() == "folder lacks transformer.h.2.ln_1.weight"
+    assert rejection() == "folder lacks transformer.h.2.ln_1.weight"
     config.write_text("[]")
-    assert refusal().startswith(f"{config} cannot be read (it is not an object with keys); accepted: a folder with")
+    assert rejection().startswith(f"{config} cannot be read (it is not an object with keys); accepted: a folder with")
     config.unlink()
-    assert refusal().startswith(f"{config} cannot be read (No such file or directory)")
+    assert rejection().startswith(f"{config} cannot be read (No such file or directory)")
 
 
 def test_a_missing_package_is_named(there, monkeypatch):
@@ -659,7 +658,7 @@ def test_validate_scores_an_imported_checkpoint(there, capsys, monkeypatch):
     assert "model.gpt" not in captured.err  # no differences to tell of
 
 
-def test_the_commands_say_what_they_wrote_and_refuse_in_one_line(there, capsys):
+def test_the_commands_report_their_files_and_reject_in_one_line(there, capsys):
     main_export(["model.ckpt", "folder", "--format", "huggingface"])
     main_import(["folder", "again.ckpt", "--tokenizer", "gpt2"])
     assert capsys.readouterr().out.splitlines() == ["huggingface: folder", "checkpoint: again.ckpt"]
@@ -678,7 +677,7 @@ def test_the_commands_say_what_they_wrote_and_refuse_in_one_line(there, capsys):
 
 
 @pytest.mark.parametrize(("name", "command"), [("import", main_import), ("export", main_export)])
-def test_the_commands_tell_their_options(name, command, capsys):
+def test_the_commands_list_their_options(name, command, capsys):
     with pytest.raises(SystemExit) as ended:
         command(["--help"])
     assert ended.value.code == 0

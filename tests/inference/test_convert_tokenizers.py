@@ -1,4 +1,4 @@
-"""Tokenizers of exported and imported GPT-2s: whoever reads the export has bytelm's tokens, and its scores."""
+"""Tokenizers of exported and imported GPT-2s: readers of the export get bytelm's tokens and scores."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Evaluation: the harness's questions are answered as one would by hand, and the command tells what comes of it."""
+"""Evaluation: answers to the harness's questions equal those computed by hand; the command reports the scores."""
 
 import functools
 import json
@@ -107,7 +107,7 @@ def test_a_continuation_longer_than_a_row_is_scored_row_by_row():
     assert not greedy
 
 
-def test_greedy_is_what_generation_without_chance_writes():
+def test_greedy_is_generation_at_temperature_0():
     model = of_bytes()
     likeliest = [*generate(model.gpt, torch.tensor([0, *b"abc"]), 5, temperature=0)]
     assert all(0 < token < 128 for token in likeliest)  # so that it is text
@@ -129,7 +129,7 @@ def test_context_and_continuation_are_encoded_together(of_tokens, tokenizer):
     assert borders == 1  # "be" is a token
 
 
-def test_what_fills_up_the_vocabulary_costs_but_is_never_the_likeliest(of_tokens, tokenizer):
+def test_padding_tokens_have_a_cost_and_are_never_the_likeliest(of_tokens, tokenizer):
     assert tokenizer.vocab_size == 270
     with torch.no_grad():
         of_tokens.gpt.head.bias[280] = 50.0
@@ -142,7 +142,7 @@ def test_what_fills_up_the_vocabulary_costs_but_is_never_the_likeliest(of_tokens
 
 
 @pytest.mark.parametrize("length", [1, T, 3 * T])
-def test_a_text_of_whole_rows_costs_what_validation_counts(length):
+def test_a_text_of_whole_rows_costs_as_much_as_in_validation(length):
     model = of_bytes(batch_size=2)
     text = ("What a piece of work is a man! how noble in reason!" * 2)[:length]
     (nats,) = model.loglikelihood_rolling([asked(text)])
@@ -165,7 +165,7 @@ def test_every_token_of_a_text_is_predicted_once(of_tokens, tokenizer):
     assert nothing == 0
 
 
-def test_a_text_goes_on_with_the_likeliest_tokens():
+def test_a_text_continues_with_the_likeliest_tokens():
     model = of_bytes()
     expected = ByteTokenizer().decode(generate(model.gpt, torch.tensor([0, *b"abc"]), 40, 0, n_keep=1))
     options = {"max_gen_toks": 40}, {"max_gen_toks": 40, "until": "", "temperature": 0.0}
@@ -217,7 +217,7 @@ def test_draws_are_those_that_the_task_asks_for():
     assert written(3, do_sample=True) == drawn
 
 
-def test_a_tokenizer_without_a_token_to_begin_with_is_refused(tokenizer):
+def test_a_tokenizer_without_a_token_to_begin_with_is_rejected(tokenizer):
     nameless = SimpleNamespace(end_of_text=None, name="nameless.json")
     with pytest.raises(ConfigError, match=r"data.tokenizer: 'nameless.json' cannot be used; accepted: one with an end"):
         HarnessModel(Trained(gpt(), nameless))
@@ -273,7 +273,7 @@ def add_task(folder):
 
 @pytest.fixture
 def quick(monkeypatch):
-    """Leaves out what takes the harness seconds: its own thousands of tasks, and a description of the machine."""
+    """Leaves out the slow parts of the harness: its own thousands of tasks, and a description of the machine."""
     manager = functools.partial(evaluate.TaskManager, include_defaults=False)
     monkeypatch.setattr(evaluate, "TaskManager", manager)
     monkeypatch.setattr("torch.utils.collect_env.get_pretty_env_info", lambda: "")
@@ -330,7 +330,7 @@ def test_a_trained_model_is_scored_on_tasks_of_one_s_own(run, folder, add_task, 
     assert "my_writing/exact_match: 0.5000" in lines
 
 
-def test_a_metric_whose_error_is_bootstrapped_is_told_with_it(run, folder, add_task, quick, capfd):
+def test_a_metric_with_a_bootstrapped_error_is_reported_with_it(run, folder, add_task, quick, capfd):
     """The harness forks a pool of workers for that."""
     run()
     pairs = [("to be or", " not"), ("that is the", " question"), ("to", " be"), ("whether", " nobler")]
@@ -382,12 +382,12 @@ def test_a_limit_is_a_number_or_a_share_of_questions(run, add_task, quick):
 
 
 @pytest.fixture
-def refused(run, add_task, capsys):
-    """Runs the command on options that must be refused with an exit status; returns the last line that says why."""
+def rejected(run, add_task, capsys):
+    """Runs the command on options that must be rejected with an exit status; returns the last line that says why."""
     run()
     capsys.readouterr()
 
-    def refused(*options, status):
+    def rejected(*options, status):
         with pytest.raises(SystemExit) as ended:
             main(on_the_command_line(*options))
         assert ended.value.code == status
@@ -395,39 +395,39 @@ def refused(run, add_task, capsys):
         assert "results:" not in captured.out
         return captured.err.splitlines()[-1]
 
-    return refused
+    return rejected
 
 
-def test_what_cannot_be_evaluated_is_refused(refused, add_task, quick):
+def test_invalid_evaluations_are_rejected(rejected, add_task, quick):
     add_task("my_text", TEXT, [{"text": "to be"}])
     add_task("my_own", TEXT, [])
     os.unlink("tasks/my_own.jsonl")
     add_task("my_choice", MULTIPLE_CHOICE, [{"question": "to", "choices": ["be", "do"], "right": 0}])
     Path("tasks/my_group.yaml").write_text(GROUP)
-    line = refused("--tasks", "my_choice,my_group", status=2)
+    line = rejected("--tasks", "my_choice,my_group", status=2)
     assert line.startswith("bytelm: error: tasks: 'my_choice,my_group' cannot be used; Duplicate task 'my_choice'")
-    assert refused("--tasks", "my_txt", status=2) == (
-        "bytelm: error: tasks: 'my_txt' cannot be used; did you mean my_text? accepted: what `lm-eval ls tasks` lists, "
-        "or is in include_path"
+    assert rejected("--tasks", "my_txt", status=2) == (
+        "bytelm: error: tasks: 'my_txt' cannot be used; did you mean my_text? accepted: those of `lm-eval ls tasks`, "
+        "or of include_path"
     )
-    assert refused("--tasks", ",", status=2).startswith("bytelm: error: tasks: ',' cannot be used; accepted: names")
-    line = refused("--tasks", "my_text", "--include_path", "nowhere", status=2)
+    assert rejected("--tasks", ",", status=2).startswith("bytelm: error: tasks: ',' cannot be used; accepted: names")
+    line = rejected("--tasks", "my_text", "--include_path", "nowhere", status=2)
     assert line.startswith("bytelm: error: include_path: 'nowhere' cannot be used; accepted: a folder")
-    line = refused("--tasks", "my_text,my_own", status=3)
+    line = rejected("--tasks", "my_text,my_own", status=3)
     assert line.startswith("bytelm: error: tasks: 'my_own' cannot be used; the harness cannot load it: ")
     assert "my_own.jsonl" in line
-    line = refused("--tasks", "my_text", "--limit", "0", status=2)
+    line = rejected("--tasks", "my_text", "--limit", "0", status=2)
     assert line.startswith("bytelm: error: limit: ")
-    line = refused("--tasks", "my_text", "--ckpt_path", "no.ckpt", status=4)
+    line = rejected("--tasks", "my_text", "--ckpt_path", "no.ckpt", status=4)
     assert line.startswith("bytelm: error: ckpt_path: 'no.ckpt' cannot be read")
-    line = refused("--tasks", "my_text", "--output", "corpus.txt/my.json", status=5)
+    line = rejected("--tasks", "my_text", "--output", "corpus.txt/my.json", status=5)
     assert line.startswith("bytelm: error: corpus.txt/my.json: the results could not be written")
 
 
 @pytest.mark.slow
-def test_the_harness_s_own_tasks_are_found(refused):
+def test_the_harness_s_own_tasks_are_found(rejected):
     """Their data sets cannot be had here."""
-    line = refused("--tasks", "wikitext", status=3)
+    line = rejected("--tasks", "wikitext", status=3)
     assert line.startswith("bytelm: error: tasks: 'wikitext' cannot be used; the harness cannot load it: ")
 
 

@@ -1,4 +1,4 @@
-"""Generation: what is drawn, that the cache changes nothing, text as it arrives, and the command."""
+"""Generation: draws, the cache, streamed text, and the command."""
 
 import functools
 import io
@@ -115,7 +115,7 @@ def test_each_token_is_computed_once_with_the_cache():
     gpt, computed = tiny(), []
     gpt.blocks[0].register_forward_hook(lambda module, inputs, output: computed.append(output.shape[1]))
     [*generate(gpt, after(1, 2, 3), 20, seed=0)]
-    # 13 more fill the row of 16; then its last half goes on as a new row.
+    # 13 more fill the row of 16; then its last half continues as a new row.
     assert computed == [3, *[1] * 13, 8, *[1] * 5]
     computed.clear()
     [*generate(gpt, after(1, 2, 3), 5, seed=0, cached=False)]
@@ -123,7 +123,7 @@ def test_each_token_is_computed_once_with_the_cache():
 
 
 @pytest.mark.parametrize(("n_keep", "kept"), [(0, []), (1, [90]), (3, [90, 91, 92])])
-def test_a_full_row_goes_on_with_its_last_half_and_its_first_tokens(n_keep, kept):
+def test_a_full_row_continues_with_its_last_half_and_its_first_tokens(n_keep, kept):
     gpt, seen = tiny(), []
     gpt.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0][0].tolist()))
     prompt = [90, 91, 92, *range(13)]
@@ -266,7 +266,7 @@ def test_text_arrives_as_soon_as_it_is_drawn():
     assert (next(arriving), taken) == ("b", [97, 98])
 
 
-def test_what_is_no_character_is_replaced():
+def test_invalid_characters_are_replaced():
     assert [*text_of(iter([65, 0xFF, 66, 0xE2, 0x82]), ByteTokenizer())] == ["A", "\ufffd", "B", "\ufffd"]
 
 
@@ -298,7 +298,7 @@ def checkpoint(run, capsys):
 
 @pytest.fixture
 def written(checkpoint, capsys):
-    """Runs the command with options; returns what it writes."""
+    """Runs the command with options; returns its output."""
 
     def written(*options):
         main(["generate", "--ckpt_path", CHECKPOINT, "--device", "cpu", *options])
@@ -309,7 +309,7 @@ def written(checkpoint, capsys):
     return written
 
 
-def test_a_trained_network_goes_on_from_a_prompt(written, monkeypatch):
+def test_a_trained_network_resumes_from_a_prompt(written, monkeypatch):
     text = written("--prompt", "to be", "--max_new_tokens", "50")
     assert text.startswith("to be")
     assert len(text) > 40
@@ -344,7 +344,7 @@ def test_options_reach_the_draws(written):
     assert written(*free) != written(*free)
 
 
-def test_prompts_are_text_whatever_they_look_like(written):
+def test_prompts_are_always_text(written):
     for prompt in ("123", "null", "{a: 1}", "[1, 2]", "a: b", "é€😀", "two\nlines"):
         assert written("--prompt", prompt, "--max_new_tokens", "1").startswith(prompt)
 
@@ -363,7 +363,7 @@ def test_prompts_are_text_whatever_they_look_like(written):
         (["--config", "missing.yaml"], 2, r"config: .*missing\.yaml"),
     ],
 )
-def test_what_cannot_work_is_said_in_one_line(checkpoint, capsys, options, status, reason):
+def test_invalid_settings_are_reported_in_one_line(checkpoint, capsys, options, status, reason):
     with pytest.raises(SystemExit) as ended:
         main(["generate", "--ckpt_path", CHECKPOINT, *options])
     assert ended.value.code == status

@@ -1,4 +1,4 @@
-"""`fit --init_from`: a run begins with another network's weights, and all else begins anew."""
+"""`fit --init_from`: a run starts with another network's weights, and with nothing else of it."""
 
 import hashlib
 import json
@@ -30,7 +30,7 @@ class First(Callback):
 
 @pytest.fixture
 def source(run):
-    """A run on other text, in runs/source, and a working folder with a callback that notes what a run begins with."""
+    """A run on other text, in runs/source, and a working folder with a callback that records a run's first state."""
     Path("my_callbacks.py").write_text(CALLBACK)
     Path("other.txt").write_text("What a piece of work is a man, how noble in reason! " * 400)
     run(*LEARNED, "--experiment", "source", "--data.path", "other.txt", "--model.optimizer.lr", "1e-2")
@@ -55,7 +55,7 @@ def assert_begins_with(expected):
     assert [name for name in first if not torch.equal(first[name], expected[name])] == []
 
 
-def test_a_run_begins_with_the_weights_of_a_checkpoint_and_all_else_anew(source, run):
+def test_a_run_starts_with_the_weights_of_a_checkpoint_and_nothing_else(source, run):
     torch.manual_seed(1)
     run(*LEARNED, *FIRST, "--init_from", SOURCE)
     assert_begins_with(source)
@@ -100,7 +100,7 @@ def test_weights_in_several_files_have_one_hash(source, run):
     assert record()["init_from"] == {"path": "there", "sha256": sha256(*files)}
 
 
-def test_a_run_of_ones_own_is_resumed_and_keeps_what_it_began_with(source, run, capsys):
+def test_a_run_of_the_users_is_resumed_and_keeps_what_it_began_with(source, run, capsys):
     command = [*LEARNED, *FIRST, "--init_from", SOURCE, "--ckpt_path", "last"]
     run(*command, "--time_budget.limit", "2 steps")  # there is none yet
     assert_begins_with(source)
@@ -112,7 +112,7 @@ def test_a_run_of_ones_own_is_resumed_and_keeps_what_it_began_with(source, run, 
     assert record()["total_steps"] == 4
     assert record()["init_from"] == began
     last = "runs/tiny/version_0/checkpoints/last.ckpt"
-    assert f"init_from is not read: the run goes on from {last}" in capsys.readouterr().err
+    assert f"init_from is ignored: the run resumes from {last}" in capsys.readouterr().err
 
 
 def test_its_config_repeats_a_run_and_scores_it(source, run, capsys):
@@ -130,15 +130,15 @@ def test_its_config_repeats_a_run_and_scores_it(source, run, capsys):
 
 
 @pytest.fixture
-def rejected(source, refused):
-    """Runs fit, which must be refused before it has a folder; returns the line that says why."""
+def rejection(source, rejected):
+    """Runs fit, which must be rejected before it has a folder; returns the line that says why."""
 
-    def rejected(*options):
-        line = refused(*LEARNED, *options, status=4)
+    def rejection(*options):
+        line = rejected(*LEARNED, *options, status=4)
         assert not Path("runs/tiny").exists()
         return line.removeprefix("bytelm: error: ")
 
-    return rejected
+    return rejection
 
 
 @pytest.mark.parametrize(
@@ -156,23 +156,23 @@ def rejected(source, refused):
         several=True,
     ),
 )
-def test_a_size_that_differs_is_rejected_with_both_numbers(option, difference, rejected):
-    assert rejected("--init_from", SOURCE, option) == (
+def test_a_size_that_differs_is_rejected_with_both_numbers(option, difference, rejection):
+    assert rejection("--init_from", SOURCE, option) == (
         f"init_from: '{SOURCE}' is of a network of other sizes; {difference}"
     )
 
 
-def test_a_length_is_compared_where_weights_do_not_depend_on_it(run, refused, capsys):
+def test_a_length_is_compared_where_weights_do_not_depend_on_it(run, rejected, capsys):
     run("--experiment", "rotary")
     capsys.readouterr()
-    line = refused("--init_from", "runs/rotary", "--model.gpt.max_seq_len=64", status=4)
+    line = rejected("--init_from", "runs/rotary", "--model.gpt.max_seq_len=64", status=4)
     assert line.endswith("is of a network of other sizes; model.gpt.max_seq_len: 32 there, 64 here")
 
 
-def test_other_parts_are_rejected_by_their_key_where_their_weights_differ(rejected, capsys):
-    line = rejected("--init_from", SOURCE, "--model.gpt.norm", "RMSNorm")
+def test_other_parts_are_rejected_by_their_key_where_their_weights_differ(rejection, capsys):
+    line = rejection("--init_from", SOURCE, "--model.gpt.norm", "RMSNorm")
     assert line.startswith(f"init_from: '{SOURCE}' is of another model; model.gpt.norm")
-    line = rejected("--init_from", SOURCE, "--model.gpt.tie_embeddings", "false")
+    line = rejection("--init_from", SOURCE, "--model.gpt.tie_embeddings", "false")
     assert (
         line
         == f"init_from: '{SOURCE}' is of another model; model.gpt.tie_embeddings: True in the checkpoint, False now"
@@ -182,14 +182,14 @@ def test_other_parts_are_rejected_by_their_key_where_their_weights_differ(reject
 def test_other_parts_with_the_same_weights_are_noted(source, run, capsys):
     run(*LEARNED, *FIRST, "--init_from", SOURCE, "--model.gpt.feedforward", "ReLU")
     assert_begins_with(source)
-    err = capsys.readouterr().err
-    assert f"init_from: {SOURCE} was written with other values: model.gpt.feedforward: GELU in the checkpoint" in err
-    assert "data" not in err
+    (note,) = [line for line in capsys.readouterr().err.splitlines() if "other values" in line]
+    assert f"init_from: {SOURCE} was written with other values: model.gpt.feedforward: GELU in the checkpoint" in note
+    assert "data" not in note
 
 
-def test_a_network_of_nanogpt_of_another_size_is_rejected_with_both_numbers(source, refused):
+def test_a_network_of_nanogpt_of_another_size_is_rejected_with_both_numbers(source, rejected):
     export_weights(SOURCE, "ckpt.pt", "nanogpt")
-    line = refused(*LEARNED, "--init_from", "ckpt.pt", "--model.gpt.vocab_size", "300", status=4)
+    line = rejected(*LEARNED, "--init_from", "ckpt.pt", "--model.gpt.vocab_size", "300", status=4)
     assert line.endswith(
         "init_from: 'ckpt.pt' is of a network of other sizes; model.gpt.vocab_size: 256 there, 300 here"
     )
@@ -204,20 +204,20 @@ def test_a_network_of_nanogpt_of_another_size_is_rejected_with_both_numbers(sour
         ("corpus.txt", "init_from: 'corpus.txt' is damaged or not a checkpoint"),
     ],
 )
-def test_what_cannot_be_read_is_named(given, reason, rejected):
+def test_unreadable_files_are_named(given, reason, rejection):
     content = bytearray(Path(SOURCE).read_bytes())
     content[len(content) // 2] ^= 16
     Path("damaged.ckpt").write_bytes(content)
-    assert rejected("--init_from", given).startswith(reason)
+    assert rejection("--init_from", given).startswith(reason)
 
 
-def test_what_holds_code_is_rejected_and_not_run(rejected):
+def test_files_with_code_are_rejected_and_not_run(rejection):
     class Evil:
         def __reduce__(self):
             return open, ("ran", "w")
 
     torch.save({**torch.load(SOURCE, weights_only=True), "more": Evil()}, "evil.ckpt")
-    assert rejected("--init_from", "evil.ckpt").startswith("init_from: 'evil.ckpt' contains more than tensors")
+    assert rejection("--init_from", "evil.ckpt").startswith("init_from: 'evil.ckpt' contains more than tensors")
     assert not Path("ran").exists()
 
 

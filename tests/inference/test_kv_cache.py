@@ -1,4 +1,4 @@
-"""The cache of keys and values: piece by piece the network says what it says of the whole row."""
+"""The cache of keys and values: the network gives the same logits piece by piece as for the whole row."""
 
 import functools
 
@@ -20,7 +20,7 @@ PIECES = [5, 1, 1, 4, 1, 12]
 
 
 def tiny(**options):
-    """A small network whose weights are large enough for every token to matter."""
+    """A small network with weights so large that every token has an effect."""
     torch.manual_seed(0)
     sizes = {"d_model": 16, "n_heads": 4, "n_layers": 2, "vocab_size": 64, "max_seq_len": MAX_SEQ_LEN}
     return GPT(**{**sizes, "init": functools.partial(Normal, std=0.3), **options}).eval()
@@ -79,7 +79,7 @@ def test_with_embeddings_that_look_back_or_give_values(embedding, options):
 def test_with_a_memory(filled):
     gpt = tiny(memory=functools.partial(NGramMemory, orders=[1, 2, 3], words=[1], cache=[1, 2], n_symbols=32))
     nn.init.normal_(gpt.memory.gate.weight, std=0.3)
-    tokens = row(gpt) % 8  # few different ones, so that contexts come again
+    tokens = row(gpt) % 8  # few different ones, so that contexts repeat
     if filled:
         gpt.memory.fill(tokens.flatten().repeat(5).to(torch.uint8), torch.zeros(240, dtype=torch.uint8), MAX_SEQ_LEN)
         gpt.memory.hold_out(None)
@@ -147,7 +147,7 @@ def test_networks_with_parts_that_declare_no_cache_have_none(options):
     torch.testing.assert_close(gpt(tokens[:, :7]), gpt(tokens)[:, :7], rtol=0, atol=1e-5)
 
 
-def test_an_attention_of_the_users_own_that_adds_the_scores_can_go_on_from_a_cache():
+def test_an_attention_of_the_users_own_that_adds_the_scores_can_continue_from_a_cache():
     class Own(Explicit):
         def attend(self, q, k, v, scores):
             causal = torch.full((q.shape[2], k.shape[2]), -torch.inf).triu(1) if scores is None else scores

@@ -1,4 +1,4 @@
-"""Trained models: what is loaded is what was trained, needs no corpus, and runs no code of a stranger's."""
+"""Trained models: loading gives the trained network, needs no corpus, and runs no untrusted code."""
 
 import copy
 import random
@@ -114,13 +114,13 @@ def test_later_configs_win_and_may_write_keys_with_dots(saved):
     assert torch.equal(found.gpt(rows()), gpt(rows()))
 
 
-def test_a_config_of_another_network_is_refused_by_its_key(fitted):
+def test_a_config_of_another_network_is_rejected_by_its_key(fitted):
     Path("other.yaml").write_text("model: {gpt: {d_model: 32}}")
     with pytest.raises(CheckpointError, match=r"d_model: 16 in the checkpoint, 32 now"):
         trained.load(CHECKPOINT, ["tiny.yaml", "other.yaml"])
 
 
-def test_what_differs_but_fits_is_noted(saved, capsys):
+def test_compatible_differences_are_noted(saved, capsys):
     saved("--model.gpt.position.base", "500", "--data.batch_size", "8")
     trained.load("saved.ckpt")
     assert "other values" not in capsys.readouterr().err
@@ -142,7 +142,7 @@ def test_what_differs_but_fits_is_noted(saved, capsys):
         None,
     ],
 )
-def test_bad_configs_are_refused_as_the_command_line_refuses_them(fitted, given):
+def test_bad_configs_are_rejected_as_the_command_line_rejects_them(fitted, given):
     if given is not None:
         Path("bad.yaml").write_text(given)
     with pytest.raises(ConfigError, match=r"config: .*bad\.yaml"):
@@ -293,7 +293,7 @@ def test_a_config_that_makes_no_network_is_the_checkpoints_fault(altered, change
     assert "\n" not in str(caught.value)
 
 
-def test_parts_of_ones_own_need_the_config(saved):
+def test_parts_of_the_users_need_the_config(saved):
     Path("my_position.py").write_text("from bytelm.parts.position import Rotary\n\nclass Mine(Rotary):\n    pass\n")
     Path("mine.yaml").write_text("model: {gpt: {position: my_position.Mine}}")
     gpt = saved("--config", "mine.yaml")
@@ -320,7 +320,7 @@ def test_the_tokenizer_is_that_of_the_data(altered, monkeypatch, from_files):
     assert loaded == ["gpt2"]
 
 
-def test_a_tokenizer_with_more_tokens_than_the_network_is_refused(altered, monkeypatch):
+def test_a_tokenizer_with_more_tokens_than_the_network_is_rejected(altered, monkeypatch):
     large = ByteTokenizer()
     large.vocab_size = 257
     monkeypatch.setattr(trained, "load_tokenizer", lambda name: large)
@@ -329,7 +329,7 @@ def test_a_tokenizer_with_more_tokens_than_the_network_is_refused(altered, monke
         trained.load(path)
 
 
-def test_tokens_of_a_tokenizer_that_is_not_known_are_refused(altered):
+def test_tokens_of_a_tokenizer_that_is_not_known_are_rejected(altered):
     path = altered(lambda c: c["data"]["init_args"].update(tokenizer=None))
     with pytest.raises(ConfigError, match=r"data\.tokenizer: None .*--config.*--tokenizer"):
         trained.load(path)

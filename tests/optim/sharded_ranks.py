@@ -1,4 +1,4 @@
-"""What each of two ranks does in test_sharded.py."""
+"""The program of each of two ranks in test_sharded.py."""
 
 import copy
 import warnings

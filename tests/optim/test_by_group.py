@@ -1,4 +1,4 @@
-"""ByGroup as exactly its optimizers side by side: steps, state, copies, gradient scalers, and what it rejects."""
+"""ByGroup equals its optimizers side by side exactly: steps, state, copies, gradient scalers; and its rejections."""
 
 import copy
 import sys
@@ -17,7 +17,7 @@ from bytelm.optim import ByGroup, Muon, RowAdagrad, param_groups
 
 
 class Counting(torch.optim.Optimizer):
-    """A user's own: state of the optimizer itself beside that of parameters, and more in its state_dict."""
+    """A user's optimizer: state of its own beside that of parameters, and more in its state_dict."""
 
     def __init__(self, params, lr=0.1):
         super().__init__(params, {"lr": lr})
@@ -92,7 +92,7 @@ def test_its_groups_are_the_networks_each_with_its_optimizers_options():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_it_goes_on_from_its_state_to_the_bit(dtype):
+def test_it_resumes_from_its_state_to_the_bit(dtype):
     gpt = full().to(dtype)
     optimizer = by_group(gpt)
     train(gpt, optimizer, range(3))
@@ -260,7 +260,7 @@ def test_under_a_gradient_scaler_it_takes_the_steps_it_takes_without(groups, uns
     ],
     ids=str,
 )
-def test_what_cannot_work_is_rejected(groups, default, message):
+def test_invalid_settings_are_rejected(groups, default, message):
     with pytest.raises(ValueError, match=message):
         ByGroup(param_groups(tiny()), groups, default)
 

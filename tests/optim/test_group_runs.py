@@ -1,4 +1,4 @@
-"""Whole runs with an optimizer for each group: from a config, cut and resumed, over two ranks, and what is rejected."""
+"""Whole runs with an optimizer for each group: from a config, interrupted and resumed, over two ranks; rejections."""
 
 import json
 import signal
@@ -91,7 +91,7 @@ def test_options_of_a_group_are_one_option_away(run):
     assert groups["head"]["optimizer"] == "SGD"
 
 
-def test_a_cut_run_goes_on_to_the_bit(run):
+def test_a_cut_run_resumes_exactly(run):
     run(*BY_GROUP, *STEPS, "--experiment", "uncut")
     with added_callback(Signal("on_train_batch_end", 4, signal.SIGTERM)), pytest.raises(Interrupted):
         run(*BY_GROUP, *STEPS, "--experiment", "cut")
@@ -124,22 +124,22 @@ REJECTED = {
 
 
 @pytest.mark.parametrize("option", thinned(REJECTED, 4))
-def test_what_cannot_work_is_rejected_in_one_line(refused, option):
-    line = refused(*BY_GROUP, option)
+def test_invalid_settings_are_rejected_in_one_line(rejected, option):
+    line = rejected(*BY_GROUP, option)
     assert [part for part in REJECTED[option] if part not in line] == [], line
     assert not Path("runs").exists()
 
 
-def test_unknown_options_of_muon_adamw_are_rejected_with_those_that_it_takes(refused):
-    line = refused("--model.optimizer=MuonAdamW", "--model.optimizer.momentun=0.9")
+def test_unknown_options_of_muon_adamw_are_rejected_with_those_that_it_takes(rejected):
+    line = rejected("--model.optimizer=MuonAdamW", "--model.optimizer.momentun=0.9")
     assert "model.optimizer.momentun: unknown key; did you mean momentum? accepted: lr, adamw_lr" in line
 
 
-def test_resuming_with_another_optimizer_of_a_group_is_rejected(run, refused, capsys):
+def test_resuming_with_another_optimizer_of_a_group_is_rejected(run, rejected, capsys):
     run(*BY_GROUP)
     capsys.readouterr()
     resuming = (*BY_GROUP, "--ckpt_path", "last", "--time_budget.limit", "8 steps")
-    line = refused(*resuming, "--model.optimizer.groups.hidden", "AdamW", status=CheckpointError.exit_status)
+    line = rejected(*resuming, "--model.optimizer.groups.hidden", "AdamW", status=CheckpointError.exit_status)
     assert "model.optimizer.groups.hidden: bytelm.optim.Muon in the checkpoint, torch.optim.AdamW now" in line
     # A group that has an entry of its own now, and was left to the default before.
     with pytest.raises(CheckpointError, match="the optimizer of group head is Lion in the checkpoint, AdamW now"):

@@ -1,4 +1,4 @@
-"""Parameter groups: what modules declare, what holds where nothing is declared, and checkpoints of earlier groups."""
+"""Parameter groups: declared ones, the defaults, and checkpoints of earlier groups."""
 
 from typing import ClassVar
 
@@ -118,7 +118,7 @@ def test_declarations_may_be_those_of_an_object_and_may_name_absent_options():
 
 
 @pytest.mark.parametrize("path", ["missing", "inner.missing.weight", "forward"])
-def test_declarations_of_what_is_not_there_are_rejected(path):
+def test_declarations_of_missing_parameters_are_rejected(path):
     network = Experts()
     network.optimizer_groups = {path: "hidden"}
     with pytest.raises(
@@ -153,7 +153,7 @@ def test_row_splits_that_do_not_add_up_are_rejected():
 
 
 def former_groups(gpt):
-    """As they were before the head and scalars had groups of their own."""
+    """The groups of earlier versions, without those of the head and of scalars."""
     groups = {group["name"]: group for group in param_groups(gpt)}
     order = {id(p): i for i, p in enumerate(gpt.parameters())}
     for name, former in (("head", "embedding"), ("scalar", "vector")):
@@ -176,7 +176,7 @@ def with_scalars(**options):
 
 
 @pytest.mark.parametrize("optimizer", [torch.optim.AdamW, MuonAdamW], ids=["AdamW", "MuonAdamW"])
-def test_a_checkpoint_of_the_former_groups_goes_on_to_the_bit(optimizer):
+def test_a_checkpoint_of_the_former_groups_resumes_exactly(optimizer):
     gpt, twin = (with_scalars(embedding=N_GRAMS) for _ in range(2))
     if optimizer is torch.optim.AdamW:
         gpt, twin = with_scalars(), with_scalars()

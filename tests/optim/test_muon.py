@@ -60,7 +60,7 @@ def test_without_its_own_options_it_is_torchs_to_the_bit(options):
         assert not torch.equal(one, start)
 
 
-def test_a_state_of_torchs_goes_on_to_the_bit():
+def test_a_state_of_torchs_resumes_exactly():
     ours, theirs = matrices(*SHAPES), matrices(*SHAPES)
     former = torch.optim.Muon(theirs, lr=0.05)
     steps(theirs, former)
@@ -344,7 +344,7 @@ def test_how_many_are_orthogonalised_at_once_changes_nothing(in_float64, monkeyp
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_it_goes_on_from_its_state_to_the_bit(dtype):
+def test_it_resumes_from_its_state_to_the_bit(dtype):
     options = {"variance_reduction": True, "split_qkv": "heads", "cautious_weight_decay": True, "lr": 0.05}
     gpt = tiny().to(dtype)
     optimizer = Muon([param_groups(gpt)[0]], **options)

@@ -57,7 +57,7 @@ def test_muons_own_options_are_taken():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_it_goes_on_from_its_state_to_the_bit(dtype):
+def test_it_resumes_from_its_state_to_the_bit(dtype):
     gpt = tiny(embedding=N_GRAMS).to(dtype)
     optimizer = MuonAdamW(param_groups(gpt), **OPTIONS)
     train(gpt, optimizer, range(3))
@@ -70,7 +70,7 @@ def test_it_goes_on_from_its_state_to_the_bit(dtype):
 
 
 def former_state(gpt, parts):
-    """The state of what MuonAdamW was before it was a ByGroup: its parts' states, one after the other."""
+    """The state of MuonAdamW before it was a ByGroup: its parts' states, one after the other."""
     state, groups, n_params = {}, [], 0
     for part in parts:
         own = part.state_dict()
@@ -82,7 +82,7 @@ def former_state(gpt, parts):
     return copy.deepcopy({"state": state, "param_groups": groups})
 
 
-def test_a_state_that_an_earlier_version_wrote_goes_on_to_the_bit():
+def test_a_state_that_an_earlier_version_wrote_resumes_exactly():
     gpt = tiny(embedding=N_GRAMS)
     hidden, embedding, vector, table = param_groups(gpt)
     parts = (torch.optim.Muon([hidden]), torch.optim.AdamW([embedding, vector]), RowAdagrad([table]))

@@ -99,7 +99,7 @@ def test_nothing_looked_up_changes_nothing():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_goes_on_from_its_saved_state_to_the_bit(dtype):
+def test_resumes_from_its_saved_state_to_the_bit(dtype):
     weights = table(dtype)
     optimizer = RowAdagrad([weights], lr=0.3)
     train(weights, optimizer, range(3))
@@ -125,7 +125,7 @@ def test_goes_on_from_its_saved_state_to_the_bit(dtype):
         ({}, (2,), "with 2 dimensions; a parameter has 1"),
     ],
 )
-def test_what_cannot_work_is_refused(options, shape, message):
+def test_invalid_settings_are_rejected(options, shape, message):
     with pytest.raises(ValueError, match=message):
         RowAdagrad([nn.Parameter(torch.zeros(shape))], **options)
 

@@ -1,4 +1,4 @@
-"""BitNet: ternary weights, 8-bit inputs, gradients past the roundings, and what a block replaces."""
+"""BitNet: ternary weights, 8-bit inputs, gradients past the roundings, and the replaced layers."""
 
 import functools
 from types import SimpleNamespace

@@ -75,7 +75,7 @@ def test_block_is_its_formula(block, formula):
         (ParallelSharedNorm, lambda x: x),
     ],
 )
-def test_dropout_drops_what_branches_add_in_training_only(block, without_branches):
+def test_dropout_applies_to_branches_in_training_only(block, without_branches):
     x, first = torch.randn(2, 2, 5, 6)
     around = context(first=first)
     dropped = build(block, dropout=1.0)

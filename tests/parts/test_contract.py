@@ -34,7 +34,7 @@ class OfLayer(SDPA):
 
 
 class Seeing(nn.Module):
-    """A feed-forward that keeps the context it is given."""
+    """A feed-forward that keeps its context."""
 
     def __init__(self, d_model, d_ff, layer):
         super().__init__()
@@ -217,15 +217,15 @@ def test_the_terms_that_parts_declare_are_added_to_the_training_loss(run):
     assert model.training_step(batch, 0) < loss
 
 
-def test_parts_reject_unsupported_runs(run, refused):
+def test_parts_reject_unsupported_runs(run, rejected):
     Path("my_parts.py").write_text(PARTS)
-    line = refused("--model.gpt.feedforward", "my_parts.Choosy")
+    line = rejected("--model.gpt.feedforward", "my_parts.Choosy")
     assert line == ("bytelm: error: data.order: 'sequential' cannot be used; accepted with Choosy: shuffled (single)")
     assert not Path("runs").exists()
     run("--model.gpt.feedforward", "my_parts.Choosy", "--data.order", "shuffled")
 
 
-def test_arguments_from_the_network_cannot_be_set_in_a_config(refused):
-    line = refused("--model.gpt.attention", "{class_path: WindowedSDPA, init_args: {layer: 1}}")
+def test_arguments_from_the_network_cannot_be_set_in_a_config(rejected):
+    line = rejected("--model.gpt.attention", "{class_path: WindowedSDPA, init_args: {layer: 1}}")
     assert "model.gpt.attention.layer: unknown key; accepted: " in line
     assert "window" in line

@@ -18,7 +18,7 @@ ORDERS = (2, 3, 5)
 
 
 def embedding(orders=ORDERS, buckets=1 << 20, vocab_size=256):
-    """With small tables of random values, a zero table telling nothing."""
+    """With small tables of random values, because zero tables have no effect."""
     torch.manual_seed(0)
     module = HashedNGrams(vocab_size, 8, orders=orders, buckets=buckets, dim=2, sparse=False)
     nn.init.normal_(module.table.weight)
@@ -130,7 +130,7 @@ def test_contexts_spread_as_if_drawn_at_random(n):
 
 
 def test_orders_do_not_share_their_collisions():
-    """Else one more order would not help to tell two contexts apart."""
+    """Otherwise one more order would not help to distinguish two contexts."""
     module = embedding(orders=(2, 3), buckets=256)
     tokens = torch.cat([torch.zeros(256, 1, dtype=torch.long), torch.randint(256, (256, 2))], dim=1)
     first, second = (module.rows(tokens)[:, -1] % 256).T
@@ -150,7 +150,7 @@ def test_training_begins_as_without_the_tables():
 
 @pytest.mark.parametrize("orders", [(), (1, 2), (2, 3, 2), (0,)])
 def test_invalid_orders_are_rejected(orders):
-    with pytest.raises(ConfigError, match=r"orders: \[.*\] cannot be used; accepted: whole numbers from 2 on"):
+    with pytest.raises(ConfigError, match=r"orders: \[.*\] cannot be used; accepted: one or more distinct integers"):
         HashedNGrams(256, 8, orders=orders)
 
 

@@ -223,9 +223,9 @@ def test_training_with_a_chunked_loss_equals_the_plain_one(run, compiled):
         torch.testing.assert_close(chunked[name], plain[name], rtol=1e-3, atol=2e-5)
 
 
-def test_a_loss_of_hidden_states_is_rejected_beside_a_memory_that_changes_logits(refused):
+def test_a_loss_of_hidden_states_is_rejected_beside_a_memory_that_changes_logits(rejected):
     options = ("--model.gpt.memory", "NGramMemory", "--data.order", "folds", "--model.loss", "ChunkedCrossEntropy")
-    assert refused(*options) == (
+    assert rejected(*options) == (
         "bytelm: error: model.loss: 'ChunkedCrossEntropy' cannot be used; accepted with the memory NGramMemory, which "
         "changes logits: losses that take logits"
     )

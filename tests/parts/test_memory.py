@@ -64,7 +64,7 @@ def gpt(text=None, memory=None, **options):
 
 
 def randomized(network):
-    """With weights large enough for everything to matter."""
+    """With weights so large that every part has an effect."""
     torch.manual_seed(1)
     for p in network.parameters():
         nn.init.normal_(p, std=0.3)
@@ -238,9 +238,7 @@ def test_expectation_maximisation_raises_the_likelihood_of_held_out_text():
 def test_filling_twice_equals_filling_once():
     once, twice = filled(), filled()
     twice.fill(tensor(TEXT), folds_of(TEXT), T)
-    assert torch.equal(once.backoff, twice.backoff), (
-        "a run that goes on fills the memory that its checkpoint had filled"
-    )
+    assert torch.equal(once.backoff, twice.backoff), "a resumed run fills the memory that its checkpoint had filled"
     assert torch.equal(once.symbols, twice.symbols)
 
 
@@ -405,10 +403,10 @@ def test_a_copy_recalls_the_same():
     ],
 )
 def test_invalid_options_are_rejected_with_key_and_value(options, key, value):
-    with pytest.raises(ConfigError) as refusal:
+    with pytest.raises(ConfigError) as rejection:
         NGramMemory(**{"vocab_size": 256, "d_model": 16, **options})
-    assert str(refusal.value).startswith(f"{key}: {value}")
-    assert "accepted" in str(refusal.value)
+    assert str(rejection.value).startswith(f"{key}: {value}")
+    assert "accepted" in str(rejection.value)
 
 
 def test_mixed_precision_changes_little():

@@ -56,7 +56,7 @@ def is_letter(byte):
 
 
 def context_by_hand(past, kind):
-    """What precedes a token as a plain loop finds it, or None where `past` is too short to tell."""
+    """The tokens before a token, by a plain loop; None if `past` is too short."""
     if not kind.words:
         return past[-kind.n :] if len(past) >= kind.n else None
     start = len(past)
@@ -71,7 +71,7 @@ def context_by_hand(past, kind):
 
 
 def count_by_hand(text, kind, left_out=()):
-    """Context: Counter of the tokens that followed it, but for the positions left out."""
+    """Counters of the tokens that followed each context, without the positions that are left out."""
     counts = defaultdict(Counter)
     for begin in range(0, len(text), PIECE):
         piece = text[begin : begin + PIECE]
@@ -83,7 +83,7 @@ def count_by_hand(text, kind, left_out=()):
 
 
 def look_up(counts, row, kind):
-    """What followed the context before each byte of a row, and after its last: {token: count}, zeros left out."""
+    """Tokens that followed the context before each byte of a row, and after its last: {token: count}, without zeros."""
     tokens = torch.tensor([[0, *row]])
     ((context, known),) = contexts(tokens, [kind])
     position, token, count = counts.look_up(context[0], known[0])

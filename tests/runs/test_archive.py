@@ -1,4 +1,4 @@
-"""What torch.save writes is accepted as it is; what asks for more than its file holds is rejected before it is read."""
+"""Files of torch.save are accepted; files that declare more than they contain are rejected before they are read."""
 
 import io
 import os
@@ -43,7 +43,7 @@ def like(value):
     return type(value)(map(like, value)) if type(value) in (list, tuple) else value
 
 
-def test_what_torch_writes_is_accepted_with_the_layouts_of_its_tensors(tmp_path):
+def test_files_of_torch_are_accepted_with_all_tensor_layouts(tmp_path):
     contents = {"plain": PLAIN, "tensors": tensors(), "set": {1, "a"}}
     torch.save(contents, tmp_path / "a.ckpt")
     found = check(tmp_path / "a.ckpt", checksums=True)
@@ -67,7 +67,7 @@ class Code:
         (bytearray(b"abc"), "builtins.bytearray"),
     ],
 )
-def test_what_is_more_than_dense_tensors_and_plain_values_is_named(value, name, tmp_path, monkeypatch):
+def test_values_other_than_dense_tensors_and_plain_values_are_named(value, name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     torch.save({"a": [value]}, "a.ckpt")
     with pytest.raises(UnsafeArchive, match=f"it names {name}"):
@@ -116,7 +116,7 @@ def doubled(levels):
     ],
     ids=["expanded", "huge", "conjugate", "cycle", "deep", "doubled", "shared", "set"],
 )
-def test_what_takes_more_memory_than_the_file_is_rejected_at_once(value, reason, tmp_path):
+def test_archives_that_expand_beyond_their_file_are_rejected_at_once(value, reason, tmp_path):
     torch.save({"a": value}, tmp_path / "a.ckpt")
     start = time.monotonic()
     with pytest.raises(BadArchive, match=reason):
@@ -222,7 +222,7 @@ def test_the_older_format_of_torch_is_rejected(tmp_path):
         check(tmp_path / "a")
 
 
-def test_what_is_no_file_is_not_waited_for(tmp_path):
+def test_pipes_are_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     for path in ("/dev/zero", tmp_path / "pipe"):
         with pytest.raises(BadArchive, match="not a regular file"):

@@ -1,12 +1,12 @@
-"""What a run is given as `--ckpt_path`, and what it makes of it.
+"""The values of `--ckpt_path`, and their effects.
 
-Proved here:
+Tested here:
 
-- what is damaged, no checkpoint, or of another model, optimizer or corpus is refused in one line, with its kind's exit
-  status, before anything in runs/ is made or changed; and code inside of a checkpoint does not run;
-- `last` and `best` name the newest run's, and a folder that another process is at work in is left alone;
-- a checkpoint whose writing fails or is cut leaves the one before as it was;
-- all optimizers' states load without unpickling code, and training goes on with them bit for bit.
+- damaged files, files that are no checkpoint, and checkpoints of another model, optimizer or corpus are rejected in one
+  line, with the exit status of the kind of error, before runs/ is changed; code in a checkpoint does not run;
+- `last` and `best` name the newest run's, and a folder that another process uses is not changed;
+- if writing a checkpoint fails or is interrupted, the previous one is unchanged;
+- all optimizers' states load without unpickling code, and training resumes with them exactly.
 """
 
 import ctypes
@@ -37,19 +37,19 @@ pytest.importorskip("fcntl", reason="locks and signals of POSIX systems")
 from scripts.inject_faults import forkserver, start, unequal, wait, what_counts
 
 LAST = Path("runs/tiny/version_0/checkpoints/last.ckpt")
-ON = ("--time_budget.limit", "8 steps")  # the run of 4 steps goes on
+ON = ("--time_budget.limit", "8 steps")  # the run of 4 steps resumes
 
 
 def contents(folder="runs"):
-    """All files below a folder, with what says whether they were touched."""
+    """All files below a folder, with their times and sizes."""
     return {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in Path(folder).rglob("*")}
 
 
 @pytest.fixture
-def refuses(folder, capsys):
-    """Runs main() on a checkpoint that must be refused before anything is done; returns the line that says why."""
+def rejects(folder, capsys):
+    """Runs main() on a checkpoint that must be rejected before anything is done; returns the line that says why."""
 
-    def refuses(ckpt_path, *options, subcommand="fit", status=4):
+    def rejects(ckpt_path, *options, subcommand="fit", status=4):
         before = contents()
         capsys.readouterr()
         with pytest.raises(SystemExit) as ended:
@@ -61,13 +61,13 @@ def refuses(folder, capsys):
         (line,) = captured.err.splitlines()
         return line.removeprefix("bytelm: error: ")
 
-    return refuses
+    return rejects
 
 
 # No checkpoint, or no whole one
 
 
-def test_a_checkpoint_that_was_cut_short_is_refused(trained, refuses):
+def test_a_checkpoint_that_was_cut_short_is_rejected(trained, rejects):
     whole = LAST.read_bytes()
     cut = Path("cut.ckpt")
     for length in [*range(0, 100, 7), *range(100, len(whole), len(whole) // 150), *range(len(whole) - 30, len(whole))]:
@@ -76,12 +76,12 @@ def test_a_checkpoint_that_was_cut_short_is_refused(trained, refuses):
             read(cut)
     for length in (0, 1, 1000, len(whole) // 2, len(whole) - 1):
         cut.write_bytes(whole[:length])
-        assert "'cut.ckpt' is damaged or not a checkpoint" in refuses(cut, *ON)
+        assert "'cut.ckpt' is damaged or not a checkpoint" in rejects(cut, *ON)
 
 
-def test_a_last_checkpoint_that_was_cut_short_is_refused_by_its_path(trained, refuses):
+def test_a_last_checkpoint_that_was_cut_short_is_rejected_by_its_path(trained, rejects):
     os.truncate(LAST, LAST.stat().st_size // 2)
-    assert f"'{LAST}' is damaged or not a checkpoint" in refuses("last", *ON)
+    assert f"'{LAST}' is damaged or not a checkpoint" in rejects("last", *ON)
 
 
 def test_a_flipped_bit_is_found_or_does_no_harm(trained):
@@ -102,7 +102,7 @@ def test_a_flipped_bit_is_found_or_does_no_harm(trained):
 
 
 @pytest.mark.parametrize("subcommand", thinned(["fit", "validate"], 1))
-def test_what_is_no_checkpoint_is_refused(subcommand, folder, refuses):
+def test_files_that_are_no_checkpoint_are_rejected(subcommand, folder, rejects):
     Path("empty.ckpt").touch()
     Path("text.ckpt").write_text("weights: none\n")
     Path("zip.ckpt").write_bytes(b"PK\x05\x06" + bytes(18))  # an archive of no files
@@ -111,21 +111,21 @@ def test_what_is_no_checkpoint_is_refused(subcommand, folder, refuses):
     torch.save({"state_dict": 3}, "dict.ckpt")
     torch.save(torch.ones(3), "tensor.ckpt")
     for path in sorted(Path().glob("*.ckpt") if subcommand == "fit" else Path().glob("[td]*.ckpt")):
-        line = refuses(path, subcommand=subcommand)
+        line = rejects(path, subcommand=subcommand)
         assert f"{str(path)!r} " in line
         assert "could run code" not in line
-    assert "'missing.ckpt' cannot be read: No such file or directory" in refuses("missing.ckpt", subcommand=subcommand)
+    assert "'missing.ckpt' cannot be read: No such file or directory" in rejects("missing.ckpt", subcommand=subcommand)
     assert not Path("runs").exists()
 
 
 def bind_root():
-    """Takes from root what lets it read any file."""
+    """Removes root's right to read any file."""
     header, no_capabilities = struct.pack("Ii", 0x20080522, 0), bytes(24)
     assert ctypes.CDLL(None).capset(header, no_capabilities) == 0
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="root's powers are taken from it in the way of Linux")
-def test_a_checkpoint_that_may_not_be_read_is_refused(trained):
+def test_a_checkpoint_that_may_not_be_read_is_rejected(trained):
     LAST.chmod(0)
     before = contents()
     process = start(Path.cwd(), "fit", "--config", "tiny.yaml", "--ckpt_path", str(LAST), *ON, before=bind_root)
@@ -136,13 +136,13 @@ def test_a_checkpoint_that_may_not_be_read_is_refused(trained):
 
 
 class Code:
-    """What runs code when it is unpickled."""
+    """An object that runs code when it is unpickled."""
 
     def __reduce__(self):
         return open, ("has-run", "w")
 
 
-def test_code_in_a_checkpoint_does_not_run(trained, refuses):
+def test_code_in_a_checkpoint_does_not_run(trained, rejects):
     checkpoint = read(LAST, map_location="cpu")
     Path("pickle.ckpt").write_bytes(pickle.dumps(Code()))
     torch.save(Code(), "bare.ckpt")
@@ -151,7 +151,7 @@ def test_code_in_a_checkpoint_does_not_run(trained, refuses):
     torch.save({**checkpoint, "optimizer_states": [Code()]}, "old-format.ckpt", _use_new_zipfile_serialization=False)
     for path in sorted(Path().glob("*.ckpt")):
         for subcommand in ("fit", "validate", "predict") if path == Path("weights.ckpt") else ("fit",):
-            line = refuses(path, subcommand=subcommand)
+            line = rejects(path, subcommand=subcommand)
             unsafe = f"{str(path)!r} contains more than tensors and plain values" in line
             assert unsafe or path in (Path("pickle.ckpt"), Path("old-format.ckpt")), line
         assert not Path("has-run").exists()
@@ -161,15 +161,15 @@ def test_code_in_a_checkpoint_does_not_run(trained, refuses):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="devices of Linux")
 @pytest.mark.parametrize("subcommand", ["fit", "validate"])
-def test_a_device_is_no_checkpoint(subcommand, folder, refuses):
-    line = refuses("/dev/zero", subcommand=subcommand)
+def test_a_device_is_no_checkpoint(subcommand, folder, rejects):
+    line = rejects("/dev/zero", subcommand=subcommand)
     assert line == "ckpt_path: '/dev/zero' is damaged or not a checkpoint (it is not a regular file)"
 
 
-def test_a_last_checkpoint_of_weights_alone_is_rejected(run, refuses):
+def test_a_last_checkpoint_of_weights_alone_is_rejected(run, rejects):
     run()
     torch.save({"state_dict": read(LAST, map_location="cpu")["state_dict"]}, LAST)
-    assert refuses("last", *ON).startswith(f"ckpt_path: '{LAST}' ")
+    assert rejects("last", *ON).startswith(f"ckpt_path: '{LAST}' ")
 
 
 def replaced(value, keys, new):
@@ -228,13 +228,13 @@ HOSTILE = [
     ],
     ids=["some", "others"],
 )
-def test_values_of_the_wrong_kind_are_rejected_by_their_place_before_anything_is_made(trained, refuses, hostile):
+def test_values_of_the_wrong_kind_are_rejected_by_their_place_before_anything_is_made(trained, rejects, hostile):
     checkpoint = read(LAST, map_location="cpu")
     for keys, new in hostile:
         torch.save(replaced(checkpoint, keys, new), "hostile.ckpt")
         if keys == ("hyper_parameters",):
             continue  # nobody looks at them
-        line = refuses("hostile.ckpt", *ON)
+        line = rejects("hostile.ckpt", *ON)
         named = any(str(key) in line for key in keys)
         assert named or "of another model" in line or "of other parameter groups" in line, (keys, line)
 
@@ -282,20 +282,20 @@ def test_a_state_that_a_callback_of_the_users_cannot_restore_is_the_checkpoints_
     ids=["d_model", "n_layers", "position", "feedforward"],
 )
 @pytest.mark.parametrize("subcommand", ["fit", "validate"])
-def test_another_models_checkpoint_is_refused_by_the_keys_that_differ(options, told, subcommand, trained, refuses):
+def test_another_models_checkpoint_is_rejected_by_the_keys_that_differ(options, told, subcommand, trained, rejects):
     for ckpt_path in (LAST, "last"):
-        line = refuses(ckpt_path, *options, subcommand=subcommand)
+        line = rejects(ckpt_path, *options, subcommand=subcommand)
         assert line.startswith(f"ckpt_path: '{LAST}' is of another model; model.gpt.")
         assert all(difference in line for difference in told)
 
 
 @pytest.mark.parametrize(("theirs", "ours"), [("true", "false"), ("false", "true")])
-def test_tied_and_untied_embeddings_are_two_models_though_of_the_same_shapes(theirs, ours, run, refuses):
+def test_tied_and_untied_embeddings_are_two_models_though_of_the_same_shapes(theirs, ours, run, rejects):
     run("--model.gpt.tie_embeddings", theirs)
     told = f"model.gpt.tie_embeddings: {theirs.title()} in the checkpoint, {ours.title()} now"
-    assert told in refuses(LAST, "--model.gpt.tie_embeddings", ours, *ON)
+    assert told in rejects(LAST, "--model.gpt.tie_embeddings", ours, *ON)
     if ours == "true":  # of two matrices one would be lost; one that is used twice scores the same
-        assert told in refuses(LAST, "--model.gpt.tie_embeddings", ours, subcommand="validate")
+        assert told in rejects(LAST, "--model.gpt.tie_embeddings", ours, subcommand="validate")
 
 
 def test_a_checkpoint_of_the_same_shapes_is_scored_with_a_note(trained, run, capsys):
@@ -304,8 +304,8 @@ def test_a_checkpoint_of_the_same_shapes_is_scored_with_a_note(trained, run, cap
 
 
 @pytest.mark.parametrize("optimizer", ["Adam", "Lion", "MuonAdamW", "SGD"])
-def test_another_optimizers_checkpoint_is_refused_but_scored(optimizer, trained, run, refuses):
-    line = refuses(LAST, "--model.optimizer", optimizer, *ON)
+def test_another_optimizers_checkpoint_is_rejected_but_scored(optimizer, trained, run, rejects):
+    line = rejects(LAST, "--model.optimizer", optimizer, *ON)
     assert line.startswith(f"ckpt_path: '{LAST}'; model.optimizer: ")
     theirs, ours = line.partition("model.optimizer: ")[2].split(" in the checkpoint, ")
     assert theirs.endswith(".AdamW")
@@ -313,24 +313,24 @@ def test_another_optimizers_checkpoint_is_refused_but_scored(optimizer, trained,
     run("--ckpt_path", str(LAST), "--model.optimizer", optimizer, subcommand="validate")
 
 
-def test_weights_alone_are_scored_but_not_trained_on(run, refuses, capsys):
+def test_weights_alone_are_scored_but_not_trained_on(run, rejects, capsys):
     trainer = run().trainer
     score = capsys.readouterr().out.splitlines()[0]
     trainer.save_checkpoint("lightning.ckpt", weights_only=True)
     torch.save({"state_dict": read(LAST, map_location="cpu")["state_dict"]}, "plain.ckpt")
     for path in ("lightning.ckpt", "plain.ckpt"):
-        assert refuses(path) == f"ckpt_path: '{path}' contains weights but no optimizer state to resume with"
+        assert rejects(path) == f"ckpt_path: '{path}' contains weights but no optimizer state to resume with"
         run("--ckpt_path", path, subcommand="validate")
         assert capsys.readouterr().out.splitlines()[0] == score
 
 
 @pytest.mark.parametrize("subcommand", ["fit", "validate"])
-def test_a_checkpoint_of_another_lightning_module_is_refused(subcommand, folder, refuses):
+def test_a_checkpoint_of_another_lightning_module_is_rejected(subcommand, folder, rejects):
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
     trainer = Trainer(accelerator="cpu", max_steps=1, limit_val_batches=0, enable_checkpointing=False, **quiet)
     trainer.fit(BoringModel())
     trainer.save_checkpoint("boring.ckpt")
-    line = refuses("boring.ckpt", subcommand=subcommand)
+    line = rejects("boring.ckpt", subcommand=subcommand)
     assert line.startswith("ckpt_path: 'boring.ckpt' is of another model; ")
     assert not Path("runs").exists()
 
@@ -339,7 +339,7 @@ def test_a_checkpoint_of_another_lightning_module_is_refused(subcommand, folder,
     "key",
     ["pytorch-lightning_version", "callbacks", "loops", "global_step", "epoch", "lr_schedulers", "Bytes", "config"],
 )
-def test_a_checkpoint_that_lacks_something_is_refused_or_does_without(key, trained, run, refuses):
+def test_an_incomplete_checkpoint_is_rejected_or_loaded_without_the_missing_part(key, trained, run, rejects):
     checkpoint = read(LAST, map_location="cpu")
     del checkpoint[key]
     torch.save(checkpoint, "lacking.ckpt")
@@ -347,16 +347,16 @@ def test_a_checkpoint_that_lacks_something_is_refused_or_does_without(key, train
         run("--ckpt_path", "lacking.ckpt", "--experiment", "lacking", *ON)
     except Exception:
         shutil.rmtree("runs/lacking", ignore_errors=True)
-        assert "lacking.ckpt" in refuses("lacking.ckpt", *ON)
+        assert "lacking.ckpt" in rejects("lacking.ckpt", *ON)
 
 
-def test_a_changed_corpus_is_refused_by_both_hashes(run, refuses):
+def test_a_changed_corpus_is_rejected_by_both_hashes(run, rejects):
     before = run().datamodule.corpus.sha256
     with open("corpus.txt", "a") as corpus:
         corpus.write("more\n")
     after = run("--experiment", "changed").datamodule.corpus.sha256
     for ckpt_path in (LAST, "last"):
-        line = refuses(ckpt_path, *ON, status=3)
+        line = rejects(ckpt_path, *ON, status=3)
         assert "corpus.txt" in line
         assert before[:12] in line
         assert after[:12] in line
@@ -373,8 +373,8 @@ def test_last_begins_at_the_beginning_where_there_is_no_run_yet(run, capsys):
 
 
 @pytest.mark.parametrize(("name", "subcommand"), [("best", "fit"), ("last", "validate"), ("best", "predict")])
-def test_a_name_without_a_run_is_refused(name, subcommand, folder, refuses):
-    line = refuses(name, subcommand=subcommand)
+def test_a_name_without_a_run_is_rejected(name, subcommand, folder, rejects):
+    line = rejects(name, subcommand=subcommand)
     assert line == f"ckpt_path: no {name}.ckpt in runs/tiny; accepted: a path, too"
     assert not Path("runs").exists()
 
@@ -395,7 +395,7 @@ def test_last_and_best_are_those_of_the_newest_run(subcommand, run, capsys):
         assert scores[0] == scores[1] != ""
 
 
-def test_a_run_that_another_process_is_at_work_on_is_left_alone(run, refuses):
+def test_a_run_that_another_process_is_at_work_on_is_left_alone(run, rejects):
     process = start(
         Path.cwd(),
         "fit",
@@ -408,7 +408,7 @@ def test_a_run_that_another_process_is_at_work_on_is_left_alone(run, refuses):
         assert process.exitcode is None, Path("stderr").read_text()
         time.sleep(0.01)
     os.kill(process.pid, signal.SIGSTOP)  # at work, but nothing changes
-    assert refuses("last", status=5) == "runs/tiny/version_0: another process works on this run"
+    assert rejects("last", status=5) == "runs/tiny/version_0: another process works on this run"
     process.kill()
     process.join()
     steps = read(LAST)["callbacks"]["TimeBudget"]["steps"]
@@ -420,11 +420,11 @@ def test_a_run_that_another_process_is_at_work_on_is_left_alone(run, refuses):
 
 
 class Halt(BaseException):
-    """As KeyboardInterrupt: what no `except Exception` catches."""
+    """Like KeyboardInterrupt, not caught by `except Exception`."""
 
 
 def half_save(error, checkpoint, file):
-    """torch.save, cut in the middle by an error, or by SIGKILL where there is none."""
+    """torch.save, interrupted by an error or, without one, by SIGKILL."""
     whole = io.BytesIO()
     ORIGINAL_SAVE(checkpoint, whole)
     half = whole.getvalue()[: whole.tell() // 2]
@@ -486,7 +486,7 @@ def test_a_process_killed_while_it_writes_leaves_the_one_before(tmp_path):
 @pytest.mark.parametrize(
     "options", thinned([("AdamW",), ("Adam",), ("Lion",), ("MuonAdamW",), ("SGD", "momentum", "0.9")], 2), ids=str
 )
-def test_every_optimizer_goes_on_from_its_checkpoint_bit_for_bit(options, run):
+def test_every_optimizer_resumes_from_its_checkpoint_bit_for_bit(options, run):
     optimizer = ["--model.optimizer", options[0]]
     if options[1:]:
         optimizer += [f"--model.optimizer.{options[1]}", options[2]]

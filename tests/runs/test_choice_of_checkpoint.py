@@ -69,7 +69,7 @@ def test_a_checkpoint_is_found(given, options, found, runs):
         ("runs", {}, "ckpt_path: 'runs' is a folder without checkpoints"),
     ],
 )
-def test_what_is_not_there_is_named(given, options, message, runs):
+def test_missing_files_are_named(given, options, message, runs):
     with pytest.raises(CheckpointError) as error:
         find_checkpoint(given, **options)
     assert str(error.value).startswith(message)
@@ -107,7 +107,7 @@ def test_other_command_lines_are_left_as_they_are(arguments, runs):
         ("runs/a/version_11", CheckpointError, "ckpt_path: 'runs/a/version_11' is a folder without checkpoints"),
     ],
 )
-def test_what_is_no_run_is_rejected(given, error, message, runs):
+def test_folders_that_are_no_run_are_rejected(given, error, message, runs):
     with pytest.raises(error) as rejected:
         with_run(["validate", given])
     assert str(rejected.value).startswith(message)
@@ -187,7 +187,7 @@ def test_an_experiment_without_a_name_of_a_checkpoint_is_rejected(trained, capsy
     )
 
 
-def test_fit_goes_on_from_the_last_checkpoint_of_a_runs_folder(trained, run):
+def test_fit_resumes_from_the_last_checkpoint_of_a_runs_folder(trained, run):
     cli = run("--model.gpt.position", "Learned", "--ckpt_path", "runs/first", "--time_budget.limit", "6 steps")
     assert cli.config.fit.ckpt_path == "runs/first/version_0/checkpoints/last.ckpt"
     assert yaml.safe_load(Path("runs/tiny/version_0/record.json").read_text())["total_steps"] == 6

@@ -1,4 +1,4 @@
-"""Proves that every run claims a folder of its own, only when it is asked for, and says when it cannot."""
+"""Each run claims its own folder, only on request, and reports when it cannot."""
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -69,7 +69,7 @@ def test_a_run_is_continued_by_one_process_at_a_time(tmp_path):
     assert RunFolder(tmp_path / "rope", version=0).path == first.path
 
 
-def test_other_ranks_are_told_the_folder_of_rank_0(tmp_path, monkeypatch):
+def test_other_ranks_receive_the_folder_of_rank_0(tmp_path, monkeypatch):
     first = RunFolder(tmp_path / "rope")
     RunFolder(tmp_path / "rope").share(lambda known: known)
     first.share(lambda known: known)
@@ -82,12 +82,12 @@ def test_other_ranks_are_told_the_folder_of_rank_0(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("in_the_way", ["runs", "runs/rope"])
-def test_a_file_in_the_way_is_refused_by_its_path(in_the_way, tmp_path):
+def test_a_file_in_the_way_is_rejected_by_its_path(in_the_way, tmp_path):
     (tmp_path / in_the_way).parent.mkdir(exist_ok=True)
     (tmp_path / in_the_way).write_text("kept")
-    with pytest.raises(StorageError, match="the run's folder cannot be created there") as refusal:
+    with pytest.raises(StorageError, match="the run's folder cannot be created there") as rejection:
         RunFolder(tmp_path / "runs" / "rope").path  # noqa: B018
-    assert str(tmp_path / "runs" / "rope") in str(refusal.value)
+    assert str(tmp_path / "runs" / "rope") in str(rejection.value)
     assert (tmp_path / in_the_way).read_text() == "kept"
 
 
@@ -99,7 +99,7 @@ def test_all_experiments_are_below_the_trainers_root(tmp_path, monkeypatch):
         runs_root("s3://bucket/x")
 
 
-def test_a_file_tells_the_run_that_it_belongs_to(tmp_path):
+def test_a_file_names_its_run(tmp_path):
     run = tmp_path / "rope" / "version_3"
     (run / "checkpoints").mkdir(parents=True)
     assert run_of(run / "config.yaml") == run_of(run / "checkpoints" / "a.ckpt") == run

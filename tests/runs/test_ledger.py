@@ -1,4 +1,4 @@
-"""The ledger: what it says of every run is what the runs' folders say."""
+"""The ledger: its rows have the values of the runs' folders."""
 
 import csv
 import json
@@ -48,7 +48,7 @@ def decisions():
     return {run.experiment: run.decision for run in read_runs(RUNS)}
 
 
-# What became of a run
+# Statuses of runs
 
 
 def test_a_run_has_the_status_of_its_record():
@@ -101,7 +101,7 @@ def test_an_experiment_may_be_called_like_a_run():
     assert statuses() == {"version_2": "completed"}
 
 
-def test_those_who_ask_at_the_same_moment_take_nobody_for_a_run():
+def test_simultaneous_readers_do_not_take_each_other_for_a_run():
     run = make_run("s/a", 2.0)
     (run / ".lock").touch()
     with open(run / ".lock", "rb+") as asking:
@@ -115,7 +115,7 @@ def test_a_score_that_is_no_number_is_none():
     assert best_of(read_runs(RUNS)) is None
 
 
-def test_what_is_no_run_is_not_listed():
+def test_folders_that_are_no_run_are_not_listed():
     folder = make_run("s/a")
     Path("runs/s/empty/version_0").mkdir(parents=True)
     for other in ("runs/s", "runs/s/a", "runs/s/report", "runs/s/a/version_0/checkpoints"):
@@ -226,7 +226,7 @@ def test_runs_that_do_not_compete_are_ranked_by_scores_of_their_own():
 # The file
 
 
-def test_a_row_has_what_the_folder_says():
+def test_a_row_has_the_values_of_the_folder():
     limits = config(limit=["180s", "500 steps"])
     folder = make_run("s/a,lr=1e-3", 2.25, settings=limits, train_loss=1.5, peak_memory_mb=300.5)
     write_ledger(RUNS)
@@ -273,7 +273,7 @@ def test_any_reason_comes_through():
     assert rows()["a"]["reason"] == reason
 
 
-def test_the_ledger_made_anew_is_the_same():
+def test_a_second_ledger_is_the_same():
     make_run("s/a", 2.0, at=1)
     make_run("s/b", status="diverged", at=2)
     make_run("s/killed", status=None)
@@ -305,7 +305,7 @@ def test_a_ledger_that_was_changed_by_hand_is_put_right():
     assert rows()["a"]["val_bpb"] == "2.0"
 
 
-def test_the_command_makes_it_anew(capsys):
+def test_the_command_rewrites_it(capsys):
     make_run("s/a", 2.0, at=1)
     make_run("s/b", status="error", at=2)
     main(["ledger"])

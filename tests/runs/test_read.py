@@ -1,4 +1,4 @@
-"""Damaged files in runs/: each is named in one line, its run is left out, and every command goes on with the others."""
+"""Damaged files in runs/: each is named in one line, its run is left out, and every command continues with the rest."""
 
 import json
 import os
@@ -35,7 +35,7 @@ def runs():
 
 
 def left_out(reason, file):
-    """The line that a command says of the damaged file."""
+    """The line of a command about the damaged file."""
     kind = "cannot be read" if reason in (IS_FOLDER, IS_NOWHERE, IS_FORBIDDEN) else "is damaged"
     return f"bytelm: note: {file} {kind}: {reason}; this run is left out"
 
@@ -87,7 +87,7 @@ def test_a_damaged_file_is_named_and_the_others_are_read(runs, capsys, kind):
 
 
 @pytest.mark.parametrize("kind", CONTENTS)
-def test_nothing_but_a_damaged_file_is_raised(runs, kind):
+def test_only_damaged_files_are_raised(runs, kind):
     for file, read in (
         (BAD / "record.json", lambda file: record.read(file.parent)),
         (BAD / "config.yaml", read_config),
@@ -98,7 +98,7 @@ def test_nothing_but_a_damaged_file_is_raised(runs, kind):
 
 
 @pytest.mark.parametrize("name", ["record.json", "config.yaml"])
-def test_what_is_no_file_is_named(runs, capsys, name):
+def test_paths_that_are_no_file_are_named(runs, capsys, name):
     file = BAD / name
     file.unlink()
     file.mkdir()

@@ -1,4 +1,4 @@
-"""record.json: one schema, written whole, and read with a reason where it cannot be."""
+"""record.json: one schema, complete files, and messages for unreadable ones."""
 
 import json
 import re
@@ -12,7 +12,7 @@ from bytelm.runs import record
 from bytelm.runs.record import Record, of_process
 
 
-def test_what_is_written_is_read_back(tmp_path):
+def test_written_values_are_read_back(tmp_path):
     values: Record = {"status": "completed", "reason": None, "val_bpb": 2.5, "total_steps": 4, "seed": 42}
     record.write(tmp_path / "new" / "version_0", values)
     assert record.read(tmp_path / "new" / "version_0") == values
@@ -112,7 +112,7 @@ def ended(**values):
         ({"left": {"status": "error", "reason": "a"}, "exit_status": 0}, "completed", None),
     ],
 )
-def test_what_a_process_has_come_to(given, status, reason):
+def test_status_of_a_process(given, status, reason):
     found = ended(**given)
     assert (found["status"], found["reason"]) == (status, reason)
     record.check(found)

@@ -1,4 +1,4 @@
-"""A run that is cut anywhere and goes on with `--ckpt_path last` is the run that was never cut, to the last bit."""
+"""A run that is interrupted anywhere and resumed with `--ckpt_path last` equals the uninterrupted run exactly."""
 
 import json
 import signal
@@ -25,7 +25,7 @@ OPTIONS = {
 
 @pytest.fixture
 def cut(run):
-    """Runs, and ends the run with a signal at the n-th call of a hook; returns what it was ended with."""
+    """Runs, and ends the run with a signal at the n-th call of a hook; returns the error."""
 
     def cut(hook, n, *options, signum=signal.SIGTERM):
         with added_callback(Signal(hook, n, signum)), pytest.raises(Interrupted) as ended:
@@ -55,7 +55,7 @@ for number, kind in enumerate(("shuffled", "dropout", "muon", "accumulated", "sc
 
 
 @pytest.mark.parametrize(("kind", "places"), thinned(PLACES, 3, several=True))
-def test_a_run_that_is_cut_anywhere_goes_on_as_if_uncut(run, cut, kind, places):
+def test_a_run_that_is_cut_anywhere_resumes_as_if_uninterrupted(run, cut, kind, places):
     common = ("--time_budget.limit", "9 steps", "--trainer.val_check_interval", "3", *OPTIONS[kind])
     run("--experiment", "uncut", *common)
     uncut = json.loads(Path("runs/uncut/version_0/record.json").read_text())
@@ -100,7 +100,7 @@ def test_the_best_checkpoint_of_before_the_cut_is_kept(run, cut):
     assert_equal(after["state_dict"], before["state_dict"])
 
 
-def test_a_path_begins_a_new_run_and_last_goes_on_in_the_old_one(run):
+def test_a_path_begins_a_new_run_and_last_continues_in_the_old_one(run):
     run()
     run("--ckpt_path", "runs/tiny/version_0/checkpoints/last.ckpt", "--time_budget.limit", "6 steps")
     run("--ckpt_path", "last", "--time_budget.limit", "8 steps")

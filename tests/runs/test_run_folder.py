@@ -1,4 +1,4 @@
-"""The run's folder is the same whatever the logger: what lies in it, which run continues, what loggers get."""
+"""The run's folder is the same with any logger: its files, resumed runs, and the calls of loggers."""
 
 import csv
 import json
@@ -84,7 +84,7 @@ def record_of(folder):
 
 
 @pytest.mark.parametrize("logger", thinned(LOGGERS.values(), 2), ids=LOGGERS)
-def test_whatever_the_logger_the_run_is_in_its_folder_and_goes_on_there(run, capsys, logger):
+def test_with_any_logger_the_run_is_in_its_folder_and_resumes_there(run, capsys, logger):
     before = set(os.listdir())
     with added_callback(Signal("on_train_batch_end", 5)), pytest.raises(Interrupted, match="--ckpt_path last"):
         run(*logger, *LONGER)
@@ -151,7 +151,7 @@ def test_csv_rows_of_before_a_cut_are_kept(run):
 
 @pytest.mark.parametrize("name", ["WandbLogger", "MLFlowLogger", "CometLogger"])
 @pytest.mark.parametrize("form", ["{}", "[CSVLogger, {}]"])
-def test_a_logger_whose_package_is_not_installed_is_one_line(refused, monkeypatch, name, form):
+def test_a_logger_whose_package_is_not_installed_is_one_line(rejected, monkeypatch, name, form):
     package = {"WandbLogger": "wandb", "MLFlowLogger": "mlflow", "CometLogger": "comet-ml"}[name]
     module = sys.modules[f"lightning.pytorch.loggers.{package.partition('-')[0]}"]
     (variable,) = (v for v in vars(module) if v in ("_WANDB_AVAILABLE", "_MLFLOW_AVAILABLE", "_COMET_AVAILABLE"))
@@ -164,7 +164,7 @@ def test_a_logger_whose_package_is_not_installed_is_one_line(refused, monkeypatc
             return f"Requirement '{package}>=1.0' not met. HINT: Try running `pip install -U '{package}>=1.0'`"
 
     monkeypatch.setattr(module, variable, Missing())
-    assert refused("--trainer.logger", form.format(name)) == (
+    assert rejected("--trainer.logger", form.format(name)) == (
         f"bytelm: error: trainer.logger: '{name}' cannot be used; "
         f"it needs {package}, which is not installed: pip install '{package}>=1.0'"
     )
@@ -228,7 +228,7 @@ def cut_before_the_first_checkpoint(run, *options):
     assert not list(Path("runs").glob("tiny/version_1/checkpoints/*"))
 
 
-def test_the_run_that_was_cut_before_its_first_checkpoint_goes_on_and_no_older_one(run, capsys):
+def test_the_run_that_was_cut_before_its_first_checkpoint_continues_and_no_older_one(run, capsys):
     run()
     cut_before_the_first_checkpoint(run)
     assert record_of("runs/tiny/version_1")["status"] == "interrupted"
@@ -334,7 +334,7 @@ def test_another_model_checkpoint_keeps_its_files_in_the_run_too(run, logger):
     assert all(torch.equal(one[name], two[name]) for name in one)
 
 
-# What a callback of the user's brings
+# Callbacks of the user
 
 
 @pytest.mark.parametrize(

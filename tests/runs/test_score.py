@@ -1,4 +1,4 @@
-"""What runs are ranked by, and that real runs on tokens of an unknown tokenizer are."""
+"""The score that runs are ranked by, also of runs on tokens of an unknown tokenizer."""
 
 import csv
 import json

@@ -105,7 +105,7 @@ OPTIMIZERS = {
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_what_an_optimizer_saves_is_accepted_and_what_it_cannot_use_is_not(name):
+def test_only_states_that_the_optimizer_can_load_are_accepted(name):
     module = network()
     optimizer = OPTIMIZERS[name](list(module.parameters()))
 

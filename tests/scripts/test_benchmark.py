@@ -1,5 +1,5 @@
 """scripts/benchmark.py and the plain loop on a tiny run, including --peak: measurements match the config.
-The slow callback makes a step long enough for its parts to be told from the noise of the machine.
+The slow callback makes a step long enough to distinguish its parts from the noise of the machine.
 """
 
 import statistics
@@ -142,7 +142,7 @@ def tiny(*options):
     return build(["--config", "tiny.yaml", *options], run=False)
 
 
-def test_the_plain_loop_trains_what_the_config_says(folder):
+def test_the_plain_loop_trains_as_the_config_states(folder):
     result = PlainLoop(tiny("--trainer.accumulate_grad_batches=2", "--trainer.precision=bf16-mixed")).run(0.1)
     batches = 2 * result["total_steps"]
     assert result["training_time_secs"] >= 0.1
@@ -151,7 +151,7 @@ def test_the_plain_loop_trains_what_the_config_says(folder):
 
 @pytest.mark.slow
 def test_plain_loop_on_two_ranks_equals_one_process_with_all_rows(folder, monkeypatch):
-    """With SGD, which gradients of any other size would lead elsewhere. Rank 1's clock is ten times as fast."""
+    """With SGD, whose result depends on the size of gradients. Rank 1's clock is ten times as fast."""
     (folder / "skewed.py").write_text(SKEWED.format(str(benchmark.PLAIN_LOOP)))
     monkeypatch.setattr(benchmark, "PLAIN_LOOP", folder / "skewed.py")
     monkeypatch.setattr(benchmark, "ROOT", folder)
@@ -186,7 +186,7 @@ def losses_of_one_process(cli, steps):
 
 @pytest.fixture
 def rows(folder, monkeypatch, capsys):
-    """Runs the command, but for the training; returns the table's rows by contender and devices, and all lines."""
+    """Runs the command without the training; returns the table's rows by contender and devices, and all lines."""
     monkeypatch.delenv("BYTELM_REFERENCE", raising=False)
 
     def trained(speeds):
@@ -238,7 +238,7 @@ def test_one_device_has_no_scaling(rows):
         rows("--scaling")
 
 
-# What callbacks take
+# Time of callbacks
 
 
 def test_callbacks_are_timed_in_a_changed_config(folder):

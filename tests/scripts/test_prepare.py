@@ -45,7 +45,7 @@ def prepare(*options, out="out", dataset="documents.jsonl", tokenizer="bytes", s
 
 
 def shards(folder="out"):
-    """File by file, what is in them."""
+    """The contents of the files, one by one."""
     folder = Path(folder)
     return {path.name: path.read_bytes() for path in sorted(folder.glob("*.bin"))}
 
@@ -60,14 +60,14 @@ def stream(tokenizer, documents=DOCUMENTS):
 
 
 @pytest.fixture
-def refused(capsys):
-    def refused(script, *arguments, status=ConfigError.exit_status):
+def rejected(capsys):
+    def rejected(script, *arguments, status=ConfigError.exit_status):
         with pytest.raises(SystemExit) as ended:
             script(*arguments)
         assert ended.value.code == status
         return capsys.readouterr().err.splitlines()[-1]
 
-    return refused
+    return rejected
 
 
 # prepare_fineweb.py
@@ -213,43 +213,43 @@ def test_config_lines_are_printed(capsys, tokenizer_json):
 @pytest.mark.parametrize(
     "change", ["--split=test", "--tokens=5000", "--shard_tokens=900", "--tokenizer=tokenizer.json"]
 )
-def test_restart_with_other_options_is_rejected(refused, tokenizer_json, change):
+def test_restart_with_other_options_is_rejected(rejected, tokenizer_json, change):
     prepare()
     before = shards()
     key = change.partition("=")[0].removeprefix("--")
-    line = refused(prepare, change)
+    line = rejected(prepare, change)
     assert f"out: 'out' cannot be used; its shards were made with {key} " in line
     assert "accepted: the same options, or another folder" in line
     assert shards() == before
 
 
-def test_restart_with_another_tokenizer_of_the_same_name_is_rejected(refused, tokenizer_json, folder):
+def test_restart_with_another_tokenizer_of_the_same_name_is_rejected(rejected, tokenizer_json, folder):
     prepare(tokenizer=tokenizer_json)
     train_tokenizer(iter(["quite another text "] * 9), 280, folder / tokenizer_json)
-    assert "made with tokenizer_sha256" in refused(lambda: prepare(tokenizer=tokenizer_json))
+    assert "made with tokenizer_sha256" in rejected(lambda: prepare(tokenizer=tokenizer_json))
 
 
-def test_foreign_shards_are_not_changed(refused, folder):
+def test_foreign_shards_are_not_changed(rejected, folder):
     (folder / "out").mkdir()
     write_shard(folder / "out/fineweb_val_000000.bin", np.zeros(3, np.uint16))
     before = shards()
-    assert "fineweb_val_000000.bin is there, and no shards.json" in refused(prepare)
+    assert "fineweb_val_000000.bin is there, and no shards.json" in rejected(prepare)
     assert shards() == before
 
 
-def test_data_set_without_training_tokens_is_rejected(refused):
-    line = refused(lambda: prepare(shard_tokens=100_000))
+def test_data_set_without_training_tokens_is_rejected(rejected):
+    line = rejected(lambda: prepare(shard_tokens=100_000))
     assert f"accepted: below {len(stream(ByteTokenizer()))}" in line
     assert not shards()
 
 
-def test_uncreatable_folder_is_rejected(refused, folder):
+def test_uncreatable_folder_is_rejected(rejected, folder):
     (folder / "out").touch()
-    assert "out: 'out' cannot be used; accepted: a folder that can be written to; " in refused(prepare)
+    assert "out: 'out' cannot be used; accepted: a folder that can be written to; " in rejected(prepare)
 
 
-def test_limit_without_training_tokens_is_rejected(refused, folder):
-    assert "tokens: 1000 cannot be used; accepted: above 1000" in refused(prepare, "--tokens=1000")
+def test_limit_without_training_tokens_is_rejected(rejected, folder):
+    assert "tokens: 1000 cannot be used; accepted: above 1000" in rejected(prepare, "--tokens=1000")
     assert not (folder / "out").exists()
 
 
@@ -266,32 +266,32 @@ def unreachable(*arguments, **options):
         ({"tokenizer": "gpt-2"}, "error: tokenizer: 'gpt-2' cannot be used"),
     ],
 )
-def test_invalid_data_sets_and_tokenizers_are_rejected(refused, monkeypatch, options, reason):
+def test_invalid_data_sets_and_tokenizers_are_rejected(rejected, monkeypatch, options, reason):
     if options.get("dataset"):
         monkeypatch.setattr(pytest.importorskip("datasets"), "load_dataset", unreachable)
     arguments = [f"--{key}={value}" for key, value in options.items()]
-    assert reason in refused(prepare, *arguments, status=DataError.exit_status)
+    assert reason in rejected(prepare, *arguments, status=DataError.exit_status)
 
 
-def test_signal_while_reading_is_not_reported_as_a_data_error(refused, monkeypatch):
+def test_signal_while_reading_is_not_reported_as_a_data_error(rejected, monkeypatch):
     def interrupted(*arguments, **options):
         raise Interrupted(signal.SIGTERM)
 
     monkeypatch.setattr(pytest.importorskip("datasets"), "load_dataset", interrupted)
-    assert "interrupted by SIGTERM" in refused(prepare, status=128 + signal.SIGTERM)
+    assert "interrupted by SIGTERM" in rejected(prepare, status=128 + signal.SIGTERM)
 
 
-def test_too_large_a_vocabulary_is_rejected(refused, monkeypatch):
+def test_too_large_a_vocabulary_is_rejected(rejected, monkeypatch):
     monkeypatch.setattr(tokenize, "N_TOKENS", 255)
-    line = refused(prepare, status=DataError.exit_status)
+    line = rejected(prepare, status=DataError.exit_status)
     assert line.endswith("tokenizer: 'bytes' cannot be used; it has 256 tokens; accepted: up to 255")
 
 
-def test_tokenizer_without_end_of_text_is_rejected(refused, folder, tokenizer_json):
+def test_tokenizer_without_end_of_text_is_rejected(rejected, folder, tokenizer_json):
     content = json.loads((folder / tokenizer_json).read_text())
     content["added_tokens"] = []
     (folder / tokenizer_json).write_text(json.dumps(content))
-    line = refused(lambda: prepare(tokenizer=tokenizer_json), status=DataError.exit_status)
+    line = rejected(lambda: prepare(tokenizer=tokenizer_json), status=DataError.exit_status)
     assert "it has no end-of-text token" in line
 
 
@@ -410,42 +410,42 @@ def test_short_files_are_one_piece(folder):
 
 
 @pytest.mark.parametrize("fraction", ["0", "1", "-0.1", "nan"])
-def test_invalid_fractions_are_rejected(refused, text_files, fraction):
-    line = refused(tokenize_files, "--tokenizer=bytes", f"--val_fraction={fraction}")
+def test_invalid_fractions_are_rejected(rejected, text_files, fraction):
+    line = rejected(tokenize_files, "--tokenizer=bytes", f"--val_fraction={fraction}")
     assert "val_fraction: " in line
     assert not shards()
 
 
-def test_too_many_validation_tokens_are_rejected(refused, text_files, folder):
-    line = refused(tokenize_files, "--tokenizer=bytes", "--val_tokens=100000", status=DataError.exit_status)
+def test_too_many_validation_tokens_are_rejected(rejected, text_files, folder):
+    line = rejected(tokenize_files, "--tokenizer=bytes", "--val_tokens=100000", status=DataError.exit_status)
     assert "100000 would validate" in line
     assert [*(folder / "out").iterdir()] == []
 
 
-def test_empty_files_are_rejected(refused, folder):
+def test_empty_files_are_rejected(rejected, folder):
     (folder / "empty.txt").touch()
-    line = refused(lambda: tokenize_files("--tokenizer=bytes", paths=["empty.txt"]), status=DataError.exit_status)
+    line = rejected(lambda: tokenize_files("--tokenizer=bytes", paths=["empty.txt"]), status=DataError.exit_status)
     assert "of 0 tokens" in line
 
 
-def test_non_text_files_are_named(refused, folder):
+def test_non_text_files_are_named(rejected, folder):
     (folder / "text.bin").write_bytes(b"abc\xff\xfe")
-    line = refused(lambda: tokenize_files("--tokenizer=bytes", paths=["text.bin"]), status=DataError.exit_status)
+    line = rejected(lambda: tokenize_files("--tokenizer=bytes", paths=["text.bin"]), status=DataError.exit_status)
     assert "path: 'text.bin' cannot be used; accepted: text in UTF-8; " in line
 
 
-def test_missing_files_are_rejected(refused):
-    line = refused(lambda: tokenize_files("--tokenizer=bytes", paths=["nowhere"]), status=DataError.exit_status)
+def test_missing_files_are_rejected(rejected):
+    line = rejected(lambda: tokenize_files("--tokenizer=bytes", paths=["nowhere"]), status=DataError.exit_status)
     assert "path: 'nowhere' cannot be used; it is not there" in line
 
 
-def test_shards_are_not_overwritten(refused, text_files):
+def test_shards_are_not_overwritten(rejected, text_files):
     tokenize_files("--tokenizer=bytes")
     before = shards()
-    assert "train_000000.bin is there" in refused(tokenize_files, "--tokenizer=bytes", "--val_tokens=5")
+    assert "train_000000.bin is there" in rejected(tokenize_files, "--tokenizer=bytes", "--val_tokens=5")
     assert shards() == before
 
 
 @pytest.mark.parametrize("option", ["--shard_tokens=0", "--processes=0", "--tokens=-1", "--shard_tokens=many"])
-def test_numbers_are_checked(refused, option):
-    assert "invalid PositiveInt value" in refused(prepare, option)
+def test_numbers_are_checked(rejected, option):
+    assert "invalid PositiveInt value" in rejected(prepare, option)

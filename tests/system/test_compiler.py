@@ -1,4 +1,4 @@
-"""The lazy decorators do what torch.compiler's do."""
+"""The lazy decorators behave as those of torch.compiler."""
 
 import subprocess
 import sys
@@ -11,7 +11,7 @@ from bytelm.system import compiler
 
 
 def graphs_of(disable, x):
-    """What a module with a disabled method computes, and the nodes of the graphs that are compiled of it."""
+    """The output of a module with a disabled method, and the nodes of its compiled graphs."""
 
     class Module(torch.nn.Module):
         @disable

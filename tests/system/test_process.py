@@ -1,4 +1,4 @@
-"""Processes that end when the one that started them ends, and which of them speaks."""
+"""Processes that end when the one that started them ends, and which of them prints."""
 
 import multiprocessing
 import os

@@ -58,7 +58,7 @@ def test_handlers_of_others_and_ignored_signals_stay_as_they_are():
 
 
 class Pool(Callback):
-    """Ends a pool of workers while they are at work, in the middle of training."""
+    """Ends a pool of working processes during training."""
 
     seconds = 0.0
 

@@ -193,7 +193,7 @@ class Section:
             chain.append(f"* {changes} (from {plain(at.origin.name)})")
             at = at.origin
         if chain:
-            parts += [f"How it came about, beginning with {plain(at.name)}:", "\n".join(reversed(chain))]
+            parts += [f"The changes that led to it, beginning with {plain(at.name)}:", "\n".join(reversed(chain))]
         network = [key for key in best.settings if key.startswith("model.gpt.") and key.count(".") == 2]
         if network:
             shape = ", ".join(f"{key.rpartition('.')[2]} {best.settings[key]}" for key in network)

@@ -190,7 +190,7 @@ def app(service: Service, token: str | None = None) -> FastAPI:
             match_time_remaining_secs=round(service.match_time_remaining, 1),
         )
 
-    @api.get("/runs", summary="All runs, the best of them, and what is left of the match")
+    @api.get("/runs", summary="All runs, the best of them, and the remaining runs and time")
     def runs() -> Runs:
         return Runs(
             runs=[Scored(**_in_short(report)) for report in service.runs()],
@@ -284,7 +284,7 @@ def serve(
     if not Path(study).parts or Path(study).is_absolute() or ".." in Path(study).parts:
         raise ConfigError("study", study, f"accepted: the name of a folder in {RUNS}/")
     if memory_limit is not None and not can_be_watched():
-        raise ConfigError("memory_limit", str(memory_limit), "this system does not tell what memory processes use")
+        raise ConfigError("memory_limit", str(memory_limit), "the memory of processes is unknown on this system")
     if protocol != "challenge" and (allow_code or baseline_code is not None):
         key, value = ("allow_code", allow_code) if allow_code else ("baseline_code", baseline_code)
         raise ConfigError(key, value, f"accepted with --protocol challenge, not {protocol}")

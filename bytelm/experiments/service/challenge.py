@@ -96,7 +96,7 @@ class ChallengeService(Service):
             code: The program.
 
         Raises:
-            Refusal: The program is not started; the subclass gives the reason.
+            Rejection: The program is not started; the subclass gives the reason.
             StorageError: A folder is not writable.
         """
         if not self.allow_code:

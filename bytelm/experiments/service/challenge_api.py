@@ -103,7 +103,7 @@ def app(service: ChallengeService, token: str | None = None) -> FastAPI:
             **left(),
         }
 
-    @api.get("/runs", summary="All runs that have ended, the active one, and what is left of the match")
+    @api.get("/runs", summary="All runs that have ended, the active one, and the remaining runs and time")
     def runs() -> dict[str, Any]:
         ended = service.challenge_runs()
         now = active()

@@ -19,7 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import bytelm.cli  # noqa: F401 (loads the parts that a config may name)
+from bytelm.callbacks.validations import MOST_SCORED, SCORING_TIME
 from bytelm.config.base import files_of
+from bytelm.config.epoch_options import AUTO
 from bytelm.config.messages import note
 from bytelm.config.renamed import current_names
 from bytelm.config.text import BadText, dump, read
@@ -39,19 +41,19 @@ from bytelm.units import Duration
 CHECK_SECONDS = 60.0  # a network that takes longer to build cannot be trained within minutes
 
 
-class Refusal(Exception):
+class Rejection(Exception):
     """The reason why a config is not trained."""
 
 
-class UsedUp(Refusal):
+class UsedUp(Rejection):
     """No runs or no time are left."""
 
 
-class Busy(Refusal):
+class Busy(Rejection):
     """Another config is being trained or checked."""
 
 
-class Unusable(Refusal):
+class Unusable(Rejection):
     """The config cannot run, or not on this machine."""
 
 
@@ -138,7 +140,7 @@ class Service:
         self._accepted = self.folder.accepted()
         self._ended = self.folder.ended()
         if score_baseline and (BASELINE not in self._ended or self._ended[BASELINE].score is None):
-            check_limit(config, self.run_timeout, config)
+            check_limit(config, _training_seconds(config, self.run_timeout), config)
             self._train(BASELINE, self._config_job(BASELINE, self.run_timeout))
 
     def close(self) -> None:
@@ -236,7 +238,7 @@ class Service:
 
         Raises:
             BadText: The body is not a config.
-            Refusal: The config is not trained; the subclass gives the reason.
+            Rejection: The config is not trained; the subclass gives the reason.
             StorageError: The folder is not writable.
         """
         config = _read_sent(body)
@@ -249,7 +251,7 @@ class Service:
         """Keeps others out, until the block has started a run or failed.
 
         Args:
-            busy: What others are told.
+            busy: The reason that other requests get.
         """
         with self._lock:
             self.check_free()
@@ -269,7 +271,7 @@ class Service:
             if resolved is None:
                 raise Unusable(without_paths(reason))
             check_resolved(resolved, self._baseline_config)
-            check_limit(resolved, self._most_seconds(), self._baseline_config)
+            check_limit(resolved, _training_seconds(resolved, self._most_seconds()), self._baseline_config)
         except ConfigError as error:
             raise Unusable(str(error)) from error
         return resolved
@@ -357,6 +359,14 @@ class Service:
         if text not in self._noted:
             self._noted.add(text)
             note(text)
+
+
+def _training_seconds(resolved: Mapping[str, Any], most: float) -> float:
+    """Returns the seconds that a config can train for in a run of at most `most` seconds, validations included."""
+    has_auto = resolved["trainer"].get("val_check_interval") == AUTO
+    if has_auto and resolved["time_budget"].get("scope") != "run":
+        return most / (1 + MOST_SCORED * SCORING_TIME)
+    return most
 
 
 def _read_sent(body: bytes) -> dict[Any, Any]:

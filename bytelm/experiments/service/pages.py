@@ -17,6 +17,7 @@ from bytelm.experiments.report.html import CSS
 from bytelm.experiments.service.match import Service
 from bytelm.experiments.service.match_folder import BASELINE
 from bytelm.experiments.service.paths import without_paths
+from bytelm.runs.ledger import best_of
 from bytelm.runs.read import Run
 from bytelm.units import clock
 
@@ -60,26 +61,33 @@ def _answer(page: str, refresh: bool = False) -> HTMLResponse:
 
 
 def match_page(service: Service) -> str:
-    """The page of the match: what is left of it, all runs, and their curves."""
-    best = service.best
+    """The page of the match: the remaining runs and time, all runs, and their curves."""
+    ended, submitted = service.ended, service.best
+    best = best_of([*(run for run in ended if run.experiment == BASELINE), *([submitted] if submitted else [])])
     baseline = service.report(BASELINE)
     reports = [*([baseline] if baseline is not None else []), *service.runs()]
     left = f"{service.runs_remaining} runs and {clock(service.match_time_remaining)} are left."
     if (active := service.active) is not None:
         left += f" {active[0]} is being trained, for {active[1]:.0f} s."
-    if best is not None and best.score is not None:
-        left += f" The best run is {best.experiment}: {best.ranked_by.name} {best.score:.4f}."
+    if best is not None:
+        left += f" The best run is {_scored(best)}."
+    if submitted is not None and best is not submitted:
+        left += f" The best submitted run is {_scored(submitted)}."
     rows = [_row(report) for report in reports]
     marked = [best is not None and report["run_id"] == best.experiment for report in reports]
     body = f"<p>{escape(left)} <a href='/docs'>The API</a> takes configs.</p>"
     body += _table(COLUMNS, rows, marked)
-    runs = _drawn(service.ended, best)
+    runs = _drawn(ended, submitted)
     if runs and (picture := curves_svg([_curves(run) for run in runs], best)):
         body += f"<h2>Curves</h2>{picture}"
     body += (
         f"<h2>Baseline</h2><details><summary>Its config</summary><pre>{escape(service.baseline_text)}</pre></details>"
     )
     return _page("bytelm: the match", body)
+
+
+def _scored(run: Run) -> str:
+    return f"{'the baseline' if run.experiment == BASELINE else run.experiment}: {run.ranked_by.name} {run.score:.4f}"
 
 
 def _row(report: Mapping[str, Any]) -> list[str]:
@@ -90,7 +98,7 @@ def _row(report: Mapping[str, Any]) -> list[str]:
 
 
 def _drawn(ended: Sequence[Run], best: Run | None) -> list[Run]:
-    """The runs with a curve: the newest ones, the best and the baseline."""
+    """The runs with a curve: the newest ones, the best submitted one and the baseline."""
     first = [run for run in ended if run.experiment == BASELINE or (best is not None and run.folder == best.folder)]
     others = [run for run in ended if run not in first]
     return [*first, *others[-(DRAWN - len(first)) :]]

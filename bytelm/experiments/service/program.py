@@ -84,12 +84,12 @@ def syntax_error(code: str) -> str | None:
 
 @dataclass(frozen=True)
 class Setting:
-    """What all programs of a match have in common.
+    """Settings that all programs of a match share.
 
     Attributes:
         data: The text, set up.
-        time_budget: Seconds of training, which the program is told and has to keep.
-        seed: The seed that it is told; fixed by the service.
+        time_budget: Seconds of training, which the program gets as TIME_BUDGET and has to keep.
+        seed: The seed of all programs, fixed by the service.
     """
 
     data: ByteData

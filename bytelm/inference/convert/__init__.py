@@ -94,7 +94,7 @@ def main_import(args: list[str]) -> None:
     """Runs the command.
 
     Args:
-        args: What follows `python -m bytelm import`.
+        args: Arguments after `python -m bytelm import`.
     """
     parser = CommandParser("import", description="Makes a checkpoint of GPT-2 weights from nanoGPT or Hugging Face.")
     parser.add_argument("source", help="nanoGPT's ckpt.pt, or a folder with config.json and model.safetensors.")
@@ -109,7 +109,7 @@ def main_export(args: list[str]) -> None:
     """Runs the command.
 
     Args:
-        args: What follows `python -m bytelm export`.
+        args: Arguments after `python -m bytelm export`.
     """
     parser = CommandParser("export", description="Makes GPT-2 weights for nanoGPT or Hugging Face from a checkpoint.")
     parser.add_argument("ckpt_path", help="A checkpoint, such as runs/…/checkpoints/best.ckpt.")
