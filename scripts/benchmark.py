@@ -300,27 +300,33 @@ def measure_startup(config: Path, repeats: int, overrides: Sequence[str] = ()) -
 def startup_report(results: dict[str, list[Result]]) -> str:
     """Returns plain text: the medians of the results of `measure_startup`."""
 
-    def row(name: str, value: Callable[[Result], float], form: str = ".2f") -> list[str]:
-        return [name, *(format(statistics.median(map(value, of_state)), form) for of_state in results.values())]
+    def row(name: str, values: Callable[[Result], dict[str, float]], *keys: str, form: str = ".2f") -> list[str]:
+        sums = ([sum(values(result).get(key, 0.0) for key in keys) for result in of_state] for of_state in all_results)
+        return [name, *(format(statistics.median(of_state), form) for of_state in sums)]
 
-    everything = [result for of_state in results.values() for result in of_state]
+    def phases_of(result: Result) -> dict[str, float]:
+        return result["phases"]
+
+    def compilation_of(result: Result) -> dict[str, float]:
+        return result["compilation"] or {}
+
+    all_results = list(results.values())
+    everything = [result for of_state in all_results for result in of_state]
     names = list(dict.fromkeys(name for result in everything for name in result["phases"]))
     short = [name for name in names if all(result["phases"].get(name, 0.0) < SHORT_PHASE for result in everything)]
-    rows = [row(name, lambda result, name=name: result["phases"].get(name, 0.0)) for name in names if name not in short]
-    rows.append(row("short phases", lambda result: sum(result["phases"].get(name, 0.0) for name in short)))
+    rows = [row(name, phases_of, name) for name in names if name not in short]
     rows += [
-        row("start of the process to the first step", lambda result: result["seconds"]),
-        row("CPU seconds of the process", lambda result: result["cpu_seconds"]),
-        row("modules imported", lambda result: result["modules"], ".0f"),
-        row("the first step", lambda result: result["first_step"]),
+        row("short phases", phases_of, *short),
+        row("start of the process to the first step", dict, "seconds"),
+        row("CPU seconds of the process", dict, "cpu_seconds"),
+        row("modules imported", dict, "modules", form=".0f"),
+        row("the first step", dict, "first_step"),
     ]
     lines = aligned(["start-up, s", *(results if len(results) > 1 else [""])], rows)
-    longest = Counter(everything[0]["compilation"] or {}).most_common(COMPILERS_PHASES)
-    if longest:
-        rows = [
-            row(name, lambda result, name=name: (result["compilation"] or {}).get(name, 0.0)) for name, _ in longest
-        ]
-        lines += ["", *aligned(["of the compiler, s (they contain each other)", *results], rows)]
+    if compiled := compilation_of(everything[0]):
+        longest = [name for name, _ in Counter(compiled).most_common(COMPILERS_PHASES)]
+        header = ["of the compiler, s (they contain each other)", *results]
+        lines += ["", *aligned(header, [row(name, compilation_of, name) for name in longest])]
     return "\n".join(lines)
 
 
