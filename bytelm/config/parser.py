@@ -9,6 +9,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from pydoc import locate
 from typing import Any, get_args, get_type_hints
@@ -16,6 +17,7 @@ from typing import Any, get_args, get_type_hints
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 
 import bytelm
+import bytelm.config.lookups
 import bytelm.config.short_names
 from bytelm.config import base, shipped
 from bytelm.config.imports import failures_as_import_errors
@@ -29,6 +31,7 @@ from bytelm.errors import ConfigError
 class ConfigFileParser(ArgumentParser):
     """A parser that rejects invalid config files, and modules that cannot be imported, with the reason."""
 
+    _known: tuple[list[tuple[Any, Any]], Namespace] | None = None  # arguments with their defaults, and all defaults
     rejects_null = True  # for options that are not optional; false if most keys accept values of any type
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -49,7 +52,16 @@ class ConfigFileParser(ArgumentParser):
         Otherwise the defaults would count as given: if a config names another class, jsonargparse keeps the options
         that both classes have, and RMSNorm would start with LayerNorm's eps, SGD with AdamW's weight decay.
         """
-        defaults = super().get_defaults(*args, **kwargs)
+        # A config's parse asks for them many times; they change only with the arguments and their own defaults.
+        given = [(action, action.default) for action in self._actions]
+        if args or kwargs.keys() - {"skip_validation"} or self.default_config_files:
+            defaults = super().get_defaults(*args, **kwargs)
+        elif self._known is not None and _are_the_same(given, self._known[0]):
+            return self._known[1].clone()
+        else:
+            defaults = super().get_defaults(**kwargs)
+            self._known = given, defaults.clone()
+            _remove_options(self._known[1])
         _remove_options(defaults)
         return defaults
 
@@ -202,6 +214,7 @@ def _without_empty_options(value: Any) -> Any:
     return {key: _without_empty_options(each) for key, each in value.items() if (key, each) != ("init_args", None)}
 
 
+@cache
 def _takes_null(cls: Any, option: str) -> bool:
     """Returns whether an argument of a class's constructor accepts null, as far as its annotation shows.
 
@@ -216,6 +229,13 @@ def _takes_null(cls: Any, option: str) -> bool:
                 return True
             return parameter.default is parameter.empty or hint is Any or type(None) in get_args(hint)
     return True
+
+
+def _are_the_same(some: list[tuple[Any, ...]], others: list[tuple[Any, ...]]) -> bool:
+    """Returns whether two lists have the same objects."""
+    return len(some) == len(others) and all(
+        one is other for pair in zip(some, others, strict=True) for one, other in zip(*pair, strict=True)
+    )
 
 
 def _remove_options(defaults: Namespace) -> None:
