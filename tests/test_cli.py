@@ -1,7 +1,9 @@
 """The command line: what a config may say, what a run leaves behind, what is refused and how."""
 
 import json
+import logging
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from thinned import thinned
 from bytelm.callbacks import Cosine, Schedules
 from bytelm.cli import build
 from bytelm.language_model import LanguageModel
+from bytelm.lightning_output import quieten
 from bytelm.program import main
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -412,3 +415,25 @@ def test_an_unknown_key_of_a_config_is_named(refused, text, key):
 
 def test_a_missing_config_is_named(refused):
     assert "nowhere.yaml" in refused("--config", "nowhere.yaml")
+
+
+def test_runs_of_one_process_use_one_parser_and_do_not_change_it(run):
+    first = run("--trainer.enable_checkpointing", "false")
+    second = run()
+    assert first._subcommand_parsers["fit"] is second._subcommand_parsers["fit"]
+    assert not list(first.folder.path.rglob("*.ckpt"))
+    assert {path.name for path in second.folder.path.rglob("*.ckpt")} == {"best.ckpt", "last.ckpt"}
+    assert first.parser is not second.parser
+
+
+def test_hints_of_lightning_are_left_out_where_logging_is_configured_too(capsys, monkeypatch):
+    log = logging.getLogger("lightning.fabric.utilities.seed")
+    monkeypatch.setattr(logging.getLogger("lightning.fabric"), "propagate", True)  # as if the root logger had a handler
+    monkeypatch.setattr(logging.getLogger("lightning.fabric"), "handlers", [])
+    (console,) = logging.getLogger("lightning").handlers
+    monkeypatch.setattr(console, "stream", sys.stderr)
+    quieten()
+    log.info("Seed set to 42")
+    assert "Seed" not in capsys.readouterr().err
+    log.warning("Seed set to 42")
+    assert "Seed" in capsys.readouterr().err

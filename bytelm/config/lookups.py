@@ -1,7 +1,7 @@
 """Makes jsonargparse's lookups fast: a parse repeats the same few searches thousands of times.
 
-Each function below is equivalent to the one of jsonargparse that it replaces: tests compare them on the shipped configs.
-Together they take a third of the time that a config's parse would take.
+Each function below is equivalent to the one of jsonargparse that it replaces; tests compare them on shipped configs.
+With defaults and parsers that are remembered (parser.py, cli.py), a config takes 40% of the calls.
 """
 
 import logging
@@ -40,7 +40,7 @@ _plain_parameters = _parameter_resolvers.get_signature_parameters
 
 
 def signature_parameters(function_or_class: Any, method_or_property: str | None = None, logger: Any = True) -> Any:
-    """Parameters of a function, class or method. A kind of part (a protocol) is asked for those of its call many times."""
+    """Parameters of a function, class or method; those of a call of a kind of part (a protocol) are asked for often."""
     if method_or_property != "__call__" or not isinstance(function_or_class, type):
         return _plain_parameters(function_or_class, method_or_property, logger)
     if function_or_class not in _calls:
