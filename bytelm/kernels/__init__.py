@@ -28,9 +28,7 @@ def load_for_hopper(kernels: str, key: str, part: str) -> None:
     """
     if not (torch.cuda.is_available() and torch.cuda.get_device_capability() == HOPPER):
         return
-    os.environ.setdefault(
-        "FLASH_ATTENTION_CUTE_DSL_CACHE_ENABLED", "1"
-    )  # else it compiles its kernels in every process
+    os.environ.setdefault("FLASH_ATTENTION_CUTE_DSL_CACHE_ENABLED", "1")  # else every process compiles them
     try:
         import_module(f"{__name__}.{kernels}")
     except ImportError as error:
