@@ -60,15 +60,13 @@ def find_action(parser: Any, dest: str, exclude: Any = None) -> tuple[Any, str |
     if known is None or known[0] != actions:
         if not isinstance(actions, list):
             return _plain_find(parser, dest, exclude)
-        index: dict[str, list[Any]] | None = {}
+        index: dict[str, list[Any]] = {}
         for action in _actions.filter_non_parsing_actions(actions):
-            if isinstance(action, _subcommands.ActionSubCommands):
-                index = None
-                break
             names = {action.dest, *(option[2:] for option in action.option_strings if option.startswith("--"))}
             for name in names:
                 index.setdefault(name, []).append(action)
-        known = list(actions), index
+        has_subcommands = any(isinstance(action, _subcommands.ActionSubCommands) for action in actions)
+        known = list(actions), None if has_subcommands else index
         setattr(parser, _INDEX, known)
     if known[1] is None:
         return _plain_find(parser, dest, exclude)
@@ -107,6 +105,7 @@ def recreate_branches(data: Any, skip_keys: Any = None) -> Any:
     return copy
 
 
+module: Any
 for module in (_util, _typehints, typing):
     module.get_import_path = import_path
 _parameter_resolvers.get_signature_parameters = signature_parameters
@@ -114,6 +113,6 @@ for module in (_subcommands, _core):
     module.find_action_and_subcommand = find_action
 for module in (_namespace, _core):
     module.recreate_branches = recreate_branches
-Namespace._parse_key = parse_key
+Namespace._parse_key = parse_key  # type: ignore[method-assign]
 # The logger of parsers without one makes a record of each message, and drops it.
 logging.getLogger("jsonargparse_null_logger").setLevel(logging.CRITICAL + 1)
