@@ -14,7 +14,6 @@ calls one of these names; until then the names stand for themselves. The program
 """
 
 import importlib
-import importlib.metadata
 import logging
 import sys
 import threading
@@ -132,6 +131,12 @@ def _metric_collection() -> Any:
     return _submodule("torchmetrics.collections", "MetricCollection")
 
 
+def _version() -> str:
+    from importlib.metadata import version  # takes as long as all of this module, which every command imports
+
+    return version("torchmetrics")
+
+
 def _calling(name: str, function: str) -> Callable[..., Any]:
     """Returns a function that calls one of a postponed module."""
 
@@ -186,7 +191,7 @@ NAMES: dict[str, dict[str, Callable[[], Any]]] = {
         "Metric": _metric,
         "MetricCollection": _metric_collection,
         "_logger": lambda: logging.getLogger("torchmetrics"),
-        "__version__": lambda: importlib.metadata.version("torchmetrics"),
+        "__version__": _version,
     },
     "torchmetrics.utilities.plot": {
         "_AX_TYPE": lambda: Any,
