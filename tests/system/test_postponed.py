@@ -4,11 +4,14 @@ They are private to Lightning and torch in part: a new version that takes other 
 """
 
 import json
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+import bytelm
 from bytelm.system.postponed import NAMES
 
 CODE = """
@@ -104,3 +107,13 @@ def test_the_compiler_leaves_out_functions_that_were_disabled_before_it_was_load
     assert seen["unmarked"] == []
     assert seen["left out"]
     assert seen["is optimized then"] == [True, False]
+
+
+def test_no_code_takes_a_postponed_package_for_a_loaded_one():
+    package = Path(bytelm.__file__).parent
+    texts = {path: path.read_text() for folder in (package, package / "callbacks") for path in folder.rglob("*.py")}
+    assert any(path.name == "warm_up.py" for path in texts)
+    asking = [
+        path for path, text in texts.items() for name in NAMES if re.search(rf'"{name}" (not )?in sys.modules', text)
+    ]
+    assert asking == []  # is_loaded says it
