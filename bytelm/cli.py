@@ -209,6 +209,10 @@ class Parser(ConfigFileParser, LightningArgumentParser):
         raise UsageError(line + self.where()) from ex
 
 
+# The parsers of this process, with the names of their methods' arguments and the keys of their callbacks.
+_parsers: dict[tuple[Any, ...], tuple[LightningArgumentParser, list[str], tuple[str, ...]]] = {}
+
+
 class BytelmCLI(LightningCLI):
     """LightningCLI with a time budget, a schedule and a run record."""
 
@@ -247,11 +251,21 @@ class BytelmCLI(LightningCLI):
         """Does nothing: LightningCLI would replace the config's model by the checkpoint's, without a message."""
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
-        """Returns a parser without arguments for a subcommand that is not used: the arguments take long to add."""
+        """Returns the parser of a subcommand.
+
+        A subcommand that is not used gets a parser without arguments: they take long to add. A process that trains
+        several times uses one parser for all of them.
+        """
         if self._given in self.subcommands() and subcommand != self._given:
             self._subcommand_method_arguments[subcommand] = []
             return self.init_parser(**kwargs)
-        return super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        of = (type(self), klass, subcommand, self.model_class, self.datamodule_class, self.seed_everything_default)
+        if of not in _parsers:
+            parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+            _parsers[of] = parser, self._subcommand_method_arguments[subcommand], tuple(parser.callback_keys)
+        parser, self._subcommand_method_arguments[subcommand], callback_keys = _parsers[of]
+        parser.callback_keys = [*callback_keys]  # a run without checkpoints removes some
+        return parser
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument(

@@ -8,6 +8,7 @@ import logging
 import warnings
 from pathlib import Path
 
+import lightning
 import lightning.fabric
 import lightning.pytorch
 
@@ -17,10 +18,11 @@ HINTS = ("litlogger", "litmodels")  # advertisements that are written from these
 
 def quieten() -> None:
     """Leaves out hints, and warnings about intended settings. Later calls change nothing."""
-    for package in (lightning.pytorch, lightning.fabric):
+    # The handlers of Lightning, of which only the first exists if the user has configured logging, not the user's own.
+    for package in (lightning, lightning.pytorch, lightning.fabric):
         logger = logging.getLogger(package.__name__)
         logger.setLevel(logging.INFO)
-        for handler in logger.handlers:  # none where the user has configured logging: then nothing is left out
+        for handler in logger.handlers:
             if _is_asked_for not in handler.filters:
                 handler.addFilter(_is_asked_for)
     for message in (

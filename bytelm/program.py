@@ -5,6 +5,8 @@ signals into errors, and turns errors into one line on standard error and an exi
 imported only after the command is known: the list of commands needs no torch.
 """
 
+import atexit
+import gc
 import os
 import signal
 import sys
@@ -13,13 +15,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
 from importlib import import_module
-from types import FrameType
+from types import FrameType, ModuleType
 from typing import NamedTuple, NoReturn
 
 import bytelm
 from bytelm.config.usage import HELP_ALL, missing_config, short_help
 from bytelm.errors import ConfigError, Interrupted, OutputLost, RunError, run_error
 from bytelm.system.invocation import typed_name
+from bytelm.system.postponed import postpone
 from bytelm.system.process import default_signals_in_children, end_with_parent, ending_signals, is_rank_zero
 from bytelm.system.streams import lasting_streams
 
@@ -183,8 +186,9 @@ def load(command: Command) -> Callable[[list[str]], None]:
     # Set before torch is imported: for a rank that dies, torch would write a C++ stack, and RankWatch writes one line.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     handler = signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during an import leaves no traceback
+    postpone()
     try:
-        module = import_module(command.module)
+        module = import_large(command.module)
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
         if command.extra is None or package == "bytelm":
@@ -194,6 +198,22 @@ def load(command: Command) -> Callable[[list[str]], None]:
         signal.signal(signal.SIGINT, handler)
     function: Callable[[list[str]], None] = getattr(module, command.function)
     return function
+
+
+def import_large(name: str) -> ModuleType:
+    """Imports a module without searching for garbage, and leaves its objects out of later searches, also in training.
+
+    The objects of large packages live as long as the program; searching them took a quarter of the time of imports.
+    """
+    if name in sys.modules or not gc.isenabled():
+        return import_module(name)
+    gc.disable()
+    try:
+        return import_module(name)
+    finally:
+        gc.freeze()
+        atexit.register(gc.unfreeze)  # C++ extensions report objects that are left at the very end
+        gc.enable()
 
 
 def fail(message: str, exit_status: int = ConfigError.exit_status) -> NoReturn:

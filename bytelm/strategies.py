@@ -10,7 +10,7 @@ from collections.abc import Callable
 from difflib import get_close_matches
 from functools import partial
 from pydoc import locate
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch.strategies import (
@@ -19,12 +19,13 @@ from lightning.pytorch.strategies import (
     SingleDeviceStrategy,
     Strategy,
 )
-from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from bytelm.errors import ConfigError
 from bytelm.gpt import GPT
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
 
 class FSDP(ModelParallelStrategy):
@@ -44,7 +45,7 @@ class FSDP(ModelParallelStrategy):
         super().setup_environment()
 
 
-def shard(gpt: GPT, mesh: DeviceMesh, precision: str) -> None:
+def shard(gpt: GPT, mesh: "DeviceMesh", precision: str) -> None:
     """Distributes a network over the ranks, block by block: a block's weights are whole while it computes.
 
     Args:
@@ -52,6 +53,8 @@ def shard(gpt: GPT, mesh: DeviceMesh, precision: str) -> None:
         mesh: The ranks, with a dimension `data_parallel`.
         precision: The trainer's; under `bf16-mixed`, weights are sent as bfloat16, and gradients are summed in float32.
     """
+    from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard  # takes a second, for few runs
+
     if isinstance(gpt, FSDPModule):
         return  # Lightning calls this for every fit, validate and test
     mixed = precision == "bf16-mixed"

@@ -15,7 +15,6 @@ Sampling leaves no trace in the training: it is not on the budget's clock, rando
 run uncompiled, and an error in it only ends the sampling.
 """
 
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -36,6 +35,7 @@ from bytelm.data.tokenizer import Tokenizer
 from bytelm.errors import Interrupted, run_error
 from bytelm.gpt import GPT
 from bytelm.log_steps import logged_steps
+from bytelm.system.postponed import is_loaded
 
 TAG = "val/sample"
 MOST_SECONDS = 1.0  # for a sample
@@ -172,7 +172,7 @@ def _untraced(trainer: Trainer) -> Iterator[None]:
     """Context for computations of a network that must not change its training."""
     states = random_states()
     # Compiled networks would be compiled again for each length. set_stance loads the compiler, which takes seconds.
-    is_compiling = "torch._dynamo" in sys.modules
+    is_compiling = is_loaded("torch._dynamo")
     stance = torch.compiler.set_stance("force_eager") if is_compiling else nullcontext()
     try:
         # Not in inference mode: a part may keep a tensor from here, such as a mask, for training.

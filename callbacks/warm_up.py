@@ -1,6 +1,5 @@
 """The warm-up pass: does compilation and first-call work before a budget's clock starts."""
 
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -13,6 +12,7 @@ from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signatu
 
 from bytelm.callbacks.snapshot import unchanged
 from bytelm.data.base import TokenData
+from bytelm.system.postponed import is_loaded
 
 # Methods of a module that report a step, or are called in one. Lightning rejects the first two outside its steps.
 HEARD = ("log", "log_dict", "on_before_backward", "on_after_backward")
@@ -115,7 +115,7 @@ def static_shapes() -> Iterator[None]:
 
     By default, it would make one graph for all sizes from the second one on, which is slower for each of them.
     """
-    if "torch._dynamo" not in sys.modules:
+    if not is_loaded("torch._dynamo"):
         yield  # nothing is compiled, and loading it takes seconds
         return
     with torch._dynamo.config.patch(

@@ -25,6 +25,11 @@ tokens of a step on one device.
 
 Trains once and prints the time of each callback's hooks in a step, in microseconds.
 
+    BYTELM_DATA=… python scripts/benchmark.py --startup --config my.yaml --repeats 3 [-- --trainer.devices 2 …]
+
+Starts the config's run `repeats` times and ends it after its first step. Prints the time from the start of the process
+to that step by phase: medians, with empty and with filled caches of compiled code if the config compiles.
+
     BYTELM_DATA=… python scripts/benchmark.py --peak --config my.yaml [-- --trainer.precision bf16-mixed …]
 
 Trains a few dozen steps and prints the peak speed of matrix products on this machine, for square matrices and for those
@@ -45,6 +50,7 @@ import re
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -72,6 +78,12 @@ from bytelm.units import Duration
 
 ROOT = Path(__file__).resolve().parent.parent
 PLAIN_LOOP = ROOT / "scripts/plain_loop.py"
+STARTUP_PROBE = ROOT / "scripts/startup_probe.py"
+# Environment variables with the folders of compiled code: of Inductor, which has Triton's in it, and of the kernels of
+# the extra `hopper`.
+CACHES = ("TORCHINDUCTOR_CACHE_DIR", "FLASH_ATTENTION_CUTE_DSL_CACHE_DIR", "QUACK_CACHE_DIR", "CUTE_DSL_CACHE_DIR")
+SHORT_PHASE = 0.05  # seconds; shorter ones are added up
+COMPILERS_PHASES = 8  # the longest of them are printed
 PLAIN_STRATEGIES = (SingleDeviceStrategy, DDPStrategy)  # supported by the plain loop
 ONE_DEVICE = ("--trainer.devices", "1", "--trainer.strategy", "auto")
 Contender = tuple[str, int]  # its name and its number of devices
@@ -142,6 +154,9 @@ def main() -> None:
     if options.peak:
         print(peak(options.config, options.overrides))
         return
+    if options.startup:
+        print(startup_report(measure_startup(options.config, options.repeats, options.overrides)))
+        return
     if options.callbacks:
         print(time_callbacks(options.config, seconds, options.overrides))
         return
@@ -165,6 +180,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--reference", type=Path, default=os.environ.get("BYTELM_REFERENCE"))
     parser.add_argument("--callbacks", action="store_true", help="measure the callbacks' time instead")
     parser.add_argument("--peak", action="store_true", help="measure the share of the machine's peak instead")
+    parser.add_argument("--startup", action="store_true", help="measure the time before the first step instead")
     parser.add_argument("--random_tokens", action="store_true", help="train on generated shards of random tokens")
     parser.add_argument("--alone", action="store_true", help="leave out the plain loop")
     parser.add_argument("--scaling", action="store_true", help="also run on one device, and print the ratio")
@@ -256,6 +272,62 @@ def run(command: list[str], environment: dict[str, str] | None = None) -> str:
     if finished.returncode:
         sys.exit(f"{' '.join(command)} ended with status {finished.returncode}:\n{finished.stderr}")
     return finished.stdout
+
+
+def measure_startup(config: Path, repeats: int, overrides: Sequence[str] = ()) -> dict[str, list[Result]]:
+    """Starts a config's run several times, until the end of its first step.
+
+    Returns:
+        Results of scripts/startup_probe.py with empty (`cold`) and with filled (`warm`) caches of compiled code.
+    """
+    results: dict[str, list[Result]] = {"cold": [], "warm": []}
+    with tempfile.TemporaryDirectory() as folder, tqdm(total=2 * repeats, desc="starts") as bar:
+        for repeat in range(repeats):
+            for state, of_state in results.items():
+                if state == "warm" and results["cold"][0]["compilation"] is None:
+                    continue
+                caches = {name: str(Path(folder, str(repeat), name)) for name in CACHES}
+                result = Path(folder, "result.json")
+                run_options = ["--config", str(config), *overrides, "--experiment", "startup"]
+                quiet = ["--trainer.enable_progress_bar", "false", "--trainer.default_root_dir", folder]
+                command = [sys.executable, str(STARTUP_PROBE), str(result), "fit", *run_options, *quiet]
+                run(command, {**os.environ, **caches, "BYTELM_STARTED": str(time.time())})
+                of_state.append(json.loads(result.read_text()))
+                bar.update()
+    return {state: of_state for state, of_state in results.items() if of_state}
+
+
+def startup_report(results: dict[str, list[Result]]) -> str:
+    """Returns plain text: the medians of the results of `measure_startup`."""
+
+    def row(name: str, values: Callable[[Result], dict[str, float]], *keys: str, form: str = ".2f") -> list[str]:
+        sums = ([sum(values(result).get(key, 0.0) for key in keys) for result in of_state] for of_state in all_results)
+        return [name, *(format(statistics.median(of_state), form) for of_state in sums)]
+
+    def phases_of(result: Result) -> dict[str, float]:
+        return result["phases"]
+
+    def compilation_of(result: Result) -> dict[str, float]:
+        return result["compilation"] or {}
+
+    all_results = list(results.values())
+    everything = [result for of_state in all_results for result in of_state]
+    names = list(dict.fromkeys(name for result in everything for name in result["phases"]))
+    short = [name for name in names if all(result["phases"].get(name, 0.0) < SHORT_PHASE for result in everything)]
+    rows = [row(name, phases_of, name) for name in names if name not in short]
+    rows += [
+        row("short phases", phases_of, *short),
+        row("start of the process to the first step", dict, "seconds"),
+        row("CPU seconds of the process", dict, "cpu_seconds"),
+        row("modules imported", dict, "modules", form=".0f"),
+        row("the first step", dict, "first_step"),
+    ]
+    lines = aligned(["start-up, s", *(results if len(results) > 1 else [""])], rows)
+    if compiled := compilation_of(everything[0]):
+        longest = [name for name, _ in Counter(compiled).most_common(COMPILERS_PHASES)]
+        header = ["of the compiler, s (they contain each other)", *results]
+        lines += ["", *aligned(header, [row(name, compilation_of, name) for name in longest])]
+    return "\n".join(lines)
 
 
 def build_cli(config: Path, *options: str) -> BytelmCLI:

@@ -221,8 +221,10 @@ def main(number: int) -> None:
     entries = os.environ["PYTHONPATH"].split(os.pathsep)
     first = sys.path.index(entries[0])
     around = sys.path[1:first], sys.path[first + len(entries) :]  # entries of packages before PYTHONPATH, and the rest
+    gc.disable()
     for name in PRELOADED:
         import_module(name)
+    gc.enable()
     gc.collect()
     gc.freeze()  # pages that no collection writes to stay shared
     assert threading.active_count() == 1, threading.enumerate()

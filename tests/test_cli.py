@@ -1,12 +1,15 @@
 """The command line: accepted configs, the files of a run, and rejections."""
 
 import json
+import logging
 import re
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from lightning.pytorch import seed_everything
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from thinned import thinned
@@ -14,6 +17,7 @@ from thinned import thinned
 from bytelm.callbacks import Cosine, Schedules
 from bytelm.cli import build
 from bytelm.language_model import LanguageModel
+from bytelm.lightning_output import quieten
 from bytelm.program import main
 from bytelm.runs.summaries import LAYOUT
 
@@ -428,3 +432,25 @@ def test_an_unknown_key_of_a_config_is_named(rejected, text, key):
 
 def test_a_missing_config_is_named(rejected):
     assert "nowhere.yaml" in rejected("--config", "nowhere.yaml")
+
+
+def test_runs_of_one_process_use_one_parser_and_do_not_change_it(run):
+    first = run("--trainer.enable_checkpointing", "false")
+    second = run()
+    assert first._subcommand_parsers["fit"] is second._subcommand_parsers["fit"]
+    assert not list(first.folder.path.rglob("*.ckpt"))
+    assert {path.name for path in second.folder.path.rglob("*.ckpt")} == {"best.ckpt", "last.ckpt"}
+    assert first.parser is not second.parser
+
+
+def test_hints_of_lightning_are_left_out_where_logging_is_configured_too(capsys, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("lightning.fabric"), "propagate", True)  # as if the root logger had a handler
+    monkeypatch.setattr(logging.getLogger("lightning.fabric"), "handlers", [])
+    (console,) = logging.getLogger("lightning").handlers
+    monkeypatch.setattr(console, "stream", sys.stderr)
+    monkeypatch.setattr(console, "filters", [])
+    seed_everything(42)
+    assert "Seed" in capsys.readouterr().err
+    quieten()
+    seed_everything(42)
+    assert "Seed" not in capsys.readouterr().err

@@ -9,6 +9,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from pydoc import locate
 from typing import Any, get_args, get_type_hints
@@ -16,6 +17,7 @@ from typing import Any, get_args, get_type_hints
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 
 import bytelm
+import bytelm.config.lookups
 import bytelm.config.short_names
 from bytelm.config import base, shipped
 from bytelm.config.imports import failures_as_import_errors
@@ -33,6 +35,7 @@ class ConfigFileParser(ArgumentParser):
         differences: Keys in which the parsed configs differ from their bases and from the first config.
     """
 
+    _known: tuple[list[tuple[Any, Any]], Namespace] | None = None  # arguments with their defaults, and all defaults
     rejects_null = True  # for options that are not optional; false if most keys accept values of any type
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -55,7 +58,16 @@ class ConfigFileParser(ArgumentParser):
         Otherwise the defaults would count as given: if a config names another class, jsonargparse keeps the options
         that both classes have, and RMSNorm would start with LayerNorm's eps, SGD with AdamW's weight decay.
         """
-        defaults = super().get_defaults(*args, **kwargs)
+        # A config's parse asks for them many times; they change only with the arguments and their own defaults.
+        given = [(action, action.default) for action in self._actions]
+        if args or kwargs.keys() - {"skip_validation"} or self.default_config_files:
+            defaults = super().get_defaults(*args, **kwargs)
+        elif self._known is not None and _are_the_same(given, self._known[0]):
+            return self._known[1].clone()
+        else:
+            defaults = super().get_defaults(**kwargs)
+            self._known = given, defaults.clone()
+            _remove_options(self._known[1])
         _remove_options(defaults)
         return defaults
 
@@ -227,6 +239,7 @@ def _keys_in(value: Any, key: str = "") -> Iterator[str]:
             yield from _keys_in(inner, key if name == "init_args" else f"{key}.{name}" if key else str(name))
 
 
+@cache
 def _takes_null(cls: Any, option: str) -> bool:
     """Returns whether an argument of a class's constructor accepts null, as far as its annotation shows.
 
@@ -241,6 +254,13 @@ def _takes_null(cls: Any, option: str) -> bool:
                 return True
             return parameter.default is parameter.empty or hint is Any or type(None) in get_args(hint)
     return True
+
+
+def _are_the_same(some: list[tuple[Any, ...]], others: list[tuple[Any, ...]]) -> bool:
+    """Returns whether two lists have the same objects."""
+    return len(some) == len(others) and all(
+        one is other for pair in zip(some, others, strict=True) for one, other in zip(*pair, strict=True)
+    )
 
 
 def _remove_options(defaults: Namespace) -> None:

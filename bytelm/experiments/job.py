@@ -5,6 +5,7 @@ the run ends too, and its last.ckpt can be resumed.
 """
 
 import contextlib
+import math
 import os
 import signal
 import subprocess
@@ -13,6 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bytelm.errors import CheckpointError, ConfigError, DataError, StorageError
 from bytelm.experiments.memory_limit import MemoryWatch, Size
@@ -20,6 +22,9 @@ from bytelm.runs import record
 from bytelm.runs.folder import RUNS, lock, newest_run
 from bytelm.runs.record import Record, Status
 from bytelm.system.process import ENDING_SECONDS, Lifeline
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 LOG = "log.txt"
 ERROR = "bytelm: error: "  # beginning of the line with the reason of a program's end
@@ -49,7 +54,79 @@ class Outcome:
     exit_status: int | None = None
 
 
-class Job:
+class RunProcess:
+    """A run as a process. Until it is closed, no other process can work in its folder. Base of Job and ProgramJob.
+
+    Args:
+        folder: The run's folder. The process's output is written there, to log.txt; it inherits the file's lock.
+        timeout: Time limit in seconds; None for no limit.
+        kind: What is started, for messages: `run`.
+
+    Attributes:
+        log: The file with its output.
+        process: The process, once it is started.
+
+    Raises:
+        RunIsTaken: Another process works on the run.
+        StorageError: The folder cannot be used.
+    """
+
+    process: subprocess.Popen[bytes]
+    ending_seconds = ENDING_SECONDS  # from the request to end to the kill
+
+    def __init__(self, folder: Path, timeout: float | None, kind: str = "run") -> None:
+        self.folder = folder
+        self.timeout = timeout
+        self.log = folder / LOG
+        self._started = time.time()
+        self._clock = time.monotonic()
+        self._ended_by: Status | None = None
+        self._end_reason: str | None = None
+        self._kill_at = math.inf
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._log = open(self.log, "ab")  # noqa: SIM115 (closed by close)
+        except OSError as error:
+            raise StorageError(f"{folder}: the {kind} cannot be started ({error.strerror or error})") from error
+        if not lock(self._log.fileno()):
+            self._log.close()
+            raise RunIsTaken(f"{folder}: another process works on this run")
+        self._lifeline = Lifeline()
+
+    def __enter__(self) -> "Self":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Releases the run; a process that has not ended is asked to end."""
+        if not self._log.closed:
+            self._log.close()
+            self._lifeline.cut()
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the start."""
+        return time.monotonic() - self._clock
+
+    def end(self, status: Status = "interrupted", reason: str | None = None) -> None:
+        """Asks the process to end; it is killed if it does not.
+
+        Args:
+            status: The status that is recorded.
+            reason: The reason that is recorded.
+        """
+        if self._ended_by is None:
+            self._ended_by, self._end_reason = status, reason
+            self._kill_at = time.monotonic() + self.ending_seconds
+            self._ask_to_end()
+
+    def _ask_to_end(self) -> None:
+        self.process.terminate()
+
+
+class Job(RunProcess):
     """Starts a run, or resumes an interrupted one. Use it in a `with` block, or close it.
 
     Until it is closed, no other process can start the run; its outcome can be recorded first.
@@ -60,9 +137,6 @@ class Job:
         timeout: Time limit in seconds; None for no limit.
         memory_limit: Memory limit of all its processes together; None for no limit.
         is_open: Tells, once no other process can work on the run, whether it has yet to end.
-
-    Attributes:
-        log: The file with its output.
 
     Raises:
         RunIsTaken: Another process works on it, or has ended it.
@@ -77,31 +151,16 @@ class Job:
         memory_limit: Size | None = None,
         is_open: Callable[[], bool] = lambda: True,
     ) -> None:
-        self.folder = Path(RUNS, experiment)
-        self.timeout = timeout
-        self._started = time.time()
-        self._clock = time.monotonic()
-        self._ended_by: Status | None = None
-        self._end_reason: str | None = None
-        self._kill_at = float("inf")
+        super().__init__(Path(RUNS, experiment), timeout)
         self._result: Outcome | None = None
-        self.log = self.folder / LOG
         command = [sys.executable, "-m", "bytelm", "fit", *options, "--experiment", experiment, "--ckpt_path", "last"]
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self._log = open(self.log, "ab")  # noqa: SIM115 (closed by close)
-        except OSError as error:
-            raise StorageError(f"{self.folder}: the run cannot be started ({error.strerror or error})") from error
-        if not lock(self._log.fileno()):  # the run inherits the lock with the file
-            self._log.close()
-            raise RunIsTaken(f"{self.folder}: another process works on this run")
         if not is_open():
-            self._log.close()
+            self._lifeline.started()
+            self.close()
             raise RunIsTaken(f"{self.folder}: another process has ended this run")
         self._log_start = self._log.tell()
         self._earlier_run = newest_run(self.folder)
         self._earlier_record = self._read_record()
-        self._lifeline = Lifeline()
         self.process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
@@ -114,42 +173,14 @@ class Job:
         self._lifeline.started()
         self._memory = None if memory_limit is None else MemoryWatch(self.process.pid, memory_limit)
 
-    def __enter__(self) -> "Job":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Releases the run; a run that has not ended is asked to end."""
-        if not self._log.closed:
-            self._log.close()
-            self._lifeline.cut()
-
-    @property
-    def elapsed(self) -> float:
-        """Seconds since the start."""
-        return time.monotonic() - self._clock
-
-    def end(self, status: Status = "interrupted", reason: str | None = None) -> None:
-        """Asks the run to end; `poll` kills it if it does not.
-
-        Args:
-            status: The status that is recorded.
-            reason: The reason that is recorded.
-        """
-        if self._ended_by is None:
-            self._ended_by = status
-            self._end_reason = reason or self._end_reason
-            self._kill_at = time.monotonic() + ENDING_SECONDS
-            self._signal(signal.SIGTERM)
+    def _ask_to_end(self) -> None:
+        self._signal(signal.SIGTERM)
 
     def poll(self) -> Outcome | None:
         """Enforces the limits; returns the outcome once the run has ended."""
         if self._result is None and self.process.poll() is None:
             if self.timeout is not None and self.elapsed > self.timeout and self._ended_by is None:
-                self._end_reason = f"not done after {self.timeout:g} s"
-                self.end("timeout")
+                self.end("timeout", f"not done after {self.timeout:g} s")
             if self._memory is not None and self._memory.is_exceeded():
                 self._end_by_memory(self._memory.limit)
             if time.monotonic() > self._kill_at:

@@ -4,6 +4,7 @@
 Hopper (the extra `hopper`). Each file is imported only when it is used; bytelm runs without them.
 """
 
+import os
 from importlib import import_module
 
 import torch
@@ -27,6 +28,7 @@ def load_for_hopper(kernels: str, key: str, part: str) -> None:
     """
     if not (torch.cuda.is_available() and torch.cuda.get_device_capability() == HOPPER):
         return
+    os.environ.setdefault("FLASH_ATTENTION_CUTE_DSL_CACHE_ENABLED", "1")  # else every process compiles them
     try:
         import_module(f"{__name__}.{kernels}")
     except ImportError as error:

@@ -19,14 +19,19 @@ class TwoBranchBlock(contract.Block):
     """
 
     supports_cache = True
+    shares_norm = False  # whether both branches have one normalisation, `norm`, instead of one each
 
     def __init__(
         self, attention: Attention, feedforward: FeedForward, norm: Callable[[], Norm], dropout: float
     ) -> None:
         super().__init__()
-        self.attention_norm = norm()
+        if self.shares_norm:
+            self.norm = norm()
+        else:
+            self.attention_norm = norm()
         self.attention = attention
-        self.feedforward_norm = norm()
+        if not self.shares_norm:
+            self.feedforward_norm = norm()
         self.feedforward = feedforward
         self.dropout = nn.Dropout(dropout)
 
@@ -55,28 +60,13 @@ class Parallel(TwoBranchBlock):
         return x + self.dropout(attended) + self.dropout(self.feedforward(self.feedforward_norm(x), context))
 
 
-class ParallelSharedNorm(contract.Block):
+class ParallelSharedNorm(TwoBranchBlock):
     """x + attention(norm(x)) + feedforward(norm(x)), with one normalisation for both branches.
 
     GPT-J and PaLM (Chowdhery et al. 2022, arXiv:2204.02311, 2).
-
-    Args:
-        attention: The block's attention.
-        feedforward: The block's feed-forward network.
-        norm: Makes a normalisation over d_model.
-        dropout: Probability of dropping an element of a branch's output.
     """
 
-    supports_cache = True
-
-    def __init__(
-        self, attention: Attention, feedforward: FeedForward, norm: Callable[[], Norm], dropout: float
-    ) -> None:
-        super().__init__()
-        self.norm = norm()
-        self.attention = attention
-        self.feedforward = feedforward
-        self.dropout = nn.Dropout(dropout)
+    shares_norm = True
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
         normed = self.norm(x)

@@ -233,7 +233,7 @@ def test_a_run_that_takes_too_long_is_asked_to_end(start, told):
 
 
 def test_a_run_that_does_not_end_when_asked_is_killed_with_all_its_processes(start, told, until, alive, monkeypatch):
-    monkeypatch.setattr(job_module, "ENDING_SECONDS", 0.5)
+    monkeypatch.setattr(Job, "ending_seconds", 0.5)
     job = start("""
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         tell("pids", os.getpid(), sleeper())

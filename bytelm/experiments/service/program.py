@@ -14,7 +14,6 @@ is in the folder `on_path`, which is on the import path of this process only.
 """
 
 import json
-import math
 import os
 import signal
 import subprocess
@@ -31,13 +30,12 @@ from typing import Any
 import bytelm
 from bytelm.data.bytes import ByteData
 from bytelm.errors import ConfigError, StorageError
-from bytelm.experiments.job import LOG, Outcome, RunIsTaken, tail
+from bytelm.experiments.job import LOG, Outcome, RunProcess, tail
 from bytelm.experiments.memory_limit import LOOK_SECONDS, SEARCH_SECONDS, UNITS, Size, memory_of
 from bytelm.experiments.service import supervisor
 from bytelm.runs import record as records
-from bytelm.runs.folder import lock
-from bytelm.runs.record import LARGEST, Record, Status
-from bytelm.system.process import Lifeline, utc
+from bytelm.runs.record import LARGEST, Record
+from bytelm.system.process import utc
 from bytelm.units import time_limit
 
 ON_PATH = Path(__file__).with_name("on_path")
@@ -47,7 +45,6 @@ MOST_FOLDER_BYTES = 256 * 2**20
 KEPT_LOG_BYTES = 2**20
 CHECK_SECONDS = 10.0
 OUT = "stdout.txt"
-ENDING_SECONDS = 10.0  # for the supervisor to kill the processes of the program
 # Variables of the service that a program gets. All others, which may be secrets, are left out.
 VARIABLES = ("PATH", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES")
 VARIABLES_OF = ("OMP_", "GOMP_", "KMP_", "MKL_", "OPENBLAS_")  # threads and their waiting
@@ -144,7 +141,7 @@ class Setting:
         }
 
 
-class ProgramJob:
+class ProgramJob(RunProcess):
     """Starts a program. Use it in a `with` block, which ends it.
 
     Args:
@@ -159,27 +156,16 @@ class ProgramJob:
         StorageError: A folder cannot be used.
     """
 
+    ending_seconds = 10.0  # for the supervisor to kill the processes of the program
+    timeout: float
+
     def __init__(self, code: str, folder: Path, setting: Setting, timeout: float, memory_limit: Size = MEMORY) -> None:
-        self.folder = folder
-        self.timeout = timeout
+        super().__init__(folder, timeout, "program")
         self.memory_limit = memory_limit
         self._setting = setting
-        self._asked: tuple[Status, str | None] | None = None
-        self._kill_at = math.inf
         self._next_look = self._next_search = 0.0
         self._pids: list[int] = []
-        self._result: Outcome | None = None
-        self.log = folder / LOG
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            self._log = open(self.log, "ab")  # noqa: SIM115 (closed by close)
-        except OSError as error:
-            raise StorageError(f"{folder}: the program cannot be started ({error.strerror or error})") from error
-        if not lock(self._log.fileno()):  # the program inherits the lock with the file
-            self._log.close()
-            raise RunIsTaken(f"{folder}: another process works on this run")
         self._place: Path | None = None
-        self._lifeline = Lifeline()
         try:
             place = self._place = Path(tempfile.mkdtemp(prefix="bytelm-"))
             (place / "train.py").write_text(code, encoding="utf-8", newline="")
@@ -204,38 +190,9 @@ class ProgramJob:
             raise StorageError(f"the program cannot be started ({error})") from error
         self._lifeline.started()
 
-    def __enter__(self) -> "ProgramJob":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Ends the program if it runs, and releases the run."""
-        if not self._log.closed:
-            self._log.close()
-            self._lifeline.cut()
-
-    @property
-    def elapsed(self) -> float:
-        """Seconds since the start."""
-        return time.monotonic() - self._clock
-
     def tail(self, size: int = 4000) -> str:
         """The last characters of the program's standard error."""
         return tail(self.log, size)
-
-    def end(self, status: Status = "interrupted", reason: str | None = None) -> None:
-        """Kills the program and all processes that it has started.
-
-        Args:
-            status: The status that is recorded.
-            reason: The reason that is recorded.
-        """
-        if self._asked is None:
-            self._asked = status, reason
-            self._kill_at = time.monotonic() + ENDING_SECONDS
-            self.process.terminate()
 
     def wait(self) -> Outcome:
         """Waits for the end, enforces the limits, and writes the record.
@@ -254,7 +211,7 @@ class ProgramJob:
         now = time.monotonic()
         if now > self._kill_at:
             self.process.kill()
-        if self._asked is not None or now < self._next_look:
+        if self._ended_by is not None or now < self._next_look:
             return
         self._next_look = now + LOOK_SECONDS
         if self.elapsed > self.timeout:
@@ -274,8 +231,8 @@ class ProgramJob:
         seconds = self.elapsed
         result, why_none = read_result(_end_of(self.folder / OUT, 10 * KEPT_LOG_BYTES))
         status, reason = "completed", None
-        if self._asked is not None:
-            status, reason = self._asked
+        if self._ended_by is not None:
+            status, reason = self._ended_by, self._end_reason
         elif result is None and exit_status:
             last = next((line for line in reversed(self.tail().splitlines()) if line.strip()), "")
             status, reason = "error", f"ended with exit status {exit_status}" + (f": {last.strip()}" if last else "")
