@@ -22,7 +22,7 @@ ALONE = ("utilities", "metric", "collections", "__about__")  # modules that need
 
 
 def install() -> None:
-    """Makes torchmetrics wait, unless it has been imported, or its version is later than those that this is known for."""
+    """Makes torchmetrics wait, unless it has been imported or is later than the versions that this is known to suit."""
     if NAME in sys.modules or any(isinstance(finder, _Finder) for finder in sys.meta_path):
         return
     try:

@@ -310,6 +310,47 @@ def test_gradients_flow_to_reader_and_gates():
     assert id(network.memory.gate.weight) in groups["embedding"]
 
 
+@pytest.mark.parametrize("tables", [["counts"], ["match"], ["match", "counts"]], ids="+".join)
+def test_gates_and_their_tables_are_those_of_a_plain_loop(tables):
+    memory = filled(orders=[1, 3], words=[], cache=[2], gate_tables=tables, mix_probabilities=True)
+    randomized(memory)
+    inputs, _ = batch(prose(3_000, seed=2), 2)
+    x = torch.randn(2, T, 16)
+    evidence = memory.recall(inputs)
+    with torch.no_grad():
+        mixed = memory.mix(torch.zeros(2, T, 256), x, evidence)
+    table, n_kinds = memory.gate_tables.weight, 3
+    of_counts = 0 if tables[0] == "counts" else 256 * (n_kinds + 1)  # first row of the tables by counts
+    of_match = 0 if tables[0] == "match" else 121 * n_kinds
+    for i, t in [(0, 0), (0, 5), (1, 1), (1, T - 1)]:
+        totals, distinct = (evidence.counts[i, t].exp() - 1).round().view(n_kinds, 2).t().tolist()
+        gates = memory.gate(x[i, t]) + memory.gate_counts(evidence.counts[i, t] * 0.2)
+        if "counts" in tables:
+            for kind in range(n_kinds):
+                row = 0
+                if totals[kind]:
+                    row = 1 + 5 * min(23, int(2 * math.log2(totals[kind]))) + min(4, int(math.log2(distinct[kind])))
+                gates = gates + table[of_counts + 121 * kind + row]
+        if "match" in tables:
+            seen = sum(total > 0 for total in totals)
+            gates = gates + table[of_match + inputs[i, t].item() * (n_kinds + 1) + seen]
+        log_probs = evidence.log_probs[i, t]
+        expected = gates @ log_probs + memory.gate_probabilities(x[i, t]) @ log_probs.exp()
+        assert torch.allclose(mixed[i, t], expected[memory.symbols], atol=1e-4), (i, t)
+
+
+def test_tables_and_probabilities_change_nothing_at_the_start():
+    options = {"gate_tables": ["counts", "match"], "mix_probabilities": True}
+    plain, tabled = (gpt(TEXT, memory, init=FanIn, tie_embeddings=False).eval() for memory in ({}, options))
+    inputs, targets = batch(prose(3_000, seed=2))
+    with torch.no_grad():
+        losses = [F.cross_entropy(each(inputs).flatten(0, 1), targets.flatten()).item() for each in (plain, tabled)]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-6)
+    F.cross_entropy(tabled(inputs).flatten(0, 1), targets.flatten()).backward()
+    assert tabled.memory.gate_tables.weight.grad.any()
+    assert tabled.memory.gate_probabilities.weight.grad.any()
+
+
 def test_gates_learn_from_the_first_step_on():
     network = gpt(TEXT, init=FanIn, tie_embeddings=False)
     inputs, targets = batch(prose(3_000, seed=2))

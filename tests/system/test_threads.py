@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import torch  # noqa: F401 (loads the library)
 
 from bytelm.system.threads import SPIN_COUNT, WAITING, wait_briefly
 
