@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 _MULTIPLIER, _INVERSE = 0x5851F42D4C957F2D, pow(0x5851F42D4C957F2D, -1, 1 << 64)
-_HASH_BITS = 32  # of 4 million contexts, one in a thousand then shares its hash with another
-_MIDDLE = 1 << _HASH_BITS - 1  # torch searches signed numbers, so this is subtracted from a hash
+_HASH_BITS = 40  # with 8 bits of a symbol and 4 of a fold they fit into an int64
+_KEY_BITS = 16  # of a hash, beside those that number its bucket
 _PIECE = 1 << 16  # tokens that are hashed together, which keeps memory low; contexts do not cross the edges
 _RANGE = 1 << 17  # tokens whose contexts are in a range, about
 _MAX_STEP = 255  # largest uint8
@@ -28,8 +28,10 @@ class NGramCounts:
     """Counts of the tokens that follow the contexts of one kind in a text.
 
     A number for context, token and fold, a triple, stands for each token: after sorting, equal triples are adjacent.
-    The index has an entry for each pair of context and token, 9 bytes, and for each fold a list of the entries that it
-    has, as steps from one to the next, and of their counts, 2 bytes each. Larger steps and counts take several numbers.
+    The index has an entry for each pair of context and token: 7 bytes, and 2 to 4 for its share of the buckets. The
+    first bits of a context's hash number its bucket, and the next 16 distinguish the one or two entries in it: a lookup
+    needs no search. For each fold there is a list of the entries that it has, as steps from one to the next, and of
+    their counts, 2 bytes each. Larger steps and counts take several numbers.
 
     Args:
         text: Tokens below 256, uint8, (n,).
@@ -68,12 +70,14 @@ class NGramCounts:
         by_range: list[_Range] = []
         end, last = 0, torch.zeros(MAX_FOLDS, dtype=torch.int32)
         for triples in _by_range(text, folds, kind):
-            if triples is not None and len(triples):
-                by_range.append(_Range(triples, end, last))
+            if triples is not None:
+                if not by_range:
+                    self._set_buckets(triples, _n_ranges(text))
+                by_range.append(_Range(triples, end, last, self._key_shift))
+                if len(triples):
+                    self._count_in_buckets(triples)
                 end, last = by_range[-1].end, by_range[-1].last
             yield
-        if not by_range:  # a text without contexts
-            by_range.append(_Range(torch.empty(0, dtype=torch.int64), end, last))
         sizes = torch.tensor([[len(own) for own in each.step] for each in by_range])
         self._fold_ends = sizes.sum(0).cumsum(0).tolist()
         self._step = _joined([each.step for each in by_range]).to(device)
@@ -82,11 +86,27 @@ class NGramCounts:
         self._tokens = torch.cat([each.tokens for each in by_range]).to(device)
         self._keys = torch.cat([each.keys for each in by_range]).to(device)
         del by_range
+        self._starts = self._starts.cumsum_(0).to(device)
         self._counts = torch.zeros(len(self._tokens), device=device, dtype=torch.float32)
         self.held_out: int | None = None
         for fold in range(MAX_FOLDS):
             yield
             self._add(fold, 1.0)
+
+    def _set_buckets(self, triples: Tensor, n_ranges: int) -> None:
+        """Chooses the number of buckets from the first of n ranges, which all have about the same number of entries."""
+        n_entries = max(1, len((triples >> 4).unique_consecutive())) * n_ranges
+        bits = min(n_entries.bit_length() - 1, _HASH_BITS - _KEY_BITS)
+        self._bucket_shift, self._key_shift = _HASH_BITS - bits, _HASH_BITS - bits - _KEY_BITS
+        # Of each bucket the first entry, and the end.
+        self._starts = torch.zeros((1 << bits) + 1, dtype=torch.int32)
+
+    def _count_in_buckets(self, triples: Tensor) -> None:
+        """Adds the number of entries of each bucket to the element after it; triples are those of a range."""
+        bucket = (triples >> 4).unique_consecutive() >> 8 + self._bucket_shift
+        first = int(bucket[0])
+        counts = torch.bincount(bucket - first)
+        self._starts[first + 1 : first + 1 + len(counts)] += counts.int()
 
     def hold_out(self, fold: int | None) -> None:
         """Removes a fold's counts and restores those of the fold held out before; None: restores all."""
@@ -113,14 +133,16 @@ class NGramCounts:
             The position, ascending, int32, the token, uint8, and its count, float32, each (n_entries,). The count is 0
             if only the held-out fold has the token.
         """
-        key = (context - _MIDDLE).int()
-        first = torch.searchsorted(self._keys, key, out_int32=True)
-        n_entries = torch.searchsorted(self._keys, key, out_int32=True, right=True) - first
-        n_entries *= known
+        bucket = context >> self._bucket_shift
+        first = self._starts.index_select(0, bucket)
+        n_entries = (self._starts.index_select(0, bucket + 1) - first) * known
         last = n_entries.cumsum(0, dtype=torch.int32)
         position = torch.arange(len(context), dtype=torch.int32, device=context.device).repeat_interleave(n_entries)
         entry = torch.arange(len(position), dtype=torch.int32, device=context.device)
         entry += (first - last + n_entries).index_select(0, position)
+        key = _keys(context >> self._key_shift)
+        own = (self._keys.index_select(0, entry) == key.index_select(0, position)).nonzero()[:, 0]
+        position, entry = position.index_select(0, own), entry.index_select(0, own)
         return position, self._tokens.index_select(0, entry), self._counts.index_select(0, entry)
 
 
@@ -170,7 +192,7 @@ def _by_range(text: Tensor, folds: Tensor, kind: ContextKind) -> Iterator[Tensor
     Yields:
         None after each piece of the text, then the triples of each range.
     """
-    n_ranges = 1 + len(text) // _RANGE
+    n_ranges = _n_ranges(text)
     edges = torch.arange(1, n_ranges) * (-(-(1 << _HASH_BITS) // n_ranges) << 12)
     pieces = []
     for piece in zip(text.split(_PIECE), folds.split(_PIECE), strict=True):
@@ -184,6 +206,15 @@ def _by_range(text: Tensor, folds: Tensor, kind: ContextKind) -> Iterator[Tensor
         yield triples
 
 
+def _n_ranges(text: Tensor) -> int:
+    return 1 + len(text) // _RANGE
+
+
+def _keys(hashes: Tensor) -> Tensor:
+    """The last 16 bits of hashes, int16."""
+    return hashes.to(torch.int16)
+
+
 class _Range:
     """What is known of a range of contexts.
 
@@ -191,23 +222,24 @@ class _Range:
         triples: Its triples, ascending.
         begin: Number of its first entry.
         before: Last entry of each fold in earlier ranges, int32, (MAX_FOLDS,).
+        key_shift: Number of bits after the key in a hash.
 
     Attributes:
         step: Of each fold, the steps to the entries that it has, uint8.
         count: Of each fold, what is added to the count of the entry that a step leads to, uint8.
         tokens: Token of each entry, uint8.
-        keys: Hash of each entry's context, ascending, int32.
+        keys: Key of each entry, int16.
         end: Number of the entry after the last one.
         last: Like `before`, after this range.
     """
 
-    def __init__(self, triples: Tensor, begin: int, before: Tensor) -> None:
+    def __init__(self, triples: Tensor, begin: int, before: Tensor, key_shift: int) -> None:
         triples, count = triples.unique_consecutive(return_counts=True)
         fold = triples & 15
         entries, per_entry = (triples >> 4).unique_consecutive(return_counts=True)
         self.end = begin + len(entries)
         self.tokens = (entries & 255).to(torch.uint8)
-        self.keys = ((entries >> 8) - _MIDDLE).int()
+        self.keys = _keys(entries >> 8 + key_shift)
         entry = torch.arange(begin, self.end, dtype=torch.int32).repeat_interleave(per_entry, output_size=len(triples))
         sizes = torch.bincount(fold, minlength=MAX_FOLDS)
         by_fold = fold.to(torch.uint8).argsort(stable=True)
