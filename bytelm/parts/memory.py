@@ -27,15 +27,17 @@ class Evidence:
         log_probs: Predictions of the next token, in nats, from the least to the most specific, (B, T, L, n_symbols).
         counts: How often each kind of context was seen and how many tokens followed it, logarithms, (B, T, 2 n_kinds).
         rows: Rows of the gates' tables, int64, (B, T, n_tables).
+        seen: How many kinds of context were seen, int64, (B, T).
     """
 
     log_probs: Tensor
     counts: Tensor
     rows: Tensor
+    seen: Tensor
 
     def to(self, dtype: torch.dtype) -> "Evidence":
         """The same in another precision."""
-        return Evidence(self.log_probs.to(dtype), self.counts.to(dtype), self.rows)
+        return Evidence(self.log_probs.to(dtype), self.counts.to(dtype), self.rows, self.seen)
 
 
 class NoMemory(Memory):
@@ -87,6 +89,8 @@ class NGramMemory(Memory):
             `counts`: one for each kind of context, by its counts, with the groups that have a weight b_k each. `match`:
             one by the last token and the number of kinds of context that were seen.
         mix_probabilities: Whether the logits also get the probabilities, times gates.
+        calibrate: Whether the last step maps each token's log-probability by a piecewise linear function, which is
+            learned, for each number of kinds of context that were seen: an APM stage, as in PAQ (Mahoney 2005).
 
     Raises:
         ConfigError: A value that is not accepted; the message names it.
@@ -106,6 +110,7 @@ class NGramMemory(Memory):
         n_symbols: PositiveInt = 128,
         gate_tables: list[Literal["counts", "match"]] = [],  # noqa: B006
         mix_probabilities: bool = False,
+        calibrate: bool = False,
     ) -> None:
         super().__init__()
         if vocab_size > 256:
@@ -128,6 +133,8 @@ class NGramMemory(Memory):
             self.gate_tables = nn.Embedding(sum(sizes[name] for name in self._tables_of), len(self.levels))
         if mix_probabilities:
             self.gate_probabilities = nn.Linear(d_model, len(self.levels))
+        if calibrate:
+            self.calibration = nn.Embedding(n_kinds + 1, _N_KNOTS)
         self.vocab_size = vocab_size
         self.register_buffer("backoff", torch.full((n_kinds, _N_BUCKETS), 0.5))
         self.register_buffer("symbols", torch.arange(vocab_size).clamp(max=self.n_symbols - 1))
@@ -146,7 +153,7 @@ class NGramMemory(Memory):
     def after_init(self) -> None:
         """Starts as the n-gram model: the last prediction's gate is 1, all others are 0."""
         for name, p in self.named_parameters():
-            if name.startswith("gate"):
+            if name.startswith(("gate", "calibration")):
                 nn.init.zeros_(p)
         with torch.no_grad():
             self.gate_counts.bias[-1] = 1.0
@@ -240,17 +247,25 @@ class NGramMemory(Memory):
             followers.add_to(p, (1 - backoff) / followers.total.clamp(min=1))
             if kind in self.levels:
                 log_probs[:, self.levels.index(kind)] = p.clamp(min=_FLOOR).log_()
-        rows = self._rows(tokens[:, start:].flatten(), counts[:, 0], counts[:, 1])
+        total, distinct = counts[:, 0], counts[:, 1]
+        seen = (total > 0).sum(0)
+        rows = self._rows(tokens[:, start:].flatten(), total, distinct, seen)
         counts = counts.add_(1).log_().flatten(0, 1).t()
-        return Evidence(log_probs.view(*shape, -1, self.n_symbols), counts.reshape(*shape, -1), rows.view(*shape, -1))
+        return Evidence(
+            log_probs.view(*shape, -1, self.n_symbols),
+            counts.reshape(*shape, -1),
+            rows.view(*shape, -1),
+            seen.view(shape),
+        )
 
-    def _rows(self, tokens: Tensor, total: Tensor, distinct: Tensor) -> Tensor:
+    def _rows(self, tokens: Tensor, total: Tensor, distinct: Tensor, seen: Tensor) -> Tensor:
         """Rows of the gates' tables for n positions, (n, n_tables).
 
         Args:
             tokens: The last token, (n,).
             total: How often each kind of context was seen, (n_kinds, n).
             distinct: How many tokens followed it, (n_kinds, n).
+            seen: How many kinds were seen, (n,).
         """
         rows, begin = [], 0
         n_kinds = len(total)
@@ -260,7 +275,6 @@ class NGramMemory(Memory):
                 rows.append(own + begin + torch.arange(n_kinds, device=own.device) * _N_ROWS)
                 begin += n_kinds * _N_ROWS
             else:
-                seen = (total > 0).sum(0)
                 rows.append((begin + tokens * (n_kinds + 1) + seen)[:, None])
                 begin += self.vocab_size * (n_kinds + 1)
         return torch.cat(rows, dim=1) if rows else tokens.new_empty(len(tokens), 0)
@@ -278,7 +292,19 @@ class NGramMemory(Memory):
         if hasattr(self, "gate_probabilities"):
             mixed = mixed + (self.gate_probabilities(x)[..., None] * evidence.log_probs.exp()).sum(dim=2)
         # A product, as its backward pass is one too: that of indexing would add up element by element.
-        return logits + mixed @ nn.functional.one_hot(self.symbols, self.n_symbols).to(mixed.dtype).t()
+        logits = logits + mixed @ nn.functional.one_hot(self.symbols, self.n_symbols).to(mixed.dtype).t()
+        return self._calibrated(logits, evidence.seen) if hasattr(self, "calibration") else logits
+
+    def _calibrated(self, logits: Tensor, seen: Tensor) -> Tensor:
+        """Adds to the log-probabilities of (B, T, vocab_size) logits a function of each: linear between the knots."""
+        log_probs = logits.float().log_softmax(-1)
+        place = (log_probs / _KNOT_STEP).clamp(min=1 - _N_KNOTS)
+        values = self.calibration(seen).float()
+        for knot in range(
+            _N_KNOTS
+        ):  # each is felt between its two neighbours; a loop of elementwise operators is fused
+            log_probs = log_probs + values[..., knot, None] * (1 - (place + knot).abs()).clamp(min=0)
+        return log_probs
 
     def _followers(self, tokens: Tensor, start: int = 0) -> Iterator["_Sparse | _Dense"]:
         """What followed the contexts of each position from `start` on: in the text, and then in the row so far."""
@@ -387,6 +413,7 @@ _ROWS_AT_ONCE = 8
 _EM_STEPS = 8
 _N_TOTAL, _N_DISTINCT = 24, 5
 _N_BUCKETS = _N_TOTAL * _N_DISTINCT
+_N_KNOTS, _KNOT_STEP = 9, 1.5  # of the calibration: at log-probabilities of 0, -1.5, …, -12
 _N_ROWS = _N_BUCKETS + 1  # one more for contexts that were never seen
 
 

@@ -40,6 +40,8 @@ class NGramCounts:
         device: Device of the lookup.
     """
 
+    _starts: Tensor  # of each bucket the first entry, and the end
+
     def __init__(self, text: Tensor, folds: Tensor, kind: "ContextKind", device: torch.device) -> None:
         for _ in self._count(text, folds, kind, device):
             pass
@@ -98,7 +100,6 @@ class NGramCounts:
         n_entries = max(1, len((triples >> 4).unique_consecutive())) * n_ranges
         bits = min(n_entries.bit_length() - 1, _HASH_BITS - _KEY_BITS)
         self._bucket_shift, self._key_shift = _HASH_BITS - bits, _HASH_BITS - bits - _KEY_BITS
-        # Of each bucket the first entry, and the end.
         self._starts = torch.zeros((1 << bits) + 1, dtype=torch.int32)
 
     def _count_in_buckets(self, triples: Tensor) -> None:

@@ -10,6 +10,7 @@ from collections import Counter
 from fractions import Fraction
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from contexts import context
@@ -339,8 +340,30 @@ def test_gates_and_their_tables_are_those_of_a_plain_loop(tables):
         assert torch.allclose(mixed[i, t], expected[memory.symbols], atol=1e-4), (i, t)
 
 
-def test_tables_and_probabilities_change_nothing_at_the_start():
-    options = {"gate_tables": ["counts", "match"], "mix_probabilities": True}
+def test_the_calibration_is_linear_between_its_knots_for_each_number_of_contexts_seen():
+    memory = filled(orders=[1, 3], words=[], cache=[2], calibrate=True)
+    randomized(memory)
+    inputs, _ = batch(prose(3_000, seed=2), 2)
+    evidence = memory.recall(inputs)
+    logits = 4 * torch.randn(2, T, 256)
+    with torch.no_grad():
+        memory.gate_counts.weight.zero_()
+        memory.gate_counts.bias.zero_()
+        calibrated = memory.mix(logits, torch.zeros(2, T, 16), evidence)
+        log_probs = logits.log_softmax(-1)
+        number = {0: set(), 1: set(), 2: set(), 3: set()}
+        for i, t in [(i, t) for i in range(2) for t in range(T)]:
+            totals = (evidence.counts[i, t].exp() - 1).round().view(3, 2)[:, 0]
+            knots = memory.calibration.weight[int((totals > 0).sum())]
+            number[int((totals > 0).sum())].add((i, t))
+            added = np.interp(-log_probs[i, t].numpy() / 1.5, range(9), knots.numpy())
+            expected = log_probs[i, t] + torch.from_numpy(added).float()
+            assert torch.allclose(calibrated[i, t], expected, atol=1e-4), (i, t)
+    assert sum(bool(each) for each in number.values()) >= 3, "several numbers of contexts are meant to occur"
+
+
+def test_tables_probabilities_and_calibration_change_nothing_at_the_start():
+    options = {"gate_tables": ["counts", "match"], "mix_probabilities": True, "calibrate": True}
     plain, tabled = (gpt(TEXT, memory, init=FanIn, tie_embeddings=False).eval() for memory in ({}, options))
     inputs, targets = batch(prose(3_000, seed=2))
     with torch.no_grad():
@@ -349,6 +372,7 @@ def test_tables_and_probabilities_change_nothing_at_the_start():
     F.cross_entropy(tabled(inputs).flatten(0, 1), targets.flatten()).backward()
     assert tabled.memory.gate_tables.weight.grad.any()
     assert tabled.memory.gate_probabilities.weight.grad.any()
+    assert tabled.memory.calibration.weight.grad.any()
 
 
 def test_gates_learn_from_the_first_step_on():
