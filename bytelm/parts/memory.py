@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from bytelm.config.values import PositiveInt
+from bytelm.config.values import NonNegativeInt, PositiveInt
 from bytelm.errors import ConfigError
 from bytelm.parts.contract import Memory, Run
 from bytelm.parts.ngram_counts import ContextKind, NGramCounts, contexts
@@ -89,6 +89,8 @@ class NGramMemory(Memory):
             `counts`: one for each kind of context, by its counts, with the groups that have a weight b_k each. `match`:
             one by the last token and the number of kinds of context that were seen.
         mix_probabilities: Whether the logits also get the probabilities, times gates.
+        mixing_units: Hidden units of a second mixing network, as in PAQ8: each unit combines a token's predictions, and
+            its output is added to the token's logit times a gate that the network sets. 0: none.
         calibrate: Whether the last step maps each token's log-probability by a piecewise linear function, which is
             learned, for each number of kinds of context that were seen: an APM stage, as in PAQ (Mahoney 2005).
 
@@ -110,6 +112,7 @@ class NGramMemory(Memory):
         n_symbols: PositiveInt = 128,
         gate_tables: list[Literal["counts", "match"]] = [],  # noqa: B006
         mix_probabilities: bool = False,
+        mixing_units: NonNegativeInt = 0,
         calibrate: bool = False,
     ) -> None:
         super().__init__()
@@ -133,6 +136,9 @@ class NGramMemory(Memory):
             self.gate_tables = nn.Embedding(sum(sizes[name] for name in self._tables_of), len(self.levels))
         if mix_probabilities:
             self.gate_probabilities = nn.Linear(d_model, len(self.levels))
+        if mixing_units:
+            self.units = nn.Linear(len(self.levels), mixing_units)
+            self.gate_units = nn.Linear(d_model + 2 * n_kinds, mixing_units)
         if calibrate:
             self.calibration = nn.Embedding(n_kinds + 1, _N_KNOTS)
         self.vocab_size = vocab_size
@@ -291,6 +297,10 @@ class NGramMemory(Memory):
         mixed = (gates[..., None] * evidence.log_probs).sum(dim=2)
         if hasattr(self, "gate_probabilities"):
             mixed = mixed + (self.gate_probabilities(x)[..., None] * evidence.log_probs.exp()).sum(dim=2)
+        if hasattr(self, "units"):
+            units = self.units(evidence.log_probs.transpose(2, 3) * _SCALE).relu()  # (B, T, n_symbols, units)
+            gates = self.gate_units(torch.cat([x, evidence.counts * _SCALE], dim=-1))
+            mixed = mixed + (units * gates[:, :, None]).sum(dim=-1)
         # A product, as its backward pass is one too: that of indexing would add up element by element.
         logits = logits + mixed @ nn.functional.one_hot(self.symbols, self.n_symbols).to(mixed.dtype).t()
         return self._calibrated(logits, evidence.seen) if hasattr(self, "calibration") else logits

@@ -312,8 +312,8 @@ def test_gradients_flow_to_reader_and_gates():
 
 
 @pytest.mark.parametrize("tables", [["counts"], ["match"], ["match", "counts"]], ids="+".join)
-def test_gates_and_their_tables_are_those_of_a_plain_loop(tables):
-    memory = filled(orders=[1, 3], words=[], cache=[2], gate_tables=tables, mix_probabilities=True)
+def test_mixing_is_that_of_a_plain_loop(tables):
+    memory = filled(orders=[1, 3], words=[], cache=[2], gate_tables=tables, mix_probabilities=True, mixing_units=3)
     randomized(memory)
     inputs, _ = batch(prose(3_000, seed=2), 2)
     x = torch.randn(2, T, 16)
@@ -337,6 +337,10 @@ def test_gates_and_their_tables_are_those_of_a_plain_loop(tables):
             gates = gates + table[of_match + inputs[i, t].item() * (n_kinds + 1) + seen]
         log_probs = evidence.log_probs[i, t]
         expected = gates @ log_probs + memory.gate_probabilities(x[i, t]) @ log_probs.exp()
+        unit_gates = memory.gate_units(torch.cat([x[i, t], evidence.counts[i, t] * 0.2]))
+        for unit in range(3):
+            combined = 0.2 * memory.units.weight[unit] @ log_probs + memory.units.bias[unit]
+            expected = expected + unit_gates[unit] * combined.clamp(min=0)
         assert torch.allclose(mixed[i, t], expected[memory.symbols], atol=1e-4), (i, t)
 
 
@@ -362,8 +366,8 @@ def test_the_calibration_is_linear_between_its_knots_for_each_number_of_contexts
     assert sum(bool(each) for each in number.values()) >= 3, "several numbers of contexts are meant to occur"
 
 
-def test_tables_probabilities_and_calibration_change_nothing_at_the_start():
-    options = {"gate_tables": ["counts", "match"], "mix_probabilities": True, "calibrate": True}
+def test_further_mixing_changes_nothing_at_the_start():
+    options = {"gate_tables": ["counts", "match"], "mix_probabilities": True, "mixing_units": 4, "calibrate": True}
     plain, tabled = (gpt(TEXT, memory, init=FanIn, tie_embeddings=False).eval() for memory in ({}, options))
     inputs, targets = batch(prose(3_000, seed=2))
     with torch.no_grad():
@@ -372,6 +376,7 @@ def test_tables_probabilities_and_calibration_change_nothing_at_the_start():
     F.cross_entropy(tabled(inputs).flatten(0, 1), targets.flatten()).backward()
     assert tabled.memory.gate_tables.weight.grad.any()
     assert tabled.memory.gate_probabilities.weight.grad.any()
+    assert tabled.memory.gate_units.weight.grad.any()
     assert tabled.memory.calibration.weight.grad.any()
 
 
