@@ -423,7 +423,7 @@ _ROWS_AT_ONCE = 8
 _EM_STEPS = 8
 _N_TOTAL, _N_DISTINCT = 24, 5
 _N_BUCKETS = _N_TOTAL * _N_DISTINCT
-_N_KNOTS, _KNOT_STEP = 9, 1.5  # of the calibration: at log-probabilities of 0, -1.5, …, -12
+_N_KNOTS, _KNOT_STEP = 9, 1.0  # of the calibration: at log-probabilities of 0, -1, …, -8
 _N_ROWS = _N_BUCKETS + 1  # one more for contexts that were never seen
 
 

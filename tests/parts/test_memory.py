@@ -360,7 +360,7 @@ def test_the_calibration_is_linear_between_its_knots_for_each_number_of_contexts
             totals = (evidence.counts[i, t].exp() - 1).round().view(3, 2)[:, 0]
             knots = memory.calibration.weight[int((totals > 0).sum())]
             number[int((totals > 0).sum())].add((i, t))
-            added = np.interp(-log_probs[i, t].numpy() / 1.5, range(9), knots.numpy())
+            added = np.interp(-log_probs[i, t].numpy(), range(9), knots.numpy())
             expected = log_probs[i, t] + torch.from_numpy(added).float()
             assert torch.allclose(calibrated[i, t], expected, atol=1e-4), (i, t)
     assert sum(bool(each) for each in number.values()) >= 3, "several numbers of contexts are meant to occur"
