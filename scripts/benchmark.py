@@ -154,7 +154,7 @@ def main() -> None:
         print(time_callbacks(options.config, seconds, options.overrides))
         return
     if options.busy is not None:
-        print(busy_table(run_beside(options)))
+        print(busy_table(run_on_busy_cores(options)))
         return
     trainer = build_cli(options.config, *options.overrides).trainer
     devices = trainer.num_devices
@@ -224,7 +224,7 @@ def run_in_turn(runs: dict[Contender, Callable[[], Result]], repeats: int) -> di
     return results
 
 
-def run_beside(options: argparse.Namespace) -> dict[tuple[str, int], list[int]]:
+def run_on_busy_cores(options: argparse.Namespace) -> dict[tuple[str, int], list[int]]:
     """Trains beside busy processes; returns the steps of each run, by the way of waiting and their number."""
     steps: dict[tuple[str, int], list[int]] = {(name, n): [] for name in WAITS for n in range(options.busy + 1)}
     with tqdm(total=options.repeats * len(steps), desc="runs") as bar:
