@@ -116,6 +116,11 @@ class LanguageModel(LightningModule):
             )
 
     @property
+    def is_compiled(self) -> bool:
+        """Whether the network runs through torch.compile; known after `setup`."""
+        return self._compiled
+
+    @property
     def _takes_hidden(self) -> bool:
         return getattr(self.loss, "takes_hidden", False)
 

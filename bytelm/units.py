@@ -1,7 +1,7 @@
-"""Durations with units: `180s`, `3m`, `1h30m`, `500 steps`, `300 Mtok`, `2 PFLOP`, `5%`.
+"""Durations and sizes with units: `180s`, `3m`, `1h30m`, `500 steps`, `300 Mtok`, `2 PFLOP`, `5%`.
 
 A run is measured in seconds, steps, tokens and FLOPs (floating-point operations). A percentage is a share of the
-run, whichever unit limits it.
+run, whichever unit limits it. Amounts of memory have units too: `4GiB`.
 """
 
 import re
@@ -29,6 +29,9 @@ _SHARE = re.compile(rf"(?P<number>{_NUMBER})\s*%")
 _SECONDS = {"d": Decimal(86_400), "h": Decimal(3_600), "m": Decimal(60), "s": Decimal(1), "ms": Decimal("0.001")}
 _SCALES = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "B": 10**9}
 _FLOP_SCALES = {scale: 10 ** (3 * place) for place, scale in enumerate(("", "k", "M", "G", "T", "P", "E", "Z"))}
+
+MEMORY_UNITS = {"MB": 10**6, "GB": 10**9, "MiB": 2**20, "GiB": 2**30}
+_SIZE = re.compile(rf"(\d+(?:\.\d+)?)\s*({'|'.join(MEMORY_UNITS)})")
 
 
 class Duration:
@@ -134,3 +137,44 @@ def clock(seconds: float) -> str:
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+class Size:
+    """An amount of memory, such as `4GiB`.
+
+    Args:
+        bytes: The amount.
+    """
+
+    __slots__ = ("bytes",)
+
+    def __init__(self, bytes: int) -> None:
+        self.bytes = bytes
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Size) and self.bytes == other.bytes
+
+    def __hash__(self) -> int:
+        return hash(self.bytes)
+
+    def __repr__(self) -> str:
+        return f"Size({str(self)!r})"
+
+    def __str__(self) -> str:
+        unit = "GiB" if self.bytes >= MEMORY_UNITS["GiB"] else "MiB"
+        return f"{round(self.bytes / MEMORY_UNITS[unit], 2):g}{unit}"
+
+    @classmethod
+    def parse(cls, text: Union[str, "Size"]) -> "Size":
+        """Reads `512MiB`, `4GiB`, `1.5 GB`.
+
+        Raises:
+            ValueError: The text is not a size above 0.
+        """
+        if isinstance(text, Size):
+            return text
+        match = _SIZE.fullmatch(text.strip()) if isinstance(text, str) else None
+        size = int(float(match[1]) * MEMORY_UNITS[match[2]]) if match else 0
+        if not size:
+            raise ValueError(f"{text!r} is not an amount of memory; accepted: 512MiB, 4GiB, 4GB")
+        return cls(size)

@@ -14,6 +14,7 @@ else:
     from bytelm.callbacks.header import Header
     from bytelm.callbacks.interruption import Interruption, Signals
     from bytelm.callbacks.last_checkpoint import LastCheckpoint
+    from bytelm.callbacks.memory_limit import MemoryLimit
     from bytelm.callbacks.prediction_writer import PredictionWriter
     from bytelm.callbacks.progress_bar import BudgetBar
     from bytelm.callbacks.rank_watch import RankWatch
@@ -56,6 +57,7 @@ __all__ = [
     "LRSchedule",
     "LastCheckpoint",
     "Linear",
+    "MemoryLimit",
     "Piecewise",
     "PredictionWriter",
     "Ramp",

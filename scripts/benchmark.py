@@ -29,6 +29,10 @@ Trains once and prints the time of each callback's hooks in a step, in microseco
 
 Starts the config's run `repeats` times and ends it after its first step. Prints the time from the start of the process
 to that step by phase: medians, with empty and with filled caches of compiled code if the config compiles.
+    BYTELM_DATA=… python scripts/benchmark.py --busy 2 --budget 12s --repeats 3
+
+Trains while no, one and two other processes keep a core busy each. Prints the steps of each run: as bytelm lets threads
+wait for each other (bytelm/system/threads.py), and by the default of GNU's OpenMP.
 
     BYTELM_DATA=… python scripts/benchmark.py --peak --config my.yaml [-- --trainer.precision bf16-mixed …]
 
@@ -53,7 +57,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -88,6 +92,9 @@ PLAIN_STRATEGIES = (SingleDeviceStrategy, DDPStrategy)  # supported by the plain
 ONE_DEVICE = ("--trainer.devices", "1", "--trainer.strategy", "auto")
 Contender = tuple[str, int]  # its name and its number of devices
 Result = dict[str, Any]
+LIBRARY_DEFAULT = {"GOMP_SPINCOUNT": "300000"}  # of GNU's OpenMP
+WAITS: dict[str, dict[str, str]] = {"bytelm": {}, "library's default": LIBRARY_DEFAULT}
+KEEP_BUSY = "while True: pass"
 HOOKS_OF_A_STEP = (
     "on_train_batch_start",
     "on_before_zero_grad",
@@ -160,6 +167,9 @@ def main() -> None:
     if options.callbacks:
         print(time_callbacks(options.config, seconds, options.overrides))
         return
+    if options.busy is not None:
+        print(busy_table(run_on_busy_cores(options)))
+        return
     trainer = build_cli(options.config, *options.overrides).trainer
     devices = trainer.num_devices
     if options.scaling and devices == 1:
@@ -181,6 +191,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--callbacks", action="store_true", help="measure the callbacks' time instead")
     parser.add_argument("--peak", action="store_true", help="measure the share of the machine's peak instead")
     parser.add_argument("--startup", action="store_true", help="measure the time before the first step instead")
+    parser.add_argument("--busy", type=int, metavar="N", help="train beside 0 to N busy processes instead")
     parser.add_argument("--random_tokens", action="store_true", help="train on generated shards of random tokens")
     parser.add_argument("--alone", action="store_true", help="leave out the plain loop")
     parser.add_argument("--scaling", action="store_true", help="also run on one device, and print the ratio")
@@ -228,10 +239,50 @@ def run_in_turn(runs: dict[Contender, Callable[[], Result]], repeats: int) -> di
     return results
 
 
-def run_bytelm(config: Path, seconds: float, overrides: Sequence[str] = ()) -> Result:
+def run_on_busy_cores(options: argparse.Namespace) -> dict[tuple[str, int], list[int]]:
+    """Trains beside busy processes; returns the steps of each run, by the way of waiting and their number."""
+    steps: dict[tuple[str, int], list[int]] = {(name, n): [] for name in WAITS for n in range(options.busy + 1)}
+    with tqdm(total=options.repeats * len(steps), desc="runs") as bar:
+        for repeat in range(options.repeats):
+            for beside in range(options.busy + 1):
+                for name, environment in list(WAITS.items())[:: -1 if repeat % 2 else 1]:
+                    with busy_processes(beside):
+                        result = run_bytelm(options.config, options.budget.value, options.overrides, environment)
+                    steps[name, beside].append(result["total_steps"])
+                    bar.update()
+    return steps
+
+
+@contextlib.contextmanager
+def busy_processes(count: int) -> Iterator[None]:
+    """Context in which other processes keep a core busy each."""
+    busy = [subprocess.Popen([sys.executable, "-c", KEEP_BUSY]) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for process in busy:
+            process.kill()
+            process.wait()
+
+
+def busy_table(steps: dict[tuple[str, int], list[int]]) -> str:
+    """Returns Markdown: steps by the number of busy processes, and their share of those without any."""
+    lines = ["| threads wait | busy processes | steps, median (each) | share of idle |", "| --- | --- | --- | --- |"]
+    for (name, beside), own in steps.items():
+        idle, each = statistics.median(steps[name, 0]), ", ".join(map(str, own))
+        median = statistics.median(own)
+        lines.append(f"| {name} | {beside} | {median:g} ({each}) | {median / idle:.0%} |")
+    return "\n".join(lines)
+
+
+def run_bytelm(
+    config: Path, seconds: float, overrides: Sequence[str] = (), environment: Mapping[str, str] | None = None
+) -> Result:
     limit = ["--time_budget.limit", f"{seconds}s"]
     command = [sys.executable, "-m", "bytelm", "fit", "--config", str(config), *limit, *overrides]
-    folder = next(line for line in run(command).splitlines() if line.startswith("run: "))
+    folder = next(
+        line for line in run(command, {**os.environ, **(environment or {})}).splitlines() if line.startswith("run: ")
+    )
     return json.loads(Path(ROOT, folder.removeprefix("run: "), "record.json").read_text())
 
 

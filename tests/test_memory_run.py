@@ -1,7 +1,11 @@
 """Whole runs with an n-gram memory: score, rejected settings, resuming."""
 
 import json
+import os
 import random
+import resource
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -185,3 +189,26 @@ def test_two_ranks_have_the_same_memory(tmp_path):
 def flat(state):
     tables = [tensor for table in state["tables"] for tensor in table]
     return [state["backoff"], state["symbols"], *tables, *state["weights"]]
+
+
+@pytest.mark.slow
+def test_the_speedrun_stays_below_950_mib_for_6_mb_of_words(tmp_path):
+    """The largest resident memory of the program and of each of its processes, compilation included."""
+    words = [bytes(random.Random(seed).choices(range(97, 123), k=2 + seed % 7)) for seed in range(5_000)]
+    rng = random.Random(0)
+    frequencies = [1 / rank for rank in range(1, 5_001)]  # Zipf's, as in prose
+    text = b" ".join(rng.choices(words, frequencies, k=1_200_000))[:6_000_000]
+    (tmp_path / "corpus.txt").write_bytes(text)
+    config = Path(__file__).resolve().parents[1] / "configs/speedrun/shakespeare-180s.yaml"
+    options = ["--data", "Bytes", "--data.path", "corpus.txt", "--data.batch_size", "16", "--data.order", "folds"]
+    program = [sys.executable, "-m", "bytelm", "fit", "--config", str(config), *options]
+    environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
+    subprocess.run(
+        [*program, "--time_budget.limit", "20 steps", "--data.eval_bytes", "200000"],
+        cwd=tmp_path,
+        env=environment,
+        check=True,
+        capture_output=True,
+    )
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**10
+    assert peak < 950, "MiB"

@@ -6,7 +6,7 @@ divides d_model) is checked by the constructor that receives them, which raises 
 
 from typing import TYPE_CHECKING
 
-from bytelm.units import Duration
+from bytelm.units import Duration, Size
 
 if TYPE_CHECKING:  # type checkers see plain numbers
     PositiveInt = int
@@ -41,6 +41,7 @@ else:
     typing.register_type(
         Duration, serializer=_duration_text, deserializer=Duration.parse, deserializer_exceptions=(ValueError,)
     )
+    typing.register_type(Size, serializer=str, deserializer=Size.parse, deserializer_exceptions=(ValueError,))
     PositiveInt = _plain(int, typing.PositiveInt)
     NonNegativeInt = _plain(int, typing.NonNegativeInt)
     PositiveFloat = _plain(float, typing.PositiveFloat)

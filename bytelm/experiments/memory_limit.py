@@ -5,64 +5,17 @@ memory in use is therefore checked ten times a second, and a process that exceed
 """
 
 import os
-import re
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Union
 
-from jsonargparse.typing import register_type
+from bytelm.units import MEMORY_UNITS, Size
 
 PROC = Path("/proc")
 LOOK_SECONDS = 0.1  # between two checks of the memory in use
 SEARCH_SECONDS = 1.0  # between two searches for further processes
 COUNTED = (b"RssAnon:", b"RssShmem:")  # without mapped files: libraries and corpora
-UNITS = {"MB": 10**6, "GB": 10**9, "MiB": 2**20, "GiB": 2**30}
-_SIZE = re.compile(rf"(\d+(?:\.\d+)?)\s*({'|'.join(UNITS)})")
-
-
-class Size:
-    """An amount of memory, such as `4GiB`.
-
-    Args:
-        bytes: The amount.
-    """
-
-    __slots__ = ("bytes",)
-
-    def __init__(self, bytes: int) -> None:
-        self.bytes = bytes
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Size) and self.bytes == other.bytes
-
-    def __hash__(self) -> int:
-        return hash(self.bytes)
-
-    def __repr__(self) -> str:
-        return f"Size({str(self)!r})"
-
-    def __str__(self) -> str:
-        unit = "GiB" if self.bytes >= UNITS["GiB"] else "MiB"
-        return f"{round(self.bytes / UNITS[unit], 2):g}{unit}"
-
-    @classmethod
-    def parse(cls, text: Union[str, "Size"]) -> "Size":
-        """Reads `512MiB`, `4GiB`, `1.5 GB`.
-
-        Raises:
-            ValueError: The text is not a size above 0.
-        """
-        if isinstance(text, Size):
-            return text
-        match = _SIZE.fullmatch(text.strip()) if isinstance(text, str) else None
-        size = int(float(match[1]) * UNITS[match[2]]) if match else 0
-        if not size:
-            raise ValueError(f"{text!r} is not an amount of memory; accepted: 512MiB, 4GiB, 4GB")
-        return cls(size)
-
-
-register_type(Size, serializer=str, deserializer=Size.parse, deserializer_exceptions=(ValueError,))
+UNITS = MEMORY_UNITS
 
 
 def can_be_watched() -> bool:

@@ -36,6 +36,7 @@ Three rules make a part short:
 | `connect(network)` | called after all blocks exist, before the initialisation |
 | `initializes_itself` | whether initialisations leave the module's parameters alone |
 | `after_init()` | called after the initialisation, to set values that it must not change |
+| `memory_bytes(data)` | memory that its preparation takes, in bytes, for MemoryLimit's estimate |
 | `prepare_in_pieces(data)` | called before the first step, on the budget's clock: an iterator of pieces of work |
 | `on_train_start(data)`, `on_train_batch_start(data)`, `on_evaluation_start()` | called at these moments of a run |
 

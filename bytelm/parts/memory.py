@@ -6,12 +6,12 @@ into the logits. It learns by counting, in seconds, what weights would take many
 
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from bytelm.config.values import PositiveInt
+from bytelm.config.values import NonNegativeInt, PositiveInt
 from bytelm.errors import ConfigError
 from bytelm.parts.contract import Memory, Run
 from bytelm.parts.ngram_counts import ContextKind, NGramCounts, contexts
@@ -26,14 +26,18 @@ class Evidence:
     Attributes:
         log_probs: Predictions of the next token, in nats, from the least to the most specific, (B, T, L, n_symbols).
         counts: How often each kind of context was seen and how many tokens followed it, logarithms, (B, T, 2 n_kinds).
+        rows: Rows of the gates' tables, int64, (B, T, n_tables).
+        seen: How many kinds of context were seen, int64, (B, T).
     """
 
     log_probs: Tensor
     counts: Tensor
+    rows: Tensor
+    seen: Tensor
 
     def to(self, dtype: torch.dtype) -> "Evidence":
         """The same in another precision."""
-        return Evidence(self.log_probs.to(dtype), self.counts.to(dtype))
+        return Evidence(self.log_probs.to(dtype), self.counts.to(dtype), self.rows, self.seen)
 
 
 class NoMemory(Memory):
@@ -81,6 +85,14 @@ class NGramMemory(Memory):
         words: Contexts in the training text: the current word's beginning and the n - 1 words before it, ascending.
         cache: Contexts in the row itself: the last n tokens, for each n, ascending.
         n_symbols: The n_symbols - 1 most frequent tokens of the text have a symbol each, all others share one.
+        gate_tables: Tables that give the gates further terms, as the mixers of PAQ choose weights by small contexts.
+            `counts`: one for each kind of context, by its counts, with the groups that have a weight b_k each. `match`:
+            one by the last token and the number of kinds of context that were seen.
+        mix_probabilities: Whether the logits also get the probabilities, times gates.
+        mixing_units: Hidden units of a second mixing network, as in PAQ8: each unit combines a token's predictions, and
+            its output is added to the token's logit times a gate that the network sets. 0: none.
+        calibrate: Whether the last step maps each token's log-probability by a piecewise linear function, which is
+            learned, for each number of kinds of context that were seen: an APM stage, as in PAQ (Mahoney 2005).
 
     Raises:
         ConfigError: A value that is not accepted; the message names it.
@@ -98,6 +110,10 @@ class NGramMemory(Memory):
         words: list[PositiveInt] = [1, 2, 3],  # noqa: B006
         cache: list[PositiveInt] = [3],  # noqa: B006
         n_symbols: PositiveInt = 128,
+        gate_tables: list[Literal["counts", "match"]] = [],  # noqa: B006
+        mix_probabilities: bool = False,
+        mixing_units: NonNegativeInt = 0,
+        calibrate: bool = False,
     ) -> None:
         super().__init__()
         if vocab_size > 256:
@@ -114,6 +130,18 @@ class NGramMemory(Memory):
         self.reader = nn.Linear(len(self.levels) * self.n_symbols + 2 * n_kinds, d_model, bias=False)
         self.gate = nn.Linear(d_model, len(self.levels), bias=False)
         self.gate_counts = nn.Linear(2 * n_kinds, len(self.levels))
+        self._tables_of = tuple(dict.fromkeys(gate_tables))
+        sizes = {"counts": n_kinds * _N_ROWS, "match": vocab_size * (n_kinds + 1)}
+        if gate_tables:
+            self.gate_tables = nn.Embedding(sum(sizes[name] for name in self._tables_of), len(self.levels))
+        if mix_probabilities:
+            self.gate_probabilities = nn.Linear(d_model, len(self.levels))
+        if mixing_units:
+            self.units = nn.Linear(len(self.levels), mixing_units)
+            self.gate_units = nn.Linear(d_model + 2 * n_kinds, mixing_units)
+        if calibrate:
+            self.calibration = nn.Embedding(n_kinds + 1, _N_KNOTS)
+        self.vocab_size = vocab_size
         self.register_buffer("backoff", torch.full((n_kinds, _N_BUCKETS), 0.5))
         self.register_buffer("symbols", torch.arange(vocab_size).clamp(max=self.n_symbols - 1))
         self._knows_folds = False  # whether the text was counted since the state was last loaded
@@ -130,11 +158,15 @@ class NGramMemory(Memory):
 
     def after_init(self) -> None:
         """Starts as the n-gram model: the last prediction's gate is 1, all others are 0."""
-        for layer in (self.gate, self.gate_counts):
-            nn.init.zeros_(layer.weight)
-        nn.init.zeros_(self.gate_counts.bias)
+        for name, p in self.named_parameters():
+            if name.startswith(("gate", "calibration")):
+                nn.init.zeros_(p)
         with torch.no_grad():
             self.gate_counts.bias[-1] = 1.0
+
+    def memory_bytes(self, data: Any) -> int:
+        """Memory that filling takes, in bytes, as measured on English prose; other texts have other contexts."""
+        return int(len(data.train_split) * (_BYTES_TO_FILL + _BYTES_OF_TABLE * len(self.kinds)))
 
     # The budget's clock is running: what a memory learns, it learns in training time.
     def prepare_in_pieces(self, data: Any) -> Iterator[None]:
@@ -221,8 +253,37 @@ class NGramMemory(Memory):
             followers.add_to(p, (1 - backoff) / followers.total.clamp(min=1))
             if kind in self.levels:
                 log_probs[:, self.levels.index(kind)] = p.clamp(min=_FLOOR).log_()
+        total, distinct = counts[:, 0], counts[:, 1]
+        seen = (total > 0).sum(0)
+        rows = self._rows(tokens[:, start:].flatten(), total, distinct, seen)
         counts = counts.add_(1).log_().flatten(0, 1).t()
-        return Evidence(log_probs.view(*shape, -1, self.n_symbols), counts.reshape(*shape, -1))
+        return Evidence(
+            log_probs.view(*shape, -1, self.n_symbols),
+            counts.reshape(*shape, -1),
+            rows.view(*shape, -1),
+            seen.view(shape),
+        )
+
+    def _rows(self, tokens: Tensor, total: Tensor, distinct: Tensor, seen: Tensor) -> Tensor:
+        """Rows of the gates' tables for n positions, (n, n_tables).
+
+        Args:
+            tokens: The last token, (n,).
+            total: How often each kind of context was seen, (n_kinds, n).
+            distinct: How many tokens followed it, (n_kinds, n).
+            seen: How many kinds were seen, (n,).
+        """
+        rows, begin = [], 0
+        n_kinds = len(total)
+        for name in self._tables_of:  # one table after the other, in one embedding
+            if name == "counts":
+                own = torch.where(total > 0, 1 + _bucket(total, distinct), 0).t()
+                rows.append(own + begin + torch.arange(n_kinds, device=own.device) * _N_ROWS)
+                begin += n_kinds * _N_ROWS
+            else:
+                rows.append((begin + tokens * (n_kinds + 1) + seen)[:, None])
+                begin += self.vocab_size * (n_kinds + 1)
+        return torch.cat(rows, dim=1) if rows else tokens.new_empty(len(tokens), 0)
 
     def embed(self, x: Tensor, evidence: Evidence) -> Tensor:
         evidence = evidence.to(x.dtype)
@@ -231,9 +292,29 @@ class NGramMemory(Memory):
     def mix(self, logits: Tensor, x: Tensor, evidence: Evidence) -> Tensor:
         evidence = evidence.to(x.dtype)
         gates = self.gate(x) + self.gate_counts(evidence.counts * _SCALE)
+        if self._tables_of:
+            gates = gates + self.gate_tables(evidence.rows).sum(dim=2).to(gates.dtype)
         mixed = (gates[..., None] * evidence.log_probs).sum(dim=2)
+        if hasattr(self, "gate_probabilities"):
+            mixed = mixed + (self.gate_probabilities(x)[..., None] * evidence.log_probs.exp()).sum(dim=2)
+        if hasattr(self, "units"):
+            units = self.units(evidence.log_probs.transpose(2, 3) * _SCALE).relu()  # (B, T, n_symbols, units)
+            gates = self.gate_units(torch.cat([x, evidence.counts * _SCALE], dim=-1))
+            mixed = mixed + (units * gates[:, :, None]).sum(dim=-1)
         # A product, as its backward pass is one too: that of indexing would add up element by element.
-        return logits + mixed @ nn.functional.one_hot(self.symbols, self.n_symbols).to(mixed.dtype).t()
+        logits = logits + mixed @ nn.functional.one_hot(self.symbols, self.n_symbols).to(mixed.dtype).t()
+        return self._calibrated(logits, evidence.seen) if hasattr(self, "calibration") else logits
+
+    def _calibrated(self, logits: Tensor, seen: Tensor) -> Tensor:
+        """Adds to the log-probabilities of (B, T, vocab_size) logits a function of each: linear between the knots."""
+        log_probs = logits.float().log_softmax(-1)
+        place = (log_probs / _KNOT_STEP).clamp(min=1 - _N_KNOTS)
+        values = self.calibration(seen).float()
+        for knot in range(
+            _N_KNOTS
+        ):  # each is felt between its two neighbours; a loop of elementwise operators is fused
+            log_probs = log_probs + values[..., knot, None] * (1 - (place + knot).abs()).clamp(min=0)
+        return log_probs
 
     def _followers(self, tokens: Tensor, start: int = 0) -> Iterator["_Sparse | _Dense"]:
         """The tokens that followed the contexts of each position from `start`: in the text, then in the row so far."""
@@ -334,6 +415,7 @@ class _Dense:
         return self.counts.gather(1, symbol[:, None])[:, 0]
 
 
+_BYTES_TO_FILL, _BYTES_OF_TABLE = 26, 3.4  # for each token of the text, and for each token and kind of context
 _FLOOR = 1e-8  # of probabilities, before the logarithm
 _SCALE = 0.2
 _SAMPLED_ROWS = 512
@@ -341,6 +423,8 @@ _ROWS_AT_ONCE = 8
 _EM_STEPS = 8
 _N_TOTAL, _N_DISTINCT = 24, 5
 _N_BUCKETS = _N_TOTAL * _N_DISTINCT
+_N_KNOTS, _KNOT_STEP = 9, 1.0  # of the calibration: at log-probabilities of 0, -1, …, -8
+_N_ROWS = _N_BUCKETS + 1  # one more for contexts that were never seen
 
 
 def _bucket(total: Tensor, distinct: Tensor) -> Tensor:

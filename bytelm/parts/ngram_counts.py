@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 
 _MULTIPLIER, _INVERSE = 0x5851F42D4C957F2D, pow(0x5851F42D4C957F2D, -1, 1 << 64)
-_HASH_BITS = 51  # with 8 bits of a symbol and 4 of a fold they fill a positive int64
+_HASH_BITS = 40  # with 8 bits of a symbol and 4 of a fold they fit into an int64
+_KEY_BITS = 16  # of a hash, beside those that number its bucket
 _PIECE = 1 << 16  # tokens that are hashed together, which keeps memory low; contexts do not cross the edges
 _RANGE = 1 << 17  # tokens whose contexts are in a range, about
-_NO_CONTEXT = -1 << 12  # a triple that no text has
+_MAX_STEP = 255  # largest uint8
 MAX_FOLDS = 16
 
 
@@ -27,6 +28,10 @@ class NGramCounts:
     """Counts of the tokens that follow the contexts of one kind in a text.
 
     A number for context, token and fold, a triple, stands for each token: after sorting, equal triples are adjacent.
+    The index has an entry for each pair of context and token: 7 bytes, and 2 to 4 for its share of the buckets. The
+    first bits of a context's hash number its bucket, and the next 16 distinguish the one or two entries in it: a lookup
+    needs no search. For each fold there is a list of the entries that it has, as steps from one to the next, and of
+    their counts, 2 bytes each. Larger steps and counts take several numbers.
 
     Args:
         text: Tokens below 256, uint8, (n,).
@@ -34,6 +39,8 @@ class NGramCounts:
         kind: Kind of the contexts.
         device: Device of the lookup.
     """
+
+    _starts: Tensor  # of each bucket the first entry, and the end
 
     def __init__(self, text: Tensor, folds: Tensor, kind: "ContextKind", device: torch.device) -> None:
         for _ in self._count(text, folds, kind, device):
@@ -62,29 +69,45 @@ class NGramCounts:
         return counts
 
     def _count(self, text: Tensor, folds: Tensor, kind: "ContextKind", device: torch.device) -> Iterator[None]:
-        by_range = [_Range(torch.tensor([_NO_CONTEXT]), 0)]  # for texts without contexts
+        by_range: list[_Range] = []
+        end, last = 0, torch.zeros(MAX_FOLDS, dtype=torch.int32)
         for triples in _by_range(text, folds, kind):
-            if triples is not None and len(triples):
-                by_range.append(_Range(triples, by_range[-1].end))
+            if triples is not None:
+                if not by_range:
+                    self._set_buckets(triples, _n_ranges(text))
+                by_range.append(_Range(triples, end, last, self._key_shift))
+                if len(triples):
+                    self._count_in_buckets(triples)
+                end, last = by_range[-1].end, by_range[-1].last
             yield
-        sizes = torch.tensor([[len(own) for own in each.entry] for each in by_range])
+        sizes = torch.tensor([[len(own) for own in each.step] for each in by_range])
         self._fold_ends = sizes.sum(0).cumsum(0).tolist()
-        # For each fold, its entries and their counts.
-        self._entry = _joined([each.entry for each in by_range]).to(device)
-        yield
+        self._step = _joined([each.step for each in by_range]).to(device)
         self._count_in_fold = _joined([each.count for each in by_range]).to(device)
         yield
         self._tokens = torch.cat([each.tokens for each in by_range]).to(device)
         self._keys = torch.cat([each.keys for each in by_range]).to(device)
-        yield
-        per_context = torch.cat([each.per_context for each in by_range])
-        self._first = torch.nn.functional.pad(per_context.cumsum(0), (1, 0)).int().to(device)
+        del by_range
+        self._starts = self._starts.cumsum_(0).to(device)
         self._counts = torch.zeros(len(self._tokens), device=device, dtype=torch.float32)
         self.held_out: int | None = None
-        del by_range, per_context
         for fold in range(MAX_FOLDS):
             yield
             self._add(fold, 1.0)
+
+    def _set_buckets(self, triples: Tensor, n_ranges: int) -> None:
+        """Chooses the number of buckets from the first of n ranges, which all have about the same number of entries."""
+        n_entries = max(1, len((triples >> 4).unique_consecutive())) * n_ranges
+        bits = min(n_entries.bit_length() - 1, _HASH_BITS - _KEY_BITS)
+        self._bucket_shift, self._key_shift = _HASH_BITS - bits, _HASH_BITS - bits - _KEY_BITS
+        self._starts = torch.zeros((1 << bits) + 1, dtype=torch.int32)
+
+    def _count_in_buckets(self, triples: Tensor) -> None:
+        """Adds the number of entries of each bucket to the element after it; triples are those of a range."""
+        bucket = (triples >> 4).unique_consecutive() >> 8 + self._bucket_shift
+        first = int(bucket[0])
+        counts = torch.bincount(bucket - first)
+        self._starts[first + 1 : first + 1 + len(counts)] += counts.int()
 
     def hold_out(self, fold: int | None) -> None:
         """Removes a fold's counts and restores those of the fold held out before; None: restores all."""
@@ -97,7 +120,8 @@ class NGramCounts:
 
     def _add(self, fold: int, sign: float) -> None:
         own = slice(self._fold_ends[fold - 1] if fold else 0, self._fold_ends[fold])
-        self._counts.index_add_(0, self._entry[own], sign * self._count_in_fold[own].float())
+        entry = self._step[own].cumsum(0, dtype=torch.int32)
+        self._counts.index_add_(0, entry, sign * self._count_in_fold[own].float())
 
     def look_up(self, context: Tensor, known: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The tokens that followed the context of each position, one entry a token.
@@ -110,14 +134,16 @@ class NGramCounts:
             The position, ascending, int32, the token, uint8, and its count, float32, each (n_entries,). The count is 0
             if only the held-out fold has the token.
         """
-        at = torch.searchsorted(self._keys, context, out_int32=True).clamp_(max=len(self._keys) - 1)
-        first = self._first.index_select(0, at)
-        n_entries = self._first.index_select(0, at + 1) - first
-        n_entries *= known & (self._keys.index_select(0, at) == context)
+        bucket = context >> self._bucket_shift
+        first = self._starts.index_select(0, bucket)
+        n_entries = (self._starts.index_select(0, bucket + 1) - first) * known
         last = n_entries.cumsum(0, dtype=torch.int32)
         position = torch.arange(len(context), dtype=torch.int32, device=context.device).repeat_interleave(n_entries)
         entry = torch.arange(len(position), dtype=torch.int32, device=context.device)
         entry += (first - last + n_entries).index_select(0, position)
+        key = _keys(context >> self._key_shift)
+        own = (self._keys.index_select(0, entry) == key.index_select(0, position)).nonzero()[:, 0]
+        position, entry = position.index_select(0, own), entry.index_select(0, own)
         return position, self._tokens.index_select(0, entry), self._counts.index_select(0, entry)
 
 
@@ -167,7 +193,7 @@ def _by_range(text: Tensor, folds: Tensor, kind: ContextKind) -> Iterator[Tensor
     Yields:
         None after each piece of the text, then the triples of each range.
     """
-    n_ranges = 1 + len(text) // _RANGE
+    n_ranges = _n_ranges(text)
     edges = torch.arange(1, n_ranges) * (-(-(1 << _HASH_BITS) // n_ranges) << 12)
     pieces = []
     for piece in zip(text.split(_PIECE), folds.split(_PIECE), strict=True):
@@ -181,31 +207,76 @@ def _by_range(text: Tensor, folds: Tensor, kind: ContextKind) -> Iterator[Tensor
         yield triples
 
 
+def _n_ranges(text: Tensor) -> int:
+    return 1 + len(text) // _RANGE
+
+
+def _keys(hashes: Tensor) -> Tensor:
+    """The last 16 bits of hashes, int16."""
+    return hashes.to(torch.int16)
+
+
 class _Range:
     """The entries of a range of contexts.
 
+    Args:
+        triples: Its triples, ascending.
+        begin: Number of its first entry.
+        before: Last entry of each fold in earlier ranges, int32, (MAX_FOLDS,).
+        key_shift: Number of bits after the key in a hash.
+
     Attributes:
-        entry: Of each fold, the entries that it has, int32.
-        count: Of each fold, how often it has each of these, int16 or int32.
+        step: Of each fold, the steps to the entries that it has, uint8.
+        count: Of each fold, what is added to the count of the entry that a step leads to, uint8.
         tokens: Token of each entry, uint8.
-        keys: Hash of each context.
-        per_context: Number of entries of each context.
+        keys: Key of each entry, int16.
         end: Number of the entry after the last one.
+        last: Like `before`, after this range.
     """
 
-    def __init__(self, triples: Tensor, begin: int) -> None:
-        triples, counts = triples.unique_consecutive(return_counts=True)
-        by_fold = (triples & 15).to(torch.uint8)
-        sizes = torch.bincount(by_fold, minlength=MAX_FOLDS).tolist()
-        by_fold = by_fold.argsort(stable=True)
-        counts = counts.to(torch.int16 if counts.max() < 1 << 15 else torch.int32)
-        entries, per_entry = triples.bitwise_right_shift_(4).unique_consecutive(return_counts=True)
+    def __init__(self, triples: Tensor, begin: int, before: Tensor, key_shift: int) -> None:
+        triples, count = triples.unique_consecutive(return_counts=True)
+        fold = triples & 15
+        entries, per_entry = (triples >> 4).unique_consecutive(return_counts=True)
         self.end = begin + len(entries)
-        entry = torch.arange(begin, self.end, dtype=torch.int32)
-        entry = entry.repeat_interleave(per_entry, output_size=len(triples))
-        self.entry, self.count = entry[by_fold].split(sizes), counts[by_fold].split(sizes)
         self.tokens = (entries & 255).to(torch.uint8)
-        self.keys, self.per_context = entries.bitwise_right_shift_(8).unique_consecutive(return_counts=True)
+        self.keys = _keys(entries >> 8 + key_shift)
+        entry = torch.arange(begin, self.end, dtype=torch.int32).repeat_interleave(per_entry, output_size=len(triples))
+        sizes = torch.bincount(fold, minlength=MAX_FOLDS)
+        by_fold = fold.to(torch.uint8).argsort(stable=True)
+        entry, count, fold = entry[by_fold], count[by_fold], fold[by_fold]
+        own = sizes > 0  # folds that occur
+        ends = sizes.cumsum(0)
+        step = entry.diff(prepend=entry[:1])
+        step[(ends - sizes)[own]] = entry[(ends - sizes)[own]] - before[own]
+        self.last = before.clone()
+        self.last[own] = entry[ends[own] - 1]
+        step, count, fold = _in_bytes(step, count, fold)
+        per_fold = torch.bincount(fold, minlength=MAX_FOLDS).tolist()
+        self.step, self.count = step.split(per_fold), count.split(per_fold)
+
+
+def _in_bytes(step: Tensor, count: Tensor, fold: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Writes steps and counts as uint8: larger steps with stops in between, larger counts at several stops.
+
+    Args:
+        step: Steps, from 0, (n,).
+        count: Counts to add after each step, from 1, (n,).
+        fold: Their folds, (n,).
+
+    Returns:
+        The same, for as many stops as it takes.
+    """
+    before, after = step // _MAX_STEP, (count - 1) // _MAX_STEP  # further stops
+    if before.any() or after.any():
+        stops = 1 + before + after
+        own = torch.arange(len(step)).repeat_interleave(stops)
+        place = torch.arange(len(own)) - (stops.cumsum(0) - stops)[own]  # among the stops of one step
+        passing, there = place < before[own], place == before[own]
+        step = torch.where(passing, _MAX_STEP, torch.where(there, step[own] % _MAX_STEP, 0))
+        count = torch.where(passing, 0, torch.where(there, (count[own] - 1) % _MAX_STEP + 1, _MAX_STEP))
+        fold = fold[own]
+    return step.to(torch.uint8), count.to(torch.uint8), fold
 
 
 def _joined(by_range: list[Sequence[Tensor]]) -> Tensor:

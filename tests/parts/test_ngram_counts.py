@@ -269,3 +269,19 @@ def test_several_kinds_equal_each_kind_alone():
         ((alone, known_alone),) = contexts(rows, [kind])
         assert torch.equal(context, alone)
         assert torch.equal(known, known_alone)
+
+
+def test_counts_and_steps_beyond_255_are_exact():
+    """Entries of a fold lie up to 700 apart, and one is counted 600 times: neither fits into a byte."""
+    rng = random.Random(3)
+    text = b"ab" * 600 + bytes(rng.choices(range(256), k=1_400)) + b"ab" * 5
+    folds = [0] * 600 + [1] * (len(text) - 1_200) + [2] * 600
+    folds[1_900] = 3  # the only token of its fold
+    kind = ContextKind(1)
+    counts = table(text, kind, folds)
+    for fold in (None, 0, 1, 2, 3, None):
+        counts.hold_out(fold)
+        left_out = {i for i, of in enumerate(folds) if of == fold}
+        assert look_up(counts, b"abxab" + text[-300:], kind) == expected(
+            count_by_hand(text, kind, left_out), b"abxab" + text[-300:], kind
+        )
