@@ -12,6 +12,7 @@ from bytelm.callbacks.corpus_watch import CorpusWatch, KeepOnDataError
 from bytelm.callbacks.divergence import Divergence
 from bytelm.callbacks.header import Header
 from bytelm.callbacks.interruption import Interruption, Signals
+from bytelm.callbacks.memory_limit import MemoryLimit
 from bytelm.callbacks.prediction_writer import PredictionWriter
 from bytelm.callbacks.progress_bar import BudgetBar
 from bytelm.callbacks.rank_watch import RankWatch
@@ -50,6 +51,7 @@ ORDER = (
     Place(TrainedWeights, "keeps the trained weights, before WeightAveraging puts the average in their place"),
     Place(Yours, "in the order of the config; before the budget, whose clock counts their time in the step"),
     Place(KeepTrainedWeights, "puts them into checkpoints, after WeightAveraging has put the average there"),
+    Place(MemoryLimit, "rejects a limit that is too small, before the budget's warm-up takes the memory"),
     Place(Header, "prints what is trained, before the budget's warm-up, which may take minutes"),
     Place(TimeBudget, "reads the clock when a step has ended; those below use its progress"),
     Place(Schedules, "sets learning rates and all else that is scheduled by the progress at a step's beginning"),

@@ -265,7 +265,6 @@ def test_the_base_has_the_benchmarks_default_schedule(shards):
     assert multipliers() == multipliers("--config", str(PROJECT / "configs/schedules/cosine.yaml"))
 
 
-@pytest.mark.slow
 def test_all_schedules_are_one_study(shards, monkeypatch):
     pytest.importorskip("optuna")
     from bytelm.experiments.task import Plan

@@ -203,8 +203,8 @@ def assert_together(run, limit):
 @pytest.mark.parametrize(("skew", "scope"), SKEWED)
 def test_ranks_with_different_clocks_take_the_same_steps(start, skew, scope):
     slow = callback("Slow", seconds=[0.06, 0.06])
-    budget = {"limit": "6s", "scope": "training"} if scope == "training" else {"limit": "20s", "scope": "run"}
-    options = (f"--time_budget={json.dumps(budget)}", "--time_budget.reserve", "1s", "--lr_schedule", "Cosine")
+    budget = {"limit": "6s"} if scope == "training" else {"limit": "20s", "scope": "run", "reserve": "1s"}
+    options = (f"--time_budget={json.dumps(budget)}", "--lr_schedule", "Cosine")
     run = start(skew, slow, *options).ended_well()
     if scope == "training":
         assert_together(run, 6)

@@ -73,6 +73,7 @@ class ConfigFileParser(ArgumentParser):
 
     def parse_args(self, *args: Any, **kwargs: Any) -> Namespace:  # type: ignore[override]
         """Parses a command line."""
+        self._configs, self.differences = 0, set()  # a process that trains several times has one parser
         with failures_as_import_errors():
             parsed = super().parse_args(*args, **kwargs)
             if self.rejects_null:

@@ -10,7 +10,7 @@ that requests a run resumes it.
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import BinaryIO
@@ -78,7 +78,8 @@ class Study:
         except OSError as error:
             raise StorageError(f"{self.folder}: the folder cannot be created ({error.strerror or error})") from error
         sampler = optuna.samplers.TPESampler if plan.sampler == "tpe" else optuna.samplers.RandomSampler
-        with _turn(Path(RUNS, ".storage.lock")):  # workers that make the tables of a database at once fail
+        # Workers that make the tables of a database at once fail.
+        with _turn(Path(RUNS, ".storage.lock")) if _is_database(storage) else nullcontext():
             self._storage = _open(storage, self.folder)
             self._study = optuna.create_study(study_name=name, storage=self._storage, load_if_exists=True)
         if sampler_seed is not None:  # a study that continues must not repeat its draws
@@ -329,7 +330,7 @@ def database_errors(storage: str | None) -> Iterator[None]:
 
 
 def _open(storage: str | None, folder: Path) -> BaseStorage:
-    if storage is None or "://" not in storage:
+    if storage is None or not _is_database(storage):
         return JournalStorage(Journal(Path(storage or folder / JOURNAL)))
     try:
         return Database(storage, _shown(storage))  # type: ignore[abstract]  # its methods are made by a loop
@@ -341,10 +342,14 @@ def _open(storage: str | None, folder: Path) -> BaseStorage:
         raise ConfigError("storage", _shown(storage), f"{missing} is not installed; install it with pip") from error
 
 
+def _is_database(storage: str | None) -> bool:
+    return storage is not None and "://" in storage
+
+
 def _shown(storage: str) -> str:
     """A storage for messages, without its password."""
     try:
-        return make_url(storage).render_as_string(hide_password=True) if "://" in storage else storage
+        return make_url(storage).render_as_string(hide_password=True) if _is_database(storage) else storage
     except ArgumentError:
         return storage
 

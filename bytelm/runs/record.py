@@ -8,6 +8,7 @@ import json
 import signal
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, TypedDict, get_args, get_origin, get_type_hints, is_typeddict
 
@@ -215,7 +216,10 @@ def of_lost_run(folder: Path, config: Mapping[str, Any]) -> Record:
         config: Its contents.
     """
     started = (folder / "config.yaml").stat().st_mtime
-    ended = max(path.lstat().st_mtime for path in [folder, *folder.iterdir()])
+    ended = folder.stat().st_mtime
+    for path in folder.iterdir():
+        with suppress(FileNotFoundError):  # a file that another process has just renamed
+            ended = max(ended, path.lstat().st_mtime)
     return {
         "status": "interrupted",
         "reason": "it left no record",

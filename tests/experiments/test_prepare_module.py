@@ -139,7 +139,6 @@ def test_the_winners_program_gets_the_harness_figures_to_the_last_digit(text, mo
     assert 0 < results[0]["val_bpb"] < 8
 
 
-@pytest.mark.slow
 def test_the_baseline_program_has_the_network_of_the_baseline_config(text, monkeypatch, tmp_path):
     (tmp_path / "corpus.txt").rename(tmp_path / "shakespeare.txt")
     monkeypatch.setenv("BYTELM_DATA", str(tmp_path))

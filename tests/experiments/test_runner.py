@@ -965,7 +965,6 @@ def test_a_study_continues_after_a_kill(program, until, alive):
     assert Path("stdout").read_text().startswith("runs: 2 ended, of which now 2 completed\nbest: ")
 
 
-@pytest.mark.slow
 def test_a_study_continues_after_a_ctrl_c(program, until, alive):
     interrupted = program("tiny.yaml")
     until(Path("runs/tiny/tiny/version_0/checkpoints/last.ckpt").exists, 120)

@@ -130,7 +130,6 @@ def trained(folder, run, capsys):
     return [f"{score['val_bpb']:.4f}" for score in scores]
 
 
-@pytest.mark.slow
 def test_a_run_is_validated_tested_and_predicted_without_further_options(trained, capsys):
     for name, score in zip(("first", "second"), trained, strict=True):
         main(["validate", f"runs/{name}/version_0"])

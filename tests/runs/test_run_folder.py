@@ -188,7 +188,6 @@ def test_runs_are_below_the_trainers_root(run, capsys):
 # Which run is meant
 
 
-@pytest.mark.slow
 def test_a_runs_config_keeps_its_experiment_and_names_its_run(run, capsys):
     run("--experiment", "a/x")
     first = "runs/a/x/version_0/config.yaml"

@@ -24,7 +24,7 @@ def test_a_run_is_measured_until_its_first_step(folder):
     began = time.time()
     finished = programs.run(
         [sys.executable, "-m", "scripts.startup_probe", "result.json", "fit", "--config", "tiny.yaml"],
-        env={**os.environ, "BYTELM_STARTED": str(began)},
+        env={**os.environ, "BYTELM_STARTED": str(began), "PYTHONPATH": str(programs.PROJECT)},
     )
     assert finished.returncode == 0, finished.stderr
     result = json.loads((folder / "result.json").read_text())
