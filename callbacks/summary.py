@@ -8,7 +8,6 @@ as the score, in its unit.
 """
 
 import shlex
-import sys
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from bytelm.metrics import uniform_score, unigram_score
 from bytelm.runs.folder import CONFIG, checkpoint_of
 from bytelm.runs.logger import TensorBoardLogger
 from bytelm.runs.score import score_for
+from bytelm.system.invocation import typed_name
 from bytelm.units import Duration
 
 PACKAGES_OF_REPORT = ("matplotlib", "markdown", "scipy")
@@ -145,8 +145,7 @@ def _compare(runs: Path) -> str | None:
 
 def _command(*words: str) -> str:
     """Returns a command as a user would type it."""
-    program = ["bytelm"] if Path(sys.argv[0]).name == "bytelm" else ["python", "-m", "bytelm"]
-    return shlex.join([*program, *words])
+    return f"{typed_name()} {shlex.join(words)}"
 
 
 def _doubled(limit: str | list[str]) -> str:

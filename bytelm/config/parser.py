@@ -10,14 +10,15 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 from pydoc import locate
 from typing import Any, get_args, get_type_hints
 
+import jsonargparse
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 
 import bytelm
-import bytelm.config.lookups
 import bytelm.config.short_names
 from bytelm.config import base, shipped
 from bytelm.config.imports import failures_as_import_errors
@@ -26,6 +27,12 @@ from bytelm.config.messages import NULL
 from bytelm.config.renamed import current_names
 from bytelm.config.text import ACCEPTED, BadText, dump, read
 from bytelm.errors import ConfigError
+
+# lookups.py replaces private functions, which these versions of jsonargparse are known to have. With other versions,
+# parsing a config takes more time.
+LOOKUPS_OF = "4.53."
+if jsonargparse.__version__.startswith(LOOKUPS_OF):
+    import_module("bytelm.config.lookups")
 
 
 class ConfigFileParser(ArgumentParser):

@@ -16,8 +16,9 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
-from bytelm.experiments.memory_limit import LOOK_SECONDS, Size, memory_of
+from bytelm.experiments.memory_limit import LOOK_SECONDS, memory_of
 from bytelm.system.process import end_worker_with_parent
+from bytelm.units import Size
 
 LOWER = "lower the sizes in model.gpt"
 

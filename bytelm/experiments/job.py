@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bytelm.errors import CheckpointError, ConfigError, DataError, StorageError
-from bytelm.experiments.memory_limit import MemoryWatch, Size
+from bytelm.experiments.memory_limit import MemoryWatch
 from bytelm.runs import record
 from bytelm.runs.folder import RUNS, lock, newest_run
 from bytelm.runs.record import Record, Status
 from bytelm.system.process import ENDING_SECONDS, Lifeline
+from bytelm.units import Size
 
 if TYPE_CHECKING:
     from typing_extensions import Self

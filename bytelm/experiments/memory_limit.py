@@ -9,13 +9,12 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-from bytelm.units import MEMORY_UNITS, Size
+from bytelm.units import Size
 
 PROC = Path("/proc")
 LOOK_SECONDS = 0.1  # between two checks of the memory in use
 SEARCH_SECONDS = 1.0  # between two searches for further processes
 COUNTED = (b"RssAnon:", b"RssShmem:")  # without mapped files: libraries and corpora
-UNITS = MEMORY_UNITS
 
 
 def can_be_watched() -> bool:

@@ -287,16 +287,13 @@ class GatedAttention(WindowedSDPA):
         super().__init__(
             d_model, n_heads, n_kv_heads, qk_norm, dropout, bias, window, pattern, layer=layer, n_layers=n_layers
         )
-        if gate_dim > d_model:
-            raise ConfigError("gate_dim", gate_dim, f"accepted: up to d_model, which is {d_model}")
-        self.gate_dim = gate_dim
-        self.gate = nn.Linear(gate_dim, n_heads, bias=False)
+        self.gate = head_gate(d_model, gate_dim, n_heads)
 
     def after_init(self) -> None:
         nn.init.zeros_(self.gate.weight)
 
     def gated(self, mixed: Tensor, x: Tensor) -> Tensor:
-        return mixed * (2 * torch.sigmoid(self.gate(x[..., : self.gate_dim])))[..., None].to(mixed.dtype)
+        return mixed * gates_of(self.gate, x)[..., None].to(mixed.dtype)
 
 
 class FlashAttention(SDPA):
@@ -347,6 +344,22 @@ class Explicit(MultiHeadAttention):
             logits = logits + scores
         weights = F.dropout(logits.softmax(dim=-1), self.dropout, self.training)
         return weights.to(v.dtype) @ v
+
+
+def head_gate(d_model: int, gate_dim: int, n_heads: int) -> nn.Linear:
+    """Makes W of the gates 2 sigmoid(W x[:gate_dim]), one for each head; it must be set to zero after initialisation.
+
+    Raises:
+        ConfigError: gate_dim is above d_model.
+    """
+    if gate_dim > d_model:
+        raise ConfigError("gate_dim", gate_dim, f"accepted: up to d_model, which is {d_model}")
+    return nn.Linear(gate_dim, n_heads, bias=False)
+
+
+def gates_of(gate: nn.Linear, x: Tensor) -> Tensor:
+    """Returns the gates (B, T, n_heads) of an attention's input x (B, T, d_model); see `head_gate`."""
+    return 2 * torch.sigmoid(gate(x[..., : gate.in_features]))
 
 
 def window_attention(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:

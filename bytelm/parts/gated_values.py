@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from bytelm.config.values import PositiveInt, UnitInterval
 from bytelm.errors import ConfigError
-from bytelm.parts.attention import WindowedSDPA
+from bytelm.parts.attention import WindowedSDPA, gates_of, head_gate
 from bytelm.parts.contract import Context, Norm, PositionEncoding, Run
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -85,13 +85,10 @@ class GatedValueAttention(WindowedSDPA):
         super().__init__(
             d_model, n_heads, n_kv_heads, qk_norm, dropout, bias, window, pattern, layer=layer, n_layers=n_layers
         )
-        if gate_dim > d_model:
-            raise ConfigError("gate_dim", gate_dim, f"accepted: up to d_model, which is {d_model}")
         self.d_model = d_model
-        self.gate_dim = gate_dim
         self.table_dtype = DTYPES[table_dtype]
         has_table = (n_layers - 1 - layer) % 2 == 0
-        self.gate = nn.Linear(gate_dim, self.n_kv_heads, bias=False) if has_table else None
+        self.gate = head_gate(d_model, gate_dim, self.n_kv_heads) if has_table else None
         self.value_table: ValueTable | None = None
 
     def connect(self, network: nn.Module) -> None:
@@ -113,8 +110,7 @@ class GatedValueAttention(WindowedSDPA):
         if self.gate is None or self.value_table is None:
             return v
         of_tokens = self.value_table(context.tokens[:, context.start :]).unflatten(-1, (self.n_kv_heads, -1))
-        gates = 2 * torch.sigmoid(self.gate(x[..., : self.gate_dim]))
-        return v + (gates[..., None] * of_tokens).transpose(1, 2).to(v.dtype)
+        return v + (gates_of(self.gate, x)[..., None] * of_tokens).transpose(1, 2).to(v.dtype)
 
     def placed(self, q: Tensor, k: Tensor, position: PositionEncoding, start: int) -> tuple[Tensor, Tensor]:
         q, k = position.rotate(q, k, start)

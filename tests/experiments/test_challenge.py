@@ -19,13 +19,13 @@ from fastapi.testclient import TestClient
 
 from bytelm.errors import ConfigError
 from bytelm.experiments.check import Checker
-from bytelm.experiments.memory_limit import Size
 from bytelm.experiments.service import program, supervisor
 from bytelm.experiments.service.challenge import ChallengeService
 from bytelm.experiments.service.challenge_api import app
 from bytelm.experiments.service.program import ProgramJob, Setting, read_result, syntax_error
 from bytelm.program import main
 from bytelm.runs.record import check
+from bytelm.units import Size
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="programs run on Linux")
 DATA = {"path": "corpus.txt", "batch_size": 4, "seq_len": 32, "eval_bytes": 1024}

@@ -21,10 +21,10 @@ from disks import small_disk
 from bytelm.errors import StorageError
 from bytelm.experiments import job as job_module
 from bytelm.experiments.job import Job, Outcome, RunIsTaken, tail
-from bytelm.experiments.memory_limit import Size
 from bytelm.runs.ledger import read_runs
 from bytelm.runs.record import wall_time
 from bytelm.runs.score import VAL_BPB
+from bytelm.units import Size
 
 PROJECT = Path(__file__).resolve().parents[2]
 FOLDER = Path("runs/s/a")

@@ -8,7 +8,8 @@ import time
 
 import pytest
 
-from bytelm.experiments.memory_limit import MemoryWatch, Size, can_be_watched, machine_memory, memory_of
+from bytelm.experiments.memory_limit import MemoryWatch, can_be_watched, machine_memory, memory_of
+from bytelm.units import Size
 
 MIB = 2**20
 linux = pytest.mark.skipif(not can_be_watched(), reason="needs /proc")

@@ -23,7 +23,7 @@ from bytelm.config.text import BadText, read
 from bytelm.config.untrusted_config import OWN_KEYS, OWN_OPTIONS
 from bytelm.config.values import PositiveInt
 from bytelm.errors import ConfigError, StorageError
-from bytelm.experiments.memory_limit import UNITS, Size, can_be_watched, machine_memory
+from bytelm.experiments.memory_limit import can_be_watched, machine_memory
 from bytelm.experiments.service import challenge_api
 from bytelm.experiments.service.access import BODY_SECONDS, CLOSE, guard, read_body
 from bytelm.experiments.service.challenge import ChallengeService
@@ -35,7 +35,7 @@ from bytelm.experiments.service.paths import without_paths
 from bytelm.experiments.service.program import MEMORY
 from bytelm.runs.folder import RUNS
 from bytelm.runs.score import RANKED, VAL_BPB, VAL_LOSS
-from bytelm.units import Duration
+from bytelm.units import MEMORY_UNITS, Duration, Size
 
 TOKEN = "BYTELM_TOKEN"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -292,7 +292,7 @@ def serve(
         raise ConfigError("allow_code", allow_code, "accepted on Linux: the limits of programs need /proc")
     program_memory = memory_limit or MEMORY
     if memory_limit is None and can_be_watched():
-        memory_limit = Size(max(machine_memory().bytes // 2 // UNITS["MiB"], 1) * UNITS["MiB"])
+        memory_limit = Size(max(machine_memory().bytes // 2 // MEMORY_UNITS["MiB"], 1) * MEMORY_UNITS["MiB"])
     token = token or os.environ.get(TOKEN) or None
     os.environ.pop(TOKEN, None)  # runs do not need it
     if token is None and host not in LOOPBACK:

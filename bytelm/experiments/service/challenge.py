@@ -13,12 +13,12 @@ from typing import Any
 
 from bytelm.errors import ConfigError
 from bytelm.experiments.job import LOG, tail
-from bytelm.experiments.memory_limit import Size
 from bytelm.experiments.service.match import Busy, Service, Unusable, finite
 from bytelm.experiments.service.match_folder import BASELINE
 from bytelm.experiments.service.paths import without_paths
 from bytelm.experiments.service.program import MEMORY, ON_PATH, ProgramJob, Setting, syntax_error
 from bytelm.runs.score import VAL_BPB
+from bytelm.units import Size
 
 SHORTEST_CODE, LONGEST_CODE = 50, 100_000  # characters
 LOG_CHARACTERS = 5000

@@ -29,14 +29,13 @@ from bytelm.config.untrusted_config import check_limit, check_resolved, check_wr
 from bytelm.errors import ConfigError, StorageError
 from bytelm.experiments.check import Checker
 from bytelm.experiments.job import LOG, Job, tail
-from bytelm.experiments.memory_limit import Size
 from bytelm.experiments.service.match_folder import BASELINE, MatchFolder, number_of
 from bytelm.experiments.service.paths import without_paths
 from bytelm.experiments.service.program import ProgramJob
 from bytelm.runs.folder import RUNS
 from bytelm.runs.ledger import best_of, write_ledger
 from bytelm.runs.read import Run
-from bytelm.units import Duration
+from bytelm.units import Duration, Size
 
 CHECK_SECONDS = 60.0  # a network that takes longer to build cannot be trained within minutes
 

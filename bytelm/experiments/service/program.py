@@ -31,15 +31,15 @@ import bytelm
 from bytelm.data.bytes import ByteData
 from bytelm.errors import ConfigError, StorageError
 from bytelm.experiments.job import LOG, Outcome, RunProcess, tail
-from bytelm.experiments.memory_limit import LOOK_SECONDS, SEARCH_SECONDS, UNITS, Size, memory_of
+from bytelm.experiments.memory_limit import LOOK_SECONDS, SEARCH_SECONDS, memory_of
 from bytelm.experiments.service import supervisor
 from bytelm.runs import record as records
 from bytelm.runs.record import LARGEST, Record
 from bytelm.system.process import utc
-from bytelm.units import time_limit
+from bytelm.units import MEMORY_UNITS, Size, time_limit
 
 ON_PATH = Path(__file__).with_name("on_path")
-MEMORY = Size(UNITS["GiB"])
+MEMORY = Size(MEMORY_UNITS["GiB"])
 MOST_PROCESSES = 64
 MOST_FOLDER_BYTES = 256 * 2**20
 KEPT_LOG_BYTES = 2**20
