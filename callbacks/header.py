@@ -82,7 +82,15 @@ def _data(trainer: Trainer) -> str:
     rows = data.batch_size * trainer.world_size * trainer.accumulate_grad_batches
     tokens = "bytes" if are_bytes(data) else "tokens"
     size = f"{data.train_tokens():,} {tokens} to train on"
-    return f"{data.corpus_record()['name']}, {size}; {rows:,} rows of {data.seq_len:,} a step"
+    return f"{data.corpus_record()['name']}, {size}; {rows:,} rows of {data.seq_len:,} a step{_validation(data)}"
+
+
+def _validation(data: TokenData) -> str:
+    files = data.val_files()
+    if not files:
+        return ""
+    several = f" to {files[-1].name} ({len(files)} files)" if len(files) > 1 else ""
+    return f"; validation: {files[0].name}{several}"
 
 
 def are_bytes(data: TokenData) -> bool:

@@ -9,7 +9,7 @@ _ENDS = "time_budget.limit ends a run"
 _CHECKPOINT = "best or last of the newest run, a checkpoint, or the folder of a run."
 
 TEXTS = {
-    "config": "A YAML file, the name of a shipped config (`bytelm configs` lists them), or the text of a config. "
+    "config": "A YAML file, the name of a shipped config (the command `configs` lists them), or the text of a config. "
     "Several are merged in their order.",
     "print_config": "Print the resolved config and exit. `=skip_default` leaves out the defaults, `=skip_unset` "
     "values that are not set.",

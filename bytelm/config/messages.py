@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from bytelm.config.packages import UNAVAILABLE
 from bytelm.config.renamed import RENAMED
+from bytelm.system.invocation import typed_name
 from bytelm.system.process import is_rank_zero
 
 NUMBERS = {
@@ -202,7 +203,7 @@ def _missing(names: list[str], roots: Mapping[str, type], nested: Iterable[type]
     key = rest if rest.partition(".")[0] in roots else names[0].lstrip("-")  # `fit.data`
     name = key.rpartition(".")[2]
     accepted = _class_choices(name, "", roots, nested) if _is_class(name, roots, nested) else "see --help"
-    where = ", in a --config for example (`bytelm configs` lists the shipped ones)" if roots else ""
+    where = f", in a --config for example (`{typed_name()} configs` lists the shipped ones)" if roots else ""
     return f"{key}: it is required{where}; {accepted}"
 
 

@@ -9,6 +9,8 @@ import re
 from difflib import get_close_matches
 from pathlib import Path
 
+from bytelm.system.invocation import typed_name
+
 FOLDER = Path(__file__).resolve().parents[1] / "configs"
 NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)*", re.ASCII)
 NAME_WIDTH = 26  # longer names push their description to the right
@@ -45,7 +47,7 @@ def missing(name: str) -> str:
     given = name.removeprefix("configs/").removesuffix(".yaml")
     meant = get_close_matches(given, known, n=1) or [each for each in known if each.endswith(f"/{given}")][:1]
     hint = f"did you mean {meant[0]}? " if meant else ""
-    return f"no shipped config of this name ({hint}`bytelm configs` lists them)"
+    return f"no shipped config of this name ({hint}`{typed_name()} configs` lists them)"
 
 
 def names() -> list[str]:

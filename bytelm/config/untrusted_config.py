@@ -198,7 +198,7 @@ def _check_key(key: str, path: str, value: Any) -> None:
     if top in OWN_KEYS:
         return
     if top == base.KEY:
-        whole = "a whole config, as `python -m bytelm fit --config FILE --print_config=skip_default` prints it"
+        whole = "a whole config, as `fit --config FILE --print_config=skip_default` prints it"
         raise ConfigError(key, value, f"it names a file; accepted here: {whole}")
     if top not in OWN_OPTIONS:
         raise ConfigError(key, value, f"accepted here: {', '.join((*OWN_KEYS, *OWN_OPTIONS))}")

@@ -6,6 +6,7 @@ The position in the data is saved and restored with the run. A run resumes only 
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 from lightning.pytorch import LightningDataModule
@@ -67,6 +68,10 @@ class TokenData(LightningDataModule, ABC):
         Raises:
             DataError: The text does not exist, or cannot be read.
         """
+
+    def val_files(self) -> list[Path]:
+        """Returns the files for validation, for the lines before a run; empty if it is a part of the text."""
+        return []
 
     def text_tokenizer(self) -> Tokenizer | None:
         """Returns the tokenizer of the tokens; None if it is not known.

@@ -1,6 +1,7 @@
 """Documents: text in Parquet, JSON lines or text files, encoded and packed into rows while a run trains."""
 
 import hashlib
+import re
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -16,12 +17,13 @@ from bytelm.data.file_watch import FileWatch, Stamp
 from bytelm.data.pack_worker import Job
 from bytelm.data.packed_rows import PackedEval, PackedLoader
 from bytelm.data.packing import START, DocumentTokens
-from bytelm.data.shard_file import WORDS, Split
+from bytelm.data.shard_file import WORDS, Split, check_disjoint
 from bytelm.data.tokenizer import Tokenizer, load_tokenizer
 from bytelm.errors import ConfigError, DataError
 
 BLOCK_ROWS = 64
 MEGABYTE = 2**20
+NUMBER = re.compile(r"[0-9a-f]*[0-9][0-9a-f]*")  # in a file's name, also a hash
 Places = str | list[str]
 
 
@@ -36,9 +38,12 @@ class Documents(TokenData):
     Args:
         path: A folder, with subfolders, or a glob pattern: its files of Parquet; if there are none, those of JSON lines
             (.jsonl, .ndjson, also with .gz); if there are none, those of text (.txt, .md, …), each of which is one
-            document. Files with the word `val` in their names are for validation; without such files, the last one is.
-        train: Files for training, in place of those in `path`: a file, a folder, a glob pattern, or a list of these.
-        val: Files for validation, in the same forms.
+            document. Files with the word `val` in their names are for validation. Without such files, the last one is,
+            if the names of all files are alike but for their numbers. If some names have the word `train`, only these
+            files are for training.
+        train: Files for training: a file, a folder, a glob pattern, or a list of these. With `path`, its other files
+            are for validation, as above.
+        val: Files for validation, in the same forms. With `path`, its other files are for training, as above.
         column: Column of Parquet, or key of the JSON objects, that has the text.
         tokenizer: `bytes`; a tokenizer.json, a tokenizer.pkl of autoresearch or nanochat, or a folder with one; or one
             of tiktoken's names, such as gpt2. It needs a token that marks the beginning of a document.
@@ -120,13 +125,36 @@ class Documents(TokenData):
                 places = [given] if isinstance(given, str) else given
                 found[split] = [file for place in places for file in document_files(place, f"data.{split}")]
         if len(found) < 2:
-            inside = document_files(str(self.path), "data.path")
-            val = [file for file in inside if WORDS["val"].search(file.stem)] or inside[-1:]
-            found = {"train": [file for file in inside if file not in val], "val": val, **found}
+            given_files = {file.resolve() for files in found.values() for file in files}
+            inside = [file for file in document_files(str(self.path), "data.path") if file.resolve() not in given_files]
+            if "val" not in found:
+                found["val"] = self._validation(inside)
+            if "train" not in found:
+                others = [file for file in inside if file not in found["val"]]
+                others = [file for file in others if not WORDS["val"].search(file.stem)]
+                found["train"] = [file for file in others if WORDS["train"].search(file.stem)] or others
         if not found["train"]:
             accepted = "accepted: at least two files, the last of which validates; or train and val"
             raise DataError("data.path", self.path, f"it has no file to train on; {accepted}")
-        return found
+        check_disjoint(found["train"], found["val"])
+        return {"train": found["train"], "val": found["val"]}
+
+    def _validation(self, inside: list[Path]) -> list[Path]:
+        """Returns the files for validation of those in `path`.
+
+        Raises:
+            DataError: It cannot be known which they are.
+        """
+        if named := [file for file in inside if WORDS["val"].search(file.stem)]:
+            return named
+        if len({NUMBER.sub("0", file.name) for file in inside}) > 1:
+            some = ", ".join(file.name for file in (inside[0], inside[-1]))
+            accepted = "accepted: names with the word `val`, names that are alike but for their numbers, or data.val"
+            raise DataError("data.path", self.path, f"which of its files ({some}, …) validate? {accepted}")
+        return inside[-1:]
+
+    def val_files(self) -> list[Path]:
+        return self.files["val"]
 
     def setup(self, stage: str) -> None:
         self.files, self.loaded_tokenizer  # noqa: B018  (errors in them are raised now)

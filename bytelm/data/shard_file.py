@@ -15,6 +15,7 @@ file, the next access kills the process with SIGBUS, without a message or a chec
 import errno
 import os
 import re
+from collections.abc import Iterable
 from io import FileIO
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -54,8 +55,8 @@ FORMATS = {
 }
 EVALUATION_MAGIC = 20240522  # its header has one more number, the size of the longest example
 OTHER_FILES = {
-    EVALUATION_MAGIC: "questions of an evaluation (HellaSwag, MMLU); `python -m bytelm evaluate` asks such questions",
-    20240326: "the weights of a network; `python -m bytelm import` reads those of nanoGPT and Hugging Face",
+    EVALUATION_MAGIC: "questions of an evaluation (HellaSwag, MMLU); the command `evaluate` asks such questions",
+    20240326: "the weights of a network; the command `import` reads those of nanoGPT and Hugging Face",
     20240327: "a network's state, for debugging",
     20240328: "a tokenizer",
 }
@@ -200,6 +201,18 @@ def find_shards(folder: Path, split: Split) -> list[Path]:
             )
             raise DataError("data.path", str(path), accepted)
     return found
+
+
+def check_disjoint(train: Iterable[Path], val: Iterable[Path]) -> None:
+    """Checks that no file is both for training and for validation.
+
+    Raises:
+        DataError: One is.
+    """
+    trained = {file.resolve() for file in train}
+    for file in val:
+        if file.resolve() in trained:
+            raise DataError("data.val", str(file), "it is also a file for training; accepted: other files")
 
 
 def _open(path: Path) -> FileIO:

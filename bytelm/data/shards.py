@@ -21,7 +21,7 @@ from bytelm.config.values import NonNegativeInt, PositiveInt
 from bytelm.data.base import TokenData
 from bytelm.data.file_watch import FileWatch, Stamp
 from bytelm.data.rows import eval_shares
-from bytelm.data.shard_file import Shard, Split, Tokens, find_shards
+from bytelm.data.shard_file import Shard, Split, Tokens, check_disjoint, find_shards
 from bytelm.data.tokenizer import Tokenizer, load_tokenizer
 from bytelm.errors import ConfigError, DataError
 
@@ -103,7 +103,12 @@ class TokenShards(TokenData):
             self._shards[split] = shards
         return self._shards[split]
 
+    def val_files(self) -> list[Path]:
+        return [*self.shards("val")]
+
     def setup(self, stage: str) -> None:
+        if stage == "fit":
+            check_disjoint(*(self.shards(split) for split in SPLITS))
         for split in SPLITS if stage == "fit" else ("val",):
             if (longest := max(map(len, self.shards(split).values()))) <= self.seq_len:
                 reason = f"the longest of the {split} shards has {longest} tokens; accepted: up to {longest - 1}"

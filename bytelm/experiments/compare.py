@@ -31,6 +31,7 @@ from bytelm.runs.ledger import read_runs
 from bytelm.runs.read import Run
 from bytelm.runs.score import RANKED, VAL_BPB, Score, score_of
 from bytelm.system.files import replacing
+from bytelm.system.invocation import typed_name
 from bytelm.units import Duration, Unit, limits_of
 
 FILE = "comparison.json"
@@ -291,7 +292,7 @@ class Comparison:
             parts += [self._figures_line(one, difference), self._sentence(one, difference)]
         parts.append(
             f"{FILE}: {Path(RUNS, self.study, FILE)}\n"
-            f"report: python -m bytelm report {shlex.quote(str(Path(RUNS, self.study)))}"
+            f"report: {typed_name()} report {shlex.quote(str(Path(RUNS, self.study)))}"
         )
         return "\n\n".join(parts)
 

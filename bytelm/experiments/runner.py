@@ -35,6 +35,7 @@ from bytelm.runs.record import FILE as RECORD
 from bytelm.runs.record import read as read_record
 from bytelm.runs.record import wall_time
 from bytelm.runs.score import RANKED, score_of
+from bytelm.system.invocation import typed_name
 from bytelm.units import Duration, clock, time_limit
 
 MOST_CUTS = 5  # interruptions of one run within one call of this command
@@ -377,7 +378,7 @@ class Runner:
             print(f"best: {best.score:.4f} {best.folder}")
         print(f"ledger: {Path(RUNS, LEDGER)}")
         if ended:
-            print(f"report: python -m bytelm report {shlex.quote(str(self.study.folder))}")
+            print(f"report: {typed_name()} report {shlex.quote(str(self.study.folder))}")
         return int(any(outcome.status not in ("completed", "pruned") for outcome in self.outcomes))
 
 

@@ -183,14 +183,14 @@ class WindowedSDPA(SDPA):
     Args:
         d_model: Width of the residual stream.
         n_heads: Number of query heads; divides d_model.
-        n_kv_heads: Number of key/value heads; default n_heads.
-        qk_norm: Normalisation of queries and keys; none by default.
-        dropout: Probability of dropping an attention weight.
-        bias: Whether the projections have biases.
+        args: SDPA's other options.
         window: Number of tokens that a query of a windowed layer sees, its own included. Can be scheduled as
             `attention.window`.
         pattern: One letter a layer, repeated over the layers: `S` (short) for a windowed layer, `L` (long) for a full
             one. The last layer is always full.
+        layer: Number of the layer, from 0.
+        n_layers: Number of layers.
+        kwargs: SDPA's other options.
 
     Raises:
         ConfigError: The pattern has other letters.
@@ -202,17 +202,14 @@ class WindowedSDPA(SDPA):
         self,
         d_model: int,
         n_heads: int,
-        n_kv_heads: PositiveInt | None = None,
-        qk_norm: Callable[[int], Norm] | None = None,
-        dropout: UnitInterval = 0.0,
-        bias: bool = True,
+        *args: Any,
         window: PositiveInt = 128,
         pattern: str = "SSSL",
-        *,
         layer: int,
         n_layers: int,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(d_model, n_heads, n_kv_heads, qk_norm, dropout, bias)
+        super().__init__(d_model, n_heads, *args, **kwargs)
         if not pattern or set(pattern) - set("SL"):
             raise ConfigError("pattern", pattern, "accepted: the letters S and L, such as SSSL")
         self.is_windowed = pattern[layer % len(pattern)] == "S" and layer < n_layers - 1
@@ -253,15 +250,12 @@ class GatedAttention(WindowedSDPA):
     Args:
         d_model: Width of the residual stream.
         n_heads: Number of query heads; divides d_model.
-        n_kv_heads: Number of key/value heads; default n_heads.
-        qk_norm: Normalisation of queries and keys; none by default.
-        dropout: Probability of dropping an attention weight.
-        bias: Whether the projections have biases; the gates have none.
-        window: Number of tokens that a query of a windowed layer sees, its own included. Can be scheduled as
-            `attention.window`.
-        pattern: One letter a layer, repeated over the layers: `S` (short) for a windowed layer, `L` (long) for a full
-            one. The last layer is always full.
+        args: SDPA's other options.
+        pattern: As in WindowedSDPA: `S` for a windowed layer, `L` for a full one.
         gate_dim: Number of dimensions of x that the gates read.
+        layer: Number of the layer, from 0.
+        n_layers: Number of layers.
+        kwargs: WindowedSDPA's other options. `bias` does not apply to the gates.
 
     Raises:
         ConfigError: gate_dim is above d_model, or the pattern has other letters.
@@ -273,20 +267,14 @@ class GatedAttention(WindowedSDPA):
         self,
         d_model: int,
         n_heads: int,
-        n_kv_heads: PositiveInt | None = None,
-        qk_norm: Callable[[int], Norm] | None = None,
-        dropout: UnitInterval = 0.0,
-        bias: bool = True,
-        window: PositiveInt = 128,
+        *args: Any,
         pattern: str = "L",
         gate_dim: PositiveInt = 16,
-        *,
         layer: int,
         n_layers: int,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(
-            d_model, n_heads, n_kv_heads, qk_norm, dropout, bias, window, pattern, layer=layer, n_layers=n_layers
-        )
+        super().__init__(d_model, n_heads, *args, pattern=pattern, layer=layer, n_layers=n_layers, **kwargs)
         self.gate = head_gate(d_model, gate_dim, n_heads)
 
     def after_init(self) -> None:

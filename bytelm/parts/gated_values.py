@@ -1,16 +1,15 @@
 """Attention with a table of token values in every other layer, gated by head, as in nanochat and autoresearch."""
 
 import math
-from collections.abc import Callable
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from bytelm.config.values import PositiveInt, UnitInterval
+from bytelm.config.values import PositiveInt
 from bytelm.errors import ConfigError
 from bytelm.parts.attention import WindowedSDPA, gates_of, head_gate
-from bytelm.parts.contract import Context, Norm, PositionEncoding, Run
+from bytelm.parts.contract import Context, PositionEncoding, Run
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -48,17 +47,13 @@ class GatedValueAttention(WindowedSDPA):
     Args:
         d_model: Width of the residual stream.
         n_heads: Number of query heads; divides d_model.
-        n_kv_heads: Number of key/value heads; default n_heads.
-        qk_norm: Normalisation of queries and keys; none by default.
-        dropout: Probability of dropping an attention weight.
-        bias: Whether the projections have biases; the gates have none.
-        window: Number of tokens that a query of a windowed layer sees, its own included. Can be scheduled as
-            `attention.window`.
-        pattern: One letter a layer, repeated over the layers: `S` (short) for a windowed layer, `L` (long) for a full
-            one. The last layer is always full.
+        args: SDPA's other options.
         gate_dim: Number of dimensions of x that the gates read.
         table_dtype: Type of the value tables, `float32` or `bfloat16`. bfloat16 halves the memory traffic of the
             optimizer, and its steps are rounded to three digits.
+        layer: Number of the layer, from 0.
+        n_layers: Number of layers.
+        kwargs: WindowedSDPA's other options. `bias` does not apply to the gates.
 
     Raises:
         ConfigError: gate_dim is above d_model, or the pattern has other letters.
@@ -70,21 +65,14 @@ class GatedValueAttention(WindowedSDPA):
         self,
         d_model: int,
         n_heads: int,
-        n_kv_heads: PositiveInt | None = None,
-        qk_norm: Callable[[int], Norm] | None = None,
-        dropout: UnitInterval = 0.0,
-        bias: bool = True,
-        window: PositiveInt = 128,
-        pattern: str = "SSSL",
+        *args: Any,
         gate_dim: PositiveInt = 32,
         table_dtype: Literal["float32", "bfloat16"] = "float32",
-        *,
         layer: int,
         n_layers: int,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(
-            d_model, n_heads, n_kv_heads, qk_norm, dropout, bias, window, pattern, layer=layer, n_layers=n_layers
-        )
+        super().__init__(d_model, n_heads, *args, layer=layer, n_layers=n_layers, **kwargs)
         self.d_model = d_model
         self.table_dtype = DTYPES[table_dtype]
         has_table = (n_layers - 1 - layer) % 2 == 0

@@ -13,7 +13,7 @@ kernels of flash-linear-attention if they are installed (bytelm/kernels/linear_a
 
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -72,9 +72,10 @@ class LinearAttention(contract.Attention):
         self,
         d_model: int,
         n_heads: int,
-        d_key: int | None,
-        d_value: int | None,
-        bias: bool,
+        d_key: PositiveInt | None = None,
+        d_value: PositiveInt | None = None,
+        bias: bool = False,
+        *,
         gated: bool,
     ) -> None:
         super().__init__()
@@ -150,22 +151,12 @@ class Retention(LinearAttention):
     The paper rotates queries and keys, and its values are twice as wide as the stream.
 
     Args:
-        d_model: Width of the residual stream.
-        n_heads: Number of heads.
-        d_key: Width of all heads' queries, and of their keys; default d_model.
-        d_value: Width of all heads' values; default d_model.
-        bias: Whether the projections of queries, keys, values and outputs have biases.
+        args: LinearAttention's.
+        kwargs: LinearAttention's.
     """
 
-    def __init__(
-        self,
-        d_model: int,
-        n_heads: int,
-        d_key: PositiveInt | None = None,
-        d_value: PositiveInt | None = None,
-        bias: bool = False,
-    ) -> None:
-        super().__init__(d_model, n_heads, d_key, d_value, bias, gated=True)
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, gated=True, **kwargs)
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor, x: Tensor, cache: StateCache | None) -> Tensor:
         if cache is None and kernels.support(q):
@@ -185,24 +176,22 @@ class GatedLinearAttention(LinearAttention):
     Args:
         d_model: Width of the residual stream.
         n_heads: Number of heads.
-        d_key: Width of all heads' queries, and of their keys; default d_model.
-        d_value: Width of all heads' values; default d_model.
-        bias: Whether the projections of queries, keys, values and outputs have biases.
+        args: LinearAttention's other options.
         rank: Number of columns of W_1.
         temperature: The root of the sigmoid; a higher one forgets more slowly.
+        kwargs: LinearAttention's other options.
     """
 
     def __init__(
         self,
         d_model: int,
         n_heads: int,
-        d_key: PositiveInt | None = None,
-        d_value: PositiveInt | None = None,
-        bias: bool = False,
+        *args: Any,
         rank: PositiveInt = 16,
         temperature: PositiveInt = 16,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(d_model, n_heads, d_key, d_value, bias, gated=True)
+        super().__init__(d_model, n_heads, *args, gated=True, **kwargs)
         self.temperature = temperature
         self.decay = nn.Sequential(nn.Linear(d_model, rank, bias=False), nn.Linear(rank, self.d_key))
 
@@ -225,24 +214,15 @@ class DeltaNet(LinearAttention):
     Args:
         d_model: Width of the residual stream.
         n_heads: Number of heads.
-        d_key: Width of all heads' queries, and of their keys; default d_model.
-        d_value: Width of all heads' values; default d_model.
-        bias: Whether the projections of queries, keys, values and outputs have biases.
+        args: LinearAttention's other options.
         conv: Number of tokens that the convolutions see; 1: the token alone.
+        kwargs: LinearAttention's other options.
     """
 
     optimizer_groups: ClassVar = {"conv": "convolution"}
 
-    def __init__(
-        self,
-        d_model: int,
-        n_heads: int,
-        d_key: PositiveInt | None = None,
-        d_value: PositiveInt | None = None,
-        bias: bool = False,
-        conv: PositiveInt = 4,
-    ) -> None:
-        super().__init__(d_model, n_heads, d_key, d_value, bias, gated=False)
+    def __init__(self, d_model: int, n_heads: int, *args: Any, conv: PositiveInt = 4, **kwargs: Any) -> None:
+        super().__init__(d_model, n_heads, *args, gated=False, **kwargs)
         channels = 2 * self.d_key + self.d_value
         self.conv = nn.Conv1d(channels, channels, conv, groups=channels, bias=False)
         self.beta = nn.Linear(d_model, n_heads, bias=False)

@@ -213,8 +213,36 @@ def test_splits(tmp_path):
     assert [len(files) for files in data.files.values()] == [1, 1]
     with pytest.raises(DataError, match=r"data\.path: .* it has no file to train on; accepted: at least two files"):
         Documents(one).files  # noqa: B018
+    with pytest.raises(DataError, match=r"data\.val: .*shard_00001.parquet' .* it is also a file for training"):
+        Documents(train=one, val=str(tmp_path / "cache/data/*.parquet")).files  # noqa: B018
     with pytest.raises(ConfigError, match=r"data\.path: None .* or train and val"):
         Documents(train=one)
+
+
+@pytest.mark.parametrize(
+    ("names", "given", "train", "val"),
+    [
+        ("train-0 train-1 test-0 validation-0", {}, "train-0 train-1", "validation-0"),  # Hugging Face's names
+        ("part-00-1c9f part-01-d0e7", {}, "part-00-1c9f", "part-01-d0e7"),
+        ("a b c", {"val": "a"}, "b c", "a"),  # the last one is for training, too
+        ("a b my_val", {"val": "a"}, "b", "a"),
+        ("part-0 part-1 part-2", {"train": "part-2"}, "part-2", "part-1"),
+    ],
+)
+def test_files_of_a_folder_are_for_training_or_for_validation(tmp_path, names, given, train, val):
+    for name in names.split():
+        (tmp_path / f"{name}.parquet").touch()
+    data = Documents(str(tmp_path), **{split: str(tmp_path / f"{name}.parquet") for split, name in given.items()})
+    assert [" ".join(file.stem for file in data.files[split]) for split in ("train", "val")] == [train, val]
+    assert data.val_files() == data.files["val"]
+
+
+@pytest.mark.parametrize("names", ["shard_0 shard_1 stray", "a b", "train-0 train-1 test-0"])
+def test_files_are_rejected_if_it_is_not_clear_which_validate(tmp_path, names):
+    for name in names.split():
+        (tmp_path / f"{name}.parquet").touch()
+    with pytest.raises(DataError, match=r"which of its files \(.*\) validate\? accepted: .* or data\.val"):
+        Documents(str(tmp_path)).files  # noqa: B018
 
 
 def test_sizes_and_record(tmp_path):
@@ -270,8 +298,8 @@ def test_vocabularies_that_are_too_small_are_rejected(rejected):
 def test_the_script_trains_a_tokenizer_on_the_files_that_train(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     Path("many").mkdir()
-    write_parquet(Path("many/a.parquet"), ["abcabc"] * 40)
-    write_parquet(Path("many/b.parquet"), ["xyzxyz"] * 400)
+    write_parquet(Path("many/1.parquet"), ["abcabc"] * 40)
+    write_parquet(Path("many/2.parquet"), ["xyzxyz"] * 400)
     script.main(["many", "--vocab_size", "260", "--out", "tokenizer.json"])
     learned = load_tokenizer("tokenizer.json").bytes_of[257:]
     assert learned
@@ -279,7 +307,7 @@ def test_the_script_trains_a_tokenizer_on_the_files_that_train(tmp_path, monkeyp
     lines = yaml.safe_load(capsys.readouterr().out)
     assert lines["data"]["init_args"] == {"path": "many", "tokenizer": "tokenizer.json"}
     assert lines["model"]["gpt"]["vocab_size"] == 257 + len(learned)
-    script.main(["many/b.parquet", "--vocab_size", "260", "--out", "other.json", "--document_characters", "2"])
+    script.main(["many/2.parquet", "--vocab_size", "260", "--out", "other.json", "--document_characters", "2"])
     assert [piece for piece in load_tokenizer("other.json").bytes_of if len(piece) > 1] == [b"xy"]
     with pytest.raises(SystemExit) as ended:
         script.main(["many", "--vocab_size", "260", "--out", "nowhere/tokenizer.json"])

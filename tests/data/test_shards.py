@@ -250,7 +250,9 @@ def test_shards_are_found_in_a_folder_by_files_and_by_globs_in_order(folder, dat
     both = [str(expected[3]), str(folder / "*train_[01].bin")]
     assert [*data(train=both).shards("train")] == [expected[3], *expected[:2]]
     assert [*data(train=both).shards("val")] == [folder / f"text_val_{number}.bin" for number in range(2)]
-    assert [*data(val=str(expected[0])).shards("val")] == expected[:1]
+    assert [*data(train=str(expected[1]), val=str(expected[0])).shards("val")] == expected[:1]
+    with pytest.raises(DataError, match=r"data\.val: .*text_train_0\.bin' .* it is also a file for training"):
+        data(val=str(expected[0]))
 
 
 def test_a_folder_of_the_home_is_found(folder, monkeypatch):

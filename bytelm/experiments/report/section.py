@@ -25,6 +25,7 @@ from bytelm.experiments.report.text import code, plain, table
 from bytelm.runs.ledger import best_of
 from bytelm.runs.record import wall_time
 from bytelm.runs.score import Score
+from bytelm.system.invocation import typed_name
 from bytelm.units import clock
 
 MOST_CURVES = 8
@@ -199,7 +200,7 @@ class Section:
             shape = ", ".join(f"{key.rpartition('.')[2]} {best.settings[key]}" for key in network)
             parts.append(f"Its network: {plain(shape)}.")
         if (run := best_of(best.runs)) is not None:
-            command = f"python -m bytelm fit --config {shlex.quote(f'{run.folder}/config.yaml')}"
+            command = f"{typed_name()} fit --config {shlex.quote(f'{run.folder}/config.yaml')}"
             parts.append(f"To train it again: {code(command)}")
         return "\n\n".join(parts)
 
@@ -263,7 +264,7 @@ class Section:
         if not self.noise.spreads:
             parts.append(
                 "No experiment was run with several seeds, so the effect of the seed alone is not known here, and no "
-                "difference can be judged. `python -m bytelm experiments … --seeds 42 1 2` runs each with three."
+                f"difference can be judged. `{typed_name()} experiments … --seeds 42 1 2` runs each with three."
             )
             return "\n\n".join(parts)
         parts.append(f"By the seed alone, {name} varies with these standard deviations, each pooled over a phase:")
