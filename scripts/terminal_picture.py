@@ -74,12 +74,13 @@ class Screen:
         self.column += 1
 
 
-def watched(command: list[str], during: int) -> tuple[list[str], list[str]]:
+def watched(command: list[str], during: int, prompt: str = "") -> list[list[str]]:
     """Runs a command in a terminal.
 
     Args:
         command: The command.
         during: Percentage of the progress bar.
+        prompt: What the terminal shows before the command's output.
 
     Returns:
         The lines of the terminal at that percentage, and at the end.
@@ -92,6 +93,7 @@ def watched(command: list[str], during: int) -> tuple[list[str], list[str]]:
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=theirs, stderr=theirs)
     os.close(theirs)
     screen, early = Screen(), None
+    screen.feed(f"{prompt}\r\n" if prompt else "")
     rest = b""
     while True:
         try:
@@ -108,7 +110,7 @@ def watched(command: list[str], during: int) -> tuple[list[str], list[str]]:
             early = [*screen.lines]
     if process.wait():
         raise subprocess.CalledProcessError(process.returncode, command, "\n".join(screen.lines))
-    return _stripped(early or screen.lines), _stripped(screen.lines)
+    return [_stripped(early or screen.lines), _stripped(screen.lines)]
 
 
 def _stripped(lines: list[str]) -> list[str]:
@@ -149,9 +151,9 @@ def main(args: list[str] | None = None) -> None:
     parser.add_argument("--during", type=int, default=50, help="percentage of the budget of the first part")
     parser.add_argument("args", nargs="+", help="arguments of bytelm, after --")
     options = parser.parse_args(args)
-    early, late = watched([sys.executable, "-m", "bytelm", *options.args], options.during)
     prompt = f"$ python -m bytelm {shlex.join(options.args)}"
-    options.picture.write_text(drawn([[prompt, *early], [prompt, *late]]), encoding="utf-8")
+    parts = watched([sys.executable, "-m", "bytelm", *options.args], options.during, prompt)
+    options.picture.write_text(drawn(parts), encoding="utf-8")
 
 
 if __name__ == "__main__":

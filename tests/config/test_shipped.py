@@ -73,6 +73,27 @@ def test_other_commands_take_shipped_configs(folder, monkeypatch):
     assert shipped.resolved("quickstart") == "quickstart"
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["generate", "--prompt", "a", "--ckpt_path", "last"],
+        ["export", "runs/tiny/version_0", "out", "--format", "huggingface"],
+        ["evaluate", "--tasks", "none", "--ckpt_path", "best"],
+    ],
+    ids=lambda command: command[0],
+)
+def test_commands_about_checkpoints_take_shipped_configs(trained, command, capsys):
+    if command[0] == "evaluate":
+        pytest.importorskip("lm_eval")
+    for config, message in (
+        ("quickstart", "is of another model; model.gpt.d_ff: 32 in the checkpoint, 512 now"),
+        ("quickstrat", "config: 'quickstrat' cannot be used; there is no such file and no shipped config of this name"),
+    ):
+        with pytest.raises(SystemExit):
+            main([*command, "--config", config])
+        assert message in capsys.readouterr().err
+
+
 def test_a_shipped_config_names_its_run(run):
     cli = run(*("--config", "tiny.yaml", "--time_budget.limit", "1 steps"), config="schedules/cosine")
     assert cli.experiment == "cosine+tiny"
