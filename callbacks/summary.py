@@ -99,12 +99,12 @@ class Summary(Callback):
         if self._folder is None:
             return []
         commands = {
-            "more text": self._generate(trainer, self._folder),
+            "text": self._generate(trainer, self._folder),
             "curves": self._tensorboard(trainer, self._folder),
             "compare": _compare(self._folder.parent.parent),
             "go on": self._longer(self._folder),
         }
-        shown = [f"{title:9}  {command}" for title, command in commands.items() if command is not None]
+        shown = [f"{title:7}  {command}" for title, command in commands.items() if command is not None]
         return [f"{'next' if number == 0 else '':6}  {line}" for number, line in enumerate(shown)]
 
     def _generate(self, trainer: Trainer, folder: Path) -> str | None:

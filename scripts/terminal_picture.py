@@ -2,8 +2,8 @@
 
     python scripts/terminal_picture.py docs/terminal.svg -- fit --config configs/quickstart.yaml
 
-draws the picture of docs/runs.md. The arguments after `--` are those of bytelm. The first part is what the terminal shows
-when half of the time budget is used; with `--during 20`, when a fifth is used.
+draws the picture of docs/runs.md. The arguments after `--` are those of bytelm. The first part is what the terminal
+shows when half of the time budget is used; with `--during 20`, when a fifth is used.
 """
 
 import argparse

@@ -1,7 +1,7 @@
 """The commands and the Python code of the documentation: bytelm accepts each of them, and those of newcomers are run.
 
-A command stands in a block of `bash`, after a `$` in a block of `console`, or in an indented block. Commands of bytelm and
-of its scripts are parsed with their options and values, by their own parsers. EXCEPTIONS has all other programs.
+A command stands in a block of `bash`, after a `$` in a block of `console`, or in an indented block. Commands of bytelm
+and of its scripts are parsed with their options and values, by their own parsers. EXCEPTIONS has all other programs.
 """
 
 import argparse

@@ -122,7 +122,7 @@ def test_tokens_are_not_taken_for_a_header(tokens, tmp_path):
         (header(20240801, 1), "it is version 1 of 32-bit tokens (LLaMA-3); accepted: 7"),
         (
             header(20240522, 1, 9, fourth=900) + TOKENS.tobytes(),
-            "its magic number is 20240522: in llm.c, questions of an evaluation (HellaSwag, MMLU); the command `evaluate`",
+            "its magic number is 20240522: in llm.c, questions of an evaluation (HellaSwag, MMLU); the command",
         ),
         (header(20240328, 2, 50_257), "its magic number is 20240328: in llm.c, a tokenizer; accepted: 20240520"),
         (np.lib.format.magic(1, 0) + TOKENS.tobytes(), "it is a .npy file; accepted: tokens alone"),
