@@ -1,4 +1,4 @@
-"""The program of each of two ranks in test_sharded.py."""
+"""The program of each of two ranks in test_sharded.py: sharded weights, divided work of Muon, exchanged gradients."""
 
 import copy
 import warnings
@@ -14,7 +14,9 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
+from bytelm.errors import ConfigError
 from bytelm.optim import ByGroup, Lion, Muon, MuonAdamW, param_groups
+from bytelm.strategies import FlatDDP, exchange
 
 OPTIMIZERS = {
     "MuonAdamW": MuonAdamW,
@@ -68,6 +70,51 @@ def check(name):
         assert torch.equal(p.full_tensor(), q.full_tensor())
 
 
+def check_divided_work():
+    """Three matrices of a shape, of which one rank has two and the other one, and a shape with one matrix alone."""
+    torch.manual_seed(0)
+    weights = [torch.nn.Parameter(torch.randn(shape)) for shape in ((8, 24), (8, 24), (8, 24), (40, 16))]
+    twins = [torch.nn.Parameter(weight.detach().clone()) for weight in weights]
+    options = {"ns_coefficients": "polar_express", "variance_reduction": True, "batched": True}
+    optimizers = Muon(weights, divided=True, **options), Muon(twins, **options)
+    for _ in range(3):
+        for weight, twin in zip(weights, twins, strict=True):
+            weight.grad = torch.randn_like(weight)
+            twin.grad = weight.grad.clone()
+        for optimizer in optimizers:
+            optimizer.step()
+    for weight, twin in zip(weights, twins, strict=True):
+        torch.testing.assert_close(weight, twin, rtol=1e-3, atol=1e-6)
+        everywhere = [torch.empty_like(weight) for _ in range(2)]
+        dist.all_gather(everywhere, weight.detach())
+        assert torch.equal(*everywhere)
+
+
+def check_exchange(rank):
+    """FlatDDP gives torch's DDP's gradients, bit for bit, and in bfloat16 to its precision."""
+    torch.manual_seed(rank)  # FlatDDP sends rank 0's weights to all
+    for dtype, tolerance in ((None, 0.0), ("bfloat16", 1e-2)):
+        network = torch.nn.Sequential(torch.nn.Linear(5, 70), torch.nn.GELU(), torch.nn.Linear(70, 3))
+        network[2].bias.data = network[2].bias.data.bfloat16()  # another type among them
+        strategy = FlatDDP(exchange=dtype, pieces=3)
+        strategy._model = network
+        strategy.configure_ddp()
+        theirs = torch.nn.parallel.DistributedDataParallel(copy.deepcopy(network))
+        x = torch.randn(4, 5)
+        for each in (theirs, network):
+            with torch.autocast("cpu", torch.bfloat16):
+                each(x).float().square().mean().backward()
+        exchange(strategy._buffers)
+        assert len(strategy._buffers) > 2
+        for ours, other in zip(network.parameters(), theirs.parameters(), strict=True):
+            torch.testing.assert_close(ours.grad, other.grad, rtol=tolerance, atol=tolerance / 10)
+    try:
+        FlatDDP(find_unused_parameters=True)
+        raise AssertionError("an option without effect")
+    except ConfigError as error:
+        assert "trainer.strategy.find_unused_parameters: True cannot be used; accepted with ddp" in str(error)
+
+
 def run(rank, meeting):
     """One of the ranks, which meet in a file."""
     torch.set_num_threads(1)
@@ -75,4 +122,6 @@ def run(rank, meeting):
     dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
     for name in OPTIMIZERS:
         check(name)
+    check_divided_work()
+    check_exchange(rank)
     dist.destroy_process_group()
