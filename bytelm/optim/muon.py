@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, distributed
+from torch import Tensor
 from torch.optim import Optimizer
 
 from bytelm.optim.base import loss_of, restore_precision
@@ -82,9 +82,6 @@ class Muon(Optimizer):
         batched: Whether to orthogonalise matrices of one shape together, which is much faster for small matrices.
             Default: on devices other than the CPU. Small matrices (fewer than 32 rows or columns) can be rounded
             differently.
-        divided: Whether each rank of a distributed run orthogonalises a share of the matrices and sends the result to
-            the others, instead of all of them. Needs `batched`. All ranks must have the same gradients, as with ddp
-            and fsdp.
 
     Raises:
         ValueError: An option or a parameter is invalid.
@@ -107,7 +104,6 @@ class Muon(Optimizer):
         adjust_weight_decay: bool = False,
         split_qkv: bool | Literal["heads"] = False,
         batched: bool | None = None,
-        divided: bool = False,
     ) -> None:
         for name, value in (("lr", lr), ("weight_decay", weight_decay), ("momentum", momentum)):
             _expect(value >= 0, name, value, "0 or more")
@@ -117,7 +113,6 @@ class Muon(Optimizer):
         _expect(variance_reduction in (False, True, "longer"), "variance_reduction", variance_reduction, VARIANCES)
         known = not isinstance(ns_coefficients, str) or ns_coefficients in COEFFICIENTS
         _expect(known, "ns_coefficients", ns_coefficients, f"{', '.join(COEFFICIENTS)}, or three numbers")
-        _expect(not (divided and batched is False), "divided", divided, "false with batched: false")
         self._row_splits: dict[Tensor, RowSplits] = {}
         defaults = {
             "lr": lr,
@@ -134,7 +129,6 @@ class Muon(Optimizer):
             "adjust_weight_decay": adjust_weight_decay,
             "split_qkv": split_qkv,
             "batched": batched,
-            "divided": divided,
         }
         super().__init__(params, defaults)
         divisible = not split_qkv or bool(self._row_splits)
@@ -208,8 +202,7 @@ class Muon(Optimizer):
             whole = [_whole(update.to(PRECISION), param) for update, param in zip(updates, params, strict=True)]
         parts = [list(part) for part in zip(*(tensor.split(sizes, dim=-2) for tensor in whole), strict=True)]
         schedule = _schedule(group["ns_coefficients"], group["ns_steps"])
-        batched = _batched(group, whole[0].device)
-        directions = _orthogonalized(parts, schedule, group["eps"], batched, group["divided"])
+        directions = _orthogonalized(parts, schedule, group["eps"], _batched(group, whole[0].device))
         if group["variance_reduction"]:
             directions = _with_equal_lines(directions, states, group["beta2"], group["variance_reduction"] == "longer")
         ratios = [RATIOS[group["adjust_lr_fn"] or "original"](size, whole[0].shape[-1]) for size in sizes]
@@ -249,7 +242,6 @@ ABSENT = {
     "adjust_weight_decay": False,
     "split_qkv": False,
     "batched": None,
-    "divided": False,
 }
 COEFFICIENTS: dict[str, tuple[Coefficients, ...]] = {
     "quintic": ((3.4445, -4.7750, 2.0315),),
@@ -349,7 +341,7 @@ def _schedule(coefficients: str | Coefficients, steps: int) -> tuple[list[Coeffi
 
 
 def _orthogonalized(
-    parts: list[list[Tensor]], schedule: tuple[list[Coefficients], float], eps: float, batched: bool, divided: bool
+    parts: list[list[Tensor]], schedule: tuple[list[Coefficients], float], eps: float, batched: bool
 ) -> list[Alike]:
     """Orthogonalises matrices and stacks of matrices.
 
@@ -364,34 +356,10 @@ def _orthogonalized(
         alike.setdefault(part[0].shape, []).append(i)
     for shape, indices in alike.items():
         matrices = torch.stack([tensor for i in indices for tensor in parts[i]]).view(-1, *shape[-2:])
-        all_of_them = _by_all_ranks if divided and _ranks() > 1 else orthogonalize
-        done = all_of_them(matrices, steps, scale, eps).reshape(len(indices), -1, *shape)
+        done = orthogonalize(matrices, steps, scale, eps).reshape(len(indices), -1, *shape)
         for i, result in zip(indices, done, strict=True):
             results[i] = result
     return results
-
-
-def _ranks() -> int:
-    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
-
-
-def _by_all_ranks(matrices: Tensor, steps: list[Coefficients], scale: float, eps: float) -> Tensor:
-    """Orthogonalises matrices that all ranks have, each rank a share of them.
-
-    Args:
-        matrices: (matrices, rows, columns), equal on all ranks.
-        steps: See orthogonalize.
-        scale: Likewise.
-        eps: Likewise.
-    """
-    share = -(-len(matrices) // _ranks())
-    own = matrices[distributed.get_rank() * share :][:share]
-    done = matrices.new_zeros(share * _ranks(), *matrices.shape[1:])
-    mine = matrices.new_zeros(share, *matrices.shape[1:])  # zeros, where there are too few matrices
-    if len(own):
-        mine[: len(own)] = orthogonalize(own, steps, scale, eps)
-    distributed.all_gather_into_tensor(done, mine)
-    return done[: len(matrices)]
 
 
 def _one_by_one(tensor: Tensor, steps: list[Coefficients], scale: float, eps: float) -> Tensor:

@@ -1,4 +1,4 @@
-"""The program of each of two ranks in test_sharded.py: sharded weights, divided work of Muon, exchanged gradients."""
+"""The program of each of two ranks in test_sharded.py: sharded weights, exchanged gradients."""
 
 import copy
 import warnings
@@ -70,26 +70,6 @@ def check(name):
         assert torch.equal(p.full_tensor(), q.full_tensor())
 
 
-def check_divided_work():
-    """Three matrices of a shape, of which one rank has two and the other one, and a shape with one matrix alone."""
-    torch.manual_seed(0)
-    weights = [torch.nn.Parameter(torch.randn(shape)) for shape in ((8, 24), (8, 24), (8, 24), (40, 16))]
-    twins = [torch.nn.Parameter(weight.detach().clone()) for weight in weights]
-    options = {"ns_coefficients": "polar_express", "variance_reduction": True, "batched": True}
-    optimizers = Muon(weights, divided=True, **options), Muon(twins, **options)
-    for _ in range(3):
-        for weight, twin in zip(weights, twins, strict=True):
-            weight.grad = torch.randn_like(weight)
-            twin.grad = weight.grad.clone()
-        for optimizer in optimizers:
-            optimizer.step()
-    for weight, twin in zip(weights, twins, strict=True):
-        torch.testing.assert_close(weight, twin, rtol=1e-3, atol=1e-6)
-        everywhere = [torch.empty_like(weight) for _ in range(2)]
-        dist.all_gather(everywhere, weight.detach())
-        assert torch.equal(*everywhere)
-
-
 def check_exchange(rank):
     """FlatDDP gives torch's DDP's gradients, bit for bit, and in bfloat16 to its precision."""
     torch.manual_seed(rank)  # FlatDDP sends rank 0's weights to all
@@ -122,6 +102,5 @@ def run(rank, meeting):
     dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
     for name in OPTIMIZERS:
         check(name)
-    check_divided_work()
     check_exchange(rank)
     dist.destroy_process_group()
