@@ -10,6 +10,7 @@ FlatDDP is ddp with one exchange of all gradients after the backward pass, inste
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from difflib import get_close_matches
 from functools import partial
 from pydoc import locate
@@ -51,6 +52,9 @@ class FSDP(ModelParallelStrategy):
         super().setup_environment()
 
 
+DEFAULT_TIMEOUT = timedelta(minutes=30)  # torch's
+
+
 class FlatDDP(DDPStrategy):
     """ddp whose ranks exchange all gradients together, after the backward pass.
 
@@ -59,20 +63,22 @@ class FlatDDP(DDPStrategy):
     is exchanged in a few large pieces; the copies of a piece run while another one is exchanged.
 
     Args:
-        exchange: Type in which gradients are exchanged; default: their own. `bfloat16` instead of float32 exchanges half
-            as many bytes, and rounds the sum over the ranks. Under bf16-mixed, the gradients of matrices have no more
-            digits before this sum.
+        exchange: Type in which gradients are exchanged; default: their own. `bfloat16` instead of float32 exchanges
+            half as many bytes, and rounds the sum over the ranks. Under bf16-mixed, the gradients of matrices have no
+            more digits before this sum.
         pieces: Number of pieces.
-        kwargs: Options of Lightning's DDPStrategy, other than those of DistributedDataParallel.
+        process_group_backend: Lightning's option: the library that exchanges; default: NCCL on GPUs, gloo on CPUs.
+        timeout: Lightning's option: how long a rank waits for the others.
     """
 
     def __init__(
-        self, exchange: Literal["float32", "bfloat16"] | None = None, pieces: PositiveInt = 4, **kwargs: Any
+        self,
+        exchange: Literal["float32", "bfloat16"] | None = None,
+        pieces: PositiveInt = 4,
+        process_group_backend: str | None = None,
+        timeout: timedelta | None = DEFAULT_TIMEOUT,
     ) -> None:
-        super().__init__(**kwargs)
-        if self._ddp_kwargs:  # what is left of kwargs is for DistributedDataParallel
-            key = next(iter(self._ddp_kwargs))
-            raise ConfigError(f"trainer.strategy.{key}", self._ddp_kwargs[key], "accepted with ddp")
+        super().__init__(process_group_backend=process_group_backend, timeout=timeout)
         self.exchange = exchange
         self.pieces = pieces
         self._is_last = True  # of the batches of a step

@@ -242,9 +242,11 @@ class PackedEval:
         return self._n_batches
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        shares = torch.arange(len(self.rows)).tensor_split(self._n_batches * self.world_size)
-        for share in shares[self.rank * self._n_batches : (self.rank + 1) * self._n_batches]:
-            yield as_batch([self.rows[share.numpy()]])
+        n_batches = min(self._n_batches, -(-len(self.rows) // self.world_size))
+        shares = torch.arange(len(self.rows)).tensor_split(n_batches * self.world_size)
+        for share in shares[self.rank * n_batches : (self.rank + 1) * n_batches]:
+            if len(share):
+                yield as_batch([self.rows[share.numpy()]])
 
 
 def as_batch(rows: list[Tokens], pin_memory: bool = False) -> tuple[Tensor, Tensor]:

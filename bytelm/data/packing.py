@@ -24,6 +24,7 @@ Place = tuple[int, int, int, int]
 """How often all files have been read, and the next document: file, group, and number in the group."""
 
 AT_ONCE = 128  # documents that enter the buffer together
+KEPT = 2**28  # most tokens that are kept for the next pass over the files, which then encodes nothing: 512 MB
 START: Place = (0, 0, 0, 0)
 
 
@@ -57,6 +58,8 @@ class DocumentTokens:
         self.tokenizer = tokenizer
         self.passes = passes
         self.dtype = np.uint16 if tokenizer.vocab_size <= 2**16 else np.int32
+        self._kept: dict[int, list[tuple[int, list[Tokens]]]] = {}  # by file: the numbers and tokens of its groups
+        self._may_keep = KEPT if passes is None else 0
 
     def batches(self, place: Place) -> Iterator[tuple[Place, list[tuple[tuple[int, int, int], Tokens]]]]:
         """Yields documents with their sources, up to AT_ONCE of one group, and the place after them.
@@ -68,10 +71,9 @@ class DocumentTokens:
         while self.passes is None or turn < self.passes:
             n_found, is_whole = 0, (first_file, first_group, first) == (0, 0, 0)
             for number in range(first_file, len(self.files)):
-                for part, texts in groups(self.files[number], self.column, first_group):
-                    n_found += len(texts)
-                    for begin in range(first, len(texts), AT_ONCE):
-                        some = self.encode(texts[begin : begin + AT_ONCE])
+                for part, n_texts, batches in self._groups(number, first_group, first):
+                    n_found += n_texts
+                    for begin, some in batches:
                         sources = [(number, part, begin + i) for i in range(len(some))]
                         yield (turn, number, part, begin + len(some)), list(zip(sources, some, strict=True))
                     first = 0
@@ -79,6 +81,38 @@ class DocumentTokens:
             if is_whole and not n_found:
                 raise DataError("data", str(self.files[0].parent), "there are no documents")
             turn, first_file = turn + 1, 0
+
+    def _groups(
+        self, number: int, first_group: int, first: int
+    ) -> Iterator[tuple[int, int, Iterator[tuple[int, list[Tokens]]]]]:
+        """Yields the groups of a file: number, documents, and batches of tokens with the number of their first one.
+
+        Keeps the tokens of a file that is read from its beginning, if those of all files are not too many.
+        """
+        if number in self._kept:
+            for part, kept in self._kept[number]:
+                if part >= first_group:
+                    yield part, len(kept), ((at, kept[at : at + AT_ONCE]) for at in range(first, len(kept), AT_ONCE))
+                    first = 0
+            return
+        keeps, parts = (first_group, first) == (0, 0) and self._may_keep > 0, []
+        for part, texts in groups(self.files[number], self.column, first_group):
+            tokens: list[Tokens] = []
+            parts.append((part, tokens))
+            yield part, len(texts), self._encoded(texts, first, tokens if keeps else None)
+            first = 0
+        if keeps and self._may_keep > 0:
+            self._kept[number] = parts
+        elif self._may_keep <= 0:
+            self._kept.clear()
+
+    def _encoded(self, texts: list[str], first: int, kept: list[Tokens] | None) -> Iterator[tuple[int, list[Tokens]]]:
+        for begin in range(first, len(texts), AT_ONCE):
+            some = self.encode(texts[begin : begin + AT_ONCE])
+            if kept is not None and self._may_keep > 0:
+                kept += some
+                self._may_keep -= sum(map(len, some))
+            yield begin, some
 
     def encode(self, texts: Sequence[str]) -> list[Tokens]:
         """Returns the tokens of some texts."""

@@ -4,6 +4,7 @@ import functools
 import io
 import itertools
 import signal
+from unittest import mock
 
 import autoresearch_original as original
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 import torch
 from packed_documents import encoding, texts, write_cache, write_parquet
 
+from bytelm.data import packing
 from bytelm.data.pack_worker import Job, blocks
 from bytelm.data.packed import Documents
 from bytelm.data.packed_rows import Ahead, PackedEval, PackedLoader
@@ -100,6 +102,20 @@ def test_more_documents_at_once_than_a_group_has(tmp_path, job):
     assert torch.equal(found, packed(lists, 200, T + 1, 30))
 
 
+def test_documents_are_encoded_once_unless_they_are_too_many(job, monkeypatch):
+    found, encoded_texts = [], []
+    for most in (packing.KEPT, 500):  # tokens; the second is less than one pass has, and more than its first batch
+        monkeypatch.setattr(packing, "KEPT", most)
+        counted = loader(job)
+        encode = mock.Mock(wraps=counted.tokenizer.encode_batch)
+        monkeypatch.setattr(counted.tokenizer, "encode_batch", encode)
+        found.append(rows_of(batches(counted, 150)))  # more than two passes
+        encoded_texts.append(sum(len(call.args[0]) for call in encode.call_args_list))
+    assert torch.equal(*found)
+    assert encoded_texts[0] == 150 + 90
+    assert encoded_texts[1] > 2 * (150 + 90)
+
+
 def test_it_continues_from_every_position(job):
     whole, first = batches(loader(job), 43), loader(job)
     steps = iter(first)
@@ -184,11 +200,21 @@ def test_evaluation_packs_one_pass(job):
     assert torch.equal(whole[:20], rows_of(batches(loader(job), 5)))  # while there are documents to come
     for most, n_rows in ((None, len(whole)), (22, 22), (10_000, len(whole))):
         one = PackedEval(job._replace(passes=1, most=most), 5, tokenizer, ahead=False)
-        assert len(one) == -(-(most or n_rows) // 5) == len(list(one))
+        assert len(one) == -(-(most or n_rows) // 5) >= len(list(one))
         assert torch.equal(rows_of(one), whole[:n_rows])
         ranks = [PackedEval(job._replace(passes=1, most=most), 5, tokenizer, r, 2, ahead=False) for r in (0, 1)]
         assert len(ranks[0]) == len(ranks[1])
         assert torch.equal(torch.cat([rows_of(rank) for rank in ranks]), whole[:n_rows])
+
+
+def test_no_batch_of_an_evaluation_is_empty_if_there_are_few_rows(job):
+    few = job._replace(passes=1, most=40, files=job.files[:1], row_tokens=2000)  # rows that the documents do not fill
+    tokenizer = load_tokenizer(job.tokenizer)
+    rows = PackedEval(few, 1, tokenizer, ahead=False).rows
+    assert 2 <= len(rows) < 40 / 2
+    shares = [list(PackedEval(few, 1, tokenizer, rank, 2, ahead=False)) for rank in range(2)]
+    assert all(len(inputs) for share in shares for inputs, _ in share)
+    assert torch.equal(rows_of([*shares[0], *shares[1]]), torch.from_numpy(rows.astype(np.int64)))
 
 
 def test_documents_that_are_too_short_to_validate(tmp_path, job):
