@@ -59,8 +59,9 @@ class FlatDDP(DDPStrategy):
     """ddp whose ranks exchange all gradients together, after the backward pass.
 
     A network that is compiled as one graph returns all its gradients at once. DistributedDataParallel then copies them
-    into buffers of 25 MB and exchanges one buffer after the other. Here a few kernels copy them into one buffer, which
-    is exchanged in a few large pieces; the copies of a piece run while another one is exchanged.
+    into buffers of 25 MB and exchanges one buffer after the other. Here a few kernels copy them into a few large
+    buffers; the copies of a buffer run while another one is exchanged. A parameter without a gradient gets zeros, where
+    ddp fails. Gradients must not be sparse.
 
     Args:
         exchange: Type in which gradients are exchanged; default: their own. `bfloat16` instead of float32 exchanges
@@ -294,5 +295,5 @@ def strategy_name(strategy: Strategy) -> str:
     if isinstance(strategy, FSDP):
         return "fsdp"
     if isinstance(strategy, DDPStrategy):
-        return "ddp"
+        return "FlatDDP" if isinstance(strategy, FlatDDP) else "ddp"
     return "single" if isinstance(strategy, SingleDeviceStrategy) else type(strategy).__name__
