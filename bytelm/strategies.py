@@ -3,18 +3,14 @@
 fsdp distributes weights, gradients and optimizer state over the ranks. Lightning's strategy of that name wraps FSDP1,
 which torch supports only on GPUs and which joins the parameters of a module into one flat tensor. Here every parameter
 is sharded separately (FSDP2): optimizers receive matrices, and tests on CPU ranks run the same code as GPUs.
-
-FlatDDP is ddp with one exchange of all gradients after the backward pass, instead of one for every 25 MB.
 """
 
 import inspect
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from datetime import timedelta
+from collections.abc import Callable
 from difflib import get_close_matches
 from functools import partial
 from pydoc import locate
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch.strategies import (
@@ -23,11 +19,8 @@ from lightning.pytorch.strategies import (
     SingleDeviceStrategy,
     Strategy,
 )
-from torch import Tensor, distributed
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim import Optimizer
 
-from bytelm.config.values import PositiveInt
 from bytelm.errors import ConfigError
 from bytelm.gpt import GPT
 
@@ -50,135 +43,6 @@ class FSDP(ModelParallelStrategy):
         self._data_parallel_size = self.num_nodes * self.num_processes
         self._tensor_parallel_size = 1
         super().setup_environment()
-
-
-DEFAULT_TIMEOUT = timedelta(minutes=30)  # torch's
-
-
-class FlatDDP(DDPStrategy):
-    """ddp whose ranks exchange all gradients together, after the backward pass.
-
-    A network that is compiled as one graph returns all its gradients at once. DistributedDataParallel then copies them
-    into buffers of 25 MB and exchanges one buffer after the other. Here a few kernels copy them into a few large
-    buffers; the copies of a buffer run while another one is exchanged. A parameter without a gradient gets zeros, where
-    ddp fails. Gradients must not be sparse.
-
-    Args:
-        exchange: Type in which gradients are exchanged; default: their own. `bfloat16` instead of float32 exchanges
-            half as many bytes, and rounds the sum over the ranks. Under bf16-mixed, the gradients of matrices have no
-            more digits before this sum.
-        pieces: Number of pieces.
-        process_group_backend: Lightning's option: the library that exchanges; default: NCCL on GPUs, gloo on CPUs.
-        timeout: Lightning's option: how long a rank waits for the others.
-    """
-
-    def __init__(
-        self,
-        exchange: Literal["float32", "bfloat16"] | None = None,
-        pieces: PositiveInt = 4,
-        process_group_backend: str | None = None,
-        timeout: timedelta | None = DEFAULT_TIMEOUT,
-    ) -> None:
-        super().__init__(process_group_backend=process_group_backend, timeout=timeout)
-        self.exchange = exchange
-        self.pieces = pieces
-        self._is_last = True  # of the batches of a step
-        self._buffers: list[GradientBuffer] = []
-
-    def configure_ddp(self) -> None:
-        """Sends rank 0's weights and buffers to all ranks; the model is not wrapped."""
-        assert self.model is not None
-        for tensor in (*self.model.parameters(), *self.model.buffers()):
-            distributed.broadcast(tensor.detach(), 0)
-        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        # The last layers first, as their gradients are.
-        dtype = None if self.exchange is None else getattr(torch, self.exchange)
-        self._buffers = buffers(trained[::-1], dtype, self.pieces)
-
-    @contextmanager
-    def block_backward_sync(self) -> Iterator[None]:
-        """Context in which the backward pass of a batch exchanges nothing, because its step has further batches."""
-        self._is_last = False
-        try:
-            yield
-        finally:
-            self._is_last = True
-
-    def backward(self, closure_loss: Tensor, optimizer: Optimizer | None, *args: Any, **kwargs: Any) -> Tensor:
-        """Computes the gradients, and their means over the ranks after the last batch of a step."""
-        self.pre_backward(closure_loss)
-        assert self.lightning_module is not None
-        closure_loss = self.precision_plugin.pre_backward(closure_loss, self.lightning_module)
-        self.precision_plugin.backward(closure_loss, self.lightning_module, optimizer, *args, **kwargs)
-        if self._is_last:  # before hooks that read gradients
-            exchange(self._buffers)
-        closure_loss = self.precision_plugin.post_backward(closure_loss, self.lightning_module)
-        self.post_backward(closure_loss)
-        return closure_loss
-
-
-class GradientBuffer:
-    """A buffer for the gradients of some parameters, which ranks exchange at once.
-
-    Args:
-        parameters: The parameters, on one device.
-        dtype: The buffer's type.
-    """
-
-    def __init__(self, parameters: list[torch.nn.Parameter], dtype: torch.dtype) -> None:
-        self.parameters = parameters
-        sizes = [-(-parameter.numel() // ALIGNED) * ALIGNED for parameter in parameters]
-        self.buffer = torch.zeros(sum(sizes), dtype=dtype, device=parameters[0].device)
-        places = self.buffer.split(sizes)
-        self.views = [
-            place[: parameter.numel()].view_as(parameter) for place, parameter in zip(places, parameters, strict=True)
-        ]
-
-    def send(self) -> Any:
-        """Starts the exchange of the gradients; returns the object to wait for."""
-        torch._foreach_copy_(self.views, self._gradients())
-        if self.buffer.device.type == "cuda":
-            return distributed.all_reduce(self.buffer, distributed.ReduceOp.AVG, async_op=True)
-        self.buffer.div_(distributed.get_world_size())  # gloo has no AVG
-        return distributed.all_reduce(self.buffer, async_op=True)
-
-    def receive(self) -> None:
-        """Writes the means over the ranks into the gradients."""
-        torch._foreach_copy_(self._gradients(), self.views)
-
-    def _gradients(self) -> list[Tensor]:
-        for parameter in self.parameters:
-            if parameter.grad is None:  # of no use in this step on this rank; others may have one
-                parameter.grad = torch.zeros_like(parameter)
-        return [parameter.grad for parameter in self.parameters if parameter.grad is not None]
-
-
-ALIGNED = 64  # elements; places in a buffer begin at multiples of it, for fast copies
-
-
-def buffers(parameters: list[torch.nn.Parameter], dtype: torch.dtype | None, pieces: int) -> list[GradientBuffer]:
-    """Divides parameters, in their order, into pieces of about equal size, with a buffer for each.
-
-    Args:
-        parameters: Parameters of one device.
-        dtype: The buffers' type; None: that of their parameters.
-        pieces: Number of pieces; each type of parameters in a piece has its own buffer.
-    """
-    total, taken = sum(parameter.numel() for parameter in parameters), 0
-    divided: dict[tuple[int, torch.dtype], list[torch.nn.Parameter]] = {}
-    for parameter in parameters:
-        divided.setdefault((pieces * taken // total, parameter.dtype), []).append(parameter)
-        taken += parameter.numel()
-    return [GradientBuffer(some, dtype or own) for (_, own), some in divided.items()]
-
-
-@torch.no_grad()
-def exchange(buffers: list[GradientBuffer]) -> None:
-    """Replaces gradients by their means over the ranks."""
-    exchanged = [(buffer, buffer.send()) for buffer in buffers]
-    for buffer, work in exchanged:
-        work.wait()
-        buffer.receive()
 
 
 def shard(gpt: GPT, mesh: "DeviceMesh", precision: str) -> None:
@@ -209,7 +73,7 @@ _DDP["forward_sync_buffers" if "forward_sync_buffers" in _OPTIONS else "broadcas
 STRATEGIES: dict[str, Callable[[], Strategy]] = {"ddp": partial(DDPStrategy, **_DDP), "fsdp": FSDP}
 
 # Classes that need no options, so that a value may be their name alone.
-WITHOUT_OPTIONS: dict[str, Callable[[], Strategy]] = {"DDPStrategy": DDPStrategy, "FSDP": FSDP, "FlatDDP": FlatDDP}
+WITHOUT_OPTIONS: dict[str, Callable[[], Strategy]] = {"DDPStrategy": DDPStrategy, "FSDP": FSDP}
 
 # Lightning's strategies that bytelm trains with unchanged.
 LIGHTNINGS = ("single_device", *(f"ddp_find_unused_parameters_{value}" for value in ("true", "false")), "auto")
@@ -295,5 +159,5 @@ def strategy_name(strategy: Strategy) -> str:
     if isinstance(strategy, FSDP):
         return "fsdp"
     if isinstance(strategy, DDPStrategy):
-        return "FlatDDP" if isinstance(strategy, FlatDDP) else "ddp"
+        return "ddp"
     return "single" if isinstance(strategy, SingleDeviceStrategy) else type(strategy).__name__

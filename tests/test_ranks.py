@@ -262,14 +262,6 @@ def uncut(tmp_path_factory):
         run.kill()
 
 
-@pytest.mark.slow
-def test_flat_exchange_trains_to_the_bits_of_ddp(start, uncut):
-    given = "{class_path: bytelm.strategies.FlatDDP, init_args: {pieces: 3}}"
-    run = start("--trainer.strategy", given, "--time_budget.limit", "40 steps", *DROPOUT).ended_well()
-    for name, value in uncut["state_dict"].items():
-        assert torch.equal(run.checkpoint()["state_dict"][name], value), name
-
-
 def send(run, to, signum):
     if to == "group":
         os.killpg(run.process.pid, signum)

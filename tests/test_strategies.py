@@ -16,8 +16,3 @@ def test_lightnings_fsdp_is_rejected_in_favour_of_bytelms(given, name, rejected)
     line = rejected("--trainer.strategy", given)
     assert line.startswith(f"bytelm: error: trainer.strategy: {name!r} cannot be used; ")
     assert "accepted: fsdp" in line
-
-
-def test_options_of_torchs_ddp_are_unknown_where_they_have_no_effect(rejected):
-    given = "{class_path: bytelm.strategies.FlatDDP, init_args: {find_unused_parameters: true}}"
-    assert "find_unused_parameters" in rejected("--trainer.strategy", given)

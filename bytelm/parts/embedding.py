@@ -143,9 +143,8 @@ class HashedNGrams(TokenEmbedding):
         if self.sparse_tables and not run.takes_sparse_gradients():
             accepted = "accepted: false, or the optimizer MuonAdamW"
             raise ConfigError(key, True, f"{run.optimizer} does not support sparse gradients; {accepted}")
-        dense_only = run.strategy in ("fsdp", "FlatDDP") or (run.strategy == "ddp" and run.device.type == "cuda")
-        if self.sparse_tables and dense_only:
-            raise ConfigError(key, True, "accepted: false, with fsdp, with FlatDDP or with ddp on GPUs")
+        if self.sparse_tables and (run.strategy == "fsdp" or (run.strategy == "ddp" and run.device.type == "cuda")):
+            raise ConfigError(key, True, "accepted: false, with fsdp or with ddp on GPUs")
 
     @compiler.disable  # generated C++ does not guarantee wrap-around
     def rows(self, tokens: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The program of each of two ranks in test_sharded.py: sharded weights, exchanged gradients."""
+"""The program of each of two ranks in test_sharded.py."""
 
 import copy
 import warnings
@@ -15,7 +15,6 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 from bytelm.optim import ByGroup, Lion, Muon, MuonAdamW, param_groups
-from bytelm.strategies import FlatDDP, exchange
 
 OPTIMIZERS = {
     "MuonAdamW": MuonAdamW,
@@ -69,26 +68,6 @@ def check(name):
         assert torch.equal(p.full_tensor(), q.full_tensor())
 
 
-def check_exchange(rank):
-    """FlatDDP gives torch's DDP's gradients, bit for bit, and in bfloat16 to its precision."""
-    torch.manual_seed(rank)  # FlatDDP sends rank 0's weights to all
-    for dtype, tolerance in ((None, 0.0), ("bfloat16", 1e-2)):
-        network = torch.nn.Sequential(torch.nn.Linear(5, 70), torch.nn.GELU(), torch.nn.Linear(70, 3))
-        network[2].bias.data = network[2].bias.data.bfloat16()  # another type among them
-        strategy = FlatDDP(exchange=dtype, pieces=3)
-        strategy._model = network
-        strategy.configure_ddp()
-        theirs = torch.nn.parallel.DistributedDataParallel(copy.deepcopy(network))
-        x = torch.randn(4, 5)
-        for each in (theirs, network):
-            with torch.autocast("cpu", torch.bfloat16):
-                each(x).float().square().mean().backward()
-        exchange(strategy._buffers)
-        assert len(strategy._buffers) > 2
-        for ours, other in zip(network.parameters(), theirs.parameters(), strict=True):
-            torch.testing.assert_close(ours.grad, other.grad, rtol=tolerance, atol=tolerance / 10)
-
-
 def run(rank, meeting):
     """One of the ranks, which meet in a file."""
     torch.set_num_threads(1)
@@ -96,5 +75,4 @@ def run(rank, meeting):
     dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
     for name in OPTIMIZERS:
         check(name)
-    check_exchange(rank)
     dist.destroy_process_group()
