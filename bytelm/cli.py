@@ -16,12 +16,12 @@ from jsonargparse import Namespace, set_parsing_settings
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
-from lightning.pytorch.plugins import Precision
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 import bytelm.data.corpora
 import bytelm.data.packed
 import bytelm.data.shards  # noqa: F401 (these three make the short names of all data known)
+from bytelm import run_trainer
 from bytelm.callbacks import (
     BestCheckpoint,
     BudgetBar,
@@ -52,19 +52,17 @@ from bytelm.callbacks.run_folder import run_folder
 from bytelm.callbacks.train_log import TAGS as TRAIN_TAGS
 from bytelm.config import keys
 from bytelm.config.checks import check_experiment, check_values
-from bytelm.config.epoch_options import AUTO, check_counts, check_epochs, check_needs, validation_times
+from bytelm.config.epoch_options import AUTO, check_epochs, check_needs, validation_times
 from bytelm.config.flat import flat
 from bytelm.config.keys import METHOD_DEFAULTS, METHOD_KEYS
 from bytelm.config.lightning_help import CKPT_PATH, TEXTS
 from bytelm.config.lightning_options import (
     check_callbacks,
     check_monitors,
-    check_options,
     constructor_error,
     run_error_of,
-    trainer_error,
 )
-from bytelm.config.lightning_plugins import check_layer_sync, check_plugins
+from bytelm.config.lightning_plugins import check_plugins
 from bytelm.config.messages import clarify, note
 from bytelm.config.packages import missing_package
 from bytelm.config.parser import ConfigFileParser, header
@@ -72,18 +70,15 @@ from bytelm.config.section_help import print_requested
 from bytelm.config.text import dump
 from bytelm.config.unserialized import dumped, written_out
 from bytelm.data.base import TokenData
-from bytelm.errors import ConfigError, UsageError, run_error
+from bytelm.errors import UsageError, run_error
 from bytelm.gpt import GPT
-from bytelm.hosts import check as check_hosts
 from bytelm.hosts import meeting
 from bytelm.language_model import LanguageModel
 from bytelm.lightning_output import quieten
 from bytelm.optim import regroup
 from bytelm.parts.contract import known_parts
-from bytelm.precision import FP8
-from bytelm.run_callbacks import added_callbacks, as_list, connect, shown_by_lightning
-from bytelm.runs import checkpoint_io, logger, summaries
-from bytelm.runs.checkpoint_io import AtomicCheckpointIO, errors_are_the_checkpoints
+from bytelm.run_callbacks import added_callbacks, as_list, shown_by_lightning
+from bytelm.runs import logger, summaries
 from bytelm.runs.checkpoints import (
     RESUMED,
     Contents,
@@ -107,7 +102,6 @@ from bytelm.runs.folder import CONFIG, RunFolder, checkpoint_of, number_of, run_
 from bytelm.runs.logger import TensorBoardLogger
 from bytelm.runs.score import VAL_BPB, VAL_LOSS, score_for
 from bytelm.schedules import DEFAULT_SCHEDULE, Schedule, merged
-from bytelm.strategies import check_devices, make_strategy
 from bytelm.system.files import replacing
 from bytelm.system.invocation import typed_name
 from bytelm.system.process import is_rank_zero
@@ -339,7 +333,7 @@ class BytelmCLI(LightningCLI):
             score = score_for(self.datamodule.counts_bytes)
             checkpoint.monitor = self.plain_config["checkpoint"]["monitor"] = score.tag
         if self.subcommand == "fit" and type(self.model) is LanguageModel:
-            check_monitors(self.trainer.callbacks, self._monitored())  # type: ignore[attr-defined]
+            check_monitors(self.trainer.callbacks, monitored(self.datamodule))  # type: ignore[attr-defined]
         if self.subcommand == "fit" and (given := self._get(self.config, "init_from")):
             if path := self._get(self.config, "ckpt_path"):
                 note(f"init_from is ignored: the run resumes from {path}")
@@ -354,14 +348,7 @@ class BytelmCLI(LightningCLI):
     def _check(self) -> None:
         """Rejects a run that cannot work before it has a folder."""
         self.model.check(self.datamodule, self.trainer)
-        if isinstance(self.trainer.precision_plugin, FP8):
-            self.trainer.precision_plugin.check(self.trainer.strategy)
-        if self.trainer.accumulate_grad_batches < 1:
-            raise ConfigError(
-                "trainer.accumulate_grad_batches", self.trainer.accumulate_grad_batches, "accepted: from 1"
-            )
-        if self._get(self.config_init, "trainer").get("val_check_interval") == 0:
-            raise ConfigError("trainer.val_check_interval", 0, "accepted: steps from 1, or a share above 0")
+        run_trainer.check_made(self.trainer, self._get(self.config_init, "trainer"))
         TimeBudget.of(self.trainer).check(self.trainer)
         schedules = Schedules.of(self.trainer) if self.subcommand in (None, "fit") else None
         if schedules is not None:
@@ -376,11 +363,6 @@ class BytelmCLI(LightningCLI):
                 check_needs(self.trainer, self.plain_config)
             if path := self._get(self.config, "ckpt_path"):
                 self._check_checkpoint(path)
-
-    def _monitored(self) -> list[str]:
-        """Returns the values that bytelm logs for callbacks that monitor them."""
-        scores = [VAL_LOSS.tag, VAL_BPB.tag] if self.datamodule.counts_bytes else [VAL_LOSS.tag]
-        return [*TRAIN_TAGS, *scores]
 
     def _check_checkpoint(self, path: str) -> None:
         checkpoint = read(path, check=True)
@@ -417,9 +399,7 @@ class BytelmCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         settings = self._get(self.config_init, "trainer")
-        check_options(settings)
-        if self.subcommand in (None, "fit"):
-            check_counts(settings)
+        run_trainer.check_given(settings, trains=self.subcommand in (None, "fit"))
         logs = settings.get("logger") not in (False, [])
         check_callbacks(as_list(settings.get("callbacks")), CALLBACK_KEYS, ADDED_CALLBACKS, logs)
         if settings.get("logger") is None and self.subcommand not in ("fit", None):
@@ -429,38 +409,14 @@ class BytelmCLI(LightningCLI):
         if settings.get("enable_checkpointing") is False:
             for key in ("checkpoint", "last_checkpoint"):
                 self._parser(self.subcommand).callback_keys.remove(key)
-        check_devices(settings.get("strategy"), settings.get("devices"))
-        if (strategy := make_strategy(settings.get("strategy"))) is not settings.get("strategy"):
-            kwargs["strategy"] = strategy
-        plugins = as_list(settings.get("plugins"))
-        if any(isinstance(plugin, Precision) for plugin in plugins):
-            kwargs["precision"] = None  # Lightning accepts only one of the two
-        for plugin in (*plugins, getattr(settings.get("strategy"), "_checkpoint_io", None)):
-            checkpoint_io.prepare(plugin)
+        kwargs |= run_trainer.changed_options(settings)
         times, validations = validation_times(settings, self.plain_config["time_budget"]["scope"])
         kwargs |= {**times, **shown_by_lightning(settings)}
         self.folder = self._run_folder(settings)
         self.trainer_defaults = {**self.trainer_defaults, "callbacks": self._callbacks(settings, validations)}
-        try:
+        with run_trainer.errors_of_options(self.plain_config["trainer"]):
             trainer = super().instantiate_trainer(**kwargs)
-        except (
-            ImportError,
-            MisconfigurationException,
-            RuntimeError,
-            TypeError,
-            ValueError,
-        ) as error:  # errors about its options
-            if run_error(error) is not None:
-                raise
-            raise trainer_error(error, self.plain_config["trainer"]) from error
-        connect(trainer)
-        if not hasattr(trainer, "val_check_interval"):  # it is a time: EarlyStopping fails without the attribute
-            trainer.val_check_interval = None  # type: ignore[assignment]
-        if trainer._accelerator_connector.checkpoint_io is None:  # set neither as a plugin nor by a strategy
-            trainer.strategy.checkpoint_io = AtomicCheckpointIO()
-        check_hosts(trainer)
-        check_layer_sync(trainer, plugins)
-        errors_are_the_checkpoints(trainer)
+        run_trainer.complete(trainer, as_list(settings.get("plugins")))
         logger.prepare(trainer, self._log_folder(), self._purge_step())
         return trainer
 
@@ -522,6 +478,12 @@ class BytelmCLI(LightningCLI):
         name = "+".join(Path(str(config)).stem for config in configs if config) or "default"
         check_experiment(name)
         return name
+
+
+def monitored(data: TokenData) -> list[str]:
+    """Returns the values that bytelm logs for callbacks that monitor them."""
+    scores = [VAL_LOSS.tag, VAL_BPB.tag] if data.counts_bytes else [VAL_LOSS.tag]
+    return [*TRAIN_TAGS, *scores]
 
 
 def main(args: list[str]) -> None:

@@ -47,6 +47,7 @@ class ConfigError(RunError, ValueError):
 
     def __init__(self, key: str, value: object, accepted: str) -> None:
         super().__init__(f"{key}: {value!r} cannot be used; {accepted}")
+        self.key, self.value, self.accepted = key, value, accepted
 
 
 class UsageError(RunError):

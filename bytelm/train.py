@@ -12,32 +12,52 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer, seed_everything
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from bytelm.callbacks import BestCheckpoint, Divergence, LastCheckpoint, Samples, Throughput, TimeBudget
-from bytelm.cli import TRAINER_DEFAULTS, build
+from bytelm import run_trainer
+from bytelm.callbacks import (
+    BestCheckpoint,
+    BudgetBar,
+    Divergence,
+    LastCheckpoint,
+    Samples,
+    Schedules,
+    Throughput,
+    TimeBudget,
+)
+from bytelm.cli import ADDED_CALLBACKS, TRAINER_DEFAULTS, build, monitored
 from bytelm.config.checks import check_experiment
-from bytelm.config.epoch_options import validation_times
+from bytelm.config.epoch_options import check_epochs, check_needs, validation_times
+from bytelm.config.lightning_options import check_callbacks, check_monitors, run_error_of
+from bytelm.config.lightning_plugins import check_plugins
 from bytelm.data.base import TokenData
 from bytelm.errors import ConfigError, run_error
 from bytelm.gpt import GPT
+from bytelm.hosts import meeting
 from bytelm.inference.model import Model, load
 from bytelm.language_model import LanguageModel
 from bytelm.lightning_output import quieten
-from bytelm.run_callbacks import added_callbacks, connect, shown_by_lightning
+from bytelm.run_callbacks import added_callbacks, as_list, shown_by_lightning
 from bytelm.runs import logger as loggers
 from bytelm.runs import record as records
 from bytelm.runs.folder import CONFIG, RunFolder, runs_root
 from bytelm.runs.logger import TensorBoardLogger
 from bytelm.runs.score import score_for
 from bytelm.schedules import Schedule, merged
-from bytelm.system.process import begin_program
+from bytelm.system.process import begin_program, is_rank_zero
 from bytelm.units import Duration
 
 Config = str | Path | Mapping[str, Any]
+REPLACED = (BestCheckpoint, BudgetBar)  # of the callbacks that every run has, those that the user's replace
+ACCEPTED = {
+    "model": "a bytelm.gpt.GPT, or a LightningModule",
+    "data": "a LightningDataModule, such as LightningDataModule.from_datasets(train, val, batch_size=…)",
+}
 
 
 @dataclass(frozen=True)
@@ -83,7 +103,7 @@ def fit(
     limit: str | list[str] | None = None,
     lr_schedule: Schedule | None = None,
     schedules: Mapping[str, Schedule] | None = None,
-    callbacks: Sequence[Callback] = (),
+    callbacks: Callback | Sequence[Callback] = (),
     experiment: str | None = None,
     seed: int | None = None,
     **trainer: Any,
@@ -99,7 +119,8 @@ def fit(
         limit: Limit of the budget, or a list of limits: `30s`, `500 steps`, `300 Mtok`; default `180s`.
         lr_schedule: Schedule of the learning rate; default the optimizer's learning rate throughout.
         schedules: Schedules of other values, by target (docs/schedules.md).
-        callbacks: Callbacks of Lightning or bytelm, beside those that every run has.
+        callbacks: Callbacks of Lightning or bytelm, beside those that every run has; those that the command rejects
+            (docs/lightning.md) are rejected here, too.
         experiment: Name of the run's folder in runs/; default the names of the config files, or `python`.
         seed: Seed of the order of the data and of dropout, default 42. The weights are those of the given model.
         trainer: Options of Lightning's Trainer.
@@ -117,7 +138,7 @@ def fit(
     with _run_errors():
         if configs:
             given = {"model": model, "data": data, "limit": limit, "lr_schedule": lr_schedule, "schedules": schedules}
-            for key, value in {**given, "callbacks": [*callbacks] or None, "seed": seed, **trainer}.items():
+            for key, value in {**given, "callbacks": callbacks or None, "seed": seed, **trainer}.items():
                 if value is not None:
                     raise ConfigError(key, value, "accepted without configs; with configs, it is a key of theirs")
             return _fit_configs(configs, experiment)
@@ -126,17 +147,59 @@ def fit(
             raise ConfigError(missing, None, "accepted: configs, or a model and data")
         for key in trainer.keys() - inspect.signature(Trainer).parameters.keys():
             raise ConfigError(key, trainer[key], "accepted: arguments of fit, and options of Lightning's Trainer")
+        for key, value, kind in (("model", model, GPT | LightningModule), ("data", data, LightningDataModule)):
+            if not isinstance(value, kind):
+                raise ConfigError(key, value, f"accepted: {ACCEPTED[key]}")
+        for key, value in {"lr_schedule": lr_schedule, **(schedules or {})}.items():
+            if value is not None and not isinstance(value, Schedule):
+                raise ConfigError(key, value, "accepted: a schedule, such as bytelm.callbacks.Cosine()")
         made = LanguageModel(model) if isinstance(model, GPT) else model
-        own = [_budget(limit or "180s"), *callbacks]
-        seed_everything(42 if seed is None else seed, workers=True, verbose=False)
-        return _fit_objects(made, data, own, merged(lr_schedule, schedules or {}), experiment or "python", trainer)
+        own = [callbacks] if isinstance(callbacks, Callback) else [*callbacks]
+        with _keys_as_arguments():
+            _check_callbacks(own, trainer)
+            all_schedules = merged(lr_schedule, schedules or {})
+            seed_everything(42 if seed is None else seed, workers=True, verbose=False)
+            own = [_budget("180s" if limit is None else limit), *own]
+            return _fit_objects(made, data, own, all_schedules, experiment or "python", trainer)
+
+
+def _check_callbacks(callbacks: list[Callback], options: Mapping[str, Any]) -> None:
+    """Checks the callbacks of the second form, as those of `trainer.callbacks` are checked.
+
+    Raises:
+        ConfigError: One is not accepted.
+    """
+    for callback in callbacks:
+        if not isinstance(callback, Callback):
+            raise ConfigError("callbacks", callback, "accepted: objects of subclasses of lightning.pytorch.Callback")
+        if isinstance(callback, Schedules):
+            raise ConfigError("callbacks", "Schedules", "every run has one; accepted: the argument schedules")
+    others = tuple(cls for cls in ADDED_CALLBACKS if cls not in REPLACED)
+    logs = options.get("logger") not in (False, [])
+    check_callbacks(callbacks, {"limit": TimeBudget}, others, logs, keys_are="the argument")
+
+
+@contextmanager
+def _keys_as_arguments() -> Iterator[None]:
+    """Context in which errors name arguments of `fit` in place of a config's keys."""
+
+    def renamed(text: str) -> str:
+        return text.replace("time_budget.limit", "limit").replace("trainer.", "")
+
+    try:
+        yield
+    except ConfigError as error:
+        if not error.key.startswith(("trainer", "time_budget")):
+            raise
+        raise type(error)(renamed(error.key), error.value, renamed(error.accepted)) from error
 
 
 def _budget(limit: str | list[str]) -> TimeBudget:
     try:
         return TimeBudget([Duration.parse(one) for one in limit] if isinstance(limit, list) else Duration.parse(limit))
-    except ValueError as error:
-        raise ConfigError("limit", limit, str(error)) from error
+    except (TypeError, ValueError) as error:
+        reason = str(error) if isinstance(error, ValueError) else "accepted: texts, such as 30s or 500 steps"
+        raise ConfigError("limit", limit, reason) from error
 
 
 def _fit_configs(configs: Sequence[Config], experiment: str | None) -> Fitted:
@@ -178,29 +241,59 @@ def _fit_objects(
     quieten()
     check_experiment(experiment)
     options = {**TRAINER_DEFAULTS, **options, "callbacks": callbacks}
+    named = _named(options)
+    check_plugins(named)
+    run_trainer.check_given(options)
     folder = None
     if not options.get("fast_dev_run"):
         folder = RunFolder(runs_root(options.get("default_root_dir")) / experiment)
-        options = {"logger": TensorBoardLogger(), **options}
+        if options.get("logger") in (None, True):
+            options["logger"] = TensorBoardLogger()
     is_language_model = isinstance(module, LanguageModel) and isinstance(data, TokenData)
     times, validations = validation_times(options, scope="training")
     callbacks = [*callbacks, *_with_a_key(module, data, options)]
     callbacks += added_callbacks(options, schedules, folder, validations, None, is_language_model)
-    changed = {**times, **shown_by_lightning(options)}
-    trainer = Trainer(**{**options, **changed, "callbacks": callbacks})
-    connect(trainer)
+    changed = {**run_trainer.changed_options(options), **times, **shown_by_lightning(options)}
+    with run_trainer.errors_of_options(named):
+        trainer = Trainer(**{**options, **changed, "callbacks": callbacks})
+    run_trainer.complete(trainer, as_list(options.get("plugins")))
     loggers.prepare(trainer, folder)
-    if isinstance(module, LanguageModel) and isinstance(data, TokenData):
-        module.check(data, trainer)
-        data.prepare_data()
-        data.setup("fit")  # missing data are an error before the run has a folder
+    run_trainer.check_made(trainer, options)
     TimeBudget.of(trainer).check(trainer)
+    if isinstance(data, TokenData):
+        if isinstance(module, LanguageModel):
+            module.check(data, trainer)
+            check_monitors(trainer.callbacks, monitored(data))  # type: ignore[attr-defined]
+        if is_rank_zero():  # others might search while this one downloads
+            data.prepare_data()
+            data.setup("fit")  # missing data are an error before the run has a folder
+            data.trainer = trainer
+            check_epochs(trainer, data)
+    check_needs(trainer, {"trainer": {}})
     try:
-        trainer.fit(module, datamodule=data)
+        with meeting(trainer):
+            trainer.fit(module, datamodule=data)
+    except (MisconfigurationException, ModuleNotFoundError, RuntimeError) as error:
+        if run_error(error) is not None or (rejected := run_error_of(error, {"trainer": named}, {})) is None:
+            raise
+        raise rejected from error
     finally:
         if folder is not None:
             folder.release()
     return _fitted(folder, module, trainer)
+
+
+def _named(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of the Trainer as a config would state them: classes by their import paths, for messages."""
+
+    def named(value: Any) -> Any:
+        if isinstance(value, list | tuple):
+            return [named(each) for each in value]
+        if value is None or isinstance(value, bool | int | float | str | timedelta | dict):
+            return value
+        return {"class_path": f"{type(value).__module__}.{type(value).__qualname__}"}
+
+    return {key: named(value) for key, value in options.items()}
 
 
 def _with_a_key(module: LightningModule, data: LightningDataModule, options: Mapping[str, Any]) -> list[Callback]:

@@ -199,7 +199,11 @@ def check_options(given: Mapping[str, Any]) -> None:
 
 
 def check_callbacks(
-    callbacks: Sequence[Callback], keys: Mapping[str, type], others: tuple[type, ...], logs: bool = True
+    callbacks: Sequence[Callback],
+    keys: Mapping[str, type],
+    others: tuple[type, ...],
+    logs: bool = True,
+    keys_are: str = "the key",
 ) -> None:
     """Checks that `trainer.callbacks` has no callback that every run has once, does nothing, or cannot work.
 
@@ -208,6 +212,7 @@ def check_callbacks(
         keys: Classes of the callbacks that are top-level keys of a config.
         others: Classes of the callbacks that bytelm adds by itself.
         logs: Whether the trainer has a logger.
+        keys_are: The word before a key in messages.
 
     Raises:
         ConfigError: It has one.
@@ -224,7 +229,7 @@ def check_callbacks(
             raise ConfigError("trainer.callbacks", name, "it needs a logger; accepted: with trainer.logger true")
         for key, cls in keys.items():
             if isinstance(callback, cls):
-                raise ConfigError("trainer.callbacks", name, f"every run has one; accepted: the key {key}")
+                raise ConfigError("trainer.callbacks", name, f"every run has one; accepted: {keys_are} {key}")
         if isinstance(callback, others):
             raise ConfigError("trainer.callbacks", name, "every run has one; leave it out")
         for cls, reason in _NOT_ACCEPTED.items():

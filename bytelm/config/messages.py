@@ -30,6 +30,7 @@ NUMBERS = {
 }
 TYPES = {"NoneType": "null", "tuple": "list", "Iterable": "list", "timedelta": "a time like 0:30:00"}
 HINTS = {"trainer.precision": "8-bit layers are a plugin: --trainer.plugins bytelm.precision.FP8"}
+OTHERS = {"data": " of a subclass of TokenData; bytelm.fit(model=…, data=…) takes any LightningDataModule"}
 NO_CLASS = r"must include a class_path|an import path or a subclass spec, but got None|'NoneType' is not iterable"
 NOT_A_CLASS = r"is abstract$|Not a valid subclass of"
 NULL = "Null is not accepted"  # message of bytelm's own parser
@@ -113,7 +114,7 @@ def clarify(
     if match := re.search(r"Expected a typing\.Literal\[(.*?)\]\. Got value: (\S+)", report):
         return f"{key}: {match[2]!r} is not accepted; accepted: {match[1]}"
     if match := re.search(r"Expected '([\w.]+)' to be a subclass of", report):
-        return f"{key}: {match[1]!r} is not one of its classes; {classes(match[1])}"
+        return f"{key}: {match[1]!r} is not one of its classes; {classes(match[1])}{OTHERS.get(key, '')}"
     if re.search(NO_CLASS, report):
         return f"{key}: {_given(report)} does not name a class; {classes('')}, {OPTIONS}"
     failed = r"callable class: (?P<reason>.+?)\. Got value: (?:Namespace\(class_path=')?(?P<path>[\w.]+)"
@@ -127,7 +128,7 @@ def clarify(
         return f"{key}: {path!r} cannot be used ({reason}); {classes(path)}"
     if match := re.search(r"[Ii]mport path (?:([\w.]+) )?does not correspond to a subclass of", report):
         given = match[1] or _given(report)
-        return f"{key}: {given!r} is not one of its classes; {classes(given)}"
+        return f"{key}: {given!r} is not one of its classes; {classes(given)}{OTHERS.get(key, '')}"
     if re.search(NOT_A_CLASS, report, re.MULTILINE):
         return f"{key}: {_given(report)} does not name a class; {classes('')}, {OPTIONS}"
     if match := re.search(

@@ -1,0 +1,109 @@
+"""The Trainer of a run, made by the command `fit` or by `bytelm.fit` with objects: its options and their checks."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.plugins import Precision
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from bytelm.config.epoch_options import check_counts
+from bytelm.config.lightning_options import check_options, trainer_error
+from bytelm.config.lightning_plugins import check_layer_sync
+from bytelm.errors import ConfigError, run_error
+from bytelm.hosts import check as check_hosts
+from bytelm.precision import FP8
+from bytelm.run_callbacks import as_list, connect
+from bytelm.runs import checkpoint_io
+from bytelm.runs.checkpoint_io import AtomicCheckpointIO, errors_are_the_checkpoints
+from bytelm.strategies import check_devices, make_strategy
+
+
+def check_given(settings: Mapping[str, Any], trains: bool = True) -> None:
+    """Checks options of the Trainer before it is made.
+
+    Args:
+        settings: The options.
+        trains: Whether the Trainer trains; otherwise it only scores or predicts.
+
+    Raises:
+        ConfigError: One is not accepted.
+    """
+    check_options(settings)
+    if trains:
+        check_counts(settings)
+
+
+def changed_options(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the options of the Trainer that differ from the given ones: bytelm's strategies, and the precision.
+
+    Args:
+        settings: The given options.
+
+    Raises:
+        ConfigError: bytelm cannot train with the strategy or the devices.
+    """
+    changed: dict[str, Any] = {}
+    check_devices(settings.get("strategy"), settings.get("devices"))
+    if (strategy := make_strategy(settings.get("strategy"))) is not settings.get("strategy"):
+        changed["strategy"] = strategy
+    plugins = as_list(settings.get("plugins"))
+    if any(isinstance(plugin, Precision) for plugin in plugins):
+        changed["precision"] = None  # Lightning accepts only one of the two
+    for plugin in (*plugins, getattr(settings.get("strategy"), "_checkpoint_io", None)):
+        checkpoint_io.prepare(plugin)
+    return changed
+
+
+@contextmanager
+def errors_of_options(given: Mapping[str, Any]) -> Iterator[None]:
+    """Context in which errors of the Trainer's constructor are raised as ConfigError, with the name of the option.
+
+    Args:
+        given: The options, as plain values.
+    """
+    try:
+        yield
+    except (ImportError, MisconfigurationException, RuntimeError, TypeError, ValueError) as error:
+        if run_error(error) is not None:
+            raise
+        raise trainer_error(error, given) from error
+
+
+def complete(trainer: Trainer, plugins: Sequence[Any]) -> None:
+    """Puts the callbacks into their order, and checks what is known when the Trainer is made.
+
+    Args:
+        trainer: The Trainer.
+        plugins: Its plugins.
+
+    Raises:
+        ConfigError: Its hosts or its plugins cannot work.
+    """
+    connect(trainer)
+    if not hasattr(trainer, "val_check_interval"):  # it is a time: EarlyStopping fails without the attribute
+        trainer.val_check_interval = None  # type: ignore[assignment]
+    if trainer._accelerator_connector.checkpoint_io is None:  # set neither as a plugin nor by a strategy
+        trainer.strategy.checkpoint_io = AtomicCheckpointIO()
+    check_hosts(trainer)
+    check_layer_sync(trainer, plugins)
+    errors_are_the_checkpoints(trainer)
+
+
+def check_made(trainer: Trainer, settings: Mapping[str, Any]) -> None:
+    """Checks a Trainer that would otherwise fail, or train nothing, after the run has its folder.
+
+    Args:
+        trainer: The Trainer.
+        settings: Its options.
+
+    Raises:
+        ConfigError: An option is not accepted.
+    """
+    if isinstance(trainer.precision_plugin, FP8):
+        trainer.precision_plugin.check(trainer.strategy)
+    if trainer.accumulate_grad_batches < 1:
+        raise ConfigError("trainer.accumulate_grad_batches", trainer.accumulate_grad_batches, "accepted: from 1")
+    if settings.get("val_check_interval") == 0:
+        raise ConfigError("trainer.val_check_interval", 0, "accepted: steps from 1, or a share above 0")
