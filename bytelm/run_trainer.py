@@ -66,7 +66,7 @@ def errors_of_options(given: Mapping[str, Any]) -> Iterator[None]:
     try:
         yield
     except (ImportError, MisconfigurationException, RuntimeError, TypeError, ValueError) as error:
-        if run_error(error) is not None:
+        if run_error(error) is not None:  # also a ConfigError, which names an option
             raise
         raise trainer_error(error, given) from error
 

@@ -153,6 +153,8 @@ def fit(
         for key, value in {"lr_schedule": lr_schedule, **(schedules or {})}.items():
             if value is not None and not isinstance(value, Schedule):
                 raise ConfigError(key, value, "accepted: a schedule, such as bytelm.callbacks.Cosine()")
+        if seed is not None and not (isinstance(seed, int) and 0 <= seed < 2**32):
+            raise ConfigError("seed", seed, "accepted: a whole number from 0 to 2**32 - 1")
         made = LanguageModel(model) if isinstance(model, GPT) else model
         own = [callbacks] if isinstance(callbacks, Callback) else [*callbacks]
         with _keys_as_arguments():
@@ -174,6 +176,9 @@ def _check_callbacks(callbacks: list[Callback], options: Mapping[str, Any]) -> N
             raise ConfigError("callbacks", callback, "accepted: objects of subclasses of lightning.pytorch.Callback")
         if isinstance(callback, Schedules):
             raise ConfigError("callbacks", "Schedules", "every run has one; accepted: the argument schedules")
+    for cls in (*REPLACED, Divergence, LastCheckpoint, Samples, Throughput):
+        if sum(isinstance(callback, cls) for callback in callbacks) > 1:
+            raise ConfigError("callbacks", cls.__name__, "there are several; accepted: one")
     others = tuple(cls for cls in ADDED_CALLBACKS if cls not in REPLACED)
     logs = options.get("logger") not in (False, [])
     check_callbacks(callbacks, {"limit": TimeBudget}, others, logs, keys_are="the argument")
@@ -243,7 +248,8 @@ def _fit_objects(
     options = {**TRAINER_DEFAULTS, **options, "callbacks": callbacks}
     named = _named(options)
     check_plugins(named)
-    run_trainer.check_given(options)
+    with run_trainer.errors_of_options(named):  # a value of another type
+        run_trainer.check_given(options)
     folder = None
     if not options.get("fast_dev_run"):
         folder = RunFolder(runs_root(options.get("default_root_dir")) / experiment)

@@ -9,14 +9,23 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import (
+    EarlyStopping,
+    LearningRateFinder,
+    LearningRateMonitor,
+    ModelCheckpoint,
+    StochasticWeightAveraging,
+    Timer,
+)
 
 import bytelm
 from bytelm import fit, load
-from bytelm.callbacks import Cosine
+from bytelm.callbacks import Cosine, Samples, Schedules, TimeBudget
 from bytelm.data.corpora import Bytes
 from bytelm.errors import CheckpointError, ConfigError, DataError, UsageError
 from bytelm.gpt import GPT
 from bytelm.inference.model import Model
+from bytelm.runs.checkpoint_io import AtomicCheckpointIO
 from bytelm.system.process import process_age
 from bytelm.system.streams import can_redraw
 
@@ -171,6 +180,46 @@ def test_a_test_of_one_batch_writes_nothing(folder):
         run.load()
 
 
+# As the command rejects them, with the names of the arguments.
+OF_OBJECTS = [
+    ({"model": "GPT"}, "model: 'GPT' cannot be used; accepted: a bytelm.gpt.GPT"),
+    ({"data": [1]}, "data: [1] cannot be used; accepted: a LightningDataModule"),
+    ({"limit": 3}, "limit: 3"),
+    ({"seed": "a"}, "seed: 'a'"),
+    ({"lr_schedule": "Cosine"}, "lr_schedule: 'Cosine'"),
+    ({"callbacks": ["EarlyStopping"]}, "callbacks: 'EarlyStopping'"),
+    ({"gradient_clip_val": -1}, "gradient_clip_val: -1 cannot be used; accepted: a number above 0"),
+    ({"gradient_clip_val": "one"}, "trainer: "),
+    ({"max_time": "00:00:01:00"}, "max_time: '00:00:01:00' cannot be used; limit decides when a run ends"),
+    ({"max_steps": 3}, "max_steps: 3 cannot be used; limit decides"),
+    ({"accumulate_grad_batches": 0}, "accumulate_grad_batches: 0"),
+    ({"limit_train_batches": 0}, "limit_train_batches: 0"),
+    ({"limit_train_batches": 1e-9}, "limit_train_batches: 1e-09 cannot be used; an epoch has"),
+    ({"val_check_interval": 0}, "val_check_interval: 0"),
+    ({"reload_dataloaders_every_n_epochs": 1}, "reload_dataloaders_every_n_epochs: 1"),
+    ({"barebones": True}, "barebones: True"),
+    ({"num_nodes": 2}, "num_nodes: 2 cannot be used; MASTER_ADDR"),
+    ({"precision": "fp9"}, "precision: 'fp9'"),
+    ({"strategy": "deep"}, "strategy: 'deep' cannot be used; accepted: auto, ddp"),
+    ({"enable_checkpointing": False, "callbacks": [ModelCheckpoint()]}, "enable_checkpointing: False"),
+    ({"logger": False, "callbacks": [LearningRateMonitor()]}, "callbacks: 'LearningRateMonitor'"),
+    ({"callbacks": [StochasticWeightAveraging(0.1)]}, "callbacks: 'StochasticWeightAveraging'"),
+    ({"callbacks": [LearningRateFinder()]}, "callbacks: 'LearningRateFinder'"),
+    ({"callbacks": [Timer("00:00:01:00")]}, "callbacks: 'Timer' cannot be used; limit decides"),
+    (
+        {"callbacks": [TimeBudget("3 steps")]},
+        "callbacks: 'TimeBudget' cannot be used; every run has one; accepted: the a",
+    ),
+    (
+        {"callbacks": [Schedules({})]},
+        "callbacks: 'Schedules' cannot be used; every run has one; accepted: the argument",
+    ),
+    ({"callbacks": [Samples(), Samples()]}, "callbacks: 'Samples' cannot be used; there are several"),
+    ({"callbacks": [EarlyStopping("val/bpb")]}, "callbacks: 'EarlyStopping' cannot be used; val/bpb may be known"),
+    ({"callbacks": [ModelCheckpoint(monitor="vall")]}, "callbacks.monitor: 'vall' cannot be used; it is not logged"),
+]
+
+
 @pytest.mark.parametrize(
     ("arguments", "options", "kind", "said"),
     [
@@ -189,6 +238,7 @@ def test_a_test_of_one_batch_writes_nothing(folder):
         ([], {"model": gpt(), "data": corpus(), "experiment": "../up"}, ConfigError, "experiment: '../up'"),
         ([], {"model": gpt(), "data": Bytes("corpus.txt", seq_len=64)}, ConfigError, "seq_len: 64"),
         ([], {"model": gpt(), "data": Bytes("none.txt", seq_len=32)}, DataError, "path: 'none.txt'"),
+        *(([], {"model": gpt(), "data": corpus(), **options}, ConfigError, said) for options, said in OF_OBJECTS),
     ],
 )
 def test_invalid_settings_are_named(folder, arguments, options, kind, said):
@@ -197,6 +247,16 @@ def test_invalid_settings_are_named(folder, arguments, options, kind, said):
     assert str(error.value).startswith(said)
     assert not Path("runs").exists()
     assert error.value._render_traceback_() == [f"{type(error.value).__name__}: {error.value}"]
+
+
+def test_options_of_the_command_are_those_of_objects(folder):
+    options = {"limit": "2 steps", "accelerator": "cpu", "enable_progress_bar": False, "enable_model_summary": False}
+    steps = Steps()
+    run = fit(model=gpt(), data=corpus(), callbacks=steps, logger=True, **options)  # one callback, not in a list
+    assert [*run.folder.glob("events.out*")]
+    assert isinstance(run.trainer.strategy.checkpoint_io, AtomicCheckpointIO)
+    again = fit(model=Line(), data=Numbers(), reload_dataloaders_every_n_epochs=1, **options)  # its loaders may change
+    assert again.record["status"] == "completed"
 
 
 def test_the_bar_is_redrawn_in_a_notebook_and_not_in_a_file():

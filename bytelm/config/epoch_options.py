@@ -71,7 +71,7 @@ def check_counts(given: Mapping[str, Any]) -> None:
         given: The options of the Trainer.
 
     Raises:
-        ConfigError: An option leaves nothing to train, or has no meaning here.
+        ConfigError: An option leaves nothing to train.
     """
     for key in ("max_steps", "max_epochs"):
         if given.get(key) == 0:
@@ -80,9 +80,6 @@ def check_counts(given: Mapping[str, Any]) -> None:
         raise ConfigError("trainer.limit_train_batches", 0, "nothing would be trained; accepted: more than 0")
     if given.get("check_val_every_n_epoch") == 0:
         raise ConfigError("trainer.check_val_every_n_epoch", 0, "accepted: epochs from 1, or null")
-    if every := given.get("reload_dataloaders_every_n_epochs"):
-        reason = "batches are cut from the text when they are due, and there is nothing to reload; accepted: 0"
-        raise ConfigError("trainer.reload_dataloaders_every_n_epochs", every, reason)
 
 
 def check_epochs(trainer: Any, data: Any) -> None:
@@ -93,8 +90,11 @@ def check_epochs(trainer: Any, data: Any) -> None:
         data: The trainer's TokenData.
 
     Raises:
-        ConfigError: An option leaves no batch, or a part of a step.
+        ConfigError: An option leaves no batch, or a part of a step, or has no meaning with such data.
     """
+    if every := trainer.reload_dataloaders_every_n_epochs:
+        reason = "batches are cut from the text when they are due, and there is nothing to reload; accepted: 0"
+        raise ConfigError("trainer.reload_dataloaders_every_n_epochs", every, reason)
     if trainer.fast_dev_run:
         return
     epoch, per_step = data.epoch_batches(), trainer.accumulate_grad_batches
