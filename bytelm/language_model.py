@@ -20,7 +20,14 @@ from bytelm.data.base import TokenData
 from bytelm.errors import ConfigError
 from bytelm.gpt import GPT
 from bytelm.metrics import BitsPerByte, NatsPerToken
-from bytelm.optim import AdamW, OptimizerFactory, param_groups, regroup, takes_sparse_gradients
+from bytelm.optim import (
+    AdamW,
+    OptimizerFactory,
+    check_dense_gradients,
+    param_groups,
+    regroup,
+    takes_sparse_gradients,
+)
 from bytelm.parts import contract
 from bytelm.parts.contract import MakeLoss, Run, class_of
 from bytelm.parts.loss import CrossEntropy
@@ -88,7 +95,7 @@ class LanguageModel(LightningModule):
             raise ConfigError(
                 "model.gpt.vocab_size", self.gpt.vocab_size, f"accepted: from {data.vocab_size}, the tokens of the data"
             )
-        self.configure_optimizers()
+        check_dense_gradients(self.configure_optimizers(), self.gpt)
         self._check_loss()
         plugin = None if trainer is None else trainer.precision_plugin
         run = Run(

@@ -13,7 +13,7 @@ from bytelm.optim.groups import ParamGroup, ParamGroups, RowSplits, param_groups
 from bytelm.optim.muon import Muon
 from bytelm.optim.muon_adamw import MuonAdamW
 from bytelm.optim.row_adagrad import RowAdagrad
-from bytelm.optim.sparse import takes_sparse_gradients
+from bytelm.optim.sparse import check_dense_gradients, takes_sparse_gradients
 
 __all__ = [
     "Adam",
@@ -28,6 +28,7 @@ __all__ = [
     "ParamGroups",
     "RowAdagrad",
     "RowSplits",
+    "check_dense_gradients",
     "param_groups",
     "regroup",
     "takes_sparse_gradients",

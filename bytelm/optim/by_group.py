@@ -42,6 +42,7 @@ class ByGroup(Optimizer):
         default: The optimizer of each group that is not in `groups`; one instance for each group.
 
     Attributes:
+        optimizers: The optimizers of the groups.
         param_groups: The groups of all optimizers, in the order of `params`; each has the class name of its optimizer
             as `optimizer`.
         state: The state of each parameter.
@@ -64,7 +65,7 @@ class ByGroup(Optimizer):
         optimizers = [_make(groups.get(group["name"], default), group) for group in given]
         # The groups already contain the defaults of their optimizers.
         super().__init__([group for optimizer in optimizers for group in optimizer.param_groups], {})
-        self._optimizers = optimizers
+        self.optimizers = optimizers
         self.state = _State(optimizers)  # type: ignore[assignment]
         if all(getattr(optimizer, "_step_supports_amp_scaling", False) for optimizer in optimizers):
             self._step_supports_amp_scaling = True
@@ -75,12 +76,12 @@ class ByGroup(Optimizer):
         Raises:
             RuntimeError: It is called after construction.
         """
-        if hasattr(self, "_optimizers"):
+        if hasattr(self, "optimizers"):
             raise RuntimeError(f"{type(self).__name__} accepts parameter groups only in its constructor")
         super().add_param_group(param_group)
 
     def __getstate__(self) -> dict[str, Any]:
-        own = ("_optimizers", "_step_supports_amp_scaling")
+        own = ("optimizers", "_step_supports_amp_scaling")
         return {**super().__getstate__(), **{key: vars(self)[key] for key in own if key in vars(self)}}
 
     @torch.no_grad()
@@ -92,7 +93,7 @@ class ByGroup(Optimizer):
         """
         loss = loss_of(closure)
         scaling = {key: vars(self)[key] for key in SCALING if key in vars(self)}
-        for optimizer in self._optimizers:
+        for optimizer in self.optimizers:
             vars(optimizer).update(scaling)
             optimizer.step()
             for key in scaling:
@@ -109,7 +110,7 @@ class ByGroup(Optimizer):
         state: dict[Any, Any] = {}
         groups: list[dict[str, Any]] = []
         merged: dict[str, Any] = {"state": state, "param_groups": groups}
-        for i, optimizer in enumerate(self._optimizers):
+        for i, optimizer in enumerate(self.optimizers):
             own = optimizer.state_dict()
             first = sum(len(group["params"]) for group in groups)
             groups += [{**group, "params": [key + first for key in group["params"]]} for group in own["param_groups"]]
@@ -130,12 +131,12 @@ class ByGroup(Optimizer):
             state_dict = pre_hook(self, state_dict) or state_dict
         _check(state_dict["param_groups"], self.param_groups)
         first = 0
-        for i, optimizer in enumerate(self._optimizers):
+        for i, optimizer in enumerate(self.optimizers):
             last = first + len(optimizer.param_groups)
             optimizer.load_state_dict(_share(state_dict, slice(first, last), f"{i}."))
             first = last
         # Loading creates new groups. Their names and `clip` remain those of the network.
-        loaded = [group for optimizer in self._optimizers for group in optimizer.param_groups]
+        loaded = [group for optimizer in self.optimizers for group in optimizer.param_groups]
         for group, before in zip(loaded, self.param_groups, strict=True):
             group.update({key: before[key] for key in ("name", "clip", "optimizer") if key in before})
         self.param_groups = loaded

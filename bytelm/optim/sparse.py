@@ -1,11 +1,12 @@
-"""Finds out whether an optimizer supports sparse gradients."""
+"""Sparse gradients: whether an optimizer supports them, and whether it has only these."""
 
 from collections.abc import Callable, Mapping
 
 import torch
 from torch import nn
-from torch.optim import Optimizer
+from torch.optim import Optimizer, SparseAdam
 
+from bytelm.errors import ConfigError
 from bytelm.optim.groups import FIXED, ParamGroup, ParamGroups, RowSplits
 
 
@@ -28,6 +29,24 @@ def takes_sparse_gradients(optimizer: Callable[[ParamGroups], Optimizer], groups
     except Exception:  # an optimizer can raise anything for unsupported gradients
         return False
     return True
+
+
+def check_dense_gradients(optimizer: Optimizer, network: nn.Module) -> None:
+    """Checks that SparseAdam, which would fail in its first step, gets no dense gradients.
+
+    Args:
+        optimizer: The optimizer, which may consist of several (ByGroup).
+        network: The network.
+
+    Raises:
+        ConfigError: It gets some.
+    """
+    sparse = {id(module.weight) for module in network.modules() if getattr(module, "sparse", False) is True}
+    for each in getattr(optimizer, "optimizers", [optimizer]):
+        for group in each.param_groups if isinstance(each, SparseAdam) else ():
+            if any(id(parameter) not in sparse for parameter in group["params"]):
+                accepted = f"the group {group['name']} has dense ones; accepted: AdamW, or ByGroup with it for tables"
+                raise ConfigError("model.optimizer", "SparseAdam", f"it takes sparse gradients alone, and {accepted}")
 
 
 def _first(row_splits: Mapping[int, RowSplits]) -> dict[int, RowSplits]:

@@ -55,9 +55,9 @@ CELLS = (
     option("limit_train_batches", "0", "trains nothing", never),
     option("limit_train_batches", "0.01", "less than a batch", never),
     option("limit_val_batches", "2", "validates 2 batches", Check(
-        "2 batches", lambda run: (run.validated, [2]))),
+        "2 batches", lambda run: (set(run.validated), {2}))),
     option("limit_val_batches", "0.4", "validates a share of the batches", Check(
-        "1 of 3 batches", lambda run: (run.validated, [1]))),
+        "1 of 3 batches", lambda run: (set(run.validated), {1}))),
     option("limit_val_batches", "0", "validates nothing", Check(
         "no batches, no score", lambda run: ((run.validated, run.score), ([], None)))),
     option("limit_test_batches", "2", "tests 2 batches", Check(

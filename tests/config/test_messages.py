@@ -168,3 +168,11 @@ def test_callbacks_and_loggers_that_are_rejected_are_not_suggested(resolved, key
 def test_missing_settings_are_named(parser, folder, options, key):
     with pytest.raises(UsageError, match=rf"^{key}: it is required, in a --config for example .*; accepted: "):
         parser.parse_args(options)
+
+
+def test_data_of_another_kind_are_rejected_with_the_function_that_takes_them(rejected):
+    code = "from lightning.pytorch import LightningDataModule\n\n\nclass Mine(LightningDataModule): ..."
+    Path("my_data.py").write_text(code)
+    line = rejected("--data", "my_data.Mine")
+    assert "data: 'my_data.Mine' is not one of its classes; accepted: Bytes, " in line
+    assert line.endswith(" of a subclass of TokenData; bytelm.fit(model=…, data=…) takes any LightningDataModule")

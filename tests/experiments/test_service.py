@@ -30,8 +30,10 @@ from bytelm.config.untrusted_config import check_limit, check_resolved, check_wr
 from bytelm.errors import ConfigError, StorageError
 from bytelm.experiments.check import Checker
 from bytelm.experiments.service.api import app
-from bytelm.experiments.service.match import Busy, Service, Unusable, UsedUp, _training_seconds
+from bytelm.experiments.service.match import Busy, Service, Unusable, UsedUp
+from bytelm.experiments.service.validation_time import training_seconds
 from bytelm.program import main
+from bytelm.runs import validations
 
 PROJECT = Path(__file__).resolve().parents[2]
 CONFIG = {
@@ -302,7 +304,38 @@ def test_the_time_of_validations_is_part_of_a_run(interval, scope, most):
         "trainer": {**RESOLVED["trainer"], "val_check_interval": interval},
         "time_budget": {"limit": "3m", "scope": scope},
     }
-    assert _training_seconds(resolved, 210.0) == most
+    assert training_seconds(resolved, 210.0, None) == most
+
+
+@pytest.mark.parametrize(
+    ("interval", "limit", "batches", "left"),
+    [
+        ("5%", "3m", 1, 210 - 19),
+        ("30s", "3m", 1, 210 - 5),
+        ("10 steps", "100 steps", 1, 210 - 9),
+        ("64 ktok", "3m", 1, 210 - 2),  # of 180,000 tokens at the baseline's speed
+        ("500 steps", "3m", 2, 210 - 2),  # of 1,406 steps of two batches with 64 tokens
+        (1000, "3m", 1, 210 - 2),
+        (0.5, "3m", 1, 210),
+        ("1%", "3m", 1, None),
+        ("1 steps", "3m", 1, None),
+    ],
+)
+def test_validations_take_the_time_that_the_baselines_took(tmp_path, interval, limit, batches, left):
+    for step in (1, 2):
+        validations.append(tmp_path, validations.of(0.5 * step, step, 64 * step, 1.0, {}))
+    times = {"total_time_secs": 190.0, "training_time_secs": 180.0, "startup_time_secs": 8.0}
+    baseline = SimpleNamespace(folder=tmp_path, record={**times, "tokens_per_sec": 1000.0})  # 1 s for each validation
+    resolved = {
+        "trainer": {"val_check_interval": interval, "accumulate_grad_batches": batches},
+        "time_budget": {"limit": limit, "scope": "training"},
+        "data": {"init_args": {"batch_size": 4, "seq_len": 16}},
+    }
+    if left is not None:
+        assert training_seconds(resolved, 210.0, baseline) == left
+        return
+    with pytest.raises(ConfigError, match=r"val_check_interval: .* validations of about 1s do not fit, .* into 210s"):
+        training_seconds(resolved, 210.0, baseline)
 
 
 def test_a_few_aliases_that_stand_for_endless_values_are_rejected():

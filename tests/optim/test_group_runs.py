@@ -102,9 +102,9 @@ def test_a_cut_run_resumes_exactly(run):
 
 def test_the_name_muon_is_that_of_bytelms(run):
     cli = run(*BY_GROUP, "--model.optimizer.groups.hidden", "Muon")
-    assert next(type(part) for part in cli.trainer.optimizers[0]._optimizers) is Muon
+    assert next(type(part) for part in cli.trainer.optimizers[0].optimizers) is Muon
     cli = run(*BY_GROUP, "--model.optimizer.groups.hidden", "torch.optim.Muon")
-    assert next(type(part) for part in cli.trainer.optimizers[0]._optimizers) is torch.optim.Muon
+    assert next(type(part) for part in cli.trainer.optimizers[0].optimizers) is torch.optim.Muon
 
 
 REJECTED = {
@@ -119,11 +119,13 @@ REJECTED = {
     "--model.optimizer.groups.hidden.split_qkv=x": ["split_qkv: 'x' is not accepted; accepted: heads, bool"],
     "--model.optimizer.groups.hidden.ns_coefficients=x": ["hidden: ns_coefficients: 'x' cannot be used; accepted"],
     "--model.optimizer.groups.vector=Muon": ["group vector: Muon needs matrices", "has the shape (16,)"],
+    "--model.optimizer=SparseAdam": ["it takes sparse gradients alone, and the group hidden has dense ones; accepted"],
+    "--model.optimizer.groups.vector=SparseAdam": ["'SparseAdam' cannot be used", "the group vector has dense ones"],
     "--model.optimizer=Muon": ["model.optimizer: 'Muon' cannot be used; Muon needs matrices"],
 }
 
 
-@pytest.mark.parametrize("option", thinned(REJECTED, 4))
+@pytest.mark.parametrize("option", thinned(REJECTED, 5))
 def test_invalid_settings_are_rejected_in_one_line(rejected, option):
     line = rejected(*BY_GROUP, option)
     assert [part for part in REJECTED[option] if part not in line] == [], line

@@ -19,9 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import bytelm.cli  # noqa: F401 (loads the parts that a config may name)
-from bytelm.callbacks.validations import MOST_SCORED, SCORING_TIME
 from bytelm.config.base import files_of
-from bytelm.config.epoch_options import AUTO
 from bytelm.config.messages import note
 from bytelm.config.renamed import current_names
 from bytelm.config.text import BadText, dump, read
@@ -32,6 +30,7 @@ from bytelm.experiments.job import LOG, Job, tail
 from bytelm.experiments.service.match_folder import BASELINE, MatchFolder, number_of
 from bytelm.experiments.service.paths import without_paths
 from bytelm.experiments.service.program import ProgramJob
+from bytelm.experiments.service.validation_time import training_seconds
 from bytelm.runs.folder import RUNS
 from bytelm.runs.ledger import best_of, write_ledger
 from bytelm.runs.read import Run
@@ -139,7 +138,7 @@ class Service:
         self._accepted = self.folder.accepted()
         self._ended = self.folder.ended()
         if score_baseline and (BASELINE not in self._ended or self._ended[BASELINE].score is None):
-            check_limit(config, _training_seconds(config, self.run_timeout), config)
+            check_limit(config, training_seconds(config, self.run_timeout, None), config)
             self._train(BASELINE, self._config_job(BASELINE, self.run_timeout))
 
     def close(self) -> None:
@@ -270,7 +269,8 @@ class Service:
             if resolved is None:
                 raise Unusable(without_paths(reason))
             check_resolved(resolved, self._baseline_config)
-            check_limit(resolved, _training_seconds(resolved, self._most_seconds()), self._baseline_config)
+            most = training_seconds(resolved, self._most_seconds(), self._ended.get(BASELINE))
+            check_limit(resolved, most, self._baseline_config)
         except ConfigError as error:
             raise Unusable(str(error)) from error
         return resolved
@@ -358,14 +358,6 @@ class Service:
         if text not in self._noted:
             self._noted.add(text)
             note(text)
-
-
-def _training_seconds(resolved: Mapping[str, Any], most: float) -> float:
-    """Returns the seconds that a config can train for in a run of at most `most` seconds, validations included."""
-    has_auto = resolved["trainer"].get("val_check_interval") == AUTO
-    if has_auto and resolved["time_budget"].get("scope") != "run":
-        return most / (1 + MOST_SCORED * SCORING_TIME)
-    return most
 
 
 def _read_sent(body: bytes) -> dict[Any, Any]:
