@@ -1,6 +1,7 @@
 """Runs a command in a terminal of 80 columns, and draws the terminal as SVG: while the command runs, and at its end.
 
-    python scripts/terminal_picture.py docs/terminal.svg -- fit --config configs/quickstart.yaml
+    python scripts/terminal_picture.py docs/terminal.svg -- fit --config configs/quickstart.yaml \\
+        --time_budget.limit '200 steps'
 
 draws the picture of docs/runs.md. The arguments after `--` are those of bytelm. The first part is what the terminal
 shows when half of the time budget is used; with `--during 20`, when a fifth is used.

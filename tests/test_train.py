@@ -215,6 +215,7 @@ OF_OBJECTS = [
         "callbacks: 'Schedules' cannot be used; every run has one; accepted: the argument",
     ),
     ({"callbacks": [Samples(), Samples()]}, "callbacks: 'Samples' cannot be used; there are several"),
+    ({"callbacks": [ModelCheckpoint(filename="last")]}, "callbacks.filename: 'last' cannot be used; every run writes"),
     ({"callbacks": [EarlyStopping("val/bpb")]}, "callbacks: 'EarlyStopping' cannot be used; val/bpb may be known"),
     ({"callbacks": [ModelCheckpoint(monitor="vall")]}, "callbacks.monitor: 'vall' cannot be used; it is not logged"),
 ]

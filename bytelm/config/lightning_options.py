@@ -59,6 +59,7 @@ _NO_STATE = "a run with it cannot be resumed (it fails to load its state); accep
 # Of those that name nothing that was given.
 _SIGNS = {"compute capability": "precision", "transformer_engine": "precision", "torch_xla": "accelerator"}
 BASES = (Callback, Checkpoint, ProgressBar, BasePredictionWriter)  # which do nothing by themselves
+RUNS_CHECKPOINTS = ("best", "last")  # files of every run in the folder that is the default of a ModelCheckpoint
 NEED_LOGGER = (LearningRateMonitor, DeviceStatsMonitor, ThroughputMonitor)
 
 
@@ -227,6 +228,9 @@ def check_callbacks(
             raise ConfigError("trainer.callbacks", name, _NO_STATE)
         if isinstance(callback, NEED_LOGGER) and not logs:
             raise ConfigError("trainer.callbacks", name, "it needs a logger; accepted: with trainer.logger true")
+        if type(callback) is ModelCheckpoint and callback.dirpath is None and callback.filename in RUNS_CHECKPOINTS:
+            reason = f"every run writes {callback.filename}.ckpt itself; accepted: another filename, or a dirpath"
+            raise ConfigError("trainer.callbacks.filename", callback.filename, reason)
         for key, cls in keys.items():
             if isinstance(callback, cls):
                 raise ConfigError("trainer.callbacks", name, f"every run has one; accepted: {keys_are} {key}")
