@@ -7,11 +7,13 @@ import torch
 from contexts import context
 from torch.nn import functional as F
 
+from bytelm.config.messages import parameters_of
 from bytelm.errors import ConfigError
 from bytelm.gpt import GPT
 from bytelm.optim import param_groups
 from bytelm.parts import attention as attentions
 from bytelm.parts.attention import GatedAttention, WindowedSDPA
+from bytelm.parts.gated_values import GatedValueAttention
 from bytelm.parts.init import Normal
 from bytelm.parts.norm import RMSNorm
 
@@ -114,3 +116,9 @@ def test_window_attention_on_a_gpu(window):
     ours.backward(gradient.bfloat16().cuda())
     theirs.backward(gradient.bfloat16().double())
     assert (packed.grad.double().cpu() - exact.grad).norm() / exact.grad.norm() < 0.01
+
+
+@pytest.mark.parametrize("cls", [WindowedSDPA, GatedAttention, GatedValueAttention])
+def test_options_that_a_constructor_passes_on_are_options_of_the_command_line(cls):
+    passed_on = {"n_kv_heads", "qk_norm", "dropout", "bias", "window", "pattern"}
+    assert passed_on <= set(parameters_of(cls))
