@@ -16,6 +16,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
+from bytelm.experiments import warm_start
 from bytelm.experiments.memory_limit import LOOK_SECONDS, memory_of
 from bytelm.system.process import end_worker_with_parent
 from bytelm.units import Size
@@ -54,7 +55,7 @@ class Checker:
             The resolved config and an empty text, or None and the reason of the rejection.
         """
         if self._pool is None:
-            self._pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=_begin)
+            self._pool = ProcessPoolExecutor(1, warm_start.context() if warm_start.is_possible() else multiprocessing.get_context("spawn"), initializer=_begin)
         try:
             result = self._pool.submit(_check, list(options))
             if self._memory_limit is None:

@@ -109,11 +109,16 @@ def decide(pruner: BasePruner, trials: Sequence[FrozenTrial], number: int) -> tu
     """
     contest = trials[number].user_attrs.get(CONTEST)
     rivals = [trial for trial in trials if trial.user_attrs.get(CONTEST) == contest]
+    share = trials[number].last_step or 0
     # Optuna's pruners look at a whole study. This one has the contest alone.
     study = optuna.create_study(study_name="contest", pruner=pruner)
     for trial in rivals:
-        has_value = trial.state in (TrialState.COMPLETE, TrialState.PRUNED)
-        state = trial.state if has_value else TrialState.RUNNING
+        state = trial.state
+        if state == TrialState.RUNNING and trial.number != number and (trial.last_step or 0) >= share:
+            # Several workers' runs are compared at once: the first ones would otherwise all run to their ends.
+            state = TrialState.COMPLETE
+        has_value = state in (TrialState.COMPLETE, TrialState.PRUNED)
+        state = state if has_value else TrialState.RUNNING
         study.add_trial(
             create_trial(
                 state=state,
