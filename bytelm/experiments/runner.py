@@ -211,7 +211,7 @@ class Runner:
         if not (missing := self.study.missing()):
             return
         with (
-            Checker() as checker,
+            Checker(is_warm=True) as checker,
             tqdm(missing, desc="checking configs", leave=False, file=sys.stderr, disable=None) as tasks,
         ):
             for task in tasks:

@@ -1,8 +1,8 @@
 """Starts programs from a process that has imported what they need: a fork takes milliseconds, the imports seconds.
 
-multiprocessing's fork server makes the processes. A program is a process like any other: it has a session, files,
-an environment and signals of its own, and runs `bytelm` as `__main__`. Its end does not affect the fork server. Only the
-version of bytelm and the options of the interpreter are those of the moment at which the first program was started.
+multiprocessing's fork server makes the processes. A program is a process like any other: it has its own session, files,
+environment and signals, and runs `bytelm` as `__main__`. Its end does not affect the fork server. Only the version of
+bytelm and the options of the interpreter are those of the moment at which the first program was started.
 """
 
 import atexit

@@ -211,7 +211,7 @@ def world(folder, monkeypatch):
     world = World()
     Path("other.yaml").write_text("seed_everything: 3\n")
     monkeypatch.setattr(runner, "Job", partial(StandIn, world))
-    monkeypatch.setattr(runner, "Checker", lambda: StandInChecker(world))
+    monkeypatch.setattr(runner, "Checker", lambda is_warm: StandInChecker(world))
     monkeypatch.setattr(runner, "time", SimpleNamespace(sleep=lambda seconds: None))
     return world
 
