@@ -72,6 +72,7 @@ class LossLaw:
         params: Sequence[float],
         tokens: Sequence[float],
         losses: Sequence[float],
+        shares: Sequence[float] | None = None,
         seed: int = 0,
     ) -> "LossLaw":
         """Fits the law. All arguments have one value per run.
@@ -81,6 +82,8 @@ class LossLaw:
             params: Parameters of its network.
             tokens: Its effective tokens.
             losses: Its loss, in any unit.
+            shares: Share of the whole budget that it was given. Longer runs count more: the law is only nearly right,
+                and its slope at the whole budget matters. Default: all count the same.
             seed: Seed of the perturbations.
 
         Raises:
@@ -89,6 +92,7 @@ class LossLaw:
         if len(losses) < LEAST_POINTS:
             raise ValueError(f"{len(losses)} runs are too few for a law; at least {LEAST_POINTS}")
         which = np.asarray(candidates)
+        spread = np.ones(len(losses)) if shares is None else 1 / np.sqrt(np.asarray(shares, float))
         n, d, loss = (np.log(np.asarray(values, float)) for values in (params, tokens, losses))
         center = (float(n.mean()), float(d.mean()))
         scaled = (n - center[0], d - center[1])
@@ -99,24 +103,24 @@ class LossLaw:
         means = np.array([e, a, alpha, b, beta, *[0.0] * (2 * own)])
         scales = np.array([OF_E[1], OF_A[1], OF_ALPHA[1], OF_B[1], OF_BETA[1], *[OF_OWN_B] * own, *[OF_OWN_BETA] * own])
 
-        def solve(start: np.ndarray, means: np.ndarray, loss: np.ndarray, noise: float) -> np.ndarray:
+        def solve(start: np.ndarray, means: np.ndarray, loss: np.ndarray, noise: np.ndarray) -> np.ndarray:
             def apart(values: np.ndarray) -> np.ndarray:
                 return np.concatenate([(_log_loss(values, which, *scaled) - loss) / noise, (values - means) / scales])
 
             def slopes(values: np.ndarray) -> np.ndarray:
-                return np.concatenate([_slopes(values, which, *scaled) / noise, np.diag(1 / scales)])
+                return np.concatenate([_slopes(values, which, *scaled) / noise[:, None], np.diag(1 / scales)])
 
             found: np.ndarray = least_squares(apart, start, slopes, method="lm").x
             return found
 
-        best = solve(means, means, loss, NOISE)
-        apart = _log_loss(best, which, *scaled) - loss
+        best = solve(means, means, loss, NOISE * spread)
+        apart = (_log_loss(best, which, *scaled) - loss) / spread
         noise = max(NOISE, float(np.sqrt((apart**2).mean())))
         if noise > NOISE:
-            best = solve(best, means, loss, noise)
+            best = solve(best, means, loss, noise * spread)
         rng = np.random.default_rng(seed)
         draws = [
-            solve(best, means + rng.normal(0.0, scales), loss + rng.normal(0.0, noise, len(loss)), noise)
+            solve(best, means + rng.normal(0.0, scales), loss + rng.normal(0.0, noise * spread), noise * spread)
             for _ in range(DRAWS)
         ]
         return cls(best, np.array(draws), center, noise)

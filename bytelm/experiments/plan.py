@@ -317,7 +317,8 @@ class Planner:
             return None
         tokens = [float(effective_tokens(one.tokens, one.unique)) for one in measured]
         places = [self.candidates.index(one.candidate) for one in measured]
-        return LossLaw.fit(places, [one.params for one in measured], tokens, [one.score for one in measured])
+        sizes, losses = [one.params for one in measured], [one.score for one in measured]
+        return LossLaw.fit(places, sizes, tokens, losses, [one.share for one in measured])
 
     def predictions(self, law: LossLaw, measured: Sequence[Measured]) -> list[Prediction]:
         """The prediction of each candidate with a run, the best first.
