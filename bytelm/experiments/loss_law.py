@@ -29,9 +29,9 @@ NOISE = (
 )
 # Priors: mean and standard deviation of logarithms. E, and the terms of N and D at the runs' mean size and tokens, are
 # shares of the lowest loss.
-OF_E, OF_A, OF_B = (np.log(0.55), 0.3), (np.log(0.1), 1.0), (np.log(0.4), 0.6)
-OF_ALPHA, OF_BETA = (np.log(0.35), 0.3), (np.log(0.35), 0.4)
-OF_OWN_B, OF_OWN_BETA = 0.15, 0.12  # standard deviations of the candidates' own factors of B and beta
+OF_E, OF_A, OF_B = (np.log(0.35), 0.5), (np.log(0.1), 1.0), (np.log(0.4), 0.6)
+OF_ALPHA, OF_BETA = (np.log(0.35), 0.3), (np.log(0.3), 0.4)
+OF_OWN_B, OF_OWN_BETA = 0.15, 0.2  # standard deviations of the candidates' own factors of B and beta
 COMMON = 5  # log of E, A, alpha, B, beta
 
 

@@ -45,7 +45,7 @@ from bytelm.units import Duration, Unit
 
 LIMIT = "time_budget.limit"
 SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2)  # of the budget, for the rounds of runs
-KEPT = (1, 1 / 4, 1 / 12, 1 / 12)  # of all candidates, in each round
+KEPT = (1, 1 / 6, 1 / 12, 1 / 12)  # of all candidates, in each round
 LEAST_KEPT = (0, 4, 2, 2)  # candidates of each round, at least
 LOOK_SECONDS = 1.0  # between two looks at the runs of other workers
 FEW_STEPS = 100  # of a run; shorter ones are mostly warm-up
