@@ -187,7 +187,9 @@ class Job(RunProcess):
 
     def poll(self) -> Outcome | None:
         """Enforces the limits; returns the outcome once the run has ended."""
-        if self._result is None and self.process.poll() is None:
+        if self._result is not None:
+            return self._result
+        if (exit_status := self.process.poll()) is None:
             if self.timeout is not None and self.elapsed > self.timeout and self._ended_by is None:
                 self.end("timeout", f"not done after {self.timeout:g} s")
             if self._memory is not None and self._memory.is_exceeded():
@@ -195,9 +197,8 @@ class Job(RunProcess):
             if time.monotonic() > self._kill_at:
                 self._signal(signal.SIGKILL)
             return None
-        if self._result is None:
-            self._signal(signal.SIGKILL)  # for processes that the run may have left
-            self._result = self._outcome(self.process.returncode)
+        self._signal(signal.SIGKILL)  # for processes that the run may have left
+        self._result = self._outcome(exit_status)
         return self._result
 
     def wait(self, interval: float = 0.1) -> Outcome:

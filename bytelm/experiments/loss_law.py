@@ -98,9 +98,8 @@ class LossLaw:
         scaled = (n - center[0], d - center[1])
         own = int(which.max()) + 1
         lowest = float(loss.min())
-        shares, exponents = [OF_E, OF_A, OF_B], [OF_ALPHA, OF_BETA]
-        (e, a, b), (alpha, beta) = [lowest + mean for mean, _ in shares], [mean for mean, _ in exponents]
-        means = np.array([e, a, alpha, b, beta, *[0.0] * (2 * own)])
+        e, a, b = (lowest + mean for mean, _ in (OF_E, OF_A, OF_B))
+        means = np.array([e, a, OF_ALPHA[0], b, OF_BETA[0], *[0.0] * (2 * own)])
         scales = np.array([OF_E[1], OF_A[1], OF_ALPHA[1], OF_B[1], OF_BETA[1], *[OF_OWN_B] * own, *[OF_OWN_BETA] * own])
 
         def solve(start: np.ndarray, means: np.ndarray, loss: np.ndarray, noise: np.ndarray) -> np.ndarray:

@@ -113,6 +113,8 @@ def _run(
     os.environ.update(environment)
     os.environ[variable] = str(passed)
     os.chdir(folder)
+    if folder not in sys.path:
+        sys.path.insert(0, folder)  # as `python -m` does
     sys.argv[:] = ["bytelm", *args]
     try:
         runpy.run_module("bytelm", run_name="__main__", alter_sys=True)
