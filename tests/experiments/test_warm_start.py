@@ -1,5 +1,6 @@
 """Programs that are forks of a process with their imports: separate processes, as subprocess starts them."""
 
+import json
 import os
 import signal
 from pathlib import Path
@@ -46,20 +47,25 @@ def test_its_output_and_exit_status_are_those_of_the_command(start):
     assert other.pid != process.pid
 
 
-def test_it_has_its_own_session_the_environment_of_now_and_no_import_to_make(start, monkeypatch, until):
+def test_it_has_its_own_session_the_environment_of_now_and_no_import_to_make(start, monkeypatch):
     monkeypatch.setenv("BYTELM_WARM_TEST", "now")
     Path("part.py").write_text(
-        "import os, sys, time\n"
+        "import os, sys\n"
         "print('torch' in sys.modules, os.getsid(0) == os.getpid(), os.environ['BYTELM_WARM_TEST'], flush=True)\n"
-        "time.sleep(60)\n"
+        "os._exit(7)\n"
     )
     Path("a.yaml").write_text("model: {gpt: part.Mine}\n")
-    process, lifeline = start("fit", "--config", "a.yaml")
-    until(lambda: "now" in Path("log.txt").read_text())
+    process, _ = start("fit", "--config", "a.yaml")
+    assert process.wait() == 7
     assert "True True now" in Path("log.txt").read_text()
+
+
+def test_it_ends_when_its_caller_ends(folder, start, until):
+    process, lifeline = start("fit", "--config", "tiny.yaml", "--time_budget.limit", "600s")
+    until(lambda: Path("log.txt").exists() and "budget  600s" in Path("log.txt").read_text())
     assert process.poll() is None
-    lifeline.cut()  # as when the caller ends
-    assert process.wait() != 0
+    lifeline.cut()
+    assert process.wait() == 128 + signal.SIGTERM
 
 
 def test_a_kill_is_seen_and_the_next_program_starts(start):
@@ -69,12 +75,12 @@ def test_a_kill_is_seen_and_the_next_program_starts(start):
     assert start("--version")[0].wait() == 0
 
 
-def test_a_warm_job_gives_the_run_that_a_cold_one_gives(folder):
+def test_a_warm_job_gives_the_run_that_this_process_gives(run):
     """Same losses, and a record of its own."""
-    scores = []
-    for name, is_warm in (("cold", False), ("warm", True)):
-        with Job(["--config", "tiny.yaml"], f"s/{name}", is_warm=is_warm) as job:
-            outcome = job.wait(0.05)
-        assert outcome.status == "completed", job.tail()
-        scores.append((outcome.record["val_bpb"], outcome.record["train_loss"], outcome.record["total_steps"]))
-    assert scores[0] == scores[1]
+    run("--experiment", "here")
+    here = json.loads(Path("runs/here/version_0/record.json").read_text())
+    with Job(["--config", "tiny.yaml"], "s/warm", is_warm=True) as job:
+        outcome = job.wait(0.05)
+    assert outcome.status == "completed", job.tail()
+    for key in ("val_bpb", "train_loss", "total_steps"):
+        assert outcome.record[key] == here[key]
