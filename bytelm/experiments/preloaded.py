@@ -6,17 +6,12 @@ It starts no thread and uses no device: a fork would not have the one and could 
 import gc
 import os
 import signal
-from contextlib import suppress
 from importlib import import_module
 
 from bytelm.system.postponed import postpone
 from bytelm.system.threads import wait_briefly
 
-MODULES = (
-    *("bytelm.program", "bytelm.cli"),
-    # Lightning and the callbacks import these in a run.
-    *("lightning.pytorch.loggers.tensorboard", "torch.utils.tensorboard"),
-)
+MODULES = ("bytelm.program", "bytelm.cli")  # with them Lightning, torch and TensorBoard
 
 for _signum in (signal.SIGTERM, signal.SIGHUP):
     signal.signal(_signum, signal.SIG_IGN)  # for a whole group: the server reports how the programs have ended
@@ -26,7 +21,6 @@ wait_briefly()
 postpone()
 gc.disable()
 for _name in MODULES:
-    with suppress(ModuleNotFoundError):  # a package that is not installed; a run that needs it says so
-        import_module(_name)
+    import_module(_name)
 gc.enable()
 gc.freeze()  # pages that no search for garbage writes to stay shared
