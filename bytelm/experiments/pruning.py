@@ -34,10 +34,10 @@ def pruner_of(kind: Prune) -> BasePruner | None:
     """Optuna's pruner; None for `none`.
 
     Args:
-        kind: `median`: a run ends if its best score so far is worse than the median of the completed runs at the same
-            share, from 20 % on and once 3 runs are completed (Golovin et al. 2017). `hyperband`: of the runs that reach
-            10 %, 30 % or 90 % of their budgets, a third continues (Li et al. 2018, arXiv:1603.06560), in three brackets
-            that begin at different shares.
+        kind: `median`: a run ends if its best score so far is worse than the median of the others at the same share,
+            completed or running, from 20 % on and once there are 3 (Golovin et al. 2017). `hyperband`: of the runs that
+            reach 10 %, 30 % or 90 % of their budgets, a third continues (Li et al. 2018, arXiv:1603.06560), in three
+            brackets that begin at different shares.
     """
     if kind == "median":
         return MedianPruner(n_startup_trials=3, n_warmup_steps=2)

@@ -79,8 +79,8 @@ def run_experiments(
             exceed the limit.
         run_timeout: Time limit of a run, from its start to its end. Default: twice its time budget plus ten minutes;
             no limit for a budget in steps or tokens.
-        prune: median: a run ends if its best score so far is worse than the median of the completed runs at the same
-            share of the budget. hyperband: of the runs that reach a tenth, three and nine tenths of their budgets, a
+        prune: median: a run ends if its best score so far is worse than the median of the others at the same share of
+            the budget. hyperband: of the runs that reach a tenth, three and nine tenths of their budgets, a
             third continues. Runs are compared under equal limits, corpora and schedules only; the time that this saves
             goes to further runs. Runs whose config has `val_check_interval: null` are validated at each tenth of their
             budgets, off the budget's clock.
