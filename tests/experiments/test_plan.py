@@ -13,13 +13,14 @@ pytest.importorskip("scipy")
 pytest.importorskip("optuna")
 
 from bytelm.cli import build
-from bytelm.errors import StorageError
+from bytelm.errors import ConfigError, StorageError
 from bytelm.experiments import plan
 from bytelm.experiments.check import _check
-from bytelm.experiments.task import Plan
+from bytelm.experiments.task import Plan, read_space
 from bytelm.program import main
 from bytelm.units import Duration
 
+PROJECT = Path(__file__).resolve().parents[2]
 SPACE = "{model.gpt.d_model: [4, 8, 16]}"
 
 
@@ -152,6 +153,18 @@ def test_a_round_has_as_many_runs_as_fit_into_the_time():
 def test_a_list_of_candidates_is_taken_as_it_is():
     points = plan._candidates([{"model.gpt.d_model": 64, "model.optimizer.lr": 1e-3}, {"model.gpt.d_model": 96}], {})
     assert points == [(("model.gpt.d_model", "64"), ("model.optimizer.lr", "0.001")), (("model.gpt.d_model", "96"),)]
+
+
+def test_a_space_may_be_a_file(tmp_path):
+    space = read_space(str(PROJECT / "configs/spaces/challenge.yaml"))
+    assert space["model.gpt.position"] == ["Learned", "Rotary"]
+    assert Plan(["c.yaml"], space=space, sampler="tpe").space is space
+    assert read_space(space) is space
+    with pytest.raises(ConfigError, match=r"nowhere.yaml' cannot be used; No such file.*accepted: a YAML file"):
+        read_space(str(tmp_path / "nowhere.yaml"))
+    (tmp_path / "bad.yaml").write_text("a: [")
+    with pytest.raises(ConfigError, match="it is no valid YAML"):
+        read_space(str(tmp_path / "bad.yaml"))
 
 
 @pytest.mark.parametrize(
