@@ -22,7 +22,7 @@ import bytelm
 import bytelm.config.short_names
 from bytelm.config import base, shipped
 from bytelm.config.imports import failures_as_import_errors
-from bytelm.config.keys import KEYS
+from bytelm.config.keys import KEYS, METHOD_KEYS
 from bytelm.config.messages import NULL
 from bytelm.config.renamed import current_names
 from bytelm.config.text import ACCEPTED, BadText, dump, read
@@ -154,6 +154,8 @@ class ConfigFileParser(ArgumentParser):
             name, _, rest = str(key).partition(".")  # `a.b: 3` means `a: {b: 3}`, and `a+` appends to a
             name = name.removesuffix("+")
             if name not in vars(known):
+                if not prefix and name in METHOD_KEYS and not set(METHOD_KEYS) & set(vars(known)):
+                    continue  # an option of Trainer.fit in the config of a run, of which only the objects are made
                 self.error(f"Parser does not accept option '{prefix}{key}'")  # as jsonargparse reports others
             group = vars(known)[name]
             if isinstance(group, Namespace | dict) and value is None and not rest:

@@ -16,6 +16,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
+from bytelm.experiments import warm_start
 from bytelm.experiments.memory_limit import LOOK_SECONDS, memory_of
 from bytelm.system.process import end_worker_with_parent
 from bytelm.units import Size
@@ -28,10 +29,12 @@ class Checker:
 
     Args:
         memory_limit: Memory that a check may use; None for no limit.
+        is_warm: Whether the process is a fork of one that has imported what runs need (warm_start.py), where possible.
     """
 
-    def __init__(self, memory_limit: Size | None = None) -> None:
+    def __init__(self, memory_limit: Size | None = None, is_warm: bool = False) -> None:
         self._memory_limit = memory_limit
+        self._is_warm = is_warm and warm_start.is_possible()
         self._pool: ProcessPoolExecutor | None = None
 
     def __enter__(self) -> "Checker":
@@ -54,7 +57,8 @@ class Checker:
             The resolved config and an empty text, or None and the reason of the rejection.
         """
         if self._pool is None:
-            self._pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=_begin)
+            context = warm_start.context() if self._is_warm else multiprocessing.get_context("spawn")
+            self._pool = ProcessPoolExecutor(1, context, initializer=_begin)
         try:
             result = self._pool.submit(_check, list(options))
             if self._memory_limit is None:

@@ -387,7 +387,7 @@ def _check(contestants: Sequence[Contestant], options: Sequence[str]) -> None:
     Raises:
         ConfigError: A config cannot run.
     """
-    with Checker() as checker:
+    with Checker(is_warm=True) as checker:
         for one in contestants:
             resolved, reason = checker.check(["--config", one.config, *options])
             if resolved is None:

@@ -17,11 +17,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bytelm.errors import CheckpointError, ConfigError, DataError, StorageError
+from bytelm.experiments import warm_start
 from bytelm.experiments.memory_limit import MemoryWatch
+from bytelm.experiments.warm_start import WarmProcess
 from bytelm.runs import record
 from bytelm.runs.folder import RUNS, lock, newest_run
 from bytelm.runs.record import Record, Status
-from bytelm.system.process import ENDING_SECONDS, Lifeline
+from bytelm.system.process import ENDING_SECONDS, LIFELINE, Lifeline
 from bytelm.units import Size
 
 if TYPE_CHECKING:
@@ -72,7 +74,7 @@ class RunProcess:
         StorageError: The folder cannot be used.
     """
 
-    process: subprocess.Popen[bytes]
+    process: subprocess.Popen[bytes] | WarmProcess
     ending_seconds = ENDING_SECONDS  # from the request to end to the kill
 
     def __init__(self, folder: Path, timeout: float | None, kind: str = "run") -> None:
@@ -138,6 +140,7 @@ class Job(RunProcess):
         timeout: Time limit in seconds; None for no limit.
         memory_limit: Memory limit of all its processes together; None for no limit.
         is_open: Tells, once no other process can work on the run, whether it has yet to end.
+        is_warm: Whether its process is a fork of one that has imported what runs need (warm_start.py), where possible.
 
     Raises:
         RunIsTaken: Another process works on it, or has ended it.
@@ -151,10 +154,11 @@ class Job(RunProcess):
         timeout: float | None = None,
         memory_limit: Size | None = None,
         is_open: Callable[[], bool] = lambda: True,
+        is_warm: bool = False,
     ) -> None:
         super().__init__(Path(RUNS, experiment), timeout)
         self._result: Outcome | None = None
-        command = [sys.executable, "-m", "bytelm", "fit", *options, "--experiment", experiment, "--ckpt_path", "last"]
+        arguments = ["fit", *options, "--experiment", experiment, "--ckpt_path", "last"]
         if not is_open():
             self._lifeline.started()
             self.close()
@@ -162,15 +166,19 @@ class Job(RunProcess):
         self._log_start = self._log.tell()
         self._earlier_run = newest_run(self.folder)
         self._earlier_record = self._read_record()
-        self.process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=self._log,
-            stderr=subprocess.STDOUT,
-            pass_fds=[self._lifeline.descriptor],
-            env={**os.environ, **self._lifeline.environment},
-            start_new_session=True,  # a Ctrl-C is for this process, and the run's processes are a group
-        )
+        if is_warm and warm_start.is_possible():
+            log, lifeline = self._log.fileno(), self._lifeline.descriptor
+            self.process = WarmProcess(arguments, log, lifeline, LIFELINE)
+        else:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "bytelm", *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=self._log,
+                stderr=subprocess.STDOUT,
+                pass_fds=[self._lifeline.descriptor],
+                env={**os.environ, **self._lifeline.environment},
+                start_new_session=True,  # a Ctrl-C is for this process, and the run's processes are a group
+            )
         self._lifeline.started()
         self._memory = None if memory_limit is None else MemoryWatch(self.process.pid, memory_limit)
 
@@ -179,7 +187,9 @@ class Job(RunProcess):
 
     def poll(self) -> Outcome | None:
         """Enforces the limits; returns the outcome once the run has ended."""
-        if self._result is None and self.process.poll() is None:
+        if self._result is not None:
+            return self._result
+        if (exit_status := self.process.poll()) is None:
             if self.timeout is not None and self.elapsed > self.timeout and self._ended_by is None:
                 self.end("timeout", f"not done after {self.timeout:g} s")
             if self._memory is not None and self._memory.is_exceeded():
@@ -187,9 +197,8 @@ class Job(RunProcess):
             if time.monotonic() > self._kill_at:
                 self._signal(signal.SIGKILL)
             return None
-        if self._result is None:
-            self._signal(signal.SIGKILL)  # for processes that the run may have left
-            self._result = self._outcome(self.process.returncode)
+        self._signal(signal.SIGKILL)  # for processes that the run may have left
+        self._result = self._outcome(exit_status)
         return self._result
 
     def wait(self, interval: float = 0.1) -> Outcome:

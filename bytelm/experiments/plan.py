@@ -1,10 +1,10 @@
 """`python -m bytelm plan`: which network fits a budget on this machine, from a few short runs.
 
-Candidates are trained with their whole schedules within a sixteenth, an eighth and a quarter of the budget; each round
-has a third of the candidates of the one before, but at least a few. The runs also measure the speed of each candidate;
-compilation and start-up are not on the budget's clock. A law of the loss in parameters and tokens (loss_law.py) then
-predicts the score of each candidate within the whole budget. The runs are those of a study, so the same command
-continues after it was cut.
+Candidates are trained with their whole schedules within a sixteenth, an eighth, a quarter and half of the budget; each
+round has fewer of them (successive halving, Jamieson and Talwalkar 2016, arXiv:1502.07943). The runs also measure the
+speed of each candidate; compilation and start-up are not on the budget's clock. A law of the loss in parameters and
+tokens (loss_law.py) predicts the score of each candidate within the whole budget. The runs are those of a study, so the
+same command continues after it was cut.
 """
 
 import itertools
@@ -30,22 +30,23 @@ from bytelm.config.messages import note
 from bytelm.config.text import dump
 from bytelm.errors import ConfigError, StorageError
 from bytelm.experiments.check import Checker
-from bytelm.experiments.loss_law import LEAST_POINTS, LossLaw, effective_tokens
+from bytelm.experiments.loss_law import COMMON, LEAST_POINTS, LossLaw, effective_tokens
 from bytelm.experiments.report.plots import save
 from bytelm.experiments.runner import Runner
 from bytelm.experiments.study import Study
-from bytelm.experiments.task import Plan, Task, as_text
+from bytelm.experiments.task import Plan, Task, as_text, read_space
 from bytelm.experiments.text_table import aligned
 from bytelm.runs.ledger import read_runs
 from bytelm.runs.read import Run
+from bytelm.runs.record import wall_time
 from bytelm.runs.score import Score, score_of
 from bytelm.system.files import replacing
 from bytelm.units import Duration, Unit
 
 LIMIT = "time_budget.limit"
-SHARES = (1 / 16, 1 / 8, 1 / 4)  # of the budget, for the rounds of runs
-KEPT = 1 / 3  # of the candidates of a round go on to the next
-LEAST_KEPT = (0, 5, 3)  # candidates of each round, at least
+SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2)  # of the budget, for the rounds of runs
+KEPT = (1, 1 / 6, 1 / 12, 1 / 12)  # of all candidates, in each round
+LEAST_KEPT = (0, 4, 2, 2)  # candidates of each round, at least
 LOOK_SECONDS = 1.0  # between two looks at the runs of other workers
 FEW_STEPS = 100  # of a run; shorter ones are mostly warm-up
 LADDER = (0.5, 0.7, 1.0, 1.4, 2.0)  # of the config's width
@@ -55,10 +56,9 @@ Point = tuple[tuple[str, str], ...]
 UNKNOWN = """\
 - Only the candidates' options vary. Everything else, such as the learning rate, the batch size and the schedule, is
   that of the config, unless `--space` lists values of it.
-- The law is fitted to short runs of one seed, and extrapolated to a budget that is four times the longest of them. The
-  interval contains the scatter of the runs around the law, not an error of the law itself.
-- Candidates differ in their number of parameters, their speed, and their mean distance from the law. A candidate that
-  learns slowly at first and well later is underrated.
+- The law is fitted to short runs of one seed, and extrapolated to a budget that is at least twice the longest of them.
+  The interval contains what the runs leave open and the noise of one run, not an error of the law's form.
+- A candidate that learns slowly at first and well later is underrated, and may be left out of the later rounds.
 - Repeated tokens count as Muennighoff et al. 2023 measured them on larger networks and texts. On small corpora, a
   network that memorises its text becomes worse than the law says.
 - The speed is that of this machine under its load during the runs."""
@@ -91,6 +91,8 @@ class Measured:
         unique: Tokens of its training text; None if they are not known.
         score: Its score.
         speed: Tokens per unit of the budget.
+        seconds: Time of its process.
+        training_seconds: Time of its training.
     """
 
     candidate: Point
@@ -101,6 +103,8 @@ class Measured:
     unique: float | None
     score: float
     speed: float
+    seconds: float = 0.0
+    training_seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -131,7 +135,7 @@ def plan(
     options: list[str],
     limit: Duration | None = None,
     within: Duration | None = None,
-    space: dict[str, list[Any]] | list[dict[str, Any]] | None = None,
+    space: dict[str, list[Any]] | list[dict[str, Any]] | str | None = None,
     study: str | None = None,
     storage: str | None = None,
 ) -> str:
@@ -145,8 +149,8 @@ def plan(
             none.
         space: The candidates: values of keys, such as `{model.gpt.d_model: [64, 96, 128], model.optimizer.lr: [3e-3,
             6e-3]}`, of which every combination is one; or a list of them: `[{model.gpt.d_model: 64, model.gpt.d_ff:
-            192}, {model.gpt.d_model: 96, model.gpt.d_ff: 384}]`. Default: half to twice the config's width, with d_ff
-            in proportion.
+            192}, {model.gpt.d_model: 96, model.gpt.d_ff: 384}]`; or a YAML file with the former. Default: half to
+            twice the config's width, with d_ff in proportion.
         study: Name of the study with the runs. Default: `plan-` and the name of the config.
         storage: The queue of several workers, as in `experiments`.
 
@@ -168,7 +172,7 @@ def plan(
         raise ConfigError("limit", str(budget), "accepted: a time, steps, tokens or FLOPs")
     if within is None and budget.unit == "seconds":
         within = Duration(WITHIN * budget.value, "seconds")
-    candidates = _candidates(space, resolved)
+    candidates = _candidates(read_space(space), resolved)
     name = study or f"plan-{Path(config).stem}"
     planner = Planner(config, options, budget, candidates, Study(name, Plan([config], options), storage))
     planner.measure(within, storage)
@@ -208,11 +212,17 @@ class Planner:
         """
         made: list[Point] = []
         chosen = self.candidates
-        for share, least in zip(SHARES, LEAST_KEPT, strict=True):
+        for share, kept, least in zip(SHARES, KEPT, LEAST_KEPT, strict=True):
             if share > SHARES[0]:
                 # By the earlier rounds alone: a command that continues makes the same choice.
                 earlier = [one for one in self.measured() if one.share < share]
-                chosen = self.promising(earlier, max(least, math.ceil(KEPT * len(chosen)))) or chosen
+                count = max(least, math.ceil(kept * len(self.candidates)))
+                if within is not None and (fits := self._fitting(earlier, share, within.value)) < count:
+                    note(f"--within {within} leaves time for {fits} runs of {self._limit(share)}, not {count}")
+                    count = fits
+                chosen = self.promising(earlier, count)
+                if not chosen:
+                    return
             made += [(*candidate, (LIMIT, str(self._limit(share)))) for candidate in chosen]
             queue = Study(self.study.name, Rounds([self.config], self.options, runs=tuple(made)), storage)
             runner = Runner(queue, None, within)
@@ -227,6 +237,20 @@ class Planner:
             if queue.queued:
                 note(f"--within {within} is used up; the same command with more time continues")
                 return
+
+    def _fitting(self, earlier: Sequence[Measured], share: float, within: float) -> int:
+        """Number of runs of a share that fit into the time that earlier rounds left.
+
+        Args:
+            earlier: All runs of earlier rounds.
+            share: The share.
+            within: Time limit of all runs together, in seconds.
+        """
+        if not earlier:
+            return 0
+        start = statistics.fmean(one.seconds - one.training_seconds for one in earlier)
+        training = max(one.training_seconds / one.share for one in earlier) * share
+        return max(int((within - sum(one.seconds for one in earlier)) / (start + training)), 0)
 
     def promising(self, measured: Sequence[Measured], count: int) -> list[Point]:
         """The candidates that go on: by turns the best by their scores and the best by the law's predictions.
@@ -272,11 +296,18 @@ class Planner:
             score, used = self.score.of(run.record), _used(run.record, self.budget.unit)
             if score is not None and used:
                 record = run.record
-                tokens = float(record["tokens_seen"])
-                params = record["num_params_M"] * 1e6
                 found.append(
                     Measured(
-                        candidate, share, params, tokens, record["total_steps"], _unique(run), score, tokens / used
+                        candidate=candidate,
+                        share=share,
+                        params=record["num_params_M"] * 1e6,
+                        tokens=float(record["tokens_seen"]),
+                        steps=record["total_steps"],
+                        unique=_unique(run),
+                        score=score,
+                        speed=record["tokens_seen"] / used,
+                        seconds=wall_time(record),
+                        training_seconds=record["training_time_secs"],
                     )
                 )
         return found
@@ -285,7 +316,9 @@ class Planner:
         if len(measured) < LEAST_POINTS:
             return None
         tokens = [float(effective_tokens(one.tokens, one.unique)) for one in measured]
-        return LossLaw.fit([one.params for one in measured], tokens, [one.score for one in measured])
+        places = [self.candidates.index(one.candidate) for one in measured]
+        sizes, losses = [one.params for one in measured], [one.score for one in measured]
+        return LossLaw.fit(places, sizes, tokens, losses, [one.share for one in measured])
 
     def predictions(self, law: LossLaw, measured: Sequence[Measured]) -> list[Prediction]:
         """The prediction of each candidate with a run, the best first.
@@ -295,19 +328,15 @@ class Planner:
             measured: The runs.
         """
         found = []
-        for candidate in self.candidates:
-            own = [(law.residuals[place], one) for place, one in enumerate(measured) if one.candidate == candidate]
+        for place, candidate in enumerate(self.candidates):
+            own = [one for one in measured if one.candidate == candidate]
             if not own:
                 continue
-            longest = max((one for _, one in own), key=lambda one: one.share)
+            longest = max(own, key=lambda one: one.share)
             tokens = longest.speed * self.budget.value
             effective = float(effective_tokens(tokens, longest.unique))
-            # Its mean distance from the law, in which longer runs count more; drawn to 0 where there are few runs.
-            total = sum(one.share * residual for residual, one in own)
-            apart = float(np.exp(total / (sum(one.share for _, one in own) + SHARES[0])))
-            low, high = law.interval(longest.params, effective)
-            score = float(law.predict(longest.params, effective)) * apart
-            interval = (low * apart, high * apart)
+            score = law.predict(place, longest.params, effective)
+            interval = law.interval(place, longest.params, effective)
             found.append(Prediction(candidate, longest.params, tokens, score, interval, len(own), longest.share))
         return sorted(found, key=lambda one: one.score)
 
@@ -330,15 +359,16 @@ class Planner:
         folder = self.study.folder
         recommended = folder / "recommended.yaml"
         table = self._table(predictions)
-        # Of the candidates with the longest runs: a prediction from a short run alone is less certain.
-        best = min(predictions, key=lambda one: (-one.share, one.score))
+        # Of the candidates with long runs: a prediction from a short run alone is less certain.
+        longest = max(one.share for one in predictions)
+        best = min((one for one in predictions if one.share >= longest / 2), key=lambda one: one.score)
         sentence = (
             f"Recommended for {self.budget}: {_text(best.candidate)}; predicted {self.score.name} {best.score:.4f} "
             f"({best.interval[0]:.4f} to {best.interval[1]:.4f})."
         )
-        if (fewest := min(one.steps for one in measured)) < FEW_STEPS:
+        if (most := max(one.steps for one in measured if one.candidate == best.candidate)) < FEW_STEPS:
             sentence += (
-                f" The shortest run has {fewest} steps: with fewer than {FEW_STEPS}, a run is mostly warm-up, and the "
+                f" Its longest run has {most} steps: with fewer than {FEW_STEPS}, a run is mostly warm-up, and the "
                 "prediction is unreliable; plan for a longer budget."
             )
         command = shlex.join(["python", "-m", "bytelm", "fit", "--config", str(recommended), *self.options])
@@ -382,11 +412,13 @@ class Planner:
     def _figures(
         self, law: LossLaw, predictions: Sequence[Prediction], measured: Sequence[Measured], best: Prediction
     ) -> dict[str, Any]:
-        a, b, e, alpha, beta = (float(value) for value in law.parameters)
+        e, a, alpha, b, beta = (float(value) for value in np.exp(law.parameters[:COMMON]))
+        of_n, of_d = (float(value) for value in np.exp(law.center))
         return {
             "limit": str(self.budget),
             "score": self.score.name,
-            "law": {"A": np.exp(a), "B": np.exp(b), "E": np.exp(e), "alpha": alpha, "beta": beta},
+            # loss = E + A / (parameters / N)^alpha + B / (effective tokens / D)^beta
+            "law": {"E": e, "A": a, "alpha": alpha, "B": b, "beta": beta, "N": of_n, "D": of_d, "noise": law.noise},
             "recommended": dict(best.candidate),
             "predictions": [{**vars(one), "candidate": dict(one.candidate)} for one in predictions],
             "runs": [{**vars(one), "candidate": dict(one.candidate)} for one in measured],
@@ -403,7 +435,7 @@ class Planner:
         speed = np.exp(np.interp(np.log(line), np.log(sizes), np.log(speeds)))
         for place, share in enumerate((*SHARES, 1.0)):
             amount = self.budget.value * share
-            losses = law.predict(line, effective_tokens(speed * amount, unique))
+            losses = law.curve(line, effective_tokens(speed * amount, unique))
             label = f"{self.budget}, predicted" if share == 1.0 else str(self._limit(share))
             axes.plot(line, losses, color=f"C{place}", label=label, lw=2 if share == 1.0 else 1)
             some = [one for one in measured if one.share == share]
@@ -418,7 +450,7 @@ class Planner:
 
 
 def _resolved(config: str, options: Sequence[str]) -> dict[str, Any]:
-    with Checker() as checker:
+    with Checker(is_warm=True) as checker:
         resolved, reason = checker.check(["--config", config, *options])
     if resolved is None:
         raise ConfigError("config", config, reason)

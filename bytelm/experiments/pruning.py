@@ -34,10 +34,10 @@ def pruner_of(kind: Prune) -> BasePruner | None:
     """Optuna's pruner; None for `none`.
 
     Args:
-        kind: `median`: a run ends if its best score so far is worse than the median of the completed runs at the same
-            share, from 20 % on and once 3 runs are completed (Golovin et al. 2017). `hyperband`: of the runs that reach
-            10 %, 30 % or 90 % of their budgets, a third continues (Li et al. 2018, arXiv:1603.06560), in three brackets
-            that begin at different shares.
+        kind: `median`: a run ends if its best score so far is worse than the median of the others at the same share,
+            completed or running, from 20 % on and once there are 3 (Golovin et al. 2017). `hyperband`: of the runs that
+            reach 10 %, 30 % or 90 % of their budgets, a third continues (Li et al. 2018, arXiv:1603.06560), in three
+            brackets that begin at different shares.
     """
     if kind == "median":
         return MedianPruner(n_startup_trials=3, n_warmup_steps=2)
@@ -109,11 +109,16 @@ def decide(pruner: BasePruner, trials: Sequence[FrozenTrial], number: int) -> tu
     """
     contest = trials[number].user_attrs.get(CONTEST)
     rivals = [trial for trial in trials if trial.user_attrs.get(CONTEST) == contest]
+    share = trials[number].last_step or 0
     # Optuna's pruners look at a whole study. This one has the contest alone.
     study = optuna.create_study(study_name="contest", pruner=pruner)
     for trial in rivals:
-        has_value = trial.state in (TrialState.COMPLETE, TrialState.PRUNED)
-        state = trial.state if has_value else TrialState.RUNNING
+        state = trial.state
+        if state == TrialState.RUNNING and trial.number != number and (trial.last_step or 0) >= share:
+            # Several workers' runs are compared at once: the first ones would otherwise all run to their ends.
+            state = TrialState.COMPLETE
+        has_value = state in (TrialState.COMPLETE, TrialState.PRUNED)
+        state = state if has_value else TrialState.RUNNING
         study.add_trial(
             create_trial(
                 state=state,

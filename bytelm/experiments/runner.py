@@ -27,7 +27,7 @@ from bytelm.experiments.job import Job, Outcome, RunIsTaken
 from bytelm.experiments.pruning import SHARES, Prune, contest_of, options_of, pruner_of, reports
 from bytelm.experiments.status_line import columns, status_line
 from bytelm.experiments.study import Claim, Study, database_errors
-from bytelm.experiments.task import Plan, Sampler
+from bytelm.experiments.task import Plan, Sampler, read_space
 from bytelm.runs.folder import CONFIG, RUNS, newest_run
 from bytelm.runs.ledger import LEDGER, best_of, read_runs, write_ledger
 from bytelm.runs.read import Run, read_config
@@ -52,7 +52,7 @@ def run_experiments(
     options: list[str],
     study: str | None = None,
     seeds: list[int] | None = None,
-    space: dict[str, Any] | None = None,
+    space: dict[str, Any] | str | None = None,
     sampler: Sampler = "grid",
     sampler_seed: int | None = None,
     max_runs: PositiveInt | None = None,
@@ -70,7 +70,7 @@ def run_experiments(
             the configs, or of the config if there is only one.
         seeds: Every experiment is run once with each seed. Default: the config's seed.
         space: For each searched key a list of values or, except in a grid, a range: `{model.optimizer.lr: {low: 1e-4,
-            high: 1e-2, log: true}, lr_schedule: [Constant, Cosine]}`.
+            high: 1e-2, log: true}, lr_schedule: [Constant, Cosine]}`. Or a YAML file with these.
         sampler: grid: every combination; random: random combinations; tpe: combinations chosen by the results of
             earlier runs (Tree-structured Parzen Estimator, Bergstra et al. 2011). random and tpe need a limit.
         sampler_seed: Seed of the draws. Default: a random one; workers with the same seed draw the same.
@@ -79,8 +79,8 @@ def run_experiments(
             exceed the limit.
         run_timeout: Time limit of a run, from its start to its end. Default: twice its time budget plus ten minutes;
             no limit for a budget in steps or tokens.
-        prune: median: a run ends if its best score so far is worse than the median of the completed runs at the same
-            share of the budget. hyperband: of the runs that reach a tenth, three and nine tenths of their budgets, a
+        prune: median: a run ends if its best score so far is worse than the median of the others at the same share of
+            the budget. hyperband: of the runs that reach a tenth, three and nine tenths of their budgets, a
             third continues. Runs are compared under equal limits, corpora and schedules only; the time that this saves
             goes to further runs. Runs whose config has `val_check_interval: null` are validated at each tenth of their
             budgets, off the budget's clock.
@@ -91,7 +91,7 @@ def run_experiments(
         The exit status: 0 if every run was completed or pruned.
     """
     configs = [shipped.resolved(config) for config in configs]
-    plan = Plan(configs, options, tuple(seeds) if seeds else (None,), space, sampler)
+    plan = Plan(configs, options, tuple(seeds) if seeds else (None,), read_space(space), sampler)
     if sampler != "grid" and max_runs is None and total_time is None:
         raise ConfigError("max_runs", None, f"a {sampler} search needs a limit; accepted: max_runs or total_time")
     for key, duration in (("total_time", total_time), ("run_timeout", run_timeout)):
@@ -162,7 +162,7 @@ class Runner:
                     is_open = partial(self.study.is_open, claim.number)
                     options = claim.task.fit_options
                     options = options if self.pruner is None else options_of(options)
-                    job = Job(options, claim.experiment, is_open=is_open)
+                    job = Job(options, claim.experiment, is_open=is_open, is_warm=True)
                 except RunIsTaken:
                     continue  # another worker resumes the same run, or has ended it
                 with job:
@@ -211,7 +211,7 @@ class Runner:
         if not (missing := self.study.missing()):
             return
         with (
-            Checker() as checker,
+            Checker(is_warm=True) as checker,
             tqdm(missing, desc="checking configs", leave=False, file=sys.stderr, disable=None) as tasks,
         ):
             for task in tasks:

@@ -14,7 +14,7 @@ import yaml
 from optuna.trial import Trial
 
 from bytelm.config.base import files_of
-from bytelm.config.text import dump
+from bytelm.config.text import dump, read
 from bytelm.errors import ConfigError
 from bytelm.runs.folder import run_of
 
@@ -147,6 +147,26 @@ class Plan:
                 value = short if values["low"] <= short <= values["high"] else value
             point.append((key, as_text(value)))
         return config, tuple(point)
+
+
+def read_space(space: Any) -> Any:
+    """A space; read from a YAML file if it is the file's name.
+
+    Args:
+        space: The space, or the name of a file.
+
+    Raises:
+        ConfigError: The file cannot be read.
+    """
+    if not isinstance(space, str):
+        return space
+    try:
+        return read(Path(space).read_text(encoding="utf-8"))
+    except OSError as error:
+        accepted = "accepted: a YAML file, or {key: [values]}"
+        raise ConfigError("space", space, f"{error.strerror or error}; {accepted}") from error
+    except ValueError as error:
+        raise ConfigError("space", space, f"it is no valid YAML ({error})") from error
 
 
 def as_text(value: Any) -> str:

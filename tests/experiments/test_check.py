@@ -43,6 +43,13 @@ def test_a_good_config_comes_back_resolved(checker):
     assert config["trainer"]["gradient_clip_val"] == 1.0
 
 
+def test_the_config_of_a_run_which_also_has_the_options_of_its_method_is_accepted(checker):
+    Path("run.yaml").write_text(Path("tiny.yaml").read_text() + "\nweights_only: true\nckpt_path: null\n")
+    config, reason = checker.check(["--config", "run.yaml"])
+    assert reason == ""
+    assert "weights_only" not in config
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [

@@ -2,10 +2,10 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import yaml
 
@@ -13,13 +13,14 @@ pytest.importorskip("scipy")
 pytest.importorskip("optuna")
 
 from bytelm.cli import build
-from bytelm.errors import StorageError
+from bytelm.errors import ConfigError, StorageError
 from bytelm.experiments import plan
 from bytelm.experiments.check import _check
-from bytelm.experiments.task import Plan
+from bytelm.experiments.task import Plan, read_space
 from bytelm.program import main
 from bytelm.units import Duration
 
+PROJECT = Path(__file__).resolve().parents[2]
 SPACE = "{model.gpt.d_model: [4, 8, 16]}"
 
 
@@ -41,6 +42,9 @@ def planned(folder, monkeypatch, capsys):
                 self.study.close(claim.number, 1.0)
 
     class Checker:
+        def __init__(self, is_warm):
+            pass
+
         def __enter__(self):
             return self
 
@@ -71,22 +75,22 @@ def test_a_plan_recommends_a_config_that_runs_and_continues_where_it_was(planned
     assert "4 completed runs are too few" in capsys.readouterr().err
     planned.most_runs = 100
     out, err, made = planned("--time_budget.limit", "16 ktok", "--space", SPACE)
-    assert [name.rpartition("=")[2] for name in made] == ["2_ktok"] * 2 + ["4_ktok"] * 3
+    assert [name.rpartition("=")[2] for name in made] == ["2_ktok"] * 2 + ["4_ktok"] * 2 + ["8_ktok"] * 2
     assert [line for line in err if line.startswith("plan:")] == [
-        *("plan: 3 candidates, 1 ktok each", "plan: 3 candidates, 2 ktok each", "plan: 3 candidates, 4 ktok each")
+        *("plan: 3 candidates, 1 ktok each", "plan: 3 candidates, 2 ktok each"),
+        *("plan: 2 candidates, 4 ktok each", "plan: 2 candidates, 8 ktok each"),
     ]
     assert planned("--time_budget.limit", "16 ktok", "--space", SPACE)[2] == []
 
     folder = Path("runs/plan-tiny")
     figures = json.loads((folder / "plan.json").read_text())
-    best = figures["predictions"][0]
-    assert best["score"] == min(one["score"] for one in figures["predictions"])
+    best = min((one for one in figures["predictions"] if one["share"] >= 0.25), key=lambda one: one["score"])
     assert best["interval"][0] < best["score"] < best["interval"][1]
-    assert len(figures["runs"]) == 9
+    assert len(figures["runs"]) == 10
     assert figures["recommended"] == best["candidate"]
     (sentence,) = [line for line in out if line.startswith("Recommended for 16 ktok: d_model ")]
     assert f"predicted val_bpb {best['score']:.4f}" in sentence
-    assert "The shortest run has 7 steps: with fewer than 100" in sentence  # of 128 tokens
+    assert "Its longest run has 62 steps: with fewer than 100" in sentence  # of 128 tokens
     recommended = yaml.safe_load((folder / "recommended.yaml").read_text())
     assert recommended["time_budget"] == {"limit": "16 ktok"}
     assert str(recommended["model"]["gpt"]["d_model"]) == best["candidate"]["model.gpt.d_model"]
@@ -126,21 +130,41 @@ def test_a_round_has_the_best_by_score_and_the_best_by_prediction():
     assert [dict(candidate)["d"] for candidate in few] == ["0", "1"]
 
 
-def test_the_longest_runs_of_a_candidate_count_most_in_its_prediction():
+def test_a_prediction_is_for_the_tokens_at_the_speed_of_the_longest_run():
     maker = planner(2)
     one, other = maker.candidates
-    runs = [measured(c, share, 3.0) for c in (one, other) for share in plan.SHARES]
-    residuals = np.array([0.5, 0.0, 0.1, 0.1, 0.0, 0.5])
-    law = SimpleNamespace(residuals=residuals, predict=lambda n, d: 2.0, interval=lambda n, d: (1.9, 2.1))
+    runs = [measured(one, 1 / 16, 3.0), measured(one, 1 / 8, 2.9), measured(other, 1 / 16, 3.1)]
+    runs[1] = replace(runs[1], speed=7e3)
+    law = SimpleNamespace(predict=lambda c, n, d: 2.0 + c, interval=lambda c, n, d: (1.9, d))
     first, second = maker.predictions(law, runs)
-    assert (first.candidate, second.candidate) == (one, other)
-    assert second.score == pytest.approx(2.0 * np.exp((0.1 / 16 + 0.5 / 4) / 0.5))  # shares, and a sixteenth for none
-    assert second.share == 1 / 4
+    assert (first.candidate, first.tokens, first.share, first.runs) == (one, 160 * 7e3, 1 / 8, 2)
+    assert first.interval == (1.9, 160 * 7e3)
+    assert (second.candidate, second.tokens, second.share, second.runs) == (other, 1e6, 1 / 16, 1)
+
+
+def test_a_round_has_as_many_runs_as_fit_into_the_time():
+    maker = planner(3)
+    runs = [replace(measured(c, 1 / 16, 3.0), seconds=14.0, training_seconds=10.0) for c in maker.candidates]
+    assert maker._fitting(runs, 1 / 8, 42.0 + 24.0 * 2 + 1) == 2  # 4 s of start-up and 20 s of training
+    assert maker._fitting(runs, 1 / 8, 50.0) == 0
+    assert maker._fitting([], 1 / 8, 50.0) == 0
 
 
 def test_a_list_of_candidates_is_taken_as_it_is():
     points = plan._candidates([{"model.gpt.d_model": 64, "model.optimizer.lr": 1e-3}, {"model.gpt.d_model": 96}], {})
     assert points == [(("model.gpt.d_model", "64"), ("model.optimizer.lr", "0.001")), (("model.gpt.d_model", "96"),)]
+
+
+def test_a_space_may_be_a_file(tmp_path):
+    space = read_space(str(PROJECT / "configs/spaces/challenge.yaml"))
+    assert space["model.gpt.position"] == ["Learned", "Rotary"]
+    assert Plan(["c.yaml"], space=space, sampler="tpe").space is space
+    assert read_space(space) is space
+    with pytest.raises(ConfigError, match=r"nowhere.yaml' cannot be used; No such file.*accepted: a YAML file"):
+        read_space(str(tmp_path / "nowhere.yaml"))
+    (tmp_path / "bad.yaml").write_text("a: [")
+    with pytest.raises(ConfigError, match="it is no valid YAML"):
+        read_space(str(tmp_path / "bad.yaml"))
 
 
 @pytest.mark.parametrize(

@@ -53,6 +53,33 @@ def test_of_a_simulated_sweep_the_best_run_is_found_in_a_part_of_the_time(method
     assert np.mean([used for *_, used in sweeps]) < most
 
 
+def test_runs_of_several_workers_are_compared_while_they_run():
+    """Twelve runs at once: without the comparison with running runs, all of them would be completed."""
+    study, pruner, ended = optuna.create_study(), pruner_of("median"), {}
+    for _ in range(12):
+        study.ask().set_user_attr(CONTEST, "all")
+    for share in range(1, 4):
+        for number in set(range(12)) - ended.keys():
+            trial = optuna.trial.Trial(study, study.trials[number]._trial_id)
+            trial.report(3.0 + number / 10 - share / 100, share)
+            if decide(pruner, study.trials, number)[0]:
+                study.tell(number, state=optuna.trial.TrialState.PRUNED)
+                ended[number] = share
+    assert 0 not in ended
+    assert 4 <= len(ended) <= 10
+    assert min(ended.values()) == 2  # not at the first tenth
+
+
+def test_a_running_run_that_has_not_come_as_far_is_not_compared():
+    study, pruner = optuna.create_study(), pruner_of("median")
+    for _ in range(6):
+        trial = study.ask()
+        trial.set_user_attr(CONTEST, "all")
+        trial.report(2.0, 1)
+    trial.report(3.0, 2)
+    assert not decide(pruner, study.trials, 5)[0]
+
+
 def test_a_contest_is_the_same_for_runs_that_differ_in_size_and_in_their_batches_only():
     run = Path("none")
     same = contest_of(run, config())

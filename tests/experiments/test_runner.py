@@ -103,7 +103,7 @@ class World:
 class StandIn:
     """Replaces a Job: the same folder and outcomes, but no process."""
 
-    def __init__(self, world, options, experiment, is_open):
+    def __init__(self, world, options, experiment, is_open, is_warm):
         self.folder = Path("runs", experiment)
         if other := world.others.get(self.folder.name):
             other(self.folder)
@@ -211,7 +211,7 @@ def world(folder, monkeypatch):
     world = World()
     Path("other.yaml").write_text("seed_everything: 3\n")
     monkeypatch.setattr(runner, "Job", partial(StandIn, world))
-    monkeypatch.setattr(runner, "Checker", lambda: StandInChecker(world))
+    monkeypatch.setattr(runner, "Checker", lambda is_warm: StandInChecker(world))
     monkeypatch.setattr(runner, "time", SimpleNamespace(sleep=lambda seconds: None))
     return world
 
@@ -858,7 +858,7 @@ def test_a_storage_that_cannot_be_used_is_reported_in_one_line_without_its_passw
         ),
         (["tiny.yaml", "--space", RANGE], ["space.model.optimizer.lr", "a grid needs a list of values"]),
         (["tiny.yaml", "--space", "{lr: 3}"], ["space.lr: 3 cannot be used", "a list of values"]),
-        (["tiny.yaml", "--space", "[1, 2]"], ["space: '[1, 2]' is not accepted"]),
+        (["tiny.yaml", "--space", "[1, 2]"], ["space: '[1, 2]' cannot be used", "a YAML file, or {key: [values]}"]),
     ],
     ids=str,
 )

@@ -1,0 +1,26 @@
+"""Imports what a run needs, in the fork server of warm_start.py. Nothing else imports this module.
+
+It starts no thread and uses no device: a fork would not have the one and could not use the other.
+"""
+
+import gc
+import os
+import signal
+from importlib import import_module
+
+from bytelm.system.postponed import postpone
+from bytelm.system.threads import wait_briefly
+
+MODULES = ("bytelm.program", "bytelm.cli")  # with them Lightning, torch and TensorBoard
+
+for _signum in (signal.SIGTERM, signal.SIGHUP):
+    signal.signal(_signum, signal.SIG_IGN)  # for a whole group: the server reports how the programs have ended
+
+os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # as in program.py, before torch is imported
+wait_briefly()
+postpone()
+gc.disable()
+for _name in MODULES:
+    import_module(_name)
+gc.enable()
+gc.freeze()  # pages that no search for garbage writes to stay shared
