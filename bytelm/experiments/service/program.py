@@ -133,12 +133,17 @@ class Setting:
             "DATA_DIR": str(folder / "data"),
             "MAX_SEQ_LEN": str(self.data.seq_len),
             "EVAL_TOKENS": str(self.data.eval_bytes),
-            "TIME_BUDGET": str(self.time_budget),
+            "TIME_BUDGET": json.dumps(whole(self.time_budget)),
             "TORCH_SEED": str(self.seed),
             "PYTHONPATH": os.pathsep.join([str(ON_PATH), str(Path(bytelm.__file__).parents[1])]),
             "PYTHONDONTWRITEBYTECODE": "1",
             "PYTHONUNBUFFERED": "1",
         }
+
+
+def whole(number: float | None) -> float | None:
+    """Returns a number, as an int if it has no fraction: 180 is written as 180 and not as 180.0."""
+    return int(number) if number is not None and number == int(number) else number
 
 
 class ProgramJob(RunProcess):
