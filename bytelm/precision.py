@@ -60,8 +60,8 @@ class FP8(MixedPrecision):
             )
         super().__init__("bf16-mixed", "cuda" if has_gpu else "cpu")
         self.config = _config(recipe, gradients, emulate)
-        # torchao casts inputs as the autocast of GPUs says, not that of CPUs. The gradient of a weight is then a product
-        # of a bf16 gradient and a float32 input, which fails unless both are converted to float8.
+        # torchao casts inputs as the autocast of GPUs says, not that of CPUs. There, the gradient of a weight is the
+        # product of a bf16 gradient and a float32 input, which fails unless both are converted to float8.
         self._casts_inputs = emulate and recipe == "rowwise_with_gw_hp" and not has_gpu
         self.label = f"fp8-{recipe}"
 
