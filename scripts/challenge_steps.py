@@ -102,7 +102,7 @@ def main() -> None:
         parser.error(f"no config has such a name: {' '.join(options.configs)}")
     jobs = [(config, seed) for seed in options.seeds for config in configs]
     with ThreadPoolExecutor(options.workers) as pool:
-        records = pool.map(lambda job: train(*job, options.steps or steps_of(job[0])[0]), jobs)
+        records = pool.map(lambda job: train(job[0], job[1], options.steps or steps_of(job[0])[0]), jobs)
         scores = {(config.stem, seed): record["val_bpb"] for (config, seed), record in zip(jobs, records, strict=True)}
     print(table(configs, scores, options.seeds))
 
