@@ -174,10 +174,14 @@ class GPT(nn.Module):
         if self.residual_autocast and torch.is_autocast_enabled(x.device.type):
             x = x.to(torch.get_autocast_dtype(x.device.type))
         context = Context(tokens, self.position, start, first=x, values=values)
+        value_layers = None if values is None else getattr(self.embedding, "value_layers", None)
         for layer, block in enumerate(self.blocks):
             if recurring is not None:
                 x = self.embedding.add(x, recurring, layer)
-            x = block(x, context if cache is None else replace(context, cache=cache.layers[layer]))
+            given = context if cache is None else replace(context, cache=cache.layers[layer])
+            if value_layers is not None and layer not in value_layers:
+                given = replace(given, values=None)
+            x = block(x, given)
         x = self.norm(x)
         if cache is not None:
             cache.length = tokens.shape[1]

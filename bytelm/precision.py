@@ -60,6 +60,9 @@ class FP8(MixedPrecision):
             )
         super().__init__("bf16-mixed", "cuda" if has_gpu else "cpu")
         self.config = _config(recipe, gradients, emulate)
+        # torchao casts inputs as the autocast of GPUs says, not that of CPUs. There, the gradient of a weight is the
+        # product of a bf16 gradient and a float32 input, which fails unless both are converted to float8.
+        self._casts_inputs = emulate and recipe == "rowwise_with_gw_hp" and not has_gpu
         self.label = f"fp8-{recipe}"
 
     def check(self, strategy: Strategy) -> None:
@@ -82,6 +85,10 @@ class FP8(MixedPrecision):
         assert isinstance(module, LanguageModel)
         self.check(module.trainer.strategy)
         convert_to_float8_training(module.gpt.blocks, module_filter_fn=_is_to_convert, config=self.config)
+        if self._casts_inputs:
+            for layer in module.gpt.blocks.modules():
+                if type(layer).__name__ == "Float8Linear" and not layer._forward_pre_hooks:
+                    layer.register_forward_pre_hook(_cast_input)
         for loop in (module.trainer.validate_loop, module.trainer.test_loop, module.trainer.predict_loop):
             loop.inference_mode = False  # torchao's tensors cannot be cast under inference mode; no_grad works
         return module
@@ -100,6 +107,12 @@ def _config(recipe: str, gradients: str | None, emulate: bool) -> Any:
         return config
     names = ("cast_config_grad_output", "cast_config_grad_output_for_grad_weight")
     return replace(config, **{name: replace(getattr(config, name), target_dtype=FORMATS[gradients]) for name in names})
+
+
+def _cast_input(layer: nn.Module, inputs: tuple[torch.Tensor]) -> torch.Tensor:
+    (x,) = inputs
+    device = x.device.type
+    return x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x
 
 
 def _is_to_convert(module: nn.Module, name: str) -> bool:

@@ -233,17 +233,20 @@ class FromFunction(Schedule):
 
     Args:
         function: Import path of the function, such as `my_schedules.get_lr`; it returns a learning rate.
-        warmup_iters: Passed to the function.
+        warmup_iters: Passed to the function: a number, or a share of max_iters: `5%` is int(0.05 max_iters).
         lr_decay_iters: Passed to the function; default: max_iters.
         min_lr: Passed to the function.
         max_iters: Iterations of the whole run; default: the step limit, or 5,000 without one.
         learning_rate: Passed to the function; default: the groups' rate, or their highest.
+
+    Raises:
+        ConfigError: warmup_iters has another unit than steps.
     """
 
     def __init__(
         self,
         function: Callable[[int, int, int, float, float], float],
-        warmup_iters: NonNegativeInt = 0,
+        warmup_iters: NonNegativeInt | Duration = 0,
         lr_decay_iters: PositiveInt | None = None,
         min_lr: NonNegativeFloat = 0.0,
         max_iters: PositiveInt | None = None,
@@ -253,6 +256,8 @@ class FromFunction(Schedule):
         self.function = function
         self.learning_rate = learning_rate
         self._highest: float | None = None
+        if isinstance(warmup_iters, Duration) and warmup_iters.unit not in ("steps", "fraction"):
+            raise ConfigError("warmup_iters", str(warmup_iters), "accepted: 250, 250 steps, 5%")
         self.warmup_iters = warmup_iters
         self.lr_decay_iters = lr_decay_iters
         self.min_lr = min_lr
@@ -268,8 +273,14 @@ class FromFunction(Schedule):
         else:
             it = int(progress.fraction * max_iters)
         rate = self.learning_rate or self._highest or peak_lr
-        value = self.function(it, self.warmup_iters, self.lr_decay_iters or max_iters, rate, self.min_lr)
+        value = self.function(it, self._warmup_iters(max_iters), self.lr_decay_iters or max_iters, rate, self.min_lr)
         return value if rate == peak_lr else value * peak_lr / rate
+
+    def _warmup_iters(self, max_iters: int) -> int:
+        if not isinstance(self.warmup_iters, Duration):
+            return self.warmup_iters
+        is_share = self.warmup_iters.unit == "fraction"
+        return int(max_iters * self.warmup_iters.value) if is_share else int(self.warmup_iters.value)
 
 
 class Ramp(Schedule):

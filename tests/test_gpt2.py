@@ -32,6 +32,7 @@ from bytelm.parts.logit_cap import SigmoidCap
 from bytelm.parts.loss import FusedCrossEntropy
 from bytelm.parts.norm import LayerNorm, RMSNorm
 from bytelm.parts.position import Learned, Rotary
+from bytelm.parts.residual_scalars import ScaledPreNorm
 from configs import merged
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -290,6 +291,44 @@ def test_benchmark_function_runs_unchanged(shards):
     assert cli.trainer.optimizers[0].param_groups[0]["lr"] == 6e-5
 
 
+def test_the_benchmarks_overrides_have_the_keys_of_the_table(shards):
+    Path("my_rates.py").write_text(
+        "def get_lr(it, warmup_iters, lr_decay_iters, learning_rate, min_lr):\n"
+        "    return learning_rate * warmup_iters + min_lr\n"
+    )
+    # CONFIG_OVERRIDES = {"learning_rate": 3e-4, "weight_decay": 0.2, "warmup_iters": int(max_iters * 0.05),
+    #                     "min_lr": 3e-5, "grad_clip": 0.5}
+    overrides = {
+        "model.optimizer.lr": "3e-4",
+        "model.optimizer.weight_decay": "0.2",
+        "lr_schedule.warmup_iters": "5%",
+        "lr_schedule.min_lr": "3e-5",
+        "trainer.gradient_clip_val": "0.5",
+    }
+    table = DOCS.partition("| override | key |")[2].partition("\n\n")[0]
+    assert re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE) == [
+        "learning_rate",
+        "weight_decay",
+        "warmup_iters",
+        "min_lr",
+        "grad_clip",
+    ]
+    assert all(f"`{key}`" in table for key in overrides)
+    changed = [f"--{key}={value}" for key, value in overrides.items()]
+    function = [
+        "--lr_schedule",
+        "FromFunction",
+        "--lr_schedule.function=my_rates.get_lr",
+        "--lr_schedule.max_iters=100",
+    ]
+    cli = build(["fit", "--config", BASE, *TINY, *function, *changed])
+    groups = {group["name"]: group for group in cli.trainer.optimizers[0].param_groups}
+    assert groups["hidden"]["initial_lr"] == 3e-4
+    assert groups["hidden"]["weight_decay"] == 0.2
+    assert groups["hidden"]["lr"] == pytest.approx(3e-4 * 5 + 3e-5)
+    assert cli.trainer.gradient_clip_val == 0.5
+
+
 # The changes of docs/gpt2.md
 
 IS_THERE = {
@@ -304,6 +343,7 @@ IS_THERE = {
     "Hashed bigrams": lambda cli, gpt: isinstance(gpt.embedding, HashedNGrams) and gpt.embedding.orders == [2],
     "Bigram hash": lambda cli, gpt: isinstance(gpt.embedding, BigramHash) and gpt.embedding.table.num_embeddings == 320,
     "Value embeddings": lambda cli, gpt: isinstance(gpt.embedding, ValueEmbedding),
+    "Value embeddings, first and last block": lambda cli, gpt: gpt.embedding.value_layers == {0, len(gpt.blocks) - 1},
     "Untied head": lambda cli, gpt: gpt.head.weight is not gpt.embedding.weight,
     "SwiGLU": lambda cli, gpt: all(isinstance(block.feedforward, SwiGLU) for block in gpt.blocks),
     "GeGLU": lambda cli, gpt: all(isinstance(block.feedforward, GeGLU) for block in gpt.blocks),
@@ -312,6 +352,7 @@ IS_THERE = {
     "Parallel blocks": lambda cli, gpt: all(isinstance(block, Parallel) for block in gpt.blocks),
     "Parallel blocks, one norm": lambda cli, gpt: all(isinstance(block, ParallelSharedNorm) for block in gpt.blocks),
     "Post-norm": lambda cli, gpt: all(isinstance(block, PostNorm) for block in gpt.blocks),
+    "Learned residual scalars": lambda cli, gpt: all(isinstance(block, ScaledPreNorm) for block in gpt.blocks),
     "Hyper-connections": lambda cli, gpt: all(isinstance(block, HyperConnections) for block in gpt.blocks),
     "BitNet": lambda cli, gpt: isinstance(gpt.blocks[1].order.attention.qkv, BitLinear),
     "Lion": lambda cli, gpt: options(cli, Lion, "betas", "weight_decay") == (6e-5, (0.9, 0.99), 1.0),

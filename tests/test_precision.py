@@ -176,6 +176,15 @@ def test_resuming_and_scoring_with_or_without_it(torchao, run):
     assert run(*checkpoint, "--time_budget.limit=6 steps").trainer.global_step == 6
 
 
+@pytest.mark.parametrize("gradients", ["e4m3", "e5m2"])
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_each_recipe_trains(torchao, recipe, gradients, run):
+    options = {"recipe": recipe, "gradients": gradients, "emulate": "true"}
+    cli = run(*PLUGIN, *(f"--trainer.plugins.{key}={value}" for key, value in options.items()))
+    assert cli.trainer.callback_metrics["val/bpb"] < 8.1
+    assert json.loads(Path("runs/tiny/version_0/record.json").read_text())["precision"] == f"fp8-{recipe}"
+
+
 # Rejections
 
 

@@ -130,6 +130,28 @@ def test_from_function_presents_any_run_as_one_of_max_iters_iterations(options, 
     assert isinstance(received[0][0], int)
 
 
+@pytest.mark.parametrize(
+    ("warmup_iters", "options", "progress", "seen"),
+    [
+        ("5%", {}, at_step(0), int(MAX_ITERS * 0.05)),
+        ("6%", {}, at_second(45), 300),
+        ("5%", {"max_iters": 130}, at_second(45), 6),
+        ("200 steps", {}, at_second(45), 200),
+    ],
+)
+def test_from_functions_warmup_can_be_a_share_of_the_iterations(warmup_iters, options, progress, seen):
+    received = []
+    schedule = FromFunction(lambda *arguments: received.append(arguments[1]) or 0.5, duration(warmup_iters), **options)
+    schedule.lr(2.0, progress)
+    assert received == [seen]
+    assert isinstance(received[0], int)
+
+
+def test_from_functions_warmup_in_seconds_is_rejected():
+    with pytest.raises(ConfigError, match=r"warmup_iters: '9s' cannot be used; accepted: 250, 250 steps, 5%"):
+        FromFunction(nanogpt, duration("9s"))
+
+
 @pytest.mark.parametrize(("learning_rate", "seen"), [(None, 0.04), (0.4, 0.4)])
 def test_from_function_scales_the_rate_of_each_group(learning_rate, seen):
     schedule = FromFunction(nanogpt, 100, 4_000, MIN_LR, learning_rate=learning_rate)

@@ -22,6 +22,11 @@ else:
             raise ValueError(f"{value!r} is not a Duration")
         return str(value)
 
+    def _number(value: object) -> object:
+        if not isinstance(value, int | float):  # of a union's types, the first that does not raise is used
+            raise ValueError(f"{value!r} is not a number")
+        return value
+
     def _plain(base: type, checked: type) -> type:
         """A jsonargparse type whose values are plain numbers after they are checked.
 
@@ -33,7 +38,7 @@ else:
         plain = type(checked.__name__, (base,), made)
         typing.register_type(
             plain,
-            serializer=lambda number: number,
+            serializer=_number,
             type_check=lambda value, of: False,  # plain numbers are checked too
         )
         return plain

@@ -25,6 +25,7 @@ Three rules make a part short:
 | `supports_cache` | of an attention or a block: whether it can compute only new tokens, with `context.cache` |
 | `new_cache(max_seq_len)` | of an attention with `supports_cache`: makes its `context.cache` |
 | `values(tokens)` | of an embedding: its addition for tokens (B, T) to the values of attentions, (B, T, value_dim) |
+| `value_layers` | of an embedding with `values`: numbers of the blocks that get them; None: all |
 | `recurring(tokens)` | of an embedding: vectors (B, T, d_model) for tokens (B, T), computed once for all layers |
 | `add(x, vectors, layer)` | of an embedding with `recurring`: adds its vectors to the residual stream before a layer |
 | `value_dim` | width of the values that an attention takes from `context.values`, if it uses them |
@@ -66,7 +67,7 @@ class Context:
         position: The network's position encoding.
         start: Number of tokens before the first token of x, S - T. It is above 0 only with a cache.
         first: The residual stream before the first block, (B, T, d_model): the first embedding.
-        values: The embedding's addition to the values of attentions, (B, T, value_dim); None: no addition.
+        values: The embedding's addition to the values of this block's attention, (B, T, value_dim); None: no addition.
         cache: Object in which this layer's attention keeps its state of earlier tokens; None in training.
     """
 

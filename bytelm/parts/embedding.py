@@ -39,7 +39,7 @@ class ScaledEmbedding(TokenEmbedding):
 
 
 class ValueEmbedding(TokenEmbedding):
-    """A second vector a token, added to its values in the attention of every block.
+    """A second vector a token, added to its values in the attention of every block, or of chosen ones.
 
     Attention then has direct access to the tokens, beside the residual stream. Follows value residuals (Zhou et al.
     2024, arXiv:2410.17897), which add the first block's values, and the value embeddings of modded-nanogpt. The table
@@ -48,9 +48,24 @@ class ValueEmbedding(TokenEmbedding):
     Args:
         vocab_size: Number of tokens.
         d_model: Width of the residual stream.
+        layers: Numbers of the blocks, from 0; -1 is the last one. Default: all.
+
+    Raises:
+        ConfigError: The network has no block of such a number, or there is no number.
     """
 
+    def __init__(self, vocab_size: int, d_model: int, layers: tuple[int, ...] | None = None) -> None:
+        super().__init__(vocab_size, d_model)
+        self.layers = layers
+        self.value_layers: frozenset[int] | None = None
+
     def connect(self, network: nn.Module) -> None:
+        if self.layers is not None:
+            n_layers = len(network.blocks)  # type: ignore[arg-type]
+            if not self.layers or not all(-n_layers <= layer < n_layers for layer in self.layers):
+                accepted = f"accepted: one or more of {-n_layers} to {n_layers - 1}, as n_layers is {n_layers}"
+                raise ConfigError("model.gpt.embedding.layers", list(self.layers), accepted)
+            self.value_layers = frozenset(layer % n_layers for layer in self.layers)
         widths = {attention.value_dim for attention in contract.declaring(network, "value_dim")}
         if len(widths) != 1:
             accepted = (

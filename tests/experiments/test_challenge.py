@@ -456,7 +456,7 @@ def test_a_program_finds_a_temporary_folder_the_seed_and_no_secrets(make, run, m
     found = run(client, code)
     assert (found["status"], found["val_bpb"], found["total_steps"]) == ("completed", 2.0, 3)
     seen = json.loads(Path("runs/s/run-0/log.txt").read_text())
-    assert seen["files"] == ["data", "train.py"]
+    assert seen["files"] == ["data", "prepare.py", "train.py"]
     assert not Path(seen["cwd"]).exists()
     assert seen["size"] == len(service.setting.data.val_split)
     assert "secret" not in json.dumps(seen["env"])

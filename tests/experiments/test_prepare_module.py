@@ -56,6 +56,7 @@ def test_it_is_on_the_path_of_programs_alone():
 def test_it_has_the_challenges_interface(text):
     prepare = load("prepare")
     assert (prepare.MAX_SEQ_LEN, prepare.VOCAB_SIZE, prepare.TIME_BUDGET) == (256, 256, 180)
+    assert isinstance(prepare.TIME_BUDGET, int)
     assert (prepare.EVAL_TOKENS, prepare.BOS_TOKEN) == (131_072, 0)
     assert list(inspect.signature(prepare.make_dataloader).parameters) == ["B", "T", "split", "device"]
     assert list(inspect.signature(prepare.evaluate_bpb).parameters) == ["model", "B", "device"]

@@ -80,6 +80,28 @@ def test_every_block_receives_values():
     assert all(torch.equal(values, gpt.embedding.token_values(tokens())) for values in given)
 
 
+@pytest.mark.parametrize(("layers", "chosen"), [((0, -1), [0, 3]), ((2,), [2]), ((1, -3, 0), [0, 1])])
+def test_chosen_blocks_receive_values(layers, chosen):
+    gpt, given = tiny(n_layers=4, embedding=functools.partial(ValueEmbedding, layers=layers)), []
+    for block in gpt.blocks:
+        block.attention.register_forward_pre_hook(lambda module, args: given.append(args[1].values))
+    logits = gpt(tokens())
+    assert [layer for layer, values in enumerate(given) if values is not None] == chosen
+    values = gpt.embedding.token_values(tokens())
+    assert all(torch.equal(given[layer], values) for layer in chosen)
+    with torch.no_grad():
+        cache = gpt.new_cache()
+        parts = [gpt(tokens()[:, :end], cache) for end in (5, 12)]  # with a cache, the same blocks
+    torch.testing.assert_close(torch.cat(parts, dim=1), logits, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("layers", [(), (2,), (-3,), (0, 5)])
+def test_blocks_that_do_not_exist_are_rejected(layers):
+    said = r"model\.gpt\.embedding\.layers: \[.*\] cannot be used; accepted: one or more of -2 to 1, as n_layers is 2"
+    with pytest.raises(ConfigError, match=said):
+        tiny(embedding=functools.partial(ValueEmbedding, layers=layers))
+
+
 def test_zero_values_are_the_plain_embedding():
     gpt, plain = tiny(), tiny(embedding=TokenEmbedding)
     nn.init.zeros_(gpt.embedding.token_values.weight)
@@ -139,6 +161,8 @@ def test_attentions_without_values_are_rejected():
 
 
 def test_training_with_one_line(run):
-    cli = run("--model.gpt.embedding", "ValueEmbedding", "--model.gpt.attention.n_kv_heads", "1")
+    options = ("--model.gpt.embedding", "ValueEmbedding", "--model.gpt.embedding.layers", "[-1]")
+    cli = run(*options, "--model.gpt.attention.n_kv_heads", "1")
+    assert cli.model.gpt.embedding.value_layers == {len(cli.model.gpt.blocks) - 1}
     assert cli.model.gpt.embedding.token_values.weight.shape == (256, 8)
     assert cli.model.trainer.callback_metrics["val/bpb"] > 0

@@ -16,7 +16,7 @@ from bytelm.experiments.job import LOG, tail
 from bytelm.experiments.service.match import Busy, Service, Unusable, finite
 from bytelm.experiments.service.match_folder import BASELINE
 from bytelm.experiments.service.paths import without_paths
-from bytelm.experiments.service.program import MEMORY, ON_PATH, ProgramJob, Setting, syntax_error
+from bytelm.experiments.service.program import MEMORY, ON_PATH, ProgramJob, Setting, syntax_error, whole
 from bytelm.runs.score import VAL_BPB
 from bytelm.units import Size
 
@@ -146,7 +146,7 @@ class ChallengeService(Service):
         status = run.status if run.status in ("completed", "timeout") else "error"
         seconds = record.get("total_time_secs")
         if seconds is not None and status == "timeout":
-            seconds = min(seconds, self.run_timeout)
+            seconds = whole(min(seconds, self.run_timeout))
         return {
             "run_id": run_id,
             "status": status,

@@ -20,6 +20,7 @@ from bytelm.experiments.service.access import guard, read_body
 from bytelm.experiments.service.challenge import LONGEST_CODE, SHORTEST_CODE, ChallengeService, NotPython
 from bytelm.experiments.service.match import Busy, Unusable, UsedUp
 from bytelm.experiments.service.paths import without_paths
+from bytelm.experiments.service.program import whole
 
 MOST_BYTES = 2_000_000  # of a body: 100,000 characters, each of which JSON can write with 12 bytes
 CONFIG_KEYS = (*OWN_KEYS, *OWN_OPTIONS)
@@ -120,9 +121,7 @@ def app(service: ChallengeService, token: str | None = None) -> FastAPI:
     def report(run_id: str) -> JSONResponse:
         now = active()
         if now is not None and now["run_id"] == run_id:
-            timeout = service.run_timeout
-            seconds = {"timeout_secs": int(timeout) if timeout == int(timeout) else timeout}
-            return JSONResponse({**now, **seconds, **left()})
+            return JSONResponse({**now, "timeout_secs": whole(service.run_timeout), **left()})
         if (run := service.challenge_run(run_id, log=True)) is None:
             return _error(404, f"there is no run {run_id!r}; GET /runs lists them")
         return JSONResponse({**run, **left()})

@@ -9,8 +9,8 @@ its own score, as in the challenge.
 | time, memory, processes, the size of its folder | this process, which looks at them while the program runs |
 | open files, the size of a file, the end of all descendants | supervisor.py |
 
-In the temporary folder: `train.py`, which is the program, and `data/train.bin` and `data/val.bin`. The module `prepare`
-is in the folder `on_path`, which is on the import path of this process only.
+In the temporary folder, as in the challenge: `train.py`, which is the program, `prepare.py`, `data/train.bin` and
+`data/val.bin`. The module `prepare` is also in the folder `on_path`, which is on the import path of this process only.
 """
 
 import json
@@ -133,12 +133,17 @@ class Setting:
             "DATA_DIR": str(folder / "data"),
             "MAX_SEQ_LEN": str(self.data.seq_len),
             "EVAL_TOKENS": str(self.data.eval_bytes),
-            "TIME_BUDGET": str(self.time_budget),
+            "TIME_BUDGET": json.dumps(whole(self.time_budget)),
             "TORCH_SEED": str(self.seed),
             "PYTHONPATH": os.pathsep.join([str(ON_PATH), str(Path(bytelm.__file__).parents[1])]),
             "PYTHONDONTWRITEBYTECODE": "1",
             "PYTHONUNBUFFERED": "1",
         }
+
+
+def whole(number: float | None) -> float | None:
+    """Returns a number, as an int if it has no fraction: 180 is written as 180 and not as 180.0."""
+    return int(number) if number is not None and number == int(number) else number
 
 
 class ProgramJob(RunProcess):
@@ -169,6 +174,7 @@ class ProgramJob(RunProcess):
         try:
             place = self._place = Path(tempfile.mkdtemp(prefix="bytelm-"))
             (place / "train.py").write_text(code, encoding="utf-8", newline="")
+            (place / "prepare.py").write_bytes((ON_PATH / "prepare.py").read_bytes())
             setting.write(place / "data")
             self._most_bytes = _size(place) + MOST_FOLDER_BYTES  # the splits do not count
             self._started, self._clock = time.time(), time.monotonic()

@@ -13,6 +13,7 @@ challenge's:
 Rows are bytelm's (bytelm/data/rows.py): BOS and T - 1 bytes as inputs, T bytes as targets, one row after another.
 """
 
+import json
 import math
 import os
 from collections.abc import Callable, Iterator
@@ -26,7 +27,7 @@ from bytelm.data.tokenizer import BOS
 
 MAX_SEQ_LEN = int(os.environ.get("MAX_SEQ_LEN", "256"))
 EVAL_TOKENS = int(os.environ.get("EVAL_TOKENS", "131072"))
-TIME_BUDGET = float(os.environ.get("TIME_BUDGET", "180"))
+TIME_BUDGET = json.loads(os.environ.get("TIME_BUDGET", "180"))  # 180, and not 180.0: the challenge's is an int
 VOCAB_SIZE = 256
 BOS_TOKEN = BOS
 DATA_DIR = os.environ.get("DATA_DIR", "data")
