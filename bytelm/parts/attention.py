@@ -174,6 +174,32 @@ class SDPA(MultiHeadAttention):
         )
 
 
+class MatmulAttention(MultiHeadAttention):
+    """Attention as matrix products and a softmax, with all scores in memory (Vaswani et al. 2017, arXiv:1706.03762).
+
+    For short rows in bf16 on the CPU: its products are several times as fast as those in float32, which the fused
+    kernel computes with. With rows of 256 tokens it takes half the time of SDPA there, forward and backward. In mixed
+    precision the scores are in bf16.
+    """
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, scores: Tensor | None) -> Tensor:
+        groups = self.n_heads // self.n_kv_heads
+        if groups > 1:
+            k, v = (part.repeat_interleave(groups, dim=1) for part in (k, v))
+        n_queries, n_keys = q.shape[-2], k.shape[-2]
+        if scores is None:
+            scores = q.new_full((n_queries, n_keys), -math.inf).triu(1)
+        scores = scores.to(v.dtype)
+        if scores.ndim == 3 and len(scores) > 1:  # one term a head
+            scores = scores.expand(len(q), *scores.shape).flatten(0, 1)
+        q, k, v = (part.to(v.dtype).flatten(0, 1) for part in (q, k, v))
+        # In the precision of its input: under autocast, softmax would be computed in float32 in memory.
+        with torch.autocast(q.device.type, enabled=False):
+            weights = torch.baddbmm(scores, q, k.mT, alpha=1 / math.sqrt(self.head_dim)).softmax(dim=-1)
+            weights = F.dropout(weights, self.dropout, self.training)
+            return (weights @ v).unflatten(0, (-1, self.n_heads))
+
+
 class WindowedSDPA(SDPA):
     """SDPA in which some layers see only the last `window` tokens (Beltagy et al. 2020, arXiv:2004.05150).
 

@@ -4,19 +4,21 @@ A memory recalls evidence for each position from the tokens alone; the evidence 
 into the logits. It learns by counting, in seconds, what weights would take many steps to learn.
 """
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from bytelm.config.values import NonNegativeInt, PositiveInt
+from bytelm.config.values import PositiveInt
 from bytelm.errors import ConfigError
+from bytelm.kernels import ngram_memory as kernels
 from bytelm.parts.contract import Memory, Run
 from bytelm.parts.ngram_counts import ContextKind, NGramCounts, contexts
 from bytelm.system import compiler
-from bytelm.system.memory import release_memory
+from bytelm.system.memory import release_memory, trim_heap
 
 
 @dataclass
@@ -24,20 +26,30 @@ class Evidence:
     """The content of a memory for each position.
 
     Attributes:
-        log_probs: Predictions of the next token, in nats, from the least to the most specific, (B, T, L, n_symbols).
-        counts: How often each kind of context was seen and how many tokens followed it, logarithms, (B, T, 2 n_kinds).
-        rows: Rows of the gates' tables, int64, (B, T, n_tables).
-        seen: How many kinds of context were seen, int64, (B, T).
+        values: `log_probs` and `counts`, one after the other, (B, T, width).
+        n_symbols: Number of symbols of each prediction.
+        n_levels: Number of predictions, L.
     """
 
-    log_probs: Tensor
-    counts: Tensor
-    rows: Tensor
-    seen: Tensor
+    values: Tensor
+    n_symbols: int
+    n_levels: int
 
-    def to(self, dtype: torch.dtype) -> "Evidence":
-        """The same in another precision."""
-        return Evidence(self.log_probs.to(dtype), self.counts.to(dtype), self.rows, self.seen)
+    @property
+    def log_probs(self) -> Tensor:
+        """Predictions of the next token, in nats, from the least to the most specific, (B, T, L, n_symbols)."""
+        return self.values[..., : self.n_levels * self.n_symbols].unflatten(-1, (self.n_levels, self.n_symbols))
+
+    @property
+    def counts(self) -> Tensor:
+        """How often each kind of context was seen and how many tokens followed it, logarithms, (B, T, 2 n_kinds)."""
+        return self.values[..., self.n_levels * self.n_symbols :]
+
+    def beside(self, x: Tensor) -> "Evidence":
+        """The same in the precision of x, unless autocast converts it."""
+        if torch.is_autocast_enabled(x.device.type):
+            return self
+        return Evidence(self.values.to(x.dtype), self.n_symbols, self.n_levels)
 
 
 class NoMemory(Memory):
@@ -84,15 +96,11 @@ class NGramMemory(Memory):
         orders: Contexts in the training text: the last n tokens, for each n, ascending.
         words: Contexts in the training text: the current word's beginning and the n - 1 words before it, ascending.
         cache: Contexts in the row itself: the last n tokens, for each n, ascending.
+        max_pairs: Maximum number of different pairs of a context in the text and a token that are counted, of all kinds
+            together, about; a pair takes 9 to 14 bytes. No kind gets more than 1.4 times its equal share of those that
+            are left after longer contexts. Of a kind that has more, a random share of the contexts is counted. Default:
+            no maximum.
         n_symbols: The n_symbols - 1 most frequent tokens of the text have a symbol each, all others share one.
-        gate_tables: Tables that give the gates further terms, as the mixers of PAQ choose weights by small contexts.
-            `counts`: one for each kind of context, by its counts, with the groups that have a weight b_k each. `match`:
-            one by the last token and the number of kinds of context that were seen.
-        mix_probabilities: Whether the logits also get the probabilities, times gates.
-        mixing_units: Hidden units of a second mixing network, as in PAQ8: each unit combines a token's predictions, and
-            its output is added to the token's logit times a gate that the network sets. 0: none.
-        calibrate: Whether the last step maps each token's log-probability by a piecewise linear function, which is
-            learned, for each number of kinds of context that were seen: an APM stage, as in PAQ (Mahoney 2005).
 
     Raises:
         ConfigError: A value that is not accepted; the message names it.
@@ -110,10 +118,7 @@ class NGramMemory(Memory):
         words: list[PositiveInt] = [1, 2, 3],  # noqa: B006
         cache: list[PositiveInt] = [3],  # noqa: B006
         n_symbols: PositiveInt = 128,
-        gate_tables: list[Literal["counts", "match"]] = [],  # noqa: B006
-        mix_probabilities: bool = False,
-        mixing_units: NonNegativeInt = 0,
-        calibrate: bool = False,
+        max_pairs: PositiveInt | None = None,
     ) -> None:
         super().__init__()
         if vocab_size > 256:
@@ -122,6 +127,7 @@ class NGramMemory(Memory):
             if list(values) != sorted(set(values)) or (name == "orders" and not values):
                 raise ConfigError(name, values, "accepted: numbers in ascending order, each once, such as [2, 3, 4]")
         self.n_symbols = min(n_symbols, vocab_size)
+        self.max_pairs = max_pairs
         self.kinds = [*(ContextKind(n) for n in orders), *(ContextKind(n, words=True) for n in words)]
         self.cache = [ContextKind(n) for n in cache]
         n_kinds = len(self.kinds) + len(self.cache)
@@ -130,18 +136,6 @@ class NGramMemory(Memory):
         self.reader = nn.Linear(len(self.levels) * self.n_symbols + 2 * n_kinds, d_model, bias=False)
         self.gate = nn.Linear(d_model, len(self.levels), bias=False)
         self.gate_counts = nn.Linear(2 * n_kinds, len(self.levels))
-        self._tables_of = tuple(dict.fromkeys(gate_tables))
-        sizes = {"counts": n_kinds * _N_ROWS, "match": vocab_size * (n_kinds + 1)}
-        if gate_tables:
-            self.gate_tables = nn.Embedding(sum(sizes[name] for name in self._tables_of), len(self.levels))
-        if mix_probabilities:
-            self.gate_probabilities = nn.Linear(d_model, len(self.levels))
-        if mixing_units:
-            self.units = nn.Linear(len(self.levels), mixing_units)
-            self.gate_units = nn.Linear(d_model + 2 * n_kinds, mixing_units)
-        if calibrate:
-            self.calibration = nn.Embedding(n_kinds + 1, _N_KNOTS)
-        self.vocab_size = vocab_size
         self.register_buffer("backoff", torch.full((n_kinds, _N_BUCKETS), 0.5))
         self.register_buffer("symbols", torch.arange(vocab_size).clamp(max=self.n_symbols - 1))
         self._knows_folds = False  # whether the text was counted since the state was last loaded
@@ -159,14 +153,18 @@ class NGramMemory(Memory):
     def after_init(self) -> None:
         """Starts as the n-gram model: the last prediction's gate is 1, all others are 0."""
         for name, p in self.named_parameters():
-            if name.startswith(("gate", "calibration")):
+            if name.startswith("gate"):
                 nn.init.zeros_(p)
         with torch.no_grad():
             self.gate_counts.bias[-1] = 1.0
 
     def memory_bytes(self, data: Any) -> int:
         """Memory that filling takes, in bytes, as measured on English prose; other texts have other contexts."""
-        return int(len(data.train_split) * (_BYTES_TO_FILL + _BYTES_OF_TABLE * len(self.kinds)))
+        n_tokens = len(data.train_split)
+        of_tables = n_tokens * _BYTES_OF_TABLE * len(self.kinds)
+        if self.max_pairs is not None:
+            of_tables = min(of_tables, self.max_pairs * _BYTES_OF_PAIR)
+        return int(n_tokens * _BYTES_TO_FILL + of_tables)
 
     # The budget's clock is running: what a memory learns, it learns in training time.
     def prepare_in_pieces(self, data: Any) -> Iterator[None]:
@@ -209,6 +207,7 @@ class NGramMemory(Memory):
         starts = starts[starts + seq_len <= len(text)]
         starts = starts[:: max(1, len(starts) // _SAMPLED_ROWS)]
         yield from self._interpolate([text[start : start + seq_len].to(device).long() for start in starts])
+        trim_heap()
         self._knows_folds = True
 
     def hold_out(self, fold: int | None) -> None:
@@ -220,9 +219,17 @@ class NGramMemory(Memory):
             table.hold_out(fold)
 
     def _count(self, text: Tensor, folds: Tensor) -> Generator[None, None, list[NGramCounts]]:
-        tables = []
-        for kind in reversed(self.kinds):  # the longest contexts take the most memory to count: while little is there
-            tables.append((yield from NGramCounts.in_pieces(text, folds, kind, self.backoff.device)))
+        tables: list[NGramCounts] = []
+        kinds = self.kinds[::-1]  # the longest contexts take the most memory to count: while little is there
+        for i in range(0, len(kinds), _KINDS_AT_ONCE):
+            limit = None
+            if self.max_pairs is not None:
+                left = self.max_pairs - sum(table.n_pairs for table in tables)
+                limit = max(min(left, int(_LARGEST_SHARE * left / (len(kinds) - i))), 1)
+            some = kinds[i : i + _KINDS_AT_ONCE]
+            made = [NGramCounts.in_pieces(text, folds, kind, self.backoff.device, limit) for kind in some]
+            tables += yield from _side_by_side(made)
+            trim_heap()  # sorting has filled its gaps
         self._tables = tables[::-1]
         return self._tables
 
@@ -237,84 +244,49 @@ class NGramMemory(Memory):
     @compiler.disable
     @torch.no_grad()
     def recall(self, tokens: Tensor, start: int = 0) -> Evidence:
-        with torch.autocast(tokens.device.type, enabled=False):  # counts are numbers, not activations
-            return self._recall(tokens, start)
+        device = tokens.device
+        autocast = torch.is_autocast_enabled(device.type) and torch.get_autocast_dtype(device.type) in kernels.DTYPES
+        dtype = torch.get_autocast_dtype(device.type) if autocast else torch.float32
+        with torch.autocast(device.type, enabled=False):  # counts are numbers, not activations
+            if self._tables is None:
+                self.hold_out(None)
+            if kernels.is_available(device, dtype):
+                of = self.kinds, self.cache, self._tables, self.backoff, self.symbols, self.n_symbols, self.levels
+                values = kernels.recall(tokens, start, *of, dtype)
+            else:
+                values = self._recall(tokens, start).to(dtype)
+        return Evidence(values, self.n_symbols, len(self.levels))
 
-    def _recall(self, tokens: Tensor, start: int) -> Evidence:
+    def _recall(self, tokens: Tensor, start: int) -> Tensor:
         shape = tokens[:, start:].shape
         n = shape.numel()
         p = torch.full((n, self.n_symbols), 1 / self.n_symbols, device=tokens.device, dtype=torch.float32)
-        log_probs = torch.empty(n, len(self.levels), self.n_symbols, device=tokens.device, dtype=torch.float32)
-        counts = torch.empty(len(self.backoff), 2, n, device=tokens.device, dtype=torch.float32)
+        of_counts = len(self.levels) * self.n_symbols
+        values = torch.empty(n, of_counts + 2 * len(self.backoff), device=tokens.device, dtype=torch.float32)
         for kind, followers in enumerate(self._followers(tokens, start)):
-            counts[kind, 0], counts[kind, 1] = followers.total, followers.distinct
+            values[:, of_counts + 2 * kind], values[:, of_counts + 2 * kind + 1] = followers.total, followers.distinct
             backoff = self._backoff(kind, followers.total, followers.distinct)
             p *= backoff[:, None]
             followers.add_to(p, (1 - backoff) / followers.total.clamp(min=1))
             if kind in self.levels:
-                log_probs[:, self.levels.index(kind)] = p.clamp(min=_FLOOR).log_()
-        total, distinct = counts[:, 0], counts[:, 1]
-        seen = (total > 0).sum(0)
-        rows = self._rows(tokens[:, start:].flatten(), total, distinct, seen)
-        counts = counts.add_(1).log_().flatten(0, 1).t()
-        return Evidence(
-            log_probs.view(*shape, -1, self.n_symbols),
-            counts.reshape(*shape, -1),
-            rows.view(*shape, -1),
-            seen.view(shape),
-        )
-
-    def _rows(self, tokens: Tensor, total: Tensor, distinct: Tensor, seen: Tensor) -> Tensor:
-        """Rows of the gates' tables for n positions, (n, n_tables).
-
-        Args:
-            tokens: The last token, (n,).
-            total: How often each kind of context was seen, (n_kinds, n).
-            distinct: How many tokens followed it, (n_kinds, n).
-            seen: How many kinds were seen, (n,).
-        """
-        rows, begin = [], 0
-        n_kinds = len(total)
-        for name in self._tables_of:  # one table after the other, in one embedding
-            if name == "counts":
-                own = torch.where(total > 0, 1 + _bucket(total, distinct), 0).t()
-                rows.append(own + begin + torch.arange(n_kinds, device=own.device) * _N_ROWS)
-                begin += n_kinds * _N_ROWS
-            else:
-                rows.append((begin + tokens * (n_kinds + 1) + seen)[:, None])
-                begin += self.vocab_size * (n_kinds + 1)
-        return torch.cat(rows, dim=1) if rows else tokens.new_empty(len(tokens), 0)
+                begin = self.levels.index(kind) * self.n_symbols
+                torch.log(p.clamp(min=_FLOOR), out=values[:, begin : begin + self.n_symbols])
+        values[:, of_counts:].log1p_()
+        return values.view(*shape, -1)
 
     def embed(self, x: Tensor, evidence: Evidence) -> Tensor:
-        evidence = evidence.to(x.dtype)
-        return x + self.reader(torch.cat([evidence.log_probs.flatten(2) * _SCALE, evidence.counts], dim=-1))
+        scale = self.reader.weight.new_ones(self.reader.in_features)  # of the weights: they are fewer than the inputs
+        scale[: evidence.n_levels * evidence.n_symbols] = _SCALE
+        return x + nn.functional.linear(evidence.beside(x).values, self.reader.weight * scale)
 
     def mix(self, logits: Tensor, x: Tensor, evidence: Evidence) -> Tensor:
-        evidence = evidence.to(x.dtype)
+        evidence = evidence.beside(x)
         gates = self.gate(x) + self.gate_counts(evidence.counts * _SCALE)
-        if self._tables_of:
-            gates = gates + self.gate_tables(evidence.rows).sum(dim=2).to(gates.dtype)
-        mixed = (gates[..., None] * evidence.log_probs).sum(dim=2)
-        if hasattr(self, "gate_probabilities"):
-            mixed = mixed + (self.gate_probabilities(x)[..., None] * evidence.log_probs.exp()).sum(dim=2)
-        if hasattr(self, "units"):
-            units = self.units(evidence.log_probs.transpose(2, 3) * _SCALE).relu()  # (B, T, n_symbols, units)
-            gates = self.gate_units(torch.cat([x, evidence.counts * _SCALE], dim=-1))
-            mixed = mixed + (units * gates[:, :, None]).sum(dim=-1)
+        if not torch.compiler.is_compiling() and kernels.is_available(x.device, evidence.values.dtype):
+            return kernels.mix(logits, gates, evidence.values, self.symbols, self.n_symbols)
+        mixed = (gates[..., None] * evidence.log_probs.to(x.dtype)).sum(dim=2)
         # A product, as its backward pass is one too: that of indexing would add up element by element.
-        logits = logits + mixed @ nn.functional.one_hot(self.symbols, self.n_symbols).to(mixed.dtype).t()
-        return self._calibrated(logits, evidence.seen) if hasattr(self, "calibration") else logits
-
-    def _calibrated(self, logits: Tensor, seen: Tensor) -> Tensor:
-        """Adds to the log-probabilities of (B, T, vocab_size) logits a function of each: linear between the knots."""
-        log_probs = logits.float().log_softmax(-1)
-        place = (log_probs / _KNOT_STEP).clamp(min=1 - _N_KNOTS)
-        values = self.calibration(seen).float()
-        for knot in range(
-            _N_KNOTS
-        ):  # each is felt between its two neighbours; a loop of elementwise operators is fused
-            log_probs = log_probs + values[..., knot, None] * (1 - (place + knot).abs()).clamp(min=0)
-        return log_probs
+        return logits + mixed @ nn.functional.one_hot(self.symbols, self.n_symbols).to(mixed.dtype).t()
 
     def _followers(self, tokens: Tensor, start: int = 0) -> Iterator["_Sparse | _Dense"]:
         """The tokens that followed the contexts of each position from `start`: in the text, then in the row so far."""
@@ -377,6 +349,27 @@ class NGramMemory(Memory):
         return share, total, distinct
 
 
+def _side_by_side(works: Sequence[Generator[None, None, NGramCounts]]) -> Generator[None, None, list[NGramCounts]]:
+    """Does work that consists of pieces on a thread each, a piece of each at a time; returns the results.
+
+    Sorting and counting are operators that use a single thread. If torch has only one, the work is done in turn.
+    """
+    results: dict[int, NGramCounts] = {}
+
+    def advance(i: int) -> None:
+        try:
+            next(works[i])
+        except StopIteration as end:
+            results[i] = end.value
+
+    with ThreadPoolExecutor(min(len(works), torch.get_num_threads())) as pool:
+        while left := [i for i in range(len(works)) if i not in results]:
+            for _ in pool.map(advance, left):
+                pass
+            yield
+    return [results[i] for i in range(len(works))]
+
+
 class _Sparse:
     """Counts of symbols at n positions, as a list of those that are not zero."""
 
@@ -416,15 +409,16 @@ class _Dense:
 
 
 _BYTES_TO_FILL, _BYTES_OF_TABLE = 26, 3.4  # for each token of the text, and for each token and kind of context
+_BYTES_OF_PAIR = 14
 _FLOOR = 1e-8  # of probabilities, before the logarithm
 _SCALE = 0.2
+_KINDS_AT_ONCE = 2  # that are counted, whatever the number of threads: memory, and shares of a maximum, depend on it
+_LARGEST_SHARE = 1.4
 _SAMPLED_ROWS = 512
 _ROWS_AT_ONCE = 8
 _EM_STEPS = 8
 _N_TOTAL, _N_DISTINCT = 24, 5
 _N_BUCKETS = _N_TOTAL * _N_DISTINCT
-_N_KNOTS, _KNOT_STEP = 9, 1.0  # of the calibration: at log-probabilities of 0, -1, …, -8
-_N_ROWS = _N_BUCKETS + 1  # one more for contexts that were never seen
 
 
 def _bucket(total: Tensor, distinct: Tensor) -> Tensor:

@@ -38,17 +38,21 @@ class NGramCounts:
         folds: Fold of each token, below MAX_FOLDS, uint8, (n,).
         kind: Kind of the contexts.
         device: Device of the lookup.
+        max_pairs: Number of pairs after which no further contexts are counted, about; None: no maximum. Contexts are
+            counted in the order of their hashes, so those that are left out are a random share of all.
     """
 
     _starts: Tensor  # of each bucket the first entry, and the end
 
-    def __init__(self, text: Tensor, folds: Tensor, kind: "ContextKind", device: torch.device) -> None:
-        for _ in self._count(text, folds, kind, device):
+    def __init__(
+        self, text: Tensor, folds: Tensor, kind: "ContextKind", device: torch.device, max_pairs: int | None = None
+    ) -> None:
+        for _ in self._count(text, folds, kind, device, max_pairs):
             pass
 
     @classmethod
     def in_pieces(
-        cls, text: Tensor, folds: Tensor, kind: "ContextKind", device: torch.device
+        cls, text: Tensor, folds: Tensor, kind: "ContextKind", device: torch.device, max_pairs: int | None = None
     ) -> Generator[None, None, "NGramCounts"]:
         """The same index, made in pieces of work of some ten milliseconds each.
 
@@ -57,6 +61,7 @@ class NGramCounts:
             folds: As for the class.
             kind: As for the class.
             device: As for the class.
+            max_pairs: As for the class.
 
         Yields:
             After each piece.
@@ -65,10 +70,12 @@ class NGramCounts:
             The index.
         """
         counts = cls.__new__(cls)
-        yield from counts._count(text, folds, kind, device)
+        yield from counts._count(text, folds, kind, device, max_pairs)
         return counts
 
-    def _count(self, text: Tensor, folds: Tensor, kind: "ContextKind", device: torch.device) -> Iterator[None]:
+    def _count(
+        self, text: Tensor, folds: Tensor, kind: "ContextKind", device: torch.device, max_pairs: int | None
+    ) -> Iterator[None]:
         by_range: list[_Range] = []
         end, last = 0, torch.zeros(MAX_FOLDS, dtype=torch.int32)
         for triples in _by_range(text, folds, kind):
@@ -79,6 +86,8 @@ class NGramCounts:
                 if len(triples):
                     self._count_in_buckets(triples)
                 end, last = by_range[-1].end, by_range[-1].last
+                if max_pairs is not None and end >= max_pairs:
+                    break
             yield
         sizes = torch.tensor([[len(own) for own in each.step] for each in by_range])
         self._fold_ends = sizes.sum(0).cumsum(0).tolist()
@@ -94,6 +103,11 @@ class NGramCounts:
         for fold in range(MAX_FOLDS):
             yield
             self._add(fold, 1.0)
+
+    @property
+    def n_pairs(self) -> int:
+        """Number of different pairs of a context and a token."""
+        return len(self._tokens)
 
     def _set_buckets(self, triples: Tensor, n_ranges: int) -> None:
         """Chooses the number of buckets from the first of n ranges, which all have about the same number of entries."""

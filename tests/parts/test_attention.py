@@ -8,7 +8,7 @@ import torch
 from contexts import context
 
 from bytelm.errors import ConfigError
-from bytelm.parts.attention import SDPA, Explicit
+from bytelm.parts.attention import SDPA, Explicit, MatmulAttention
 from bytelm.parts.norm import LayerNorm, RMSNorm
 from bytelm.parts.position import ALiBi, NoPosition, Rotary
 
@@ -52,34 +52,33 @@ def written_out(attention, x, position):
 
 
 @VARIANTS
-def test_sdpa_and_explicit_are_the_formula(n_kv_heads, qk_norm, position):
+def test_attentions_are_the_formula(n_kv_heads, qk_norm, position):
     torch.manual_seed(0)
     encoding = position(D_MODEL, N_HEADS, SEQ_LEN + 3)
     explicit = randomized(Explicit(D_MODEL, N_HEADS, n_kv_heads, qk_norm))
-    sdpa = SDPA(D_MODEL, N_HEADS, n_kv_heads, qk_norm)
-    sdpa.load_state_dict(explicit.state_dict())
     x = torch.randn(2, SEQ_LEN, D_MODEL)
     expected = torch.stack([written_out(explicit, row, encoding) for row in x])
-    torch.testing.assert_close(explicit(x, context(encoding)), expected, rtol=0, atol=1e-5)
-    torch.testing.assert_close(sdpa(x, context(encoding)), expected, rtol=0, atol=1e-5)
+    for attention in (explicit, *(kind(D_MODEL, N_HEADS, n_kv_heads, qk_norm) for kind in (SDPA, MatmulAttention))):
+        attention.load_state_dict(explicit.state_dict())
+        torch.testing.assert_close(attention(x, context(encoding)), expected, rtol=0, atol=1e-5)
 
 
 @VARIANTS
-def test_sdpa_and_explicit_have_the_same_gradients(n_kv_heads, qk_norm, position):
+def test_attentions_have_the_same_gradients(n_kv_heads, qk_norm, position):
     torch.manual_seed(0)
     encoding = position(D_MODEL, N_HEADS, SEQ_LEN)
     explicit = randomized(Explicit(D_MODEL, N_HEADS, n_kv_heads, qk_norm))
-    sdpa = SDPA(D_MODEL, N_HEADS, n_kv_heads, qk_norm)
-    sdpa.load_state_dict(explicit.state_dict())
     x = torch.randn(2, SEQ_LEN, D_MODEL)
-    for attention in (explicit, sdpa):
+    explicit(x, context(encoding)).square().mean().backward()
+    for attention in (kind(D_MODEL, N_HEADS, n_kv_heads, qk_norm) for kind in (SDPA, MatmulAttention)):
+        attention.load_state_dict(explicit.state_dict())
         attention(x, context(encoding)).square().mean().backward()
-    for (name, p), q in zip(explicit.named_parameters(), sdpa.parameters(), strict=True):
-        torch.testing.assert_close(p.grad, q.grad, rtol=1e-4, atol=1e-5, msg=lambda m, name=name: f"{name}: {m}")
+        for (name, p), q in zip(explicit.named_parameters(), attention.parameters(), strict=True):
+            torch.testing.assert_close(p.grad, q.grad, rtol=1e-4, atol=1e-5, msg=lambda m, name=name: f"{name}: {m}")
 
 
 @pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")
-@pytest.mark.parametrize("attention", [SDPA, Explicit])
+@pytest.mark.parametrize("attention", [SDPA, Explicit, MatmulAttention])
 @pytest.mark.parametrize("qk_norm", [None, RMSNorm, LayerNorm])
 @pytest.mark.parametrize("position", [NoPosition, Rotary, ALiBi])
 def test_attention_under_bf16_autocast_stays_near_float32(attention, qk_norm, position):
@@ -93,7 +92,7 @@ def test_attention_under_bf16_autocast_stays_near_float32(attention, qk_norm, po
     torch.testing.assert_close(low.float(), module(x, context(encoding)), rtol=0, atol=0.02)
 
 
-@pytest.mark.parametrize("attention", [SDPA, Explicit])
+@pytest.mark.parametrize("attention", [SDPA, Explicit, MatmulAttention])
 @pytest.mark.parametrize("position", [NoPosition, Rotary, ALiBi])
 def test_bf16_attention_takes_float32_position_tables(attention, position):
     # As under sharding with mixed precision, which casts parameters and leaves buffers.
@@ -107,7 +106,7 @@ def test_bf16_attention_takes_float32_position_tables(attention, position):
     torch.testing.assert_close(low.float(), expected, rtol=0, atol=0.02)
 
 
-@pytest.mark.parametrize("attention", [SDPA, Explicit])
+@pytest.mark.parametrize("attention", [SDPA, Explicit, MatmulAttention])
 @pytest.mark.parametrize("n_kv_heads", [1, 2])
 def test_gqa_equals_full_attention_with_repeated_key_and_value_weights(attention, n_kv_heads):
     torch.manual_seed(0)
@@ -127,7 +126,7 @@ def test_gqa_equals_full_attention_with_repeated_key_and_value_weights(attention
     torch.testing.assert_close(grouped(x, context(position)), full(x, context(position)), rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("attention", [SDPA, Explicit])
+@pytest.mark.parametrize("attention", [SDPA, Explicit, MatmulAttention])
 def test_dropout_drops_attention_weights_in_training_only(attention):
     torch.manual_seed(0)
     kept = randomized(attention(D_MODEL, N_HEADS))

@@ -52,6 +52,19 @@ def test_the_polynomial_gelu_and_its_gradient_are_gelu_to_a_millionth():
     assert gelu.activation(x.bfloat16()).dtype == torch.bfloat16
 
 
+def test_relu_squared_in_bf16_and_its_gradient_are_those_in_float32():
+    x = torch.linspace(-8, 8, 1_001).bfloat16().requires_grad_()
+    exact = x.detach().float().requires_grad_()
+    module = ReLUSquared(6, 20)
+    with torch.autocast("cpu", torch.bfloat16):
+        low = module.activation(x)
+    assert low.dtype == torch.bfloat16
+    high = module.activation(exact)
+    torch.testing.assert_close(low.float(), high, rtol=2**-8, atol=0)
+    (slope,), (exact_slope,) = (torch.autograd.grad((y * y.detach()).sum(), at) for y, at in ((low, x), (high, exact)))
+    torch.testing.assert_close(slope.float(), exact_slope, rtol=2**-6, atol=0)
+
+
 @pytest.mark.parametrize(("feedforward", "activation"), GATED)
 def test_gated_feedforward_multiplies_up_by_the_activated_gate(feedforward, activation):
     torch.manual_seed(0)

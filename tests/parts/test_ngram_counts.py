@@ -285,3 +285,19 @@ def test_counts_and_steps_beyond_255_are_exact():
         assert look_up(counts, b"abxab" + text[-300:], kind) == expected(
             count_by_hand(text, kind, left_out), b"abxab" + text[-300:], kind
         )
+
+
+def test_a_maximum_of_pairs_leaves_out_a_share_of_the_contexts_and_keeps_the_others_exact(monkeypatch):
+    monkeypatch.setattr("bytelm.parts.ngram_counts._RANGE", 100)
+    text, kind = bytes(random.Random(3).choices(range(97, 107), k=3_000)), ContextKind(3)
+    whole, folds = table(text, kind), no_folds(text)
+    part = NGramCounts(tensor(text), folds, kind, CPU, max_pairs=1_000)
+    assert 1_000 <= len(part._tokens) < 1_200 < len(whole._tokens)
+    ((context, known),) = contexts(tensor(text).long().roll(1)[None], [kind])
+    found = [each.look_up(context[0], known[0]) for each in (whole, part)]
+    (position, *entries), (own_position, *own_entries) = found
+    has = torch.isin(position, own_position)
+    assert 0.2 < has.float().mean() < 0.6
+    assert torch.equal(position[has], own_position)
+    for each, own in zip(entries, own_entries, strict=True):
+        assert torch.equal(each[has], own), "a context is counted with all of its tokens"

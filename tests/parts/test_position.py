@@ -113,3 +113,18 @@ def test_rotary_rejects_odd_head_dimensions():
 def test_sinusoidal_rejects_odd_widths():
     with pytest.raises(ConfigError, match=r"d_model: 15 .*even"):
         Sinusoidal(d_model=15, n_heads=3, max_seq_len=8)
+
+
+def test_rotation_in_bf16_and_its_gradient_are_those_in_float32():
+    torch.manual_seed(0)
+    rotary = Rotary(32, 4, 16)
+    q, k = torch.randn(2, 3, 4, 9, 8).bfloat16()
+    weights = torch.randn(3, 4, 9, 8)
+    results = []
+    for dtype in (torch.float32, torch.bfloat16):
+        leaves = [each.to(dtype).requires_grad_() for each in (q, k)]
+        turned = rotary.rotate(*leaves, start=5)
+        gradients = torch.autograd.grad(sum((each * weights).sum() for each in turned), leaves)
+        results.append([each.float() for each in (*turned, *gradients)])
+    for exact, low in zip(*results, strict=True):
+        torch.testing.assert_close(low, exact, rtol=0, atol=0.05)

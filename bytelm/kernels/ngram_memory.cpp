@@ -1,0 +1,315 @@
+// NGramMemory (bytelm/parts/memory.py) on the CPU: recall and mix, each in one pass over the positions. They compute the
+// same as the class's operators, which take several times as long: they write lists of positions and entries, and
+// tensors of (positions, predictions, symbols), to memory between two operators.
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <thread>
+#include <vector>
+
+namespace {
+
+constexpr int64_t kMultiplier = 0x5851F42D4C957F2D;  // those of ngram_counts.py
+constexpr uint64_t kHashMask = (uint64_t(1) << 40) - 1;
+constexpr float kFloor = 1e-8f;
+constexpr int kAhead = 6;  // positions between two stages of a lookup, while memory is fetched
+constexpr int kTotals = 24, kDistinct = 5;
+
+struct Kind {
+  int64_t n, words;              // as in ContextKind
+  const int32_t* starts;         // null: in the row itself, or not counted yet
+  const int16_t* keys;
+  const uint8_t* tokens;
+  const float* counts;
+  int64_t bucket_shift, key_shift;
+};
+
+struct Memory {
+  const Kind* kinds;
+  int64_t n_kinds, n_cache;      // the last n_cache kinds are in the row itself
+  const float* backoff;          // (n_kinds, kTotals * kDistinct)
+  const int64_t* symbols;        // (256,)
+  int64_t n_symbols;
+  const int64_t* level;          // (n_kinds,): place among the predictions that are returned, or -1
+  int64_t n_levels;
+  const int64_t* folded;         // (256,): the token in word contexts
+  const uint8_t* in_word;        // (256,)
+  int64_t inverse;               // of kMultiplier
+};
+
+struct BFloat16 { uint16_t bits; };
+
+float read(float value) { return value; }
+float read(BFloat16 value) {
+  const uint32_t bits = uint32_t(value.bits) << 16;
+  float result;
+  std::memcpy(&result, &bits, sizeof result);
+  return result;
+}
+void write(float* place, float value) { *place = value; }
+void write(BFloat16* place, float value) {  // rounds to the nearest, to even in the middle
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  place->bits = uint16_t((bits + 0x7FFF + (bits >> 16 & 1)) >> 16);
+}
+
+// Runs work(i) for all i below n, divided over threads.
+template <typename Work>
+void on_threads(int64_t n, int64_t n_threads, Work work) {
+  std::atomic<int64_t> next{0};
+  auto take = [&] { work(next); };
+  std::vector<std::thread> others;
+  for (int64_t i = 1; i < std::min(n_threads, n); ++i) others.emplace_back(take);
+  take();
+  for (auto& other : others) other.join();
+}
+
+int64_t times(int64_t a, int64_t b) { return int64_t(uint64_t(a) * uint64_t(b)); }
+int64_t plus(int64_t a, int64_t b) { return int64_t(uint64_t(a) + uint64_t(b)); }
+
+// Sums of code(x_j) M^-j over the prefixes of a row.
+struct PrefixSums {
+  std::vector<int64_t> sums, powers;
+  PrefixSums(int64_t n, int64_t inverse) : sums(n + 1), powers(n + 1), inverse_(inverse) {
+    powers[0] = 1;
+    for (int64_t i = 0; i < n; ++i) powers[i + 1] = times(powers[i], kMultiplier);
+  }
+  template <typename Token>
+  void set(int64_t n, Token token) {
+    int64_t power = 1;
+    sums[0] = 0;
+    for (int64_t i = 0; i < n; ++i, power = times(power, inverse_)) {
+      int64_t code = times(token(i) + 1, -0x61C8864680B583EB);
+      code ^= code >> 29;
+      sums[i + 1] = plus(sums[i], times(code, power));
+    }
+  }
+  uint64_t hash(int64_t start, int64_t end, int64_t salt) const {  // of the substring from start to before end
+    int64_t h = plus(times(plus(sums[end], -sums[start]), powers[start]), salt);
+    h ^= h >> 31;
+    h = times(h, 0x3C79AC492BA7B653);
+    h ^= h >> 33;
+    return uint64_t(h) & kHashMask;
+  }
+  int64_t inverse_;
+};
+
+int bucket(float total, float distinct) {
+  const int by_total = std::min(kTotals - 1, int(2 * std::log2(std::max(total, 1.0f))));
+  const int by_distinct = std::min(kDistinct - 1, int(std::log2(std::max(distinct, 1.0f))));
+  return by_total * kDistinct + by_distinct;
+}
+
+class Rows {
+ public:
+  Rows(const Memory& memory, int64_t seq_len)
+      : m_(memory), n_(seq_len), plain_(seq_len, memory.inverse), folded_(seq_len, memory.inverse),
+        hashes_(seq_len * memory.n_kinds), known_(seq_len * memory.n_kinds), first_(seq_len * memory.n_kinds),
+        last_(seq_len * memory.n_kinds), word_start_(seq_len), last_letter_(seq_len) {}
+
+  // Evidence of one row from `start` on, (n, width): for each position its log-probabilities, (n_levels, n_symbols),
+  // and its counts, (n_kinds, 2).
+  template <typename Value>
+  void recall(const int64_t* tokens, int64_t start, Value* evidence) {
+    const int64_t of_counts = m_.n_levels * m_.n_symbols, width = of_counts + 2 * m_.n_kinds;
+    hash(tokens);
+    const int64_t n_kinds = m_.n_kinds, n_symbols = m_.n_symbols;
+    float p[256];
+    for (int64_t t = start; t < std::min(start + 2 * kAhead, n_); ++t) fetch_bucket(t);
+    for (int64_t t = start; t < std::min(start + kAhead, n_); ++t) fetch_entries(t);
+    for (int64_t t = start; t < n_; ++t) {
+      if (t + 2 * kAhead < n_) fetch_bucket(t + 2 * kAhead);
+      if (t + kAhead < n_) fetch_entries(t + kAhead);
+      std::fill(p, p + n_symbols, 1.0f / n_symbols);
+      Value* own = evidence + (t - start) * width;
+      for (int64_t k = 0; k < n_kinds; ++k) {
+        float total = 0, distinct = 0;
+        follow(tokens, t, k, &total, &distinct);
+        if (total > 0) {
+          const float backoff = m_.backoff[k * kTotals * kDistinct + bucket(total, distinct)];
+          const float weight = (1 - backoff) / total;
+          for (int64_t s = 0; s < n_symbols; ++s) p[s] *= backoff;
+          for (size_t i = 0; i < symbols_.size(); ++i) p[symbols_[i]] += weight * found_[i];
+        }
+        if (m_.level[k] >= 0) {
+          Value* out = own + m_.level[k] * n_symbols;
+          for (int64_t s = 0; s < n_symbols; ++s) write(out + s, std::log(std::max(p[s], kFloor)));
+        }
+        write(own + of_counts + 2 * k, std::log(total + 1));
+        write(own + of_counts + 2 * k + 1, std::log(distinct + 1));
+      }
+    }
+  }
+
+ private:
+  void hash(const int64_t* tokens) {
+    plain_.set(n_, [&](int64_t i) { return tokens[i]; });
+    folded_.set(n_, [&](int64_t i) { return m_.folded[tokens[i]]; });
+    for (int64_t t = 0, begin = 0, letter = -1; t < n_; ++t) {
+      if (m_.in_word[tokens[t]]) letter = t; else begin = t + 1;
+      word_start_[t] = begin;
+      last_letter_[t] = letter;
+    }
+    for (int64_t k = 0; k < m_.n_kinds; ++k) {
+      const Kind& kind = m_.kinds[k];
+      for (int64_t t = 0; t < n_; ++t) {
+        int64_t begin = t - kind.n + 1;
+        if (kind.words) {
+          begin = word_start_[t];
+          for (int64_t i = 1; i < kind.n; ++i) {
+            const int64_t before = last_letter_[std::max<int64_t>(begin - 1, 0)];
+            begin = before > 0 ? word_start_[before] : 0;
+          }
+        }
+        const int64_t i = t * m_.n_kinds + k;
+        known_[i] = kind.words ? begin > 1 : begin > 0;
+        if (known_[i]) hashes_[i] = (kind.words ? folded_ : plain_).hash(begin, t + 1, kind.words ? -kind.n : kind.n);
+      }
+    }
+  }
+
+  bool in_text(int64_t k) const { return k < m_.n_kinds - m_.n_cache; }
+
+  void fetch_bucket(int64_t t) const {
+    for (int64_t k = 0, i = t * m_.n_kinds; in_text(k); ++k, ++i)
+      if (known_[i] && m_.kinds[k].starts) __builtin_prefetch(m_.kinds[k].starts + (hashes_[i] >> m_.kinds[k].bucket_shift));
+  }
+
+  void fetch_entries(int64_t t) {
+    for (int64_t k = 0, i = t * m_.n_kinds; in_text(k); ++k, ++i) {
+      const Kind& kind = m_.kinds[k];
+      first_[i] = last_[i] = 0;
+      if (!known_[i] || !kind.starts) continue;
+      const uint64_t bucket = hashes_[i] >> kind.bucket_shift;
+      first_[i] = kind.starts[bucket];
+      last_[i] = kind.starts[bucket + 1];
+      __builtin_prefetch(kind.keys + first_[i]);
+      __builtin_prefetch(kind.tokens + first_[i]);
+      __builtin_prefetch(kind.counts + first_[i]);
+    }
+  }
+
+  // Finds the symbols that followed a context, and their counts.
+  void follow(const int64_t* tokens, int64_t t, int64_t k, float* total, float* distinct) {
+    symbols_.clear();
+    found_.clear();
+    const Kind& kind = m_.kinds[k];
+    const int64_t i = t * m_.n_kinds + k;
+    if (in_text(k)) {
+      const int16_t key = int16_t(hashes_[i] >> kind.key_shift);
+      for (int64_t entry = first_[i]; entry < last_[i]; ++entry) {
+        if (kind.keys[entry] != key || kind.counts[entry] <= 0) continue;
+        symbols_.push_back(m_.symbols[kind.tokens[entry]]);
+        found_.push_back(kind.counts[entry]);
+        *total += kind.counts[entry];
+        ++*distinct;
+      }
+    } else if (known_[i]) {
+      bool occurred[256] = {};
+      for (int64_t s = 1, j = m_.n_kinds + k; s < t; ++s, j += m_.n_kinds) {
+        if (hashes_[j] != hashes_[i] || !known_[j]) continue;
+        const int64_t symbol = m_.symbols[tokens[s + 1]];
+        symbols_.push_back(symbol);
+        found_.push_back(1);
+        *total += 1;
+        *distinct += !occurred[symbol];
+        occurred[symbol] = true;
+      }
+    }
+  }
+
+  const Memory& m_;
+  const int64_t n_;
+  PrefixSums plain_, folded_;
+  std::vector<uint64_t> hashes_;  // (n, n_kinds)
+  std::vector<uint8_t> known_;
+  std::vector<int64_t> first_, last_, word_start_, last_letter_, symbols_;
+  std::vector<float> found_;
+};
+
+template <typename Value>
+void recall(const Memory& memory, const int64_t* tokens, int64_t n_rows, int64_t seq_len, int64_t start,
+            int64_t n_threads, Value* evidence) {
+  const int64_t size = (seq_len - start) * (memory.n_levels * memory.n_symbols + 2 * memory.n_kinds);
+  on_threads(n_rows, n_threads, [&](std::atomic<int64_t>& next) {
+    Rows rows(memory, seq_len);
+    for (int64_t row; (row = next++) < n_rows;) rows.recall(tokens + row * seq_len, start, evidence + row * size);
+  });
+}
+
+constexpr int64_t kPiece = 64;  // positions that a thread takes at once
+
+struct Mixing {
+  int64_t n, n_threads, n_levels, n_symbols, width, n_tokens;  // width: from one position's evidence to the next one's
+  const int64_t* symbols;                                       // (n_tokens,)
+};
+
+template <typename Logit, typename Value>
+void mix(const Mixing& m, const Logit* logits, const float* gates, const Value* evidence, float* mixed) {
+  on_threads((m.n + kPiece - 1) / kPiece, m.n_threads, [&](std::atomic<int64_t>& next) {
+    float sums[256];
+    for (int64_t begin; (begin = next++ * kPiece) < m.n;)
+      for (int64_t i = begin; i < std::min(begin + kPiece, m.n); ++i) {
+        std::fill(sums, sums + m.n_symbols, 0.0f);
+        for (int64_t level = 0; level < m.n_levels; ++level) {
+          const float gate = gates[i * m.n_levels + level];
+          const Value* own = evidence + i * m.width + level * m.n_symbols;
+          for (int64_t s = 0; s < m.n_symbols; ++s) sums[s] += gate * read(own[s]);
+        }
+        for (int64_t v = 0; v < m.n_tokens; ++v)
+          mixed[i * m.n_tokens + v] = read(logits[i * m.n_tokens + v]) + sums[m.symbols[v]];
+      }
+  });
+}
+
+template <typename Logit, typename Value>
+void mix_backward(const Mixing& m, const float* gradient, const Value* evidence, Logit* of_logits, float* of_gates) {
+  on_threads((m.n + kPiece - 1) / kPiece, m.n_threads, [&](std::atomic<int64_t>& next) {
+    float of_symbols[256];
+    for (int64_t begin; (begin = next++ * kPiece) < m.n;)
+      for (int64_t i = begin; i < std::min(begin + kPiece, m.n); ++i) {
+        std::fill(of_symbols, of_symbols + m.n_symbols, 0.0f);
+        const float* own = gradient + i * m.n_tokens;
+        for (int64_t v = 0; v < m.n_tokens; ++v) write(of_logits + i * m.n_tokens + v, own[v]);
+        for (int64_t v = 0; v < m.n_tokens; ++v) of_symbols[m.symbols[v]] += own[v];
+        for (int64_t level = 0; level < m.n_levels; ++level) {
+          const Value* values = evidence + i * m.width + level * m.n_symbols;
+          float sum = 0;
+          for (int64_t s = 0; s < m.n_symbols; ++s) sum += of_symbols[s] * read(values[s]);
+          of_gates[i * m.n_levels + level] = sum;
+        }
+      }
+  });
+}
+
+}  // namespace
+
+extern "C" {
+
+void recall_float(const Memory* memory, const int64_t* tokens, int64_t n_rows, int64_t seq_len, int64_t start,
+                  int64_t n_threads, float* evidence) {
+  recall(*memory, tokens, n_rows, seq_len, start, n_threads, evidence);
+}
+void recall_bfloat16(const Memory* memory, const int64_t* tokens, int64_t n_rows, int64_t seq_len, int64_t start,
+                     int64_t n_threads, BFloat16* evidence) {
+  recall(*memory, tokens, n_rows, seq_len, start, n_threads, evidence);
+}
+void mix_float(const Mixing* m, const float* logits, const float* gates, const float* evidence, float* mixed) {
+  mix(*m, logits, gates, evidence, mixed);
+}
+void mix_bfloat16(const Mixing* m, const BFloat16* logits, const float* gates, const BFloat16* evidence, float* mixed) {
+  mix(*m, logits, gates, evidence, mixed);
+}
+void mix_backward_float(const Mixing* m, const float* gradient, const float* evidence, float* of_logits,
+                        float* of_gates) {
+  mix_backward(*m, gradient, evidence, of_logits, of_gates);
+}
+void mix_backward_bfloat16(const Mixing* m, const float* gradient, const BFloat16* evidence, BFloat16* of_logits,
+                           float* of_gates) {
+  mix_backward(*m, gradient, evidence, of_logits, of_gates);
+}
+
+}  // extern "C"
