@@ -290,7 +290,8 @@ def test_the_minute_is_a_network_of_the_same_width_and_depth_with_an_optimizer_f
     groups = [group["name"] for group in minute.configure_optimizers().param_groups]
     assert set(groups) == {"hidden", "embedding", "head", "gate", "stream_scalar", "first_scalar"}
     config, longer = merged(CONFIG.parent / "minute.yaml"), merged(CONFIG.parent / "five-minutes.yaml")
-    assert config["data"]["init_args"]["batch_size"] * config["data"]["init_args"]["seq_len"] == 2**16
-    assert longer["data"]["init_args"]["batch_size"] * longer["data"]["init_args"]["seq_len"] == 2**17
-    assert config["model"]["gpt"] == longer["model"]["gpt"]
+    for each in (config, longer):
+        assert each["data"]["init_args"]["batch_size"] * each["data"]["init_args"]["seq_len"] == 2**16
+    changed = {"d_model": 768, "n_heads": 6, "n_layers": 10, "dropout": 0.1}
+    assert longer["model"]["gpt"] == config["model"]["gpt"] | changed
     assert [each["time_budget"]["limit"] for each in (config, longer)] == ["60s", "5m"]
