@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+import textwrap
 import zipfile
 from importlib.metadata import version
 from pathlib import Path
@@ -47,6 +48,18 @@ def python(*command, path=None):
     return result.stdout
 
 
+def checkout(to):
+    """Copies what an installation takes from the checkout; skips the test if it cannot be installed here."""
+    if int(version("setuptools").partition(".")[0]) < 77:
+        pytest.skip("needs setuptools 77")
+    to.mkdir()
+    for name in ("bytelm", "callbacks"):
+        shutil.copytree(PROJECT / name, to / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md"):
+        shutil.copy(PROJECT / name, to)
+    return to
+
+
 def train(place, path=None):
     """Trains with the user's callback; returns the name of its module and of the module of bytelm's time budget."""
     file, name = PLACES[place]
@@ -76,16 +89,28 @@ def test_nothing_of_bytelm_is_found_under_the_name(folder):
     assert python("-c", code, path=PROJECT).strip() == "[] False"
 
 
+def test_an_editable_install_is_found_from_the_folder_above_the_checkout(folder, monkeypatch):
+    source = checkout(folder / "bytelm")  # a folder without __init__.py, of the package's name
+    monkeypatch.chdir(source)
+    python("-W", "ignore", "-c", "from setuptools.build_meta import build_editable; build_editable('..')")
+    monkeypatch.chdir(folder)
+    (wheel,) = Path().glob("*.whl")
+    zipfile.ZipFile(wheel).extractall("installed")
+    script = """
+        import site
+        site.addsitedir("installed")
+        import importlib.util
+        import bytelm.errors
+        print(bytelm.__file__, importlib.util.find_spec("bytelm.callbacks").origin, sep="\\n")
+    """
+    Path("script.py").write_text(textwrap.dedent(script))
+    found = [Path(line) for line in python("script.py").splitlines()]
+    assert found == [source / "bytelm/__init__.py", source / "bytelm/callbacks/__init__.py"]
+
+
 @pytest.mark.slow
 def test_a_wheel_has_the_callbacks_once_and_leaves_the_name_to_the_user(folder):
-    if int(version("setuptools").partition(".")[0]) < 77:
-        pytest.skip("needs setuptools 77")
-    source = folder / "source"
-    source.mkdir()
-    for name in ("bytelm", "callbacks"):
-        shutil.copytree(PROJECT / name, source / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "README.md"):
-        shutil.copy(PROJECT / name, source)
+    source = checkout(folder / "source")
     pip = ["-m", "pip", "--disable-pip-version-check", "--quiet"]
     python(*pip, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", "wheels", str(source))
     (wheel,) = Path("wheels").iterdir()
