@@ -318,7 +318,9 @@ def _with_a_key(module: LightningModule, data: LightningDataModule, options: Map
 def _fitted(folder: RunFolder | None, module: LightningModule, trainer: Trainer) -> Fitted:
     if folder is None:
         return Fitted(None, {}, module, trainer)
-    return Fitted(folder.path, records.read(folder.path), module, trainer)
+    # Rank 0 writes the record, when the others may have ended already; their hosts may not have its disk.
+    record = records.read(folder.path) if trainer.is_global_zero else {}
+    return Fitted(folder.path, trainer.strategy.broadcast(record), module, trainer)
 
 
 @contextmanager

@@ -1,11 +1,13 @@
 """Training from Python: `fit` with configs and with objects."""
 
 import json
+import os
 import sys
 import warnings
 from pathlib import Path
 
 import lightning.pytorch as pl
+import programs
 import pytest
 import torch
 from lightning.pytorch import Callback
@@ -66,6 +68,38 @@ def test_mappings_are_configs_too(folder):
     alone = fit({"base": "tiny.yaml", "time_budget": {"limit": "1 steps"}})
     assert alone.folder == Path("runs/python/version_0")
     assert alone.record["total_steps"] == 1
+
+
+TWO_RANKS = """
+import os
+from pathlib import Path
+
+from bytelm import fit
+from bytelm.data.corpora import Bytes
+from bytelm.gpt import GPT
+from bytelm.runs import record as records
+
+if __name__ == "__main__":
+    if os.environ.get("LOCAL_RANK") == "1":
+        del records.read  # rank 0 may write the record later, or to a disk of its own
+    two = {"accelerator": "cpu", "strategy": "ddp", "devices": 2}
+    of_config = fit("tiny.yaml", {"trainer": two, "time_budget.limit": "2 steps"}, experiment="two")
+    data = Bytes("corpus.txt", batch_size=4, seq_len=32, eval_bytes=1024)
+    model = GPT(d_model=16, n_heads=2, n_layers=1, d_ff=32, max_seq_len=32)
+    of_objects = fit(model=model, data=data, limit="3 steps", **two)
+    said = [f"{run.folder} {run.record['total_steps']} {run.record['world_size']}" for run in (of_config, of_objects)]
+    Path(f"rank{of_config.trainer.global_rank}.txt").write_text("\\n".join(said))
+"""
+
+
+def test_all_ranks_return_the_record_that_rank_0_writes_at_the_end(folder):
+    Path("train_with_bytelm.py").write_text(TWO_RANKS)
+    environment = os.environ | {"PYTHONPATH": str(programs.PROJECT), "OMP_NUM_THREADS": "1"}
+    ended = programs.run([sys.executable, "-m", "train_with_bytelm"], env=environment)
+    assert ended.returncode == 0, ended.stderr
+    for rank in (0, 1):
+        said = Path(f"rank{rank}.txt").read_text().splitlines()
+        assert said == ["runs/two/version_0 2 2", "runs/python/version_0 3 2"]
 
 
 class Steps(Callback):
