@@ -288,6 +288,8 @@ class TimeBudget(Callback):
         if self.clock_synced:
             self._update_seconds = self._clock.reading.seconds - self._update_began
         self._plan_next_step(trainer)
+        if self._updates == 1 and self.overshoot == "forbid":
+            self._note_long_first_step()
         if self._is_over():
             self._over = trainer.should_stop = self.clock_synced = True  # Lightning then validates
             self._stopwatch.pause()
@@ -339,6 +341,7 @@ class TimeBudget(Callback):
         self._next_tokens = self.tokens // max(self.steps, 1) or 1  # 1: if tokens are not counted, steps are
         for pace in state_dict["step_seconds"]:  # older checkpoints have no tokens there: all steps had the same number
             self._paces.append(Pace(*pace) if isinstance(pace, tuple) else Pace(pace, self._next_tokens))
+        self._clock.look(self._updates, self._work)  # it would count the tokens so far as time that was not read
         self.progress = self._measure()
 
     # Before and between steps
@@ -499,6 +502,13 @@ class TimeBudget(Callback):
         self._next_tokens = self.plan.prepare(trainer, self.progress) or self._next_tokens
         self._next_flops = self._planned_flops(trainer)
         self.progress = self._measure()
+
+    def _note_long_first_step(self) -> None:
+        """Says that the first step has passed a limit: how long it would take was not known, or not well."""
+        for unit, limit in self.budget.limits.items():
+            if (used := self.progress.used[unit]) > limit:
+                amount, whole = (Duration(float(f"{each:.4g}"), unit) for each in (used, limit))
+                note(f"the first step has passed time_budget.limit: {amount} of {whole} are used; training ends")
 
     def _planned_flops(self, trainer: Trainer) -> int:
         """Returns the FLOPs of a step of the sizes that the plan has set in the loader, on all ranks together."""

@@ -80,6 +80,15 @@ def test_a_last_step_that_turns_out_too_slow_is_dropped(timed):
     torch.testing.assert_close(slow["optimizer_states"][0]["state"], even["optimizer_states"][0]["state"])
 
 
+@pytest.mark.parametrize("overshoot", ["forbid", "allow"])
+def test_a_first_step_that_passes_the_limit_is_noted(timed, capsys, overshoot):
+    options = ("--time_budget.warm_up", "false", "--time_budget.overshoot", overshoot)
+    budget, _ = timed([3.0], "--time_budget.limit", "2s", *options)
+    assert budget.steps == 1
+    line = "bytelm: note: the first step has passed time_budget.limit: 3s of 2s are used; training ends"
+    assert (line in capsys.readouterr().err) == (overshoot == "forbid")
+
+
 def test_validation_and_checkpoints_do_not_count(timed, clock, monkeypatch):
     def on_save_checkpoint(self, checkpoint):
         clock.now += 100
@@ -216,9 +225,11 @@ def test_a_resumed_run_has_what_was_left_and_resumes_as_if_uninterrupted(run, op
     assert first + rest == uncut
 
 
-def test_a_resumed_run_has_the_time_that_was_left(timed, clock):
-    timed([1.0], "--time_budget.limit", "4s", "--experiment", "cut")
+def test_a_resumed_run_has_the_time_that_was_left(timed, clock, capsys):
+    timed([0.9, 1.1, 0.5, 1.5], "--time_budget.limit", "4.2s", "--experiment", "cut")
+    capsys.readouterr()
     budget, slow = timed([1.0], "--time_budget.limit", "10s", "--ckpt_path", "runs/cut/version_0/checkpoints/last.ckpt")
+    assert "resume  after step 4, with 6s left" in capsys.readouterr().err
     assert (budget.steps, budget.training_seconds) == (10, pytest.approx(10.0))
     assert slow.fractions == pytest.approx([0.4, 0.5, 0.6, 0.7, 0.8, 0.9])  # and its schedule from the same progress
 
@@ -234,18 +245,23 @@ def test_a_budget_shorter_than_a_step_is_rejected(rejected):
 def test_a_run_that_has_used_up_its_budget_is_only_scored_when_it_continues(timed, capsys, limit):
     first, _ = timed([1.0], "--time_budget.limit", limit)
     before = torch.load("runs/tiny/version_0/checkpoints/last.ckpt")
+    left = json.loads(Path("runs/tiny/version_0/record.json").read_text())
+    assert "wall_time_secs" not in left
     again, _ = timed([1.0], "--time_budget.limit", limit, "--ckpt_path", "last")
     after = torch.load("runs/tiny/version_0/checkpoints/last.ckpt")
     assert (first.steps, again.steps) == (4, 4)
     assert "nothing is trained" in capsys.readouterr().err
-    assert json.loads(Path("runs/tiny/version_0/record.json").read_text())["total_steps"] == 4
+    record = json.loads(Path("runs/tiny/version_0/record.json").read_text())
+    assert record["total_steps"] == 4
+    assert record["wall_time_secs"] == pytest.approx(left["total_time_secs"] + record["total_time_secs"], abs=0.01)
     for name, value in before["state_dict"].items():
         assert torch.equal(after["state_dict"][name], value), name
 
 
+@pytest.mark.parametrize("quick", ["false", "true"])
 @pytest.mark.parametrize("option", ["max_steps", "max_epochs", "min_steps", "min_epochs"])
-def test_the_trainers_own_limits_are_rejected(rejected, option):
-    line = rejected(f"--trainer.{option}", "3")
+def test_the_trainers_own_limits_are_rejected(rejected, option, quick):
+    line = rejected(f"--trainer.{option}", "3", "--trainer.fast_dev_run", quick)
     assert f"trainer.{option}: 3" in line
     assert "time_budget.limit" in line
 
