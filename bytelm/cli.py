@@ -70,7 +70,7 @@ from bytelm.config.section_help import print_requested
 from bytelm.config.text import dump
 from bytelm.config.unserialized import dumped, written_out
 from bytelm.data.base import TokenData
-from bytelm.errors import UsageError, run_error
+from bytelm.errors import ConfigError, UsageError, run_error
 from bytelm.gpt import GPT
 from bytelm.hosts import meeting
 from bytelm.language_model import LanguageModel
@@ -91,6 +91,7 @@ from bytelm.runs.checkpoints import (
 )
 from bytelm.runs.choice import (
     NAMES,
+    SCORING,
     checkpoint_to_score,
     experiment_of,
     find_checkpoint,
@@ -225,7 +226,7 @@ class BytelmCLI(LightningCLI):
         # Not if a config sets it: in a run's config, it names the origin of the run.
         options = [str(option).partition("=")[0] for option in given] if isinstance(given, list) else []
         self._options = frozenset(each.lstrip("-").removesuffix("+") for each in options if each.startswith("--"))
-        if "--init_from" in options and self._given in ("validate", "test", "predict"):
+        if "--init_from" in options and self._given in SCORING:
             raise UsageError(f"init_from: it is an option of fit; accepted by {self._given}: --ckpt_path")
         if not isinstance(given, list):
             super().parse_arguments(parser, args)
@@ -237,6 +238,8 @@ class BytelmCLI(LightningCLI):
             del command_parser.parent_parser  # it parses alone, and --print_config is its own
             print_requested(command_parser, rest, KEYS, (GPT, *known_parts()), UNLISTED)
             config = command_parser.parse_args(rest)
+            for option in command_parser.replaced(rest):
+                note(f"--{option} has no effect: a --config after it sets this key; options go after --config")
             self.config = Namespace({"subcommand": command, command: config})
         else:
             self.config = parser.parse_args(with_run(given))
@@ -300,6 +303,10 @@ class BytelmCLI(LightningCLI):
         self.save_config_kwargs = {"plain": self.plain_config, "varied": varied}
         self.experiment = self.plain_config["experiment"] = self._experiment()
         given = self._get(self.config, "ckpt_path")
+        if given is None and self.subcommand in SCORING:
+            note("the network is untrained: its weights are those of the seed; --ckpt_path names a trained one")
+        if given is not None and self.subcommand == "fit" and (quick := self.plain_config["trainer"]["fast_dev_run"]):
+            raise ConfigError("trainer.fast_dev_run", quick, "it cannot resume a run; accepted: without --ckpt_path")
         if given is not None and Path(given).is_dir():
             order = ("last", "best") if self.subcommand == "fit" else NAMES
             self.config[self.subcommand].ckpt_path = str(find_checkpoint(given, order=order))

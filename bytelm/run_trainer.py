@@ -8,7 +8,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.plugins import Precision
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from bytelm.config.epoch_options import check_counts
+from bytelm.config.epoch_options import check_counts, check_ends
 from bytelm.config.lightning_options import check_options, trainer_error
 from bytelm.config.lightning_plugins import check_layer_sync
 from bytelm.errors import ConfigError, run_error
@@ -31,6 +31,7 @@ def check_given(settings: Mapping[str, Any], trains: bool = True) -> None:
         ConfigError: One is not accepted.
     """
     check_options(settings)
+    check_ends(settings)
     if trains:
         check_counts(settings)
 

@@ -181,6 +181,21 @@ def test_validate_repeats_the_score_and_test_takes_the_whole_split(run, capsys):
     assert [path.name for path in Path("runs/tiny").iterdir()] == ["version_0"]
 
 
+@pytest.mark.parametrize("subcommand", ["validate", "test", "predict"])
+def test_a_score_of_an_untrained_network_is_noted(run, capsys, subcommand):
+    run("--data.eval_bytes", "64", subcommand=subcommand)
+    line = "bytelm: note: the network is untrained: its weights are those of the seed; --ckpt_path names a trained one"
+    assert capsys.readouterr().err.count(line) == 1
+
+
+@pytest.mark.parametrize("given", ["last", "some.ckpt"])
+def test_a_test_of_one_batch_cannot_resume(rejected, given):
+    line = rejected("--trainer.fast_dev_run", "true", "--ckpt_path", given)
+    assert line.endswith(
+        "trainer.fast_dev_run: True cannot be used; it cannot resume a run; accepted: without --ckpt_path"
+    )
+
+
 def test_predict_writes_the_cost_of_each_byte(run, capsys):
     run()
     checkpoint = "runs/tiny/version_0/checkpoints/last.ckpt"
@@ -218,6 +233,19 @@ def test_several_configs_merge_in_order_and_options_come_last(folder):
     assert isinstance(schedule, Cosine)
     assert str(schedule.warmup) == "5%"
     assert str(cli.trainer.logger.name) == "tiny+second"
+
+
+def test_an_option_that_a_later_config_replaces_is_noted(folder, capsys):
+    Path("base.yaml").write_text("base: tiny.yaml\nmodel.gpt.feedforward: SwiGLU\n")
+    Path("my.yaml").write_text("base: base.yaml\ntrainer: {log_every_n_steps: 2}\n")
+    before = ["--model.gpt.feedforward=MLP", "--model.gpt.position", "ALiBi", "--model.gpt.n_layers", "3"]
+    before += ["--trainer.log_every_n_steps=5", "--model.optimizer.lr", "1"]
+    cli = build(["fit", *before, "--config", "my.yaml", "--model.gpt.n_layers=2", "--time_budget.limit", "1 steps"])
+    gpt = cli.model.gpt
+    assert [type(part).__name__ for part in (gpt.blocks[0].feedforward, gpt.position)] == ["SwiGLU", "ALiBi"]
+    assert len(gpt.blocks) == 2
+    noted = re.findall(r"note: --(\S+) has no effect: a --config after it sets this key", capsys.readouterr().err)
+    assert noted == ["model.gpt.feedforward", "trainer.log_every_n_steps", "model.optimizer.lr"]
 
 
 def test_print_config_needs_no_config(folder, capsys):

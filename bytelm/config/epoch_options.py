@@ -9,6 +9,7 @@ from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import DeviceStatsMonitor, EarlyStopping, WeightAveraging
 from lightning.pytorch.strategies import ModelParallelStrategy
 
+from bytelm.callbacks.time_budget import ENDS_A_RUN, NO_MINIMUM
 from bytelm.callbacks.validations import NEVER, Validations
 from bytelm.data.epochs import limited
 from bytelm.errors import ConfigError
@@ -62,6 +63,27 @@ def _duration(text: str) -> Duration:
     if duration.value == 0:
         raise ConfigError("trainer.val_check_interval", text, "accepted: more than 0")
     return duration
+
+
+def check_ends(given: Mapping[str, Any]) -> None:
+    """Rejects the Trainer's own limits beside `fast_dev_run`, which replaces them: TimeBudget would not see them.
+
+    Args:
+        given: The options of the Trainer.
+
+    Raises:
+        ConfigError: One is set.
+    """
+    if not given.get("fast_dev_run"):
+        return  # TimeBudget checks them, in any Trainer
+    for key, reason in (
+        ("max_steps", ENDS_A_RUN),
+        ("max_epochs", ENDS_A_RUN),
+        ("min_steps", NO_MINIMUM),
+        ("min_epochs", NO_MINIMUM),
+    ):
+        if given.get(key) not in (-1, 0, None):
+            raise ConfigError(f"trainer.{key}", given[key], reason)
 
 
 def check_counts(given: Mapping[str, Any]) -> None:

@@ -7,7 +7,7 @@ the key. A file may name its bases (base.py) and use import paths of earlier ver
 import inspect
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from importlib import import_module
@@ -40,6 +40,7 @@ class ConfigFileParser(ArgumentParser):
 
     Attributes:
         differences: Keys in which the parsed configs differ from their bases and from the first config.
+        keys_of_configs: For each `--config`, the keys that it or its bases set.
     """
 
     _known: tuple[list[tuple[Any, Any]], Namespace] | None = None  # arguments with their defaults, and all defaults
@@ -52,6 +53,7 @@ class ConfigFileParser(ArgumentParser):
         self._files: base.BaseFiles | None = None  # of the --config that is being applied
         self._configs = 0  # number of times that --config was given
         self.differences: set[str] = set()
+        self.keys_of_configs: list[set[str]] = []
 
     def add_argument(self, *args: Any, **kwargs: Any) -> Any:
         """Adds an argument; for config files, with support for bases."""
@@ -80,7 +82,8 @@ class ConfigFileParser(ArgumentParser):
 
     def parse_args(self, *args: Any, **kwargs: Any) -> Namespace:  # type: ignore[override]
         """Parses a command line."""
-        self._configs, self.differences = 0, set()  # a process that trains several times has one parser
+        # A process that trains several times has one parser.
+        self._configs, self.differences, self.keys_of_configs = 0, set(), []
         with failures_as_import_errors():
             parsed = super().parse_args(*args, **kwargs)
             if self.rejects_null:
@@ -96,6 +99,7 @@ class ConfigFileParser(ArgumentParser):
         """
         self._files = files
         self._configs += 1
+        self.keys_of_configs.append(set())
         try:
             yield
         finally:
@@ -136,7 +140,31 @@ class ConfigFileParser(ArgumentParser):
             config = self._check_keys(config, known)
         if differs:
             self.differences |= set(_keys_in(config))
+        if self._files is not None:
+            self.keys_of_configs[-1] |= set(_keys_in(config))
         return super().parse_string(dump(config), path, *args, **kwargs)
+
+    def replaced(self, arguments: Sequence[str]) -> list[str]:
+        """Returns the options, without `--`, whose values a later `--config` has replaced.
+
+        Args:
+            arguments: The command line that was parsed last.
+        """
+        found, configs = {}, 0
+        for argument in arguments:
+            if not argument.startswith("--"):
+                continue
+            option = argument[2:].partition("=")[0].removesuffix("+")
+            if option == "config":
+                configs += 1
+            else:
+                found[option] = configs  # given again after the config, it has an effect
+        return [
+            option
+            for option, earlier in found.items()
+            if option.replace(".init_args", "").removesuffix(".class_path")
+            in set().union(*self.keys_of_configs[earlier:])
+        ]
 
     def where(self) -> str:
         """Names the file that is being parsed, and the version of bytelm that wrote it, for the end of a message."""
