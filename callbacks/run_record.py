@@ -24,6 +24,7 @@ from bytelm.callbacks.run_folder import claim_of, run_folder
 from bytelm.callbacks.throughput import Throughput
 from bytelm.callbacks.time_budget import TimeBudget
 from bytelm.data.base import TokenData
+from bytelm.errors import StorageError
 from bytelm.log_steps import StepLoss
 from bytelm.runs import record
 from bytelm.runs.record import Corpus, Git, InitFrom, Record
@@ -38,6 +39,7 @@ PRINTED = (
     "total_steps",
     "training_time_secs",
     "total_time_secs",
+    "wall_time_secs",  # of a resumed run
     "num_params_M",
     "tokens_per_sec",
     "mfu",
@@ -62,6 +64,7 @@ class RunRecord(Callback):
         self._num_params = 0
         self._folder: str | None = None
         self._trainer: Trainer | None = None
+        self._earlier_seconds = 0.0  # time of the run's earlier processes
 
     def state_dict(self) -> dict[str, Any]:
         self._read_loss()
@@ -83,6 +86,10 @@ class RunRecord(Callback):
         kept = stage == "fit" and (claim_of(trainer) is not None or bool(trainer.loggers))
         folder = run_folder(trainer) if kept else None
         self._folder = None if folder is None else str(folder)
+        self._earlier_seconds = 0.0
+        if folder is not None and trainer.is_global_zero:
+            with contextlib.suppress(StorageError):  # a new run has no record, and neither has one that was killed
+                self._earlier_seconds = record.wall_time(record.read(folder))
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -153,6 +160,8 @@ class RunRecord(Callback):
             "checkpoint": str(last.path) if last and last.path and last.path.exists() else None,
             "run": self._folder,
         }
+        if self._earlier_seconds:
+            known["wall_time_secs"] = round(self._earlier_seconds + process_age(), 3)
         if trainer.strategy.root_device.type == "cuda":
             known["peak_device_memory_mb"] = peak_device_memory_mb()
         return known
@@ -173,7 +182,7 @@ def _print_record(known: Mapping[str, Any]) -> None:
     sys.stderr.flush()
     left_out = "val_bpb" if known["val_bpb"] is None else "val_loss"
     for key in PRINTED:
-        if key != left_out and known[key] is not None:
+        if key != left_out and known.get(key) is not None:
             print(f"{key}: {known[key]:.4f}" if key.startswith(("val_", "train_l")) else f"{key}: {known[key]}")
     sys.stdout.flush()
 

@@ -57,8 +57,8 @@ class InitFrom(TypedDict, total=False):
 class Record(TypedDict, total=False):
     """The keys of record.json. Only `status` and `ended_at` are always present; null stands for an unknown value.
 
-    For a resumed run, steps, tokens and training time are those of the whole run; started_at, total_time_secs,
-    startup_time_secs and the memory are those of its last process.
+    For a resumed run, steps, tokens, training time and wall_time_secs are those of the whole run; started_at,
+    total_time_secs, startup_time_secs and the memory are those of its last process.
     """
 
     status: Status  # `running` is never in a file
@@ -70,7 +70,7 @@ class Record(TypedDict, total=False):
     progress: float  # used share of the budget, 0 to 1
     training_time_secs: float  # by the budget's clock: training steps only
     total_time_secs: float | None  # from the start of the process to its end
-    wall_time_secs: float  # of all processes of the run, if there were several
+    wall_time_secs: float  # of all processes of the run that left a record, if there were several
     startup_time_secs: float | None  # from the start of the process to that of the budget's clock
     num_params_M: float  # parameters, in millions
     tokens_per_sec: float | None
