@@ -4,6 +4,8 @@
 | --- | --- |
 | throughput/tokens_per_sec | tokens trained per second, on all ranks together, since the last logging step |
 | throughput/mfu | share of the devices' peak that the network's own arithmetic takes, 0 to 1, if the peak is known |
+
+A run that is over, or is validated, before its first logging step logs them then, once.
 """
 
 from typing import Any, Optional
@@ -15,7 +17,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from bytelm.callbacks.time_budget import COUNT_TOKENS, TimeBudget
 from bytelm.config.values import PositiveFloat
 from bytelm.errors import ConfigError
-from bytelm.log_steps import is_log_step, log_metrics
+from bytelm.log_steps import is_log_step, log_metrics, logged_steps
 
 # FLOP/s, in bfloat16 and float16, of GPUs that Lightning does not know: from the data sheet, without sparsity.
 HALF_PEAKS = {"NVIDIA H200": 989e12}
@@ -77,13 +79,28 @@ class Throughput(Callback):
         if hasattr(pl_module, "gpt"):  # the MFU of another module is unknown
             for lengths in (self._lengths, self._recent_lengths):
                 lengths.add(batch[0].numel(), batch[0].shape[-1])
-        if not is_log_step(trainer, batch_idx):
-            return
+        if is_log_step(trainer, batch_idx):
+            self._log(trainer)
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # Here, and not in on_validation_start, where TrainLog logs earlier steps: loggers get steps in their order.
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self._log_early(trainer)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._log_early(trainer)  # of a run without validation
+
+    def _log_early(self, trainer: Trainer) -> None:
+        if logged_steps(trainer) < trainer.log_every_n_steps:  # type: ignore[attr-defined]
+            self._log(trainer)
+
+    def _log(self, trainer: Trainer) -> None:
+        """Logs the speed since the last call."""
         seq_len, self._recent_lengths = self._recent_lengths.mean, Lengths()
         tokens, seconds = self._budget.tokens, self._budget.training_seconds
         last_tokens, last_seconds = self._last
         if tokens == last_tokens:
-            return  # the budget has dropped the step
+            return  # the budget has dropped the step, or it is logged
         self._last = (tokens, seconds)
         tokens_per_sec = (tokens - last_tokens) / (seconds - last_seconds)
         metrics = {"throughput/tokens_per_sec": tokens_per_sec}

@@ -9,7 +9,8 @@ Both are in `trainer.callback_metrics`, where EarlyStopping, ModelCheckpoint and
 monitor: the values of the last logging step, or, with one rank, train/loss of the last step.
 
 A run that is over, or is validated, before its first logging step (`trainer.log_every_n_steps`) has a curve too: the
-training loss, the schedules and the progress of all its steps so far are then logged.
+training loss, the schedules and the progress of all its steps so far are then logged, and the norm of the last one's
+gradients. That of each step would have to be computed in the step.
 """
 
 from typing import Any
@@ -58,12 +59,16 @@ class TrainLog(Callback):
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn != "fit":
             return
+        is_early = bool(self._early)
         self._log_early(trainer)
         if self._loss.value is not None and not _is_dropped(trainer):
-            self._measure(trainer, pl_module)  # last step, for callbacks that act at its end
+            metrics = self._measure(trainer, pl_module)  # last step, for callbacks that act at its end
+            if is_early:
+                log_metrics(trainer, {TAGS[1]: metrics[TAGS[1]]})
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._log_early(trainer)  # of a run without validation
+        if self._early:  # of a run without validation
+            self.on_validation_start(trainer, pl_module)
 
     def _keep_early(self, trainer: Trainer) -> None:
         step, budget, schedules = logged_steps(trainer), TimeBudget.of(trainer), Schedules.of(trainer)

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import docs_pages
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 README = docs_pages.read(Path("README.md"))
 EXAMPLES = docs_pages.examples(Path("README.md"))
@@ -29,6 +30,10 @@ def test_an_example_runs_and_is_short(run, example):
     Path(example.file).write_text(example.code)
     run(*example.options.split())
     assert Path("runs/tiny/version_0/record.json").exists()
+    if example.file == "my_callbacks.py":
+        logged = EventAccumulator("runs/tiny/version_0").Reload()
+        steps = [[event.step for event in logged.Scalars(tag)] for tag in ("embedding/norm", "val/bpb")]
+        assert steps[0] == steps[1] != []
 
 
 def test_there_is_an_example_of_a_part_a_schedule_and_a_callback():

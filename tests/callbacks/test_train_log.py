@@ -53,7 +53,15 @@ def test_a_run_shorter_than_the_logging_interval_has_curves(run):
     for tag in ("train/loss", "lr/hidden", "time_budget/progress"):
         assert [step for step, _ in values[tag]] == [0, 1, 2, 3]
     assert [value for _, value in values["time_budget/progress"]] == [0.25, 0.5, 0.75, 1.0]
-    assert [step for step, _ in values["val/bpb"]] == [2, 3]
+    for tag in ("val/bpb", "grad/norm", "throughput/tokens_per_sec"):
+        assert [step for step, _ in values[tag]] == [2, 3], tag
+    assert logged["grad/norm"][-1] == float(cli.trainer.callback_metrics["grad/norm"])
+    _, logged, _ = fit(run, "--trainer.log_every_n_steps=50", "--trainer.limit_val_batches=0")
+    assert {tag: len(logged[tag]) for tag in ("train/loss", "grad/norm", "throughput/tokens_per_sec")} == {
+        "train/loss": 4,
+        "grad/norm": 1,
+        "throughput/tokens_per_sec": 1,
+    }
     _, logged, _ = fit(run, "--trainer.log_every_n_steps=0")
     assert "train/loss" not in logged
 
