@@ -61,6 +61,8 @@ from bytelm.config.lightning_options import (
     check_monitors,
     constructor_error,
     run_error_of,
+    why_not_accepted,
+    with_full_key,
 )
 from bytelm.config.lightning_plugins import check_plugins
 from bytelm.config.messages import clarify, note
@@ -131,13 +133,17 @@ ADDED_CALLBACKS = (
     *(RankWatch, KeepTrainedWeights, Resume, RunRecord, SaveConfigCallback, Schedules, Signals, Summary),
     *(TrainedWeights, TrainLog, ValidationLog, Validations),
 )
-UNLISTED = (*CALLBACK_KEYS.values(), *ADDED_CALLBACKS)  # classes that messages do not suggest for the trainer
 CHECKPOINT_DEFAULTS = {
     "checkpoint.filename": "best",
     "checkpoint.monitor": VAL_BPB.tag,
     "checkpoint.save_last": False,  # LastCheckpoint does this
     "checkpoint.enable_version_counter": False,
 }
+
+
+def is_unlisted(cls: type) -> bool:
+    """Returns whether messages and help do not suggest a class for the trainer."""
+    return issubclass(cls, (*CALLBACK_KEYS.values(), *ADDED_CALLBACKS)) or why_not_accepted(cls) is not None
 
 
 class RunConfig(SaveConfigCallback):
@@ -200,7 +206,7 @@ class Parser(ConfigFileParser, LightningArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         if not self.exit_on_error:
             super().error(message, ex)
-        line = clarify(message, KEYS, (GPT, *known_parts()), OTHER_OPTIONS, UNLISTED)
+        line = clarify(message, KEYS, (GPT, *known_parts()), OTHER_OPTIONS, is_unlisted, self.written)
         raise UsageError(line + self.where()) from ex
 
 
@@ -236,7 +242,7 @@ class BytelmCLI(LightningCLI):
             command, *rest = with_run(given)
             command_parser: Any = self._subcommand_parsers[command]
             del command_parser.parent_parser  # it parses alone, and --print_config is its own
-            print_requested(command_parser, rest, KEYS, (GPT, *known_parts()), UNLISTED)
+            print_requested(command_parser, rest, KEYS, (GPT, *known_parts()), is_unlisted)
             config = command_parser.parse_args(rest)
             for option in command_parser.replaced(rest):
                 note(f"--{option} has no effect: a --config after it sets this key; options go after --config")
@@ -326,7 +332,9 @@ class BytelmCLI(LightningCLI):
         try:
             super().instantiate_classes()
         except (MisconfigurationException, ValueError) as error:
-            if run_error(error) is not None:
+            if (cause := run_error(error)) is not None:
+                if isinstance(cause, ConfigError):
+                    raise with_full_key(cause, self.plain_config, KEYS) from error
                 raise
             rejected = missing_package(error, self.plain_config) if isinstance(error, ValueError) else None
             if (rejected := rejected or constructor_error(error, self.plain_config, KEYS)) is not None:

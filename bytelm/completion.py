@@ -23,7 +23,7 @@ import shtab
 
 from bytelm.config import keys, shipped
 from bytelm.config.command import CommandParser
-from bytelm.config.messages import classes_of, parameters_of
+from bytelm.config.messages import classes_of, no_class, parameters_of
 from bytelm.config.usage import HELP_ALL
 from bytelm.program import COMMANDS
 
@@ -163,7 +163,7 @@ def _add_keys(parser: argparse.ArgumentParser) -> None:
 @cache
 def _keys() -> dict[str, list[str]]:
     """Returns the keys of a config, those of the options of parts included, with the names of their classes."""
-    from bytelm.cli import UNLISTED  # not above: it imports torch, which the script needs only where it is made
+    from bytelm.cli import is_unlisted  # not above: it imports torch, which the script needs only where it is made
     from bytelm.gpt import GPT
     from bytelm.parts.contract import known_parts
 
@@ -172,7 +172,7 @@ def _keys() -> dict[str, list[str]]:
 
     @cache
     def classes_at(name: str, of_trainer: bool) -> list[type]:
-        return classes_of(name, roots, nested, UNLISTED if of_trainer else ())
+        return classes_of(name, roots, nested, is_unlisted if of_trainer else no_class)
 
     def add(key: str, level: int) -> None:
         classes = classes_at(key.rpartition(".")[2], key.startswith("trainer."))

@@ -97,12 +97,21 @@ COMMANDS = (
         "Predict which network fits a budget on this machine, from a few short runs.",
         "experiments",
     ),
-    Command("configs", "bytelm.config.shipped", "List the configs that bytelm comes with.", prints=True),
+    Command("configs", "bytelm.config.shipped_list", "List the configs that bytelm comes with.", prints=True),
     Command("completion", "bytelm.completion", "Print a completion script for bash or zsh.", "completion", prints=True),
     Command("ledger", "bytelm.runs.ledger", "List all runs in ledger.csv."),
     Command("report", "bytelm.experiments.report.page", "Compare runs in tables and plots.", "experiments"),
     Command("serve", "bytelm.experiments.service.api", "Offer a training challenge over HTTP.", "experiments"),
 )
+OTHER_NAMES = {  # of other programs
+    "train": "fit",
+    "resume": "fit --ckpt_path last",
+    "eval": "validate",
+    "score": "validate",
+    "sample": "generate",
+    "sweep": "experiments",
+    "tune": "experiments",
+}
 HELP_OPTIONS = ("-h", "--help")
 LISTING_OPTIONS = ("", *HELP_OPTIONS, "--version")
 
@@ -178,8 +187,9 @@ def find(name: str) -> Command:
             return command
     names = [command.name for command in COMMANDS]
     close = get_close_matches(name, names, n=1)
-    hint = f"did you mean {close[0]}? " if close else ""
-    fail(f"{name!r} is no command; {hint}accepted: {', '.join(names)}")
+    meant = OTHER_NAMES.get(name) or (close[0] if close else None)
+    hint = f"did you mean {meant}? " if meant else ""
+    fail(f"unknown command {name!r}; {hint}accepted: {', '.join(names)}")
 
 
 def load(command: Command) -> Callable[[list[str]], None]:
@@ -195,7 +205,7 @@ def load(command: Command) -> Callable[[list[str]], None]:
         package = (error.name or "").partition(".")[0]
         if command.extra is None or package == "bytelm":
             raise
-        fail(f'{command.name} needs {package}, which is not installed; pip install -e ".[{command.extra}]" brings it')
+        fail(f'{command.name} needs {package}, which is not installed: pip install -e ".[{command.extra}]"')
     finally:
         signal.signal(signal.SIGINT, handler)
     function: Callable[[list[str]], None] = getattr(module, command.function)

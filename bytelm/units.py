@@ -13,10 +13,25 @@ Unit = Literal["seconds", "steps", "tokens", "flops", "fraction"]
 DECIMALS = 6  # of seconds and of percentages: microseconds, and parts per hundred million of a run
 MOST = 10**15  # larger counts are not exact as floating-point numbers
 MOST_FLOPS = 10**27
-ACCEPTED = (
-    "accepted: a time (180s, 3m, 1h30m, 250ms), steps (500 steps), tokens (300 Mtok), FLOPs (2 PFLOP) or a "
-    "share of the run (5%)"
-)
+FORMS: dict[Unit, str] = {
+    "seconds": "a time (180s, 3m, 1h30m, 250ms)",
+    "steps": "steps (500 steps)",
+    "tokens": "tokens (300 Mtok)",
+    "flops": "FLOPs (2 PFLOP)",
+    "fraction": "a share of the run (5%)",
+}
+LIMITS: tuple[Unit, ...] = ("seconds", "steps", "tokens", "flops")  # units of the budget of a run
+
+
+def accepted_forms(*units: Unit) -> str:
+    """Returns the accepted forms of a duration for the end of a message.
+
+    Args:
+        units: The accepted units; default all.
+    """
+    *most, last = [FORMS[unit] for unit in units or FORMS]
+    return f"accepted: {', '.join(most)} or {last}" if most else f"accepted: {last}"
+
 
 _NUMBER = r"\d+(?:_\d+)*(?:\.\d+)?|\.\d+"
 _TIME = re.compile(
@@ -84,7 +99,7 @@ class Duration:
             seconds = sum(Decimal(number) * _SECONDS[unit] for unit, number in match.groupdict("0").items())
             if seconds <= MOST:
                 return cls(round(float(seconds), DECIMALS), "seconds")
-        raise ValueError(f"{text!r} is not a duration; {ACCEPTED}")
+        raise ValueError(f"{text!r} is not a duration; {accepted_forms()}")
 
     def __str__(self) -> str:
         """The shortest text from which `parse` makes the same duration."""

@@ -29,7 +29,7 @@ from bytelm.data.base import TokenData
 from bytelm.errors import ConfigError
 from bytelm.log_steps import is_log_step, log_metrics
 from bytelm.system.process import process_age
-from bytelm.units import Duration, Unit
+from bytelm.units import LIMITS, Duration, Unit, accepted_forms
 
 ENDS_A_RUN = "time_budget.limit decides when a run ends (500 steps, 3m, …)"
 NO_MINIMUM = "time_budget.limit decides when a run ends, also before a minimum; leave it out"
@@ -578,9 +578,7 @@ def read_limits(durations: Iterable[Duration]) -> dict[Unit, float]:
     limits: dict[Unit, float] = {}
     for duration in map(Duration.parse, durations):
         if duration.unit == "fraction" or duration.value == 0:
-            raise ConfigError(
-                "time_budget.limit", str(duration), "accepted: more than 0 of seconds, steps, tokens or FLOPs"
-            )
+            raise ConfigError("time_budget.limit", str(duration), f"{accepted_forms(*LIMITS)}, above 0")
         limits[duration.unit] = min(duration.value, limits.get(duration.unit, math.inf))
     if not limits:
         raise ConfigError("time_budget.limit", durations, "accepted: one duration, or a list of at least one")

@@ -88,13 +88,19 @@ def test_commands_that_train_or_score_have_a_short_help_without_torch(args, stat
 
 
 @pytest.mark.parametrize(
-    ("given", "hint"), [("fti", "did you mean fit? "), ("genrate", "did you mean generate? "), ("xyzzy", "")]
+    ("given", "hint"),
+    [
+        ("fti", "did you mean fit? "),
+        ("genrate", "did you mean generate? "),
+        ("train", "did you mean fit? "),
+        ("xyzzy", ""),
+    ],
 )
 def test_an_unknown_command_is_rejected_with_the_accepted_ones(given, hint):
     ended = python(LIGHT.format(args=[given]))
     assert ended.returncode == ConfigError.exit_status
     names = ", ".join(command.name for command in COMMANDS)
-    assert ended.stderr == f"bytelm: error: {given!r} is no command; {hint}accepted: {names}\n"
+    assert ended.stderr == f"bytelm: error: unknown command {given!r}; {hint}accepted: {names}\n"
     assert ended.stdout == "False\n"
 
 
@@ -133,7 +139,7 @@ def test_a_command_names_the_missing_package(command, missing):
     ended = python(WITHOUT.format(command=command, missing=missing))
     assert ended.returncode == 2
     (line,) = ended.stderr.splitlines()
-    assert line.startswith(f"bytelm: error: {command} needs {missing}, which is not installed; pip install")
+    assert line.startswith(f"bytelm: error: {command} needs {missing}, which is not installed: pip install")
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.name)

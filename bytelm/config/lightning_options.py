@@ -37,6 +37,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from bytelm.callbacks.best_checkpoint import BestCheckpoint
 from bytelm.callbacks.time_budget import ENDS_A_RUN
+from bytelm.config.messages import parameters_of
 from bytelm.errors import ConfigError
 
 # Callbacks of Lightning's that would do less in a run than Lightning says.
@@ -114,6 +115,24 @@ def constructor_error(error: Exception, config: Mapping[str, Any], keys: Mapping
         if isinstance(made, Callback | Logger):
             return _rejected(made, cause, config, keys)
     return None
+
+
+def with_full_key(error: ConfigError, config: Mapping[str, Any], keys: Mapping[str, type]) -> ConfigError:
+    """Returns an error of a constructor with the key as the user writes it: `model.gpt.n_heads` for `n_heads`.
+
+    Args:
+        error: The error, with the name of an argument as its key.
+        config: The config, as plain values.
+        keys: Classes of the top-level keys of a config.
+    """
+    if error.key.partition(".")[0] in keys:
+        return error
+    for made, _ in reversed(list(_objects_behind(error, "__init__"))):
+        # An argument without a default is one that the network passes to its parts, not an option.
+        if error.key in parameters_of(type(made)):
+            places = [*_keys_of(type(made).__name__, config), *(key for key, cls in keys.items() if cls is type(made))]
+            return type(error)(f"{places[0]}.{error.key}", error.value, error.accepted) if places else error
+    return error
 
 
 def _objects_behind(error: BaseException, method: str = "") -> Iterator[tuple[Any, BaseException]]:
@@ -199,6 +218,17 @@ def check_options(given: Mapping[str, Any]) -> None:
         )
 
 
+def why_not_accepted(cls: type) -> str | None:
+    """Returns why a callback of this class is not accepted in any run; None if it is."""
+    if cls in BASES:
+        return "it is a base of callbacks and does nothing by itself"
+    if issubclass(cls, Timer):
+        return ENDS_A_RUN
+    if issubclass(cls, SpikeDetection) and cls.load_state_dict is SpikeDetection.load_state_dict:
+        return _NO_STATE
+    return next((reason for base, reason in _NOT_ACCEPTED.items() if issubclass(cls, base)), None)
+
+
 def check_callbacks(
     callbacks: Sequence[Callback],
     keys: Mapping[str, type],
@@ -220,12 +250,8 @@ def check_callbacks(
     """
     for callback in callbacks:
         name = type(callback).__name__
-        if type(callback) in BASES:
-            raise ConfigError("trainer.callbacks", name, "it is a base of callbacks and does nothing by itself")
-        if isinstance(callback, Timer):
-            raise ConfigError("trainer.callbacks", name, ENDS_A_RUN)
-        if isinstance(callback, SpikeDetection) and type(callback).load_state_dict is SpikeDetection.load_state_dict:
-            raise ConfigError("trainer.callbacks", name, _NO_STATE)
+        if (reason := why_not_accepted(type(callback))) is not None:
+            raise ConfigError("trainer.callbacks", name, reason)
         if isinstance(callback, NEED_LOGGER) and not logs:
             raise ConfigError("trainer.callbacks", name, "it needs a logger; accepted: with trainer.logger true")
         if type(callback) is ModelCheckpoint and callback.dirpath is None and callback.filename in RUNS_CHECKPOINTS:
@@ -236,9 +262,6 @@ def check_callbacks(
                 raise ConfigError("trainer.callbacks", name, f"every run has one; accepted: {keys_are} {key}")
         if isinstance(callback, others):
             raise ConfigError("trainer.callbacks", name, "every run has one; leave it out")
-        for cls, reason in _NOT_ACCEPTED.items():
-            if isinstance(callback, cls):
-                raise ConfigError("trainer.callbacks", name, reason)
     averaging = [type(callback).__name__ for callback in callbacks if isinstance(callback, WeightAveraging)]
     if len(averaging) > 1:
         raise ConfigError("trainer.callbacks", averaging, "accepted: one of them; a run has one average of its weights")

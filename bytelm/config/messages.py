@@ -5,21 +5,27 @@ an unknown form are passed on unchanged. Tests compare the known forms with the 
 """
 
 import inspect
+import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from difflib import get_close_matches
+from pathlib import Path
 from pydoc import locate
 from typing import Any, get_args, get_origin, get_type_hints
 
 from jsonargparse._parameter_resolvers import get_signature_parameters
 from tqdm import tqdm
 
+from bytelm.config import shipped
 from bytelm.config.packages import UNAVAILABLE
 from bytelm.config.renamed import RENAMED
+from bytelm.config.synonyms import SYNONYMS
+from bytelm.config.written import Written
 from bytelm.system.invocation import typed_name
 from bytelm.system.process import is_rank_zero
+from bytelm.units import LIMITS, Unit, accepted_forms
 
 NUMBERS = {
     "PositiveInt": "a whole number above 0",
@@ -30,11 +36,28 @@ NUMBERS = {
 }
 TYPES = {"NoneType": "null", "tuple": "list", "Iterable": "list", "timedelta": "a time like 0:30:00"}
 HINTS = {"trainer.precision": "8-bit layers are a plugin: --trainer.plugins bytelm.precision.FP8"}
+# Units of the durations that do not take all of them, by the last part of the key.
+UNITS: dict[str, tuple[Unit, ...]] = {
+    "limit": LIMITS,
+    "reserve": ("seconds", "fraction"),
+    **dict.fromkeys(("total_time", "run_timeout", "within", "match_time"), ("seconds",)),
+}
+OF_YOURS = {"data": "; a text of yours is given with --data Bytes --data.path FILE"}
+EXAMPLES = {"monitor": "val/bpb"}  # values of required options
+VALUES = {
+    "config": "a YAML file, or a shipped config such as quickstart",
+    "ckpt_path": "last, best, a checkpoint, or the folder of a run",
+}
 OTHERS = {"data": " of a subclass of TokenData; bytelm.fit(model=…, data=…) takes any LightningDataModule"}
 NO_CLASS = r"must include a class_path|an import path or a subclass spec, but got None|'NoneType' is not iterable"
 NOT_A_CLASS = r"is abstract$|Not a valid subclass of"
 NULL = "Null is not accepted"  # message of bytelm's own parser
 OPTIONS = "with options as {class_path: …, init_args: {…}}"
+
+
+def no_class(cls: type) -> bool:
+    """Returns that a class is not left out."""
+    return False
 
 
 def note(text: str) -> None:
@@ -48,7 +71,8 @@ def clarify(
     roots: Mapping[str, type],
     nested: Iterable[type] = (),
     others: Iterable[str] = (),
-    unlisted: tuple[type, ...] = (),
+    unlisted: Callable[[type], bool] = no_class,
+    written: Written | None = None,
 ) -> str:
     """Makes one line from a report of jsonargparse.
 
@@ -57,7 +81,8 @@ def clarify(
         roots: The class of each top-level key.
         nested: Further classes whose constructors take other classes.
         others: Other options of the command line.
-        unlisted: Classes that are not suggested for keys of the trainer.
+        unlisted: Whether a class is not suggested for keys of the trainer.
+        written: What the user wrote; None if it is not known.
 
     Returns:
         `key: value …; accepted: …`, or the unchanged message if its form is unknown.
@@ -65,23 +90,30 @@ def clarify(
     key, report = _innermost(message)
     nested = [*nested, *_loaded(re.findall(r"class_path='([\w.]+)'", message))]
     name = key.rpartition(".")[2]
+    written = written or Written()
+    yours = OF_YOURS.get(key, "")
+    if key and (beside := written.beside_class(key)):
+        place, of, option = beside
+        return f"{place}.{option}: it belongs under init_args: {{class_path: {of}, init_args: {{{option}: …}}}}"
 
     def classes(given: str) -> str:
         if key.startswith("trainer.") and (home := _key_of_class(given.rpartition(".")[2], roots)):
             return f"it is given with the key {home}"
-        return _class_choices(name, given, roots, nested, unlisted if key.startswith("trainer.") else ())
+        return _class_choices(name, given, roots, nested, unlisted if key.startswith("trainer.") else no_class)
 
+    if match := re.search(r"^argument (?:\S*/)?--([\w.]+)\S*: expected one argument", message):
+        return _without_value(match[1], written)
     if match := re.search(r"^unrecognized arguments: (\S+)", message):
-        return _unknown_option(match[1], roots, others)
+        return _unknown_option(match[1], roots, others, written)
     if match := re.search(r"^(?:error: )?the following arguments are required: ([^\n]+)", message):
-        return _missing(match[1].split(", "), roots, nested)
+        return _missing(match[1].split(", "), roots, nested, written)
     if NULL in message:
         accepted = classes("") if _is_class(name, roots, nested) else "without this key its default is used"
         return f"{key}: null is not accepted; {accepted}"
     if match := re.search(r"^Parser key \"config\": (.*): ('.*')$", message):
         return f"config: {match[2]} cannot be used; {match[1]}"
     if match := re.search(r"does not accept option '([^']+)'", message):
-        return _unknown_key(match[1], roots, others)
+        return _unknown_key(match[1], roots, others, written)
     if match := re.search(r"^Unable to load config '([^\n]*)'", message, re.MULTILINE):
         key = name  # the report contains it twice
         if key == "model" and re.fullmatch(r"[\w.]*\.[A-Z]\w*", match[1]):
@@ -95,12 +127,15 @@ def clarify(
         )
         options = list(parameters_of(cls := locate(owner)))
         if options or not any(cls in _bases_of(each, name) for each in [*roots.values(), *nested]):
-            return f"{key}.{match[1]}: unknown key; {choices(match[1], options)}"
-        return f"{key}: {_given(report)} does not name a class; {classes('')}, {OPTIONS}"
-    if matches := re.findall(r"Not of type Duration: (.*?)\s?is not a duration; (.*?\(5%\))", report):
-        given, accepted = matches[-1]  # in a list, the last attempt is at its element
+            return f"{key}.{match[1]}: unknown key; {_choices_of_option(match[1], key, owner, options, roots)}"
+        return f"{key}: {_given(report)} does not name a class; {classes('')}, {OPTIONS}{yours}"
+    if matches := re.findall(r"Not of type Duration: (.*?)\s?is not a duration; ", report):
+        given = matches[-1]  # in a list, the last attempt is at its element
         given = given or "".join(re.findall(r"Given value: (.*)", report))
         given = re.sub(r"^NestedArg\(key='(.*)', val='?(.*?)'?\)$", r"{\1: \2}", given)
+        accepted = accepted_forms(*UNITS.get(name, ()))
+        if text := written.time_of_day(key, given):
+            return f"{key}: {text} is not a duration (YAML reads it as {given}); {accepted}"
         return f"{key}: {given} is not a duration; {accepted}"
     if match := re.search(r"Not of type Size: (.*? is no amount of memory; accepted: .*)", message):
         return f"{key}: {match[1]}"
@@ -113,30 +148,39 @@ def clarify(
         return f"{key}: {given} is not accepted; accepted: {NUMBERS[match[1]]}"
     if match := re.search(r"Expected a typing\.Literal\[(.*?)\]\. Got value: (\S+)", report):
         return f"{key}: {match[2]!r} is not accepted; accepted: {match[1]}"
-    if match := re.search(r"Expected '([\w.]+)' to be a subclass of", report):
-        return f"{key}: {match[1]!r} is not one of its classes; {classes(match[1])}{OTHERS.get(key, '')}"
+    if match := re.search(r"Expected '([\w.]+)' to be a subclass of <class '(?:\w+\.)*(\w+)'>", report):
+        return f"{key}: {match[1]!r} is not a subclass of {match[2]}; {classes('')}{OTHERS.get(key, '')}"
     if re.search(NO_CLASS, report):
-        return f"{key}: {_given(report)} does not name a class; {classes('')}, {OPTIONS}"
+        return f"{key}: {_given(report)} does not name a class; {classes('')}, {OPTIONS}{yours}"
     failed = r"callable class: (?P<reason>.+?)\. Got value: (?:Namespace\(class_path=')?(?P<path>[\w.]+)"
     failed += r"|Problem with given class_path '(?P<class>[\w.]+)':\s+(?P<why>(?!Parser key)\S.*)$"
     if match := re.search(failed, report, re.MULTILINE):
         path, reason = match["path"] or match["class"], match["reason"] or match["why"]
         if required := re.match(r"the following arguments are required: (\w+)", reason):
-            return f"{key}.{required[1]}: it is required"
+            example = EXAMPLES.get(required[1], "…")
+            of = path.rpartition(".")[2]
+            return (
+                f"{key}.{required[1]}: {of} requires it: {{class_path: {of}, init_args: {{{required[1]}: {example}}}}}"
+            )
         if path in RENAMED:
             return f"{key}: {path!r} cannot be used ({reason}); did you mean {RENAMED[path]}?"
         return f"{key}: {path!r} cannot be used ({reason}); {classes(path)}"
-    if match := re.search(r"[Ii]mport path (?:([\w.]+) )?does not correspond to a subclass of", report):
+    if match := re.search(r"[Ii]mport path (?:([\w.]+) )?does not correspond to a subclass of (\w+)", report):
         given = match[1] or _given(report)
-        return f"{key}: {given!r} is not one of its classes; {classes(given)}{OTHERS.get(key, '')}"
+        home = _key_of_class(given.rpartition(".")[2], roots) if key.startswith("trainer.") else None
+        accepted = f"it is given with the key {home}" if home else classes("")
+        return f"{key}: {given!r} is not a subclass of {match[2]}; {accepted}{OTHERS.get(key, '')}"
     if re.search(NOT_A_CLASS, report, re.MULTILINE):
-        return f"{key}: {_given(report)} does not name a class; {classes('')}, {OPTIONS}"
+        return f"{key}: {_given(report)} does not name a class; {classes('')}, {OPTIONS}{yours}"
     if match := re.search(
         r"(?:Expected a dot import path string|Unexpected import path format): (\S+?)(?:\. Got |\s|$)", report
     ):
         if key.startswith("trainer.") and (why := UNAVAILABLE.get(match[1])):
             return f"{key}: {match[1]!r} cannot be used; {why}"
-        return f"{key}: {match[1]!r} is not known; {classes(match[1])}"
+        given = (written.text(key) or match[1]) if yours else match[1]  # not the content of a file
+        return f"{key}: {given!r} is not known; {classes(given)}{yours}"
+    if yours and "Given value: " in report:  # the content of a file that was given
+        return f"{key}: {written.text(key) or _given(report)!r} does not name a class; {classes('')}{yours}"
     if "Given value: " in report and (accepted := _types(report)):
         hint = f"; {HINTS[key]}" if key in HINTS else ""
         return f"{key}: {_given(report)!r} is not accepted; accepted: {accepted}{hint}"
@@ -145,17 +189,40 @@ def clarify(
     return message
 
 
-def _unknown_option(option: str, roots: Mapping[str, type], others: Iterable[str]) -> str:
+def _without_value(key: str, written: Written) -> str:
+    """Returns the message about an option without a value; one that begins with a hyphen looks like an option."""
+    name = key.rpartition(".")[2]
+    accepted = VALUES.get(name) or (
+        accepted_forms(*UNITS[name]).removeprefix("accepted: ") if name in UNITS else f"--{key} VALUE"
+    )
+    if (given := written.option(key)) is not None and re.match(r"-[^-]", given):
+        return f"{key}: {given!r} is not accepted; accepted: {accepted}"
+    return f"{key}: its value is missing; accepted: {accepted}"
+
+
+def _unknown_option(option: str, roots: Mapping[str, type], others: Iterable[str], written: Written) -> str:
     if not option.startswith("--"):
-        meant = f"did you mean -{option}? " if option.startswith("-") else ""
+        meant = f"did you mean {named}? " if (named := _named_by(option, [*roots, *others])) else ""
         return f"{option!r} is not an option; {meant}accepted: --key value, or --key=value"
-    return _unknown_key(option.lstrip("-").partition("=")[0], roots, others)
+    return _unknown_key(option.lstrip("-").partition("=")[0], roots, others, written)
 
 
-def _unknown_key(key: str, roots: Mapping[str, type], others: Iterable[str]) -> str:
+def _named_by(text: str, options: Sequence[str]) -> str | None:
+    """Returns the option whose value is meant by a text that is given without its option."""
+    if text.startswith("-"):
+        return f"-{text}"
+    if os.path.isdir(text) and "ckpt_path" in options:
+        return f"--ckpt_path {text}"
+    if "config" in options and (os.path.isfile(text) or text.endswith((".yaml", ".yml")) or shipped.find(text)):
+        return f"--config {text}"
+    return f"--ckpt_path {text}" if text.endswith(".ckpt") and "ckpt_path" in options else None
+
+
+def _unknown_key(key: str, roots: Mapping[str, type], others: Iterable[str], written: Written) -> str:
     root, _, rest = key.partition(".")
     if root not in roots:
-        return f"{root}: unknown key; {_choices_or_place(root, [*roots, *others], key, roots)}"
+        listed = [*roots, *(["base"] if written.in_file else [])] if roots else [*others]
+        return f"{root}: unknown key; {_choices_or_place(root, listed, key, roots, others)}"
     name, _, inner = rest.partition(".")
     options = inspect.signature(roots[root]).parameters
     if inner and name in options:
@@ -163,8 +230,22 @@ def _unknown_key(key: str, roots: Mapping[str, type], others: Iterable[str]) -> 
     return f"{root}.{name}: unknown key; {_choices_or_place(name, options, rest, {root: roots[root]})}"
 
 
-def _choices_or_place(given: str, accepted: Iterable[str], key: str, roots: Mapping[str, type]) -> str:
-    """Returns accepted names as `choices` does; if none is similar, with the keys that the given one may stand for.
+def _choices_of_option(given: str, key: str, owner: str, options: Sequence[str], roots: Mapping[str, type]) -> str:
+    """Returns the options of a class as `choices` does, or the name of another class at the key that has the option."""
+    root, _, rest = key.partition(".")
+    classes = _concrete(roots[root]) if root in roots and not rest else ()
+    ours = [cls for cls in classes if cls.__module__.startswith("bytelm.")]
+    names = sorted({cls.__name__ for cls in ours if given in inspect.signature(cls).parameters})
+    if not names:
+        return choices(given, options)
+    of = f"it is an option of {', '.join(names)} (--{key} {names[0]} --{key}.{given} …)"
+    return f"{of}; accepted by {owner.rpartition('.')[2]}: {', '.join(options)}"
+
+
+def _choices_or_place(
+    given: str, accepted: Iterable[str], key: str, roots: Mapping[str, type], others: Iterable[str] = ()
+) -> str:
+    """Returns accepted names as `choices` does, with the keys that the given one may stand for.
 
     These are an accepted name that begins with it (`seed`: seed_everything) and a key that ends in it (`n_layers`:
     model.gpt.n_layers).
@@ -174,15 +255,19 @@ def _choices_or_place(given: str, accepted: Iterable[str], key: str, roots: Mapp
         accepted: The accepted names.
         key: The key that begins with the unknown name.
         roots: The keys whose classes are searched.
+        others: Names that may be meant, but are not listed.
     """
     accepted = list(accepted)
-    text = choices(given, accepted)
-    if text.startswith("did you mean"):
-        return text
-    meant = [name for name in accepted if name.startswith(given)][:1] if key == given else []
-    places = [place for place in _places(roots) if place.endswith(f".{key}")]
-    meant += sorted(places, key=lambda place: place.count("."))[:1]
-    return f"did you mean {' or '.join(meant)}? {text}" if meant else text
+    name, _, rest = key.partition(".")
+    wanted = [".".join([each, *([rest] if rest else [])]) for each in (name, *SYNONYMS.get(name, ()))]
+    places = [place for place in _places(roots) for each in wanted if place.endswith(f".{each}")]
+    places = sorted(places, key=lambda place: place.count("."))[:1]
+    meant = get_close_matches(given, [each for each in (*accepted, *others) if each != given], n=1)
+    if not meant and key == given:
+        meant = [name for name in accepted if name.startswith(given)][:1]
+    meant = [*meant, *places] if given not in [place.rpartition(".")[2] for place in places] else [*places, *meant]
+    hint = f"did you mean {' or '.join(meant)}? " if meant else ""
+    return f"{hint}accepted: {', '.join(accepted) or 'see --help'}"
 
 
 def _places(roots: Mapping[str, type]) -> Iterator[str]:
@@ -199,13 +284,17 @@ def _places(roots: Mapping[str, type]) -> Iterator[str]:
                 yield from (f"{root}.{name}.{option}" for each in _concrete(base) for option in parameters_of(each))
 
 
-def _missing(names: list[str], roots: Mapping[str, type], nested: Iterable[type]) -> str:
+def _missing(names: list[str], roots: Mapping[str, type], nested: Iterable[type], written: Written) -> str:
     rest = names[0].partition(".")[2]
     key = rest if rest.partition(".")[0] in roots else names[0].lstrip("-")  # `fit.data`
     name = key.rpartition(".")[2]
     accepted = _class_choices(name, "", roots, nested) if _is_class(name, roots, nested) else "see --help"
+    given = written.option("ckpt_path")
+    if given is not None and written.option("config") is None and roots:
+        config = next((str(path) for path in sorted(Path(given).glob("**/config.yaml"))[-1:]), "of its run")
+        return f"{key}: it is required; did you mean --config {config} --ckpt_path {given}?"
     where = f", in a --config for example (`{typed_name()} configs` lists the shipped ones)" if roots else ""
-    return f"{key}: it is required{where}; {accepted}"
+    return f"{key}: it is required{where}; {accepted}{OF_YOURS.get(key, '')}"
 
 
 def _loaded(paths: Iterable[str]) -> Iterator[type]:
@@ -293,7 +382,7 @@ def _is_class(name: str, roots: Mapping[str, type], nested: Iterable[type]) -> b
 
 
 def classes_of(
-    name: str, roots: Mapping[str, type], nested: Iterable[type], unlisted: tuple[type, ...] = ()
+    name: str, roots: Mapping[str, type], nested: Iterable[type], unlisted: Callable[[type], bool] = no_class
 ) -> list[type]:
     """Returns the loaded classes that a key accepts, by name; empty if there is only its base, or if it takes none.
 
@@ -301,20 +390,24 @@ def classes_of(
         name: Last part of the key, such as `attention`.
         roots: The class of each top-level key.
         nested: Further classes whose constructors take other classes.
-        unlisted: Classes that are left out.
+        unlisted: Whether a class is left out.
     """
     found: set[type] = set()
     for owner in [*roots.values(), *nested]:
         for base in _bases_for(owner, name, roots):
             # A base class is listed only if it is the default; otherwise it exists to be subclassed.
             classes = [c for c in _concrete(base) if c is not base or c is default_of(owner, name)]
-            found |= {c for c in classes if not issubclass(c, unlisted)}
+            found |= {c for c in classes if not unlisted(c)}
     by_name = {cls.__name__: cls for cls in sorted(found, key=lambda cls: cls.__module__.startswith("bytelm."))}
     return [by_name[name] for name in sorted(by_name)]  # of two with the same name, bytelm's (short_names.py)
 
 
 def _class_choices(
-    name: str, given: str, roots: Mapping[str, type], nested: Iterable[type], unlisted: tuple[type, ...] = ()
+    name: str,
+    given: str,
+    roots: Mapping[str, type],
+    nested: Iterable[type],
+    unlisted: Callable[[type], bool] = no_class,
 ) -> str:
     nested = list(nested)
     names = {cls.__name__ for cls in classes_of(name, roots, nested, unlisted)}
@@ -333,7 +426,7 @@ def _bases_for(owner: type, name: str, roots: Mapping[str, type]) -> list[type]:
 def choices(given: str, accepted: Iterable[str]) -> str:
     """Returns the accepted names for the end of a message, after the one that a given name may mean."""
     accepted = list(accepted)
-    close = get_close_matches(given, accepted, n=1)
+    close = [each for each in SYNONYMS.get(given, ()) if each in accepted] or get_close_matches(given, accepted, n=1)
     hint = f"did you mean {close[0]}? " if close else ""
     return f"{hint}accepted: {', '.join(accepted) or 'see --help'}"
 

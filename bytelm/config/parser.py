@@ -7,6 +7,7 @@ the key. A file may name its bases (base.py) and use import paths of earlier ver
 import inspect
 import os
 import re
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -26,6 +27,7 @@ from bytelm.config.keys import KEYS, METHOD_KEYS
 from bytelm.config.messages import NULL
 from bytelm.config.renamed import current_names
 from bytelm.config.text import ACCEPTED, BadText, dump, read
+from bytelm.config.written import Written
 from bytelm.errors import ConfigError
 
 # lookups.py replaces private functions, which these versions of jsonargparse are known to have. With other versions,
@@ -51,6 +53,8 @@ class ConfigFileParser(ArgumentParser):
         super().__init__(*args, **kwargs)
         self.dump_header = [f"bytelm=={bytelm.__version__}", *(self.dump_header or [])]  # for --print_config
         self._files: base.BaseFiles | None = None  # of the --config that is being applied
+        self._options: list[str] = []
+        self._text: str | None = None  # of the file that is being read
         self._configs = 0  # number of times that --config was given
         self.differences: set[str] = set()
         self.keys_of_configs: list[set[str]] = []
@@ -82,6 +86,8 @@ class ConfigFileParser(ArgumentParser):
 
     def parse_args(self, *args: Any, **kwargs: Any) -> Namespace:  # type: ignore[override]
         """Parses a command line."""
+        given = args[0] if args else kwargs.get("args")
+        self._options, self._text = sys.argv[1:] if given is None else list(given), None
         # A process that trains several times has one parser.
         self._configs, self.differences, self.keys_of_configs = 0, set(), []
         with failures_as_import_errors():
@@ -103,7 +109,7 @@ class ConfigFileParser(ArgumentParser):
         try:
             yield
         finally:
-            self._files = None
+            self._files = self._text = None
 
     def parse_path(self, path: Any, *args: Any, **kwargs: Any) -> Namespace:
         """Parses a config file.
@@ -133,6 +139,7 @@ class ConfigFileParser(ArgumentParser):
         differs = self._files is not None and (base.KEY in config or self._configs > 1) and not self._files.in_base
         if self._files is not None and base.KEY in config:
             self._files.apply(config.pop(base.KEY))
+        self._text = content
         config = _without_empty_options(current_names(config))
         known = self.get_defaults(skip_validation=True)
         known.pop("config", None)  # an option, not a key of a file
@@ -165,6 +172,11 @@ class ConfigFileParser(ArgumentParser):
             if option.replace(".init_args", "").removesuffix(".class_path")
             in set().union(*self.keys_of_configs[earlier:])
         ]
+
+    @property
+    def written(self) -> Written:
+        """The options, and the file that is being read."""
+        return Written(self._options, self._text)
 
     def where(self) -> str:
         """Names the file that is being parsed, and the version of bytelm that wrote it, for the end of a message."""
@@ -232,6 +244,10 @@ class ConfigOption(ActionConfigFile):
             if found is None and values and not re.search(r"[:{[\n]", values):  # neither the text of a config nor a URL
                 raise ConfigError("config", values, f"there is no such file and {shipped.missing(values)}")
             values = str(found or values)
+        if isinstance(values, str) and os.path.isdir(values):
+            own = os.path.join(values, "config.yaml")
+            hint = f"did you mean {own}? " if os.path.isfile(own) else ""
+            raise ConfigError("config", values, f"it is a directory; {hint}{ACCEPTED}")
         with parser.reading(base.BaseFiles(apply_base)):
             self.apply_config(parser, cfg, self.dest, values)
 

@@ -15,14 +15,14 @@ import inspect
 import re
 import sys
 from argparse import SUPPRESS
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import redirect_stdout
 from copy import copy
 from io import StringIO
 
 from jsonargparse import ArgumentParser
 
-from bytelm.config.messages import choices, classes_of, default_of
+from bytelm.config.messages import choices, classes_of, default_of, no_class
 from bytelm.errors import UsageError
 
 OPTION = re.compile(r"--([\w.]+)\.help(?:=(.*))?")
@@ -34,7 +34,7 @@ def print_requested(
     args: Sequence[str],
     roots: Mapping[str, type],
     nested: Iterable[type],
-    unlisted: tuple[type, ...] = (),
+    unlisted: Callable[[type], bool] = no_class,
 ) -> None:
     """Prints the help that the first `--KEY.help` asks for, and ends the program; returns if there is none.
 
@@ -43,7 +43,7 @@ def print_requested(
         args: The command line.
         roots: The class of each top-level key.
         nested: Further classes whose constructors take other classes.
-        unlisted: Classes that are not listed for keys of the trainer.
+        unlisted: Whether a class is not listed for keys of the trainer.
 
     Raises:
         UsageError: The key takes no classes, or the class is none of them.
@@ -59,7 +59,9 @@ def print_requested(
     nested = list(nested)
     is_option = f"--{key}.help" in parser._option_string_actions
     is_section = key in (parser.groups or {}) and not is_option
-    classes = [] if is_section else classes_of(name, roots, nested, unlisted if key.startswith("trainer.") else ())
+    classes = (
+        [] if is_section else classes_of(name, roots, nested, unlisted if key.startswith("trainer.") else no_class)
+    )
     names = [cls.__name__ for cls in classes]
     if not (classes or is_option or is_section):
         section = f"--{key.rpartition('.')[0]}.help" if "." in key else "--help_all"

@@ -13,8 +13,6 @@ from bytelm.system.invocation import typed_name
 
 FOLDER = Path(__file__).resolve().parents[1] / "configs"
 NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)*", re.ASCII)
-NAME_WIDTH = 26  # longer names push their description to the right
-LINE_WIDTH = 80
 
 
 def find(name: str) -> Path | None:
@@ -72,26 +70,3 @@ def summary(name: str) -> str:
         comment = comment[comment.index("") + 1 :]
     text = " ".join(comment).strip("() ")
     return text.split(". ")[0].rstrip(".")
-
-
-def main(args: list[str]) -> None:
-    """Lists the shipped configs.
-
-    Args:
-        args: The arguments after `python -m bytelm configs`: names, or the beginnings of names; default all.
-    """
-    from bytelm.config.command import CommandParser  # not above: a list of names needs no parser
-
-    parser = CommandParser("configs", description="Lists the shipped configs, for `fit --config <name>`.")
-    parser.add_argument(
-        "names", nargs="*", type=str, default=[], help="Only those whose names begin with one of these."
-    )
-    prefixes = tuple(parser.parse_args(args).names) or ("",)
-    chosen = [name for name in names() if name.startswith(prefixes)]
-    for name in chosen:
-        start = f"{name:{NAME_WIDTH}}  "
-        print(start + _shortened(summary(name), LINE_WIDTH - len(start)))
-
-
-def _shortened(text: str, width: int) -> str:
-    return text if len(text) <= width else f"{text[: width - 1].rpartition(' ')[0]}…"

@@ -95,7 +95,7 @@ class Shakespeare(ByteData):
         try:
             if not folders[0].is_dir() and own:
                 raise DataError(
-                    "BYTELM_DATA", own, "it is no folder; set it to one that has shakespeare.txt, or unset it"
+                    "BYTELM_DATA", own, "it is not a directory; set it to one that has shakespeare.txt, or unset it"
                 )
             return next((path for folder in folders if (path := folder / "shakespeare.txt").is_file()), None)
         except OSError as error:
@@ -192,7 +192,7 @@ def _what_it_is(path: Path) -> str:
         return "it is a folder without files, or with hidden ones alone"
     if path.exists():
         return "it is neither a file nor a folder"
-    return "it is a broken link" if path.is_symlink() else "it is not there"
+    return "it is a broken link" if path.is_symlink() else "not found"
 
 
 def _mapped(file: BinaryIO) -> Tensor:

@@ -21,7 +21,7 @@ TEXT = (".txt", ".text", ".md", ".markdown", ".rst", ".tex", ".py")
 KINDS = (PARQUET, JSON_LINES, TEXT)
 LINES = 1024  # of JSON in a group
 ACCEPTED = "accepted: a file, a folder or a glob pattern with files of Parquet, JSON lines or text"
-INSTALL = 'pip install "bytelm[tokens]" brings it'
+INSTALL = 'it is installed with pip install "bytelm[tokens]"'
 
 
 def document_files(place: str, key: str) -> list[Path]:

@@ -41,7 +41,7 @@ from bytelm.runs.read import Run
 from bytelm.runs.record import wall_time
 from bytelm.runs.score import Score, score_of
 from bytelm.system.files import replacing
-from bytelm.units import Duration, Unit
+from bytelm.units import Duration, Unit, accepted_forms
 
 LIMIT = "time_budget.limit"
 SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2)  # of the budget, for the rounds of runs
@@ -165,7 +165,7 @@ def plan(
     if not Path(config).is_file():
         raise ConfigError("config", config, f"there is no such file and {shipped.missing(config)}")
     if within is not None and (within.unit != "seconds" or not within.value):
-        raise ConfigError("within", str(within), "accepted: a time (180s, 15m, 1h30m)")
+        raise ConfigError("within", str(within), accepted_forms("seconds"))
     resolved = _resolved(config, options)
     budget = limit or _only_limit(resolved)
     if budget.unit == "fraction" or not budget.value:

@@ -36,7 +36,7 @@ from bytelm.runs.record import read as read_record
 from bytelm.runs.record import wall_time
 from bytelm.runs.score import RANKED, score_of
 from bytelm.system.invocation import typed_name
-from bytelm.units import Duration, clock, time_limit
+from bytelm.units import Duration, accepted_forms, clock, time_limit
 
 MOST_CUTS = 5  # interruptions of one run within one call of this command
 STARTUP_SECONDS = 1200.0  # a run without a config after this time hangs
@@ -96,7 +96,7 @@ def run_experiments(
         raise ConfigError("max_runs", None, f"a {sampler} search needs a limit; accepted: max_runs or total_time")
     for key, duration in (("total_time", total_time), ("run_timeout", run_timeout)):
         if duration is not None and (duration.unit != "seconds" or not duration.value):
-            raise ConfigError(key, str(duration), "accepted: a time (180s, 3m, 1h30m)")
+            raise ConfigError(key, str(duration), accepted_forms("seconds"))
     if study is None:
         study = Path(configs[0]).stem if len(configs) == 1 else Path(configs[0]).absolute().parent.name
     elif not Path(study).parts or Path(study).is_absolute() or ".." in Path(study).parts:

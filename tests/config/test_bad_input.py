@@ -202,7 +202,7 @@ trainer: {callbacks+: {class_path: LambdaCallback}, max_epochs: -1}
     [
         ("nowhere.yaml", ["nowhere.yaml' cannot be used; there is no such file and no shipped config"]),
         ("quikstart", ["'quikstart' cannot be used", "did you mean quickstart?"]),
-        (".", ["cannot be used", "not a file"]),
+        (".", ["cannot be used", "it is a directory"]),
         ("dangling.yaml", ["dangling.yaml' cannot be used", "no such file"]),
         pytest.param(
             "/proc/self/mem",  # can be opened, but not read from its beginning
@@ -305,7 +305,7 @@ def test_import_errors_that_a_module_handles_are_ignored(folder):
             ("--trainer.callbacks+=Cosine", ["trainer.callbacks: 'Cosine' ", "the key lr_schedule"]),
             ("--trainer.callbacks+=bytelm.callbacks.Cosine", ["'bytelm.callbacks.Cosine' ", "the key lr_schedule"]),
             ("--trainer.callbacks+=my_schedule.Mine", ["trainer.callbacks: 'my_schedule.Mine' "]),
-            ("--trainer.callbacks+=Schedules", ["trainer.callbacks.schedules: it is required"]),
+            ("--trainer.callbacks+=Schedules", ["trainer.callbacks.schedules: Schedules requires it"]),
             ("--trainer.callbacks+=BestCheckpoint", ["trainer.callbacks: 'BestCheckpoint' ", "every run has one"]),
             ("--trainer.callbacks+=TimeBudget", ["trainer.callbacks: 'TimeBudget' ", "the key time_budget"]),
             ("--trainer.callbacks+=Throughput", ["trainer.callbacks: 'Throughput' ", "the key throughput"]),
@@ -419,12 +419,12 @@ def make_socket(path):
 
 
 CORPORA = {
-    "nowhere.txt": (lambda path: None, ["it is not there", "a file, a folder"]),
+    "nowhere.txt": (lambda path: None, ["not found", "a file, a folder"]),
     "hollow": (os.mkdir, ["a folder without files", "a file, a folder"]),
     "dangling.txt": (lambda path: os.symlink("gone.txt", path), ["a broken link"]),
     "fifo": (make_fifo, ["neither a file nor a folder"]),
     "socket": (make_socket, ["neither a file nor a folder"]),
-    "no*thing": (lambda path: None, ["it is not there", "glob"]),
+    "no*thing": (lambda path: None, ["not found", "glob"]),
 }
 
 
@@ -498,7 +498,10 @@ def test_bytes_that_are_no_text_train(run, files):
 
 @pytest.mark.parametrize(
     ("value", "said"),
-    [("nowhere", ["'nowhere'", "no folder", "unset it"]), ("corpus.txt", ["'corpus.txt'", "no folder", "unset it"])],
+    [
+        ("nowhere", ["'nowhere'", "not a directory", "unset it"]),
+        ("corpus.txt", ["'corpus.txt'", "no folder", "unset it"]),
+    ],
 )
 def test_a_bytelm_data_that_is_no_folder_is_reported_with_a_remedy(rejects, monkeypatch, value, said):
     monkeypatch.setenv("BYTELM_DATA", value)

@@ -5,7 +5,11 @@ from pathlib import Path
 import pytest
 
 from bytelm.config.command import CommandParser
+from bytelm.config.keys import classes
+from bytelm.config.messages import clarify
+from bytelm.config.written import Written
 from bytelm.errors import UsageError
+from bytelm.units import LIMITS, Duration, accepted_forms
 
 
 def message(resolved, *options):
@@ -36,10 +40,19 @@ def message(resolved, *options):
         ("--trainer.max_step=3", "trainer.max_step: unknown key; did you mean max_steps? "),
         ("--limit=3m", "limit: unknown key; did you mean time_budget.limit? "),
         ("--warmup=5%", "warmup: unknown key; did you mean lr_schedule.warmup? "),
-        ("--seed=1", "seed: unknown key; did you mean seed_everything or data.seed? "),
+        ("--seed=1", "seed: unknown key; did you mean data.seed or seed_everything? "),
+        ("--lr=1", "lr: unknown key; did you mean model.optimizer.lr or lr_schedule? "),
+        ("--path=x", "path: unknown key; did you mean data.path or ckpt_path? "),
+        ("--seq_len=1024", "seq_len: unknown key; did you mean data.seq_len? "),
+        ("--block_size=1024", "block_size: unknown key; did you mean data.seq_len? "),
+        ("--model.optimizer.learning_rate=1", "model.optimizer.learning_rate: unknown key; did you mean lr? "),
+        ("--model.gpt.n_embd=64", "model.gpt.n_embd: unknown key; did you mean d_model? "),
+        ("--model.gpt.hidden_size=64", "model.gpt.hidden_size: unknown key; did you mean d_model? "),
         ("--optimizer.lr=1", "optimizer: unknown key; did you mean model.optimizer.lr? "),
         ("-trainer.devices=3", "'-trainer.devices=3' is not an option; did you mean --trainer.devices=3? "),
-        ("tiny.yaml", "'tiny.yaml' is not an option; accepted: --key value, or --key=value"),
+        ("tiny.yaml", "'tiny.yaml' is not an option; did you mean --config tiny.yaml? accepted: --key value, or "),
+        ("quickstart", "'quickstart' is not an option; did you mean --config quickstart? "),
+        (".", "'.' is not an option; did you mean --ckpt_path .? "),
         ("--trainer.devices.x=3", "trainer.devices: '{x: 3}' is not accepted; accepted: "),
     ],
 )
@@ -53,8 +66,10 @@ def test_an_unknown_option_is_named_with_similar_ones(resolved, option, said):
 def test_an_unknown_key_has_the_same_suggestion_in_a_config_and_on_the_command_line(resolved, option):
     Path("typo.yaml").write_text(f"{option}: 3\n")
     in_config = message(resolved, "--config", "typo.yaml")
-    assert in_config == message(resolved, f"--{option}=3") + " (in typo.yaml)"
-    assert "did you mean " in in_config
+    hint = message(resolved, f"--{option}=3").partition(" accepted: ")[0]
+    assert in_config.partition(" accepted: ")[0] == hint
+    assert in_config.endswith(" (in typo.yaml)")
+    assert "did you mean " in hint
 
 
 def test_an_unknown_option_of_another_command_is_named_with_similar_ones():
@@ -119,7 +134,46 @@ WITH_OPTIONS = ", or an import path, with options as {class_path: …, init_args
             ["trainer.logger.save_dir: '100000.0' is not accepted; accepted: str (text", "quotes), Path"],
         ),
         # required
-        ("trainer: {callbacks: EarlyStopping}", ["trainer.callbacks.monitor: it is required"]),
+        (
+            "trainer: {callbacks: EarlyStopping}",
+            ["trainer.callbacks.monitor: EarlyStopping requires it: {class_path: EarlyStopping, init_args: {monitor:"],
+        ),
+        # options beside class_path
+        (
+            "model: {optimizer: {class_path: MuonAdamW, lr: 0.01}}",
+            ["model.optimizer.lr: it belongs under init_args: {class_path: MuonAdamW, init_args: {lr: …}} (in "],
+        ),
+        (
+            "model: {gpt: {attention: {class_path: SDPA, qk_norm: RMSNorm}}}",
+            ["model.gpt.attention.qk_norm: it belongs under init_args: {class_path: SDPA, "],
+        ),
+        ("model.optimizer: {class_path: AdamW, lr: 3}", ["model.optimizer.lr: it belongs under init_args: "]),
+        ("lr_schedule: {class_path: Cosine, warmup: 5%}", ["lr_schedule.warmup: it belongs under init_args: "]),
+        (
+            "trainer: {callbacks: [{class_path: EarlyStopping, monitor: val/bpb}]}",
+            ["trainer.callbacks.monitor: it belongs under init_args: {class_path: EarlyStopping, "],
+        ),
+        ("trainer: {logger: {class_path: CSVLogger, save_dir: x}}", ["trainer.logger.save_dir: it belongs under "]),
+        ("data: {class_path: Bytes, path: x}", ["data.path: it belongs under init_args: {class_path: Bytes, "]),
+        # durations
+        (
+            "time_budget: {limit: 1:30}",
+            ["time_budget.limit: 1:30 is not a duration (YAML reads it as 90); accepted: a "],
+        ),
+        (
+            "time_budget: {limit: [500 steps, 1:30]}",
+            ["time_budget.limit: 1:30 is not a duration (YAML reads it as 90)"],
+        ),
+        ("time_budget: {limit: 90}", ["time_budget.limit: 90 is not a duration; accepted: a time"]),
+        (
+            "lr_schedule: {class_path: Cosine, init_args: {warmup: 1:30}}",
+            ["1:30 is not a duration (YAML reads it as 90)"],
+        ),
+        # names without their section
+        (
+            "n_heads: 5",
+            ["n_heads: unknown key; did you mean model.gpt.n_heads? accepted: experiment, ", "samples, base ("],
+        ),
         ("checkpoint: {train_time_interval: 3}", ["checkpoint.train_time_interval: '3' ", "a time like 0:30:00, null"]),
     ],
 )
@@ -141,11 +195,63 @@ def test_a_rejected_value_is_named_with_the_accepted_values(resolved, text, said
         ),
         ("--trainer.callbacks+={every: 3}", f"trainer.callbacks: {{'every': 3}} {CLASS}"),
         ("--trainer.callbacks+=Cosin", "trainer.callbacks: 'Cosin' is not known; accepted: "),
+        (
+            "--trainer.callbacks+=collections.OrderedDict",
+            "trainer.callbacks: 'collections.OrderedDict' is not a subclass of Callback; accepted: DeviceStats",
+        ),
+        (
+            "--trainer.callbacks+=Cosine",
+            "trainer.callbacks: 'Cosine' is not known; it is given with the key lr_schedule",
+        ),
+        (
+            "--model.gpt.feedforward=collections.OrderedDict",
+            "'collections.OrderedDict' is not a subclass of FeedForward; accepted: FusedGELU, ",
+        ),
+        ("--data=corpus.txt", "data: 'corpus.txt' "),
+        ("--data=corpus.txt", "accepted: Bytes, Documents, "),
+        ("--data=corpus.txt", "; a text of yours is given with --data Bytes --data.path FILE"),
+        ("--data=/no/where.txt", "; a text of yours is given with --data Bytes --data.path FILE"),
+        ("--data=null", "; a text of yours is given with --data Bytes --data.path FILE"),
         ("--lr_schedule=callbacks.Cosine", "did you mean bytelm.callbacks.Cosine?"),
     ],
 )
 def test_a_rejected_option_is_named_with_the_accepted_ones(resolved, option, said):
     assert said in message(resolved, option)
+
+
+SOURCE = "data.path: unknown key; it is an option of Bytes, Documents, TokenShards (--data Bytes --data.path …); "
+
+
+def test_an_option_of_another_class_is_named_with_the_class(resolved):
+    assert SOURCE in message(resolved, "--config=quickstart", "--data=PythonSource", "--data.path=x")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--time_budget.limit"], f"time_budget.limit: its value is missing; {accepted_forms(*LIMITS)}"),
+        (["--time_budget.limit", "-5s"], f"time_budget.limit: '-5s' is not accepted; {accepted_forms(*LIMITS)}"),
+        (["--time_budget.limit", "--trainer.devices=1"], "time_budget.limit: its value is missing; "),
+        (["--config"], "config: its value is missing; accepted: a YAML file, or a shipped config such as quickstart"),
+        (["--trainer.devices"], "trainer.devices: its value is missing; accepted: --trainer.devices VALUE"),
+        # what a key accepts
+        (["--time_budget.limit=30"], f"time_budget.limit: '30' is not a duration; {accepted_forms(*LIMITS)}"),
+        (["--time_budget.limit=10 epochs"], f"'10 epochs' is not a duration; {accepted_forms(*LIMITS)}"),
+        (["--time_budget.reserve=30"], f"'30' is not a duration; {accepted_forms('seconds', 'fraction')}"),
+        (["--lr_schedule.warmup=30"], f"lr_schedule.warmup: '30' is not a duration; {accepted_forms()}"),
+    ],
+)
+def test_a_missing_or_invalid_value_is_named_with_what_its_key_accepts(resolved, options, said):
+    assert said in message(resolved, *options)
+
+
+def test_each_time_limit_of_a_command_accepts_times_alone():
+    parser = CommandParser("experiments")
+    parser.add_argument("--total_time", type=Duration)
+    for given in ("60", "5 epochs"):
+        with pytest.raises(UsageError) as error:
+            parser.parse_args([f"--total_time={given}"])
+        assert str(error.value) == f"total_time: {given!r} is not a duration; accepted: a time (180s, 3m, 1h30m, 250ms)"
 
 
 def test_null_is_accepted_for_optional_values(resolved):
@@ -161,7 +267,9 @@ def test_callbacks_and_loggers_that_are_rejected_are_not_suggested(resolved, key
     line = message(resolved, f"--{key}=Nothing")
     suggested = line.partition("accepted: ")[2].split(", ")
     of_every_run = {"Cosine", "LRSchedule", "TimeBudget", "Throughput", "RunRecord", "Resume", "RunConfig", "RunLogger"}
-    assert of_every_run.isdisjoint(suggested)
+    rejected = {"Timer", "ModelPruning", "BatchSizeFinder", "LearningRateFinder", "StochasticWeightAveraging"}
+    rejected |= {"GradientAccumulationScheduler", "SpikeDetection", "Checkpoint", "ProgressBar"}
+    assert (of_every_run | rejected).isdisjoint(suggested)
 
 
 @pytest.mark.parametrize(("options", "key"), [([], "model.gpt"), (["--model.gpt.d_model=8"], "data")])
@@ -170,9 +278,37 @@ def test_missing_settings_are_named(parser, folder, options, key):
         parser.parse_args(options)
 
 
+def test_a_checkpoint_without_its_config_is_answered_with_the_config_of_its_run(folder):
+    config = Path("runs/x/version_0/config.yaml")
+    config.parent.mkdir(parents=True)
+    config.touch()
+    report = "the following arguments are required: model.gpt, data"
+    said = f"model.gpt: it is required; did you mean --config {config} --ckpt_path runs/x?"
+    assert clarify(report, classes(), written=Written(["--ckpt_path", "runs/x"])) == said
+
+
 def test_data_of_another_kind_are_rejected_with_the_function_that_takes_them(rejected):
     code = "from lightning.pytorch import LightningDataModule\n\n\nclass Mine(LightningDataModule): ..."
     Path("my_data.py").write_text(code)
     line = rejected("--data", "my_data.Mine")
-    assert "data: 'my_data.Mine' is not one of its classes; accepted: Bytes, " in line
+    assert "data: 'my_data.Mine' is not a subclass of TokenData; accepted: Bytes, " in line
     assert line.endswith(" of a subclass of TokenData; bytelm.fit(model=…, data=…) takes any LightningDataModule")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--model.gpt.n_heads=3"], "model.gpt.n_heads: 3 cannot be used; accepted: divisors of d_model"),
+        (["--model.gpt.attention.n_kv_heads=7"], "model.gpt.attention.n_kv_heads: 7 cannot be used; "),
+    ],
+)
+def test_an_error_of_a_constructor_names_the_whole_key(rejected, options, said):
+    assert f"bytelm: error: {said}" in rejected(*options)
+
+
+def test_a_folder_in_place_of_a_config_is_answered_with_its_config(rejected):
+    Path("runs/x/version_0").mkdir(parents=True)
+    assert "config: 'runs' cannot be used; it is a directory; accepted: a YAML file" in rejected("--config", "runs")
+    own = Path("runs/x/version_0/config.yaml")
+    own.touch()
+    assert f"it is a directory; did you mean {own}? accepted" in rejected("--config", str(own.parent))

@@ -7,7 +7,7 @@ from io import StringIO
 
 import pytest
 
-from bytelm.cli import UNLISTED
+from bytelm.cli import is_unlisted
 from bytelm.config import usage
 from bytelm.config.keys import classes
 from bytelm.config.lightning_help import CKPT_PATH, REJECTED, TEXTS
@@ -31,7 +31,7 @@ def shown(parser, capsys):
 
     def shown(option):
         with pytest.raises(SystemExit) as ended:
-            print_requested(parser, shlex.split(option), classes(), (GPT, *known_parts()), UNLISTED)
+            print_requested(parser, shlex.split(option), classes(), (GPT, *known_parts()), is_unlisted)
         assert not ended.value.code
         return capsys.readouterr().out
 
@@ -82,7 +82,7 @@ def test_of_two_classes_with_a_name_bytelms_is_listed(shown):
 )
 def test_a_wrong_class_is_rejected_with_those_that_are_accepted(parser, option, said):
     with pytest.raises(UsageError) as error:
-        print_requested(parser, shlex.split(option), classes(), (GPT, *known_parts()), UNLISTED)
+        print_requested(parser, shlex.split(option), classes(), (GPT, *known_parts()), is_unlisted)
     assert said in str(error.value)
 
 

@@ -11,9 +11,14 @@ from bytelm.config.text import BadText
 from bytelm.program import main
 
 
-def test_configs_lists_each_shipped_config_with_its_comment(capsys):
+def test_configs_lists_each_shipped_config_with_its_comment(capsys, monkeypatch):
+    main(["configs"])
+    whole = capsys.readouterr().out.splitlines()
+    assert not any("…" in line for line in whole)
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
     main(["configs"])
     lines = capsys.readouterr().out.splitlines()
+    assert all(long.startswith(short.removesuffix("…")) for long, short in zip(whole, lines, strict=True))
     assert [line.split()[0] for line in lines] == shipped.names()
     assert lines[0].startswith("quickstart ")
     assert "A first run that needs no download" in lines[0]

@@ -43,7 +43,7 @@ def test_its_output_and_exit_status_are_those_of_the_command(start):
     assert Path("log.txt").read_text().startswith("bytelm ")
     other, _ = start("no-such-command")
     assert other.wait() == 2
-    assert "'no-such-command' is no command" in Path("log.txt").read_text()
+    assert "unknown command 'no-such-command'" in Path("log.txt").read_text()
     assert other.pid != process.pid
 
 

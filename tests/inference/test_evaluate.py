@@ -439,5 +439,5 @@ def test_without_the_harness_the_command_says_what_to_install(monkeypatch, capsy
     with pytest.raises(SystemExit) as ended:
         main(["evaluate"])
     assert ended.value.code == 2
-    needs = 'bytelm: error: evaluate needs lm_eval, which is not installed; pip install -e ".[eval]" brings it'
+    needs = 'bytelm: error: evaluate needs lm_eval, which is not installed: pip install -e ".[eval]"'
     assert capsys.readouterr().err.splitlines() == [needs]

@@ -436,7 +436,7 @@ def test_non_text_files_are_named(rejected, folder):
 
 def test_missing_files_are_rejected(rejected):
     line = rejected(lambda: tokenize_files("--tokenizer=bytes", paths=["nowhere"]), status=DataError.exit_status)
-    assert "path: 'nowhere' cannot be used; it is not there" in line
+    assert "path: 'nowhere' cannot be used; not found" in line
 
 
 def test_shards_are_not_overwritten(rejected, text_files):

@@ -35,7 +35,7 @@ from bytelm.experiments.service.paths import without_paths
 from bytelm.experiments.service.program import MEMORY
 from bytelm.runs.folder import RUNS
 from bytelm.runs.score import RANKED, VAL_BPB, VAL_LOSS
-from bytelm.units import MEMORY_UNITS, Duration, Size
+from bytelm.units import MEMORY_UNITS, Duration, Size, accepted_forms
 
 TOKEN = "BYTELM_TOKEN"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -280,7 +280,7 @@ def serve(
     """
     for key, duration in (("match_time", match_time), ("run_timeout", run_timeout)):
         if duration.unit != "seconds" or not duration.value:
-            raise ConfigError(key, str(duration), "accepted: a time (180s, 3m, 1h30m)")
+            raise ConfigError(key, str(duration), accepted_forms("seconds"))
     if not Path(study).parts or Path(study).is_absolute() or ".." in Path(study).parts:
         raise ConfigError("study", study, f"accepted: the name of a folder in {RUNS}/")
     if memory_limit is not None and not can_be_watched():
