@@ -21,7 +21,7 @@ TEXT = (".txt", ".text", ".md", ".markdown", ".rst", ".tex", ".py")
 KINDS = (PARQUET, JSON_LINES, TEXT)
 LINES = 1024  # of JSON in a group
 ACCEPTED = "accepted: a file, a folder or a glob pattern with files of Parquet, JSON lines or text"
-INSTALL = 'it is installed with pip install "bytelm[tokens]"'
+INSTALL = 'pip install "bytelm[tokens]" installs it'
 
 
 def document_files(place: str, key: str) -> list[Path]:

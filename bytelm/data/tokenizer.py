@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 BOS = 0  # the byte that begins a row of bytes; it does not occur in text
 MOST_TOKENS = 2**24  # memory grows with the largest one
 KEY = "tokenizer"  # key of the data and of the scripts
-INSTALL = 'it is installed with pip install "bytelm[tokens]"'
+INSTALL = 'pip install "bytelm[tokens]" installs it'
 PICKLE = "tokenizer.pkl"
 END_OF_TEXT = ("<|endoftext|>", "<|end_of_text|>", "</s>")  # its names in a tokenizer.json; the first one found counts
 BEGINNINGS = ("<|bos|>", "<|reserved_0|>", *END_OF_TEXT)  # nanochat's and autoresearch's names, in a tokenizer.pkl
