@@ -1,9 +1,11 @@
 """Command lines of the commands other than LightningCLI's: options from a function's signature."""
 
+import re
 from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser
 
+from bytelm.config.keys import KEYS
 from bytelm.config.messages import clarify
 from bytelm.config.written import Written
 from bytelm.errors import UsageError
@@ -15,10 +17,12 @@ class CommandParser(ArgumentParser):
 
     Args:
         command: Name of the command.
+        passes_on: Whether options after `--` are those of each run.
         options: Options of jsonargparse's parser.
     """
 
-    def __init__(self, command: str = "", **options: Any) -> None:
+    def __init__(self, command: str = "", passes_on: bool = False, **options: Any) -> None:
+        self._passes_on = passes_on
         super().__init__(prog=f"{typed_name()} {command}".strip(), allow_abbrev=False, **options)
 
     def parse_args(self, args: Any = None, *others: Any, **options: Any) -> Any:
@@ -29,4 +33,12 @@ class CommandParser(ArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raises UsageError: one line, in place of jsonargparse's report, which prints the usage first."""
         options = [option.lstrip("-") for action in self._actions for option in action.option_strings]
+        given = re.match(r"unrecognized arguments: --((\w+)[^\n]*)", message)
+        if self._passes_on and given is not None and given[2] in KEYS:
+            name, value = re.fullmatch(r"([\w.]+)(.*)", given[1]).groups()  # type: ignore[union-attr]
+            own = name.rpartition(".")[2]
+            meant = f"--{own}{value}" if name == "time_budget.limit" and own in options else f"-- --{given[1]}"
+            raise UsageError(
+                f"{name}: unknown key; did you mean {meant}? Options after -- are those of each run"
+            ) from ex
         raise UsageError(clarify(message, {}, others=options, written=Written(self._options))) from ex

@@ -433,6 +433,7 @@ def main(args: list[str]) -> None:
     """
     parser = CommandParser(
         "compare",
+        passes_on=True,
         description="Says whether configs differ by more than the noise of seeds, at equal time, tokens or FLOPs. "
         f"Options after `--` apply to each run. {RANKED}",
     )

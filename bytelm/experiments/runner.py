@@ -4,11 +4,13 @@ The study's queue (study.py) lists the tasks, the runs' folders have the results
 an interrupted study, and several workers, on several machines or GPUs, are the same command, started several times.
 """
 
+import re
 import shlex
 import statistics
 import sys
 import time
 from collections import Counter
+from collections.abc import Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -210,6 +212,7 @@ class Runner:
         """Queues the valid runs of a list or a grid; all are checked before this worker's first one starts."""
         if not (missing := self.study.missing()):
             return
+        rejected = []
         with (
             Checker(is_warm=True) as checker,
             tqdm(missing, desc="checking configs", leave=False, file=sys.stderr, disable=None) as tasks,
@@ -217,9 +220,14 @@ class Runner:
             for task in tasks:
                 config, reason = checker.check(task.fit_options)
                 if config is None:
-                    self._reject(task.name, reason)
+                    rejected.append((task.name, reason))
                 else:
                     self.study.queue(task)
+        unknown = [_unknown_key(reason, self.study.plan.space or {}) for _, reason in rejected]
+        if len(rejected) == len(missing) and None not in unknown:
+            raise ConfigError("space", unknown[0], rejected[0][1])
+        for name, reason in rejected:
+            self._reject(name, reason)
 
     def _reject(self, name: str, reason: str | None) -> None:
         self.outcomes.append(Outcome("rejected", reason))
@@ -374,12 +382,20 @@ class Runner:
         print(f"runs: {ended} ended, of which now {', '.join(f'{n} {status}' for status, n in now.items()) or 'none'}")
         if left := self.study.queued:
             print(f"left: {left}, running elsewhere or beyond the limits; the same command continues with them")
-        if best := best_of(self._runs()):
+        plan = self.study.plan
+        has_runs = plan.sampler != "grid" or not set(plan.grid()).isdisjoint(self.study.folders())
+        if has_runs and (best := best_of(self._runs())):  # otherwise they are those of an earlier command
             print(f"best: {best.score:.4f} {best.folder}")
         print(f"ledger: {Path(RUNS, LEDGER)}")
         if ended:
             print(f"report: {typed_name()} report {shlex.quote(str(self.study.folder))}")
         return int(any(outcome.status not in ("completed", "pruned") for outcome in self.outcomes))
+
+
+def _unknown_key(reason: str, space: Mapping[str, Any]) -> str | None:
+    """Returns the key of a space that is unknown, by the reason of a rejection; None if that is another."""
+    match = re.match(r"([\w.]+): unknown key; ", reason)
+    return next((key for key in space if match is not None and f"{key}.".startswith(f"{match[1]}.")), None)
 
 
 def _ended(claim: Claim) -> Outcome | None:
@@ -445,6 +461,7 @@ def main(args: list[str]) -> None:
     """
     parser = CommandParser(
         "experiments",
+        passes_on=True,
         description=f"Runs many experiments under common limits. Options after `--` apply to each run. {RANKED}",
     )
     parser.add_argument("configs", nargs="+", help="Config files; each is an experiment.")

@@ -77,7 +77,10 @@ def load_given(options: dict[str, Any]) -> Trained:
     path, experiment = options.pop("ckpt_path"), options.pop("experiment")
     if experiment is not None and path not in NAMES:
         raise ConfigError("experiment", experiment, f"accepted with ckpt_path: {', '.join(NAMES)}; it is {path!r}")
-    return load(find_checkpoint(path, experiment), options.pop("config"), options.pop("device"))
+    file = find_checkpoint(path, experiment)
+    if path in NAMES:
+        note(f"ckpt_path {path} is {file}")
+    return load(file, options.pop("config"), options.pop("device"))
 
 
 def load(ckpt_path: str | Path, configs: Sequence[str | Path] = (), device: str = "cpu") -> Trained:

@@ -500,7 +500,7 @@ def test_bytes_that_are_no_text_train(run, files):
     ("value", "said"),
     [
         ("nowhere", ["'nowhere'", "not a directory", "unset it"]),
-        ("corpus.txt", ["'corpus.txt'", "no folder", "unset it"]),
+        ("corpus.txt", ["'corpus.txt'", "not a directory", "unset it"]),
     ],
 )
 def test_a_bytelm_data_that_is_no_folder_is_reported_with_a_remedy(rejects, monkeypatch, value, said):

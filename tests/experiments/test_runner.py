@@ -482,6 +482,19 @@ def test_configs_that_cannot_run_are_named_before_the_first_run_and_cost_none(wo
     assert world.begun == ["s/tiny", "s/other"]
 
 
+def test_a_space_with_a_key_that_cannot_exist_is_rejected_without_the_best_run_of_an_earlier_study(world, experiments):
+    assert experiments("tiny.yaml").out[1].startswith("best: ")
+    reason = "model.gpt.n_layrs: unknown key; did you mean n_layers?"
+    world.rejections["tiny.yaml"] = reason
+    ended = experiments("tiny.yaml", "--space", "{model.gpt.n_layrs: [1, 2]}")
+    assert (ended.status, ended.out) == (2, [])
+    assert ended.err == [f"bytelm: error: space: 'model.gpt.n_layrs' cannot be used; {reason}"]
+    world.rejections["tiny.yaml"] = "n_heads: 3 cannot be used"
+    ended = experiments("tiny.yaml", "--space", "{model.gpt.n_heads: [3]}")
+    assert ended.out[0] == "runs: 1 ended, of which now 1 rejected"
+    assert not any(line.startswith("best: ") for line in ended.out)
+
+
 def test_a_run_that_is_rejected_when_it_begins_costs_none(world, experiments):
     world.endings["tiny,seed=1"] = Ending("rejected", reason="the corpus has gone")
     ended = experiments("tiny.yaml", "--seeds", "1", "2", "--max_runs", "1")
@@ -835,6 +848,11 @@ def test_a_storage_that_cannot_be_used_is_reported_in_one_line_without_its_passw
         ([], ["configs", "required"]),
         (["tiny.yaml", "--seeds", "one"], ["seeds: 'one' is not accepted; accepted: int"]),
         (["tiny.yaml", "--nothing", "3"], ["nothing: unknown key"]),
+        (
+            ["tiny.yaml", "--time_budget.limit", "10s"],
+            ["time_budget.limit: unknown key; did you mean -- --time_budget.limit 10s? Options after -- "],
+        ),
+        (["tiny.yaml", "--time_budget.limit=10s"], ["did you mean -- --time_budget.limit=10s? "]),
         (["tiny.yaml", "--study", "../x"], ["study: '../x' cannot be used", "the name of a folder in runs/"]),
         (["tiny.yaml", "--study", "a/../../x"], ["study: 'a/../../x' cannot be used"]),
         (["tiny.yaml", "--study", "/x"], ["study: '/x' cannot be used"]),
