@@ -266,7 +266,7 @@ OF_OBJECTS = [
         (["tiny.yaml"], {"devices": 2}, ConfigError, "devices: 2"),
         (["missing.yaml"], {}, ConfigError, "config: "),
         ([{"modl": 3}], {}, UsageError, "modl: unknown key; did you mean model?"),
-        (["tiny.yaml", {"model.gpt.n_heads": 3}], {}, ConfigError, "n_heads: 3"),
+        (["tiny.yaml", {"model.gpt.n_heads": 3}], {}, ConfigError, "model.gpt.n_heads: 3"),
         (["tiny.yaml", {"trainer.callbacks": [Steps()]}], {}, ConfigError, "config: <test_train.Steps"),
         ([], {"model": gpt(), "data": corpus(), "limit": "3 apples"}, ConfigError, "limit: '3 apples'"),
         ([], {"model": gpt(), "data": corpus(), "devises": 2}, ConfigError, "devises: 2"),
