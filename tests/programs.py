@@ -131,7 +131,8 @@ def _get_starter() -> _Starter:
     global _starter
     if _starter is None or not _starter.is_mine:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        path = os.pathsep.join([str(PROJECT), str(PROJECT / "tests")])
+        # Without the project: an editable install adds it to sys.path, but not twice. Here it is the working folder.
+        path = str(PROJECT / "tests")
         subprocess.Popen(
             [sys.executable, "-c", f"import programs; programs.main({theirs.fileno()})"],
             env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "TORCH_CPP_LOG_LEVEL": "ERROR"},
