@@ -97,7 +97,10 @@ def test_an_editable_install_is_found_from_the_folder_above_the_checkout(folder,
     (wheel,) = Path().glob("*.whl")
     zipfile.ZipFile(wheel).extractall("installed")
     script = """
-        import site
+        import site, sys
+        from pathlib import Path
+        # Nothing of the project that the tests run from.
+        sys.path[:] = [entry for entry in sys.path if not Path(entry, "bytelm/__init__.py").is_file()]
         site.addsitedir("installed")
         import importlib.util
         import bytelm.errors

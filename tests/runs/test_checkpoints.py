@@ -408,6 +408,8 @@ def test_a_run_that_another_process_is_at_work_on_is_left_alone(run, rejects):
         assert process.exitcode is None, Path("stderr").read_text()
         time.sleep(0.01)
     os.kill(process.pid, signal.SIGSTOP)  # at work, but nothing changes
+    while any(") T " not in thread.read_text() for thread in Path(f"/proc/{process.pid}/task").glob("*/stat")):
+        time.sleep(0.01)  # its threads stop one after the other
     assert rejects("last", status=5) == "runs/tiny/version_0: another process works on this run"
     process.kill()
     process.join()
