@@ -10,7 +10,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from bytelm.kernels.cpu import library
-from bytelm.parts.ngram_counts import _FOLDED, _IN_WORD, _INVERSE, ContextKind, NGramCounts
+from bytelm.parts.ngram_counts import FOLDED, IN_WORD, INVERSE, ContextKind, NGramCounts
 
 
 class _Kind(ctypes.Structure):
@@ -119,9 +119,9 @@ def recall(
         n_symbols=n_symbols,
         level=level.data_ptr(),
         n_levels=len(levels),
-        folded=_FOLDED.data_ptr(),
-        in_word=_IN_WORD.data_ptr(),
-        inverse=ctypes.c_int64(_INVERSE).value,
+        folded=FOLDED.data_ptr(),
+        in_word=IN_WORD.data_ptr(),
+        inverse=ctypes.c_int64(INVERSE).value,
     )
     width = len(levels) * n_symbols + 2 * len(all_kinds)
     evidence = torch.empty(n_rows, seq_len - start, width, dtype=dtype)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-_MULTIPLIER, _INVERSE = 0x5851F42D4C957F2D, pow(0x5851F42D4C957F2D, -1, 1 << 64)
+_MULTIPLIER, INVERSE = 0x5851F42D4C957F2D, pow(0x5851F42D4C957F2D, -1, 1 << 64)
 _HASH_BITS = 40  # with 8 bits of a symbol and 4 of a fold they fit into an int64
 _KEY_BITS = 16  # of a hash, beside those that number its bucket
 _PIECE = 1 << 16  # tokens that are hashed together, which keeps memory low; contexts do not cross the edges
@@ -309,8 +309,8 @@ class _Words:
 
     def __init__(self, tokens: Tensor) -> None:
         time = torch.arange(tokens.shape[1], device=tokens.device)
-        in_word = _IN_WORD.to(tokens.device)[tokens]
-        self.sums = _PrefixSums(_FOLDED.to(tokens.device)[tokens])
+        in_word = IN_WORD.to(tokens.device)[tokens]
+        self.sums = _PrefixSums(FOLDED.to(tokens.device)[tokens])
         self._start = torch.where(in_word, 0, time + 1).cummax(1).values
         self._last_letter = torch.where(in_word, time, -1).cummax(1).values
 
@@ -330,7 +330,7 @@ class _PrefixSums:
         n = tokens.shape[1]
         codes = (tokens + 1) * -0x61C8864680B583EB
         codes ^= codes >> 29
-        codes *= _powers(_INVERSE, n, tokens.device)
+        codes *= _powers(INVERSE, n, tokens.device)
         self.powers = _powers(_MULTIPLIER, n + 1, tokens.device)
         self.sums = torch.nn.functional.pad(codes.cumsum(1), (1, 0))
 
@@ -359,5 +359,5 @@ def _folded() -> Tensor:
     return table
 
 
-_FOLDED = _folded()
-_IN_WORD = torch.tensor([chr(byte).isalpha() or byte == 39 or byte >= 128 for byte in range(256)])
+FOLDED = _folded()
+IN_WORD = torch.tensor([chr(byte).isalpha() or byte == 39 or byte >= 128 for byte in range(256)])
