@@ -182,9 +182,7 @@ class TimeBudget(Callback):
         """
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
-        for key, value in (("max_steps", trainer.max_steps), ("max_epochs", trainer.max_epochs)):
-            if value not in (-1, 0, None):
-                raise ConfigError(f"trainer.{key}", value, ENDS_A_RUN)
+        check_maximum({"max_steps": trainer.max_steps, "max_epochs": trainer.max_epochs})
         self._check_minimum(trainer)
 
     def _check_minimum(self, trainer: Trainer) -> None:
@@ -195,9 +193,7 @@ class TimeBudget(Callback):
         """
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
-        for key, value in (("min_steps", trainer.min_steps), ("min_epochs", trainer.min_epochs)):
-            if value not in (None, 0):
-                raise ConfigError(f"trainer.{key}", value, NO_MINIMUM)
+        check_minimum({"min_steps": trainer.min_steps, "min_epochs": trainer.min_epochs})
 
     def _check_order(self, trainer: Trainer) -> None:
         """Rejects bytelm callbacks before this one: they would read the budget before it has read the clock.
@@ -567,6 +563,34 @@ def _check_choice(option: str, value: object, accepted: tuple[object, ...]) -> N
 def runs_in_step_with_the_program(trainer: Trainer, pl_module: LightningModule) -> bool:
     """Returns whether reading the clock requires no wait, neither for a device nor for other ranks."""
     return trainer.world_size == 1 and pl_module.device.type == "cpu"
+
+
+def check_maximum(options: Mapping[str, Any]) -> None:
+    """Rejects options of the Trainer that would end a run.
+
+    Args:
+        options: The options.
+
+    Raises:
+        ConfigError: One is set.
+    """
+    for key in ("max_steps", "max_epochs"):
+        if options.get(key) not in (-1, 0, None):
+            raise ConfigError(f"trainer.{key}", options[key], ENDS_A_RUN)
+
+
+def check_minimum(options: Mapping[str, Any]) -> None:
+    """Rejects options of the Trainer that would let a run exceed its budget.
+
+    Args:
+        options: The options.
+
+    Raises:
+        ConfigError: One is set.
+    """
+    for key in ("min_steps", "min_epochs"):
+        if options.get(key) not in (None, 0):
+            raise ConfigError(f"trainer.{key}", options[key], NO_MINIMUM)
 
 
 def read_limits(durations: Iterable[Duration]) -> dict[Unit, float]:

@@ -9,7 +9,7 @@ from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import DeviceStatsMonitor, EarlyStopping, WeightAveraging
 from lightning.pytorch.strategies import ModelParallelStrategy
 
-from bytelm.callbacks.time_budget import ENDS_A_RUN, NO_MINIMUM
+from bytelm.callbacks.time_budget import check_maximum, check_minimum
 from bytelm.callbacks.validations import NEVER, Validations
 from bytelm.data.epochs import limited
 from bytelm.errors import ConfigError
@@ -74,16 +74,9 @@ def check_ends(given: Mapping[str, Any]) -> None:
     Raises:
         ConfigError: One is set.
     """
-    if not given.get("fast_dev_run"):
-        return  # TimeBudget checks them, in any Trainer
-    for key, reason in (
-        ("max_steps", ENDS_A_RUN),
-        ("max_epochs", ENDS_A_RUN),
-        ("min_steps", NO_MINIMUM),
-        ("min_epochs", NO_MINIMUM),
-    ):
-        if given.get(key) not in (-1, 0, None):
-            raise ConfigError(f"trainer.{key}", given[key], reason)
+    if given.get("fast_dev_run"):  # otherwise TimeBudget checks them, in any Trainer
+        check_maximum(given)
+        check_minimum(given)
 
 
 def check_counts(given: Mapping[str, Any]) -> None:
