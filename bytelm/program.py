@@ -25,7 +25,7 @@ from bytelm.system.invocation import typed_name
 from bytelm.system.postponed import postpone
 from bytelm.system.process import default_signals_in_children, end_with_parent, ending_signals, is_rank_zero
 from bytelm.system.streams import lasting_streams
-from bytelm.system.threads import wait_briefly
+from bytelm.system.threads import set_waiting
 
 
 class Command(NamedTuple):
@@ -196,7 +196,7 @@ def load(command: Command) -> Callable[[list[str]], None]:
     """Returns the function of a command; ends the program if a package that it needs is not installed."""
     # Set before torch is imported: for a rank that dies, torch would write a C++ stack, and RankWatch writes one line.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    wait_briefly()
+    set_waiting()
     handler = signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during an import leaves no traceback
     postpone()
     try:

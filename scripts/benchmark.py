@@ -29,10 +29,12 @@ Trains once and prints the time of each callback's hooks in a step, in microseco
 
 Starts the config's run `repeats` times and ends it after its first step. Prints the time from the start of the process
 to that step by phase: medians, with empty and with filled caches of compiled code if the config compiles.
+
     BYTELM_DATA=… python scripts/benchmark.py --busy 2 --budget 12s --repeats 3
 
 Trains while no, one and two other processes keep a core busy each. Prints the steps of each run: as bytelm lets threads
-wait for each other (bytelm/system/threads.py), and by the default of GNU's OpenMP.
+wait for each other (bytelm/system/threads.py), with waiting threads that always sleep soon, and by the default of GNU's
+OpenMP.
 
     BYTELM_DATA=… python scripts/benchmark.py --peak --config my.yaml [-- --trainer.precision bf16-mixed …]
 
@@ -78,6 +80,7 @@ from bytelm.callbacks import TimeBudget
 from bytelm.callbacks.warm_up import wait_for_device
 from bytelm.cli import BytelmCLI, build
 from bytelm.data.shard_file import write_shard
+from bytelm.system.threads import SPIN_COUNT
 from bytelm.units import Duration
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -93,7 +96,11 @@ ONE_DEVICE = ("--trainer.devices", "1", "--trainer.strategy", "auto")
 Contender = tuple[str, int]  # its name and its number of devices
 Result = dict[str, Any]
 LIBRARY_DEFAULT = {"GOMP_SPINCOUNT": "300000"}  # of GNU's OpenMP
-WAITS: dict[str, dict[str, str]] = {"bytelm": {}, "library's default": LIBRARY_DEFAULT}
+WAITS: dict[str, dict[str, str]] = {
+    "bytelm": {},
+    "always briefly": {"GOMP_SPINCOUNT": str(SPIN_COUNT)},
+    "library's default": LIBRARY_DEFAULT,
+}
 KEEP_BUSY = "while True: pass"
 HOOKS_OF_A_STEP = (
     "on_train_batch_start",

@@ -9,7 +9,7 @@ import signal
 from importlib import import_module
 
 from bytelm.system.postponed import postpone
-from bytelm.system.threads import wait_briefly
+from bytelm.system.threads import set_waiting
 
 MODULES = ("bytelm.program", "bytelm.cli")  # with them Lightning, torch and TensorBoard
 
@@ -17,7 +17,7 @@ for _signum in (signal.SIGTERM, signal.SIGHUP):
     signal.signal(_signum, signal.SIG_IGN)  # for a whole group: the server reports how the programs have ended
 
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # as in program.py, before torch is imported
-wait_briefly()
+set_waiting(watch=False)
 postpone()
 gc.disable()
 for _name in MODULES:
