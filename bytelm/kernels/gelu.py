@@ -13,8 +13,6 @@ from quack.activation import dgelu_erf
 from quack.epilogue import gemm_epilogue
 from quack.gemm_config import GemmConfig
 from torch import Tensor
-from torch.autograd import Function
-from torch.autograd.function import once_differentiable
 from torch.library import custom_op
 
 # Two groups of warps alternate: one multiplies while the other computes its epilogue.
@@ -33,36 +31,38 @@ def gelu_feedforward(x: Tensor, up: Tensor, down: Tensor) -> Tensor:
     Returns:
         (N, d_model).
     """
-    return _FeedForward.apply(x, up, down)
+    product, _, _ = _forward(x, up, down)
+    return product
 
 
-class _FeedForward(Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, up: Tensor, down: Tensor) -> Tensor:
-        hidden, slope = _up(x, up)
-        ctx.save_for_backward(x, up, down, hidden, slope)
-        return hidden @ down.T
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        x, up, down, hidden, slope = ctx.saved_tensors
-        gradient = gradient.contiguous()
-        before = _down_gradient(gradient, down, slope)
-        return before @ up, before.T @ x, gradient.T @ hidden
-
-
-@custom_op("bytelm::up_gelu", mutates_args=(), device_types="cuda")
-def _up(x: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
-    """The hidden layer and GELU's slope, each (N, d_ff)."""
+# An operator rather than an autograd.Function: torch's cache of compiled graphs excludes graphs that contain the latter.
+@custom_op("bytelm::gelu_feedforward", mutates_args=(), device_types="cuda")
+def _forward(x: Tensor, up: Tensor, down: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The result, (N, d_model), and what the backward pass needs: the hidden layer and GELU's slope, each (N, d_ff)."""
     products = _gelu_and_slope(x, up.T, config=UP_TILES, tuned=False)
-    return products["hidden"], products["D"]
+    hidden = products["hidden"]
+    return hidden @ down.T, hidden, products["D"]
 
 
-@_up.register_fake
-def _(x: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
+@_forward.register_fake
+def _(x: Tensor, up: Tensor, down: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     shape = (x.shape[0], up.shape[0])
-    return x.new_empty(shape), x.new_empty(shape)
+    return x.new_empty(x.shape[0], down.shape[0]), x.new_empty(shape), x.new_empty(shape)
+
+
+def _keep(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.set_materialize_grads(False)  # of the hidden layer and the slope, which only the backward pass reads
+    ctx.save_for_backward(*inputs, *output[1:])
+
+
+def _differentiate(ctx: Any, gradient: Tensor, *_: None) -> tuple[Tensor, Tensor, Tensor]:
+    x, up, down, hidden, slope = ctx.saved_tensors
+    gradient = gradient.contiguous()
+    before = _down_gradient(gradient, down, slope)
+    return before @ up, before.T @ x, gradient.T @ hidden
+
+
+_forward.register_autograd(_differentiate, setup_context=_keep)
 
 
 @custom_op("bytelm::down_gradient_gelu", mutates_args=(), device_types="cuda")
