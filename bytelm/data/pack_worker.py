@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bytelm.data.packing import BestFit, DocumentTokens, Tokens
+from bytelm.data.shared_tokens import SharedTokens, Sharing
 from bytelm.data.tokenizer import Tokenizer, load_tokenizer
 from bytelm.errors import DataError
 
@@ -39,6 +40,7 @@ class Job(NamedTuple):
         block_rows: Rows of a block.
         passes: How often the files are read; None: forever.
         most: Maximum number of rows.
+        sharing: The ranks that encode the documents together; None: each one encodes them all.
     """
 
     files: tuple[str, ...]
@@ -49,6 +51,7 @@ class Job(NamedTuple):
     block_rows: int
     passes: int | None = None
     most: int | None = None
+    sharing: Sharing | None = None
 
 
 def blocks(job: Job, state: dict[str, Any] | None, tokenizer: Tokenizer | None = None) -> Iterator[Block]:
@@ -63,7 +66,8 @@ def blocks(job: Job, state: dict[str, Any] | None, tokenizer: Tokenizer | None =
         DataError: The documents or the tokenizer cannot be read.
     """
     tokenizer = load_tokenizer(job.tokenizer) if tokenizer is None else tokenizer
-    documents = DocumentTokens([Path(file) for file in job.files], job.column, tokenizer, job.passes)
+    shared = None if job.sharing is None else SharedTokens(job.sharing)
+    documents = DocumentTokens([Path(file) for file in job.files], job.column, tokenizer, job.passes, shared)
     packer = BestFit(documents, job.row_tokens, job.buffer_size, state)
     left = math.inf if job.most is None else job.most
     while left:

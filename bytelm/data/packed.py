@@ -2,10 +2,12 @@
 
 import hashlib
 import re
+import tempfile
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
+from uuid import uuid4
 
 import torch
 from torch import Tensor
@@ -18,6 +20,7 @@ from bytelm.data.pack_worker import Job
 from bytelm.data.packed_rows import PackedEval, PackedLoader
 from bytelm.data.packing import START, DocumentTokens
 from bytelm.data.shard_file import WORDS, Split, check_disjoint
+from bytelm.data.shared_tokens import Sharing
 from bytelm.data.tokenizer import Tokenizer, load_tokenizer
 from bytelm.errors import ConfigError, DataError
 
@@ -197,11 +200,18 @@ class Documents(TokenData):
         return max(round(total * n_tokens / max(n_bytes, 1)), 1)
 
     def train_loader(self, seed: int, rank: int, world_size: int) -> PackedLoader:
-        job = self._job("train", passes=None)
+        job = self._job("train", passes=None)._replace(sharing=self._sharing())
         on_gpu = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
         return PackedLoader(
             job, self.batch_size, self.loaded_tokenizer, rank, world_size, self.ahead, pin_memory=on_gpu
         )
+
+    def _sharing(self) -> Sharing | None:
+        trainer = self.trainer
+        if trainer is None or trainer.num_devices < 2 or not self.ahead:
+            return None
+        name = trainer.strategy.broadcast(uuid4().hex)
+        return Sharing(str(Path(tempfile.gettempdir(), f"bytelm-{name}")), trainer.local_rank, trainer.num_devices)
 
     def check_sizes(self, key: str, option: str, sizes: Sequence[int]) -> None:
         pass  # batches can have any number of rows

@@ -3,6 +3,7 @@
 import os
 import pickle
 import queue
+import shutil
 import subprocess
 import sys
 import threading
@@ -107,6 +108,7 @@ class PackedLoader:
     """Endless batches of one rank's packed rows; the position can be saved.
 
     All ranks pack the same rows; together they take the next ones, and rank r uses the r-th part of each batch's rows.
+    Those of one machine encode the documents together (shared_tokens.py).
     `batch_size` can be set between two batches; no row is skipped or taken twice.
 
     Args:
@@ -141,6 +143,8 @@ class PackedLoader:
         self._kept: deque[tuple[int, Block]] = deque()  # blocks with the number of their first row
         self._next = 0  # first row of the next block
         self._source: Iterator[Block] | None = None
+        if job.sharing is not None and job.sharing.rank == 0:
+            weakref.finalize(self, shutil.rmtree, job.sharing.folder, ignore_errors=True)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         while True:

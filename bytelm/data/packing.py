@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bytelm.data.documents import group, groups
+from bytelm.data.shared_tokens import SharedTokens
 from bytelm.data.tokenizer import Tokenizer
 from bytelm.errors import DataError
 
@@ -50,13 +51,22 @@ class DocumentTokens:
         column: See documents.groups.
         tokenizer: The tokenizer; it has a token that marks the beginning of a document.
         passes: How often the files are read; None: forever.
+        shared: The tokens of other ranks' processes; None: this one encodes all documents.
     """
 
-    def __init__(self, files: Sequence[Path], column: str, tokenizer: Tokenizer, passes: int | None = None) -> None:
+    def __init__(
+        self,
+        files: Sequence[Path],
+        column: str,
+        tokenizer: Tokenizer,
+        passes: int | None = None,
+        shared: SharedTokens | None = None,
+    ) -> None:
         self.files = files
         self.column = column
         self.tokenizer = tokenizer
         self.passes = passes
+        self.shared = shared
         self.dtype = np.uint16 if tokenizer.vocab_size <= 2**16 else np.int32
         self._kept: dict[int, list[tuple[int, list[Tokens]]]] = {}  # by file: the numbers and tokens of its groups
         self._may_keep = KEPT if passes is None else 0
@@ -99,16 +109,23 @@ class DocumentTokens:
         for part, texts in groups(self.files[number], self.column, first_group):
             tokens: list[Tokens] = []
             parts.append((part, tokens))
-            yield part, len(texts), self._encoded(texts, first, tokens if keeps else None)
+            yield part, len(texts), self._encoded((number, part), texts, first, tokens if keeps else None)
             first = 0
         if keeps and self._may_keep > 0:
             self._kept[number] = parts
         elif self._may_keep <= 0:
             self._kept.clear()
 
-    def _encoded(self, texts: list[str], first: int, kept: list[Tokens] | None) -> Iterator[tuple[int, list[Tokens]]]:
-        for begin in range(first, len(texts), AT_ONCE):
-            some = self.encode(texts[begin : begin + AT_ONCE])
+    def _encoded(
+        self, name: tuple[int, int], texts: list[str], first: int, kept: list[Tokens] | None
+    ) -> Iterator[tuple[int, list[Tokens]]]:
+        def encode(begin: int) -> list[Tokens]:
+            return self.encode(texts[begin : begin + AT_ONCE])
+
+        begins = range(first, len(texts), AT_ONCE)
+        is_shared = self.shared is not None and len(begins) > 1  # else one would encode, and the others wait
+        batches = self.shared.batches(name, begins, encode) if is_shared else ((at, encode(at)) for at in begins)
+        for begin, some in batches:
             if kept is not None and self._may_keep > 0:
                 kept += some
                 self._may_keep -= sum(map(len, some))

@@ -4,6 +4,8 @@ import functools
 import io
 import itertools
 import signal
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from unittest import mock
 
 import autoresearch_original as original
@@ -16,6 +18,7 @@ from bytelm.data import packing
 from bytelm.data.pack_worker import Job, blocks
 from bytelm.data.packed import Documents
 from bytelm.data.packed_rows import Ahead, PackedEval, PackedLoader
+from bytelm.data.shared_tokens import FILES, SharedTokens, Sharing
 from bytelm.data.tokenizer import load_tokenizer
 from bytelm.errors import DataError
 from bytelm.metrics import BitsPerByte
@@ -157,6 +160,55 @@ def test_ranks_share_the_rows_of_one_order(job):
     resumed = loader(job, batch_size=3)
     resumed.load_state_dict(ranks[0].state_dict())
     assert torch.equal(rows_of(batches(resumed, 1)), rows_of(batches(loader(job, batch_size=3), 21))[60:])
+
+
+def test_ranks_of_a_machine_encode_each_document_once(tmp_path, job):
+    write_parquet(tmp_path / "many.parquet", texts(600, 5), row_group=300)  # groups of three batches
+    job, alone = job._replace(files=(str(tmp_path / "many.parquet"),)), []
+    folder = tmp_path / "shared"
+    ranks = [loader(job._replace(sharing=Sharing(str(folder), rank, 3)), 2, rank, 3) for rank in range(3)]
+    encoders = [mock.Mock(wraps=one.tokenizer.encode_batch) for one in ranks]
+    for one, encoder in zip(ranks, encoders, strict=True):
+        one.tokenizer.encode_batch = encoder
+    with ThreadPoolExecutor() as threads:
+        shares = list(threads.map(lambda one: rows_of(batches(one, 60)).view(60, 2, -1), ranks))
+    alone = rows_of(batches(loader(job, 6), 60)).view(60, 6, -1)
+    assert torch.equal(torch.cat(shares, dim=1), alone)
+    n_encoded = [sum(len(call.args[0]) for call in encoder.call_args_list) for encoder in encoders]
+    assert sum(n_encoded) == 600
+    assert min(n_encoded) > 128
+    assert folder.exists()
+    del one, ranks
+    assert not folder.exists()
+
+
+def test_a_process_encodes_what_others_do_not_give(tmp_path):
+    def encode(begin):
+        asked.append(begin)
+        return [np.array([begin, 7], np.uint16), np.array([begin], np.uint16)]
+
+    asked, begins = [], list(range(0, 128 * 40, 128))
+    one, two = (SharedTokens(Sharing(str(tmp_path / "shared"), rank, 2), patience=0.0) for rank in (0, 1))
+    found = list(one.batches((3, 4), begins, encode))
+    assert asked[20:] == begins[::2]  # its own batches are encoded, and given, before it looks for others
+    assert [(begin, [list(tokens) for tokens in some]) for begin, some in found] == [
+        (begin, [[begin, 7], [begin]]) for begin in begins
+    ]
+    asked.clear()
+    Path(tmp_path, "shared", "3-4-128").write_bytes(b"incomplete")
+    for begin, some in two.batches((3, 4), begins, encode):
+        assert [list(tokens) for tokens in some] == [[begin, 7], [begin]]
+        assert some[0].dtype == np.uint16
+    assert set(asked) == {*begins[::2], 128}
+    for number in range(4):
+        list(two.batches((5, number), begins, encode))
+    assert len(list((tmp_path / "shared").iterdir())) == 20 + FILES  # of one, and the last ones of two
+
+
+def test_a_process_that_cannot_write_goes_on(tmp_path):
+    (tmp_path / "shared").write_text("not a folder")
+    shared = SharedTokens(Sharing(str(tmp_path / "shared"), 0, 2), patience=0.0)
+    assert [begin for begin, _ in shared.batches((0, 0), [0, 128], lambda begin: [np.zeros(1)])] == [0, 128]
 
 
 def test_batch_sizes_can_change(job):
