@@ -2,7 +2,7 @@
 
 All ranks pack all documents, and encoding takes nearly all of the time of packing. Therefore each process encodes its
 part of a group of documents and takes the others from the other ranks' processes. Every process can encode any
-document, with the same tokens: one whose file is missing, because its writer has ended or cannot write, costs time only.
+document, with the same tokens: a file that is missing, because its writer has ended or cannot write, costs only time.
 """
 
 import os

@@ -35,7 +35,7 @@ def gelu_feedforward(x: Tensor, up: Tensor, down: Tensor) -> Tensor:
     return product
 
 
-# An operator rather than an autograd.Function: torch's cache of compiled graphs excludes graphs that contain the latter.
+# An operator, not an autograd.Function: torch's cache of compiled graphs excludes graphs that contain one.
 @custom_op("bytelm::gelu_feedforward", mutates_args=(), device_types="cuda")
 def _forward(x: Tensor, up: Tensor, down: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The result, (N, d_model), and what the backward pass needs: the hidden layer and GELU's slope, each (N, d_ff)."""
