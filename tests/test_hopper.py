@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+from contextlib import nullcontext
 from functools import partial
 
 import pytest
@@ -15,7 +16,7 @@ from bytelm.errors import ConfigError
 from bytelm.gpt import GPT
 from bytelm.parts import attention as attentions
 from bytelm.parts import feedforward as feedforwards
-from bytelm.parts.attention import SDPA, FlashAttention
+from bytelm.parts.attention import SDPA, FlashAttention, WindowedSDPA
 from bytelm.parts.feedforward import GELU, FusedGELU
 from bytelm.parts.position import Learned, Rotary
 
@@ -50,18 +51,25 @@ def stand_ins(monkeypatch):
     pytest.importorskip("quack")
     from bytelm.kernels import attention, gelu
 
-    def probabilities(q, k, log_sums):
-        future = torch.ones(q.shape[2], q.shape[2], dtype=torch.bool).triu(1)
-        return (q @ k.mT / q.shape[-1] ** 0.5).masked_fill(future, -torch.inf).sub(log_sums).exp()
+    def probabilities(q, k, log_sums, window=None):
+        unseen = torch.ones(q.shape[2], q.shape[2], dtype=torch.bool).triu(1)
+        if window is not None:
+            unseen |= torch.ones_like(unseen).tril(-window)
+        return (q @ k.mT / q.shape[-1] ** 0.5).masked_fill(unseen, -torch.inf).sub(log_sums).exp()
 
     @attention._forward.register_kernel("cpu")
     def _(q, k, v):
         sums = probabilities(q, k, torch.zeros(())).sum(-1)
         return attention._by_token(probabilities(q, k, sums.log()[..., None]) @ v), sums.log()
 
+    @attention._windowed.register_kernel("cpu")
+    def _(q, k, v, window):
+        sums = probabilities(q, k, torch.zeros(()), window).sum(-1)
+        return attention._by_token(probabilities(q, k, sums.log()[..., None], window) @ v), sums.log()
+
     @attention._backward.register_kernel("cpu")
-    def _(gradient, q, k, v, mixed, log_sums):
-        p = probabilities(q, k, log_sums[..., None])
+    def _(gradient, q, k, v, mixed, log_sums, window=None):
+        p = probabilities(q, k, log_sums[..., None], window)
         of_scores = p * (gradient @ v.mT - (gradient * mixed).sum(-1, keepdim=True)) / q.shape[-1] ** 0.5
         return torch.cat([of_scores @ k, of_scores.mT @ q, p.mT @ gradient], 1).transpose(1, 2).contiguous()
 
@@ -110,6 +118,34 @@ def test_their_gradients_are_those_of_the_plain_parts(position, stand_ins):
         torch.testing.assert_close(ours[name], expected[name], rtol=1e-6, atol=1e-9)
 
 
+def test_windows_are_those_of_the_masks(stand_ins, monkeypatch):
+    attention = partial(WindowedSDPA, window=5, pattern="S")
+    gpt = GPT(64, 4, 2, vocab_size=64, max_seq_len=32, attention=attention).double()
+    expected = gradients(gpt, gpt)
+    gpt.zero_grad()
+    monkeypatch.setattr(WindowedSDPA, "_has_kernel", lambda *_: True)
+    monkeypatch.setattr(attentions, "optional_on_hopper", lambda *_: True)
+    ours = gradients(gpt, gpt)
+    for name in expected:
+        torch.testing.assert_close(ours[name], expected[name], rtol=1e-6, atol=1e-9)
+
+
+def test_kernels_that_only_save_time_are_optional(monkeypatch):
+    monkeypatch.setattr(kernels, "on_hopper", lambda device, dtype: True)
+    errors = iter([ModuleNotFoundError("No module named 'flash_attn'"), AttributeError("module 'cutlass' has no ...")])
+
+    def missing(module):
+        raise next(errors)
+
+    monkeypatch.setattr(kernels, "import_module", missing)
+    for expected in (nullcontext(), pytest.warns(UserWarning, match=r"attention\.py do not work .* has no \.\.\.")):
+        kernels._loaded_for_hopper.cache_clear()
+        with expected:
+            assert not kernels.optional_on_hopper("attention", torch.device("cuda"), torch.bfloat16)
+            assert not kernels.optional_on_hopper("attention", torch.device("cuda"), torch.bfloat16)
+    kernels._loaded_for_hopper.cache_clear()
+
+
 @pytest.mark.slow
 def test_compiled_in_one_graph_the_gradients_of_queries_keys_and_values_are_not_copied(stand_ins):
     from torch._dynamo.utils import counters
@@ -142,7 +178,8 @@ with FakeTensorMode():
     new = lambda *shape, dtype=torch.bfloat16: torch.empty(shape, dtype=dtype, device="cuda")
     q, k, v = (part.transpose(1, 2) for part in new(2, 1024, 36, 64).split(12, dim=2))
     mixed, log_sums = new(2, 1024, 12, 64).transpose(1, 2), new(2, 12, 1024, dtype=torch.float32)
-    assert attention._gradients(mixed, q, k, v, mixed, log_sums).shape == (2, 1024, 36, 64)
+    for window in (None, 257):
+        assert attention._gradients(mixed, q, k, v, mixed, log_sums, window).shape == (2, 1024, 36, 64)
     x, up, down, hidden = new(2048, 768), new(3072, 768), new(768, 3072), new(2048, 3072)
     gelu._gelu_and_slope.plan(x, up.T, out={"D": hidden, "hidden": hidden}, config=gelu.UP_TILES)
     gelu._times.plan(x, down, hidden, out={"D": hidden}, config=gelu.DOWN_TILES)

@@ -70,9 +70,10 @@ class SharedTokens:
         for begin, tokens in mine.items():
             self._give(self._path(name, begin), tokens)
         for begin in begins:
-            if (tokens := mine.pop(begin, None)) is None and (tokens := self._take(self._path(name, begin))) is None:
-                tokens = encode(begin)
-            yield begin, tokens
+            if begin in mine:
+                yield begin, mine.pop(begin)
+            else:
+                yield begin, self._take(self._path(name, begin)) or encode(begin)
 
     def _path(self, name: tuple[int, int], begin: int) -> Path:
         return self.folder / "-".join(map(str, (*name, begin)))

@@ -6,9 +6,11 @@ cpu.py builds it with the machine's compiler. bytelm runs without any of them.
 """
 
 import os
+from functools import cache
 from importlib import import_module
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 
 from bytelm.errors import ConfigError
 from bytelm.system.compiler import assume_constant_result
@@ -35,6 +37,31 @@ def load_for_hopper(kernels: str, key: str, part: str) -> None:
     except ImportError as error:
         reason = f'its kernels are not installed ({error}); run pip install -e ".[hopper]"'
         raise ConfigError(key, part, reason) from error
+
+
+@cache
+def _loaded_for_hopper(kernels: str) -> bool:
+    os.environ.setdefault("FLASH_ATTENTION_CUTE_DSL_CACHE_ENABLED", "1")
+    try:
+        import_module(f"{__name__}.{kernels}")
+    except ModuleNotFoundError:
+        return False
+    except Exception as error:  # of any kind: these packages are betas
+        rank_zero_warn(f"the kernels in bytelm/kernels/{kernels}.py do not work here, PyTorch's are used: {error}")
+        return False
+    return True
+
+
+@assume_constant_result
+def optional_on_hopper(kernels: str, device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether kernels for Hopper that only save time can be used: they are installed, and GPU and type are right.
+
+    Args:
+        kernels: Name of the module in this package. It is imported the first time.
+        device: The tensors' device.
+        dtype: Their type.
+    """
+    return on_hopper(device, dtype) and _loaded_for_hopper(kernels)
 
 
 @assume_constant_result

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from bytelm.config.values import PositiveInt, UnitInterval
 from bytelm.errors import ConfigError
-from bytelm.kernels import load_for_hopper, on_hopper
+from bytelm.kernels import load_for_hopper, on_hopper, optional_on_hopper
 from bytelm.parts import contract
 from bytelm.parts.contract import Context, Norm, PositionEncoding
 from bytelm.parts.init import ResidualProjection
@@ -377,7 +377,9 @@ def gates_of(gate: nn.Linear, x: Tensor) -> Tensor:
 
 
 def window_attention(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
-    """Causal attention to the last `window` tokens, by torch's FlashAttention, which skips all blocks before them.
+    """Causal attention to the last `window` tokens, by a FlashAttention, which skips all blocks before them.
+
+    On Hopper GPUs, FlashAttention-4 (the extra `hopper`) if it is installed, in 0.55 of the time of torch's.
 
     Args:
         q: Queries, (B, n_heads, T, head_dim), in bf16 or fp16, on a GPU.
@@ -388,6 +390,10 @@ def window_attention(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
     Returns:
         (B, n_heads, T, head_dim).
     """
+    if q.shape == k.shape and q.shape[-1] <= 128 and optional_on_hopper("attention", q.device, q.dtype):
+        from bytelm.kernels.attention import windowed_flash_attention
+
+        return windowed_flash_attention(q, k, v, window)
     seq_len = q.shape[-2]
     theirs = [tensor.transpose(1, 2) for tensor in (q, k, v)]
     # torch.nn.attention.varlen_attn has windows only from torch 2.11 on.
