@@ -123,8 +123,9 @@ class DocumentTokens:
             return self.encode(texts[begin : begin + AT_ONCE])
 
         begins = range(first, len(texts), AT_ONCE)
-        is_shared = self.shared is not None and len(begins) > 1  # else one would encode, and the others wait
-        batches = self.shared.batches(name, begins, encode) if is_shared else ((at, encode(at)) for at in begins)
+        batches: Iterator[tuple[int, list[Tokens]]] = ((begin, encode(begin)) for begin in begins)
+        if self.shared is not None and len(begins) > 1:  # else one would encode, and the others wait
+            batches = self.shared.batches(name, begins, encode)
         for begin, some in batches:
             if kept is not None and self._may_keep > 0:
                 kept += some
