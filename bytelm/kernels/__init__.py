@@ -6,11 +6,11 @@ cpu.py builds it with the machine's compiler. bytelm runs without any of them.
 """
 
 import os
+import warnings
 from functools import cache
 from importlib import import_module
 
 import torch
-from lightning.pytorch.utilities import rank_zero_warn
 
 from bytelm.errors import ConfigError
 from bytelm.system.compiler import assume_constant_result
@@ -47,7 +47,8 @@ def _loaded_for_hopper(kernels: str) -> bool:
     except ModuleNotFoundError:
         return False
     except Exception as error:  # of any kind: these packages are betas
-        rank_zero_warn(f"the kernels in bytelm/kernels/{kernels}.py do not work here, PyTorch's are used: {error}")
+        reason = f"the kernels in bytelm/kernels/{kernels}.py do not work here, PyTorch's are used: {error}"
+        warnings.warn(reason, stacklevel=2)
         return False
     return True
 
