@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 PROJECT = Path(__file__).resolve().parents[1]
-GENERATED = {Path("docs/autoresearch/report.md"), Path("docs/autoresearch/seeds/report.md")}
+GENERATED = {Path("docs/autoresearch", folder, "report.md") for folder in (".", "seeds", "third-set")}
 FILES = sorted(
     path.relative_to(PROJECT) for path in (*PROJECT.glob("*.md"), *PROJECT.glob("docs/**/*.md"))
 )  # README.md, docs/guides/configs.md, …
