@@ -217,7 +217,7 @@ def at_work():
 def until():
     """Waits until a condition is true, and returns its value."""
 
-    def until(condition, seconds=20.0):
+    def until(condition, seconds=60.0):
         end = time.monotonic() + seconds
         while not (found := condition()):
             assert time.monotonic() < end, f"not so after {seconds:g} s"
