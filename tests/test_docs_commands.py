@@ -108,7 +108,7 @@ def test_all_programs_are_known():
 
 @pytest.fixture
 def stand_ins(folder, monkeypatch):
-    """Makes the files that a command names, as copies of tiny.yaml, and replaces placeholders and patterns."""
+    """Makes the configs and runs that a command names, as copies of tiny.yaml; replaces placeholders and patterns."""
     config = (folder / "tiny.yaml").read_text()
     (folder / "configs").symlink_to(docs_pages.PROJECT / "configs")
 
@@ -125,6 +125,10 @@ def stand_ins(folder, monkeypatch):
             if file.suffix == ".yaml" and not (docs_pages.PROJECT / file).exists():
                 file.parent.mkdir(parents=True, exist_ok=True)
                 file.write_text(config)
+            if re.fullmatch(r"runs/\S+/version_\d+", word):
+                (file / "checkpoints").mkdir(parents=True, exist_ok=True)
+                (file / "checkpoints/best.ckpt").touch()
+                (file / "config.yaml").write_text(config)
             replaced.append(word)
         return replaced
 
