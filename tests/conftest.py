@@ -1,9 +1,9 @@
 """The setup of the tests, and a tiny experiment for tests of whole runs, whose steps take milliseconds.
 
-Two cores have three processes that run tests (pytest-xdist), unless files are named on the command line. Each process
-has one thread, because the threads of two processes would wait for each other. Temporary folders are in memory if there
-is room, because a run flushes a dozen files to the disk. This file imports nothing from bytelm: the process that
-distributes tests does not need torch.
+Two cores have three processes that run tests (pytest-xdist), unless files are named on the command line. They are forks
+of one that has imported torch and Lightning (programs.py). Each process has one thread, because the threads of two
+processes would wait for each other. Temporary folders are in memory if there is room, because a run flushes a dozen
+files to the disk. This file imports nothing from bytelm: the process that distributes tests does not need torch.
 """
 
 import functools
