@@ -64,7 +64,10 @@ class _LineDumper(yaml.SafeDumper):
     """Writes one line, of any length."""
 
 
-class _Dumper(getattr(yaml, "CSafeDumper", yaml.SafeDumper)):  # type: ignore[misc] (libyaml takes a third of the time)
+_FastDumper: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)  # libyaml's takes a quarter of the time
+
+
+class _Dumper(_FastDumper):
     """Writes lines."""
 
 
