@@ -23,7 +23,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from bytelm.callbacks.last_checkpoint import LastCheckpoint
 from bytelm.callbacks.time_budget import TimeBudget
 from bytelm.errors import Interrupted
-from bytelm.system.process import ending_signals
+from bytelm.system.process import default_signals_in_children, ending_signals
 
 SAME_SECONDS = 1.0  # a launcher repeats a signal that the terminal has sent to every process: that is one signal
 ENDING_SECONDS = 10.0  # time for a process to end undisturbed
@@ -49,6 +49,7 @@ class Signals(Callback):
         trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
         self._launcher = trainer.strategy.launcher
         if threading.current_thread() is threading.main_thread():  # Python allows it only there, as Lightning knows
+            default_signals_in_children()
             for signum in ending_signals():  # replaces Lightning's, which restores the previous handlers at the end
                 signal.signal(signum, self._receive)
 

@@ -13,7 +13,7 @@ says whether all ranks read the clock together at the end of this step.
 import math
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -78,7 +78,10 @@ class TimeBudget(Callback):
         counts_flops: The same for FLOPs.
         startup_seconds: Time from the start of the process to the start of the clock.
         plan: Decides the size of steps; None: only the data decide.
+        UNITS: Units of the durations that do not take all of them, by option.
     """
+
+    UNITS: ClassVar[dict[str, tuple[Unit, ...]]] = {"limit": LIMITS, "reserve": ("seconds", "fraction")}
 
     def __init__(
         self,

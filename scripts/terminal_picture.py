@@ -105,10 +105,11 @@ def watched(command: list[str], during: int, prompt: str = "") -> list[list[str]
         if rest[-1] >= 0x80 or re.search(r"\x1b\[?[0-9;?]*$", text):
             continue  # a character, or a sequence, is not complete
         rest = b""
-        screen.feed(text)
-        found = SHARE.findall("\n".join(screen.lines))
-        if early is None and found and int(found[-1]) >= during:
-            early = [*screen.lines]
+        for part in re.findall(r"[\r\n]+[^\r\n]*|[^\r\n]+", text):  # several states of the bar may come at once
+            screen.feed(part)
+            found = SHARE.findall("\n".join(screen.lines))
+            if early is None and found and int(found[-1]) >= during:
+                early = [*screen.lines]
     if process.wait():
         raise subprocess.CalledProcessError(process.returncode, command, "\n".join(screen.lines))
     return [_stripped(early or screen.lines), _stripped(screen.lines)]

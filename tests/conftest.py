@@ -1,11 +1,12 @@
 """The setup of the tests, and a tiny experiment for tests of whole runs, whose steps take milliseconds.
 
-Two cores have three processes that run tests (pytest-xdist), unless files are named on the command line. Each process
-has one thread, because the threads of two processes would wait for each other. Temporary folders are in memory if there
-is room, because a run flushes a dozen files to the disk. This file imports nothing from bytelm: the process that
-distributes tests does not need torch.
+Two cores have three processes that run tests (pytest-xdist), unless files are named on the command line. They are forks
+of one that has imported torch and Lightning (programs.py). Each process has one thread, because the threads of two
+processes would wait for each other. Temporary folders are in memory if there is room, because a run flushes a dozen
+files to the disk. This file imports nothing from bytelm: the process that distributes tests does not need torch.
 """
 
+import functools
 import gc
 import os
 import random
@@ -27,7 +28,7 @@ os.environ.setdefault("PYTHONHASHSEED", str(random.randrange(2**32)))  # names o
 os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # more would be processes, which take seconds to start
 
 # No deadline: times of cases mean nothing beside other tests. scripts/long_tests.sh takes the profile "long".
-hypothesis.settings.register_profile("quick", max_examples=50, deadline=None)
+hypothesis.settings.register_profile("quick", max_examples=25, deadline=None)
 hypothesis.settings.register_profile("long", max_examples=500, deadline=None)
 hypothesis.settings.load_profile("quick")
 
@@ -62,11 +63,21 @@ def pytest_configure(config):
         os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
 
 
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_sessionstart(session):
+    if hasattr(session.config, "workerinput"):
+        programs.become_worker()
+        return (yield)
+    with programs.serve_workers(session.config.getoption("numprocesses", None)):
+        return (yield)
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_collection():
     gc.disable()  # what imports of modules make is no garbage
     result = yield
     gc.freeze()  # collections during the tests need not look at it again
+    gc.set_threshold(50_000, 10, 10)  # of a run's time, the default takes 5%
     gc.enable()
     return result
 
@@ -84,6 +95,15 @@ def pytest_xdist_auto_num_workers(config):
         return 0
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return cores + cores // 2
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _installed_packages_are_searched_once():
+    """Makes Lightning remember which packages add callbacks: each Trainer reads the entry points of all packages."""
+    with pytest.MonkeyPatch.context() as patch:
+        if registry := sys.modules.get("lightning.fabric.utilities.registry"):
+            patch.setattr(registry, "entry_points", functools.cache(registry.entry_points))
+        yield
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -197,7 +217,7 @@ def at_work():
 def until():
     """Waits until a condition is true, and returns its value."""
 
-    def until(condition, seconds=20.0):
+    def until(condition, seconds=60.0):
         end = time.monotonic() + seconds
         while not (found := condition()):
             assert time.monotonic() < end, f"not so after {seconds:g} s"

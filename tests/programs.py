@@ -6,6 +6,9 @@ arguments, streams, files, environment, working folder, session and signals that
 the module as `__main__`. It receives a starter too: the runs of a study, the second rank of a run and the process that
 checks a config are forks of that starter, and children of the program.
 
+pytest-xdist's processes, which run the tests, are forks of a starter as well: that of the process which distributes
+tests. They import torch and Lightning once, not once each.
+
 Differences from `python -m bytelm`: the modules of `PRELOADED` are already imported, /proc shows the command line and
 the environment of the first starter, and options of the interpreter have no effect. Tests of the start itself use
 `subprocess`.
@@ -35,6 +38,7 @@ from typing import Any, NoReturn
 
 PROJECT = Path(__file__).resolve().parents[1]
 PRELOADED = ("bytelm.cli", "bytelm.experiments.runner", "bytelm.experiments.service.api")
+OF_TESTS = ("pytest", "hypothesis.strategies", "fastapi.testclient")  # which takes seconds, and many tests need
 MARK = "BYTELM_TEST_RUN"  # an environment variable with which `marked` finds processes
 STARTER_NAME = "starter"  # name of a starter's process
 SET_NAME, SET_CHILD_SUBREAPER = 15, 36  # of prctl
@@ -126,15 +130,19 @@ class _Starter:
 _starter: _Starter | None = None
 
 
-def _get_starter() -> _Starter:
-    """Returns this process's starter; the first call creates it, and takes as long as a start of the program."""
+def _get_starter(*others: str) -> _Starter:
+    """Returns this process's starter; the first call creates it, and takes as long as a start of the program.
+
+    Args:
+        others: Further modules that the starter imports.
+    """
     global _starter
     if _starter is None or not _starter.is_mine:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         # Without the project: an editable install adds it to sys.path, but not twice. Here it is the working folder.
         path = str(PROJECT / "tests")
         subprocess.Popen(
-            [sys.executable, "-c", f"import programs; programs.main({theirs.fileno()})"],
+            [sys.executable, "-c", f"import programs; programs.main({theirs.fileno()}, *{others})"],
             env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "TORCH_CPP_LOG_LEVEL": "ERROR"},
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
@@ -176,6 +184,12 @@ def _execute_in_program(process: subprocess.Popen, *args: Any) -> None:
     (_execute if is_bytelm else _popen_execute)(process, *args)
 
 
+def _execute_worker(process: subprocess.Popen, *args: Any) -> None:
+    command = _popen_parameters.bind(process, *args).arguments["args"]
+    is_worker = isinstance(command, list) and command[:2] == [sys.executable, "-u"]
+    (_execute if is_worker else _popen_execute)(process, *args)
+
+
 def _spawn(path: Any, args: Sequence[Any], passed: Sequence[int]) -> int:
     """Replaces multiprocessing.util.spawnv_passfds."""
     args = [os.fsdecode(arg) for arg in args]
@@ -210,14 +224,36 @@ def serve_multiprocessing() -> None:
         multiprocessing.util.spawnv_passfds = _spawn
 
 
+@contextlib.contextmanager
+def serve_workers(number: int | None) -> Iterator[None]:
+    """Context in which the processes that pytest-xdist starts are forks of this process's starter.
+
+    Args:
+        number: How many it starts.
+    """
+    if number and sys.platform == "linux":
+        _get_starter(*OF_TESTS)
+        subprocess.Popen._execute_child = _execute_worker
+    try:
+        yield
+    finally:
+        subprocess.Popen._execute_child = _popen_execute
+
+
+def become_worker() -> None:
+    """Makes a fork that runs tests start programs as other processes do: without Program, by the interpreter."""
+    subprocess.Popen._execute_child = _popen_execute
+
+
 # The starter's side
 
 
-def main(number: int) -> None:
+def main(number: int, *others: str) -> None:
     """Imports the modules, and forks programs.
 
     Args:
         number: File descriptor of the starter's socket.
+        others: Modules beside those of `PRELOADED`; those that are not installed are left out.
     """
     entries = os.environ["PYTHONPATH"].split(os.pathsep)
     first = sys.path.index(entries[0])
@@ -225,6 +261,9 @@ def main(number: int) -> None:
     gc.disable()
     for name in PRELOADED:
         import_module(name)
+    for name in others:
+        with contextlib.suppress(ImportError):
+            import_module(name)
     gc.enable()
     gc.collect()
     gc.freeze()  # pages that no collection writes to stay shared

@@ -166,12 +166,16 @@ def test_a_run_that_continues_without_its_average_says_so(run, capsys):
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [
-        ("current_model_state", {}),
-        ("current_model_state", 3),
-        ("averaging_state", {}),
-        ("averaging_state", {"n_averaged": torch.zeros(2)}),
-    ],
+    thinned(
+        [
+            ("current_model_state", {}),
+            ("current_model_state", 3),
+            ("averaging_state", {}),
+            ("averaging_state", {"n_averaged": torch.zeros(2)}),
+        ],
+        2,
+        several=True,
+    ),
 )
 def test_a_checkpoint_whose_trained_weights_are_damaged_is_rejected(run, rejected, capsys, key, value):
     run("--time_budget.limit", "2 steps", EMA)

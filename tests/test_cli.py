@@ -410,7 +410,7 @@ def test_the_quickstart_builds_and_says_how_it_is_run(folder):
             ("--time_budget.limit=-3s", ["time_budget.limit", "'-3s'", "180s, 3m"]),
             ("--time_budget.limit=180", ["time_budget.limit", "180", "180s, 3m"]),
             ("--time_budget.limit=[60s, 3 stops]", ["time_budget.limit", "'3 stops'", "500 steps"]),
-            ("--time_budget.limit=0s", ["time_budget.limit", "'0s'", "more than 0"]),
+            ("--time_budget.limit=0s", ["time_budget.limit", "'0s'", "above 0"]),
             ("--time_budget.scope=all", ["time_budget.scope", "'all'", "'training', 'run'"]),
             ("--lr_schedule.warmup=9 stops", ["lr_schedule.warmup", "'9 stops'", "500 steps"]),
             # values that do not fit together

@@ -3,6 +3,7 @@
 import json
 import math
 import sys
+from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import SingleDeviceStrategy
+from thinned import thinned
 from torch import nn
 from torch.nn import functional as F
 
@@ -176,8 +178,7 @@ def test_resuming_and_scoring_with_or_without_it(torchao, run):
     assert run(*checkpoint, "--time_budget.limit=6 steps").trainer.global_step == 6
 
 
-@pytest.mark.parametrize("gradients", ["e4m3", "e5m2"])
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize(("recipe", "gradients"), thinned(product(RECIPES, ["e4m3", "e5m2"]), 4, several=True))
 def test_each_recipe_trains(torchao, recipe, gradients, run):
     options = {"recipe": recipe, "gradients": gradients, "emulate": "true"}
     cli = run(*PLUGIN, *(f"--trainer.plugins.{key}={value}" for key, value in options.items()))

@@ -288,7 +288,7 @@ def test_a_signal_to_any_rank_ends_all_and_they_resume_as_if_uninterrupted(start
     run.wait_for_step(8)
     send(run, to, signum)
     status, seconds = run.end()
-    assert seconds < 10, run.err
+    assert seconds < 40, run.err
     name = signal.Signals(signum).name
     if launcher == "lightning":
         assert status == 128 + signum, run.err
@@ -338,7 +338,7 @@ def test_a_signal_ends_all_ranks_while_they_compile(start, launcher, to):
     run.wait_for(lambda: all((run.folder / f"compiling{rank}").exists() for rank in (0, 1)))
     send(run, to, signal.SIGTERM)
     status, seconds = run.end()
-    assert seconds < 10, run.err
+    assert seconds < 40, run.err
     record = run.record()
     assert (record["status"], "SIGTERM" in record["reason"]) == ("interrupted", True), record
     if launcher == "lightning":
@@ -544,7 +544,7 @@ def test_sharded_ranks_that_are_cut_resume_as_if_uninterrupted(start):
     run.wait_for_step(5)
     send(run, 1, signal.SIGTERM)
     status, seconds = run.end()
-    assert (status, seconds < 10) == (143, True), run.err
+    assert (status, seconds < 40) == (143, True), run.err
     steps = run.checkpoint("cut")["callbacks"]["TimeBudget"]["steps"]
     assert f"after step {steps}" in run.record("cut")["reason"]
     start("--experiment", "cut", SHARDED, *DROPOUT, *limit, "--ckpt_path", "last").ended_well()

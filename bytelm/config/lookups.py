@@ -49,35 +49,56 @@ def signature_parameters(function_or_class: Any, method_or_property: str | None 
 
 
 _plain_find = _subcommands.find_action_and_subcommand
-_INDEX = "_bytelm_actions"  # of a parser: its list of actions as it was, and the actions by name
+_plain_is_branch = _subcommands.is_branch_key
+_INDEX = "_bytelm_actions"  # of a parser: its list of actions as it was, and its index
 _LAST = (_actions._ActionConfigLoad, _actions.ActionFail)  # found only if there is no other
 
 
-def find_action(parser: Any, dest: str, exclude: Any = None) -> tuple[Any, str | None]:
-    """The action of a key, by an index instead of a search; for parsers without subcommands."""
+class _Index:
+    """The actions of a parser without subcommands by their names, and the keys that have further keys below them."""
+
+    def __init__(self, actions: list[Any]) -> None:
+        self.actions: dict[str, list[Any]] = {}
+        self.branches: set[str] = set()
+        for action in _actions.filter_non_parsing_actions(actions):
+            names = {action.dest, *(option[2:] for option in action.option_strings if option.startswith("--"))}
+            for name in names:
+                self.actions.setdefault(name, []).append(action)
+            self.branches |= {action.dest[:end] for end, letter in enumerate(action.dest) if letter == "."}
+
+
+def _index_of(parser: Any) -> _Index | None:
+    """The index of a parser; None for one with subcommands."""
     actions = parser._actions
     known = vars(parser).get(_INDEX)
     if known is None or known[0] != actions:
         if not isinstance(actions, list):
-            return _plain_find(parser, dest, exclude)
-        index: dict[str, list[Any]] = {}
-        for action in _actions.filter_non_parsing_actions(actions):
-            names = {action.dest, *(option[2:] for option in action.option_strings if option.startswith("--"))}
-            for name in names:
-                index.setdefault(name, []).append(action)
+            return None
         has_subcommands = any(isinstance(action, _subcommands.ActionSubCommands) for action in actions)
-        known = list(actions), None if has_subcommands else index
+        known = list(actions), None if has_subcommands else _Index(actions)
         setattr(parser, _INDEX, known)
-    if known[1] is None:
+    return known[1]
+
+
+def find_action(parser: Any, dest: str, exclude: Any = None) -> tuple[Any, str | None]:
+    """The action of a key, by an index instead of a search."""
+    index = _index_of(parser)
+    if index is None:
         return _plain_find(parser, dest, exclude)
     last = None
-    for action in known[1].get(dest, ()):
+    for action in index.actions.get(dest, ()):
         if exclude is not None and isinstance(action, exclude):
             continue
         if not isinstance(action, _LAST):
             return action, None
         last = action
     return last, None
+
+
+def is_branch(parser: Any, key: str) -> bool:
+    """Whether there are keys below a key, by an index instead of a search."""
+    index = _index_of(parser)
+    return _plain_is_branch(parser, key) if index is None else key in index.branches
 
 
 _plain_parse_key = Namespace._parse_key
@@ -111,6 +132,7 @@ for module in (_util, _typehints, typing):
 _parameter_resolvers.get_signature_parameters = signature_parameters
 for module in (_subcommands, _core):
     module.find_action_and_subcommand = find_action
+    module.is_branch_key = is_branch
 for module in (_namespace, _core):
     module.recreate_branches = recreate_branches
 Namespace._parse_key = parse_key  # type: ignore[method-assign]

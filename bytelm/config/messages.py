@@ -36,10 +36,9 @@ NUMBERS = {
 }
 TYPES = {"NoneType": "null", "tuple": "list", "Iterable": "list", "timedelta": "a time like 0:30:00"}
 HINTS = {"trainer.precision": "8-bit layers are a plugin: --trainer.plugins bytelm.precision.FP8"}
-# Units of the durations that do not take all of them, by the last part of the key.
-UNITS: dict[str, tuple[Unit, ...]] = {
+# Units of the commands' durations that do not take all of them. A class declares those of its options (`UNITS`).
+UNITS_OF_COMMANDS: dict[str, tuple[Unit, ...]] = {
     "limit": LIMITS,
-    "reserve": ("seconds", "fraction"),
     **dict.fromkeys(("total_time", "run_timeout", "within", "match_time"), ("seconds",)),
 }
 OF_YOURS = {"data": "; a text of yours is given with --data Bytes --data.path FILE"}
@@ -102,7 +101,7 @@ def clarify(
         return _class_choices(name, given, roots, nested, unlisted if key.startswith("trainer.") else no_class)
 
     if match := re.search(r"^argument (?:\S*/)?--([\w.]+)\S*: expected one argument", message):
-        return _without_value(match[1], written)
+        return _without_value(match[1], roots, written)
     if match := re.search(r"^unrecognized arguments: (\S+)", message):
         return _unknown_option(match[1], roots, others, written)
     if match := re.search(r"^(?:error: )?the following arguments are required: ([^\n]+)", message):
@@ -133,7 +132,7 @@ def clarify(
         given = matches[-1]  # in a list, the last attempt is at its element
         given = given or "".join(re.findall(r"Given value: (.*)", report))
         given = re.sub(r"^NestedArg\(key='(.*)', val='?(.*?)'?\)$", r"{\1: \2}", given)
-        accepted = accepted_forms(*UNITS.get(name, ()))
+        accepted = accepted_forms(*_units_of(key, roots))
         if text := written.time_of_day(key, given):
             return f"{key}: {text} is not a duration (YAML reads it as {given}); {accepted}"
         return f"{key}: {given} is not a duration; {accepted}"
@@ -189,12 +188,17 @@ def clarify(
     return message
 
 
-def _without_value(key: str, written: Written) -> str:
+def _units_of(key: str, roots: Mapping[str, type]) -> tuple[Unit, ...]:
+    """Returns the units that a key for durations takes; empty if it takes all of them."""
+    root, _, option = key.partition(".")
+    return getattr(roots.get(root), "UNITS", {}).get(option) or UNITS_OF_COMMANDS.get(key, ())
+
+
+def _without_value(key: str, roots: Mapping[str, type], written: Written) -> str:
     """Returns the message about an option without a value; one that begins with a hyphen looks like an option."""
-    name = key.rpartition(".")[2]
-    accepted = VALUES.get(name) or (
-        accepted_forms(*UNITS[name]).removeprefix("accepted: ") if name in UNITS else f"--{key} VALUE"
-    )
+    units = _units_of(key, roots)
+    forms = accepted_forms(*units).removeprefix("accepted: ") if units else f"--{key} VALUE"
+    accepted = VALUES.get(key.rpartition(".")[2], forms)
     if (given := written.option(key)) is not None and re.match(r"-[^-]", given):
         return f"{key}: {given!r} is not accepted; accepted: {accepted}"
     return f"{key}: its value is missing; accepted: {accepted}"

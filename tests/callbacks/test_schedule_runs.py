@@ -200,13 +200,17 @@ def test_accumulated_batches_change_with_the_step(steps):
 
 @pytest.mark.parametrize(
     ("limit", "points", "sizes"),
-    [
-        ("1000 tok", {"256 tok": 12}, [4, 4, 12]),  # 256 + 384 = 640; another 384 would be 1024
-        ("1024 tok", {"256 tok": 12}, [4, 4, 12, 12]),
-        ("640 tok", {"256 tok": 12}, [4, 4, 12]),
-        ("639 tok", {"256 tok": 12}, [4, 4]),
-        ("1000 tok", {"0%": 12, "384 tok": 2}, [12, *[2] * 9]),  # 384 + 9 * 64 = 960
-    ],
+    thinned(
+        [
+            ("1000 tok", {"256 tok": 12}, [4, 4, 12]),  # 256 + 384 = 640; another 384 would be 1024
+            ("1024 tok", {"256 tok": 12}, [4, 4, 12, 12]),
+            ("640 tok", {"256 tok": 12}, [4, 4, 12]),
+            ("639 tok", {"256 tok": 12}, [4, 4]),
+            ("1000 tok", {"0%": 12, "384 tok": 2}, [12, *[2] * 9]),  # 384 + 9 * 64 = 960
+        ],
+        3,
+        several=True,
+    ),
 )
 def test_a_budget_of_tokens_is_not_overshot_when_batches_change(steps, limit, points, sizes):
     taken = steps("--time_budget.limit", limit, *scheduled(data__batch_size=points))

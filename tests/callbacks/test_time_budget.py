@@ -207,7 +207,9 @@ def losses(cli_run, *options):
 DROPOUT = ("--model.gpt.dropout", "0.2", "--model.gpt.attention", "{class_path: SDPA, init_args: {dropout: 0.2}}")
 
 
-@pytest.mark.parametrize("options", [(), DROPOUT, ("--data.order", "shuffled"), ("--model.optimizer", "MuonAdamW")])
+@pytest.mark.parametrize(
+    "options", thinned([(), DROPOUT, ("--data.order", "shuffled"), ("--model.optimizer", "MuonAdamW")], 3)
+)
 def test_the_warm_up_pass_changes_nothing(run, monkeypatch, options):
     with_warm_up = losses(run, *options)
     passes = []
@@ -216,7 +218,7 @@ def test_the_warm_up_pass_changes_nothing(run, monkeypatch, options):
     assert passes == [1]
 
 
-@pytest.mark.parametrize("options", [(), ("--data.order", "shuffled"), ("--model.optimizer", "MuonAdamW")])
+@pytest.mark.parametrize("options", thinned([(), ("--data.order", "shuffled"), ("--model.optimizer", "MuonAdamW")], 2))
 def test_a_resumed_run_has_what_was_left_and_resumes_as_if_uninterrupted(run, options):
     uncut = losses(run, "--time_budget.limit", "9 steps", *options)
     first = losses(run, "--time_budget.limit", "4 steps", "--experiment", "cut", *options)
@@ -241,7 +243,7 @@ def test_a_budget_shorter_than_a_step_is_rejected(rejected):
     assert "128 tokens" in line
 
 
-@pytest.mark.parametrize("limit", ["4 steps", "4s", "520 tok"])
+@pytest.mark.parametrize("limit", thinned(["4 steps", "4s", "520 tok"], 2))
 def test_a_run_that_has_used_up_its_budget_is_only_scored_when_it_continues(timed, capsys, limit):
     first, _ = timed([1.0], "--time_budget.limit", limit)
     before = torch.load("runs/tiny/version_0/checkpoints/last.ckpt")

@@ -175,7 +175,7 @@ SECTION = (
 OPTIONS = "data:\n  class_path: Bytes\n  init_args:\n    # train_fraction: 0.5\n"
 
 
-@pytest.mark.parametrize("text", [*NOTHING, SECTION, OPTIONS])
+@pytest.mark.parametrize("text", thinned([*NOTHING, SECTION, OPTIONS], 5))
 def test_a_config_or_a_section_that_is_empty_changes_nothing(folder, text):
     Path("empty.yaml").write_text(text)
     cli = build(["--config", "tiny.yaml", "--config", "empty.yaml"], run=False)
@@ -241,7 +241,7 @@ MODULES = {
 KEYS = ["model.gpt.position", "model.gpt", "model.loss", "model.optimizer", "data", "lr_schedule", "trainer.callbacks"]
 
 
-@pytest.mark.parametrize("key", thinned(KEYS, 16))
+@pytest.mark.parametrize("key", thinned(KEYS, 3))
 @pytest.mark.parametrize("module", [name for name in MODULES if name != "my_value"])
 def test_a_module_that_fails_while_it_is_imported_is_named_with_key_and_reason(rejects, key, module):
     text, reason = MODULES[module]
@@ -258,7 +258,7 @@ def test_a_module_that_fails_while_it_is_imported_is_named_with_key_and_reason(r
         "{class_path: my_exception.A, init_args: {x: 3}}",
     ],
 )
-@pytest.mark.parametrize("key", KEYS[:-1])
+@pytest.mark.parametrize("key", thinned(KEYS[:-1], 3))
 def test_a_failing_module_in_a_mapping_is_named(rejects, key, spec):
     Path("my_exception.py").write_text(MODULES["my_exception"][0])
     rejects(f"--{key}", spec, said=[f"{key}: 'my_exception.A' cannot be used", "RuntimeError: out of order"])

@@ -41,6 +41,7 @@ def compared(monkeypatch):
 
     compare(lookups.import_path, lookups._plain_path, (_util, _typehints, typing), "get_import_path")
     compare(lookups.find_action, lookups._plain_find, (_subcommands, _core), "find_action_and_subcommand")
+    compare(lookups.is_branch, lookups._plain_is_branch, (_subcommands, _core), "is_branch_key")
     compare(lookups.recreate_branches, lookups._plain_branches, (_namespace, _core), "recreate_branches")
     compare(lookups.parse_key, lookups._plain_parse_key, (Namespace,), "_parse_key")
     return calls
@@ -70,7 +71,7 @@ def test_lookups_find_what_jsonargparse_finds(config, parser, compared):
     parsed = parser.parse_args(["--config", str(CONFIGS / config), "--model.gpt.norm.eps", "1e-6"])
     parser.dump(parsed)
     assert all(calls > 100 for calls in compared.values()), compared
-    assert len(compared) == 4
+    assert len(compared) == 5
 
 
 def test_the_parameters_of_a_call_are_those_of_jsonargparse():

@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from jsonargparse import get_loader
 from thinned import thinned
 
+from bytelm.config import text as module
+from bytelm.config.shipped import FOLDER
 from bytelm.config.text import dump, read
 from bytelm.experiments.task import as_text
 
@@ -82,6 +84,16 @@ def test_any_plain_values_come_back(values):
 def test_numbers_stay_numbers(value):
     for load in loaders():
         assert load(dump({"key": value})) == {"key": value}
+
+
+def test_the_faster_writer_gives_the_same_text(monkeypatch):
+    values = [yaml.safe_load(path.read_text()) for path in sorted(FOLDER.rglob("*.yaml"))]
+    values.append(
+        {"a": ["é 日本 😀", "x" * 200, "word " * 60, "1e-3", "12:30", "two\nlines", "\t", "", " #", "a: b"], "b": {}}
+    )
+    fast = [dump(value) for value in values]
+    monkeypatch.setattr(module, "_FastDumper", module._Dumper)
+    assert [dump(value) for value in values] == fast
 
 
 def test_an_enumeration_is_written_as_its_value():

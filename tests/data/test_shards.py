@@ -500,19 +500,27 @@ def test_pinned_batches_hold_the_same_tokens():
         assert torch.equal(one, other)
 
 
-def test_a_batch_of_gpt2_takes_well_under_a_millisecond(tmp_path):
+def test_a_batch_of_gpt2_takes_little_more_than_the_copy_of_its_tokens(tmp_path):
     tokens = np.random.default_rng(0).integers(50_257, size=3_000_000)
     for split in ("train_0", "train_1", "val"):
         write_shard(tmp_path / f"{split}.bin", tokens)
     made = TokenShards(str(tmp_path), tokenizer=None)
     made.setup("fit")
     batches = iter(made.train_dataloader())
-    seconds = []
-    for _ in range(100):
-        start = time.perf_counter()
-        next(batches)
-        seconds.append(time.perf_counter() - start)
-    assert min(seconds) < 0.5e-3  # the best of many, because other processes may be using the machine
+    n_tokens = 2 * next(batches)[0].numel()  # inputs and targets
+    part = tokens[:n_tokens].astype(np.uint16)
+
+    def best(function):  # of many, because other processes may be using the machine
+        seconds = []
+        for _ in range(100):
+            start = time.perf_counter()
+            function()
+            seconds.append(time.perf_counter() - start)
+        return min(seconds)
+
+    batch, copy = best(lambda: next(batches)), best(lambda: torch.from_numpy(part.astype(np.int64)))
+    print(f"{1e6 * batch:.0f} µs, of which the copy takes {1e6 * copy:.0f} µs")  # shown by pytest -rP
+    assert batch < 100 * copy
 
 
 # Sizes that change between batches

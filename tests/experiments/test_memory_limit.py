@@ -4,10 +4,11 @@ import multiprocessing
 import os
 import subprocess
 import sys
-import time
+from types import SimpleNamespace
 
 import pytest
 
+from bytelm.experiments import memory_limit
 from bytelm.experiments.memory_limit import MemoryWatch, can_be_watched, machine_memory, memory_of
 from bytelm.units import Size
 
@@ -105,11 +106,14 @@ def test_the_processes_that_a_run_has_started_count(until):
 
 
 @linux
-def test_a_watch_looks_only_so_often(holder):
+def test_a_watch_looks_only_so_often(holder, monkeypatch):
     watch = MemoryWatch(holder(100 * MIB).pid, Size(50 * MIB))
+    now = 1000.0
+    monkeypatch.setattr(memory_limit, "time", SimpleNamespace(monotonic=lambda: now))
     assert watch.is_exceeded()
+    now += 0.09
     assert not watch.is_exceeded()
-    time.sleep(0.11)
+    now += 0.02
     assert watch.is_exceeded()
 
 

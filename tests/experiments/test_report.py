@@ -38,9 +38,7 @@ def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-@pytest.fixture
-def study():
-    """Four experiments, one with three seeds, one that failed."""
+def make_study():
     write_curve(make_run("s/00-base", 3.0, at=1, total_steps=1_500))
     for seed in (42, 1, 2):
         run = make_run(
@@ -49,6 +47,28 @@ def study():
         write_curve(run)
     write_curve(make_run("s/02-slow", 2.7, at=20, settings=config(d_model=32, lr=1e-3)))
     make_run("s/03-bad", status="diverged", at=30, settings=config(lr=9.0), reason="the loss <b>became</b> NaN | stop")
+
+
+@pytest.fixture
+def study():
+    """Four experiments, one with three seeds, one that failed."""
+    make_study()
+
+
+@pytest.fixture(scope="module")
+def reported(tmp_path_factory):
+    """The folder of a report on these, which is made once."""
+    folder = tmp_path_factory.mktemp("reported")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        make_study()
+        return folder / report(["runs/s"]).parent
+
+
+@pytest.fixture
+def page(reported):
+    """The text of this report."""
+    return (reported / "report.md").read_text()
 
 
 def text(**options):
@@ -63,8 +83,7 @@ def rows(markdown, head):
     return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in table]
 
 
-def test_a_table_has_a_row_for_each_experiment_the_best_first(study):
-    page = text()
+def test_a_table_has_a_row_for_each_experiment_the_best_first(page):
     wide, slow, base, bad = rows(page, "Experiment")
     assert wide == ["01-wide", "**2.5150 ± 0.0234 (3)**", "100", "223K", "d_model 16 → 32 (from 00-base)", "keep"]
     assert slow == ["02-slow", "2.7000", "100", "223K", "lr 0.003 → 0.001 (from 01-wide)", "discard"]
@@ -74,8 +93,8 @@ def test_a_table_has_a_row_for_each_experiment_the_best_first(study):
     assert "keep: it was the best of the contest when it ended; discard: it was not" in page
 
 
-def test_the_best_configuration_comes_with_how_it_came_about_and_how_to_repeat_it(study):
-    best = text().split("## Best configuration")[1].split("![")[0]
+def test_the_best_configuration_comes_with_how_it_came_about_and_how_to_repeat_it(page):
+    best = page.split("## Best configuration")[1].split("![")[0]
     assert "**01-wide**: val_bpb 2.5150 ± 0.0234 (3)" in best
     assert "16.2 % less than the first, 00-base (3.0000)" in best
     assert "* d_model 16 → 32 (from 00-base)" in best
@@ -120,8 +139,8 @@ def test_a_small_effect_is_within_noise():
     assert "Statistically indistinguishable from the best, a: b." in page
 
 
-def test_differences_from_the_parent_run_and_their_noise(study):
-    wide, slow = rows(text().split("## What differs")[1], "Experiment")
+def test_differences_from_the_parent_run_and_their_noise(page):
+    wide, slow = rows(page.split("## What differs")[1], "Experiment")
     assert (wide[0], wide[1], wide[3]) == ("01-wide", "00-base", "better")
     assert (slow[0], slow[1], slow[3]) == ("02-slow", "01-wide", "worse")
 
@@ -143,12 +162,11 @@ def test_noise_can_be_taken_from_other_runs():
     assert "(3)" not in page
 
 
-def test_failures_are_listed_with_their_reasons_and_cannot_break_the_page(study):
-    page = text()
+def test_failures_are_listed_with_their_reasons_and_cannot_break_the_page(reported, page):
     assert rows(page, "Experiment | Status") == [
         ["03-bad", "diverged", "the loss &lt;b&gt;became&lt;/b&gt; NaN \\| stop", "`runs/s/03-bad/version_0`"]
     ]
-    assert "<b>became" not in Path("runs/s/report/report.html").read_text()
+    assert "<b>became" not in (reported / "report.html").read_text()
 
 
 def test_the_html_page_needs_no_other_file(study):
@@ -159,8 +177,8 @@ def test_the_html_page_needs_no_other_file(study):
     assert page.count("<table>") == len(re.findall(r"^\| -|^\| :?-", Path("runs/s/report/report.md").read_text(), re.M))
 
 
-def test_the_page_runs_its_own_script_alone(study):
-    page = report(["runs/s"]).read_text()
+def test_the_page_runs_its_own_script_alone(reported):
+    page = (reported / "report.html").read_text()
     (allowed,) = re.findall(r"script-src '(sha256-[^']+)'", page)
     data, script = re.findall(r"<script.*?>(.*?)</script>", page, re.S)
     assert allowed == f"sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}"
@@ -184,9 +202,9 @@ def test_the_page_has_the_curves_of_its_pictures_by_time_and_by_tokens():
     assert len(first["loss"]["values"]) == len(first["loss"]["tokens"]) == 196  # of 200, smoothed over 5
 
 
-def test_the_pictures_beside_the_markdown_are_those_that_it_names(study):
-    named = re.findall(r"!\[.*?\]\((.*?)\)", text())
-    assert sorted(named) == sorted(path.name for path in Path("runs/s/report").glob("*.svg"))
+def test_the_pictures_beside_the_markdown_are_those_that_it_names(reported, page):
+    named = re.findall(r"!\[.*?\]\((.*?)\)", page)
+    assert sorted(named) == sorted(path.name for path in reported.glob("*.svg"))
 
 
 def test_the_same_runs_give_the_same_report(study):
@@ -314,7 +332,7 @@ TAGS = {"html", "head", "meta", "title", "style", "body", "h1", "h2", "p", "ul",
 TAGS |= {"table", "thead", "tbody", "tr", "th", "td", "script"}
 
 
-@pytest.mark.parametrize("kind", thinned(HOSTILE, 8))
+@pytest.mark.parametrize("kind", thinned(HOSTILE, 5))
 def test_names_and_reasons_are_shown_as_they_are_and_nothing_else(kind):
     written = HOSTILE[kind]
     name = written.replace("/", "\u2044")
@@ -346,7 +364,7 @@ def test_in_the_markdown_they_are_text_for_other_renderers_too(kind):
 
 @pytest.mark.parametrize(
     "name",
-    thinned([r"$\foo{$", "$x^2$", "a$", r"\alpha", "_hidden", "{x}", "%s %d", "日本語", "a" * 200, "\u202ea"], 5),
+    thinned([r"$\foo{$", "$x^2$", "a$", r"\alpha", "_hidden", "{x}", "%s %d", "日本語", "a" * 200, "\u202ea"], 4),
 )
 def test_names_in_pictures_are_text(name):
     write_curve(make_run(f"s/{name}", 2.0, at=1))
@@ -567,8 +585,7 @@ def test_runs_without_val_bpb_among_others_are_not_ranked_and_the_report_says_so
     assert ["04-tokens", "completed", "it has a val_loss only: 1.0000"] in failures
 
 
-def test_a_report_on_runs_with_val_bpb_says_nothing_of_the_other_score(study):
-    page = text()
+def test_a_report_on_runs_with_val_bpb_says_nothing_of_the_other_score(page):
     assert "Not ranked" not in page
     assert "val_loss" not in page
 

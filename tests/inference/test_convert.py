@@ -16,6 +16,7 @@ import runpy
 import shutil
 import sys
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -142,8 +143,10 @@ def there(made, tmp_path, monkeypatch):
 # Import
 
 
-@pytest.mark.parametrize("prefix", ["", "_orig_mod."])
-@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(
+    ("bias", "prefix"),
+    thinned([(True, ""), (True, "_orig_mod."), (False, "_orig_mod."), (False, "")], 2, several=True),
+)
 def test_a_network_of_nanogpt_gives_its_logits_and_goes_back_as_it_was(bias, prefix, tmp_path):
     checkpoint = nanogpt(bias, prefix)
     checkpoint["model"][f"{prefix}transformer.h.0.attn.bias"] = torch.ones(1, 1, BLOCK_SIZE, BLOCK_SIZE).tril()
@@ -349,8 +352,10 @@ def test_a_subclass_does_not_inherit_what_its_base_declares(saved):
         read_checkpoint("saved.ckpt", ["tiny.yaml", "mine.yaml"])
 
 
-@pytest.mark.parametrize("feedforward", thinned(["GELU", "ReLU", "SiLU", "ReLUSquared", "FusedGELU"], 2))
-@pytest.mark.parametrize("tied", ["true", "false"])
+@pytest.mark.parametrize(
+    ("feedforward", "tied"),
+    thinned(product(["GELU", "ReLU", "SiLU", "ReLUSquared", "FusedGELU"], ["true", "false"]), 3, several=True),
+)
 def test_each_activation_and_head_gives_its_logits_in_hugging_face_and_comes_back(feedforward, tied, saved):
     gpt = saved(f"--model.gpt.feedforward={feedforward}", f"--model.gpt.tie_embeddings={tied}")
     export_weights("saved.ckpt", "there", "huggingface")
@@ -515,20 +520,24 @@ def test_a_file_that_is_damaged_or_unsafe_is_rejected(there):
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [
-        ("model_type", "llama"),
-        ("activation_function", "quick_gelu"),
-        ("activation_function", ["gelu"]),
-        ("tie_word_embeddings", "yes"),
-        ("scale_attn_weights", False),
-        ("scale_attn_by_inverse_layer_idx", True),
-        ("add_cross_attention", True),
-        ("n_embd", None),
-        ("n_inner", -1),
-        ("n_positions", "64"),
-        ("layer_norm_epsilon", None),
-        ("layer_norm_epsilon", "1e-5"),
-    ],
+    thinned(
+        [
+            ("model_type", "llama"),
+            ("activation_function", "quick_gelu"),
+            ("activation_function", ["gelu"]),
+            ("tie_word_embeddings", "yes"),
+            ("scale_attn_weights", False),
+            ("scale_attn_by_inverse_layer_idx", True),
+            ("add_cross_attention", True),
+            ("n_embd", None),
+            ("n_inner", -1),
+            ("n_positions", "64"),
+            ("layer_norm_epsilon", None),
+            ("layer_norm_epsilon", "1e-5"),
+        ],
+        6,
+        several=True,
+    ),
 )
 def test_a_config_of_hugging_face_that_bytelm_cannot_follow_is_rejected(key, value, there):
     export_weights("model.ckpt", "folder", "huggingface")

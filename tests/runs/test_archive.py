@@ -118,10 +118,10 @@ def doubled(levels):
 )
 def test_archives_that_expand_beyond_their_file_are_rejected_at_once(value, reason, tmp_path):
     torch.save({"a": value}, tmp_path / "a.ckpt")
-    start = time.monotonic()
+    start = time.process_time()
     with pytest.raises(BadArchive, match=reason):
         check(tmp_path / "a.ckpt")
-    assert time.monotonic() - start < 5
+    assert time.process_time() - start < 5
 
 
 def rewritten(path, change=lambda name, data: data, **options):
@@ -196,10 +196,10 @@ TUPLES = b"\x80\x02}(" + b"K\x01" + b"\x85q\x00h\x00h\x00\x86" * 40 + b"K\x01u."
     ],
 )
 def test_pickles_that_torch_does_not_write_are_rejected_at_once(data, reason, saved):
-    start = time.monotonic()
+    start = time.process_time()
     with pytest.raises(BadArchive, match=reason):
         check(pickled(saved, data))
-    assert time.monotonic() - start < 5
+    assert time.process_time() - start < 5
 
 
 def test_the_pickle_is_of_limited_size(saved, monkeypatch):

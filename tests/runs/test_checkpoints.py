@@ -303,7 +303,7 @@ def test_a_checkpoint_of_the_same_shapes_is_scored_with_a_note(trained, run, cap
     assert "model.gpt.attention: SDPA in the checkpoint, Explicit now" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("optimizer", ["Adam", "Lion", "MuonAdamW", "SGD"])
+@pytest.mark.parametrize("optimizer", thinned(["Adam", "Lion", "MuonAdamW", "SGD"], 2))
 def test_another_optimizers_checkpoint_is_rejected_but_scored(optimizer, trained, run, rejects):
     line = rejects(LAST, "--model.optimizer", optimizer, *ON)
     assert line.startswith(f"ckpt_path: '{LAST}'; model.optimizer: ")

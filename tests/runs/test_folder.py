@@ -33,7 +33,7 @@ def test_runs_that_start_together_never_share_a_folder(tmp_path, monkeypatch):
 
     def look_and_wait(folder: Path, pattern: str):
         seen = list(look(folder, pattern))
-        have_looked.wait(timeout=10)  # all see the same folder before any of them claims
+        have_looked.wait(timeout=60)  # all see the same folder before any of them claims
         return seen
 
     monkeypatch.setattr(Path, "glob", look_and_wait)

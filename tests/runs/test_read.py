@@ -10,6 +10,7 @@ import pytest
 import yaml
 from disks import small_disk
 from run_folders import config, make_run
+from thinned import thinned
 
 from bytelm.errors import StorageError
 from bytelm.program import main
@@ -40,15 +41,16 @@ def left_out(reason, file):
     return f"bytelm: note: {file} {kind}: {reason}; this run is left out"
 
 
-def check(capsys, file, reason):
-    """Runs the commands; each names the file in one line and lists the other runs."""
+def check(command, capsys, file, reason):
+    """Runs a command; it names the file in one line and lists the other runs."""
     line = left_out(reason, file)
-    main(["ledger"])
-    captured = capsys.readouterr()
-    assert captured.err.splitlines() == [line]
-    assert captured.out.splitlines()[0] == "runs: 2 (2 completed)"
-    assert "s/bad" not in Path("runs/ledger.csv").read_text()
-
+    if command == "ledger":
+        main(["ledger"])
+        captured = capsys.readouterr()
+        assert captured.err.splitlines() == [line]
+        assert captured.out.splitlines()[0] == "runs: 2 (2 completed)"
+        assert "s/bad" not in Path("runs/ledger.csv").read_text()
+        return
     pytest.importorskip("matplotlib")
     pytest.importorskip("markdown")
     main(["report"])
@@ -75,14 +77,23 @@ CONTENTS = {
 }
 
 
-@pytest.mark.parametrize("kind", CONTENTS)
-def test_a_damaged_file_is_named_and_the_others_are_read(runs, capsys, kind):
+def for_both(cases):
+    """Cases for the command `ledger`, and for `report`, which takes ten times as long: of these, some."""
+    cases = list(cases)
+    return [
+        *(("ledger", case) for case in cases),
+        *thinned((("report", case) for case in cases), 3, several=True),
+    ]
+
+
+@pytest.mark.parametrize(("command", "kind"), for_both(CONTENTS))
+def test_a_damaged_file_is_named_and_the_others_are_read(runs, capsys, command, kind):
     content, of_record, of_config = CONTENTS[kind]
     for file, reason in ((BAD / "record.json", of_record), (BAD / "config.yaml", of_config)):
         if reason is not None:
             before = file.read_bytes()
             file.write_bytes(content)
-            check(capsys, file, reason)
+            check(command, capsys, file, reason)
             file.write_bytes(before)
 
 
@@ -102,10 +113,10 @@ def test_paths_that_are_no_file_are_named(runs, capsys, name):
     file = BAD / name
     file.unlink()
     file.mkdir()
-    check(capsys, file, IS_FOLDER)
+    check("ledger", capsys, file, IS_FOLDER)
     file.rmdir()
     file.symlink_to("nowhere")
-    check(capsys, file, IS_NOWHERE)
+    check("ledger", capsys, file, IS_NOWHERE)
 
 
 @pytest.mark.parametrize(
@@ -146,35 +157,46 @@ def test_a_record_with_values_of_another_kind_is_named(runs, capsys, values, rea
     assert captured.out.startswith("runs: 2 (2 completed)")
 
 
-@pytest.mark.parametrize(
-    "values",
-    [
-        {"versions": {}},
-        {"versions": {"bytelm": "0.1"}},
-        {"versions": None},
-        {"git": {"dirty": True}},
-        {"git": {"commit": "0123456789"}},
-        {"corpus": {}},
-        {"device": None, "world_size": None},
-        {"seed": None, "total_steps": None, "num_params_M": None, "tokens_per_sec": None, "total_time_secs": None},
-        {"val_bpb": float("nan")},
-        {"val_bpb": float("inf")},
-        {"total_steps": 10**18},
-        {"of_a_later_version": {"a": [1]}},
-        {"status": "of_a_later_version"},
-    ],
-    ids=str,
-)
-def test_a_record_that_lacks_values_or_has_more_is_read(runs, capsys, values):
-    file = BAD / "record.json"
+OTHER_RECORDS = [
+    {"versions": {}},
+    {"versions": {"bytelm": "0.1"}},
+    {"versions": None},
+    {"git": {"dirty": True}},
+    {"git": {"commit": "0123456789"}},
+    {"corpus": {}},
+    {"device": None, "world_size": None},
+    {"seed": None, "total_steps": None, "num_params_M": None, "tokens_per_sec": None, "total_time_secs": None},
+    {"val_bpb": float("nan")},
+    {"val_bpb": float("inf")},
+    {"total_steps": 10**18},
+    {"of_a_later_version": {"a": [1]}},
+    {"status": "of_a_later_version"},
+]
+
+
+def change_record(folder, values):
+    file = folder / "record.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), **values}))
+
+
+@pytest.mark.parametrize("values", OTHER_RECORDS, ids=str)
+def test_a_record_that_lacks_values_or_has_more_is_read(runs, capsys, values):
+    change_record(BAD, values)
     main(["ledger"])
     captured = capsys.readouterr()
     assert captured.err == ""
     assert captured.out.startswith("runs: 3 (")
+
+
+def test_records_that_lack_values_or_have_more_are_reported(runs, capsys):
     pytest.importorskip("matplotlib")
+    for number, values in enumerate(OTHER_RECORDS):
+        make_run(f"s/other-{number}", 1.5, at=3 + number, settings=config(d_model=64 + number))
+        change_record(RUNS / f"s/other-{number}/version_0", values)
     main(["report"])
     assert capsys.readouterr().err == ""
+    page = Path("runs/report/report.md").read_text()
+    assert all(f"other-{number}" in page for number in range(len(OTHER_RECORDS)))
 
 
 DURATION = "is not a duration; accepted: a time"
@@ -276,4 +298,4 @@ def test_a_full_disk_leaves_the_ledger_as_it_was(runs, capsys):
 def test_a_file_that_may_not_be_read_is_named(runs, capsys):
     file = BAD / "record.json"
     file.chmod(0)
-    check(capsys, file, IS_FORBIDDEN)
+    check("ledger", capsys, file, IS_FORBIDDEN)
