@@ -26,6 +26,7 @@ from bytelm.optim import (
     check_dense_gradients,
     param_groups,
     regroup,
+    rejected,
     takes_sparse_gradients,
 )
 from bytelm.parts import contract
@@ -241,8 +242,7 @@ class LanguageModel(LightningModule):
         try:
             return self.optimizer(param_groups(self))
         except (AssertionError, RuntimeError, ValueError) as error:  # some optimizers use assertions
-            name = class_of(self.optimizer).__name__
-            raise ConfigError("model.optimizer", name, str(error) or "its options") from error
+            raise rejected(self.optimizer, error) from error
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if self._trainer is not None and self.trainer.state.fn == "fit":

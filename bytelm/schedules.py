@@ -10,11 +10,11 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import product
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 from bytelm.budget import Progress
 from bytelm.config.untrusted_config import nameable
-from bytelm.config.values import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, UnitInterval
+from bytelm.config.values import OFF, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, UnitInterval
 from bytelm.errors import ConfigError
 from bytelm.units import Duration
 
@@ -96,6 +96,8 @@ class WithWarmup(Schedule, ABC):
         warmup_shape: `linear` or `cosine`.
         warmup_from: Share of the peak rate at which the warm-up starts.
     """
+
+    UNUSED_WITH: ClassVar = {"warmup_shape": ("warmup", OFF), "warmup_from": ("warmup", OFF)}
 
     def __init__(
         self,
@@ -200,6 +202,8 @@ class WarmupStableDecay(WithWarmup):
         ConfigError: Warm-up and decay are shares of the run, and their sum is above the whole run.
     """
 
+    UNUSED_WITH: ClassVar = {"decay_shape": ("decay", OFF), "min_lr_factor": ("decay", OFF)}
+
     def __init__(
         self,
         decay: Duration = Duration(0.2, "fraction"),  # noqa: B008 (frozen)
@@ -300,6 +304,7 @@ class Ramp(Schedule):
         ConfigError: Neither start nor end is given.
     """
 
+    UNUSED_WITH: ClassVar = {"shape": ("over", OFF)}
     is_absolute = True
 
     def __init__(

@@ -109,7 +109,7 @@ def make_strategy(given: Any) -> Any:
     if isinstance(given, str) and "." in given:
         cls = locate(given)
         if not (inspect.isclass(cls) and issubclass(cls, Strategy)):
-            raise ConfigError("trainer.strategy", given, f"it is no strategy; {ACCEPTED}")
+            raise ConfigError("trainer.strategy", given, f"it is not a strategy; {ACCEPTED}")
         _check(cls.__name__, given, cls)
         return cls()
     if isinstance(given, str):

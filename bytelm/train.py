@@ -35,6 +35,8 @@ from bytelm.config.checks import check_experiment
 from bytelm.config.epoch_options import check_epochs, check_needs, validation_times
 from bytelm.config.lightning_options import check_callbacks, check_monitors, run_error_of
 from bytelm.config.lightning_plugins import check_plugins
+from bytelm.config.messages import note
+from bytelm.config.unused import without_effect
 from bytelm.data.base import TokenData
 from bytelm.errors import ConfigError, run_error
 from bytelm.gpt import GPT
@@ -250,6 +252,8 @@ def _fit_objects(
     check_plugins(named)
     with run_trainer.errors_of_options(named):  # a value of another type
         run_trainer.check_given(options)
+    for each in without_effect({"trainer": named}, TRAINER_DEFAULTS):
+        note(each.replace("trainer.", ""))
     folder = None
     if not options.get("fast_dev_run"):
         folder = RunFolder(runs_root(options.get("default_root_dir")) / experiment)

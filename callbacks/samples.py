@@ -18,7 +18,7 @@ run uncompiled, and an error in it only ends the sampling.
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Any, NamedTuple, Optional
+from typing import Any, ClassVar, NamedTuple, Optional
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -75,6 +75,12 @@ class Samples(Callback):
         continuation: The function that generates text. `fit` sets it; in a Trainer of your own, set it to
             `bytelm.inference.generate.continuation`.
     """
+
+    UNUSED_WITH: ClassVar = {
+        "prompt_tokens": ("max_new_tokens", (0,)),
+        "temperature": ("max_new_tokens", (0,)),
+        "seed": ("temperature", (0, 0.0)),
+    }
 
     def __init__(
         self,

@@ -118,7 +118,7 @@ def test_strategies_that_fork_or_do_not_average_gradients_are_rejected():
     assert isinstance(make_strategy("bytelm.strategies.FSDP"), FSDP)
     assert isinstance(make_strategy("lightning.pytorch.strategies.DDPStrategy"), DDPStrategy)
     assert "did you mean ddp?" in message(make_strategy, "dpd")
-    assert "it is no strategy" in message(make_strategy, "bytelm.gpt.GPT")
+    assert "it is not a strategy" in message(make_strategy, "bytelm.gpt.GPT")
     for devices in (2, "2", [0, 1]):
         assert "trainer.devices is" in message(check_devices, "single_device", devices)
     check_devices("single_device", 1)
