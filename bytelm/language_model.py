@@ -91,7 +91,9 @@ class LanguageModel(LightningModule):
             ConfigError: A setting cannot work; the message names the key, the value and the accepted values.
         """
         if data.seq_len > self.gpt.max_seq_len:
-            raise ConfigError("seq_len", data.seq_len, f"accepted: up to max_seq_len, which is {self.gpt.max_seq_len}")
+            raise ConfigError(
+                "data.seq_len", data.seq_len, f"accepted: up to max_seq_len, which is {self.gpt.max_seq_len}"
+            )
         if data.vocab_size > self.gpt.vocab_size:
             raise ConfigError(
                 "model.gpt.vocab_size", self.gpt.vocab_size, f"accepted: from {data.vocab_size}, the tokens of the data"

@@ -66,7 +66,7 @@ class Samples(Callback):
 
     Args:
         max_new_tokens: Maximum number of tokens that follow the prompt; 0: no samples.
-        prompt_tokens: Number of tokens of the validation row that are the prompt.
+        prompt_tokens: Number of tokens of the validation row that are the prompt; at most the whole row.
         temperature: Logits are divided by it; 0 selects the most probable token each time.
         seed: Seed of the draws.
 

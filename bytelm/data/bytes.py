@@ -118,7 +118,7 @@ class ByteData(TokenData):
         for name, split in {**needed, "validation": self.val_split}.items():
             if len(split) < self.seq_len:
                 raise DataError(
-                    "seq_len",
+                    "data.seq_len",
                     self.seq_len,
                     f"the {name} split of {self.corpus.name} has {len(split)} bytes (train_fraction "
                     f"{self.train_fraction} of {len(stream)}), fewer than one row",

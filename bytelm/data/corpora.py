@@ -150,7 +150,7 @@ class Bytes(ByteData):
             raise ConfigError("path", path, "accepted: at least one file, folder or glob")
 
     def read(self) -> Corpus:
-        files = [file for path in self.paths for file in text_files(path)]
+        files = [file for path in self.paths for file in text_files(path, "data.path")]
         name = Path(self.paths[0]).name or self.paths[0]
         if len(files) > 1:
             return Corpus(name, read_bytes(b"".join(file.read_bytes() for file in files)))
@@ -164,10 +164,14 @@ class Bytes(ByteData):
         return None if self._watch is None else self._watch.changed(self.corpus.sha256)
 
 
-def text_files(path: str) -> list[Path]:
+def text_files(path: str, key: str = "path") -> list[Path]:
     """Returns the files of a path, sorted: the file itself, those in a folder, or those that match a glob pattern.
 
     Hidden files of a folder are left out, as in a glob pattern.
+
+    Args:
+        path: The path.
+        key: The option that gives it, for the message.
 
     Raises:
         DataError: There are no such files.
@@ -179,7 +183,7 @@ def text_files(path: str) -> list[Path]:
     files = sorted(file for file in found if file.is_file())
     if not files:
         accepted = "accepted: a file, a folder with files in it, or a glob that matches some"
-        raise DataError("path", path, f"{_what_it_is(expanded)}; {accepted}")
+        raise DataError(key, path, f"{_what_it_is(expanded)}; {accepted}")
     return files
 
 
