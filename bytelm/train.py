@@ -18,6 +18,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer, seed_everything
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from bytelm import run_trainer
 from bytelm.callbacks import (
@@ -51,6 +52,7 @@ from bytelm.runs.folder import CONFIG, RunFolder, runs_root
 from bytelm.runs.logger import TensorBoardLogger
 from bytelm.runs.score import score_for
 from bytelm.schedules import Schedule, merged
+from bytelm.strategies import FSDP
 from bytelm.system.process import begin_program, is_rank_zero
 from bytelm.units import Duration
 
@@ -269,6 +271,9 @@ def _fit_objects(
     run_trainer.complete(trainer, as_list(options.get("plugins")))
     loggers.prepare(trainer, folder)
     run_trainer.check_made(trainer, options)
+    if isinstance(trainer.strategy, FSDP) and not is_overridden("configure_model", module):
+        reason = f"{type(module).__name__} has no method configure_model, which shards it; accepted: ddp"
+        raise ConfigError("strategy", "fsdp", reason)
     TimeBudget.of(trainer).check(trainer)
     if isinstance(data, TokenData):
         if isinstance(module, LanguageModel):

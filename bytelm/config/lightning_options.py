@@ -39,6 +39,7 @@ from bytelm.callbacks.best_checkpoint import BestCheckpoint, check_names
 from bytelm.callbacks.time_budget import ENDS_A_RUN
 from bytelm.config.messages import parameters_of
 from bytelm.errors import ConfigError
+from bytelm.strategies import ONE_RANK
 
 # Callbacks of Lightning's that would do less in a run than Lightning says.
 _UNTIL_RESUMED = "resuming does not restore which weights are {}"
@@ -72,6 +73,8 @@ def trainer_error(error: Exception, given: Mapping[str, Any]) -> ConfigError:
         given: The options of the Trainer.
     """
     reason = " ".join(str(error).split())
+    if "interactive environment" in reason:  # it recommends ddp_notebook
+        return ConfigError("trainer.strategy", given.get("strategy"), f"{ONE_RANK}; accepted: auto, with 1 device")
     defaults = inspect.signature(Trainer.__init__).parameters
     changed = {
         key: value for key, value in given.items() if key in defaults and value not in (None, defaults[key].default)
