@@ -42,7 +42,7 @@ UNITS: dict[str, tuple[Unit, ...]] = {
     "reserve": ("seconds", "fraction"),
     **dict.fromkeys(("total_time", "run_timeout", "within", "match_time"), ("seconds",)),
 }
-OF_YOURS = {"data": "; a text of yours is given with --data Bytes --data.path FILE"}
+OF_YOURS = {"data": "; for your own text: --data Bytes --data.path FILE"}
 EXAMPLES = {"monitor": "val/bpb"}  # values of required options
 VALUES = {
     "config": "a YAML file, or a shipped config such as quickstart",
