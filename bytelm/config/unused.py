@@ -35,16 +35,16 @@ _REPLACED_BY = {
     "trainer.limit_val_batches": ("trainer.fast_dev_run", "trainer.overfit_batches"),
     "trainer.overfit_batches": ("trainer.fast_dev_run",),
 }
+_OF_TRAINING = (
+    *("accumulate_grad_batches", "check_val_every_n_epoch", "detect_anomaly", "enable_checkpointing"),
+    *("gradient_clip_algorithm", "gradient_clip_val", "limit_train_batches", "num_sanity_val_steps"),
+    "val_check_interval",
+)
 # `validate`, `test` and `predict` use nothing of these.
-TRAINING = ("time_budget", "lr_schedule", "schedules", "checkpoint", "last_checkpoint", "divergence", "throughput")
-TRAINING += ("samples", "model.optimizer", "model.loss")
-TRAINING += tuple(
-    f"trainer.{option}"
-    for option in (
-        *("accumulate_grad_batches", "check_val_every_n_epoch", "detect_anomaly", "enable_checkpointing"),
-        *("gradient_clip_algorithm", "gradient_clip_val", "limit_train_batches", "num_sanity_val_steps"),
-        *("val_check_interval",),
-    )
+TRAINING: tuple[str, ...] = (
+    *("time_budget", "lr_schedule", "schedules", "checkpoint", "last_checkpoint", "divergence", "throughput"),
+    *("samples", "model.optimizer", "model.loss"),
+    *(f"trainer.{option}" for option in _OF_TRAINING),
 )
 
 
