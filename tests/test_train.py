@@ -232,6 +232,11 @@ OF_OBJECTS = [
     ({"val_check_interval": 0}, "val_check_interval: 0"),
     ({"reload_dataloaders_every_n_epochs": 1}, "reload_dataloaders_every_n_epochs: 1"),
     ({"barebones": True}, "barebones: True"),
+    ({"logger": "CSVLogger"}, "logger: 'CSVLogger' cannot be used; accepted: objects of subclasses"),
+    (
+        {"limit": "5%"},
+        "limit: '5%' cannot be used; accepted: a time (180s, 3m, 1h30m, 250ms), steps (500 steps), tokens",
+    ),
     ({"num_nodes": 2}, "num_nodes: 2 cannot be used; MASTER_ADDR"),
     ({"precision": "fp9"}, "precision: 'fp9'"),
     ({"strategy": "deep"}, "strategy: 'deep' cannot be used; accepted: auto, ddp"),

@@ -68,7 +68,7 @@ def without_effect(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> It
         if isinstance(section := config.get(key), Mapping):
             options = section.get("init_args", {}) if "class_path" in section else section
             if "class_path" not in section:
-                yield from _of_class(locate(cls), options, key)
+                yield from of_class(locate(cls), options, key)
             yield from _inside(section, key)
 
 
@@ -91,14 +91,37 @@ def _inside(value: Any, key: str) -> Iterator[str]:
     if isinstance(path := value.get("class_path"), str):
         options = value.get("init_args") or {}
         if inspect.isclass(cls := locate(path)):
-            yield from _of_class(cls, options, key)
+            yield from of_class(cls, options, key)
         yield from _inside(options, key)
         return
     for name, inner in value.items():
         yield from _inside(inner, f"{key}.{name}")
 
 
-def _of_class(cls: Any, options: Mapping[str, Any], key: str) -> Iterator[str]:
+def of_object(made: Any, key: str) -> Iterator[str]:
+    """Yields the notes of an object, as far as it stores its options.
+
+    Args:
+        made: The object.
+        key: Its name in the notes.
+    """
+    known = _defaults(type(made))
+    options = {}
+    for option, (other, _) in _declared(type(made)).items():
+        stored = getattr(made, option, known[option])
+        if known[option] is None or isinstance(stored, type(known[option])):  # not a function of that name
+            options |= {option: stored, other: getattr(made, other, known[other])}
+    yield from of_class(type(made), options, key)
+
+
+def of_class(cls: Any, options: Mapping[str, Any], key: str) -> Iterator[str]:
+    """Yields the notes of a class with some options.
+
+    Args:
+        cls: The class.
+        options: Its options, as plain values or as objects.
+        key: Its name in the notes.
+    """
     for option, (other, values) in _declared(cls).items():
         given, default = options.get(option), _defaults(cls).get(option)
         value = options.get(other, _defaults(cls).get(other))

@@ -7,7 +7,7 @@ from torch.optim import AdamW
 
 from bytelm.callbacks import Cosine, Divergence, Ramp, Samples, WarmupStableDecay
 from bytelm.cli import CHECKPOINT_DEFAULTS, TRAINER_DEFAULTS
-from bytelm.config.unused import TRAINING, of_training, without_effect
+from bytelm.config.unused import TRAINING, of_object, of_training, without_effect
 from bytelm.data.corpora import Bytes, Shakespeare
 from bytelm.data.shards import TokenShards
 from bytelm.optim import Muon, MuonAdamW
@@ -61,6 +61,15 @@ def test_a_note_names_the_option_and_the_other(config, unused, because):
     (line,) = notes(**config)
     assert line.startswith(f"{unused} has no effect with ")
     assert line.endswith(because)
+
+
+def test_objects_have_the_notes_of_their_options():
+    assert [*of_object(Cosine(warmup_from=0.1), "lr_schedule")] == [
+        "lr_schedule.warmup_from has no effect with lr_schedule.warmup 0 steps"
+    ]
+    assert [*of_object(Bytes("x", seed=3), "data")] == ["data.seed has no effect with data.order sequential"]
+    for made in (Cosine("5%", warmup_from=0.1), Cosine(), Divergence("rewind", 2), Samples(), Bytes("x")):
+        assert not [*of_object(made, "made")]
 
 
 def test_options_with_an_effect_or_their_defaults_have_no_note():
