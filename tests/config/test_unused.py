@@ -68,7 +68,7 @@ def test_objects_have_the_notes_of_their_options():
         "lr_schedule.warmup_from has no effect with lr_schedule.warmup 0 steps"
     ]
     assert [*of_object(Bytes("x", seed=3), "data")] == ["data.seed has no effect with data.order sequential"]
-    for made in (Cosine("5%", warmup_from=0.1), Cosine(), Divergence("rewind", 2), Samples(), Bytes("x")):
+    for made in (Cosine(warmup="5%", warmup_from=0.1), Cosine(), Divergence("rewind", 2), Samples(), Bytes("x")):
         assert not [*of_object(made, "made")]
 
 
