@@ -124,6 +124,7 @@ class RunRecord(Callback):
         seconds = budget.training_seconds
         last = LastCheckpoint.of(trainer)
         data = getattr(trainer, "datamodule", None)
+        elapsed = process_age()  # read once: wall_time_secs contains total_time_secs
         known: Record = {
             "status": "completed",
             "reason": None,
@@ -133,7 +134,7 @@ class RunRecord(Callback):
             "total_steps": budget.steps,
             "progress": round(budget.progress.fraction, 4),
             "training_time_secs": round(seconds, 3),
-            "total_time_secs": round(process_age(), 3),
+            "total_time_secs": round(elapsed, 3),
             "startup_time_secs": _rounded(budget.startup_seconds, 3),
             "num_params_M": round(self._num_params / 1e6, 4),
             "tokens_per_sec": round(budget.tokens / seconds, 1) if seconds else None,
@@ -161,7 +162,7 @@ class RunRecord(Callback):
             "run": self._folder,
         }
         if self._earlier_seconds:
-            known["wall_time_secs"] = round(self._earlier_seconds + process_age(), 3)
+            known["wall_time_secs"] = round(self._earlier_seconds + elapsed, 3)
         if trainer.strategy.root_device.type == "cuda":
             known["peak_device_memory_mb"] = peak_device_memory_mb()
         return known

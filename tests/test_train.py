@@ -276,8 +276,8 @@ OF_OBJECTS = [
         ([], {"model": gpt(), "data": corpus(), "limit": "3 apples"}, ConfigError, "limit: '3 apples'"),
         ([], {"model": gpt(), "data": corpus(), "devises": 2}, ConfigError, "devises: 2"),
         ([], {"model": gpt(), "data": corpus(), "experiment": "../up"}, ConfigError, "experiment: '../up'"),
-        ([], {"model": gpt(), "data": Bytes("corpus.txt", seq_len=64)}, ConfigError, "seq_len: 64"),
-        ([], {"model": gpt(), "data": Bytes("none.txt", seq_len=32)}, DataError, "path: 'none.txt'"),
+        ([], {"model": gpt(), "data": Bytes("corpus.txt", seq_len=64)}, ConfigError, "data.seq_len: 64"),
+        ([], {"model": gpt(), "data": Bytes("none.txt", seq_len=32)}, DataError, "data.path: 'none.txt'"),
         *(([], {"model": gpt(), "data": corpus(), **options}, ConfigError, said) for options, said in OF_OBJECTS),
     ],
 )

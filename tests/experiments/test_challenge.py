@@ -108,7 +108,7 @@ def timeline():
 @needs_reference
 @linux
 def test_the_challenges_client_and_the_winners_program_run_unchanged(tmp_path, until):
-    Path("mine.py").write_text("print('mine')")
+    (tmp_path / "mine.py").write_text("print('mine')")
     options = ("--protocol", "challenge", "--allow_code", "--baseline_code", "mine.py", "--max_runs", "3")
     served = Served(tmp_path, *options, baseline=BASELINE, SERVICE_SECRET="open sesame")
     try:
