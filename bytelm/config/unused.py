@@ -105,13 +105,14 @@ def of_object(made: Any, key: str) -> Iterator[str]:
         made: The object.
         key: Its name in the notes.
     """
-    known = _defaults(type(made))
-    options = {}
-    for option, (other, _) in _declared(type(made)).items():
+    cls: Any = type(made)
+    known = _defaults(cls)
+    options: dict[str, Any] = {}
+    for option, (other, _) in _declared(cls).items():
         stored = getattr(made, option, known[option])
         if known[option] is None or isinstance(stored, type(known[option])):  # not a function of that name
             options |= {option: stored, other: getattr(made, other, known[other])}
-    yield from of_class(type(made), options, key)
+    yield from of_class(cls, options, key)
 
 
 def of_class(cls: Any, options: Mapping[str, Any], key: str) -> Iterator[str]:
