@@ -71,6 +71,7 @@ from bytelm.config.parser import ConfigFileParser, header
 from bytelm.config.section_help import print_requested
 from bytelm.config.text import dump
 from bytelm.config.unserialized import dumped, written_out
+from bytelm.config.unused import of_training, without_effect
 from bytelm.data.base import TokenData
 from bytelm.errors import ConfigError, UsageError, run_error
 from bytelm.gpt import GPT
@@ -309,6 +310,11 @@ class BytelmCLI(LightningCLI):
         self.save_config_kwargs = {"plain": self.plain_config, "varied": varied}
         self.experiment = self.plain_config["experiment"] = self._experiment()
         given = self._get(self.config, "ckpt_path")
+        if self.subcommand == "fit":
+            for each in without_effect(self.plain_config, {**TRAINER_DEFAULTS, **CHECKPOINT_DEFAULTS}):
+                note(each)
+        elif self.subcommand in SCORING and (unused := of_training(self._options)):
+            note(f"{', '.join(unused)}: no effect in {self.subcommand}, which does not train")
         if given is None and self.subcommand in SCORING:
             note("the network is untrained: its weights are those of the seed; --ckpt_path names a trained one")
         if given is not None and self.subcommand == "fit" and (quick := self.plain_config["trainer"]["fast_dev_run"]):

@@ -1,6 +1,6 @@
 """`bytelm completion bash`: prints a script for a shell that completes commands, options and their values.
 
-The script contains everything that it offers, so that completion starts no Python. shtab writes it for a parser of
+The script contains everything that it offers, and completion does not start Python. shtab writes it for a parser of
 argparse that is made here: the commands; the keys of a config; the options of all loaded parts, two levels deep; the
 names of classes; the shipped configs; files.
 
@@ -45,7 +45,7 @@ _PREAMBLE = {
 
 
 class _Found(BaseException):
-    """Carries a command's parser out of the command, which would go on to its work. No handler of errors catches it."""
+    """Carries a command's parser out of the command, before it starts its work. No handler of errors catches it."""
 
     def __init__(self, parser: jsonargparse.ArgumentParser) -> None:
         self.parser = parser

@@ -78,7 +78,7 @@ class OutputLost(StorageError):
     """Standard output, which a command is run for, cannot be written to.
 
     Args:
-        error: The system's. A reader that has closed the pipe, as `head` does, has read enough: that is no failure, and
+        error: The system's. A reader that has closed the pipe, as `head` does, has read enough: it is not an error, and
             ends the program as SIGPIPE ends others, without a message.
     """
 

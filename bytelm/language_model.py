@@ -26,6 +26,7 @@ from bytelm.optim import (
     check_dense_gradients,
     param_groups,
     regroup,
+    rejected,
     takes_sparse_gradients,
 )
 from bytelm.parts import contract
@@ -90,7 +91,9 @@ class LanguageModel(LightningModule):
             ConfigError: A setting cannot work; the message names the key, the value and the accepted values.
         """
         if data.seq_len > self.gpt.max_seq_len:
-            raise ConfigError("seq_len", data.seq_len, f"accepted: up to max_seq_len, which is {self.gpt.max_seq_len}")
+            raise ConfigError(
+                "data.seq_len", data.seq_len, f"accepted: up to max_seq_len, which is {self.gpt.max_seq_len}"
+            )
         if data.vocab_size > self.gpt.vocab_size:
             raise ConfigError(
                 "model.gpt.vocab_size", self.gpt.vocab_size, f"accepted: from {data.vocab_size}, the tokens of the data"
@@ -241,8 +244,7 @@ class LanguageModel(LightningModule):
         try:
             return self.optimizer(param_groups(self))
         except (AssertionError, RuntimeError, ValueError) as error:  # some optimizers use assertions
-            name = class_of(self.optimizer).__name__
-            raise ConfigError("model.optimizer", name, str(error) or "its options") from error
+            raise rejected(self.optimizer, error) from error
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if self._trainer is not None and self.trainer.state.fn == "fit":

@@ -88,7 +88,7 @@ COMMANDS = (
     Command(
         "compare",
         "bytelm.experiments.compare",
-        "Say whether configs differ by more than noise, at equal time, tokens or FLOPs.",
+        "Determine whether configs differ by more than noise, at equal time, tokens or FLOPs.",
         "experiments",
     ),
     Command(

@@ -17,7 +17,7 @@ from bytelm.precision import FP8
 from bytelm.run_callbacks import as_list, connect
 from bytelm.runs import checkpoint_io
 from bytelm.runs.checkpoint_io import AtomicCheckpointIO, errors_are_the_checkpoints
-from bytelm.strategies import check_devices, make_strategy
+from bytelm.strategies import check_devices, check_launch, make_strategy
 
 
 def check_given(settings: Mapping[str, Any], trains: bool = True) -> None:
@@ -82,6 +82,7 @@ def complete(trainer: Trainer, plugins: Sequence[Any]) -> None:
     Raises:
         ConfigError: Its hosts or its plugins cannot work.
     """
+    check_launch(trainer.strategy)
     connect(trainer)
     if not hasattr(trainer, "val_check_interval"):  # it is a time: EarlyStopping fails without the attribute
         trainer.val_check_interval = None  # type: ignore[assignment]

@@ -10,29 +10,56 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import product
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 from bytelm.budget import Progress
 from bytelm.config.untrusted_config import nameable
-from bytelm.config.values import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, UnitInterval
+from bytelm.config.values import OFF, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, UnitInterval
 from bytelm.errors import ConfigError
 from bytelm.units import Duration
 
 WHOLE_RUN = Duration(1.0, "fraction")
 NOTHING = Duration(0.0, "steps")
 
+
+# Functions with names, and no lambdas, because Lightning's ddp_spawn pickles schedules.
+def _linear(x: float) -> float:
+    return x
+
+
+def _cosine(x: float) -> float:
+    return 0.5 * (1 - math.cos(math.pi * x))
+
+
+def _falling_linear(x: float) -> float:
+    return 1 - x
+
+
+def _falling_cosine(x: float) -> float:
+    return 0.5 * (1 + math.cos(math.pi * x))
+
+
+def _falling_sqrt(x: float) -> float:
+    return math.sqrt(1 - x)
+
+
+def _one_minus_sqrt(x: float) -> float:
+    return 1 - math.sqrt(x)
+
+
+def _falling_inverse_sqrt(x: float) -> float:
+    return (1 / math.sqrt(1 + 9 * x) - 1 / math.sqrt(10)) / (1 - 1 / math.sqrt(10))
+
+
 # From 0 at x = 0 to 1 at x = 1, where x is the completed share of the rise.
-RISE_SHAPES: dict[str, Callable[[float], float]] = {
-    "linear": lambda x: x,
-    "cosine": lambda x: 0.5 * (1 - math.cos(math.pi * x)),
-}
+RISE_SHAPES: dict[str, Callable[[float], float]] = {"linear": _linear, "cosine": _cosine}
 # From 1 at x = 0 to 0 at x = 1, where x is the completed share of the decay.
 DECAY_SHAPES: dict[str, Callable[[float], float]] = {
-    "linear": lambda x: 1 - x,
-    "cosine": lambda x: 0.5 * (1 + math.cos(math.pi * x)),
-    "sqrt": lambda x: math.sqrt(1 - x),
-    "1-sqrt": lambda x: 1 - math.sqrt(x),
-    "inverse-sqrt": lambda x: (1 / math.sqrt(1 + 9 * x) - 1 / math.sqrt(10)) / (1 - 1 / math.sqrt(10)),
+    "linear": _falling_linear,
+    "cosine": _falling_cosine,
+    "sqrt": _falling_sqrt,
+    "1-sqrt": _one_minus_sqrt,
+    "inverse-sqrt": _falling_inverse_sqrt,
 }
 DecayShape = Literal["linear", "cosine", "sqrt", "1-sqrt", "inverse-sqrt"]
 Target = TypeVar("Target")
@@ -96,6 +123,8 @@ class WithWarmup(Schedule, ABC):
         warmup_shape: `linear` or `cosine`.
         warmup_from: Share of the peak rate at which the warm-up starts.
     """
+
+    UNUSED_WITH: ClassVar = {"warmup_shape": ("warmup", OFF), "warmup_from": ("warmup", OFF)}
 
     def __init__(
         self,
@@ -200,6 +229,8 @@ class WarmupStableDecay(WithWarmup):
         ConfigError: Warm-up and decay are shares of the run, and their sum is above the whole run.
     """
 
+    UNUSED_WITH: ClassVar = {"decay_shape": ("decay", OFF), "min_lr_factor": ("decay", OFF)}
+
     def __init__(
         self,
         decay: Duration = Duration(0.2, "fraction"),  # noqa: B008 (frozen)
@@ -300,6 +331,7 @@ class Ramp(Schedule):
         ConfigError: Neither start nor end is given.
     """
 
+    UNUSED_WITH: ClassVar = {"shape": ("over", OFF)}
     is_absolute = True
 
     def __init__(

@@ -75,6 +75,8 @@ STRATEGIES: dict[str, Callable[[], Strategy]] = {"ddp": partial(DDPStrategy, **_
 # Classes that need no options, so that a value may be their name alone.
 WITHOUT_OPTIONS: dict[str, Callable[[], Strategy]] = {"DDPStrategy": DDPStrategy, "FSDP": FSDP}
 
+ONE_RANK = "a notebook, or interactive Python, has one rank; a script and the command have several"
+
 # Lightning's strategies that bytelm trains with unchanged.
 LIGHTNINGS = ("single_device", *(f"ddp_find_unused_parameters_{value}" for value in ("true", "false")), "auto")
 ACCEPTED = (
@@ -87,7 +89,7 @@ REJECTED = {
     "modelparallel": "its ranks do not average gradients unless `data_parallel_size` is their number; accepted: fsdp",
     **{
         f"ddp_{how}": "its ranks are copies of one process, which gets their signals and results too late; accepted: "
-        "ddp, which starts a process for each rank"
+        "ddp, which starts a process for each rank, from a script or the command"
         for how in ("fork", "spawn", "notebook")
     },
     **dict.fromkeys(("deepspeed", "xla", "single_xla", "single_tpu", "singledevicexla"), NOT_MADE_FOR),
@@ -109,7 +111,7 @@ def make_strategy(given: Any) -> Any:
     if isinstance(given, str) and "." in given:
         cls = locate(given)
         if not (inspect.isclass(cls) and issubclass(cls, Strategy)):
-            raise ConfigError("trainer.strategy", given, f"it is no strategy; {ACCEPTED}")
+            raise ConfigError("trainer.strategy", given, f"it is not a strategy; {ACCEPTED}")
         _check(cls.__name__, given, cls)
         return cls()
     if isinstance(given, str):
@@ -152,6 +154,19 @@ def check_devices(strategy: Any, devices: Any) -> None:
     several = len(devices) > 1 if isinstance(devices, list) else str(devices).isdecimal() and int(devices) > 1
     if strategy == "single_device" and several:
         raise ConfigError("trainer.strategy", strategy, f"trainer.devices is {devices}; accepted: ddp, fsdp, auto")
+
+
+def check_launch(strategy: Strategy) -> None:
+    """Rejects ranks that are copies of one process, which Lightning chooses for several devices in a notebook.
+
+    Args:
+        strategy: The strategy of a Trainer.
+
+    Raises:
+        ConfigError: It would make such ranks.
+    """
+    if isinstance(strategy, DDPStrategy) and strategy._start_method != "popen":
+        raise ConfigError("trainer.devices", strategy.num_processes, f"{ONE_RANK}; accepted: 1")
 
 
 def strategy_name(strategy: Strategy) -> str:

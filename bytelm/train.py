@@ -13,11 +13,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer, seed_everything
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from bytelm import run_trainer
 from bytelm.callbacks import (
@@ -35,6 +38,8 @@ from bytelm.config.checks import check_experiment
 from bytelm.config.epoch_options import check_epochs, check_needs, validation_times
 from bytelm.config.lightning_options import check_callbacks, check_monitors, run_error_of
 from bytelm.config.lightning_plugins import check_plugins
+from bytelm.config.messages import note
+from bytelm.config.unused import of_class, of_object, without_effect
 from bytelm.data.base import TokenData
 from bytelm.errors import ConfigError, run_error
 from bytelm.gpt import GPT
@@ -42,6 +47,7 @@ from bytelm.hosts import meeting
 from bytelm.inference.model import Model, load
 from bytelm.language_model import LanguageModel
 from bytelm.lightning_output import quieten
+from bytelm.parts.contract import class_of
 from bytelm.run_callbacks import added_callbacks, as_list, shown_by_lightning
 from bytelm.runs import logger as loggers
 from bytelm.runs import record as records
@@ -49,8 +55,9 @@ from bytelm.runs.folder import CONFIG, RunFolder, runs_root
 from bytelm.runs.logger import TensorBoardLogger
 from bytelm.runs.score import score_for
 from bytelm.schedules import Schedule, merged
+from bytelm.strategies import FSDP
 from bytelm.system.process import begin_program, is_rank_zero
-from bytelm.units import Duration
+from bytelm.units import LIMITS, Duration, accepted_forms
 
 Config = str | Path | Mapping[str, Any]
 REPLACED = (BestCheckpoint, BudgetBar)  # of the callbacks that every run has, those that the user's replace
@@ -203,8 +210,7 @@ def _budget(limit: str | list[str]) -> TimeBudget:
     try:
         return TimeBudget([Duration.parse(one) for one in limit] if isinstance(limit, list) else Duration.parse(limit))
     except (TypeError, ValueError) as error:
-        reason = str(error) if isinstance(error, ValueError) else "accepted: texts, such as 30s or 500 steps"
-        raise ConfigError("limit", limit, reason) from error
+        raise ConfigError("limit", limit, accepted_forms(*LIMITS)) from error
 
 
 def _fit_configs(configs: Sequence[Config], experiment: str | None) -> Fitted:
@@ -250,6 +256,8 @@ def _fit_objects(
     check_plugins(named)
     with run_trainer.errors_of_options(named):  # a value of another type
         run_trainer.check_given(options)
+    for each in _without_effect(module, data, callbacks, schedules, named):
+        note(each)
     folder = None
     if not options.get("fast_dev_run"):
         folder = RunFolder(runs_root(options.get("default_root_dir")) / experiment)
@@ -263,8 +271,15 @@ def _fit_objects(
     with run_trainer.errors_of_options(named):
         trainer = Trainer(**{**options, **changed, "callbacks": callbacks})
     run_trainer.complete(trainer, as_list(options.get("plugins")))
+    for logger in trainer.loggers:
+        if not isinstance(logger, Logger):
+            accepted = "accepted: objects of subclasses of lightning.pytorch.loggers.Logger"
+            raise ConfigError("logger", options["logger"], accepted)
     loggers.prepare(trainer, folder)
     run_trainer.check_made(trainer, options)
+    if isinstance(trainer.strategy, FSDP) and not is_overridden("configure_model", module):
+        reason = f"{type(module).__name__} has no method configure_model, which shards it; accepted: ddp"
+        raise ConfigError("strategy", "fsdp", reason)
     TimeBudget.of(trainer).check(trainer)
     if isinstance(data, TokenData):
         if isinstance(module, LanguageModel):
@@ -287,6 +302,30 @@ def _fit_objects(
         if folder is not None:
             folder.release()
     return _fitted(folder, module, trainer)
+
+
+def _without_effect(
+    module: LightningModule,
+    data: LightningDataModule,
+    callbacks: list[Callback],
+    schedules: Mapping[str, Schedule],
+    options: Mapping[str, Any],
+) -> Iterator[str]:
+    """Yields notes of options without effect, as the command prints them of a config (bytelm/config/unused.py).
+
+    Args:
+        module: The module.
+        data: The data.
+        callbacks: The user's callbacks.
+        schedules: Schedules by target.
+        options: Options of the Trainer, as `_named` returns them.
+    """
+    yield from (line.replace("trainer.", "") for line in without_effect({"trainer": options}, TRAINER_DEFAULTS))
+    objects = {"data": data, **{type(callback).__name__: callback for callback in callbacks}}
+    for key, made in {**objects, **{f"schedules.{target}": each for target, each in schedules.items()}}.items():
+        yield from of_object(made, key)
+    if isinstance(module, LanguageModel) and isinstance(module.optimizer, partial):
+        yield from of_class(class_of(module.optimizer), module.optimizer.keywords, "optimizer")
 
 
 def _named(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ user names them, best.ckpt is a link to the best of them, for `--ckpt_path best`
 """
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from bytelm.callbacks.run_folder import run_folder
+from bytelm.config.messages import note
+from bytelm.errors import ConfigError
 from bytelm.runs.folder import checkpoint_of
 
 
@@ -21,10 +24,14 @@ class BestCheckpoint(ModelCheckpoint):
     Args:
         kwargs: Options of ModelCheckpoint. With a `save_top_k` other than 1, file names include the step, unless
             `filename` includes it already: `best-step=300.ckpt`.
+
+    Raises:
+        ConfigError: A file would be last.ckpt, which every run writes.
     """
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        check_names(self, "checkpoint", ("last",))
         if self.save_top_k not in (0, 1) and self.filename is not None and "{step" not in self.filename:
             self.filename += "-{step}"
         self._link: Path | None = None
@@ -34,10 +41,36 @@ class BestCheckpoint(ModelCheckpoint):
         folder = run_folder(trainer)
         self._link = checkpoint_of(folder, "best") if stage == "fit" and folder is not None else None
 
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        is_wanted = self.save_top_k != 0 and trainer.enable_validation and not trainer.fast_dev_run  # type: ignore[attr-defined]
+        if is_wanted and not self.best_model_path:
+            note(f"no best.ckpt: {self.monitor} was not known when the key checkpoint saves (docs/runs.md)")
+
     def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
         super()._save_checkpoint(trainer, filepath)
         if trainer.is_global_zero and self._link is not None and self.best_model_path:
             link_to(Path(self.best_model_path), self._link)
+
+
+def check_names(callback: ModelCheckpoint, key: str, names: Sequence[str]) -> None:
+    """Checks that a ModelCheckpoint leaves the files of every run alone.
+
+    Args:
+        callback: The callback.
+        key: Its key in a config.
+        names: The files of every run, without `.ckpt`, that it must not write.
+
+    Raises:
+        ConfigError: It would write one of them.
+    """
+    if callback.dirpath is not None:
+        return
+    if callback.filename in names:
+        reason = f"every run writes {callback.filename}.ckpt itself; accepted: another filename, or a dirpath"
+        raise ConfigError(f"{key}.filename", callback.filename, reason)
+    if callback.save_last:
+        reason = "every run writes last.ckpt itself (last_checkpoint); accepted: false, or a dirpath"
+        raise ConfigError(f"{key}.save_last", callback.save_last, reason)
 
 
 def link_to(file: Path, link: Path) -> None:

@@ -6,7 +6,7 @@ written.
 """
 
 import math
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -36,6 +36,7 @@ class Divergence(Callback):
         lr_factor: Factor applied to the learning rates at every rewind.
     """
 
+    UNUSED_WITH: ClassVar = {"max_rewinds": ("on_divergence", ("stop",)), "lr_factor": ("on_divergence", ("stop",))}
     reads_budget = True  # must follow TimeBudget in a trainer's list of callbacks
 
     def __init__(

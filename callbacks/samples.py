@@ -18,7 +18,7 @@ run uncompiled, and an error in it only ends the sampling.
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Any, NamedTuple, Optional
+from typing import Any, ClassVar, NamedTuple, Optional
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -66,7 +66,7 @@ class Samples(Callback):
 
     Args:
         max_new_tokens: Maximum number of tokens that follow the prompt; 0: no samples.
-        prompt_tokens: Number of tokens of the validation row that are the prompt.
+        prompt_tokens: Number of tokens of the validation row that are the prompt; at most the whole row.
         temperature: Logits are divided by it; 0 selects the most probable token each time.
         seed: Seed of the draws.
 
@@ -75,6 +75,12 @@ class Samples(Callback):
         continuation: The function that generates text. `fit` sets it; in a Trainer of your own, set it to
             `bytelm.inference.generate.continuation`.
     """
+
+    UNUSED_WITH: ClassVar = {
+        "prompt_tokens": ("max_new_tokens", (0,)),
+        "temperature": ("max_new_tokens", (0,)),
+        "seed": ("temperature", (0, 0.0)),
+    }
 
     def __init__(
         self,

@@ -7,7 +7,9 @@ the validation text itself, and one that gives all tokens the same probability. 
 as the score, in its unit.
 """
 
+import math
 import shlex
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from torch import Tensor
 from bytelm.callbacks.header import are_bytes, show
 from bytelm.callbacks.run_folder import claim_of, run_folder
 from bytelm.callbacks.samples import Samples
+from bytelm.callbacks.time_budget import TimeBudget
 from bytelm.config.untrusted_config import foreign
 from bytelm.data.base import TokenData
 from bytelm.metrics import uniform_score, unigram_score
@@ -26,7 +29,7 @@ from bytelm.runs.folder import CONFIG, checkpoint_of
 from bytelm.runs.logger import TensorBoardLogger
 from bytelm.runs.score import score_for
 from bytelm.system.invocation import typed_name
-from bytelm.units import Duration
+from bytelm.units import Duration, Unit
 
 PACKAGES_OF_REPORT = ("matplotlib", "markdown", "scipy")
 
@@ -102,7 +105,7 @@ class Summary(Callback):
             "text": self._generate(trainer, self._folder),
             "curves": self._tensorboard(trainer, self._folder),
             "compare": _compare(self._folder.parent.parent),
-            "go on": self._longer(self._folder),
+            "go on": self._longer(trainer, self._folder),
         }
         shown = [f"{title:7}  {command}" for title, command in commands.items() if command is not None]
         return [f"{'next' if number == 0 else '':6}  {line}" for number, line in enumerate(shown)]
@@ -129,10 +132,10 @@ class Summary(Callback):
             return None
         return shlex.join(["tensorboard", "--logdir", str(folder.parent.parent)])
 
-    def _longer(self, folder: Path) -> str | None:
+    def _longer(self, trainer: Trainer, folder: Path) -> str | None:
         if self.config is None or not _is_kept(folder, "last"):
             return None
-        limit = _doubled(self.config["time_budget"]["limit"])
+        limit = _doubled(self.config["time_budget"]["limit"], TimeBudget.of(trainer).progress.used)
         options = ["--config", str(folder / CONFIG), "--ckpt_path", "last", "--time_budget.limit", limit]
         return _command("fit", *options)
 
@@ -148,10 +151,17 @@ def _command(*words: str) -> str:
     return f"{typed_name()} {shlex.join(words)}"
 
 
-def _doubled(limit: str | list[str]) -> str:
-    """Returns twice a limit, or twice each of several, as a value for the command line."""
+def _doubled(limit: str | list[str], used: Mapping[Unit, float]) -> str:
+    """Returns twice a limit, or twice each of several, as a value for the command line.
+
+    Args:
+        limit: One or several, as in `time_budget.limit`.
+        used: What the run has used of each unit. A run that was resumed with a lower limit, or whose first step was
+            longer than its limit, has used more than the limit: twice that is returned, as a whole number.
+    """
     limits = [Duration.parse(each) for each in (limit if isinstance(limit, list) else [limit])]
-    texts = [str(Duration(2 * each.value, each.unit)) for each in limits]
+    amounts = [each.value if used[each.unit] <= each.value else math.ceil(used[each.unit]) for each in limits]
+    texts = [str(Duration(2 * amount, each.unit)) for amount, each in zip(amounts, limits, strict=True)]
     return f"[{', '.join(texts)}]" if isinstance(limit, list) else texts[0]
 
 

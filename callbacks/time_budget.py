@@ -118,8 +118,8 @@ class TimeBudget(Callback):
         self.counts_tokens: bool | None = None
         self.counts_flops: bool | None = None
         self.startup_seconds: float | None = None
-        self._count_tokens: Callable[[Any], int] = lambda batch: 0
-        self._count_flops: Callable[[Any], int] = lambda batch: 0
+        self._count_tokens: Callable[[Any], int] = _none  # not a lambda: ddp_spawn pickles this
+        self._count_flops: Callable[[Any], int] = _none
         self._earlier_seconds = 0.0  # `scope: run`: time used before this process, by the run that it resumes
         self._stopwatch = Stopwatch()
         self._paces: deque[Pace] = deque(maxlen=RECENT_STEPS)
@@ -566,6 +566,11 @@ def _check_choice(option: str, value: object, accepted: tuple[object, ...]) -> N
 def runs_in_step_with_the_program(trainer: Trainer, pl_module: LightningModule) -> bool:
     """Returns whether reading the clock requires no wait, neither for a device nor for other ranks."""
     return trainer.world_size == 1 and pl_module.device.type == "cpu"
+
+
+def _none(batch: Any) -> int:
+    """Returns the count of a batch whose tokens or FLOPs are not known."""
+    return 0
 
 
 def check_maximum(options: Mapping[str, Any]) -> None:

@@ -291,5 +291,5 @@ def test_check_rejects_data_that_does_not_fit_the_network(sizes, message):
     ],
 )
 def test_check_rejects_impossible_optimizer_options(optimizer, message):
-    with pytest.raises(ConfigError, match=f"optimizer: .*{message}"):
+    with pytest.raises(ConfigError, match=f"model.optimizer.*: .*{message}"):
         tiny(optimizer=optimizer).check(data_of())

@@ -232,6 +232,11 @@ OF_OBJECTS = [
     ({"val_check_interval": 0}, "val_check_interval: 0"),
     ({"reload_dataloaders_every_n_epochs": 1}, "reload_dataloaders_every_n_epochs: 1"),
     ({"barebones": True}, "barebones: True"),
+    ({"logger": "CSVLogger"}, "logger: 'CSVLogger' cannot be used; accepted: objects of subclasses"),
+    (
+        {"limit": "5%"},
+        "limit: '5%' cannot be used; accepted: a time (180s, 3m, 1h30m, 250ms), steps (500 steps), tokens",
+    ),
     ({"num_nodes": 2}, "num_nodes: 2 cannot be used; MASTER_ADDR"),
     ({"precision": "fp9"}, "precision: 'fp9'"),
     ({"strategy": "deep"}, "strategy: 'deep' cannot be used; accepted: auto, ddp"),
@@ -271,8 +276,8 @@ OF_OBJECTS = [
         ([], {"model": gpt(), "data": corpus(), "limit": "3 apples"}, ConfigError, "limit: '3 apples'"),
         ([], {"model": gpt(), "data": corpus(), "devises": 2}, ConfigError, "devises: 2"),
         ([], {"model": gpt(), "data": corpus(), "experiment": "../up"}, ConfigError, "experiment: '../up'"),
-        ([], {"model": gpt(), "data": Bytes("corpus.txt", seq_len=64)}, ConfigError, "seq_len: 64"),
-        ([], {"model": gpt(), "data": Bytes("none.txt", seq_len=32)}, DataError, "path: 'none.txt'"),
+        ([], {"model": gpt(), "data": Bytes("corpus.txt", seq_len=64)}, ConfigError, "data.seq_len: 64"),
+        ([], {"model": gpt(), "data": Bytes("none.txt", seq_len=32)}, DataError, "data.path: 'none.txt'"),
         *(([], {"model": gpt(), "data": corpus(), **options}, ConfigError, said) for options, said in OF_OBJECTS),
     ],
 )

@@ -5,7 +5,7 @@
 
 A file with a base means the same as passing its bases and then the file, each with `--config`: mappings are merged, and
 a class that replaces another keeps the options that both have. Paths are relative to the file that names them; a path
-that is no file may be the name of a shipped config (shipped.py). If a file has several bases, the later ones take
+that is not a file may be the name of a shipped config (shipped.py). If a file has several bases, the later ones take
 precedence. A file that is a base of several others is applied once, before them. A run saves the resolved config, which
 has no base.
 """

@@ -6,9 +6,10 @@ from importlib.util import find_spec
 from typing import Any
 
 from lightning.pytorch import Callback
-from lightning.pytorch.callbacks import DeviceStatsMonitor, EarlyStopping, WeightAveraging
+from lightning.pytorch.callbacks import DeviceStatsMonitor, EarlyStopping, ModelCheckpoint, WeightAveraging
 from lightning.pytorch.strategies import ModelParallelStrategy
 
+from bytelm.callbacks.best_checkpoint import BestCheckpoint
 from bytelm.callbacks.time_budget import check_maximum, check_minimum
 from bytelm.callbacks.validations import NEVER, Validations
 from bytelm.data.epochs import limited
@@ -146,7 +147,11 @@ def _missing(callback: Callback, trainer: Any) -> str | None:
     # On a CPU it logs nothing else, and only there it requires the package.
     if isinstance(callback, DeviceStatsMonitor) and trainer.strategy.root_device.type == "cpu":
         return None if find_spec("psutil") else "on a CPU it needs a package; accepted: with `pip install psutil`"
-    if isinstance(callback, EarlyStopping) and str(callback.monitor).startswith("val"):
+    is_other = not isinstance(callback, BestCheckpoint)  # every run has that
+    monitors = str(callback.monitor) if isinstance(callback, EarlyStopping | ModelCheckpoint) and is_other else ""
+    if monitors.startswith("val") and trainer.limit_val_batches == 0:
+        return f"{monitors} is never known with trainer.limit_val_batches 0; accepted: more than 0"
+    if isinstance(callback, EarlyStopping) and monitors.startswith("val"):
         if _may_validate_once(trainer):
             return f"{callback.monitor} may be known at the end of the run alone; accepted: with {VALIDATIONS}"
         if callback._check_on_train_epoch_end and callback.strict and trainer.check_val_every_n_epoch != 1:

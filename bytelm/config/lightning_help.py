@@ -70,8 +70,8 @@ TEXTS = {
     "checkpoint.filename": "Name of the checkpoint, without .ckpt; it can contain values, as in `{step}`. With a "
     "save_top_k other than 1 it contains the step, and best.ckpt is a link to the best file.",
     "checkpoint.monitor": "The value that is compared; val/loss for tokens without a known number of bytes.",
-    "checkpoint.save_last": "Lightning's copy of the newest checkpoint. Not needed: the section last_checkpoint writes "
-    "last.ckpt.",
+    "checkpoint.save_last": "Lightning's copy of the newest checkpoint, in another dirpath. In the run's folder it is "
+    "rejected: the section last_checkpoint writes last.ckpt.",
     "checkpoint.save_top_k": "Number of checkpoints with the best values to keep; 0 for none, -1 for all.",
     "checkpoint.mode": "Whether lower (min) or higher (max) values are better.",
     "checkpoint.every_n_train_steps": "Saves after this number of steps, instead of after validations. Not with "

@@ -35,10 +35,11 @@ from lightning.pytorch.callbacks import (
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from bytelm.callbacks.best_checkpoint import BestCheckpoint
+from bytelm.callbacks.best_checkpoint import BestCheckpoint, check_names
 from bytelm.callbacks.time_budget import ENDS_A_RUN
 from bytelm.config.messages import parameters_of
 from bytelm.errors import ConfigError
+from bytelm.strategies import ONE_RANK
 
 # Callbacks of Lightning's that would do less in a run than Lightning says.
 _UNTIL_RESUMED = "resuming does not restore which weights are {}"
@@ -72,6 +73,8 @@ def trainer_error(error: Exception, given: Mapping[str, Any]) -> ConfigError:
         given: The options of the Trainer.
     """
     reason = " ".join(str(error).split())
+    if "interactive environment" in reason:  # it recommends ddp_notebook
+        return ConfigError("trainer.strategy", given.get("strategy"), f"{ONE_RANK}; accepted: auto, with 1 device")
     defaults = inspect.signature(Trainer.__init__).parameters
     changed = {
         key: value for key, value in given.items() if key in defaults and value not in (None, defaults[key].default)
@@ -254,17 +257,16 @@ def check_callbacks(
             raise ConfigError("trainer.callbacks", name, reason)
         if isinstance(callback, NEED_LOGGER) and not logs:
             raise ConfigError("trainer.callbacks", name, "it needs a logger; accepted: with trainer.logger true")
-        if type(callback) is ModelCheckpoint and callback.dirpath is None and callback.filename in RUNS_CHECKPOINTS:
-            reason = f"every run writes {callback.filename}.ckpt itself; accepted: another filename, or a dirpath"
-            raise ConfigError("trainer.callbacks.filename", callback.filename, reason)
+        if type(callback) is ModelCheckpoint:
+            check_names(callback, "trainer.callbacks", RUNS_CHECKPOINTS)
         for key, cls in keys.items():
             if isinstance(callback, cls):
                 raise ConfigError("trainer.callbacks", name, f"every run has one; accepted: {keys_are} {key}")
         if isinstance(callback, others):
             raise ConfigError("trainer.callbacks", name, "every run has one; leave it out")
-    averaging = [type(callback).__name__ for callback in callbacks if isinstance(callback, WeightAveraging)]
-    if len(averaging) > 1:
-        raise ConfigError("trainer.callbacks", averaging, "accepted: one of them; a run has one average of its weights")
+    for base, why in ((WeightAveraging, "a run has one average of its weights"), (ProgressBar, "a run has one bar")):
+        if len(several := [type(callback).__name__ for callback in callbacks if isinstance(callback, base)]) > 1:
+            raise ConfigError("trainer.callbacks", several, f"accepted: one of them; {why}")
 
 
 def check_monitors(callbacks: Sequence[Callback], logged: Sequence[str]) -> None:

@@ -44,7 +44,9 @@ def check_plugins(given: Mapping[str, Any]) -> None:
         launcher, variables = _LAUNCHED.get(name, ("", ()))
         if missing := [variable for variable in variables if variable not in os.environ]:
             reason = f"it is for processes that {launcher} starts, and {missing[0]} is not set in the environment"
-            raise ConfigError("trainer.plugins", name, f"{reason}; accepted: no such plugin, for a run started by hand")
+            raise ConfigError(
+                "trainer.plugins", name, f"{reason}; accepted: no such plugin, for a run that you start yourself"
+            )
 
 
 def check_layer_sync(trainer: Trainer, plugins: Sequence[Any]) -> None:

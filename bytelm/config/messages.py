@@ -41,7 +41,7 @@ UNITS_OF_COMMANDS: dict[str, tuple[Unit, ...]] = {
     "limit": LIMITS,
     **dict.fromkeys(("total_time", "run_timeout", "within", "match_time"), ("seconds",)),
 }
-OF_YOURS = {"data": "; a text of yours is given with --data Bytes --data.path FILE"}
+OF_YOURS = {"data": "; for your own text: --data Bytes --data.path FILE"}
 EXAMPLES = {"monitor": "val/bpb"}  # values of required options
 VALUES = {
     "config": "a YAML file, or a shipped config such as quickstart",
@@ -136,7 +136,7 @@ def clarify(
         if text := written.time_of_day(key, given):
             return f"{key}: {text} is not a duration (YAML reads it as {given}); {accepted}"
         return f"{key}: {given} is not a duration; {accepted}"
-    if match := re.search(r"Not of type Size: (.*? is no amount of memory; accepted: .*)", message):
+    if match := re.search(r"Not of type Size: (.*? is not an amount of memory; accepted: .*)", message):
         return f"{key}: {match[1]}"
     number = rf"Not of type ({'|'.join(NUMBERS)}): "
     if "'NestedArg'" in report and (match := re.search(r"Not of type (\w+)", report)) and match[1] in NUMBERS:
@@ -177,6 +177,8 @@ def clarify(
         if key.startswith("trainer.") and (why := UNAVAILABLE.get(match[1])):
             return f"{key}: {match[1]!r} cannot be used; {why}"
         given = (written.text(key) or match[1]) if yours else match[1]  # not the content of a file
+        if not _is_class(name, roots, nested) and (accepted := _types(report)):
+            return f"{key}: {given!r} is not accepted; accepted: {accepted}"
         return f"{key}: {given!r} is not known; {classes(given)}{yours}"
     if yours and "Given value: " in report:  # the content of a file that was given
         return f"{key}: {written.text(key) or _given(report)!r} does not name a class; {classes('')}{yours}"
@@ -241,7 +243,7 @@ def _choices_of_option(given: str, key: str, owner: str, options: Sequence[str],
     ours = [cls for cls in classes if cls.__module__.startswith("bytelm.")]
     names = sorted({cls.__name__ for cls in ours if given in inspect.signature(cls).parameters})
     if not names:
-        return choices(given, options)
+        return choices(given, options) if options else f"{owner.rpartition('.')[2]} has no options"
     of = f"it is an option of {', '.join(names)} (--{key} {names[0]} --{key}.{given} …)"
     return f"{of}; accepted by {owner.rpartition('.')[2]}: {', '.join(options)}"
 
@@ -463,7 +465,8 @@ def _classes_in(hint: Any) -> Iterator[type]:
     if getattr(hint, "_is_protocol", False) and "__call__" in vars(hint):
         yield from _classes_in(get_type_hints(hint.__call__).get("return"))
     elif inspect.isclass(hint) and not get_args(hint):
-        if not issubclass(hint, bool | int | float | str | list | dict | timedelta | None):
+        is_tensor = (hint.__module__, hint.__name__) == ("torch", "Tensor")  # torch's optimizers accept one as lr
+        if not is_tensor and not issubclass(hint, bool | int | float | str | list | dict | timedelta | None):
             yield hint
     else:
         arguments = get_args(hint)

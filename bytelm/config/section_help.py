@@ -90,7 +90,7 @@ def _listed(key: str, classes: Sequence[type], defaults: Sequence[object]) -> st
         text = f"(default) {text}" if cls in defaults else text
         room = WIDTH - len(start)
         lines.append(start + (text if len(text) <= room else f"{text[: room - 1].rpartition(' ')[0]}…"))
-    about = f"`--{key}.help CLASS` prints the options of a class. A class of yours is named by its import path."
+    about = f"`--{key}.help CLASS` prints the options of a class. Name your own class by its import path."
     return "\n".join([f"{key} accepts:", *lines, "", about])
 
 

@@ -36,7 +36,7 @@ def resolved(path: str) -> str:
 
 
 def missing(name: str) -> str:
-    """Returns the reason why a name is no shipped config, for messages: with the name that it may mean.
+    """Returns the reason why a name is not that of a shipped config, for messages: with the name that it may mean.
 
     Args:
         name: As for `find`.

@@ -110,7 +110,7 @@ def check_limit(resolved: Mapping[str, Any], most: float, baseline: Mapping[str,
     """
     limit = resolved["time_budget"]["limit"]
     limits, equal = limits_of(limit), limits_of(baseline["time_budget"]["limit"])
-    for unit, value in equal.items():  # steps are no amount of training: each run chooses its batch size
+    for unit, value in equal.items():  # steps do not measure training: each run chooses its batch size
         if unit != "steps" and limits.get(unit, math.inf) > value:
             accepted = f"accepted: up to {Duration(value, unit)}, the baseline's limit"
             raise ConfigError("time_budget.limit", limit, accepted)

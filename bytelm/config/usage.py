@@ -104,7 +104,7 @@ def missing_config(command: str) -> str:
         ]
     else:
         lines = [
-            f"a config is required: {name} fit --config quickstart, or a YAML file of yours",
+            f"a config is required: {name} fit --config quickstart, or your own YAML file",
             "",
             "shipped configs:",
             *_by_folder(shipped.names()),

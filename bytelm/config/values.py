@@ -4,9 +4,14 @@ Ranges of single numbers are types; the command line checks them and knows the k
 divides d_model) is checked by the constructor that receives them, which raises bytelm.errors.ConfigError.
 """
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bytelm.units import Duration, Size
+
+Condition = tuple[str, tuple[Any, ...]]
+"""Another option of the same class, and values of it (unused.py)."""
+# Plain values of an option that turn something off: no share, no number, a length of nothing.
+OFF = (None, False, 0, 0.0, "0s", "0 steps", "0 Gtok", "0 FLOP", "0%")
 
 if TYPE_CHECKING:  # type checkers see plain numbers
     PositiveInt = int
@@ -53,4 +58,4 @@ else:
     NonNegativeFloat = _plain(float, typing.NonNegativeFloat)
     UnitInterval = _plain(float, typing.ClosedUnitInterval)
 
-__all__ = ["NonNegativeFloat", "NonNegativeInt", "PositiveFloat", "PositiveInt", "UnitInterval"]
+__all__ = ["OFF", "Condition", "NonNegativeFloat", "NonNegativeInt", "PositiveFloat", "PositiveInt", "UnitInterval"]

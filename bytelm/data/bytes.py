@@ -5,7 +5,7 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -57,6 +57,7 @@ class ByteData(TokenData):
         seed: Seed of the shuffled orders; default: the run's seed (`seed_everything`).
     """
 
+    UNUSED_WITH: ClassVar = {"seed": ("order", ("sequential",))}
     vocab_size = 256
     schedulable = ("batch_size", "seq_len")
     _loader: RowLoader | None
@@ -117,7 +118,7 @@ class ByteData(TokenData):
         for name, split in {**needed, "validation": self.val_split}.items():
             if len(split) < self.seq_len:
                 raise DataError(
-                    "seq_len",
+                    "data.seq_len",
                     self.seq_len,
                     f"the {name} split of {self.corpus.name} has {len(split)} bytes (train_fraction "
                     f"{self.train_fraction} of {len(stream)}), fewer than one row",

@@ -13,12 +13,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bytelm.config.messages import note
 from bytelm.data.bytes import ByteData, Corpus, read_bytes
 from bytelm.data.download import DownloadError, download, kept_hash, strip_gutenberg, strip_gutenberg_lf
 from bytelm.data.file_watch import FileWatch, Stamp
 from bytelm.errors import ConfigError, DataError
 from bytelm.system.files import sha256_of
 
+URL = "https://www.gutenberg.org/cache/epub/100/pg100.txt"
 READ_AT_MOST = 2**30  # bytes of a single file; larger ones are mapped
 
 
@@ -40,7 +42,7 @@ class Shakespeare(ByteData):
 
     def __init__(
         self,
-        url: str = "https://www.gutenberg.org/cache/epub/100/pg100.txt",
+        url: str = URL,
         sha256: str | None = None,
         line_ends: Literal["crlf", "lf"] | None = None,
         **kwargs: Any,
@@ -49,10 +51,15 @@ class Shakespeare(ByteData):
         self.url = url
         self.line_ends = line_ends
         self.sha256 = sha256
+        self._is_told = False  # that a text is there; Lightning calls prepare_data again
 
     def prepare_data(self) -> None:
         # Lightning calls this on one rank of each host.
-        if self._find() is not None:
+        if (found := self._find()) is not None:
+            given = {"data.url": self.url != URL, "data.sha256": self.sha256 is not None}
+            if options := [key for key, is_given in given.items() if is_given and not self._is_told]:
+                note(f"{', '.join(options)}: no effect, because {found} is used, and nothing is downloaded")
+            self._is_told = True
             return
         target = _cache_folder() / "shakespeare.txt"
         try:
@@ -143,7 +150,7 @@ class Bytes(ByteData):
             raise ConfigError("path", path, "accepted: at least one file, folder or glob")
 
     def read(self) -> Corpus:
-        files = [file for path in self.paths for file in text_files(path)]
+        files = [file for path in self.paths for file in text_files(path, "data.path")]
         name = Path(self.paths[0]).name or self.paths[0]
         if len(files) > 1:
             return Corpus(name, read_bytes(b"".join(file.read_bytes() for file in files)))
@@ -157,10 +164,14 @@ class Bytes(ByteData):
         return None if self._watch is None else self._watch.changed(self.corpus.sha256)
 
 
-def text_files(path: str) -> list[Path]:
+def text_files(path: str, key: str = "path") -> list[Path]:
     """Returns the files of a path, sorted: the file itself, those in a folder, or those that match a glob pattern.
 
     Hidden files of a folder are left out, as in a glob pattern.
+
+    Args:
+        path: The path.
+        key: The option that gives it, for the message.
 
     Raises:
         DataError: There are no such files.
@@ -172,7 +183,7 @@ def text_files(path: str) -> list[Path]:
     files = sorted(file for file in found if file.is_file())
     if not files:
         accepted = "accepted: a file, a folder with files in it, or a glob that matches some"
-        raise DataError("path", path, f"{_what_it_is(expanded)}; {accepted}")
+        raise DataError(key, path, f"{_what_it_is(expanded)}; {accepted}")
     return files
 
 

@@ -84,7 +84,7 @@ def _checked(values: Any) -> Encoding:
     for numbers, kind in ((ranks, bytes), (special, str)):
         for token, number in numbers.items():
             if not isinstance(token, kind) or type(number) is not int or not 0 <= number < 2**24:
-                raise ValueError(f"{token!r}: {number!r} is no token and its number")
+                raise ValueError(f"{token!r}: {number!r} is not a token with its number")
     if len({*ranks.values(), *special.values()}) < len(ranks) + len(special):
         raise ValueError("two of its tokens have one number")
     if missing := [byte for byte in range(256) if bytes([byte]) not in ranks]:

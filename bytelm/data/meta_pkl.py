@@ -55,10 +55,10 @@ def _checked(values: Any) -> Meta:
         raise ValueError("it lacks stoi or itos")
     for character, number in numbers.items():
         if not isinstance(character, str) or len(character) != 1 or texts.get(number) != character:
-            raise ValueError(f"stoi: {character!r}: {number!r} is no character whose number itos has")
+            raise ValueError(f"stoi: {character!r}: {number!r} is not a character with its number in itos")
     for number, text in texts.items():
         if type(number) is not int or not 0 <= number < MOST_TOKENS or not isinstance(text, str):
-            raise ValueError(f"itos: {number!r}: {text!r} is no number and its text")
+            raise ValueError(f"itos: {number!r}: {text!r} is not a number with its text")
     if not numbers:
         raise ValueError("it has no characters")
     return Meta(numbers, texts, tokenizer == BYTES)

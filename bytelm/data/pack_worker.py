@@ -86,7 +86,7 @@ def main() -> None:
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
     output = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what a library prints is no block
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what a library prints is not a block
 
     def send(*message: Any) -> None:
         pickle.dump(message, output, protocol=5)

@@ -50,4 +50,4 @@ def read_pickle(
     except ValueError:
         raise
     except Exception as error:  # pickle raises any error, depending on the damage
-        raise ValueError(f"it is no pickle ({error})") from error
+        raise ValueError(f"it is not a pickle ({error})") from error

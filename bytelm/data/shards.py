@@ -9,7 +9,7 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -60,6 +60,7 @@ class TokenShards(TokenData):
         ConfigError: Neither `path` nor `train` and `val` locate the shards.
     """
 
+    UNUSED_WITH: ClassVar = {"seed": ("order", ("sequential",))}
     schedulable = ("batch_size", "seq_len")
 
     def __init__(

@@ -311,7 +311,7 @@ def _not_byte_level(content: Any) -> str | None:
         before = content["pre_tokenizer"] or {}
         levels = [step for step in before.get("pretokenizers", [before]) if step.get("type") == "ByteLevel"]
     except (AttributeError, KeyError, TypeError):
-        return "it is no tokenizer.json"
+        return "it is not a tokenizer.json"
     if not levels:
         return "its BPE is not of bytes"
     if any(level["add_prefix_space"] for level in levels):

@@ -93,7 +93,7 @@ def compare(
             experiments (with their config and the runs that they already have), or folders of studies, which stand for
             their best experiment.
         options: Options that are added to every run's command line.
-        seeds: Most seeds of each. At least 2; fewer are used if the differences are settled earlier.
+        seeds: Maximum number of seeds of each config, at least 2; fewer are used if these settle it.
         equal: The amount of training that is the same for all: time, tokens or FLOPs.
         limit: This amount: 180s, 300 Mtok or 2 PFLOP. Default: the first one's limit if it has this unit; otherwise
             the amount that its earlier runs have used.
@@ -434,7 +434,7 @@ def main(args: list[str]) -> None:
     parser = CommandParser(
         "compare",
         passes_on=True,
-        description="Says whether configs differ by more than the noise of seeds, at equal time, tokens or FLOPs. "
+        description="Determines whether configs differ by more than seeds do, at equal time, tokens or FLOPs. "
         f"Options after `--` apply to each run. {RANKED}",
     )
     parser.add_argument("contestants", nargs="+", help="Config files, or folders of runs, experiments or studies.")

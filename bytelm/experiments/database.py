@@ -1,7 +1,7 @@
 """Database: a storage of Optuna in a database, which waits while the database cannot be reached.
 
 Optuna ends with an error when its database restarts. Here an operation that fails because the connection was lost is
-repeated, while the run that is training goes on. The study's own rules (study.py) allow the repetition of an operation
+repeated, while training continues. The study's own rules (study.py) allow the repetition of an operation
 that had taken effect: a run that is queued twice is run once, and a run without a process is resumed.
 """
 

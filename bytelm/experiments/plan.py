@@ -253,7 +253,7 @@ class Planner:
         return max(int((within - sum(one.seconds for one in earlier)) / (start + training)), 0)
 
     def promising(self, measured: Sequence[Measured], count: int) -> list[Point]:
-        """The candidates that go on: by turns the best by their scores and the best by the law's predictions.
+        """The candidates that remain: by turns the best by their scores and the best by the law's predictions.
 
         After one round the law is uncertain about larger budgets, while the scores favour networks that learn fast at
         first; neither is a reason to lose a candidate that the other one puts first.

@@ -96,6 +96,8 @@ def run_experiments(
     plan = Plan(configs, options, tuple(seeds) if seeds else (None,), read_space(space), sampler)
     if sampler != "grid" and max_runs is None and total_time is None:
         raise ConfigError("max_runs", None, f"a {sampler} search needs a limit; accepted: max_runs or total_time")
+    if sampler == "grid" and sampler_seed is not None:
+        raise ConfigError("sampler_seed", sampler_seed, "a grid draws nothing; accepted with --sampler random or tpe")
     for key, duration in (("total_time", total_time), ("run_timeout", run_timeout)):
         if duration is not None and (duration.unit != "seconds" or not duration.value):
             raise ConfigError(key, str(duration), accepted_forms("seconds"))

@@ -33,7 +33,7 @@ from bytelm.runs.folder import RUNS, is_free, lock
 
 JOURNAL = "study.journal"
 QUEUEING = ".queueing.lock"
-ENDED_EARLY = "pruned"  # attribute of a run that was pruned; other pruned trials are dropped ones, which are no runs
+ENDED_EARLY = "pruned"  # attribute of a run that was pruned; other pruned trials are dropped ones, which are not runs
 MOST_REPEATS = 100  # repeated draws in a row, after which all points of the space count as drawn
 
 

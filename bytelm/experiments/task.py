@@ -166,7 +166,7 @@ def read_space(space: Any) -> Any:
         accepted = "accepted: a YAML file, or {key: [values]}"
         raise ConfigError("space", space, f"{error.strerror or error}; {accepted}") from error
     except ValueError as error:
-        raise ConfigError("space", space, f"it is no valid YAML ({error})") from error
+        raise ConfigError("space", space, f"it is not valid YAML ({error})") from error
 
 
 def as_text(value: Any) -> str:

@@ -255,7 +255,7 @@ def _own_config(contents: Contents) -> Mapping[str, Any]:
         raise CheckpointError(message) from error
     data = config.get("data") or {}
     if not isinstance(data, Mapping) or not isinstance(data.get("init_args") or {}, Mapping):
-        raise CheckpointError(f"ckpt_path: {str(path)!r}: data: {data!r} is no class with its options")
+        raise CheckpointError(f"ckpt_path: {str(path)!r}: data: {data!r} is not a class with its options")
     try:
         found = foreign(network)
     except ConfigError as error:
@@ -264,7 +264,7 @@ def _own_config(contents: Contents) -> Mapping[str, Any]:
         key, value = found
         version = other_version(contents.checkpoint)
         raise CheckpointError(
-            f"ckpt_path: {str(path)!r}: {key}: {value!r} is no part of bytelm, and to import it is to run its "
+            f"ckpt_path: {str(path)!r}: {key}: {value!r} is not a part of bytelm, and importing it would run its "
             f"code; accepted: a config that you trust, such as the run's (--config){version}"
         )
     return config

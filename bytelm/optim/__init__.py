@@ -12,6 +12,7 @@ from bytelm.optim.by_group import ByGroup, OptimizerFactory
 from bytelm.optim.groups import ParamGroup, ParamGroups, RowSplits, param_groups, regroup
 from bytelm.optim.muon import Muon
 from bytelm.optim.muon_adamw import MuonAdamW
+from bytelm.optim.rejected import rejected
 from bytelm.optim.row_adagrad import RowAdagrad
 from bytelm.optim.sparse import check_dense_gradients, takes_sparse_gradients
 
@@ -31,5 +32,6 @@ __all__ = [
     "check_dense_gradients",
     "param_groups",
     "regroup",
+    "rejected",
     "takes_sparse_gradients",
 ]

@@ -9,7 +9,7 @@ Notable:
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -86,6 +86,12 @@ class Muon(Optimizer):
     Raises:
         ValueError: An option or a parameter is invalid.
     """
+
+    UNUSED_WITH: ClassVar = {
+        "beta2": ("variance_reduction", (False,)),
+        "cautious_weight_decay": ("weight_decay", (0, 0.0)),
+        "adjust_weight_decay": ("weight_decay", (0, 0.0)),
+    }
 
     def __init__(
         self,

@@ -1,7 +1,7 @@
 """MuonAdamW: the usual combination of optimizers under one name."""
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, ClassVar
 
 from torch.optim import AdamW, Optimizer
 
@@ -27,6 +27,8 @@ class MuonAdamW(ByGroup):
         table_lr: RowAdagrad's learning rate.
         muon: Muon's other options.
     """
+
+    UNUSED_WITH: ClassVar = Muon.UNUSED_WITH
 
     def __init__(
         self,

@@ -222,6 +222,7 @@ class WindowedSDPA(SDPA):
         ConfigError: The pattern has other letters.
     """
 
+    UNUSED_WITH: ClassVar = {"window": ("pattern", ("L",))}
     schedulable = ("window",)
 
     def __init__(

@@ -17,6 +17,7 @@ from bytelm.config.messages import note
 from bytelm.errors import StorageError
 from bytelm.runs.folder import RUNS, lock
 from bytelm.runs.read import Run, find_runs
+from bytelm.runs.record import wall_time
 from bytelm.runs.score import RANKED, VAL_BPB, VAL_LOSS, score_of
 from bytelm.system.files import replacing
 
@@ -27,6 +28,7 @@ FIGURES = (
     "total_steps",
     "training_time_secs",
     "total_time_secs",
+    "wall_time_secs",
     "num_params_M",
     "tokens_per_sec",
     "peak_memory_mb",
@@ -121,6 +123,7 @@ def _row(run: Run, columns: Iterable[str]) -> dict[str, Any]:
         "decision": run.decision,
         "budget": run.budget,
         "corpus": (run.record.get("corpus") or {}).get("name"),
+        "wall_time_secs": wall_time(run.record) or None,  # also of a run of one process, whose record lacks the key
     }
     return {column: known[column] if column in known else run.record.get(column) for column in columns}
 

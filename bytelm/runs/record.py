@@ -109,7 +109,7 @@ def read(folder: Path) -> Record:
         check(record)
     except OSError as error:
         raise StorageError(f"{file} cannot be read: {error.strerror or error}") from error
-    except (ValueError, RecursionError) as error:  # JSON that is damaged, is nested too deeply, or is no record
+    except (ValueError, RecursionError) as error:  # JSON that is damaged, is nested too deeply, or is not a record
         raise StorageError(f"{file} is damaged: {' '.join(str(error).split())}") from error
     return record
 

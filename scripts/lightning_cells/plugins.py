@@ -48,7 +48,7 @@ CELLS = (
     plugin("HalfPrecision", {"precision": "bf16-true"}, "bfloat16", dtypes("bfloat16", "bfloat16")),
     plugin("MixedPrecision", {"precision": "bf16-mixed", "device": "cpu"}, "float32 weights, products in bfloat16",
            dtypes("float32", "bfloat16")),
-    plugin("MixedPrecision", {}, "a subclass of yours", dtypes("float32", "bfloat16"), value=MINE + "CpuMixed"),
+    plugin("MixedPrecision", {}, "your own subclass", dtypes("float32", "bfloat16"), value=MINE + "CpuMixed"),
     plugin("FSDPPrecision", {"precision": "bf16-mixed"}, "with FSDP1 alone", never),
     plugin("BitsandbytesPrecision", {"mode": "nf4"}, "linear layers in 4 bits, on a GPU", never, needs="bitsandbytes",
            everywhere=False),

@@ -120,9 +120,12 @@ def test_the_scores_without_context_are_those_of_the_metrics(in_bytes):
         assert score(counts, token_bytes if in_bytes else None, in_bytes) == pytest.approx(float(metric.compute()))
 
 
-def test_limits_are_doubled():
-    assert _doubled("90s") == "180s"
-    assert _doubled(["1m", "300 Mtok", "5 steps"]) == "[120s, 600 Mtok, 10 steps]"
+def test_limits_are_doubled_or_what_is_used_if_that_is_more():
+    used = {"seconds": 60.0, "steps": 5, "tokens": 10, "flops": 1e9}
+    assert _doubled("90s", used) == "180s"
+    assert _doubled(["1m", "300 Mtok", "5 steps"], used) == "[120s, 600 Mtok, 10 steps]"
+    # A run that was resumed with a lower limit, or whose first step was longer than its limit.
+    assert _doubled(["2.5s", "3 steps"], {**used, "seconds": 60.2}) == "[122s, 10 steps]"
 
 
 def objects(**options):

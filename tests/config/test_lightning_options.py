@@ -3,13 +3,13 @@
 import pytest
 from lightning.pytorch import Callback
 from lightning.pytorch import callbacks as lightning_callbacks
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, StrategyRegistry
 
 from bytelm.callbacks import BestCheckpoint
-from bytelm.config.lightning_options import check_callbacks, check_monitors, check_options
+from bytelm.config.lightning_options import check_callbacks, check_monitors, check_options, trainer_error
 from bytelm.errors import ConfigError
-from bytelm.strategies import ACCEPTED, FSDP, check_devices, make_strategy
+from bytelm.strategies import ACCEPTED, FSDP, check_devices, check_launch, make_strategy
 
 LOGGED = ["train/loss", "grad/norm", "val/loss", "val/bpb"]
 
@@ -35,6 +35,28 @@ def message(function, *args, **kwargs):
 def test_an_option_that_would_do_nothing_or_harm_is_rejected(option, value):
     said = message(check_options, {option: value})
     assert said.startswith(f"trainer.{option}: {value!r} cannot be used; ")
+
+
+def test_a_notebook_has_one_rank():
+    """Lightning recommends ddp_notebook there, and takes it for several devices; its ranks are forks."""
+    from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+    said = message(check_launch, DDPStrategy(start_method="fork", parallel_devices=[]))
+    assert "a notebook, or interactive Python, has one rank" in said
+    check_launch(DDPStrategy())
+    error = MisconfigurationException("`Trainer(strategy=…)` is not compatible with an interactive environment. Run")
+    said = str(trainer_error(error, {"strategy": "ddp"}))
+    assert said.startswith("trainer.strategy: 'ddp' cannot be used; a notebook, or interactive Python, has one rank")
+
+
+def test_a_run_has_one_bar_and_its_own_checkpoints():
+    said = message(check_callbacks, [TQDMProgressBar(), TQDMProgressBar()], {}, ())
+    assert said.startswith("trainer.callbacks: ['TQDMProgressBar', 'TQDMProgressBar'] cannot be used; accepted: one")
+    said = message(check_callbacks, [ModelCheckpoint(save_last=True)], {}, ())
+    assert said.startswith("trainer.callbacks.save_last: True cannot be used; every run writes last.ckpt itself")
+    check_callbacks([ModelCheckpoint(save_last=True, dirpath="elsewhere")], {}, ())
+    said = message(BestCheckpoint, monitor="val/bpb", filename="last")
+    assert said.startswith("checkpoint.filename: 'last' cannot be used; every run writes last.ckpt itself; accepted:")
 
 
 @pytest.mark.parametrize("given", [{"gradient_clip_val": 0}, {"log_every_n_steps": 0}, {"num_sanity_val_steps": -1}])
@@ -118,7 +140,7 @@ def test_strategies_that_fork_or_do_not_average_gradients_are_rejected():
     assert isinstance(make_strategy("bytelm.strategies.FSDP"), FSDP)
     assert isinstance(make_strategy("lightning.pytorch.strategies.DDPStrategy"), DDPStrategy)
     assert "did you mean ddp?" in message(make_strategy, "dpd")
-    assert "it is no strategy" in message(make_strategy, "bytelm.gpt.GPT")
+    assert "it is not a strategy" in message(make_strategy, "bytelm.gpt.GPT")
     for devices in (2, "2", [0, 1]):
         assert "trainer.devices is" in message(check_devices, "single_device", devices)
     check_devices("single_device", 1)

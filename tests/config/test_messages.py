@@ -209,9 +209,9 @@ def test_a_rejected_value_is_named_with_the_accepted_values(resolved, text, said
         ),
         ("--data=corpus.txt", "data: 'corpus.txt' "),
         ("--data=corpus.txt", "accepted: Bytes, Documents, "),
-        ("--data=corpus.txt", "; a text of yours is given with --data Bytes --data.path FILE"),
-        ("--data=/no/where.txt", "; a text of yours is given with --data Bytes --data.path FILE"),
-        ("--data=null", "; a text of yours is given with --data Bytes --data.path FILE"),
+        ("--data=corpus.txt", "; for your own text: --data Bytes --data.path FILE"),
+        ("--data=/no/where.txt", "; for your own text: --data Bytes --data.path FILE"),
+        ("--data=null", "; for your own text: --data Bytes --data.path FILE"),
         ("--lr_schedule=callbacks.Cosine", "did you mean bytelm.callbacks.Cosine?"),
     ],
 )

@@ -81,7 +81,7 @@ def test_each_rank_of_a_trainer_takes_its_own_rows(file):
     ],
 )
 def test_a_split_shorter_than_a_row_is_rejected_with_key_value_and_length(n, options, stage, complaint, file):
-    with pytest.raises(DataError, match=r"^seq_len: 256 cannot be used; ") as rejection:
+    with pytest.raises(DataError, match=r"^data.seq_len: 256 cannot be used; ") as rejection:
         Bytes(str(file(n)), **options).setup(stage)
     assert complaint in str(rejection.value)
 

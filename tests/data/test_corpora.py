@@ -136,7 +136,7 @@ def test_reading_a_file_never_writes_to_it(most, tmp_path, monkeypatch):
 def test_a_path_without_files_is_rejected_by_name(missing, tree):
     (tree / "hollow").mkdir()
     path = str(tree / missing)
-    with pytest.raises(DataError, match=r"^path: .* accepted: a file, a folder") as rejection:
+    with pytest.raises(DataError, match=r"^data.path: .* accepted: a file, a folder") as rejection:
         Bytes([str(tree / "z.txt"), path]).read()
     assert repr(path) in str(rejection.value)
 

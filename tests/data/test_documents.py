@@ -171,7 +171,7 @@ def test_other_pickles_are_rejected_and_run_nothing(tmp_path, monkeypatch, conte
     [
         ({"name": 1}, "it lacks name or pat_str"),
         ({"mergeable_ranks": None}, "it lacks mergeable_ranks"),
-        ({"mergeable_ranks": {b"a": "1"}}, "b'a': '1' is no token and its number"),
+        ({"mergeable_ranks": {b"a": "1"}}, "b'a': '1' is not a token with its number"),
         ({"mergeable_ranks": {b"a": 1}}, "it has no token for byte 0"),
         ({"special_tokens": {"<|bos|>": 7}}, "two of its tokens have one number"),
     ],

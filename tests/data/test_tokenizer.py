@@ -356,10 +356,13 @@ GOOD = {"itos": {0: "a"}, "stoi": {"a": 0}}
         (pickle.dumps({"stoi": {}}), "it lacks stoi or itos"),
         (pickle.dumps("text"), "it lacks stoi or itos"),
         (pickle.dumps({"itos": {}, "stoi": {}}), "it has no characters"),
-        (pickle.dumps({"itos": {0: "b"}, "stoi": {"a": 0}}), "stoi: 'a': 0 is no character whose number itos has"),
-        (pickle.dumps({"itos": {0: "ab"}, "stoi": {"ab": 0}}), "stoi: 'ab': 0 is no character"),
-        (pickle.dumps({"itos": {-1: "a"}, "stoi": {"a": -1}}), "itos: -1: 'a' is no number and its text"),
-        (pickle.dumps({"itos": {10**9: "a"}, "stoi": {"a": 10**9}}), "itos: 1000000000: 'a' is no number and its text"),
+        (pickle.dumps({"itos": {0: "b"}, "stoi": {"a": 0}}), "stoi: 'a': 0 is not a character with its number in itos"),
+        (pickle.dumps({"itos": {0: "ab"}, "stoi": {"ab": 0}}), "stoi: 'ab': 0 is not a character"),
+        (pickle.dumps({"itos": {-1: "a"}, "stoi": {"a": -1}}), "itos: -1: 'a' is not a number with its text"),
+        (
+            pickle.dumps({"itos": {10**9: "a"}, "stoi": {"a": 10**9}}),
+            "itos: 1000000000: 'a' is not a number with its text",
+        ),
     ],
 )
 def test_a_meta_pkl_that_is_something_else_is_rejected_and_runs_nothing(content, reason, tmp_path, monkeypatch):

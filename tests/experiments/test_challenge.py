@@ -108,7 +108,8 @@ def timeline():
 @needs_reference
 @linux
 def test_the_challenges_client_and_the_winners_program_run_unchanged(tmp_path, until):
-    options = ("--protocol", "challenge", "--allow_code", "--max_runs", "3")
+    (tmp_path / "mine.py").write_text("print('mine')")
+    options = ("--protocol", "challenge", "--allow_code", "--baseline_code", "mine.py", "--max_runs", "3")
     served = Served(tmp_path, *options, baseline=BASELINE, SERVICE_SECRET="open sesame")
     try:
         client = Client(served.url)
@@ -406,7 +407,15 @@ def test_a_baseline_that_programs_cannot_share_is_rejected(make, monkeypatch, ba
         (["--allow_code"], "allow_code: True cannot be used; accepted with --protocol challenge"),
         (["--baseline_code", "x.py"], "baseline_code: 'x.py' cannot be used; accepted with --protocol challenge"),
         (["--protocol", "other"], "protocol: 'other'"),
-        (["--protocol", "challenge", "--allow_code", "--host", "0.0.0.0"], "host: '0.0.0.0' cannot be used"),
+        (
+            ["--protocol", "challenge", "--allow_code"],
+            "baseline: 'tiny.yaml' cannot be used; accepted with --allow_code: configs/autoresearch/00-baseline.yaml, "
+            "or --baseline_code FILE",
+        ),
+        (
+            ["--protocol", "challenge", "--allow_code", "--baseline_code", "x.py", "--host", "0.0.0.0"],
+            "host: '0.0.0.0' cannot be used",
+        ),
         (["--protocol", "challenge", "--allow_code", "maybe"], "allow_code: 'maybe'"),
     ],
 )

@@ -163,7 +163,7 @@ def test_a_space_may_be_a_file(tmp_path):
     with pytest.raises(ConfigError, match=r"nowhere.yaml' cannot be used; No such file.*accepted: a YAML file"):
         read_space(str(tmp_path / "nowhere.yaml"))
     (tmp_path / "bad.yaml").write_text("a: [")
-    with pytest.raises(ConfigError, match="it is no valid YAML"):
+    with pytest.raises(ConfigError, match="it is not valid YAML"):
         read_space(str(tmp_path / "bad.yaml"))
 
 

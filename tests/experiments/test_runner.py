@@ -868,6 +868,7 @@ def test_a_storage_that_cannot_be_used_is_reported_in_one_line_without_its_passw
             ["tiny.yaml", "--sampler", "genetic"],
             ["sampler: 'genetic' is not accepted; accepted: 'grid', 'random', 'tpe'"],
         ),
+        (["tiny.yaml", "--sampler_seed", "1"], ["sampler_seed: 1 cannot be used; a grid draws nothing"]),
         (["tiny.yaml", "--sampler", "random", "--space", RANGE], ["a random search needs a limit", "max_runs or"]),
         (["tiny.yaml", "--sampler", "tpe", "--space", RANGE], ["a tpe search needs a limit", "max_runs or total_time"]),
         (

@@ -122,6 +122,7 @@ REJECTED = {
     "--model.optimizer=SparseAdam": ["it takes sparse gradients alone, and the group hidden has dense ones; accepted"],
     "--model.optimizer.groups.vector=SparseAdam": ["'SparseAdam' cannot be used", "the group vector has dense ones"],
     "--model.optimizer=Muon": ["model.optimizer: 'Muon' cannot be used; Muon needs matrices"],
+    "--model.optimizer.groups.hidden.lr=-1": ["model.optimizer.groups.hidden.lr: -1.0 cannot be used; accepted: 0 or"],
 }
 
 

@@ -17,8 +17,8 @@ from bytelm.runs.score import VAL_LOSS
 RUNS = Path("runs")
 COLUMNS = [
     *("run", "study", "experiment", "status", "decision"),
-    *("val_bpb", "train_loss", "total_steps", "training_time_secs", "total_time_secs", "num_params_M"),
-    *("tokens_per_sec", "peak_memory_mb", "seed", "started_at", "ended_at"),
+    *("val_bpb", "train_loss", "total_steps", "training_time_secs", "total_time_secs"),
+    *("wall_time_secs", "num_params_M", "tokens_per_sec", "peak_memory_mb", "seed", "started_at", "ended_at"),
     *("budget", "corpus", "reason"),
 ]
 
@@ -243,6 +243,7 @@ def test_a_row_has_the_values_of_the_folder():
         "total_steps": "100",
         "training_time_secs": "180.0",
         "total_time_secs": "190.0",
+        "wall_time_secs": "190.0",
         "num_params_M": "0.2232",
         "tokens_per_sec": "30000.0",
         "peak_memory_mb": "300.5",

@@ -26,7 +26,7 @@ from bytelm.errors import ConfigError, StorageError
 from bytelm.experiments.memory_limit import can_be_watched, machine_memory
 from bytelm.experiments.service import challenge_api
 from bytelm.experiments.service.access import BODY_SECONDS, CLOSE, guard, read_body
-from bytelm.experiments.service.challenge import ChallengeService
+from bytelm.experiments.service.challenge import DEFAULT_BASELINE, ChallengeService, is_own
 from bytelm.experiments.service.connections import BoundedProtocol
 from bytelm.experiments.service.match import Busy, Service, Unusable, UsedUp
 from bytelm.experiments.service.match_folder import BASELINE
@@ -125,7 +125,7 @@ class Report(Scored):
 
 
 REJECTIONS: dict[int | str, dict[str, Any]] = {
-    400: {"model": Problem, "description": "The body is no config."},
+    400: {"model": Problem, "description": "The body is not a config."},
     408: {"model": Problem, "description": f"The body did not arrive within {BODY_SECONDS:g} s."},
     409: {"model": Problem, "description": "Another run is being trained, or another config checked."},
     413: {"model": Problem, "description": f"The body is larger than {MOST_BYTES} bytes."},
@@ -276,7 +276,7 @@ def serve(
         allow_code: Whether Python programs of clients (`train_code`) are run, with protocol challenge. They run as
             this user, with limits but not in a sandbox.
         baseline_code: File of the program that clients get as the baseline, with protocol challenge. Default: bytelm's
-            program for 00-baseline.yaml; none for another baseline.
+            program for 00-baseline.yaml. For another baseline there is none, and --allow_code requires one.
     """
     for key, duration in (("match_time", match_time), ("run_timeout", run_timeout)):
         if duration.unit != "seconds" or not duration.value:
@@ -288,6 +288,9 @@ def serve(
     if protocol != "challenge" and (allow_code or baseline_code is not None):
         key, value = ("allow_code", allow_code) if allow_code else ("baseline_code", baseline_code)
         raise ConfigError(key, value, f"accepted with --protocol challenge, not {protocol}")
+    if allow_code and baseline_code is None and not is_own(baseline):
+        code = "--baseline_code FILE, the program of this baseline, which clients get and change"
+        raise ConfigError("baseline", baseline, f"accepted with --allow_code: {DEFAULT_BASELINE}, or {code}")
     if allow_code and not can_be_watched():
         raise ConfigError("allow_code", allow_code, "accepted on Linux: the limits of programs need /proc")
     program_memory = memory_limit or MEMORY

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from bytelm.config import shipped
 from bytelm.errors import ConfigError
 from bytelm.experiments.job import LOG, tail
 from bytelm.experiments.service.match import Busy, Service, Unusable, finite
@@ -24,6 +25,15 @@ SHORTEST_CODE, LONGEST_CODE = 50, 100_000  # characters
 LOG_CHARACTERS = 5000
 FIGURES = ("train_loss", "total_steps", "num_params_M")
 DEFAULT_BASELINE = Path("configs", "autoresearch", "00-baseline.yaml")  # the network of on_path/baseline.py
+
+
+def is_own(baseline: str) -> bool:
+    """Returns whether a baseline is the one that bytelm has a program for.
+
+    Args:
+        baseline: Config file of the baseline, or its name as a shipped config.
+    """
+    return Path(shipped.resolved(baseline)).parts[-3:] == DEFAULT_BASELINE.parts
 
 
 class NotPython(Unusable):
@@ -56,8 +66,7 @@ class ChallengeService(Service):
 
     def _read_code(self, file: str | None) -> str | None:
         if file is None:
-            is_own = Path(self.baseline).parts[-3:] == DEFAULT_BASELINE.parts
-            return (ON_PATH / "baseline.py").read_text(encoding="utf-8") if is_own else None
+            return (ON_PATH / "baseline.py").read_text(encoding="utf-8") if is_own(self.baseline) else None
         try:
             return Path(file).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
