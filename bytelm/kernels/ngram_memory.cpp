@@ -2,13 +2,7 @@
 // same as the class's operators, which take several times as long: they write lists of positions and entries, and
 // tensors of (positions, predictions, symbols), to memory between two operators.
 
-#include <algorithm>
-#include <atomic>
-#include <cmath>
-#include <cstdint>
-#include <cstring>
-#include <thread>
-#include <vector>
+#include "common.h"
 
 namespace {
 
@@ -39,33 +33,6 @@ struct Memory {
   const uint8_t* in_word;        // (256,)
   int64_t inverse;               // of kMultiplier
 };
-
-struct BFloat16 { uint16_t bits; };
-
-float read(float value) { return value; }
-float read(BFloat16 value) {
-  const uint32_t bits = uint32_t(value.bits) << 16;
-  float result;
-  std::memcpy(&result, &bits, sizeof result);
-  return result;
-}
-void write(float* place, float value) { *place = value; }
-void write(BFloat16* place, float value) {  // rounds to the nearest, to even in the middle
-  uint32_t bits;
-  std::memcpy(&bits, &value, sizeof bits);
-  place->bits = uint16_t((bits + 0x7FFF + (bits >> 16 & 1)) >> 16);
-}
-
-// Runs work(i) for all i below n, divided over threads.
-template <typename Work>
-void on_threads(int64_t n, int64_t n_threads, Work work) {
-  std::atomic<int64_t> next{0};
-  auto take = [&] { work(next); };
-  std::vector<std::thread> others;
-  for (int64_t i = 1; i < std::min(n_threads, n); ++i) others.emplace_back(take);
-  take();
-  for (auto& other : others) other.join();
-}
 
 int64_t times(int64_t a, int64_t b) { return int64_t(uint64_t(a) * uint64_t(b)); }
 int64_t plus(int64_t a, int64_t b) { return int64_t(uint64_t(a) + uint64_t(b)); }

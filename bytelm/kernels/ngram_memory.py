@@ -9,8 +9,11 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from bytelm.kernels.cpu import library
+from bytelm.kernels.cpu import DTYPES, call, library
 from bytelm.parts.ngram_counts import FOLDED, IN_WORD, INVERSE, ContextKind, NGramCounts
+
+
+_NAME = "ngram_memory"
 
 
 class _Kind(ctypes.Structure):
@@ -44,29 +47,9 @@ class _Mixing(ctypes.Structure):
     )
 
 
-DTYPES = {torch.float32: "float", torch.bfloat16: "bfloat16"}  # of evidence
-
-
 def is_available(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether there are kernels for a device and evidence of a type, and they can be built here."""
-    return device.type == "cpu" and dtype in DTYPES and _library() is not None
-
-
-def _library() -> ctypes.CDLL | None:
-    return library("ngram_memory")
-
-
-def _call(name: str, dtype: torch.dtype, *arguments: Any) -> None:
-    """Calls a function with tensors, numbers and structures."""
-    passed = [
-        ctypes.c_void_p(each.data_ptr())
-        if isinstance(each, Tensor)
-        else ctypes.c_int64(each)
-        if isinstance(each, int)
-        else ctypes.byref(each)
-        for each in arguments
-    ]
-    getattr(_library(), f"{name}_{DTYPES[dtype]}")(*passed)
+    return device.type == "cpu" and dtype in DTYPES and library(_NAME) is not None
 
 
 def recall(
@@ -125,7 +108,7 @@ def recall(
     )
     width = len(levels) * n_symbols + 2 * len(all_kinds)
     evidence = torch.empty(n_rows, seq_len - start, width, dtype=dtype)
-    _call("recall", dtype, memory, tokens, n_rows, seq_len, start, torch.get_num_threads(), evidence)
+    call(_NAME, "recall", dtype, memory, tokens, n_rows, seq_len, start, torch.get_num_threads(), evidence)
     return evidence
 
 
@@ -161,7 +144,7 @@ class _Mix(Function):
         }
         mixed = torch.empty_like(logits, dtype=torch.float32)
         options = _Mixing(symbols=symbols.data_ptr(), **ctx.sizes)
-        _call("mix", evidence.dtype, options, logits, gates, evidence, mixed)
+        call(_NAME, "mix", evidence.dtype, options, logits, gates, evidence, mixed)
         return mixed
 
     @staticmethod
@@ -171,5 +154,5 @@ class _Mix(Function):
         of_logits = torch.empty_like(gradient, dtype=evidence.dtype)
         of_gates = torch.empty(*gradient.shape[:-1], ctx.sizes["n_levels"])
         options = _Mixing(symbols=symbols.data_ptr(), **ctx.sizes)
-        _call("mix_backward", evidence.dtype, options, gradient.contiguous(), evidence, of_logits, of_gates)
+        call(_NAME, "mix_backward", evidence.dtype, options, gradient.contiguous(), evidence, of_logits, of_gates)
         return of_logits, of_gates, None, None, None

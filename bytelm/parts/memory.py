@@ -101,6 +101,8 @@ class NGramMemory(Memory):
             are left after longer contexts. Of a kind that has more, a random share of the contexts is counted. Default:
             no maximum.
         n_symbols: The n_symbols - 1 most frequent tokens of the text have a symbol each, all others share one.
+        centered: Whether the network reads log-probabilities with 8 nats added. Most of them are near -8: without the
+            addition, a large constant is a part of what it reads, which slows down learning.
 
     Raises:
         ConfigError: A value that is not accepted; the message names it.
@@ -119,6 +121,7 @@ class NGramMemory(Memory):
         cache: list[PositiveInt] = [3],  # noqa: B006
         n_symbols: PositiveInt = 128,
         max_pairs: PositiveInt | None = None,
+        centered: bool = False,
     ) -> None:
         super().__init__()
         if vocab_size > 256:
@@ -128,6 +131,7 @@ class NGramMemory(Memory):
                 raise ConfigError(name, values, "accepted: numbers in ascending order, each once, such as [2, 3, 4]")
         self.n_symbols = min(n_symbols, vocab_size)
         self.max_pairs = max_pairs
+        self.centered = centered
         self.kinds = [*(ContextKind(n) for n in orders), *(ContextKind(n, words=True) for n in words)]
         self.cache = [ContextKind(n) for n in cache]
         n_kinds = len(self.kinds) + len(self.cache)
@@ -277,7 +281,11 @@ class NGramMemory(Memory):
     def embed(self, x: Tensor, evidence: Evidence) -> Tensor:
         scale = self.reader.weight.new_ones(self.reader.in_features)  # of the weights: they are fewer than the inputs
         scale[: evidence.n_levels * evidence.n_symbols] = _SCALE
-        return x + nn.functional.linear(evidence.beside(x).values, self.reader.weight * scale)
+        weight = self.reader.weight * scale
+        x = x + nn.functional.linear(evidence.beside(x).values, weight)
+        if self.centered:  # in the evidence itself, bf16 would round probable tokens' values to a few hundredths
+            x = x + _CENTER * weight[:, : evidence.n_levels * evidence.n_symbols].sum(dim=1)
+        return x
 
     def mix(self, logits: Tensor, x: Tensor, evidence: Evidence) -> Tensor:
         evidence = evidence.beside(x)
@@ -412,6 +420,7 @@ _BYTES_TO_FILL, _BYTES_OF_TABLE = 26, 3.4  # for each token of the text, and for
 _BYTES_OF_PAIR = 14
 _FLOOR = 1e-8  # of probabilities, before the logarithm
 _SCALE = 0.2
+_CENTER = 8.0  # nats
 _KINDS_AT_ONCE = 2  # that are counted, whatever the number of threads: memory, and shares of a maximum, depend on it
 _LARGEST_SHARE = 1.4
 _SAMPLED_ROWS = 512

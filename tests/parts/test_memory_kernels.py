@@ -116,8 +116,12 @@ def fails(*arguments):
     raise OSError
 
 
-def test_without_a_compiler_there_is_no_kernel(monkeypatch):
+def test_without_a_compiler_there_is_no_kernel_and_one_note(monkeypatch, capsys):
     monkeypatch.setattr(shutil, "which", lambda name: None)
     cpu.library.cache_clear()
+    cpu._note.cache_clear()
     assert not ngram_memory.is_available(torch.device("cpu"), torch.float32)
+    assert cpu.library("relu_squared") is None
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("bytelm: note: no C++ compiler was found (g++, clang++, c++); PyTorch's operators replace")
     cpu.library.cache_clear()
