@@ -1,9 +1,9 @@
 """Training steps on several threads, each with a part of the rows.
 
 By default an operator divides its work over torch's threads, which wait for each other at its end. A small network has
-hundreds of operators in a step, of some hundred microseconds each; the waiting, and the operators and the Python code that
-use a single thread, then take a third of the time or more. Here, each thread computes the loss and the gradients of its
-rows, with operators of one thread, and waits once in a step.
+hundreds of operators in a step, of some hundred microseconds each. Waiting, and the operators and the Python code that
+use a single thread, then take much of the time. Here, each thread computes the loss and the gradients of its rows, with
+operators of one thread, and waits once in a step.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,8 +23,8 @@ MakeLoss = Callable[[Tensor, Tensor], Tensor]
 class RowThreads:
     """Threads that compute losses and gradients of rows on the CPU.
 
-    The result depends on the number of threads only by rounding, and not on which of them is faster: gradients are added
-    in the order of the rows.
+    The result depends on the number of threads only by rounding, and not on which of them is faster: gradients are
+    added in the order of the rows.
 
     Args:
         n_threads: Number of threads.

@@ -12,7 +12,6 @@ from torch.autograd.function import once_differentiable
 from bytelm.kernels.cpu import DTYPES, call, library
 from bytelm.parts.ngram_counts import FOLDED, IN_WORD, INVERSE, ContextKind, NGramCounts
 
-
 _NAME = "ngram_memory"
 
 

@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from bytelm.optim.base import loss_of, restore_precision
-from bytelm.system.single_threads import single_threads
 from bytelm.optim.groups import ParamGroup, RowSplits
+from bytelm.system.single_threads import single_threads
 
 Alike = Tensor | list[Tensor]
 """Tensors of one shape, one for each parameter: stacked, or as a list."""

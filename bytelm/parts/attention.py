@@ -204,10 +204,10 @@ class MatmulAttention(MultiHeadAttention):
 class RowAttention(MatmulAttention):
     """MatmulAttention with a kernel for training on the CPU (bytelm/kernels/row_attention.cpp).
 
-    The kernel rotates queries and keys (RoPE), computes only what the causal mask leaves, and keeps no scores in memory.
-    Its products are in float32, and it takes half the CPU time of MatmulAttention in bf16. Where there is no kernel, the
-    operators of MatmulAttention compute the same: without a C++ compiler, with a cache, with other position encodings,
-    with QK-norm, dropout or grouped heads, and for row lengths and head dimensions that are no multiples of 32.
+    The kernel rotates queries and keys (RoPE), computes only what the causal mask leaves, and keeps no scores in
+    memory. Its products are in float32 (docs/speedrun.md has its times). Where there is no kernel, the operators of
+    MatmulAttention compute the same: without a C++ compiler, with a cache, with other position encodings, with QK-norm,
+    dropout or grouped heads, and for row lengths and head dimensions that are no multiples of 32.
     """
 
     def forward(self, x: Tensor, context: Context) -> Tensor:

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from bytelm.config.values import PositiveInt
+from bytelm.config.values import PositiveFloat, PositiveInt
 from bytelm.errors import ConfigError
 from bytelm.kernels import ngram_memory as kernels
 from bytelm.parts.contract import Memory, Run
@@ -101,8 +101,9 @@ class NGramMemory(Memory):
             are left after longer contexts. Of a kind that has more, a random share of the contexts is counted. Default:
             no maximum.
         n_symbols: The n_symbols - 1 most frequent tokens of the text have a symbol each, all others share one.
-        centered: Whether the network reads log-probabilities with 8 nats added. Most of them are near -8: without the
-            addition, a large constant is a part of what it reads, which slows down learning.
+        read_range: The network reads how far a log-probability lies above -read_range nats, 0 if it lies below. Most
+            symbols are improbable: without this, large numbers that say little are most of what the network reads,
+            which slows down learning. Default: it reads all log-probabilities as they are.
 
     Raises:
         ConfigError: A value that is not accepted; the message names it.
@@ -121,7 +122,7 @@ class NGramMemory(Memory):
         cache: list[PositiveInt] = [3],  # noqa: B006
         n_symbols: PositiveInt = 128,
         max_pairs: PositiveInt | None = None,
-        centered: bool = False,
+        read_range: PositiveFloat | None = None,
     ) -> None:
         super().__init__()
         if vocab_size > 256:
@@ -131,7 +132,7 @@ class NGramMemory(Memory):
                 raise ConfigError(name, values, "accepted: numbers in ascending order, each once, such as [2, 3, 4]")
         self.n_symbols = min(n_symbols, vocab_size)
         self.max_pairs = max_pairs
-        self.centered = centered
+        self.read_range = read_range
         self.kinds = [*(ContextKind(n) for n in orders), *(ContextKind(n, words=True) for n in words)]
         self.cache = [ContextKind(n) for n in cache]
         n_kinds = len(self.kinds) + len(self.cache)
@@ -282,10 +283,13 @@ class NGramMemory(Memory):
         scale = self.reader.weight.new_ones(self.reader.in_features)  # of the weights: they are fewer than the inputs
         scale[: evidence.n_levels * evidence.n_symbols] = _SCALE
         weight = self.reader.weight * scale
-        x = x + nn.functional.linear(evidence.beside(x).values, weight)
-        if self.centered:  # in the evidence itself, bf16 would round probable tokens' values to a few hundredths
-            x = x + _CENTER * weight[:, : evidence.n_levels * evidence.n_symbols].sum(dim=1)
-        return x
+        values = evidence.beside(x).values
+        if self.read_range is None:
+            return x + nn.functional.linear(values, weight)
+        values = values.clamp(min=-self.read_range)  # counts are positive
+        # The range is added after the product, as in bf16 it would round the probable symbols to a few hundredths.
+        of_range = self.read_range * weight[:, : evidence.n_levels * evidence.n_symbols].sum(dim=1)
+        return x + nn.functional.linear(values, weight) + of_range
 
     def mix(self, logits: Tensor, x: Tensor, evidence: Evidence) -> Tensor:
         evidence = evidence.beside(x)
@@ -420,7 +424,6 @@ _BYTES_TO_FILL, _BYTES_OF_TABLE = 26, 3.4  # for each token of the text, and for
 _BYTES_OF_PAIR = 14
 _FLOOR = 1e-8  # of probabilities, before the logarithm
 _SCALE = 0.2
-_CENTER = 8.0  # nats
 _KINDS_AT_ONCE = 2  # that are counted, whatever the number of threads: memory, and shares of a maximum, depend on it
 _LARGEST_SHARE = 1.4
 _SAMPLED_ROWS = 512
