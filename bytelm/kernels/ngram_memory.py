@@ -10,14 +10,14 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from bytelm.kernels.cpu import DTYPES, call, library
-from bytelm.parts.ngram_counts import FOLDED, IN_WORD, INVERSE, ContextKind, NGramCounts
+from bytelm.parts.ngram_counts import FOLDED, IN_WORD, INVERSE, ContextKind, NGramCounts, WordClasses
 
 _NAME = "ngram_memory"
 
 
 class _Kind(ctypes.Structure):
     _fields_ = (
-        *((name, ctypes.c_int64) for name in ("n", "words")),
+        *((name, ctypes.c_int64) for name in ("n", "words", "classes")),
         *((name, ctypes.c_void_p) for name in ("starts", "keys", "tokens", "counts")),
         *((name, ctypes.c_int64) for name in ("bucket_shift", "key_shift")),
     )
@@ -36,6 +36,9 @@ class _Memory(ctypes.Structure):
         ("folded", ctypes.c_void_p),
         ("in_word", ctypes.c_void_p),
         ("inverse", ctypes.c_int64),
+        ("class_keys", ctypes.c_void_p),
+        ("class_of_key", ctypes.c_void_p),
+        ("n_keys", ctypes.c_int64),
     )
 
 
@@ -62,6 +65,7 @@ def recall(
     n_symbols: int,
     levels: Sequence[int],
     dtype: torch.dtype,
+    classes: WordClasses | None = None,
 ) -> Tensor:
     """The evidence of NGramMemory for the positions of rows.
 
@@ -76,6 +80,7 @@ def recall(
         n_symbols: Number of symbols.
         levels: The kinds whose predictions are returned, ascending.
         dtype: Of the result, one of DTYPES.
+        classes: Classes of words, for kinds of contexts that consist of them.
 
     Returns:
         (B, T, n_levels n_symbols + 2 n_kinds), with T = S - start: log-probabilities, then counts.
@@ -83,7 +88,7 @@ def recall(
     all_kinds = [*kinds, *cache]
     made = (_Kind * len(all_kinds))()
     for i, kind in enumerate(all_kinds):
-        made[i].n, made[i].words = kind.n, kind.words
+        made[i].n, made[i].words, made[i].classes = kind.n, kind.words, kind.classes
         if tables is not None and i < len(kinds):
             table = tables[i]
             made[i].starts, made[i].keys = table._starts.data_ptr(), table._keys.data_ptr()
@@ -104,6 +109,9 @@ def recall(
         folded=FOLDED.data_ptr(),
         in_word=IN_WORD.data_ptr(),
         inverse=ctypes.c_int64(INVERSE).value,
+        class_keys=None if classes is None else classes[0].data_ptr(),
+        class_of_key=None if classes is None else classes[1].data_ptr(),
+        n_keys=0 if classes is None else len(classes[0]),
     )
     width = len(levels) * n_symbols + 2 * len(all_kinds)
     evidence = torch.empty(n_rows, seq_len - start, width, dtype=dtype)

@@ -23,7 +23,7 @@ pytestmark = [
 @pytest.fixture(scope="module")
 def memory():
     torch.manual_seed(0)
-    made = NGramMemory(256, 16, orders=[1, 2, 4], words=[1, 2, 3], cache=[1, 3], n_symbols=50)
+    made = NGramMemory(256, 16, orders=[1, 2, 4], words=[1, 2, 3], classes=[2, 3], cache=[1, 3], n_symbols=50)
     text = torch.tensor(list(TEXT), dtype=torch.uint8)
     made.fill(text, (torch.arange(len(text)) // T % 3).to(torch.uint8), T)
     for p in made.parameters():
@@ -87,7 +87,7 @@ def test_mix_and_its_gradients(memory, dtype, threads, monkeypatch):
 def test_text_is_counted_the_same_on_several_threads(memory, monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
     memory.hold_out(None)
-    other = NGramMemory(256, 16, orders=[1, 2, 4], words=[1, 2, 3], n_symbols=50)
+    other = NGramMemory(256, 16, orders=[1, 2, 4], words=[1, 2, 3], classes=[2, 3], n_symbols=50)
     text = torch.tensor(list(TEXT), dtype=torch.uint8)
     other.fill(text, (torch.arange(len(text)) // T % 3).to(torch.uint8), T)
     other.hold_out(None)
