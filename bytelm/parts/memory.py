@@ -96,8 +96,8 @@ class NGramMemory(Memory):
         d_model: Width of the residual stream.
         orders: Contexts in the training text: the last n tokens, for each n, ascending.
         words: Contexts in the training text: the current word's beginning and the n - 1 words before it, ascending.
-        classes: Contexts in the training text: the current word's beginning and the classes of the n - 1 words before it
-            (word_classes.py), for each n from 2, ascending.
+        classes: Contexts in the training text: the current word's beginning and the classes of the n - 1 words before
+            it (word_classes.py), for each n from 2, ascending.
         cache: Contexts in the row itself: the last n tokens, for each n, ascending.
         max_pairs: Maximum number of different pairs of a context in the text and a token that are counted, of all kinds
             together, about; a pair takes 9 to 14 bytes. No kind gets more than 1.4 times its equal share of those that

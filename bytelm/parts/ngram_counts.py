@@ -224,7 +224,8 @@ def contexts(
     time = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
     for kind in kinds:
         if kind.classes:
-            assert words is not None and classes is not None
+            assert words is not None
+            assert classes is not None
             yield words.of_classes(kind.n, classes)
         elif kind.words:
             assert words is not None
