@@ -64,9 +64,10 @@ class RowThreads:
             return loss.detach(), torch.autograd.grad(loss, params, allow_unused=True)
 
         n = min(self.n_threads, len(inputs))
-        parts = list(single_threads(self.n_threads).map(part, inputs.tensor_split(n), targets.tensor_split(n)))
-        losses, gradients = zip(*parts, strict=True)
-        return torch.stack(losses).sum(), [_sum(each) for each in zip(*gradients, strict=True)]
+        pool = single_threads(self.n_threads)
+        losses, gradients = zip(*pool.map(part, inputs.tensor_split(n), targets.tensor_split(n)), strict=True)
+        # Not in this thread: the threads of its operators would spin afterwards, beside the next part of the step.
+        return torch.stack(losses).sum(), list(pool.map(_sum, zip(*gradients, strict=True)))
 
 
 class _Loss(Function):
@@ -80,8 +81,9 @@ class _Loss(Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        own = [None if each is None else each.mul_(gradient) for each in ctx.gradients]
-        ctx.gradients = None
+        own, ctx.gradients = ctx.gradients, None
+        if gradient != 1:
+            own = [None if each is None else each * gradient for each in own]
         return None, None, None, None, *own
 
 
@@ -89,5 +91,5 @@ def _sum(gradients: Sequence[Tensor | None]) -> Tensor | None:
     total = None
     for each in gradients:
         if each is not None:
-            total = each if total is None else total.add_(each)
+            total = each if total is None else total + each  # not in place: parameters can share a gradient
     return total

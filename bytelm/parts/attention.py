@@ -211,18 +211,19 @@ class RowAttention(MatmulAttention):
     """
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
-        if not self._is_plain(context):
+        position = context.position
+        if not (isinstance(position, Rotary) and self._is_plain(context)):
             return super().forward(x, context)
         qkv = self.qkv(x)
         if not row_attention.is_available(qkv, self.n_heads):
             return super().forward(x, context)
-        return self.out(row_attention.attend(qkv, context.position.cos, context.position.sin, self.n_heads))
+        attended: Tensor = self.out(row_attention.attend(qkv, position.cos, position.sin, self.n_heads))
+        return attended
 
     def _is_plain(self, context: Context) -> bool:
         """Whether attention is what the kernel computes."""
         return (
-            type(context.position) is Rotary
-            and context.cache is None
+            context.cache is None
             and context.values is None
             and self.n_kv_heads == self.n_heads
             and isinstance(self.q_norm, nn.Identity)
