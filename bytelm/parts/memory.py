@@ -199,6 +199,7 @@ class NGramMemory(Memory):
         self.hold_out(data.fold)
 
     def on_evaluation_start(self) -> None:
+        trim_heap()  # of what threads leave after training
         self.hold_out(None)
 
     def fill(self, text: Tensor, folds: Tensor, seq_len: int) -> None:
@@ -224,6 +225,7 @@ class NGramMemory(Memory):
             yield
             for buffer, found in zip((self.class_keys, self.class_of_key), word_classes(*words_of(text)), strict=True):
                 buffer.copy_(found)
+            trim_heap()  # before counting, which needs the most
             yield
         for table in (yield from self._count(text, folds)):
             table.hold_out(0)
