@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
 
+from bytelm.config.values import PositiveInt
 from bytelm.data.base import TokenData
 from bytelm.errors import ConfigError
 from bytelm.gpt import GPT
@@ -32,6 +33,7 @@ from bytelm.optim import (
 from bytelm.parts import contract
 from bytelm.parts.contract import MakeLoss, Run, class_of
 from bytelm.parts.loss import CrossEntropy
+from bytelm.row_threads import RowThreads
 from bytelm.strategies import FSDP, shard, strategy_name
 
 Batch = tuple[Tensor, Tensor]
@@ -52,6 +54,9 @@ class LanguageModel(LightningModule):
             block by block; identical blocks share one result. With many layers this takes a fraction of the time, and
             ranks exchange a block's gradients while the previous block's are still computed. fsdp always compiles by
             blocks.
+        row_threads: If given, a training step is computed by so many threads on the CPU, each with a part of the rows
+            and with operators of one thread (row_threads.py). For small networks; the others' operators are better
+            divided over all threads.
     """
 
     repeatable_step = True  # for TimeBudget: a step can be run and undone before training, and dropped at its end
@@ -62,12 +67,14 @@ class LanguageModel(LightningModule):
         loss: MakeLoss = CrossEntropy,
         optimizer: OptimizerFactory = AdamW,
         compile: bool | Literal["blocks"] = False,
+        row_threads: PositiveInt | None = None,
     ) -> None:
         super().__init__()
         self.gpt = gpt
         self.loss = contract.make("model.loss", loss, d_model=gpt.d_model, vocab_size=gpt.vocab_size)
         self.optimizer = optimizer
         self.use_compile = compile
+        self.row_threads = None if row_threads is None else RowThreads(row_threads)
         self._compiled = False
         self._is_prepared = False
         self.val_loss = NatsPerToken()
@@ -100,6 +107,7 @@ class LanguageModel(LightningModule):
             )
         check_dense_gradients(self.configure_optimizers(), self.gpt)
         self._check_loss()
+        self._check_row_threads(trainer)
         plugin = None if trainer is None else trainer.precision_plugin
         run = Run(
             network=self.gpt,
@@ -111,6 +119,22 @@ class LanguageModel(LightningModule):
             device=torch.device("cpu") if trainer is None else trainer.strategy.root_device,
         )
         contract.check([self.gpt, self.loss], run)
+
+    def _check_row_threads(self, trainer: Trainer | None) -> None:
+        if self.row_threads is None:
+            return
+        key, n = "model.row_threads", self.row_threads.n_threads
+        if trainer is not None and trainer.strategy.root_device.type != "cpu":
+            raise ConfigError(
+                key, n, f"accepted on {trainer.strategy.root_device.type}: null; the threads are the CPU's"
+            )
+        if self.use_compile:
+            raise ConfigError(key, n, f"accepted with model.compile: {self.use_compile}: null")
+        if self._with_auxiliary_loss:
+            name = type(self._with_auxiliary_loss[0]).__name__
+            raise ConfigError(key, n, f"accepted with {name}, which has an auxiliary loss of all rows: null")
+        if any(isinstance(module, nn.Dropout) and module.p for module in self.gpt.modules()):
+            raise ConfigError(key, n, "accepted with dropout: null; threads would draw random numbers in any order")
 
     def _check_loss(self) -> None:
         name = type(self.loss).__name__
@@ -210,7 +234,12 @@ class LanguageModel(LightningModule):
         return batch[0].numel() * self._flops_per_token[seq_len]
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        inputs, targets = batch
+        if self.row_threads is None:
+            return self._training_loss(*batch)
+        params = [p for p in self.parameters() if p.requires_grad]
+        return self.row_threads.loss(self._training_loss, *batch, params)
+
+    def _training_loss(self, inputs: Tensor, targets: Tensor) -> Tensor:
         if self._takes_hidden:
             loss = self.loss(self.gpt(inputs, to_logits=False), self.gpt.head, targets)
         else:

@@ -16,7 +16,7 @@ LAYERS = (
     ("bytelm.config", "bytelm.schedules"),
     ("bytelm.kernels", "bytelm.parts"),
     ("bytelm.gpt",),
-    ("bytelm.optim", "bytelm.metrics", "bytelm.data"),
+    ("bytelm.optim", "bytelm.metrics", "bytelm.data", "bytelm.row_threads"),
     ("bytelm.language_model", "bytelm.strategies", "bytelm.hosts", "bytelm.precision", "bytelm.log_steps"),
     ("bytelm.callbacks", "bytelm.runs"),
     ("bytelm.inference",),

@@ -2,13 +2,7 @@
 // same as the class's operators, which take several times as long: they write lists of positions and entries, and
 // tensors of (positions, predictions, symbols), to memory between two operators.
 
-#include <algorithm>
-#include <atomic>
-#include <cmath>
-#include <cstdint>
-#include <cstring>
-#include <thread>
-#include <vector>
+#include "common.h"
 
 namespace {
 
@@ -17,9 +11,11 @@ constexpr uint64_t kHashMask = (uint64_t(1) << 40) - 1;
 constexpr float kFloor = 1e-8f;
 constexpr int kAhead = 6;  // positions between two stages of a lookup, while memory is fetched
 constexpr int kTotals = 24, kDistinct = 5;
+constexpr int64_t kCode = -0x61C8864680B583EB, kMix = 0x3C79AC492BA7B653;
+constexpr int64_t kClassSalt = 1000, kLast = 3;  // letters of an ending, as in word_classes.py
 
 struct Kind {
-  int64_t n, words;              // as in ContextKind
+  int64_t n, words, classes;     // as in ContextKind
   const int32_t* starts;         // null: in the row itself, or not counted yet
   const int16_t* keys;
   const uint8_t* tokens;
@@ -38,37 +34,19 @@ struct Memory {
   const int64_t* folded;         // (256,): the token in word contexts
   const uint8_t* in_word;        // (256,)
   int64_t inverse;               // of kMultiplier
+  const int64_t* class_keys;     // (n_keys,), ascending
+  const uint8_t* class_of_key;
+  int64_t n_keys;
 };
-
-struct BFloat16 { uint16_t bits; };
-
-float read(float value) { return value; }
-float read(BFloat16 value) {
-  const uint32_t bits = uint32_t(value.bits) << 16;
-  float result;
-  std::memcpy(&result, &bits, sizeof result);
-  return result;
-}
-void write(float* place, float value) { *place = value; }
-void write(BFloat16* place, float value) {  // rounds to the nearest, to even in the middle
-  uint32_t bits;
-  std::memcpy(&bits, &value, sizeof bits);
-  place->bits = uint16_t((bits + 0x7FFF + (bits >> 16 & 1)) >> 16);
-}
-
-// Runs work(i) for all i below n, divided over threads.
-template <typename Work>
-void on_threads(int64_t n, int64_t n_threads, Work work) {
-  std::atomic<int64_t> next{0};
-  auto take = [&] { work(next); };
-  std::vector<std::thread> others;
-  for (int64_t i = 1; i < std::min(n_threads, n); ++i) others.emplace_back(take);
-  take();
-  for (auto& other : others) other.join();
-}
 
 int64_t times(int64_t a, int64_t b) { return int64_t(uint64_t(a) * uint64_t(b)); }
 int64_t plus(int64_t a, int64_t b) { return int64_t(uint64_t(a) + uint64_t(b)); }
+
+int64_t mixed(int64_t h) {
+  h ^= h >> 31;
+  h = times(h, kMix);
+  return h ^ h >> 33;
+}
 
 // Sums of code(x_j) M^-j over the prefixes of a row.
 struct PrefixSums {
@@ -82,17 +60,16 @@ struct PrefixSums {
     int64_t power = 1;
     sums[0] = 0;
     for (int64_t i = 0; i < n; ++i, power = times(power, inverse_)) {
-      int64_t code = times(token(i) + 1, -0x61C8864680B583EB);
+      int64_t code = times(token(i) + 1, kCode);
       code ^= code >> 29;
       sums[i + 1] = plus(sums[i], times(code, power));
     }
   }
   uint64_t hash(int64_t start, int64_t end, int64_t salt) const {  // of the substring from start to before end
-    int64_t h = plus(times(plus(sums[end], -sums[start]), powers[start]), salt);
-    h ^= h >> 31;
-    h = times(h, 0x3C79AC492BA7B653);
-    h ^= h >> 33;
-    return uint64_t(h) & kHashMask;
+    return uint64_t(span(start, end, salt)) & kHashMask;
+  }
+  int64_t span(int64_t start, int64_t end, int64_t salt) const {  // the same, all 64 bits
+    return mixed(plus(times(plus(sums[end], -sums[start]), powers[start]), salt));
   }
   int64_t inverse_;
 };
@@ -108,7 +85,7 @@ class Rows {
   Rows(const Memory& memory, int64_t seq_len)
       : m_(memory), n_(seq_len), plain_(seq_len, memory.inverse), folded_(seq_len, memory.inverse),
         hashes_(seq_len * memory.n_kinds), known_(seq_len * memory.n_kinds), first_(seq_len * memory.n_kinds),
-        last_(seq_len * memory.n_kinds), word_start_(seq_len), last_letter_(seq_len) {}
+        last_(seq_len * memory.n_kinds), word_start_(seq_len), last_letter_(seq_len), class_(seq_len) {}
 
   // Evidence of one row from `start` on, (n, width): for each position its log-probabilities, (n_levels, n_symbols),
   // and its counts, (n_kinds, 2).
@@ -153,10 +130,17 @@ class Rows {
       word_start_[t] = begin;
       last_letter_[t] = letter;
     }
+    if (m_.n_keys)
+      for (int64_t t = 0; t + 1 < n_; ++t)
+        if (m_.in_word[tokens[t]] && !m_.in_word[tokens[t + 1]]) class_[t] = word_class(word_start_[t], t + 1);
     for (int64_t k = 0; k < m_.n_kinds; ++k) {
       const Kind& kind = m_.kinds[k];
       for (int64_t t = 0; t < n_; ++t) {
         int64_t begin = t - kind.n + 1;
+        if (kind.classes) {
+          hash_classes(t, k);
+          continue;
+        }
         if (kind.words) {
           begin = word_start_[t];
           for (int64_t i = 1; i < kind.n; ++i) {
@@ -169,6 +153,30 @@ class Rows {
         if (known_[i]) hashes_[i] = (kind.words ? folded_ : plain_).hash(begin, t + 1, kind.words ? -kind.n : kind.n);
       }
     }
+  }
+
+  // A context of classes. `last` is the last letter of a word before the current one; at 0 there is the marker.
+  void hash_classes(int64_t t, int64_t k) {
+    int64_t start = word_start_[t], h = 0;
+    for (int64_t i = 1; i < m_.kinds[k].n; ++i) {
+      const int64_t last = std::max<int64_t>(last_letter_[std::max<int64_t>(start - 1, 0)], 0);
+      start = last > 0 ? word_start_[last] : 0;
+      if (i == 1) h = int64_t(folded_.hash(last + 1, t + 1, kClassSalt + m_.kinds[k].n));
+      h = mixed(plus(times(h, kCode), times(class_[last], kMix)));
+    }
+    known_[t * m_.n_kinds + k] = start > 1;
+    hashes_[t * m_.n_kinds + k] = uint64_t(h) & kHashMask;
+  }
+
+  int64_t word_class(int64_t begin, int64_t end) const {  // of the word, or of its ending
+    const int64_t own = class_of(folded_.span(begin, end, 0));
+    return own ? own : class_of(folded_.span(std::max(begin, end - kLast), end, -1));
+  }
+
+  int64_t class_of(int64_t hash) const {
+    const int64_t* end = m_.class_keys + m_.n_keys;
+    const int64_t* place = std::lower_bound(m_.class_keys, end, hash);
+    return place < end && *place == hash ? m_.class_of_key[place - m_.class_keys] : 0;
   }
 
   bool in_text(int64_t k) const { return k < m_.n_kinds - m_.n_cache; }
@@ -226,7 +234,7 @@ class Rows {
   PrefixSums plain_, folded_;
   std::vector<uint64_t> hashes_;  // (n, n_kinds)
   std::vector<uint8_t> known_;
-  std::vector<int64_t> first_, last_, word_start_, last_letter_, symbols_;
+  std::vector<int64_t> first_, last_, word_start_, last_letter_, class_, symbols_;
   std::vector<float> found_;
 };
 

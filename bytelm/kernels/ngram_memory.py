@@ -9,13 +9,15 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from bytelm.kernels.cpu import library
-from bytelm.parts.ngram_counts import FOLDED, IN_WORD, INVERSE, ContextKind, NGramCounts
+from bytelm.kernels.cpu import DTYPES, call, library
+from bytelm.parts.ngram_counts import FOLDED, IN_WORD, INVERSE, ContextKind, NGramCounts, WordClasses
+
+_NAME = "ngram_memory"
 
 
 class _Kind(ctypes.Structure):
     _fields_ = (
-        *((name, ctypes.c_int64) for name in ("n", "words")),
+        *((name, ctypes.c_int64) for name in ("n", "words", "classes")),
         *((name, ctypes.c_void_p) for name in ("starts", "keys", "tokens", "counts")),
         *((name, ctypes.c_int64) for name in ("bucket_shift", "key_shift")),
     )
@@ -34,6 +36,9 @@ class _Memory(ctypes.Structure):
         ("folded", ctypes.c_void_p),
         ("in_word", ctypes.c_void_p),
         ("inverse", ctypes.c_int64),
+        ("class_keys", ctypes.c_void_p),
+        ("class_of_key", ctypes.c_void_p),
+        ("n_keys", ctypes.c_int64),
     )
 
 
@@ -44,29 +49,9 @@ class _Mixing(ctypes.Structure):
     )
 
 
-DTYPES = {torch.float32: "float", torch.bfloat16: "bfloat16"}  # of evidence
-
-
 def is_available(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether there are kernels for a device and evidence of a type, and they can be built here."""
-    return device.type == "cpu" and dtype in DTYPES and _library() is not None
-
-
-def _library() -> ctypes.CDLL | None:
-    return library("ngram_memory")
-
-
-def _call(name: str, dtype: torch.dtype, *arguments: Any) -> None:
-    """Calls a function with tensors, numbers and structures."""
-    passed = [
-        ctypes.c_void_p(each.data_ptr())
-        if isinstance(each, Tensor)
-        else ctypes.c_int64(each)
-        if isinstance(each, int)
-        else ctypes.byref(each)
-        for each in arguments
-    ]
-    getattr(_library(), f"{name}_{DTYPES[dtype]}")(*passed)
+    return device.type == "cpu" and dtype in DTYPES and library(_NAME) is not None
 
 
 def recall(
@@ -80,6 +65,7 @@ def recall(
     n_symbols: int,
     levels: Sequence[int],
     dtype: torch.dtype,
+    classes: WordClasses | None = None,
 ) -> Tensor:
     """The evidence of NGramMemory for the positions of rows.
 
@@ -94,6 +80,7 @@ def recall(
         n_symbols: Number of symbols.
         levels: The kinds whose predictions are returned, ascending.
         dtype: Of the result, one of DTYPES.
+        classes: Classes of words, for kinds of contexts that consist of them.
 
     Returns:
         (B, T, n_levels n_symbols + 2 n_kinds), with T = S - start: log-probabilities, then counts.
@@ -101,7 +88,7 @@ def recall(
     all_kinds = [*kinds, *cache]
     made = (_Kind * len(all_kinds))()
     for i, kind in enumerate(all_kinds):
-        made[i].n, made[i].words = kind.n, kind.words
+        made[i].n, made[i].words, made[i].classes = kind.n, kind.words, kind.classes
         if tables is not None and i < len(kinds):
             table = tables[i]
             made[i].starts, made[i].keys = table._starts.data_ptr(), table._keys.data_ptr()
@@ -122,10 +109,13 @@ def recall(
         folded=FOLDED.data_ptr(),
         in_word=IN_WORD.data_ptr(),
         inverse=ctypes.c_int64(INVERSE).value,
+        class_keys=None if classes is None else classes[0].data_ptr(),
+        class_of_key=None if classes is None else classes[1].data_ptr(),
+        n_keys=0 if classes is None else len(classes[0]),
     )
     width = len(levels) * n_symbols + 2 * len(all_kinds)
     evidence = torch.empty(n_rows, seq_len - start, width, dtype=dtype)
-    _call("recall", dtype, memory, tokens, n_rows, seq_len, start, torch.get_num_threads(), evidence)
+    call(_NAME, "recall", dtype, memory, tokens, n_rows, seq_len, start, torch.get_num_threads(), evidence)
     return evidence
 
 
@@ -161,7 +151,7 @@ class _Mix(Function):
         }
         mixed = torch.empty_like(logits, dtype=torch.float32)
         options = _Mixing(symbols=symbols.data_ptr(), **ctx.sizes)
-        _call("mix", evidence.dtype, options, logits, gates, evidence, mixed)
+        call(_NAME, "mix", evidence.dtype, options, logits, gates, evidence, mixed)
         return mixed
 
     @staticmethod
@@ -171,5 +161,5 @@ class _Mix(Function):
         of_logits = torch.empty_like(gradient, dtype=evidence.dtype)
         of_gates = torch.empty(*gradient.shape[:-1], ctx.sizes["n_levels"])
         options = _Mixing(symbols=symbols.data_ptr(), **ctx.sizes)
-        _call("mix_backward", evidence.dtype, options, gradient.contiguous(), evidence, of_logits, of_gates)
+        call(_NAME, "mix_backward", evidence.dtype, options, gradient.contiguous(), evidence, of_logits, of_gates)
         return of_logits, of_gates, None, None, None

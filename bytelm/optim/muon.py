@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 
 from bytelm.optim.base import loss_of, restore_precision
 from bytelm.optim.groups import ParamGroup, RowSplits
+from bytelm.system.single_threads import single_threads
 
 Alike = Tensor | list[Tensor]
 """Tensors of one shape, one for each parameter: stacked, or as a list."""
@@ -173,9 +174,22 @@ class Muon(Optimizer):
         """
         loss = loss_of(closure)
         for group in self.param_groups:
-            for params, sizes in self._alike(group):
+            alike = list(self._alike(group))
+            if len(alike) > 1 and all(_is_small(params[0]) for params, _ in alike):
+                self._step_on_threads(alike, group)
+                continue
+            for params, sizes in alike:
                 self._step(params, sizes, group)
         return loss
+
+    def _step_on_threads(self, alike: list[tuple[list[Tensor], list[int]]], group: dict[str, Any]) -> None:
+        """The steps of small matrices on the CPU side by side: their operators are too short to be divided."""
+
+        def step(of: tuple[list[Tensor], list[int]]) -> None:
+            with torch.no_grad():  # a setting of a thread
+                self._step(*of, group)
+
+        list(single_threads(torch.get_num_threads()).map(step, alike))
 
     def _alike(self, group: dict[str, Any]) -> Iterator[tuple[list[Tensor], list[int]]]:
         """Parameters of one shape, up to a limit, and the rows of the matrices that they consist of."""
@@ -270,6 +284,12 @@ def _expect(accepted: bool, name: str, value: Any, what: str) -> None:
 
 def _batched(group: dict[str, Any], device: torch.device) -> bool:
     return device.type != "cpu" if group["batched"] is None else group["batched"]
+
+
+def _is_small(param: Tensor) -> bool:
+    """Whether a matrix is on the CPU, as a whole, and fits into a core's cache."""
+    whole = not hasattr(param, "to_local")
+    return param.device.type == "cpu" and whole and param.numel() <= MOST_ONE_BY_ONE and torch.get_num_threads() > 1
 
 
 def _momentum(grads: list[Tensor], buffers: list[Tensor], momentum: float, nesterov: bool) -> Sequence[Tensor]:

@@ -15,10 +15,11 @@ from torch.nn import functional as F
 
 from bytelm.config.values import PositiveInt, UnitInterval
 from bytelm.errors import ConfigError
-from bytelm.kernels import load_for_hopper, on_hopper, optional_on_hopper
+from bytelm.kernels import load_for_hopper, on_hopper, optional_on_hopper, row_attention
 from bytelm.parts import contract
 from bytelm.parts.contract import Context, Norm, PositionEncoding
 from bytelm.parts.init import ResidualProjection
+from bytelm.parts.position import Rotary
 
 
 class KVCache:
@@ -198,6 +199,37 @@ class MatmulAttention(MultiHeadAttention):
             weights = torch.baddbmm(scores, q, k.mT, alpha=1 / math.sqrt(self.head_dim)).softmax(dim=-1)
             weights = F.dropout(weights, self.dropout, self.training)
             return (weights @ v).unflatten(0, (-1, self.n_heads))
+
+
+class RowAttention(MatmulAttention):
+    """MatmulAttention with a kernel for training on the CPU (bytelm/kernels/row_attention.cpp).
+
+    The kernel rotates queries and keys (RoPE), computes only what the causal mask leaves, and keeps no scores in
+    memory. Its products are in float32 (docs/speedrun.md has its times). Where there is no kernel, the operators of
+    MatmulAttention compute the same: without a C++ compiler, with a cache, with other position encodings, with QK-norm,
+    dropout or grouped heads, and for row lengths and head dimensions that are no multiples of 32.
+    """
+
+    def forward(self, x: Tensor, context: Context) -> Tensor:
+        position = context.position
+        if not (isinstance(position, Rotary) and self._is_plain(context)):
+            return super().forward(x, context)
+        qkv = self.qkv(x)
+        if not row_attention.is_available(qkv, self.n_heads):
+            return super().forward(x, context)
+        attended: Tensor = self.out(row_attention.attend(qkv, position.cos, position.sin, self.n_heads))
+        return attended
+
+    def _is_plain(self, context: Context) -> bool:
+        """Whether attention is what the kernel computes."""
+        return (
+            context.cache is None
+            and context.values is None
+            and self.n_kv_heads == self.n_heads
+            and isinstance(self.q_norm, nn.Identity)
+            and not (self.training and self.dropout)
+            and not torch.compiler.is_compiling()
+        )
 
 
 class WindowedSDPA(SDPA):

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from bytelm.config.values import UnitInterval
 from bytelm.errors import ConfigError
-from bytelm.kernels import load_for_hopper, on_hopper
+from bytelm.kernels import load_for_hopper, on_hopper, relu_squared
 from bytelm.parts import contract
 from bytelm.parts.contract import Context, Run
 from bytelm.parts.init import ResidualProjection
@@ -172,7 +172,10 @@ class ReLUSquared(MLP):
     gpt2_activation = "relu2"
 
     def activation(self, x: Tensor) -> Tensor:
-        if x.device.type == "cpu" and x.dtype == torch.bfloat16 and not torch.compiler.is_compiling():
+        compiling = torch.compiler.is_compiling()
+        if x.dtype == torch.bfloat16 and not compiling and relu_squared.is_available(x):
+            return relu_squared.relu_squared(x)
+        if x.device.type == "cpu" and x.dtype == torch.bfloat16 and not compiling:
             squared: Tensor = _ReLUSquared.apply(x)
             return squared
         return F.relu(x).square()

@@ -12,11 +12,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from bytelm.config.values import PositiveInt
+from bytelm.config.values import PositiveFloat, PositiveInt
 from bytelm.errors import ConfigError
 from bytelm.kernels import ngram_memory as kernels
 from bytelm.parts.contract import Memory, Run
-from bytelm.parts.ngram_counts import ContextKind, NGramCounts, contexts
+from bytelm.parts.ngram_counts import ContextKind, NGramCounts, WordClasses, contexts, words_of
+from bytelm.parts.word_classes import MOST_KEYS, word_classes
 from bytelm.system import compiler
 from bytelm.system.memory import release_memory, trim_heap
 
@@ -95,12 +96,17 @@ class NGramMemory(Memory):
         d_model: Width of the residual stream.
         orders: Contexts in the training text: the last n tokens, for each n, ascending.
         words: Contexts in the training text: the current word's beginning and the n - 1 words before it, ascending.
+        classes: Contexts in the training text: the current word's beginning and the classes of the n - 1 words before
+            it (word_classes.py), for each n from 2, ascending.
         cache: Contexts in the row itself: the last n tokens, for each n, ascending.
         max_pairs: Maximum number of different pairs of a context in the text and a token that are counted, of all kinds
             together, about; a pair takes 9 to 14 bytes. No kind gets more than 1.4 times its equal share of those that
             are left after longer contexts. Of a kind that has more, a random share of the contexts is counted. Default:
             no maximum.
         n_symbols: The n_symbols - 1 most frequent tokens of the text have a symbol each, all others share one.
+        read_range: The network reads how far a log-probability lies above -read_range nats, 0 if it lies below. Most
+            symbols are improbable: without this, large numbers that say little are most of what the network reads,
+            which slows down learning. Default: it reads all log-probabilities as they are.
 
     Raises:
         ConfigError: A value that is not accepted; the message names it.
@@ -109,6 +115,8 @@ class NGramMemory(Memory):
     optimizer_groups: ClassVar = {"reader": "hidden"}
     backoff: Tensor
     symbols: Tensor
+    class_keys: Tensor
+    class_of_key: Tensor
 
     def __init__(
         self,
@@ -119,16 +127,24 @@ class NGramMemory(Memory):
         cache: list[PositiveInt] = [3],  # noqa: B006
         n_symbols: PositiveInt = 128,
         max_pairs: PositiveInt | None = None,
+        read_range: PositiveFloat | None = None,
+        classes: list[PositiveInt] = [],  # noqa: B006
     ) -> None:
         super().__init__()
         if vocab_size > 256:
             raise ConfigError("vocab_size", vocab_size, "accepted by NGramMemory: up to 256, as for bytes")
-        for name, values in (("orders", orders), ("words", words), ("cache", cache)):
+        for name, values in (("orders", orders), ("words", words), ("classes", classes), ("cache", cache)):
             if list(values) != sorted(set(values)) or (name == "orders" and not values):
                 raise ConfigError(name, values, "accepted: numbers in ascending order, each once, such as [2, 3, 4]")
+        if 1 in classes:
+            raise ConfigError("classes", classes, "accepted: numbers from 2: a word's beginning, and words before it")
         self.n_symbols = min(n_symbols, vocab_size)
         self.max_pairs = max_pairs
-        self.kinds = [*(ContextKind(n) for n in orders), *(ContextKind(n, words=True) for n in words)]
+        self.read_range = read_range
+        of_words = [ContextKind(n, words=True) for n in words]
+        n_short = sum(n == 1 for n in words)  # classes come after the word's beginning alone, before words with others
+        of_classes = [ContextKind(n, classes=True) for n in classes]
+        self.kinds = [*(ContextKind(n) for n in orders), *of_words[:n_short], *of_classes, *of_words[n_short:]]
         self.cache = [ContextKind(n) for n in cache]
         n_kinds = len(self.kinds) + len(self.cache)
         # Every second prediction is as good as all: neighbours say nearly the same.
@@ -138,6 +154,10 @@ class NGramMemory(Memory):
         self.gate_counts = nn.Linear(2 * n_kinds, len(self.levels))
         self.register_buffer("backoff", torch.full((n_kinds, _N_BUCKETS), 0.5))
         self.register_buffer("symbols", torch.arange(vocab_size).clamp(max=self.n_symbols - 1))
+        self.has_classes = bool(classes)
+        if classes:  # buffers, as clusters that are found again could differ
+            self.register_buffer("class_keys", torch.full((MOST_KEYS,), torch.iinfo(torch.int64).max))
+            self.register_buffer("class_of_key", torch.zeros(MOST_KEYS, dtype=torch.uint8))
         self._knows_folds = False  # whether the text was counted since the state was last loaded
         self._text: Tensor | None = None
         self._tables: list[NGramCounts] | None = None
@@ -179,6 +199,7 @@ class NGramMemory(Memory):
         self.hold_out(data.fold)
 
     def on_evaluation_start(self) -> None:
+        trim_heap()  # of what threads leave after training
         self.hold_out(None)
 
     def fill(self, text: Tensor, folds: Tensor, seq_len: int) -> None:
@@ -200,6 +221,12 @@ class NGramMemory(Memory):
         self.backoff.fill_(0.5)
         frequency = torch.bincount(text, minlength=len(self.symbols)).argsort(descending=True, stable=True)
         self.symbols[frequency] = torch.arange(len(self.symbols), device=device).clamp(max=self.n_symbols - 1)
+        if self.has_classes:
+            yield
+            for buffer, found in zip((self.class_keys, self.class_of_key), word_classes(*words_of(text)), strict=True):
+                buffer.copy_(found)
+            trim_heap()  # before counting, which needs the most
+            yield
         for table in (yield from self._count(text, folds)):
             table.hold_out(0)
             yield
@@ -220,6 +247,7 @@ class NGramMemory(Memory):
 
     def _count(self, text: Tensor, folds: Tensor) -> Generator[None, None, list[NGramCounts]]:
         tables: list[NGramCounts] = []
+        classes = None if self.classes is None else (self.classes[0].cpu(), self.classes[1].cpu())
         kinds = self.kinds[::-1]  # the longest contexts take the most memory to count: while little is there
         for i in range(0, len(kinds), _KINDS_AT_ONCE):
             limit = None
@@ -227,11 +255,16 @@ class NGramMemory(Memory):
                 left = self.max_pairs - sum(table.n_pairs for table in tables)
                 limit = max(min(left, int(_LARGEST_SHARE * left / (len(kinds) - i))), 1)
             some = kinds[i : i + _KINDS_AT_ONCE]
-            made = [NGramCounts.in_pieces(text, folds, kind, self.backoff.device, limit) for kind in some]
+            made = [NGramCounts.in_pieces(text, folds, kind, self.backoff.device, limit, classes) for kind in some]
             tables += yield from _side_by_side(made)
             trim_heap()  # sorting has filled its gaps
         self._tables = tables[::-1]
         return self._tables
+
+    @property
+    def classes(self) -> WordClasses | None:
+        """Classes of words, if there are contexts of them."""
+        return (self.class_keys, self.class_of_key) if self.has_classes else None
 
     def get_extra_state(self) -> Tensor:
         """The text: its counts are made again from it."""
@@ -252,7 +285,7 @@ class NGramMemory(Memory):
                 self.hold_out(None)
             if kernels.is_available(device, dtype):
                 of = self.kinds, self.cache, self._tables, self.backoff, self.symbols, self.n_symbols, self.levels
-                values = kernels.recall(tokens, start, *of, dtype)
+                values = kernels.recall(tokens, start, *of, dtype, self.classes)
             else:
                 values = self._recall(tokens, start).to(dtype)
         return Evidence(values, self.n_symbols, len(self.levels))
@@ -277,7 +310,14 @@ class NGramMemory(Memory):
     def embed(self, x: Tensor, evidence: Evidence) -> Tensor:
         scale = self.reader.weight.new_ones(self.reader.in_features)  # of the weights: they are fewer than the inputs
         scale[: evidence.n_levels * evidence.n_symbols] = _SCALE
-        return x + nn.functional.linear(evidence.beside(x).values, self.reader.weight * scale)
+        weight = self.reader.weight * scale
+        values = evidence.beside(x).values
+        if self.read_range is None:
+            return x + nn.functional.linear(values, weight)
+        values = values.clamp(min=-self.read_range)  # counts are positive
+        # The range is added after the product, as in bf16 it would round the probable symbols to a few hundredths.
+        of_range = self.read_range * weight[:, : evidence.n_levels * evidence.n_symbols].sum(dim=1)
+        return x + nn.functional.linear(values, weight) + of_range
 
     def mix(self, logits: Tensor, x: Tensor, evidence: Evidence) -> Tensor:
         evidence = evidence.beside(x)
@@ -293,7 +333,7 @@ class NGramMemory(Memory):
         n = tokens[:, start:].numel()
         if self._tables is None:
             self.hold_out(None)
-        for kind, (context, known) in enumerate(contexts(tokens, self.kinds)):
+        for kind, (context, known) in enumerate(contexts(tokens, self.kinds, self.classes)):
             if self._tables is None:  # not filled yet, as in a warm-up: nothing is known
                 yield _Dense(torch.zeros(n, self.n_symbols, device=tokens.device, dtype=torch.float32))
             else:

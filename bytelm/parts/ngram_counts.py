@@ -15,7 +15,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from bytelm.parts.word_classes import LAST, class_of
+
 _MULTIPLIER, INVERSE = 0x5851F42D4C957F2D, pow(0x5851F42D4C957F2D, -1, 1 << 64)
+_CODE, _MIX = -0x61C8864680B583EB, 0x3C79AC492BA7B653
+_CLASS_SALT = 1_000  # of contexts of classes
 _HASH_BITS = 40  # with 8 bits of a symbol and 4 of a fold they fit into an int64
 _KEY_BITS = 16  # of a hash, beside those that number its bucket
 _PIECE = 1 << 16  # tokens that are hashed together, which keeps memory low; contexts do not cross the edges
@@ -40,19 +44,32 @@ class NGramCounts:
         device: Device of the lookup.
         max_pairs: Number of pairs after which no further contexts are counted, about; None: no maximum. Contexts are
             counted in the order of their hashes, so those that are left out are a random share of all.
+        classes: Classes of words, on the CPU, for contexts of classes.
     """
 
     _starts: Tensor  # of each bucket the first entry, and the end
 
     def __init__(
-        self, text: Tensor, folds: Tensor, kind: "ContextKind", device: torch.device, max_pairs: int | None = None
+        self,
+        text: Tensor,
+        folds: Tensor,
+        kind: "ContextKind",
+        device: torch.device,
+        max_pairs: int | None = None,
+        classes: "WordClasses | None" = None,
     ) -> None:
-        for _ in self._count(text, folds, kind, device, max_pairs):
+        for _ in self._count(text, folds, kind, device, max_pairs, classes):
             pass
 
     @classmethod
     def in_pieces(
-        cls, text: Tensor, folds: Tensor, kind: "ContextKind", device: torch.device, max_pairs: int | None = None
+        cls,
+        text: Tensor,
+        folds: Tensor,
+        kind: "ContextKind",
+        device: torch.device,
+        max_pairs: int | None = None,
+        classes: "WordClasses | None" = None,
     ) -> Generator[None, None, "NGramCounts"]:
         """The same index, made in pieces of work of some ten milliseconds each.
 
@@ -62,6 +79,7 @@ class NGramCounts:
             kind: As for the class.
             device: As for the class.
             max_pairs: As for the class.
+            classes: As for the class.
 
         Yields:
             After each piece.
@@ -70,15 +88,21 @@ class NGramCounts:
             The index.
         """
         counts = cls.__new__(cls)
-        yield from counts._count(text, folds, kind, device, max_pairs)
+        yield from counts._count(text, folds, kind, device, max_pairs, classes)
         return counts
 
     def _count(
-        self, text: Tensor, folds: Tensor, kind: "ContextKind", device: torch.device, max_pairs: int | None
+        self,
+        text: Tensor,
+        folds: Tensor,
+        kind: "ContextKind",
+        device: torch.device,
+        max_pairs: int | None,
+        classes: "WordClasses | None",
     ) -> Iterator[None]:
         by_range: list[_Range] = []
         end, last = 0, torch.zeros(MAX_FOLDS, dtype=torch.int32)
-        for triples in _by_range(text, folds, kind):
+        for triples in _by_range(text, folds, kind, classes):
             if triples is not None:
                 if not by_range:
                     self._set_buckets(triples, _n_ranges(text))
@@ -169,27 +193,41 @@ class ContextKind:
         n: Number of tokens, or of words.
         words: Whether the context is the beginning of the current word with the n - 1 words before it (ignoring case
             and line breaks), instead of the last n tokens.
+        classes: Whether the classes of the n - 1 words before it are the context, instead of these words, and the
+            tokens between the last of them and the current word.
     """
 
     n: int
     words: bool = False
+    classes: bool = False
 
 
-def contexts(tokens: Tensor, kinds: Sequence[ContextKind]) -> Iterator[tuple[Tensor, Tensor]]:
+WordClasses = tuple[Tensor, Tensor]
+"""Hashes of words and endings, and their classes (word_classes.py)."""
+
+
+def contexts(
+    tokens: Tensor, kinds: Sequence[ContextKind], classes: WordClasses | None = None
+) -> Iterator[tuple[Tensor, Tensor]]:
     """Contexts of each position, one kind after the other.
 
     Args:
         tokens: Inputs, a begin-of-row marker first, (B, T).
         kinds: Kinds of contexts.
+        classes: Classes of words, for kinds of contexts that consist of them.
 
     Yields:
         The hash, a positive int64, and whether the row is long enough for the context, each (B, T).
     """
     plain = _PrefixSums(tokens)
-    words = _Words(tokens) if any(kind.words for kind in kinds) else None
+    words = _Words(tokens) if any(kind.words or kind.classes for kind in kinds) else None
     time = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
     for kind in kinds:
-        if kind.words:
+        if kind.classes:
+            assert words is not None
+            assert classes is not None
+            yield words.of_classes(kind.n, classes)
+        elif kind.words:
             assert words is not None
             start = words.starts(kind.n)
             yield words.sums.hashes(start, -kind.n), start > 1  # the first word may have begun before the row
@@ -198,7 +236,14 @@ def contexts(tokens: Tensor, kinds: Sequence[ContextKind]) -> Iterator[tuple[Ten
             yield plain.hashes(start.clamp(min=0), kind.n), start > 0
 
 
-def _by_range(text: Tensor, folds: Tensor, kind: ContextKind) -> Iterator[Tensor | None]:
+def words_of(text: Tensor) -> tuple[Tensor, Tensor]:
+    """Hash of each word of a text, and of its last letters, int64, (n_words,)."""
+    found = [_Words(piece.long()[None]).complete() for piece in text.split(_PIECE)]
+    words, endings = zip(*found, strict=True)
+    return torch.cat(words), torch.cat(endings)
+
+
+def _by_range(text: Tensor, folds: Tensor, kind: ContextKind, classes: WordClasses | None) -> Iterator[Tensor | None]:
     """All triples of a text in ascending order, one range of contexts after the other.
 
     A sort of all at once would take long. So each piece of the text is sorted and cut at the edges of the ranges, and
@@ -211,7 +256,7 @@ def _by_range(text: Tensor, folds: Tensor, kind: ContextKind) -> Iterator[Tensor
     edges = torch.arange(1, n_ranges) * (-(-(1 << _HASH_BITS) // n_ranges) << 12)
     pieces = []
     for piece in zip(text.split(_PIECE), folds.split(_PIECE), strict=True):
-        triples = _triples(*piece, kind)
+        triples = _triples(*piece, kind, classes)
         triples.numpy().sort()  # in place, and faster than torch.sort
         pieces.append(triples.tensor_split(torch.searchsorted(triples, edges)))
         yield None
@@ -298,9 +343,9 @@ def _joined(by_range: list[Sequence[Tensor]]) -> Tensor:
     return torch.cat([each for fold in zip(*by_range, strict=True) for each in fold])
 
 
-def _triples(text: Tensor, folds: Tensor, kind: ContextKind) -> Tensor:
+def _triples(text: Tensor, folds: Tensor, kind: ContextKind, classes: WordClasses | None) -> Tensor:
     """Context, token and fold as one number, for each token with a context."""
-    ((context, known),) = contexts(text.long().roll(1)[None], [kind])
+    ((context, known),) = contexts(text.long().roll(1)[None], [kind], classes)
     return (context << 12 | text.long() << 4 | folds.long())[known]
 
 
@@ -322,25 +367,54 @@ class _Words:
             start = torch.where(before > 0, self._start.gather(1, before.clamp(min=0)), 0)
         return start
 
+    def complete(self) -> tuple[Tensor, Tensor]:
+        """Hash of each word of the first row that has ended, and of its ending, (n_words,)."""
+        last = torch.nonzero((self._last_letter[0, :-1] >= 0) & (self._start[0, 1:] > self._start[0, :-1]))[:, 0]
+        last = last[self._last_letter[0, last] == last][None]
+        begin, end = self._start[:1].gather(1, last), last + 1
+        return self.sums.spans(begin, end)[0], self.sums.spans(torch.maximum(begin, end - LAST), end, -1)[0]
+
+    def of_classes(self, n: int, classes: WordClasses) -> tuple[Tensor, Tensor]:
+        """Hash of the current word's beginning, what is before it, and the classes of the n - 1 words before."""
+        hashes, start = None, self._start
+        for _ in range(n - 1):
+            last = self._last_letter.gather(1, (start - 1).clamp(min=0))
+            start = torch.where(last > 0, self._start.gather(1, last.clamp(min=0)), 0)
+            end = last.clamp(min=0) + 1
+            if hashes is None:
+                hashes = self.sums.hashes(end, _CLASS_SALT + n)
+            word = class_of(*classes, self.sums.spans(start, end))
+            by_ending = class_of(*classes, self.sums.spans(torch.maximum(start, end - LAST), end, -1))
+            hashes = _mixed(hashes * _CODE + torch.where(word > 0, word, by_ending) * _MIX)
+        assert hashes is not None
+        return hashes & (1 << _HASH_BITS) - 1, start > 1
+
+
+def _mixed(hashes: Tensor) -> Tensor:
+    hashes = hashes ^ hashes >> 31
+    hashes *= _MIX
+    return hashes ^ hashes >> 33
+
 
 class _PrefixSums:
     """Sums of code(x_j) M^-j over the prefixes of a row; all arithmetic is modulo 2^64."""
 
     def __init__(self, tokens: Tensor) -> None:
         n = tokens.shape[1]
-        codes = (tokens + 1) * -0x61C8864680B583EB
+        codes = (tokens + 1) * _CODE
         codes ^= codes >> 29
         codes *= _powers(INVERSE, n, tokens.device)
         self.powers = _powers(_MULTIPLIER, n + 1, tokens.device)
         self.sums = torch.nn.functional.pad(codes.cumsum(1), (1, 0))
 
+    def spans(self, start: Tensor, end: Tensor, salt: int = 0) -> Tensor:
+        """Hash of each substring from `start` to before `end`, all 64 bits, of the shape of both."""
+        return _mixed((self.sums.gather(1, end) - self.sums.gather(1, start)) * self.powers[start] + salt)
+
     def hashes(self, start: Tensor, salt: int) -> Tensor:
         """Hash of each substring from `start` to its position, (B, T)."""
         hashes = (self.sums[:, 1:] - self.sums.gather(1, start)) * self.powers[start] + salt
-        hashes ^= hashes >> 31
-        hashes *= 0x3C79AC492BA7B653
-        hashes ^= hashes >> 33
-        return hashes & (1 << _HASH_BITS) - 1
+        return _mixed(hashes) & (1 << _HASH_BITS) - 1
 
 
 def _powers(base: int, n: int, device: torch.device) -> Tensor:

@@ -84,6 +84,7 @@ def nll(memory, text, n=8):
 ONLY = {
     "orders": {"orders": [1, 2, 4], "words": [], "cache": []},
     "words": {"orders": [1], "words": [1, 2], "cache": []},
+    "classes": {"orders": [1], "words": [1], "classes": [2, 3], "cache": []},
     "cache": {"orders": [1], "words": [], "cache": [1, 2, 3]},
     "all": {},
 }
@@ -105,6 +106,18 @@ def test_recall_is_causal(options):
         assert torch.equal(after.counts[:, :t], before.counts[:, :t])
         reacted += not torch.equal(after.log_probs[:, t], before.log_probs[:, t])
     assert reacted > T // 2, "the token itself is meant to matter"
+
+
+def test_a_network_reads_what_is_above_its_range():
+    inputs, _ = batch(prose(3_000, seed=2), 2)
+    network, plain = (gpt(TEXT, {"read_range": value}) for value in (4.0, None))
+    evidence = network.memory.recall(inputs)
+    n = evidence.n_levels * evidence.n_symbols
+    reads = evidence.values.clone()
+    reads[..., :n] = (reads[..., :n] + 4).clamp(min=0) * 0.2
+    own = network.memory.embed(torch.zeros(2, T, 16), evidence)
+    assert torch.allclose(own, network.memory.reader(reads), atol=1e-4)
+    assert not torch.allclose(own, plain.memory.embed(torch.zeros(2, T, 16), evidence), atol=0.1)
 
 
 @pytest.mark.parametrize("t", [1, 9, T - 1])

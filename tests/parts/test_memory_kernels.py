@@ -23,7 +23,7 @@ pytestmark = [
 @pytest.fixture(scope="module")
 def memory():
     torch.manual_seed(0)
-    made = NGramMemory(256, 16, orders=[1, 2, 4], words=[1, 2, 3], cache=[1, 3], n_symbols=50)
+    made = NGramMemory(256, 16, orders=[1, 2, 4], words=[1, 2, 3], classes=[2, 3], cache=[1, 3], n_symbols=50)
     text = torch.tensor(list(TEXT), dtype=torch.uint8)
     made.fill(text, (torch.arange(len(text)) // T % 3).to(torch.uint8), T)
     for p in made.parameters():
@@ -87,7 +87,7 @@ def test_mix_and_its_gradients(memory, dtype, threads, monkeypatch):
 def test_text_is_counted_the_same_on_several_threads(memory, monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
     memory.hold_out(None)
-    other = NGramMemory(256, 16, orders=[1, 2, 4], words=[1, 2, 3], n_symbols=50)
+    other = NGramMemory(256, 16, orders=[1, 2, 4], words=[1, 2, 3], classes=[2, 3], n_symbols=50)
     text = torch.tensor(list(TEXT), dtype=torch.uint8)
     other.fill(text, (torch.arange(len(text)) // T % 3).to(torch.uint8), T)
     other.hold_out(None)
@@ -116,8 +116,12 @@ def fails(*arguments):
     raise OSError
 
 
-def test_without_a_compiler_there_is_no_kernel(monkeypatch):
+def test_without_a_compiler_there_is_no_kernel_and_one_note(monkeypatch, capsys):
     monkeypatch.setattr(shutil, "which", lambda name: None)
     cpu.library.cache_clear()
+    cpu._note.cache_clear()
     assert not ngram_memory.is_available(torch.device("cpu"), torch.float32)
+    assert cpu.library("relu_squared") is None
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("bytelm: note: no C++ compiler was found (g++, clang++, c++); PyTorch's operators replace")
     cpu.library.cache_clear()
