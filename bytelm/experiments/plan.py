@@ -33,8 +33,9 @@ from bytelm.experiments.check import Checker
 from bytelm.experiments.loss_law import COMMON, LEAST_POINTS, LossLaw, effective_tokens
 from bytelm.experiments.report.plots import save
 from bytelm.experiments.runner import Runner
+from bytelm.experiments.space_check import check_space
 from bytelm.experiments.study import Study
-from bytelm.experiments.task import Plan, Task, as_text, read_space
+from bytelm.experiments.task import Plan, Point, Task, as_text, read_space
 from bytelm.experiments.text_table import aligned
 from bytelm.runs.ledger import read_runs
 from bytelm.runs.read import Run
@@ -51,7 +52,6 @@ LOOK_SECONDS = 1.0  # between two looks at the runs of other workers
 FEW_STEPS = 100  # of a run; shorter ones are mostly warm-up
 LADDER = (0.5, 0.7, 1.0, 1.4, 2.0)  # of the config's width
 WITHIN = 5.0  # default of --within, in budgets
-Point = tuple[tuple[str, str], ...]
 
 UNKNOWN = """\
 - Only the candidates' options vary. Everything else, such as the learning rate, the batch size and the schedule, is
@@ -166,13 +166,14 @@ def plan(
         raise ConfigError("config", config, f"there is no such file and {shipped.missing(config)}")
     if within is not None and (within.unit != "seconds" or not within.value):
         raise ConfigError("within", str(within), accepted_forms("seconds"))
-    resolved = _resolved(config, options)
+    space = read_space(space)
+    resolved = _resolved(config, options, space)
     budget = limit or _only_limit(resolved)
     if budget.unit == "fraction" or not budget.value:
         raise ConfigError("limit", str(budget), "accepted: a time, steps, tokens or FLOPs")
     if within is None and budget.unit == "seconds":
         within = Duration(WITHIN * budget.value, "seconds")
-    candidates = _candidates(read_space(space), resolved)
+    candidates = _candidates(space, resolved)
     name = study or f"plan-{Path(config).stem}"
     planner = Planner(config, options, budget, candidates, Study(name, Plan([config], options), storage))
     planner.measure(within, storage)
@@ -449,11 +450,15 @@ class Planner:
         return figure
 
 
-def _resolved(config: str, options: Sequence[str]) -> dict[str, Any]:
+def _resolved(config: str, options: Sequence[str], space: Any = None) -> dict[str, Any]:
+    """All values of a config; checks a space whose keys have lists of values, too."""
     with Checker(is_warm=True) as checker:
         resolved, reason = checker.check(["--config", config, *options])
-    if resolved is None:
-        raise ConfigError("config", config, reason)
+        if resolved is None:
+            raise ConfigError("config", config, reason)
+        if isinstance(space, Mapping):
+            of_config = Plan([config], options, space=space)
+            check_space(space, lambda point: checker.check(of_config.task(config, None, point).fit_options)[1])
     return resolved
 
 
