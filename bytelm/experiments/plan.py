@@ -48,6 +48,7 @@ LIMIT = "time_budget.limit"
 SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2)  # of the budget, for the rounds of runs
 KEPT = (1, 1 / 6, 1 / 12, 1 / 12)  # of all candidates, in each round
 LEAST_KEPT = (0, 4, 2, 2)  # candidates of each round, at least
+WITHOUT_SAMPLES = ["--samples.max_new_tokens", "0"]  # before the user's options; a sample takes up to a second
 LOOK_SECONDS = 1.0  # between two looks at the runs of other workers
 FEW_STEPS = 100  # of a run; shorter ones are mostly warm-up
 LADDER = (0.5, 0.7, 1.0, 1.4, 2.0)  # of the config's width
@@ -175,7 +176,7 @@ def plan(
         within = Duration(WITHIN * budget.value, "seconds")
     candidates = _candidates(space, resolved)
     name = study or f"plan-{Path(config).stem}"
-    planner = Planner(config, options, budget, candidates, Study(name, Plan([config], options), storage))
+    planner = Planner(config, options, budget, candidates, Study(name, Plan([config], [*WITHOUT_SAMPLES, *options]), storage))
     planner.measure(within, storage)
     return planner.write()
 
@@ -225,7 +226,7 @@ class Planner:
                 if not chosen:
                     return
             made += [(*candidate, (LIMIT, str(self._limit(share)))) for candidate in chosen]
-            queue = Study(self.study.name, Rounds([self.config], self.options, runs=tuple(made)), storage)
+            queue = Study(self.study.name, Rounds([self.config], self.study.plan.options, runs=tuple(made)), storage)
             runner = Runner(queue, None, within)
             print(f"plan: {len(chosen)} candidates, {self._limit(share)} each", file=sys.stderr, flush=True)
             runner.work()

@@ -220,6 +220,7 @@ class Runner:
         """Queues the valid runs of a list or a grid; all are checked before this worker's first one starts."""
         if not (missing := self.study.missing()):
             return
+        space = self.study.plan.space
         accepted: list[Task] = []
         rejected = []
         with Checker(is_warm=True) as checker:
@@ -228,9 +229,11 @@ class Runner:
                     config, reason = checker.check(task.fit_options)
                     if config is None:
                         rejected.append((task.name, reason))
-                    else:
+                    elif space:
                         accepted.append(task)
-            if rejected and (space := self.study.plan.space):
+                    else:
+                        self.study.queue(task)  # other workers can take it at once
+            if rejected and space:
                 known = {value for task in {*accepted, *self.study.folders()} for value in task.point}
                 check_space(space, partial(self._refused, checker), known)
         for task in accepted:
