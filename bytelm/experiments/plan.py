@@ -176,7 +176,8 @@ def plan(
         within = Duration(WITHIN * budget.value, "seconds")
     candidates = _candidates(space, resolved)
     name = study or f"plan-{Path(config).stem}"
-    planner = Planner(config, options, budget, candidates, Study(name, Plan([config], [*WITHOUT_SAMPLES, *options]), storage))
+    queue = Study(name, Plan([config], [*WITHOUT_SAMPLES, *options]), storage)
+    planner = Planner(config, options, budget, candidates, queue)
     planner.measure(within, storage)
     return planner.write()
 
