@@ -73,9 +73,10 @@ def run_experiments(
         space: For each searched key a list of values or, except in a grid, a range: `{model.optimizer.lr: {low: 1e-4,
             high: 1e-2, log: true}, lr_schedule: [Constant, Cosine]}`. Or a YAML file with these.
         sampler: grid: every combination; random: random combinations; tpe: combinations chosen by the results of
-            earlier runs (Tree-structured Parzen Estimator, Bergstra et al. 2011); gp: the same with a Gaussian process.
-            random, tpe and gp are searches, which need a limit and begin with the config's own values if the space has
-            them. Default: tpe if the space has a range, otherwise grid.
+            earlier runs (Tree-structured Parzen Estimator, Bergstra et al. 2011); gp: the same with a Gaussian process,
+            which needs fewer runs and more time for each draw. random, tpe and gp are searches, which need a limit and
+            begin with the config's own values if the space has them. Default: gp if the space has a range, otherwise
+            grid.
         sampler_seed: Seed of the draws. Default: a random one; workers with the same seed draw the same.
         max_runs: Maximum number of runs, over all calls and workers.
         total_time: Time limit of all runs together, such as 3h. A run is not started if the longest run so far would
@@ -96,7 +97,7 @@ def run_experiments(
     configs = [shipped.resolved(config) for config in configs]
     space = read_space(space)
     if sampler is None:
-        sampler = "tpe" if isinstance(space, dict) and any(isinstance(v, dict) for v in space.values()) else "grid"
+        sampler = "gp" if isinstance(space, dict) and any(isinstance(v, dict) for v in space.values()) else "grid"
     plan = Plan(configs, options, tuple(seeds) if seeds else (None,), space, sampler)
     if sampler != "grid" and max_runs is None and total_time is None:
         raise ConfigError("max_runs", None, f"a {sampler} search needs a limit; accepted: max_runs or total_time")

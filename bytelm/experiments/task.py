@@ -122,7 +122,7 @@ class Plan:
         if values.get("log") and (values["low"] <= 0 or "step" in values):
             raise ConfigError(key, values, "accepted with log: true: a low above 0, and no step")
         if self.sampler == "grid":
-            raise ConfigError(key, values, "a grid needs a list of values; a range needs --sampler random or tpe")
+            raise ConfigError(key, values, "a grid needs a list of values; a range needs --sampler random, tpe or gp")
 
     def grid(self) -> list[Task]:
         """All runs of a list or a grid, with the seeds last: each experiment is run once before any is repeated."""

@@ -925,7 +925,7 @@ def test_a_storage_that_cannot_be_used_is_reported_in_one_line_without_its_passw
             ["tiny.yaml", "--sampler", "tpe", "--max_runs", "3"],
             ["sampler: 'tpe' cannot be used", "it needs a space to draw from"],
         ),
-        (["tiny.yaml", "--space", RANGE], ["a tpe search needs a limit", "max_runs or total_time"]),
+        (["tiny.yaml", "--space", RANGE], ["a gp search needs a limit", "max_runs or total_time"]),
         (["tiny.yaml", "--sampler", "grid", "--space", RANGE], ["space.model.optimizer.lr", "a grid needs a list of"]),
         (["tiny.yaml", "--space", "{lr: 3}"], ["space.lr: 3 cannot be used", "a list of values"]),
         (["tiny.yaml", "--space", "[1, 2]"], ["space: '[1, 2]' cannot be used", "a YAML file, or {key: [values]}"]),

@@ -591,7 +591,7 @@ def test_a_space_that_cannot_be_searched_is_rejected_by_key_and_value(space, acc
 
 
 def test_a_grid_takes_lists_only():
-    with pytest.raises(ConfigError, match=r"space.lr: .* a grid needs a list .* needs --sampler random or tpe"):
+    with pytest.raises(ConfigError, match=r"space.lr: .* a grid needs a list .* needs --sampler random, tpe or gp"):
         Plan(["tiny.yaml"], space={"lr": LR})
 
 
