@@ -167,14 +167,14 @@ def plan(
         raise ConfigError("config", config, f"there is no such file and {shipped.missing(config)}")
     if within is not None and (within.unit != "seconds" or not within.value):
         raise ConfigError("within", str(within), accepted_forms("seconds"))
-    space = read_space(space)
-    resolved = _resolved(config, options, space)
+    of_candidates = read_space(space)
+    resolved = _resolved(config, options, of_candidates)
     budget = limit or _only_limit(resolved)
     if budget.unit == "fraction" or not budget.value:
         raise ConfigError("limit", str(budget), "accepted: a time, steps, tokens or FLOPs")
     if within is None and budget.unit == "seconds":
         within = Duration(WITHIN * budget.value, "seconds")
-    candidates = _candidates(space, resolved)
+    candidates = _candidates(of_candidates, resolved)
     name = study or f"plan-{Path(config).stem}"
     queue = Study(name, Plan([config], [*WITHOUT_SAMPLES, *options]), storage)
     planner = Planner(config, options, budget, candidates, queue)
@@ -453,15 +453,35 @@ class Planner:
 
 
 def _resolved(config: str, options: Sequence[str], space: Any = None) -> dict[str, Any]:
-    """All values of a config; checks a space whose keys have lists of values, too."""
+    """All values of a config; checks a space, too.
+
+    Args:
+        config: The config file.
+        options: Further options.
+        space: Lists of values, each of which must be usable; or a list of candidates, of which one must.
+
+    Raises:
+        ConfigError: The config or the space cannot be used.
+    """
     with Checker(is_warm=True) as checker:
+
+        def refused(point: Point) -> str:
+            return checker.check(Plan([config], options).task(config, None, point).fit_options)[1]
+
         resolved, reason = checker.check(["--config", config, *options])
         if resolved is None:
             raise ConfigError("config", config, reason)
         if isinstance(space, Mapping):
-            of_config = Plan([config], options, space=space)
-            check_space(space, lambda point: checker.check(of_config.task(config, None, point).fit_options)[1])
+            check_space(space, refused)
+        elif space:
+            reasons = list(itertools.takewhile(bool, (refused(_point(candidate)) for candidate in space)))
+            if len(reasons) == len(space):
+                raise ConfigError("space", space[0], reasons[0])
     return resolved
+
+
+def _point(candidate: Mapping[str, Any]) -> Point:
+    return tuple((key, as_text(value)) for key, value in candidate.items())
 
 
 def _only_limit(resolved: Mapping[str, Any]) -> Duration:
@@ -482,7 +502,7 @@ def _candidates(
         ConfigError: There are fewer than two.
     """
     if isinstance(space, list):
-        points = [tuple((key, as_text(value)) for key, value in point.items()) for point in space]
+        points = [_point(candidate) for candidate in space]
     elif isinstance(space, Mapping):
         tasks = Plan([""], (), (None,), space).grid()
         points = [task.point for task in tasks]

@@ -95,10 +95,10 @@ def run_experiments(
         The exit status: 0 if every run was completed or pruned.
     """
     configs = [shipped.resolved(config) for config in configs]
-    space = read_space(space)
+    values = read_space(space)
     if sampler is None:
-        sampler = "gp" if isinstance(space, dict) and any(isinstance(v, dict) for v in space.values()) else "grid"
-    plan = Plan(configs, options, tuple(seeds) if seeds else (None,), space, sampler)
+        sampler = "gp" if isinstance(values, dict) and any(isinstance(v, dict) for v in values.values()) else "grid"
+    plan = Plan(configs, options, tuple(seeds) if seeds else (None,), values, sampler)
     if sampler != "grid" and max_runs is None and total_time is None:
         raise ConfigError("max_runs", None, f"a {sampler} search needs a limit; accepted: max_runs or total_time")
     for key, duration in (("total_time", total_time), ("run_timeout", run_timeout)):

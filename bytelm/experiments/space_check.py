@@ -21,7 +21,7 @@ DRAWS = 10  # random points that a value is tried in, after those with one other
 
 def check_space(
     space: Mapping[str, Any], refused: Refused, accepted: Collection[tuple[str, str]] | None = None
-) -> None:
+) -> bool:
     """Raises an error for the first key or value that cannot be run.
 
     Args:

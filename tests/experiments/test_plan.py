@@ -188,6 +188,14 @@ def test_the_default_ladder_is_of_widths_that_the_heads_divide(resolved, widths)
         (["--within", "3 steps"], r"within: '3 steps' cannot be used; accepted: a time"),
         (["--time_budget.limit", "5%"], r"limit: '5%' cannot be used; accepted: a time, steps, tokens or FLOPs"),
         (["--space", "{model.gpt.d_model: [16]}"], r"space: .* accepted: values that make at least two candidates"),
+        (
+            ["--space", "{model.gpt.d_ff: [16, 32], model.gpt.n_layrs: [1]}"],
+            r"space: 'model.gpt.n_layrs' .* n_layers\?",
+        ),
+        (
+            ["--space", "[{model.gpt.n_layrs: 1}, {model.gpt.n_layrs: 2}]"],
+            r"space: \{'model.gpt.n_layrs': 1\} .* n_layers\?",
+        ),
     ],
 )
 def test_invalid_plans_are_rejected(planned, capsys, options, said):
