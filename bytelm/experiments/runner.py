@@ -73,10 +73,10 @@ def run_experiments(
         space: For each searched key a list of values or, except in a grid, a range: `{model.optimizer.lr: {low: 1e-4,
             high: 1e-2, log: true}, lr_schedule: [Constant, Cosine]}`. Or a YAML file with these.
         sampler: grid: every combination; random: random combinations; tpe: combinations chosen by the results of
-            earlier runs (Tree-structured Parzen Estimator, Bergstra et al. 2011); gp: the same with a Gaussian process,
-            which needs fewer runs and more time for each draw. random, tpe and gp are searches, which need a limit and
-            begin with the config's own values if the space has them. Default: gp if the space has a range, otherwise
-            grid.
+            earlier runs (Tree-structured Parzen Estimator, Bergstra et al. 2011); gp: by those of earlier completed
+            runs, with a Gaussian process, in a few seconds for each draw. random, tpe and gp are searches, which need a
+            limit and begin with the config's own values if the space has them. Default: gp if the space has a range,
+            otherwise grid.
         sampler_seed: Seed of the draws. Default: a random one; workers with the same seed draw the same.
         max_runs: Maximum number of runs, over all calls and workers.
         total_time: Time limit of all runs together, such as 3h. A run is not started if the longest run so far would
