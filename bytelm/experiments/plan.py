@@ -369,11 +369,7 @@ class Planner:
             f"Recommended for {self.budget}: {_text(best.candidate)}; predicted {self.score.name} {best.score:.4f} "
             f"({best.interval[0]:.4f} to {best.interval[1]:.4f})."
         )
-        if (most := max(one.steps for one in measured if one.candidate == best.candidate)) < FEW_STEPS:
-            sentence += (
-                f" Its longest run has {most} steps: with fewer than {FEW_STEPS}, a run is mostly warm-up, and the "
-                "prediction is unreliable; plan for a longer budget."
-            )
+        sentence += _doubt(best.share, max(one.steps for one in measured if one.candidate == best.candidate))
         command = shlex.join(["python", "-m", "bytelm", "fit", "--config", str(recommended), *self.options])
         page = [f"# Plan for {self.budget}", sentence, f"    {command}", "## Candidates", _markdown(table)]
         page += ["![Loss against parameters, for several budgets](plan.svg)", "## What this does not know", UNKNOWN]
@@ -524,6 +520,26 @@ def _candidates(
     if len(points) < 2:
         raise ConfigError("space", space, "accepted: values that make at least two candidates")
     return points
+
+
+def _doubt(share: float, steps: int) -> str:
+    """What makes a prediction unreliable, as a sentence; empty if nothing does.
+
+    Args:
+        share: Share of the budget that the candidate's longest run was given.
+        steps: Steps of this run.
+    """
+    if steps < FEW_STEPS:
+        return (
+            f" Its longest run has {steps} steps: with fewer than {FEW_STEPS}, a run is mostly warm-up, and the "
+            "prediction is unreliable; plan for a longer budget."
+        )
+    if share < SHARES[-1]:
+        return (
+            f" Its longest run was given {share:.0%} of the budget, so the prediction is unreliable; with a longer "
+            f"--within, the same command goes on to {SHARES[-1]:.0%}."
+        )
+    return ""
 
 
 def _used(record: Mapping[str, Any], unit: Unit) -> float | None:

@@ -155,6 +155,15 @@ def test_a_list_of_candidates_is_taken_as_it_is():
     assert points == [(("model.gpt.d_model", "64"), ("model.optimizer.lr", "0.001")), (("model.gpt.d_model", "96"),)]
 
 
+@pytest.mark.parametrize(
+    ("share", "steps", "said"),
+    [(0.5, 100, ""), (0.5, 99, "fewer than 100"), (0.25, 100, "given 25% of the budget"), (0.25, 99, "fewer than 100")],
+)
+def test_a_prediction_from_short_runs_is_called_unreliable(share, steps, said):
+    doubt = plan._doubt(share, steps)
+    assert (said in doubt, "unreliable" in doubt) == (True, bool(said))
+
+
 def test_a_space_may_be_a_file(tmp_path):
     space = read_space(str(PROJECT / "configs/spaces/challenge.yaml"))
     assert space["model.gpt.position"] == ["Learned", "Rotary"]
