@@ -33,8 +33,9 @@ from bytelm.experiments.check import Checker
 from bytelm.experiments.loss_law import COMMON, LEAST_POINTS, LossLaw, effective_tokens
 from bytelm.experiments.report.plots import save
 from bytelm.experiments.runner import Runner
+from bytelm.experiments.space_check import check_space
 from bytelm.experiments.study import Study
-from bytelm.experiments.task import Plan, Task, as_text, read_space
+from bytelm.experiments.task import Plan, Point, Task, as_text, read_space
 from bytelm.experiments.text_table import aligned
 from bytelm.runs.ledger import read_runs
 from bytelm.runs.read import Run
@@ -47,11 +48,11 @@ LIMIT = "time_budget.limit"
 SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2)  # of the budget, for the rounds of runs
 KEPT = (1, 1 / 6, 1 / 12, 1 / 12)  # of all candidates, in each round
 LEAST_KEPT = (0, 4, 2, 2)  # candidates of each round, at least
+WITHOUT_SAMPLES = ["--samples.max_new_tokens", "0"]  # before the user's options; a sample takes up to a second
 LOOK_SECONDS = 1.0  # between two looks at the runs of other workers
 FEW_STEPS = 100  # of a run; shorter ones are mostly warm-up
 LADDER = (0.5, 0.7, 1.0, 1.4, 2.0)  # of the config's width
 WITHIN = 5.0  # default of --within, in budgets
-Point = tuple[tuple[str, str], ...]
 
 UNKNOWN = """\
 - Only the candidates' options vary. Everything else, such as the learning rate, the batch size and the schedule, is
@@ -166,15 +167,17 @@ def plan(
         raise ConfigError("config", config, f"there is no such file and {shipped.missing(config)}")
     if within is not None and (within.unit != "seconds" or not within.value):
         raise ConfigError("within", str(within), accepted_forms("seconds"))
-    resolved = _resolved(config, options)
+    of_candidates = read_space(space)
+    resolved = _resolved(config, options, of_candidates)
     budget = limit or _only_limit(resolved)
     if budget.unit == "fraction" or not budget.value:
         raise ConfigError("limit", str(budget), "accepted: a time, steps, tokens or FLOPs")
     if within is None and budget.unit == "seconds":
         within = Duration(WITHIN * budget.value, "seconds")
-    candidates = _candidates(read_space(space), resolved)
+    candidates = _candidates(of_candidates, resolved)
     name = study or f"plan-{Path(config).stem}"
-    planner = Planner(config, options, budget, candidates, Study(name, Plan([config], options), storage))
+    queue = Study(name, Plan([config], [*WITHOUT_SAMPLES, *options]), storage)
+    planner = Planner(config, options, budget, candidates, queue)
     planner.measure(within, storage)
     return planner.write()
 
@@ -224,7 +227,7 @@ class Planner:
                 if not chosen:
                     return
             made += [(*candidate, (LIMIT, str(self._limit(share)))) for candidate in chosen]
-            queue = Study(self.study.name, Rounds([self.config], self.options, runs=tuple(made)), storage)
+            queue = Study(self.study.name, Rounds([self.config], self.study.plan.options, runs=tuple(made)), storage)
             runner = Runner(queue, None, within)
             print(f"plan: {len(chosen)} candidates, {self._limit(share)} each", file=sys.stderr, flush=True)
             runner.work()
@@ -366,11 +369,7 @@ class Planner:
             f"Recommended for {self.budget}: {_text(best.candidate)}; predicted {self.score.name} {best.score:.4f} "
             f"({best.interval[0]:.4f} to {best.interval[1]:.4f})."
         )
-        if (most := max(one.steps for one in measured if one.candidate == best.candidate)) < FEW_STEPS:
-            sentence += (
-                f" Its longest run has {most} steps: with fewer than {FEW_STEPS}, a run is mostly warm-up, and the "
-                "prediction is unreliable; plan for a longer budget."
-            )
+        sentence += _doubt(best.share, max(one.steps for one in measured if one.candidate == best.candidate))
         command = shlex.join(["python", "-m", "bytelm", "fit", "--config", str(recommended), *self.options])
         page = [f"# Plan for {self.budget}", sentence, f"    {command}", "## Candidates", _markdown(table)]
         page += ["![Loss against parameters, for several budgets](plan.svg)", "## What this does not know", UNKNOWN]
@@ -449,12 +448,36 @@ class Planner:
         return figure
 
 
-def _resolved(config: str, options: Sequence[str]) -> dict[str, Any]:
+def _resolved(config: str, options: Sequence[str], space: Any = None) -> dict[str, Any]:
+    """All values of a config; checks a space, too.
+
+    Args:
+        config: The config file.
+        options: Further options.
+        space: Lists of values, each of which must be usable; or a list of candidates, of which one must.
+
+    Raises:
+        ConfigError: The config or the space cannot be used.
+    """
     with Checker(is_warm=True) as checker:
+
+        def refused(point: Point) -> str:
+            return checker.check(Plan([config], options).task(config, None, point).fit_options)[1]
+
         resolved, reason = checker.check(["--config", config, *options])
-    if resolved is None:
-        raise ConfigError("config", config, reason)
+        if resolved is None:
+            raise ConfigError("config", config, reason)
+        if isinstance(space, Mapping):
+            check_space(space, refused)
+        elif space:
+            reasons = list(itertools.takewhile(bool, (refused(_point(candidate)) for candidate in space)))
+            if len(reasons) == len(space):
+                raise ConfigError("space", space[0], reasons[0])
     return resolved
+
+
+def _point(candidate: Mapping[str, Any]) -> Point:
+    return tuple((key, as_text(value)) for key, value in candidate.items())
 
 
 def _only_limit(resolved: Mapping[str, Any]) -> Duration:
@@ -475,7 +498,7 @@ def _candidates(
         ConfigError: There are fewer than two.
     """
     if isinstance(space, list):
-        points = [tuple((key, as_text(value)) for key, value in point.items()) for point in space]
+        points = [_point(candidate) for candidate in space]
     elif isinstance(space, Mapping):
         tasks = Plan([""], (), (None,), space).grid()
         points = [task.point for task in tasks]
@@ -497,6 +520,26 @@ def _candidates(
     if len(points) < 2:
         raise ConfigError("space", space, "accepted: values that make at least two candidates")
     return points
+
+
+def _doubt(share: float, steps: int) -> str:
+    """What makes a prediction unreliable, as a sentence; empty if nothing does.
+
+    Args:
+        share: Share of the budget that the candidate's longest run was given.
+        steps: Steps of this run.
+    """
+    if steps < FEW_STEPS:
+        return (
+            f" Its longest run has {steps} steps: with fewer than {FEW_STEPS}, a run is mostly warm-up, and the "
+            "prediction is unreliable; plan for a longer budget."
+        )
+    if share < SHARES[-1]:
+        return (
+            f" Its longest run was given {share:.0%} of the budget, so the prediction is unreliable; with a longer "
+            f"--within, the same command goes on to {SHARES[-1]:.0%}."
+        )
+    return ""
 
 
 def _used(record: Mapping[str, Any], unit: Unit) -> float | None:

@@ -4,13 +4,11 @@ The study's queue (study.py) lists the tasks, the runs' folders have the results
 an interrupted study, and several workers, on several machines or GPUs, are the same command, started several times.
 """
 
-import re
 import shlex
 import statistics
 import sys
 import time
 from collections import Counter
-from collections.abc import Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -27,9 +25,10 @@ from bytelm.errors import ConfigError, Interrupted, StorageError
 from bytelm.experiments.check import Checker
 from bytelm.experiments.job import Job, Outcome, RunIsTaken
 from bytelm.experiments.pruning import SHARES, Prune, contest_of, options_of, pruner_of, reports
+from bytelm.experiments.space_check import check_space
 from bytelm.experiments.status_line import columns, status_line
 from bytelm.experiments.study import Claim, Study, database_errors
-from bytelm.experiments.task import Plan, Sampler, read_space
+from bytelm.experiments.task import Plan, Point, Sampler, Task, read_space
 from bytelm.runs.folder import CONFIG, RUNS, newest_run
 from bytelm.runs.ledger import LEDGER, best_of, read_runs, write_ledger
 from bytelm.runs.read import Run, read_config
@@ -55,7 +54,7 @@ def run_experiments(
     study: str | None = None,
     seeds: list[int] | None = None,
     space: dict[str, Any] | str | None = None,
-    sampler: Sampler = "grid",
+    sampler: Sampler | None = None,
     sampler_seed: int | None = None,
     max_runs: PositiveInt | None = None,
     total_time: Duration | None = None,
@@ -74,7 +73,10 @@ def run_experiments(
         space: For each searched key a list of values or, except in a grid, a range: `{model.optimizer.lr: {low: 1e-4,
             high: 1e-2, log: true}, lr_schedule: [Constant, Cosine]}`. Or a YAML file with these.
         sampler: grid: every combination; random: random combinations; tpe: combinations chosen by the results of
-            earlier runs (Tree-structured Parzen Estimator, Bergstra et al. 2011). random and tpe need a limit.
+            earlier runs (Tree-structured Parzen Estimator, Bergstra et al. 2011); gp: by those of earlier completed
+            runs, with a Gaussian process, in a few seconds for each draw. random, tpe and gp are searches, which need a
+            limit and begin with the config's own values if the space has them. Default: gp if the space has a range,
+            otherwise grid.
         sampler_seed: Seed of the draws. Default: a random one; workers with the same seed draw the same.
         max_runs: Maximum number of runs, over all calls and workers.
         total_time: Time limit of all runs together, such as 3h. A run is not started if the longest run so far would
@@ -93,7 +95,10 @@ def run_experiments(
         The exit status: 0 if every run was completed or pruned.
     """
     configs = [shipped.resolved(config) for config in configs]
-    plan = Plan(configs, options, tuple(seeds) if seeds else (None,), read_space(space), sampler)
+    values = read_space(space)
+    if sampler is None:
+        sampler = "gp" if isinstance(values, dict) and any(isinstance(v, dict) for v in values.values()) else "grid"
+    plan = Plan(configs, options, tuple(seeds) if seeds else (None,), values, sampler)
     if sampler != "grid" and max_runs is None and total_time is None:
         raise ConfigError("max_runs", None, f"a {sampler} search needs a limit; accepted: max_runs or total_time")
     if sampler == "grid" and sampler_seed is not None:
@@ -192,12 +197,15 @@ class Runner:
             self._tell(claim, outcome)
 
     def _fill_queue(self) -> bool:
-        """Checks and queues the runs of a list or a grid; returns False while another worker does."""
-        if not self._has_queued and self.study.plan.sampler == "grid":
+        """Queues the checked runs of a list or a grid, or begins a search; returns False while another worker does."""
+        if not self._has_queued:
             with self.study.queueing() as may_queue:
                 if not may_queue:
                     return False
-                self._queue_runs()
+                if self.study.plan.sampler == "grid":
+                    self._queue_runs()
+                elif not self.study.has_begun():
+                    self._begin_search()
         self._has_queued = True
         return True
 
@@ -205,31 +213,59 @@ class Runner:
         """Takes the next run; waits if there is none yet because another worker checks and queues them."""
         while True:
             is_filled = self._fill_queue()
-            claim = self.study.next(self.max_runs)
-            if claim is not None or is_filled:
-                return claim
+            if is_filled or self.study.plan.sampler == "grid":
+                claim = self.study.next(self.max_runs)
+                if claim is not None or is_filled:
+                    return claim
             time.sleep(QUEUE_SECONDS)
 
     def _queue_runs(self) -> None:
         """Queues the valid runs of a list or a grid; all are checked before this worker's first one starts."""
         if not (missing := self.study.missing()):
             return
+        space = self.study.plan.space
+        accepted: list[Task] = []
         rejected = []
-        with (
-            Checker(is_warm=True) as checker,
-            tqdm(missing, desc="checking configs", leave=False, file=sys.stderr, disable=None) as tasks,
-        ):
-            for task in tasks:
-                config, reason = checker.check(task.fit_options)
-                if config is None:
-                    rejected.append((task.name, reason))
-                else:
-                    self.study.queue(task)
-        unknown = [_unknown_key(reason, self.study.plan.space or {}) for _, reason in rejected]
-        if len(rejected) == len(missing) and None not in unknown:
-            raise ConfigError("space", unknown[0], rejected[0][1])
+        with Checker(is_warm=True) as checker:
+            with tqdm(missing, desc="checking configs", leave=False, file=sys.stderr, disable=None) as tasks:
+                for task in tasks:
+                    config, reason = checker.check(task.fit_options)
+                    if config is None:
+                        rejected.append((task.name, reason))
+                    elif space:
+                        accepted.append(task)
+                    else:
+                        self.study.queue(task)  # other workers can take it at once
+            if rejected and space:
+                known = {value for task in {*accepted, *self.study.folders()} for value in task.point}
+                check_space(space, partial(self._refused, checker), known)
+        for task in accepted:
+            self.study.queue(task)
         for name, reason in rejected:
             self._reject(name, reason)
+
+    def _begin_search(self) -> None:
+        """Checks the space, and begins with the configs' own values where it contains them."""
+        plan = self.study.plan
+        with Checker(is_warm=True) as checker:
+            if not check_space(plan.space or {}, partial(self._refused, checker)):
+                raise ConfigError("config", plan.configs[0], self._refused(checker, ()))
+            own = []
+            for config in plan.configs:
+                resolved, _ = checker.check(plan.task(config, None, ()).fit_options)
+                if resolved is not None and (drawn := plan.own(config, resolved)) is not None:
+                    own.append(drawn)
+        self.study.begin(own)
+
+    def _refused(self, checker: Checker, point: Point) -> str:
+        """Returns why no config can run with a point of the space; an empty text if one can."""
+        plan = self.study.plan
+        reasons = []
+        for config in plan.configs:
+            reasons.append(checker.check(plan.task(config, None, point).fit_options)[1])
+            if not reasons[-1]:
+                return ""
+        return reasons[0]
 
     def _reject(self, name: str, reason: str | None) -> None:
         self.outcomes.append(Outcome("rejected", reason))
@@ -392,12 +428,6 @@ class Runner:
         if ended:
             print(f"report: {typed_name()} report {shlex.quote(str(self.study.folder))}")
         return int(any(outcome.status not in ("completed", "pruned") for outcome in self.outcomes))
-
-
-def _unknown_key(reason: str, space: Mapping[str, Any]) -> str | None:
-    """Returns the key of a space that is unknown, by the reason of a rejection; None if that is another."""
-    match = re.match(r"([\w.]+): unknown key; ", reason)
-    return next((key for key in space if match is not None and f"{key}.".startswith(f"{match[1]}.")), None)
 
 
 def _ended(claim: Claim) -> Outcome | None:

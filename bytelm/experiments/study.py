@@ -8,16 +8,18 @@ A run holds a lock on its log while it runs. A running trial without this lock w
 that requests a run resumes it.
 """
 
+import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import optuna
 from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.pruners import BasePruner
+from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage, JournalStorage
 from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy.engine import make_url
@@ -34,6 +36,12 @@ from bytelm.runs.folder import RUNS, is_free, lock
 JOURNAL = "study.journal"
 QUEUEING = ".queueing.lock"
 ENDED_EARLY = "pruned"  # attribute of a run that was pruned; other pruned trials are dropped ones, which are not runs
+SPACE = "space"  # attribute of the study: the space of a search that has begun
+SAMPLERS: dict[str, Callable[..., BaseSampler]] = {
+    "tpe": optuna.samplers.TPESampler,
+    "gp": optuna.samplers.GPSampler,
+}
+ANOTHER = "use that space, or another --study"
 MOST_REPEATS = 100  # repeated draws in a row, after which all points of the space count as drawn
 
 
@@ -77,14 +85,13 @@ class Study:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise StorageError(f"{self.folder}: the folder cannot be created ({error.strerror or error})") from error
-        sampler = optuna.samplers.TPESampler if plan.sampler == "tpe" else optuna.samplers.RandomSampler
         # Workers that make the tables of a database at once fail.
         with _turn(Path(RUNS, ".storage.lock")) if _is_database(storage) else nullcontext():
             self._storage = _open(storage, self.folder)
             self._study = optuna.create_study(study_name=name, storage=self._storage, load_if_exists=True)
         if sampler_seed is not None:  # a study that continues must not repeat its draws
             sampler_seed += len(self._trials())
-        self._study.sampler = sampler(seed=sampler_seed)
+        self._study.sampler = SAMPLERS.get(plan.sampler, optuna.samplers.RandomSampler)(seed=sampler_seed)
 
     def missing(self) -> list[Task]:
         """The runs of a list or a grid that are not in the queue yet."""
@@ -100,6 +107,28 @@ class Study:
     def queue(self, task: Task) -> None:
         """Puts a run at the end of the queue."""
         self._study.enqueue_trial({}, user_attrs={"task": task.dump()})
+
+    def has_begun(self) -> bool:
+        """Whether a search has begun.
+
+        Raises:
+            ConfigError: It has begun with another space.
+        """
+        begun = self._study.user_attrs.get(SPACE)
+        if begun not in (None, _shown_space(self.plan)):
+            raise ConfigError("space", self.plan.space, f"the study was started with another space: {begun}; {ANOTHER}")
+        return begun is not None
+
+    def begin(self, first: Sequence[Mapping[str, Any]] = ()) -> None:
+        """Begins a search. Its space was checked.
+
+        Args:
+            first: Points to run before the first draw, as values that `Plan.draw` is given for them.
+        """
+        if not self._trials():
+            for drawn in first:
+                self._study.enqueue_trial(dict(drawn))
+        self._study.set_user_attr(SPACE, _shown_space(self.plan))
 
     @property
     def queued(self) -> int:
@@ -157,7 +186,7 @@ class Study:
             except BaseException as error:
                 self.drop(trial.number)
                 if isinstance(error, ValueError):  # Optuna's
-                    reason = f"the study was started with another space ({error}); use that space, or another --study"
+                    reason = f"the study was started with another space ({error}); {ANOTHER}"
                     raise ConfigError("space", self.plan.space, reason) from error
                 raise
             trials = self._trials()
@@ -352,6 +381,10 @@ def _shown(storage: str) -> str:
         return make_url(storage).render_as_string(hide_password=True) if _is_database(storage) else storage
     except ArgumentError:
         return storage
+
+
+def _shown_space(plan: Plan) -> str:
+    return json.dumps(plan.space, default=str)
 
 
 def _is_dropped(trial: FrozenTrial) -> bool:

@@ -14,13 +14,16 @@ import yaml
 from optuna.trial import Trial
 
 from bytelm.config.base import files_of
+from bytelm.config.flat import flat
 from bytelm.config.text import dump, read
 from bytelm.errors import ConfigError
 from bytelm.runs.folder import run_of
 
 RANGE = {"low", "high", "log", "step"}
 LONGEST_NAME = 120  # bytes of a folder's name
-Sampler = Literal["grid", "random", "tpe"]
+Point = tuple[tuple[str, str], ...]
+"""Keys with their values, as on the command line."""
+Sampler = Literal["grid", "random", "tpe", "gp"]
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,7 @@ class Task:
     content: str
     options: tuple[str, ...] = ()
     seed: int | None = None
-    point: tuple[tuple[str, str], ...] = ()
+    point: Point = ()
 
     @property
     def fit_options(self) -> list[str]:
@@ -84,7 +87,8 @@ class Plan:
         configs: Config files; each is an experiment.
         options: Further options, the same for all.
         seeds: Each experiment is run with each seed; None stands for the config's.
-        space: For each searched key a list of values, or a range {low, high, log, step}.
+        space: For each searched key a list of values, or a range {low, high, log, step}. A search draws from a list of
+            numbers as from a range, because near ones have near results.
         sampler: The method that chooses points of the space.
 
     Raises:
@@ -118,7 +122,7 @@ class Plan:
         if values.get("log") and (values["low"] <= 0 or "step" in values):
             raise ConfigError(key, values, "accepted with log: true: a low above 0, and no step")
         if self.sampler == "grid":
-            raise ConfigError(key, values, "a grid needs a list of values; a range needs --sampler random or tpe")
+            raise ConfigError(key, values, "a grid needs a list of values; a range needs --sampler random, tpe or gp")
 
     def grid(self) -> list[Task]:
         """All runs of a list or a grid, with the seeds last: each experiment is run once before any is repeated."""
@@ -126,11 +130,11 @@ class Plan:
         points = [tuple(zip(space, map(as_text, values), strict=True)) for values in itertools.product(*space.values())]
         return [self.task(config, seed, point) for seed in self.seeds for config in self.configs for point in points]
 
-    def task(self, config: str, seed: int | None, point: tuple[tuple[str, str], ...]) -> Task:
+    def task(self, config: str, seed: int | None, point: Point) -> Task:
         """The task of one config, seed and point."""
         return Task(config, _content(config), tuple(self.options), seed, point)
 
-    def draw(self, trial: Trial) -> tuple[str, tuple[tuple[str, str], ...]]:
+    def draw(self, trial: Trial) -> tuple[str, Point]:
         """A config and a point of the space, chosen by the sampler."""
         config = self.configs[0]
         if len(self.configs) > 1:
@@ -138,7 +142,11 @@ class Plan:
         point = []
         for key, values in (self.space or {}).items():
             if isinstance(values, list):
-                value: Any = trial.suggest_categorical(key, [as_text(value) for value in values])
+                choices = choices_of(values)
+                if _is_ordered(values):
+                    value: Any = choices[trial.suggest_int(key, 0, len(choices) - 1)]
+                else:
+                    value = trial.suggest_categorical(key, choices)
             elif all(isinstance(number, int) for number in values.values()):
                 value = trial.suggest_int(key, **values)
             else:
@@ -147,6 +155,28 @@ class Plan:
                 value = short if values["low"] <= short <= values["high"] else value
             point.append((key, as_text(value)))
         return config, tuple(point)
+
+    def own(self, config: str, resolved: Mapping[str, Any]) -> dict[str, Any] | None:
+        """What `draw` would have drawn for a config's own values; None if the space does not contain them all.
+
+        Args:
+            config: The config file.
+            resolved: All its values.
+        """
+        values = flat(resolved)
+        drawn: dict[str, Any] = {"config": config} if len(self.configs) > 1 else {}
+        for key, choice in (self.space or {}).items():
+            value = values.get(key)
+            if isinstance(choice, list):
+                choices = choices_of(choice)
+                if (text := as_text(value)) not in choices:
+                    return None
+                drawn[key] = choices.index(text) if _is_ordered(choice) else text
+            elif _is_number(value) and choice["low"] <= value <= choice["high"]:
+                drawn[key] = value
+            else:
+                return None
+        return drawn
 
 
 def read_space(space: Any) -> Any:
@@ -172,6 +202,16 @@ def read_space(space: Any) -> Any:
 def as_text(value: Any) -> str:
     """A value as text for the command line."""
     return value if isinstance(value, str) else dump(value, in_one_line=True)
+
+
+def choices_of(values: Sequence[Any]) -> list[str]:
+    """The values of a list as text, without repetitions; numbers in ascending order."""
+    values = sorted(values) if _is_ordered(values) else values
+    return list(dict.fromkeys(as_text(value) for value in values))
+
+
+def _is_ordered(values: Sequence[Any]) -> bool:
+    return all(_is_number(value) for value in values)
 
 
 def _content(config: str) -> str:

@@ -155,6 +155,15 @@ def test_a_list_of_candidates_is_taken_as_it_is():
     assert points == [(("model.gpt.d_model", "64"), ("model.optimizer.lr", "0.001")), (("model.gpt.d_model", "96"),)]
 
 
+@pytest.mark.parametrize(
+    ("share", "steps", "said"),
+    [(0.5, 100, ""), (0.5, 99, "fewer than 100"), (0.25, 100, "given 25% of the budget"), (0.25, 99, "fewer than 100")],
+)
+def test_a_prediction_from_short_runs_is_called_unreliable(share, steps, said):
+    doubt = plan._doubt(share, steps)
+    assert (said in doubt, "unreliable" in doubt) == (True, bool(said))
+
+
 def test_a_space_may_be_a_file(tmp_path):
     space = read_space(str(PROJECT / "configs/spaces/challenge.yaml"))
     assert space["model.gpt.position"] == ["Learned", "Rotary"]
@@ -188,6 +197,14 @@ def test_the_default_ladder_is_of_widths_that_the_heads_divide(resolved, widths)
         (["--within", "3 steps"], r"within: '3 steps' cannot be used; accepted: a time"),
         (["--time_budget.limit", "5%"], r"limit: '5%' cannot be used; accepted: a time, steps, tokens or FLOPs"),
         (["--space", "{model.gpt.d_model: [16]}"], r"space: .* accepted: values that make at least two candidates"),
+        (
+            ["--space", "{model.gpt.d_ff: [16, 32], model.gpt.n_layrs: [1]}"],
+            r"space: 'model.gpt.n_layrs' .* n_layers\?",
+        ),
+        (
+            ["--space", "[{model.gpt.n_layrs: 1}, {model.gpt.n_layrs: 2}]"],
+            r"space: \{'model.gpt.n_layrs': 1\} .* n_layers\?",
+        ),
     ],
 )
 def test_invalid_plans_are_rejected(planned, capsys, options, said):

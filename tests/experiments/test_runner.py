@@ -80,7 +80,8 @@ class World:
     Attributes:
         endings: The ends of runs, by name.
         otherwise: The end of all other runs.
-        rejections: The reasons why configs cannot run.
+        rejections: The reasons why configs cannot run, by a part of the command line.
+        resolved: All values of a config that can run.
         limit: The budget in the runs' configs.
         begun: Runs in the order in which they were started or resumed.
         options: The arguments after `fit`, for each run.
@@ -92,6 +93,7 @@ class World:
     endings: dict = field(default_factory=dict)
     otherwise: Ending = field(default_factory=Ending)
     rejections: dict = field(default_factory=dict)
+    resolved: dict = field(default_factory=dict)
     limit: object = "4 steps"
     begun: list = field(default_factory=list)
     options: list = field(default_factory=list)
@@ -202,7 +204,8 @@ class StandInChecker(Checker):
     def check(self, options):
         config = options[options.index("--config") + 1]
         self.world.events.append(f"check {config}")
-        return (None, reason) if (reason := self.world.rejections.get(config)) else ({}, "")
+        reasons = [why for part, why in self.world.rejections.items() if part in " ".join(options)]
+        return (None, reasons[0]) if reasons else (self.world.resolved, "")
 
 
 @pytest.fixture
@@ -405,6 +408,25 @@ def test_a_search_draws_as_many_as_it_may(world, experiments):
     assert all(1e-4 <= rate <= 1e-2 for rate in rates)
 
 
+@pytest.mark.parametrize("sampler", ["random", "tpe", "gp"])
+def test_a_search_begins_with_the_configs_own_values_if_its_space_has_them(world, experiments, sampler):
+    world.resolved = {"model": {"gpt": {"d_ff": 48}, "optimizer": {"class_path": "torch.optim.Adam", "init_args": {}}}}
+    space = ("--space", "{model.gpt.d_ff: [32, 48, 64], model.optimizer: [AdamW, Adam]}", "--sampler", sampler)
+    assert experiments("tiny.yaml", *space, "--max_runs", "4").status == 0
+    assert world.options[0][-4:] == ["--model.gpt.d_ff", "48", "--model.optimizer", "Adam"]
+    assert len(set(map(str, world.options))) == 4
+    checks = [event for event in world.events if event.startswith("check")]
+    assert experiments("tiny.yaml", *space, "--max_runs", "5").status == 0
+    assert [event for event in world.events if event.startswith("check")] == checks  # a space is checked once
+
+
+@pytest.mark.parametrize("values", [{}, {"model": {"gpt": {"d_ff": 40}}}], ids=["unknown", "outside"])
+def test_a_search_begins_with_a_draw_if_its_space_does_not_have_them(world, experiments, values):
+    world.resolved = values
+    assert experiments("tiny.yaml", "--space", LIST, "--sampler", "random", "--max_runs", "3").status == 0
+    assert len(world.begun) == 2
+
+
 # Scores for ranking
 
 
@@ -482,17 +504,46 @@ def test_configs_that_cannot_run_are_named_before_the_first_run_and_cost_none(wo
     assert world.begun == ["s/tiny", "s/other"]
 
 
-def test_a_space_with_a_key_that_cannot_exist_is_rejected_without_the_best_run_of_an_earlier_study(world, experiments):
+SEARCHES = [(), ("--sampler", "random", "--max_runs", "3"), ("--sampler", "tpe", "--max_runs", "3")]
+
+
+@pytest.mark.parametrize("sampler", SEARCHES, ids=["grid", "random", "tpe"])
+def test_a_space_with_a_key_that_cannot_exist_is_rejected_without_the_best_run_of_an_earlier_study(
+    world, experiments, sampler
+):
     assert experiments("tiny.yaml").out[1].startswith("best: ")
     reason = "model.gpt.n_layrs: unknown key; did you mean n_layers?"
-    world.rejections["tiny.yaml"] = reason
-    ended = experiments("tiny.yaml", "--space", "{model.gpt.n_layrs: [1, 2]}")
-    assert (ended.status, ended.out) == (2, [])
-    assert ended.err == [f"bytelm: error: space: 'model.gpt.n_layrs' cannot be used; {reason}"]
-    world.rejections["tiny.yaml"] = "n_heads: 3 cannot be used"
-    ended = experiments("tiny.yaml", "--space", "{model.gpt.n_heads: [3]}")
-    assert ended.out[0] == "runs: 1 ended, of which now 1 rejected"
-    assert not any(line.startswith("best: ") for line in ended.out)
+    world.rejections["--model.gpt.n_layrs"] = reason
+    for _ in range(2):
+        ended = experiments("tiny.yaml", "--space", "{model.gpt.d_ff: [32, 48], model.gpt.n_layrs: [1, 2]}", *sampler)
+        assert (ended.status, ended.out) == (2, [])
+        assert ended.err == [f"bytelm: error: space: 'model.gpt.n_layrs' cannot be used; {reason}"]
+    assert len(world.begun) == 1
+
+
+@pytest.mark.parametrize("sampler", SEARCHES, ids=["grid", "random", "tpe"])
+def test_a_value_that_can_never_be_run_is_named_before_the_first_run(world, experiments, sampler):
+    world.rejections["--model.gpt.n_heads 3"] = "n_heads: 3 cannot be used; accepted: divisors of d_model, which is 16"
+    ended = experiments("tiny.yaml", "--space", "{model.gpt.d_ff: [32, 48], model.gpt.n_heads: [2, 3]}", *sampler)
+    assert ended.status == 2
+    (line,) = ended.err
+    assert line.startswith("bytelm: error: space.model.gpt.n_heads: '3' cannot be used; n_heads: 3 cannot be used")
+    assert world.begun == []
+
+
+def test_a_bound_that_cannot_be_run_is_named(world, experiments):
+    world.rejections["lr -1"] = "lr: -1 is not accepted; accepted: a number from 0"
+    space = "{model.optimizer.lr: {low: -1, high: 2}}"
+    ended = experiments("tiny.yaml", "--space", space, "--max_runs", "3")
+    assert ended.err == [f"bytelm: error: space.model.optimizer.lr: '-1' cannot be used; {world.rejections['lr -1']}"]
+
+
+def test_a_config_that_cannot_run_with_any_value_is_not_the_fault_of_the_space(world, experiments):
+    world.rejections["tiny.yaml"] = "n_layers: 0 cannot be used"
+    ended = experiments("tiny.yaml", "--space", LIST)
+    assert ended.out[0] == "runs: 0 ended, of which now 2 rejected"
+    ended = experiments("tiny.yaml", "--space", RANGE, "--max_runs", "2")
+    assert ended.err == ["bytelm: error: config: 'tiny.yaml' cannot be used; n_layers: 0 cannot be used"]
 
 
 def test_a_run_that_is_rejected_when_it_begins_costs_none(world, experiments):
@@ -866,7 +917,7 @@ def test_a_storage_that_cannot_be_used_is_reported_in_one_line_without_its_passw
         (["tiny.yaml", "--run_timeout", "0s"], ["run_timeout: '0s' cannot be used", "180s, 3m"]),
         (
             ["tiny.yaml", "--sampler", "genetic"],
-            ["sampler: 'genetic' is not accepted; accepted: 'grid', 'random', 'tpe'"],
+            ["sampler: 'genetic' is not accepted; accepted: grid, random, tpe, gp, null"],
         ),
         (["tiny.yaml", "--sampler_seed", "1"], ["sampler_seed: 1 cannot be used; a grid draws nothing"]),
         (["tiny.yaml", "--sampler", "random", "--space", RANGE], ["a random search needs a limit", "max_runs or"]),
@@ -875,7 +926,8 @@ def test_a_storage_that_cannot_be_used_is_reported_in_one_line_without_its_passw
             ["tiny.yaml", "--sampler", "tpe", "--max_runs", "3"],
             ["sampler: 'tpe' cannot be used", "it needs a space to draw from"],
         ),
-        (["tiny.yaml", "--space", RANGE], ["space.model.optimizer.lr", "a grid needs a list of values"]),
+        (["tiny.yaml", "--space", RANGE], ["a gp search needs a limit", "max_runs or total_time"]),
+        (["tiny.yaml", "--sampler", "grid", "--space", RANGE], ["space.model.optimizer.lr", "a grid needs a list of"]),
         (["tiny.yaml", "--space", "{lr: 3}"], ["space.lr: 3 cannot be used", "a list of values"]),
         (["tiny.yaml", "--space", "[1, 2]"], ["space: '[1, 2]' cannot be used", "a YAML file, or {key: [values]}"]),
     ],

@@ -428,6 +428,18 @@ def test_all_that_is_possible_is_drawn_once_and_nothing_else(study, limits, poss
     assert sorted(drawn) == sorted(possible)
 
 
+@pytest.mark.usefixtures("soon_used_up")
+def test_a_list_of_numbers_is_drawn_from_by_places_in_ascending_order(study):
+    drawn = values(take(study(space={"a": [0.5, 16, 2, 2]}, sampler="random")))
+    assert sorted(drawn) == ["0.5", "16", "2"]
+    places = [
+        (trial.params["a"], json.loads(trial.user_attrs["task"])["point"][0][1])
+        for trial in in_optuna().trials
+        if "task" in trial.user_attrs
+    ]
+    assert set(places) == {(0, "0.5"), (1, "2"), (2, "16")}
+
+
 def test_whole_numbers_are_drawn_from_a_range_of_whole_numbers(study):
     limits = {"low": 16, "high": 1024, "log": True}
     drawn = values(take(study(space={"model.gpt.d_ff": limits}, sampler="random"), most=20))
@@ -591,7 +603,7 @@ def test_a_space_that_cannot_be_searched_is_rejected_by_key_and_value(space, acc
 
 
 def test_a_grid_takes_lists_only():
-    with pytest.raises(ConfigError, match=r"space.lr: .* a grid needs a list .* needs --sampler random or tpe"):
+    with pytest.raises(ConfigError, match=r"space.lr: .* a grid needs a list .* needs --sampler random, tpe or gp"):
         Plan(["tiny.yaml"], space={"lr": LR})
 
 

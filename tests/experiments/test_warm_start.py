@@ -84,3 +84,20 @@ def test_a_warm_job_gives_the_run_that_this_process_gives(run):
     assert outcome.status == "completed", job.tail()
     for key in ("val_bpb", "train_loss", "total_steps"):
         assert outcome.record[key] == here[key]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "options",
+    [("--trainer.devices", "2", "--trainer.strategy", "ddp"), ("--model.compile", "true")],
+    ids=["two ranks", "compiled"],
+)
+def test_a_warm_run_is_that_of_a_new_process(folder, options):
+    """Also if the program starts further processes: the second rank, or those that compile."""
+    records = []
+    for is_warm in (True, False):
+        with Job(["--config", "tiny.yaml", *options], f"s/{is_warm}", is_warm=is_warm) as job:
+            outcome = job.wait(0.05)
+        assert outcome.status == "completed", job.tail()
+        records.append({key: outcome.record[key] for key in ("val_bpb", "train_loss", "total_steps", "world_size")})
+    assert records[0] == records[1]
