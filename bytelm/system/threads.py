@@ -12,7 +12,7 @@ use the cores, further threads hold teams of their own, which sleep.
 import os
 import sys
 import threading
-import time
+from time import monotonic
 
 WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")  # environment variables of GNU's OpenMP
 SPIN_COUNT = 1_000  # turns of the loop in which a thread waits before it sleeps; the library's default is 300,000
@@ -102,9 +102,10 @@ def _hold(elements: int, release: threading.Event) -> None:
 def _watch() -> None:
     teams = Teams()
     cores = os.sched_getaffinity(0)
+    pause = threading.Event()  # never set
     while True:
         before = _now(cores)
-        time.sleep(WATCH_SECONDS)
+        pause.wait(WATCH_SECONDS)
         threads = _operator_threads()
         if threads == 1:
             continue
@@ -118,7 +119,7 @@ def _watch() -> None:
 
 def _now(cores: set[int]) -> tuple[float, float]:
     own = os.times()
-    return time.monotonic(), (used_cores(cores) or 0.0) - own.user - own.system
+    return monotonic(), (used_cores(cores) or 0.0) - own.user - own.system
 
 
 def _operator_threads() -> int:
