@@ -42,11 +42,8 @@ def download(url: str, target: Path, transform: Callable[[bytes], bytes], sha256
         _hash_file(target).unlink(missing_ok=True)  # the hash of an earlier text
         _place(text, target)
         _place(hashlib.sha256(text).hexdigest().encode() + b"\n", _hash_file(target))
-    except (
-        OSError,
-        HTTPException,
-        ValueError,
-    ) as error:  # ValueError: invalid address, or a header that is not a number
+    # ValueError: an invalid address, or a header that is not a number
+    except (OSError, HTTPException, ValueError) as error:
         raise DownloadError(f"{url}: {error}") from error
 
 

@@ -31,19 +31,22 @@ def load_for_hopper(kernels: str, key: str, part: str) -> None:
     """
     if not (torch.cuda.is_available() and torch.cuda.get_device_capability() == HOPPER):
         return
-    os.environ.setdefault("FLASH_ATTENTION_CUTE_DSL_CACHE_ENABLED", "1")  # else every process compiles them
     try:
-        import_module(f"{__name__}.{kernels}")
+        _import(kernels)
     except ImportError as error:
         reason = f'its kernels are not installed ({error}); run pip install -e ".[hopper]"'
         raise ConfigError(key, part, reason) from error
 
 
+def _import(kernels: str) -> None:
+    os.environ.setdefault("FLASH_ATTENTION_CUTE_DSL_CACHE_ENABLED", "1")  # else every process compiles them
+    import_module(f"{__name__}.{kernels}")
+
+
 @cache
 def _loaded_for_hopper(kernels: str) -> bool:
-    os.environ.setdefault("FLASH_ATTENTION_CUTE_DSL_CACHE_ENABLED", "1")
     try:
-        import_module(f"{__name__}.{kernels}")
+        _import(kernels)
     except ModuleNotFoundError:
         return False
     except Exception as error:  # of any kind: these packages are betas
