@@ -207,7 +207,7 @@ class RowAttention(MatmulAttention):
     The kernel rotates queries and keys (RoPE), computes only what the causal mask leaves, and keeps no scores in
     memory. Its products are in float32 (docs/speedrun.md has its times). Where there is no kernel, the operators of
     MatmulAttention compute the same: without a C++ compiler, with a cache, with other position encodings, with QK-norm,
-    dropout or grouped heads, and for row lengths and head dimensions that are no multiples of 32.
+    dropout or grouped heads, and for row lengths and head dimensions that are not multiples of 32.
     """
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
