@@ -389,14 +389,17 @@ class BytelmCLI(LightningCLI):
         checkpoint = read(path, check=True)
         differing = check_compatible(path, checkpoint, self.model, self.plain_config)
         if self.subcommand == "fit":
-            if saved := Contents(checkpoint, path).config:
+            contents = Contents(checkpoint, path)
+            if saved := contents.config:
                 differing += differences(saved, self.plain_config, RESUMED)
+                if contents.has_budget and differences(saved, self.plain_config, ("time_budget.limit",)):
+                    TimeBudget.of(self.trainer).check_resume(contents.budget)
             check_optimizer(path, checkpoint, self.plain_config)
             self._check_states(path, checkpoint)
             averages = any(isinstance(callback, WeightAveraging) for callback in self.trainer.callbacks)  # type: ignore[attr-defined]
             if check_average(path, checkpoint) and not averages:
                 note(f"{path} has averaged weights (WeightAveraging); the run resumes with these")
-            self.datamodule.check_resume(Contents(checkpoint, path).state_of(self.datamodule))
+            self.datamodule.check_resume(contents.state_of(self.datamodule))
         if differing:
             keeping = {"model.optimizer": "the optimizer", "seed_everything": "random generators"}
             keepers = [keeper for key, keeper in keeping.items() if any(line.startswith(key) for line in differing)]

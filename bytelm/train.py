@@ -57,6 +57,7 @@ from bytelm.runs.score import score_for
 from bytelm.schedules import Schedule, merged
 from bytelm.strategies import FSDP
 from bytelm.system.process import begin_program, is_rank_zero
+from bytelm.system.threads import set_waiting
 from bytelm.units import LIMITS, Duration, accepted_forms
 
 Config = str | Path | Mapping[str, Any]
@@ -142,6 +143,7 @@ def fit(
         Interrupted: A signal ended the run, such as that of an interrupted notebook's kernel.
     """
     begin_program()
+    set_waiting()
     with _run_errors():
         if configs:
             given = {"model": model, "data": data, "limit": limit, "lr_schedule": lr_schedule, "schedules": schedules}

@@ -156,8 +156,8 @@ def _doubled(limit: str | list[str], used: Mapping[Unit, float]) -> str:
 
     Args:
         limit: One or several, as in `time_budget.limit`.
-        used: What the run has used of each unit. A run that was resumed with a lower limit, or whose first step was
-            longer than its limit, has used more than the limit: twice that is returned, as a whole number.
+        used: What the run has used of each unit. A run whose first step was longer than its limit has used more:
+            twice that is returned, as a whole number.
     """
     limits = [Duration.parse(each) for each in (limit if isinstance(limit, list) else [limit])]
     amounts = [each.value if used[each.unit] <= each.value else math.ceil(used[each.unit]) for each in limits]

@@ -210,6 +210,23 @@ class TimeBudget(Callback):
                 name = type(callback).__name__
                 raise ConfigError("callbacks", f"{name}, TimeBudget", f"accepted: TimeBudget before {name}")
 
+    def check_resume(self, state: Mapping[str, Any]) -> None:
+        """Rejects a run that has trained longer than this budget: its score would be listed beside those of this limit.
+
+        Args:
+            state: The state of the run's budget, from its checkpoint.
+
+        Raises:
+            ConfigError: It has trained for more than the limit, by at least a step.
+        """
+        seconds = state["training_seconds" if self.scope == "training" else "run_seconds"]
+        used = {"seconds": seconds, "flops": 0, **state}  # older checkpoints have no FLOPs
+        for unit, limit in self.budget.limits.items():
+            if used[unit] >= limit + used[unit] / max(state["steps"], 1):
+                trained = f"the checkpoint's run has trained for {Duration(used[unit], unit)}"
+                accepted = "accepted: more than that, or a new run (without ckpt_path)"
+                raise ConfigError("time_budget.limit", str(Duration(limit, unit)), f"{trained}; {accepted}")
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._over = False
         self._updates = 0

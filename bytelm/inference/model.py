@@ -14,6 +14,7 @@ from bytelm.inference import load as checkpoints
 from bytelm.inference.generate import write_batch
 from bytelm.inference.load import Trained
 from bytelm.inference.score import TextScore, score_texts
+from bytelm.system.threads import set_waiting
 
 
 class Model(Trained):
@@ -106,6 +107,7 @@ def load(ckpt_path: str | Path = "last", config: str | Path | Sequence[str | Pat
         ConfigError: The config or the device is invalid.
         DataError: The tokenizer cannot be loaded.
     """
+    set_waiting()
     configs = [config] if isinstance(config, str | Path) else config
     trained = checkpoints.load(ckpt_path, configs, device)
     if trained.gpt.new_cache() is None:

@@ -132,7 +132,12 @@ class Contents:
     @property
     def steps(self) -> int:
         """Steps that the run had trained."""
-        return self._state("TimeBudget")["steps"]
+        return self.budget["steps"]
+
+    @property
+    def budget(self) -> Mapping[str, Any]:
+        """State of the run's TimeBudget."""
+        return self._state("TimeBudget")
 
     @property
     def rewinds(self) -> int:

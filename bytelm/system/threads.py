@@ -28,7 +28,7 @@ _watching_pid: int | None = None  # of the process that the thread watches for: 
 def set_waiting(*, watch: bool = True) -> None:
     """Lets waiting threads spin only while the cores are idle, unless the environment says how they wait.
 
-    Call it before torch is imported. Where the load cannot be watched, waiting threads always sleep soon.
+    Where the load cannot be watched, waiting threads always sleep soon, if it is called before torch is imported.
 
     Args:
         watch: Whether this process starts the thread that watches; False in a process that will be forked.

@@ -124,7 +124,7 @@ def test_limits_are_doubled_or_what_is_used_if_that_is_more():
     used = {"seconds": 60.0, "steps": 5, "tokens": 10, "flops": 1e9}
     assert _doubled("90s", used) == "180s"
     assert _doubled(["1m", "300 Mtok", "5 steps"], used) == "[120s, 600 Mtok, 10 steps]"
-    # A run that was resumed with a lower limit, or whose first step was longer than its limit.
+    # A run whose first step was longer than its limit.
     assert _doubled(["2.5s", "3 steps"], {**used, "seconds": 60.2}) == "[122s, 10 steps]"
 
 

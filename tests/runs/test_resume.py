@@ -10,7 +10,7 @@ from added_callback import added_callback
 from resuming import Signal, assert_equal, assert_same_checkpoints, curves
 from thinned import thinned
 
-from bytelm.errors import Interrupted
+from bytelm.errors import ConfigError, Interrupted
 
 OPTIONS = {
     "plain": (),
@@ -108,6 +108,19 @@ def test_a_path_begins_a_new_run_and_last_continues_in_the_old_one(run):
         path.parent.name: json.loads(path.read_text())["total_steps"] for path in Path("runs/tiny").rglob("record.json")
     }
     assert steps == {"version_0": 4, "version_1": 8}
+
+
+def test_a_limit_below_what_a_run_has_trained_is_rejected_and_the_run_left_as_it_is(run):
+    run()
+    run("--ckpt_path", "last", "--time_budget.limit", "8 steps")
+    before = {path: path.read_bytes() for path in Path("runs").rglob("*") if path.is_file()}
+    for limit in ("4 steps", "[100s, 4 steps]", "512 tok", "0.001s"):
+        for given in ("last", "runs/tiny/version_0/checkpoints/last.ckpt"):
+            with pytest.raises(ConfigError, match=r"^time_budget.limit: .*; the checkpoint's run has trained for "):
+                run("--ckpt_path", given, "--time_budget.limit", limit)
+    assert {path: path.read_bytes() for path in Path("runs").rglob("*") if path.is_file()} == before
+    run("--ckpt_path", "last", "--time_budget.limit", "8 steps")  # the same command again scores it
+    assert json.loads(Path("runs/tiny/version_0/record.json").read_text())["total_steps"] == 8
 
 
 def test_the_config_of_a_run_that_went_on_repeats_it_from_its_beginning(run):

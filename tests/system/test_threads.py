@@ -3,12 +3,16 @@
 import os
 import subprocess
 import sys
+import threading
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch  # noqa: F401 (loads the library)
 
+from bytelm import fit, load
+from bytelm.errors import RunError
 from bytelm.system import threads
 from bytelm.system.threads import SPIN_COUNT, WAITING, set_waiting, used_cores
 
@@ -94,6 +98,19 @@ def run(program: str, *arguments: str, **environment: str) -> subprocess.Complet
     inherited = {name: value for name, value in os.environ.items() if name not in WAITING}
     command = [sys.executable, "-c", program, *arguments]
     return subprocess.run(command, capture_output=True, text=True, env={**inherited, **environment}, timeout=120)
+
+
+@pytest.mark.parametrize("function", [fit, partial(load, "absent")], ids=["fit", "load"])
+def test_functions_watch_the_load_as_commands_do(function, monkeypatch):
+    for name in WAITING:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(threads, "_watching_pid", None)
+    if not hasattr(os, "sched_getaffinity") or used_cores(os.sched_getaffinity(0)) is None:
+        pytest.skip("this system does not show its load")
+    before = {*threading.enumerate()}
+    with pytest.raises(RunError):
+        function()
+    assert [thread.name for thread in {*threading.enumerate()} - before] == ["load-watch"]
 
 
 @pytest.mark.parametrize(
