@@ -22,16 +22,16 @@ import numpy as np
 from scipy.optimize import least_squares
 
 REPETITIONS = 15.387743  # R*: after this many repetitions, another one is worth 1/e of fresh text
-LEAST_POINTS = 6
+LEAST_POINTS = 2
 DRAWS = 60  # perturbed fits
 NOISE = (
     0.012  # standard deviation of the logarithm of a run's loss, at least: small runs vary by 0.5 to 2 % with the seed
 )
 # Priors: mean and standard deviation of logarithms. E, and the terms of N and D at the runs' mean size and tokens, are
 # shares of the lowest loss.
-OF_E, OF_A, OF_B = (np.log(0.35), 0.5), (np.log(0.1), 1.0), (np.log(0.4), 0.6)
+OF_E, OF_A, OF_B = (np.log(0.35), 0.5), (np.log(0.2), 0.7), (np.log(0.4), 0.6)
 OF_ALPHA, OF_BETA = (np.log(0.35), 0.3), (np.log(0.3), 0.4)
-OF_OWN_B, OF_OWN_BETA = 0.15, 0.2  # standard deviations of the candidates' own factors of B and beta
+OF_OWN_B, OF_OWN_BETA = 0.1, 0.1  # standard deviations of the candidates' own factors of B and beta
 COMMON = 5  # log of E, A, alpha, B, beta
 
 

@@ -1,10 +1,11 @@
 """`python -m bytelm plan`: which network fits a budget on this machine, from a few short runs.
 
-Candidates are trained with their whole schedules within a sixteenth, an eighth, a quarter and half of the budget; each
-round has fewer of them (successive halving, Jamieson and Talwalkar 2016, arXiv:1502.07943). The runs also measure the
+All candidates are trained with their whole schedules within a small share of the budget. These runs also measure the
 speed of each candidate; compilation and start-up are not on the budget's clock. A law of the loss in parameters and
-tokens (loss_law.py) predicts the score of each candidate within the whole budget. The runs are those of a study, so the
-same command continues after it was cut.
+tokens (loss_law.py) predicts the score of each candidate within the whole budget. The candidate with the best
+prediction is then trained within the whole budget, the law is fitted again with this run, and so on as far as the time
+allows. The recommended candidate is the best of these whole runs. All runs are those of a study, so the same command
+continues after it was cut.
 """
 
 import itertools
@@ -16,7 +17,7 @@ import statistics
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from bytelm.config.messages import note
 from bytelm.config.text import dump
 from bytelm.errors import ConfigError, StorageError
 from bytelm.experiments.check import Checker
-from bytelm.experiments.loss_law import COMMON, LEAST_POINTS, LossLaw, effective_tokens
+from bytelm.experiments.loss_law import COMMON, LEAST_POINTS, NOISE, LossLaw, effective_tokens
 from bytelm.experiments.report.plots import save
 from bytelm.experiments.runner import Runner
 from bytelm.experiments.space_check import check_space
@@ -45,21 +46,25 @@ from bytelm.system.files import replacing
 from bytelm.units import Duration, Unit, accepted_forms
 
 LIMIT = "time_budget.limit"
-SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2)  # of the budget, for the rounds of runs
-KEPT = (1, 1 / 6, 1 / 12, 1 / 12)  # of all candidates, in each round
-LEAST_KEPT = (0, 4, 2, 2)  # candidates of each round, at least
+SHORT_RUNS = 0.3  # of the time of all runs: the training time of the short ones
+LONGEST_SHORT = 1 / 4  # of the budget
+WHOLE = 0.999  # of the budget: runs that were given more count as whole
 WITHOUT_SAMPLES = ["--samples.max_new_tokens", "0"]  # before the user's options; a sample takes up to a second
 LOOK_SECONDS = 1.0  # between two looks at the runs of other workers
 FEW_STEPS = 100  # of a run; shorter ones are mostly warm-up
-LADDER = (0.5, 0.7, 1.0, 1.4, 2.0)  # of the config's width
+WIDTHS = (0.5, 0.7, 1.0, 1.4, 2.0)  # of the config's width
 WITHIN = 5.0  # default of --within, in budgets
+MARGIN = 1.02  # of the expected time of a whole run
 
 UNKNOWN = """\
 - Only the candidates' options vary. Everything else, such as the learning rate, the batch size and the schedule, is
   that of the config, unless `--space` lists values of it.
-- The law is fitted to short runs of one seed, and extrapolated to a budget that is at least twice the longest of them.
-  The interval contains what the runs leave open and the noise of one run, not an error of the law's form.
-- A candidate that learns slowly at first and well later is underrated, and may be left out of the later rounds.
+- A score that was reached is that of one seed; its interval is the noise of seeds. It says nothing of candidates that
+  had no whole run.
+- The other scores are predictions of a law that is fitted to all runs. They serve to choose the next whole run, and are
+  often 5 to 25 % off. Their interval contains what the runs leave open and the noise of one run, not an error of the
+  law's form.
+- A candidate that learns slowly at first and well later is underrated, and may have no whole run.
 - Repeated tokens count as Muennighoff et al. 2023 measured them on larger networks and texts. On small corpora, a
   network that memorises its text becomes worse than the law says.
 - The speed is that of this machine under its load during the runs."""
@@ -94,6 +99,7 @@ class Measured:
         speed: Tokens per unit of the budget.
         seconds: Time of its process.
         training_seconds: Time of its training.
+        folder: Its folder.
     """
 
     candidate: Point
@@ -106,20 +112,29 @@ class Measured:
     speed: float
     seconds: float = 0.0
     training_seconds: float = 0.0
+    folder: str = ""
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it was given the whole budget."""
+        return self.share > WHOLE
+
+    def expected(self) -> float:
+        """Time of a run of this candidate within the whole budget, in seconds."""
+        return MARGIN * self.training_seconds / self.share + self.seconds - self.training_seconds
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """The predicted run of a candidate within the whole budget.
+    """The run of a candidate within the whole budget: a predicted one, or one that was made.
 
     Attributes:
         candidate: Its options.
         params: Number of its parameters.
         tokens: Tokens that it will be trained on.
-        score: Its predicted score.
-        interval: 95 % interval of the score.
-        runs: Number of runs that were made of it.
-        share: Share of the whole budget that the longest of them was given.
+        score: Its predicted score, or the one that it reached.
+        interval: 95 % interval of the score: for a predicted one that of the law, otherwise that of another seed.
+        longest: The longest run that was made of it.
     """
 
     candidate: Point
@@ -127,8 +142,12 @@ class Prediction:
     tokens: float
     score: float
     interval: tuple[float, float]
-    runs: int
-    share: float
+    longest: Measured
+
+    @property
+    def is_reached(self) -> bool:
+        """Whether a run within the whole budget was made."""
+        return self.longest.is_whole
 
 
 def plan(
@@ -204,7 +223,9 @@ class Planner:
         self.score: Score = score_of([])
 
     def measure(self, within: Duration | None, storage: str | None = None) -> None:
-        """Makes the runs, round by round, as far as the time allows.
+        """Makes short runs of all candidates, then whole runs of the best predictions, as far as the time allows.
+
+        Several workers wait for each other's short runs only.
 
         Args:
             within: Time limit of all runs together.
@@ -213,86 +234,100 @@ class Planner:
         Raises:
             ConfigError: No candidate can run.
         """
-        made: list[Point] = []
-        chosen = self.candidates
-        for share, kept, least in zip(SHARES, KEPT, LEAST_KEPT, strict=True):
-            if share > SHARES[0]:
-                # By the earlier rounds alone: a command that continues makes the same choice.
-                earlier = [one for one in self.measured() if one.share < share]
-                count = max(least, math.ceil(kept * len(self.candidates)))
-                if within is not None and (fits := self._fitting(earlier, share, within.value)) < count:
-                    note(f"--within {within} leaves time for {fits} runs of {self._limit(share)}, not {count}")
-                    count = fits
-                chosen = self.promising(earlier, count)
-                if not chosen:
-                    return
-            made += [(*candidate, (LIMIT, str(self._limit(share)))) for candidate in chosen]
-            queue = Study(self.study.name, Rounds([self.config], self.study.plan.options, runs=tuple(made)), storage)
-            runner = Runner(queue, None, within)
-            print(f"plan: {len(chosen)} candidates, {self._limit(share)} each", file=sys.stderr, flush=True)
-            runner.work()
-            while queue.is_busy():  # another worker's run is part of what the next round is chosen by
+        limit = self._short_limit(within)
+        made = [(*candidate, (LIMIT, str(limit))) for candidate in self.candidates]
+        queue, runner = self._worker(made, within, storage)
+        print(f"plan: {len(made)} candidates, {limit} each", file=sys.stderr, flush=True)
+        runner.work()
+        while queue.is_busy():  # another worker's run is part of what the whole runs are chosen by
+            time.sleep(LOOK_SECONDS)
+            runner.work()  # in case that worker was killed
+        rejected = [outcome for outcome in runner.outcomes if outcome.status == "rejected"]
+        if len(rejected) == len(made):
+            raise ConfigError("space", self.config, f"no candidate can run: {rejected[0].reason}")
+        if queue.queued:
+            note(f"--within {within} is used up; the same command with more time continues")
+            return
+        while True:
+            if (chosen := self.next_whole(within)) is not None:
+                made.append((*chosen, (LIMIT, str(self.budget))))
+                print(f"plan: {_text(chosen)}, the whole {self.budget}", file=sys.stderr, flush=True)
+                self._worker(made, None, storage)[1].work()  # nothing, if another worker has just chosen the same
+            elif queue.is_busy():
                 time.sleep(LOOK_SECONDS)
-                runner.work()  # in case that worker was killed
-            rejected = [outcome for outcome in runner.outcomes if outcome.status == "rejected"]
-            if len(rejected) == len(chosen):
-                raise ConfigError("space", self.config, f"no candidate can run: {rejected[0].reason}")
-            if queue.queued:
-                note(f"--within {within} is used up; the same command with more time continues")
+            else:
                 return
 
-    def _fitting(self, earlier: Sequence[Measured], share: float, within: float) -> int:
-        """Number of runs of a share that fit into the time that earlier rounds left.
+    def _worker(self, runs: Sequence[Point], within: Duration | None, storage: str | None) -> tuple[Study, Runner]:
+        queue = Study(self.study.name, Rounds([self.config], self.study.plan.options, runs=tuple(runs)), storage)
+        return queue, Runner(queue, None, within)
+
+    def _short_limit(self, within: Duration | None) -> Duration:
+        """The budget of the short runs: that of a command that is continued, or what fits into a part of the time."""
+        if begun := [share for _, share in self._tasks().values() if share < WHOLE]:
+            return self._limit(min(begun))
+        budgets = WITHIN
+        if within is not None and self.budget.unit == "seconds":
+            budgets = within.value / self.budget.value
+        share = min(SHORT_RUNS * budgets / len(self.candidates), LONGEST_SHORT)
+        return self._limit(float(f"{share * self.budget.value:.2g}") / self.budget.value)
+
+    def next_whole(self, within: Duration | None) -> Point | None:
+        """The candidate to be trained within the whole budget next: the best prediction that can win and fits.
 
         Args:
-            earlier: All runs of earlier rounds.
-            share: The share.
-            within: Time limit of all runs together, in seconds.
-        """
-        if not earlier:
-            return 0
-        start = statistics.fmean(one.seconds - one.training_seconds for one in earlier)
-        training = max(one.training_seconds / one.share for one in earlier) * share
-        return max(int((within - sum(one.seconds for one in earlier)) / (start + training)), 0)
-
-    def promising(self, measured: Sequence[Measured], count: int) -> list[Point]:
-        """The candidates that remain: by turns the best by their scores and the best by the law's predictions.
-
-        After one round the law is uncertain about larger budgets, while the scores favour networks that learn fast at
-        first; neither is a reason to lose a candidate that the other one puts first.
-
-        Args:
-            measured: The runs so far.
-            count: Number of candidates, if there are as many.
+            within: Time limit of all runs together. None: they are given five budgets together.
 
         Returns:
-            Candidates, the most promising first; empty if there are no runs.
+            None if no run fits, or none is likely to be better than the best whole run.
         """
-        share = max((one.share for one in measured), default=0.0)
-        by_score = [one.candidate for one in sorted(measured, key=lambda one: one.score) if one.share == share]
-        by_law = list(by_score)
-        if (law := self._law(measured)) is not None:
-            predicted = [one.candidate for one in self.predictions(law, measured)]
-            by_law = sorted(by_score, key=predicted.index)
-        both = itertools.chain.from_iterable(zip(by_score, by_law, strict=True))
-        return list(dict.fromkeys(both))[:count]
+        measured = self.measured()
+        if (law := self._law(measured)) is None:
+            return None
+        predictions = self.predictions(law, measured)
+        best = min((one.score for one in predictions if one.is_reached), default=math.inf)
+        tasks = self._tasks()
+        begun = {candidate for candidate, share in tasks.values() if share > WHOLE}
+        times = {one.candidate: one.longest.expected() for one in predictions}
+        ended = {
+            run.experiment: wall_time(run.record) for run in read_runs(self.study.folder) if run.status != "running"
+        }
+        left = WITHIN - sum(share for _, share in tasks.values())  # in budgets
+        if within is not None:
+            to_come = [times.get(candidate, 0.0) for name, (candidate, _) in tasks.items() if name not in ended]
+            left = within.value - sum(ended.values()) - sum(to_come)
+        for one in predictions:
+            if (
+                one.candidate not in begun
+                and one.interval[0] < best
+                and (times[one.candidate] if within else 1.0) <= left
+            ):
+                return one.candidate
+        return None
 
     def _limit(self, share: float) -> Duration:
         value = self.budget.value * share
         whole = self.budget.unit in ("steps", "tokens")
         return Duration(float(max(round(value), 1)) if whole else float(f"{value:.6g}"), self.budget.unit)
 
+    def _tasks(self) -> dict[str, tuple[Point, float]]:
+        """For the folder of each run of the plan, the candidate and the share of the budget that it is given."""
+        own = self.study.plan.task(self.config, None, ())
+        found = {}
+        for task, name in self.study.folders().items():
+            candidate, limits = task.point[:-1], dict(task.point[-1:])
+            if candidate in self.candidates and LIMIT in limits and task == replace(own, point=task.point):
+                found[name] = (candidate, Duration.parse(limits[LIMIT]).value / self.budget.value)
+        return found
+
     def measured(self) -> list[Measured]:
         """The completed runs of the plan."""
-        folders = self.study.folders()
         known = {run.experiment: run for run in read_runs(self.study.folder)}
         runs = []
-        for candidate in self.candidates:
-            for share in SHARES:
-                task = self.study.plan.task(self.config, None, (*candidate, (LIMIT, str(self._limit(share)))))
-                run = known.get(folders.get(task, ""))
-                if run is not None and run.status == "completed" and run.record.get("tokens_seen"):
-                    runs.append((candidate, share, run))
+        for name, (candidate, share) in self._tasks().items():
+            run = known.get(name)
+            if run is not None and run.status == "completed" and run.record.get("tokens_seen"):
+                runs.append((candidate, share, run))
         self.score = score_of(run.record for *_, run in runs)
         found = []
         for candidate, share, run in runs:
@@ -311,6 +346,7 @@ class Planner:
                         speed=record["tokens_seen"] / used,
                         seconds=wall_time(record),
                         training_seconds=record["training_time_secs"],
+                        folder=str(run.folder),
                     )
                 )
         return found
@@ -324,7 +360,7 @@ class Planner:
         return LossLaw.fit(places, sizes, tokens, losses, [one.share for one in measured])
 
     def predictions(self, law: LossLaw, measured: Sequence[Measured]) -> list[Prediction]:
-        """The prediction of each candidate with a run, the best first.
+        """The prediction of each candidate with a run, or what its whole run reached; the best first.
 
         Args:
             law: The law, fitted to these runs.
@@ -338,9 +374,14 @@ class Planner:
             longest = max(own, key=lambda one: one.share)
             tokens = longest.speed * self.budget.value
             effective = float(effective_tokens(tokens, longest.unique))
-            score = law.predict(place, longest.params, effective)
-            interval = law.interval(place, longest.params, effective)
-            found.append(Prediction(candidate, longest.params, tokens, score, interval, len(own), longest.share))
+            if longest.is_whole:
+                tokens, score = longest.tokens, longest.score
+                half = math.exp(1.96 * math.sqrt(2) * NOISE)  # of the difference between two seeds
+                interval = (score / half, score * half)
+            else:
+                score = law.predict(place, longest.params, effective)
+                interval = law.interval(place, longest.params, effective)
+            found.append(Prediction(candidate, longest.params, tokens, score, interval, longest))
         return sorted(found, key=lambda one: one.score)
 
     # Output
@@ -362,14 +403,22 @@ class Planner:
         folder = self.study.folder
         recommended = folder / "recommended.yaml"
         table = self._table(predictions)
-        # Of the candidates with long runs: a prediction from a short run alone is less certain.
-        longest = max(one.share for one in predictions)
-        best = min((one for one in predictions if one.share >= longest / 2), key=lambda one: one.score)
-        sentence = (
-            f"Recommended for {self.budget}: {_text(best.candidate)}; predicted {self.score.name} {best.score:.4f} "
-            f"({best.interval[0]:.4f} to {best.interval[1]:.4f})."
-        )
-        sentence += _doubt(best.share, max(one.steps for one in measured if one.candidate == best.candidate))
+        best = next((one for one in predictions if one.is_reached), predictions[0])
+        low, high = best.interval
+        sentence = f"Recommended for {self.budget}: {_text(best.candidate)}; "
+        if best.is_reached:
+            sentence += (
+                f"{self.score.name} {best.score:.4f}, reached in {best.longest.steps} steps by the run "
+                f"{best.longest.folder} (one seed; another one reaches {low:.4f} to {high:.4f})."
+            )
+        else:
+            sentence += (
+                f"predicted {self.score.name} {best.score:.4f} ({low:.4f} to {high:.4f}). This is an extrapolation "
+                f"from {best.longest.share:.0%} of the budget, and unreliable: --within leaves no time for a run of "
+                "the whole budget; the same command with more time makes one."
+            )
+        if best.longest.steps < FEW_STEPS:
+            sentence += f" With fewer than {FEW_STEPS} steps a run is mostly warm-up: plan for a longer budget."
         command = shlex.join(["python", "-m", "bytelm", "fit", "--config", str(recommended), *self.options])
         page = [f"# Plan for {self.budget}", sentence, f"    {command}", "## Candidates", _markdown(table)]
         page += ["![Loss against parameters, for several budgets](plan.svg)", "## What this does not know", UNKNOWN]
@@ -388,14 +437,15 @@ class Planner:
         return "\n\n".join([aligned(table), sentence, files])
 
     def _table(self, predictions: Sequence[Prediction]) -> list[list[str]]:
-        rows = [["candidate", f"predicted {self.score.name}", "95 % interval", "parameters", "tokens", "longest run"]]
+        rows = [["candidate", self.score.name, "95 % interval", "", "parameters", "tokens", "longest run"]]
         for one in predictions:
             low, high = one.interval
             name, counts = (
                 _text(one.candidate),
-                (f"{one.params:,.0f}", f"{one.tokens:,.0f}", str(self._limit(one.share))),
+                (f"{one.params:,.0f}", f"{one.tokens:,.0f}", str(self._limit(one.longest.share))),
             )
-            rows.append([name, f"{one.score:.4f}", f"{low:.4f} to {high:.4f}", *counts])
+            how = "reached" if one.is_reached else "predicted"
+            rows.append([name, f"{one.score:.4f}", f"{low:.4f} to {high:.4f}", how, *counts])
         return rows
 
     def _recommended(self, best: Prediction, command: str, folder: Path) -> str:
@@ -406,7 +456,8 @@ class Planner:
             for name in parents:
                 inner = inner.setdefault(name, {})
             inner[last] = _value(value)
-        return f"# {command}\n#\n# Predicted {self.score.name}: {best.score:.4f}\n{dump(config)}"
+        how = f"reached by {best.longest.folder}" if best.is_reached else "predicted"
+        return f"# {command}\n#\n# {self.score.name} {best.score:.4f}, {how}\n{dump(config)}"
 
     def _figures(
         self, law: LossLaw, predictions: Sequence[Prediction], measured: Sequence[Measured], best: Prediction
@@ -419,7 +470,16 @@ class Planner:
             # loss = E + A / (parameters / N)^alpha + B / (effective tokens / D)^beta
             "law": {"E": e, "A": a, "alpha": alpha, "B": b, "beta": beta, "N": of_n, "D": of_d, "noise": law.noise},
             "recommended": dict(best.candidate),
-            "predictions": [{**vars(one), "candidate": dict(one.candidate)} for one in predictions],
+            "run": best.longest.folder if best.is_reached else None,
+            "predictions": [
+                {
+                    **vars(one),
+                    "candidate": dict(one.candidate),
+                    "longest": one.longest.share,
+                    "is_reached": one.is_reached,
+                }
+                for one in predictions
+            ],
             "runs": [{**vars(one), "candidate": dict(one.candidate)} for one in measured],
         }
 
@@ -432,15 +492,16 @@ class Planner:
         speeds = [next(one.tokens for one in predictions if one.params == size) / self.budget.value for size in sizes]
         line = np.geomspace(sizes[0], sizes[-1], 100)
         speed = np.exp(np.interp(np.log(line), np.log(sizes), np.log(speeds)))
-        for place, share in enumerate((*SHARES, 1.0)):
+        shares = sorted({one.share for one in measured if not one.is_whole})
+        for place, share in enumerate((*shares, 1.0)):
             amount = self.budget.value * share
             losses = law.curve(line, effective_tokens(speed * amount, unique))
             label = f"{self.budget}, predicted" if share == 1.0 else str(self._limit(share))
             axes.plot(line, losses, color=f"C{place}", label=label, lw=2 if share == 1.0 else 1)
-            some = [one for one in measured if one.share == share]
+            some = [one for one in measured if one.share == share or (one.is_whole and share == 1.0)]
             axes.plot([one.params for one in some], [one.score for one in some], "o", color=f"C{place}")
         for one in predictions:
-            axes.plot([one.params] * 2, one.interval, color=f"C{len(SHARES)}", lw=1, alpha=0.5)
+            axes.plot([one.params] * 2, one.interval, color=f"C{len(shares)}", lw=1, alpha=0.5)
         axes.set_xscale("log")
         axes.set_xlabel("parameters")
         axes.set_ylabel(f"{self.score.name} ({self.score.unit}, lower is better)")
@@ -510,7 +571,7 @@ def _candidates(
                 "space", None, "the config's network has no d_model and n_heads; accepted: a list of values"
             )
         points = []
-        for factor in LADDER:
+        for factor in WIDTHS:
             d_model = max(round(width * factor / (2 * heads)), 1) * 2 * heads  # the heads' width stays even
             point = {"model.gpt.d_model": d_model}
             if isinstance(d_ff, int):
@@ -520,26 +581,6 @@ def _candidates(
     if len(points) < 2:
         raise ConfigError("space", space, "accepted: values that make at least two candidates")
     return points
-
-
-def _doubt(share: float, steps: int) -> str:
-    """What makes a prediction unreliable, as a sentence; empty if nothing does.
-
-    Args:
-        share: Share of the budget that the candidate's longest run was given.
-        steps: Steps of this run.
-    """
-    if steps < FEW_STEPS:
-        return (
-            f" Its longest run has {steps} steps: with fewer than {FEW_STEPS}, a run is mostly warm-up, and the "
-            "prediction is unreliable; plan for a longer budget."
-        )
-    if share < SHARES[-1]:
-        return (
-            f" Its longest run was given {share:.0%} of the budget, so the prediction is unreliable; with a longer "
-            f"--within, the same command goes on to {SHARES[-1]:.0%}."
-        )
-    return ""
 
 
 def _used(record: Mapping[str, Any], unit: Unit) -> float | None:
