@@ -46,7 +46,7 @@ from bytelm.system.files import replacing
 from bytelm.units import Duration, Unit, accepted_forms
 
 LIMIT = "time_budget.limit"
-SHORT_RUNS = 0.3  # of the time of all runs: the training time of the short ones
+SHORT_RUNS = 0.22  # of the time of all runs: the training time of the short ones
 LONGEST_SHORT = 1 / 4  # of the budget
 WHOLE = 0.999  # of the budget: runs that were given more count as whole
 WITHOUT_SAMPLES = ["--samples.max_new_tokens", "0"]  # before the user's options; a sample takes up to a second
@@ -54,7 +54,7 @@ LOOK_SECONDS = 1.0  # between two looks at the runs of other workers
 FEW_STEPS = 100  # of a run; shorter ones are mostly warm-up
 WIDTHS = (0.5, 0.7, 1.0, 1.4, 2.0)  # of the config's width
 WITHIN = 5.0  # default of --within, in budgets
-MARGIN = 1.02  # of the expected time of a whole run
+MARGIN = 1.01  # of the expected time of a whole run
 
 UNKNOWN = """\
 - Only the candidates' options vary. Everything else, such as the learning rate, the batch size and the schedule, is

@@ -73,10 +73,9 @@ def test_a_plan_recommends_the_best_whole_run_and_continues_where_it_was(planned
         planned("--time_budget.limit", "8 ktok", "--space", SPACE)
     assert ended.value.code == StorageError.exit_status
     assert "1 completed runs are too few" in capsys.readouterr().err
-    planned.most_runs = 2
-    out = " ".join(planned("--time_budget.limit", "8 ktok", "--space", SPACE)[0])
-    assert "an extrapolation from 25% of the budget" in out
     planned.most_runs = 100
+    out = " ".join(planned("--time_budget.limit", "8 ktok", "--space", SPACE, "--within", "0.1s")[0])
+    assert "an extrapolation from 25% of the budget" in out
     out, err, made = planned("--time_budget.limit", "8 ktok", "--space", SPACE)
     assert [name.rpartition("=")[2] for name in made] == ["8_ktok"] * len(made)
     assert 1 <= len(made) <= 3
@@ -193,7 +192,7 @@ def test_a_whole_run_replaces_the_prediction():
 
 @pytest.mark.parametrize(
     ("candidates", "within", "limit"),
-    [(24, 800.0, "10s"), (24, None, "10s"), (3, None, "40s"), (200, 800.0, "1.2s")],  # of 160 s
+    [(24, 800.0, "7.3s"), (24, None, "7.3s"), (3, None, "40s"), (200, 800.0, "0.88s")],  # of 160 s
 )
 def test_short_runs_of_all_candidates_are_trained_in_a_part_of_the_time(candidates, within, limit):
     within = None if within is None else Duration(within, "seconds")
