@@ -14,7 +14,7 @@ pytest.importorskip("optuna")
 
 from bytelm.cli import build
 from bytelm.errors import ConfigError, StorageError
-from bytelm.experiments import plan
+from bytelm.experiments import loss_law, plan
 from bytelm.experiments.check import _check
 from bytelm.experiments.task import Plan, read_space
 from bytelm.program import main
@@ -132,6 +132,7 @@ def planner(n, runs=(), monkeypatch=None):
         records = [{"total_time_secs": one.seconds} for one in runs]
         folders = [SimpleNamespace(experiment=f"{k}", status="completed", record=r) for k, r in enumerate(records)]
         monkeypatch.setattr(plan, "read_runs", lambda folder: folders)
+        monkeypatch.setattr(loss_law, "DRAWS", 8)
         monkeypatch.setattr(made, "measured", lambda: list(runs))
     return made
 
