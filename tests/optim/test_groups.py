@@ -213,15 +213,46 @@ def test_a_state_of_groups_without_names_stays_as_it_is():
     assert regroup(state, gpt) == state
 
 
-def test_lion_steps_by_the_sign_and_decays_matrices_alone():
-    gpt = tiny()
-    optimizer = Lion(param_groups(gpt), lr=0.01, weight_decay=0.5)
-    before = tiny()
-    backward(gpt, step=0)
-    optimizer.step()
+def lion(gradients, lr, weight_decay):
+    """Chen et al. 2023: yields the factor of the weights and the update of each step."""
+    average = 0.0
+    for gradient in gradients:
+        yield 1 - lr * weight_decay, lr * (0.9 * average + 0.1 * gradient).sign()
+        average = 0.99 * average + 0.01 * gradient
+
+
+def nadam(gradients, lr, weight_decay):
+    """Dozat 2016, with AdamW's weight decay: the schedule of the momentum has the decay 0.004."""
+    mean, square, product = 0.0, 0.0, 1.0
+    for t, gradient in enumerate(gradients, start=1):
+        now, later = (0.9 * (1 - 0.5 * 0.96 ** (0.004 * step)) for step in (t, t + 1))
+        product *= now
+        mean, square = 0.9 * mean + 0.1 * gradient, 0.95 * square + 0.05 * gradient.square()
+        direction = later * mean / (1 - product * later) + (1 - now) * gradient / (1 - product)
+        yield 1 - lr * weight_decay, lr * direction / ((square / (1 - 0.95**t)).sqrt() + 1e-8)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "options", "formula"),
+    [
+        (Lion, {"betas": (0.9, 0.99)}, lion),
+        (torch.optim.NAdam, {"betas": (0.9, 0.95), "decoupled_weight_decay": True}, nadam),
+    ],
+)
+def test_lion_and_nadam_are_their_formulas_and_decay_matrices_alone(optimizer, options, formula):
+    gpt = tiny().double()
+    optimizer = optimizer(param_groups(gpt), lr=0.01, weight_decay=0.5, **options)
+    expected = {name: p.detach().clone() for name, p in gpt.named_parameters()}
+    gradients = {name: [] for name in expected}
+    for step in range(3):
+        backward(gpt, step=step)
+        for name, p in gpt.named_parameters():
+            gradients[name].append(p.grad.clone())
+        optimizer.step()
     for name, p in gpt.named_parameters():
-        decay = 1 - 0.01 * 0.5 if p.ndim >= 2 else 1
-        torch.testing.assert_close(p, before.get_parameter(name) * decay - 0.01 * p.grad.sign(), msg=name)
+        for decay, update in formula(gradients[name], 0.01, 0.5 if p.ndim >= 2 else 0.0):
+            expected[name] = expected[name] * decay - update
+        torch.testing.assert_close(p, expected[name], rtol=0, atol=1e-7, msg=name)  # NAdam keeps a float32
 
 
 def test_groups_survive_a_copy_and_merge_into_plain_dictionaries():

@@ -1,11 +1,14 @@
 """Block orders against their formulas, with stand-ins for attention, feed-forward and norms that do not commute."""
 
+import functools
+
 import pytest
 import torch
 from contexts import context
 from torch import nn
 
 from bytelm.parts.block import Parallel, ParallelSharedNorm, PostNorm, PreNorm
+from bytelm.parts.residual_scalars import ScaledPreNorm
 
 
 class Function(nn.Module):
@@ -56,9 +59,19 @@ def parallel_shared_norm(x, context):
     return x + attention(first_norm(x), context) + feedforward(first_norm(x), context)
 
 
+def scaled_pre_norm(x, context):
+    return pre_norm(0.75 * x + 0.375 * context.first, context)
+
+
 @pytest.mark.parametrize(
     ("block", "formula"),
-    [(PreNorm, pre_norm), (PostNorm, post_norm), (Parallel, parallel), (ParallelSharedNorm, parallel_shared_norm)],
+    [
+        (PreNorm, pre_norm),
+        (PostNorm, post_norm),
+        (Parallel, parallel),
+        (ParallelSharedNorm, parallel_shared_norm),
+        (functools.partial(ScaledPreNorm, stream=0.75, first=0.375), scaled_pre_norm),
+    ],
 )
 def test_block_is_its_formula(block, formula):
     x, first = torch.randn(2, 2, 5, 6, dtype=torch.float64)
