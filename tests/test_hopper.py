@@ -215,6 +215,18 @@ def test_nothing_is_compiled_ahead_for_a_cpu_or_by_a_further_process(compiled_ah
     assert compiled_ahead == []
 
 
+def test_a_compilation_that_does_not_end_is_given_up(monkeypatch):
+    from bytelm.kernels import ahead
+
+    running = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    monkeypatch.setattr(ahead, "_processes", {"": running})
+    monkeypatch.setattr(ahead, "PATIENCE", 0.0)
+    ahead.wait()
+    assert running.wait() < 0  # killed
+    ahead.wait()
+    running.stdin.close()
+
+
 COMPILE = """
 from bytelm.kernels import attention, gelu
 from quack.gemm_runtime import host

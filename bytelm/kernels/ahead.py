@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+PATIENCE = 60.0  # seconds
+
 _processes: dict[str, subprocess.Popen[bytes]] = {}
 
 
@@ -41,7 +43,10 @@ def start(kernels: str, device: torch.device, *arguments: Any) -> None:
 def wait() -> None:
     """Waits until everything that has been started is compiled."""
     for process in _processes.values():
-        process.wait()
+        try:
+            process.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            process.kill()  # this process compiles then
 
 
 if __name__ == "__main__":
