@@ -89,7 +89,7 @@ def measured_import(name: str) -> Any:
 
 def measure_later_imports() -> None:
     # Not builtins.__import__: the compiler executes 600,000 import statements, nearly all of loaded modules.
-    machinery: Any = importlib._bootstrap  # type: ignore[attr-defined]  # CPython calls this one for the others
+    machinery: Any = importlib._bootstrap  # CPython calls this function for the others
     phases.time(machinery, "_find_and_load", "imports: later, such as the compiler")
 
 
