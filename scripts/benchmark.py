@@ -86,9 +86,15 @@ from bytelm.units import Duration
 ROOT = Path(__file__).resolve().parent.parent
 PLAIN_LOOP = ROOT / "scripts/plain_loop.py"
 STARTUP_PROBE = ROOT / "scripts/startup_probe.py"
-# Environment variables with the folders of compiled code: of Inductor, which has Triton's in it, and of the kernels of
+# Environment variables with the folders of compiled code: of Inductor, of Triton, and of the kernels of
 # the extra `hopper`.
-CACHES = ("TORCHINDUCTOR_CACHE_DIR", "FLASH_ATTENTION_CUTE_DSL_CACHE_DIR", "QUACK_CACHE_DIR", "CUTE_DSL_CACHE_DIR")
+CACHES = (
+    "TORCHINDUCTOR_CACHE_DIR",
+    "TRITON_CACHE_DIR",
+    "FLASH_ATTENTION_CUTE_DSL_CACHE_DIR",
+    "QUACK_CACHE_DIR",
+    "CUTE_DSL_CACHE_DIR",
+)
 SHORT_PHASE = 0.05  # seconds; shorter ones are added up
 COMPILERS_PHASES = 8  # the longest of them are printed
 PLAIN_STRATEGIES = (SingleDeviceStrategy, DDPStrategy)  # supported by the plain loop

@@ -9,6 +9,7 @@ from functools import partial
 import pytest
 import torch
 from contexts import context
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
 from bytelm import kernels
@@ -166,23 +167,74 @@ def test_compiled_in_one_graph_the_gradients_of_queries_keys_and_values_are_not_
     assert counters["aot_autograd"]["autograd_cache_bypass"] == 0  # else every start would trace the graph again
 
 
-COMPILE = """
-import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
+@pytest.fixture
+def compiled_ahead(monkeypatch):
+    """What would be compiled in other processes."""
+    pytest.importorskip("flash_attn.cute")
+    pytest.importorskip("quack")
+    from bytelm.kernels import ahead
 
+    commands = []
+    monkeypatch.setattr(ahead, "_processes", {})
+    monkeypatch.setattr(ahead.subprocess, "Popen", lambda command, **_: commands.append(command[1:]))
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    return commands
+
+
+def traced(device="cuda", seq_len=2048, window=None):
+    """The operators of a backward pass, without data."""
+    from bytelm.kernels import attention, gelu
+
+    with FakeTensorMode():
+        q, gradient, down = (
+            torch.empty(shape, dtype=torch.bfloat16, device=device)
+            for shape in ((4, 2, seq_len, 64), (8, 64), (64, 64))
+        )
+        attention._backward(q, q, q, q, q, torch.empty(q.shape[:-1], device=device), window)
+        gelu._down_gradient(gradient, down, gradient)
+
+
+def test_a_trace_of_the_backward_pass_compiles_each_kernel_once_in_another_process(compiled_ahead):
+    for window in (None, None, 257):
+        traced(window=window)
+    traced(seq_len=1024)  # for any sequence of several blocks
+    assert compiled_ahead == [
+        ["-m", "bytelm.kernels.ahead", f"[{what}]"]
+        for what in (
+            '"attention", 512, 64, "bfloat16", null',
+            '"gelu", "bfloat16"',
+            '"attention", 512, 64, "bfloat16", 257',
+        )
+    ]
+
+
+@pytest.mark.parametrize(("device", "rank"), [("cpu", "0"), ("cuda", "1")])
+def test_nothing_is_compiled_ahead_for_a_cpu_or_by_a_further_process(compiled_ahead, monkeypatch, device, rank):
+    monkeypatch.setenv("LOCAL_RANK", rank)
+    traced(device)
+    assert compiled_ahead == []
+
+
+def test_a_compilation_that_does_not_end_is_given_up(monkeypatch):
+    from bytelm.kernels import ahead
+
+    running = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    monkeypatch.setattr(ahead, "_processes", {"": running})
+    monkeypatch.setattr(ahead, "PATIENCE", 0.0)
+    ahead.wait()
+    assert running.wait() < 0  # killed
+    ahead.wait()
+    running.stdin.close()
+
+
+COMPILE = """
 from bytelm.kernels import attention, gelu
 from quack.gemm_runtime import host
 
 host.get_max_active_clusters = lambda *args, **kwargs: 66  # which it asks the driver for
-with FakeTensorMode():
-    new = lambda *shape, dtype=torch.bfloat16: torch.empty(shape, dtype=dtype, device="cuda")
-    q, k, v = (part.transpose(1, 2) for part in new(2, 1024, 36, 64).split(12, dim=2))
-    mixed, log_sums = new(2, 1024, 12, 64).transpose(1, 2), new(2, 12, 1024, dtype=torch.float32)
-    for window in (None, 257):
-        assert attention._gradients(mixed, q, k, v, mixed, log_sums, window).shape == (2, 1024, 36, 64)
-    x, up, down, hidden = new(2048, 768), new(3072, 768), new(768, 3072), new(2048, 3072)
-    gelu._gelu_and_slope.plan(x, up.T, out={"D": hidden, "hidden": hidden}, config=gelu.UP_TILES)
-    gelu._times.plan(x, down, hidden, out={"D": hidden}, config=gelu.DOWN_TILES)
+for window in (None, 257):
+    attention.compile_kernels(512, 64, "bfloat16", window)
+gelu.compile_kernels("bfloat16")
 """
 
 
@@ -193,6 +245,7 @@ def test_the_kernels_compile_for_hopper_without_one(monkeypatch):
     for library in ("QUACK_ARCH", "FLASH_ATTENTION_ARCH"):
         monkeypatch.setenv(library, "90")
     monkeypatch.setenv("CUTE_DSL_ARCH", "sm_90a")
+    monkeypatch.setenv("FLASH_ATTENTION_NUM_SMS", "132")
     monkeypatch.setenv("QUACK_CACHE_ENABLED", "0")
     subprocess.run([sys.executable, "-c", COMPILE], check=True)
 

@@ -1,8 +1,8 @@
 """Kernels that are faster than those of PyTorch and torch.compile, one a file.
 
 `cross_entropy.py` uses Triton, which torch for GPUs includes. `attention.py` and `gelu.py` use libraries of kernels for
-Hopper (the extra `hopper`). Each of these files is imported only when it is used. `ngram_memory.cpp` is for the CPU;
-cpu.py builds it with the machine's compiler. bytelm runs without any of them.
+Hopper (the extra `hopper`), which ahead.py compiles. Each of these files is imported only when it is used.
+`ngram_memory.cpp` is for the CPU; cpu.py builds it with the machine's compiler. bytelm runs without any of them.
 """
 
 import os

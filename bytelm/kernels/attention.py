@@ -10,7 +10,12 @@ from typing import Any
 import torch
 from flash_attn.cute.interface import _flash_attn_bwd, _flash_attn_fwd
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.library import custom_op
+
+from bytelm.kernels import ahead
+
+SEVERAL_BLOCKS = 512  # tokens; the kernels differ only for sequences of one block
 
 
 def flash_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -59,11 +64,14 @@ def _(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     return _by_token(q.new_empty(q.shape)), q.new_empty(q.shape[:-1], dtype=torch.float32)
 
 
-@custom_op("bytelm::windowed_flash_attention", mutates_args=(), device_types="cuda")
-def _windowed(q: Tensor, k: Tensor, v: Tensor, window: int) -> tuple[Tensor, Tensor]:
+def _window(q: Tensor, k: Tensor, v: Tensor, window: int) -> tuple[Tensor, Tensor]:
+    ahead.wait()
     theirs = [tensor.transpose(1, 2) for tensor in (q, k, v)]  # (B, T, n_heads, head_dim)
     mixed, log_sums, *_ = _flash_attn_fwd(*theirs, window_size_left=window - 1, window_size_right=0, return_lse=True)
     return mixed.transpose(1, 2), log_sums
+
+
+_windowed = custom_op("bytelm::windowed_flash_attention", mutates_args=(), device_types="cuda")(_window)
 
 
 @_windowed.register_fake
@@ -75,6 +83,7 @@ def _gradients(
     gradient: Tensor, q: Tensor, k: Tensor, v: Tensor, mixed: Tensor, log_sums: Tensor, window: int | None = None
 ) -> Tensor:
     """Gradients of queries, keys and values, (B, T, 3 n_heads, head_dim)."""
+    ahead.wait()
     batch, n_heads, seq_len, head_dim = q.shape
     gradients = q.new_empty(batch, seq_len, 3 * n_heads, head_dim)
     dq, dk, dv = gradients.chunk(3, dim=2)
@@ -94,7 +103,28 @@ def _(
     gradient: Tensor, q: Tensor, k: Tensor, v: Tensor, mixed: Tensor, log_sums: Tensor, window: int | None = None
 ) -> Tensor:
     batch, n_heads, seq_len, head_dim = q.shape
+    if isinstance(seq_len, int):  # not a size that varies
+        name = str(q.dtype).removeprefix("torch.")
+        ahead.start("attention", q.device, min(seq_len, SEVERAL_BLOCKS), head_dim, name, window)
     return q.new_empty(batch, seq_len, 3 * n_heads, head_dim)
+
+
+def compile_kernels(seq_len: int, head_dim: int, dtype: str, window: int | None) -> None:
+    """Compiles what a network calls, without data.
+
+    Args:
+        seq_len: Tokens of a row.
+        head_dim: Size of a head.
+        dtype: Name of the type.
+        window: Of windowed_flash_attention; None: flash_attention.
+    """
+    with FakeTensorMode():
+        heads = torch.empty(2, seq_len, 6, head_dim, dtype=getattr(torch, dtype), device="cuda")
+        q, k, v = (part.transpose(1, 2) for part in heads.split(2, dim=2))
+        log_sums = torch.empty(2, 2, seq_len, device="cuda")
+        if window is not None:
+            _window(q, k, v, window)
+        _gradients(q, q, k, v, q, log_sums, window)
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:

@@ -13,7 +13,10 @@ from quack.activation import dgelu_erf
 from quack.epilogue import gemm_epilogue
 from quack.gemm_config import GemmConfig
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.library import custom_op
+
+from bytelm.kernels import ahead
 
 # Two groups of warps alternate: one multiplies while the other computes its epilogue.
 UP_TILES = GemmConfig(tile_m=128, tile_n=128, pingpong=True, cluster_m=2, cluster_n=1, is_dynamic_persistent=False)
@@ -73,7 +76,23 @@ def _down_gradient(gradient: Tensor, down: Tensor, slope: Tensor) -> Tensor:
 
 @_down_gradient.register_fake
 def _(gradient: Tensor, down: Tensor, slope: Tensor) -> Tensor:
+    ahead.start("gelu", slope.device, str(slope.dtype).removeprefix("torch."))
     return torch.empty_like(slope)
+
+
+def compile_kernels(dtype: str) -> None:
+    """Compiles both products, for any sizes.
+
+    Args:
+        dtype: Name of the type.
+    """
+    with FakeTensorMode():
+        x, hidden, up, down = (
+            torch.empty(shape, dtype=getattr(torch, dtype), device="cuda")
+            for shape in ((128, 64), (128, 256), (256, 64), (64, 256))
+        )
+        _gelu_and_slope.plan(x, up.T, out={"D": hidden, "hidden": hidden}, config=UP_TILES)
+        _times.plan(x, down, hidden, out={"D": hidden}, config=DOWN_TILES)
 
 
 # quack traces these functions and uses the names of their arguments.
