@@ -37,8 +37,8 @@ _REPLACED_BY = {
 }
 _OF_TRAINING = (
     *("accumulate_grad_batches", "check_val_every_n_epoch", "detect_anomaly", "enable_checkpointing"),
-    *("gradient_clip_algorithm", "gradient_clip_val", "limit_train_batches", "num_sanity_val_steps"),
-    "val_check_interval",
+    *("enable_model_summary", "gradient_clip_algorithm", "gradient_clip_val", "limit_train_batches"),
+    *("log_every_n_steps", "num_sanity_val_steps", "reload_dataloaders_every_n_epochs", "val_check_interval"),
 )
 # `validate`, `test` and `predict` use nothing of these.
 TRAINING: tuple[str, ...] = (
@@ -46,6 +46,14 @@ TRAINING: tuple[str, ...] = (
     *("samples", "model.optimizer", "model.loss"),
     *(f"trainer.{option}" for option in _OF_TRAINING),
 )
+
+
+# The option that limits the batches of a command.
+LIMITS = {
+    "validate": "trainer.limit_val_batches",
+    "test": "trainer.limit_test_batches",
+    "predict": "trainer.limit_predict_batches",
+}
 
 
 def without_effect(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> Iterator[str]:

@@ -30,6 +30,9 @@ def ended_runs(roots: Iterable[str]) -> list[Run]:
     return list(found.values())
 
 
+REPORTED_BY = "reported"  # default of the source of figures
+
+
 class Contest(NamedTuple):
     """Properties shared by all runs whose scores can be compared.
 
@@ -86,12 +89,13 @@ class Layout:
             phases["Others"] = [*phases.get("Others", []), *rest]
         return {name: members for name, members in phases.items() if members}
 
-    def check(self, experiments: Sequence[Experiment]) -> None:
-        """Checks names and patterns.
+    def check(self, contests: Mapping[Contest, Sequence[Experiment]]) -> None:
+        """Checks names, patterns and figures.
 
         Raises:
-            ConfigError: A name or pattern matches no experiment.
+            ConfigError: A name or pattern matches no experiment, or a figure has no place beside one.
         """
+        experiments = [experiment for members in contests.values() for experiment in members]
         patterns = [(f"phases.{name}", pattern) for name, some in (self.phases or {}).items() for pattern in some]
         patterns += [("curves", pattern) for pattern in self.curves or ()]
         patterns += [("reported", pattern) for pattern in self.reported]
@@ -103,6 +107,13 @@ class Layout:
         for statement, pair in self.effects.items():
             if len(pair) != 2:
                 raise ConfigError(f"effects.{statement}", list(pair), "accepted: the better and the worse experiment")
+        for pattern, figures in self.reported.items():
+            shown = {contest.score.name for contest, members in contests.items() if matching(members, [pattern])}
+            for figure in figures.keys() - {*shown, "total_steps"}:
+                accepted = f"accepted: {', '.join([*sorted(shown), 'total_steps'])}"
+                raise ConfigError(f"reported.{pattern}", figure, accepted)
+        if self.reported_by != REPORTED_BY and not (self.reported or self.effects):
+            raise ConfigError("reported_by", self.reported_by, "accepted with --reported, the figures of this source")
 
 
 def matching(experiments: Iterable[Experiment], patterns: Iterable[str]) -> list[Experiment]:
