@@ -11,7 +11,7 @@ from bytelm.experiments.comparison import Experiment, experiments_of
 from bytelm.runs.folder import RUNS
 from bytelm.runs.ledger import read_runs
 from bytelm.runs.read import Run
-from bytelm.runs.score import Score
+from bytelm.runs.score import VAL_BPB, VAL_LOSS, Score
 
 
 def ended_runs(roots: Iterable[str]) -> list[Run]:
@@ -30,6 +30,7 @@ def ended_runs(roots: Iterable[str]) -> list[Run]:
     return list(found.values())
 
 
+STEPS = "total_steps"
 REPORTED_BY = "reported"  # default of the source of figures
 
 
@@ -109,9 +110,11 @@ class Layout:
                 raise ConfigError(f"effects.{statement}", list(pair), "accepted: the better and the worse experiment")
         for pattern, figures in self.reported.items():
             shown = {contest.score.name for contest, members in contests.items() if matching(members, [pattern])}
-            for figure in figures.keys() - {*shown, "total_steps"}:
-                accepted = f"accepted: {', '.join([*sorted(shown), 'total_steps'])}"
+            accepted = f"accepted: {', '.join([*sorted(shown), STEPS])}"
+            for figure in figures.keys() - {VAL_BPB.name, VAL_LOSS.name, STEPS}:
                 raise ConfigError(f"reported.{pattern}", figure, accepted)
+            if not figures.keys() & {*shown, STEPS}:
+                raise ConfigError(f"reported.{pattern}", dict(figures), accepted)
         if self.reported_by != REPORTED_BY and not (self.reported or self.effects):
             raise ConfigError("reported_by", self.reported_by, "accepted with --reported, the figures of this source")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bytelm.config.command import CommandParser
-from bytelm.errors import ConfigError, StorageError
+from bytelm.errors import StorageError
 from bytelm.experiments.report import plots
 from bytelm.experiments.report.cells import change_since, score_text
 from bytelm.experiments.report.contests import REPORTED_BY, Contest, Layout, contests_of, ended_runs
@@ -53,15 +53,12 @@ def report(
 
     Raises:
         StorageError: There are no runs, or the report cannot be written.
-        ConfigError: A pattern matches no experiment, or a figure or a folder has no effect.
+        ConfigError: A pattern matches no experiment, or a figure is not shown.
     """
     found = ended_runs(runs)
     layout = Layout(phases, curves, reported or {}, reported_by, effects or {})
     contests = contests_of(found)
     measured = contests_of(ended_runs(spread_of)) if spread_of else None
-    if measured is not None and not contests.keys() & measured.keys():
-        accepted = "accepted: folders with runs of the same budget, corpus and score as those of the report"
-        raise ConfigError("spread_of", spread_of, accepted)
     layout.check(contests)
     folder = Path(out) if out else Path(runs[0], "report")
     title = title or f"Runs of {', '.join(dict.fromkeys(run.study for run in found))}"
