@@ -136,7 +136,8 @@ BODY = {
     "requestBody": {
         "required": True,
         "description": f"A config, as for `python -m bytelm fit`. It may contain {', '.join(OWN_KEYS)}, and some "
-        f"of {' and '.join(OWN_OPTIONS)}; everything else is as in the baseline.",
+        f"of {' and '.join(OWN_OPTIONS)}; everything else is as in the baseline. time_budget.limit is 180s by default, "
+        "and at most the baseline's.",
         "content": {
             "application/yaml": {
                 "schema": {"type": "string"},
