@@ -7,6 +7,7 @@ import pytest
 from bytelm.config.command import CommandParser
 from bytelm.config.keys import classes
 from bytelm.config.messages import clarify
+from bytelm.config.values import PositiveInt
 from bytelm.config.written import Written
 from bytelm.errors import UsageError
 from bytelm.units import LIMITS, Duration, accepted_forms
@@ -252,6 +253,25 @@ def test_a_positional_argument_is_given_without_its_name():
         (["--shell", "zsh"], "shell: it is given without its name; accepted: completion zsh"),
         (["--shell=zsh"], "shell: it is given without its name; accepted: completion zsh"),
         (["fish"], "shell: 'fish' is not accepted; accepted: 'bash', 'zsh'"),
+    ):
+        with pytest.raises(UsageError) as error:
+            parser.parse_args(given)
+        assert str(error.value) == said
+
+
+def test_choices_and_exclusive_options_of_a_script_are_reported_like_others():
+    parser = CommandParser(prog="script.py")
+    parser.add_argument("--pattern", choices=["gpt2", "gpt4"])
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument("--val_tokens", type=PositiveInt)
+    group.add_argument("--val_fraction", type=float)
+    for given, said in (
+        (["--pattern", "gpt5"], "pattern: 'gpt5' is not accepted; accepted: 'gpt2', 'gpt4'"),
+        (["--val_tokens", "-1"], "val_tokens: '-1' is not accepted; accepted: a whole number above 0"),
+        (
+            ["--val_fraction", "0.1", "--val_tokens", "1"],
+            "val_tokens: it is given beside val_fraction; accepted: one of the two",
+        ),
     ):
         with pytest.raises(UsageError) as error:
             parser.parse_args(given)
