@@ -71,7 +71,7 @@ from bytelm.config.parser import ConfigFileParser, header
 from bytelm.config.section_help import print_requested
 from bytelm.config.text import dump
 from bytelm.config.unserialized import dumped, written_out
-from bytelm.config.unused import LIMITS, of_training, without_effect
+from bytelm.config.unused import of_training, without_effect
 from bytelm.data.base import TokenData
 from bytelm.errors import ConfigError, UsageError, run_error
 from bytelm.gpt import GPT
@@ -313,8 +313,8 @@ class BytelmCLI(LightningCLI):
         if self.subcommand == "fit":
             for each in without_effect(self.plain_config, {**TRAINER_DEFAULTS, **CHECKPOINT_DEFAULTS}):
                 note(each)
-        elif self.subcommand in SCORING:
-            self._check_scoring(self.subcommand)
+        elif self.subcommand in SCORING and (unused := of_training(self._options)):
+            note(f"{', '.join(unused)}: no effect in {self.subcommand}, which does not train")
         if given is None and self.subcommand in SCORING:
             note("the network is untrained: its weights are those of the seed; --ckpt_path names a trained one")
         if given is not None and self.subcommand == "fit" and (quick := self.plain_config["trainer"]["fast_dev_run"]):
@@ -332,16 +332,6 @@ class BytelmCLI(LightningCLI):
             self.config[self.subcommand].ckpt_path = str(last) if last is not None and last.is_file() else None
         else:
             self.config[self.subcommand].ckpt_path = str(checkpoint_to_score(experiment, own, given))
-
-    def _check_scoring(self, command: str) -> None:
-        """Notes options without effect, and rejects a limit of no batches."""
-        if unused := of_training(self._options):
-            note(f"{', '.join(unused)}: no effect in {command}, which does not train")
-        limit = LIMITS[command]
-        if others := sorted({*LIMITS.values()} & self._options - {limit}):
-            note(f"{', '.join(others)}: no effect in {command}, whose option is {limit}")
-        if (value := self.plain_config["trainer"][limit.removeprefix("trainer.")]) is not None and not value:
-            raise ConfigError(limit, value, f"{command} would read nothing; accepted: above 0, such as 1.0 for all")
 
     def instantiate_classes(self) -> None:
         check_plugins(self.plain_config["trainer"])
@@ -436,6 +426,8 @@ class BytelmCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         settings = self._get(self.config_init, "trainer")
         run_trainer.check_given(settings, trains=self.subcommand in (None, "fit"))
+        if self.subcommand in SCORING:
+            run_trainer.check_limit(settings, self.subcommand)
         logs = settings.get("logger") not in (False, [])
         check_callbacks(as_list(settings.get("callbacks")), CALLBACK_KEYS, ADDED_CALLBACKS, logs)
         if settings.get("logger") is None and self.subcommand not in ("fit", None):

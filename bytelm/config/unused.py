@@ -48,14 +48,6 @@ TRAINING: tuple[str, ...] = (
 )
 
 
-# The option that limits the batches of a command.
-LIMITS = {
-    "validate": "trainer.limit_val_batches",
-    "test": "trainer.limit_test_batches",
-    "predict": "trainer.limit_predict_batches",
-}
-
-
 def without_effect(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> Iterator[str]:
     """Yields a note for each option of a run that differs from its default and has no effect.
 
