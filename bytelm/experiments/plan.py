@@ -527,21 +527,6 @@ def _candidates(
     return points
 
 
-def _keys(space: Any) -> dict[str, Any]:
-    """The keys that the candidates of a space differ in, with values.
-
-    Raises:
-        ConfigError: It is neither lists of values nor a list of candidates.
-    """
-    lists = {"": space} if isinstance(space, Mapping) else dict(enumerate(space)) if isinstance(space, list) else None
-    if space is not None and (lists is None or not all(isinstance(each, Mapping) for each in lists.values())):
-        raise ConfigError("space", space, "accepted: {key: [values]}, or [{key: value}, …]")
-    for key, values in space.items() if isinstance(space, Mapping) else ():
-        if not isinstance(values, list) or not values:
-            raise ConfigError(f"space.{key}", values, "accepted: a list of values")
-    return {key: value for each in (lists or {}).values() for key, value in each.items()}
-
-
 def _doubt(share: float, steps: int) -> str:
     """What makes a prediction unreliable, as a sentence; empty if nothing does.
 
@@ -575,6 +560,21 @@ def _unique(run: Run) -> float | None:
 
 def _text(point: Point) -> str:
     return ", ".join(f"{key.rpartition('.')[2]} {value}" for key, value in point)
+
+
+def _keys(space: Any) -> dict[str, Any]:
+    """The keys that the candidates of a space differ in, with values.
+
+    Raises:
+        ConfigError: It is neither lists of values nor a list of candidates.
+    """
+    lists = {"": space} if isinstance(space, Mapping) else dict(enumerate(space)) if isinstance(space, list) else None
+    if space is not None and (lists is None or not all(isinstance(each, Mapping) for each in lists.values())):
+        raise ConfigError("space", space, "accepted: {key: [values]}, or [{key: value}, …]")
+    for key, values in space.items() if isinstance(space, Mapping) else ():
+        if not isinstance(values, list) or not values:
+            raise ConfigError(f"space.{key}", values, "accepted: a list of values")
+    return {key: value for each in (lists or {}).values() for key, value in each.items()}
 
 
 def _value(text: str) -> Any:
