@@ -373,6 +373,8 @@ class BytelmCLI(LightningCLI):
         TimeBudget.of(self.trainer).check(self.trainer)
         schedules = Schedules.of(self.trainer) if self.subcommand in (None, "fit") else None
         if schedules is not None:
+            for each in self.model.without_effect("model.optimizer"):
+                note(each)
             schedules.check(self.model, self.datamodule, self.model.configure_optimizers())
         if is_rank_zero():  # others might search while this one downloads
             self.datamodule.prepare_data()
@@ -424,6 +426,8 @@ class BytelmCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         settings = self._get(self.config_init, "trainer")
         run_trainer.check_given(settings, trains=self.subcommand in (None, "fit"))
+        if self.subcommand in SCORING:
+            run_trainer.check_limit(settings, self.subcommand)
         logs = settings.get("logger") not in (False, [])
         check_callbacks(as_list(settings.get("callbacks")), CALLBACK_KEYS, ADDED_CALLBACKS, logs)
         if settings.get("logger") is None and self.subcommand not in ("fit", None):

@@ -8,6 +8,7 @@ import shutil
 import warnings
 from collections.abc import Iterator
 from contextlib import nullcontext
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -119,6 +120,17 @@ class LanguageModel(LightningModule):
             device=torch.device("cpu") if trainer is None else trainer.strategy.root_device,
         )
         contract.check([self.gpt, self.loss], run)
+
+    def without_effect(self, key: str = "optimizer") -> Iterator[str]:
+        """Yields notes of options of the optimizer that have no effect on this network's parameter groups.
+
+        Args:
+            key: The optimizer's name in the notes.
+        """
+        find = getattr(class_of(self.optimizer), "without_effect", None)
+        if find is not None and isinstance(self.optimizer, partial):
+            groups = {group["name"] for group in param_groups(self)}
+            yield from (f"{key}.{line}" for line in find(self.optimizer.keywords, groups))
 
     def _check_row_threads(self, trainer: Trainer | None) -> None:
         if self.row_threads is None:

@@ -328,6 +328,7 @@ def _without_effect(
         yield from of_object(made, key)
     if isinstance(module, LanguageModel) and isinstance(module.optimizer, partial):
         yield from of_class(class_of(module.optimizer), module.optimizer.keywords, "optimizer")
+        yield from module.without_effect()
 
 
 def _named(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,10 +12,10 @@ The script can be interrupted at any time. The same command resumes after the la
 shards as without the interruption: shards.json stores where each shard ends in the data set, and the options.
 """
 
-import argparse
 import hashlib
 import json
 import os
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import closing
 from dataclasses import asdict, dataclass
@@ -24,8 +24,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jsonargparse import Namespace
 from tqdm import tqdm
 
+from bytelm.config.command import CommandParser
 from bytelm.config.values import PositiveInt
 from bytelm.data.shard_file import Shard as ShardFile
 from bytelm.data.shard_file import write_shard
@@ -129,7 +131,7 @@ def write_state(folder: Path, made_with: dict[str, Any], shards: list[Shard]) ->
         partial.write_text(json.dumps(state, indent=2) + "\n")
 
 
-def texts(options: argparse.Namespace, skipped: int) -> Iterator[str]:
+def texts(options: Namespace, skipped: int) -> Iterator[str]:
     """The documents of a data set, without the first `skipped`.
 
     Raises:
@@ -163,7 +165,7 @@ def texts(options: argparse.Namespace, skipped: int) -> Iterator[str]:
         raise DataError("dataset", options.dataset, f"it cannot be read: {reason}") from error
 
 
-def prepare(options: argparse.Namespace) -> Tokenizer:
+def prepare(options: Namespace) -> Tokenizer:
     """Makes the missing shards.
 
     Raises:
@@ -173,6 +175,8 @@ def prepare(options: argparse.Namespace) -> Tokenizer:
     if options.tokens is not None and options.tokens <= options.shard_tokens:
         accepted = f"accepted: above {options.shard_tokens} (shard_tokens), as the first shard validates"
         raise ConfigError("tokens", options.tokens, accepted)
+    if options.name is not None and not Path(options.dataset).is_dir() and glob(options.dataset):
+        raise ConfigError("name", options.name, f"files have no configurations, and {options.dataset} names files")
     tokenizer = shard_tokenizer(options.tokenizer)
     keys = ("dataset", "name", "split", "text_field", "tokenizer", "shard_tokens", "tokens")
     made_with = {key: getattr(options, key) for key in keys}
@@ -210,26 +214,18 @@ def counted(documents: Iterable[Tokens], bar: Any) -> Iterator[Tokens]:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
-    parser.add_argument(
-        "--dataset", default=FINEWEB, help="name on the hub, folder, file or glob pattern (default: %(default)s)"
-    )
+    parser = CommandParser(prog=Path(__file__).name, description=str(__doc__).splitlines()[0])
+    parser.add_argument("--dataset", default=FINEWEB, help="name on the hub, folder, file or glob pattern")
     parser.add_argument("--name", help=f"configuration of the data set (default: {SAMPLE} for FineWeb)")
-    parser.add_argument("--split", default="train", help="split of the data set (default: %(default)s)")
-    parser.add_argument("--text_field", default="text", help="column with the texts (default: %(default)s)")
-    parser.add_argument(
-        "--tokenizer", default="gpt2", help="bytes, a name of tiktoken, or a tokenizer.json (default: %(default)s)"
-    )
+    parser.add_argument("--split", default="train", help="split of the data set")
+    parser.add_argument("--text_field", default="text", help="column with the texts")
+    parser.add_argument("--tokenizer", default="gpt2", help="bytes, a name of tiktoken, or a tokenizer.json")
     parser.add_argument("--out", required=True, help="folder for the shards")
-    parser.add_argument(
-        "--shard_tokens", type=PositiveInt, default=100_000_000, help="tokens of a shard (default: %(default)s)"
-    )
+    parser.add_argument("--shard_tokens", type=PositiveInt, default=100_000_000, help="tokens of a shard")
     parser.add_argument("--tokens", type=PositiveInt, help="tokens of all shards together (default: all)")
-    parser.add_argument(
-        "--processes", type=PositiveInt, default=os.cpu_count(), help="encoding processes (default: %(default)s)"
-    )
-    options = parser.parse_args(arguments)
+    parser.add_argument("--processes", type=PositiveInt, default=os.cpu_count(), help="encoding processes")
     with errors_in_one_line():
+        options = parser.parse_args(sys.argv[1:] if arguments is None else arguments)
         tokenizer = prepare(options)
         print(config_lines(options.out, tokenizer))
 

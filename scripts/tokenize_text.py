@@ -9,16 +9,18 @@ The last tokens are for validation (val_000000.bin, …), the others for trainin
 script ends with the lines that a config needs for these shards.
 """
 
-import argparse
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import closing
 from itertools import chain
 from pathlib import Path
 
 import numpy as np
+from jsonargparse import Namespace
 from tqdm import tqdm
 
+from bytelm.config.command import CommandParser
 from bytelm.config.values import PositiveInt
 from bytelm.data.shard_file import write_shard
 from bytelm.data.tokenize import Piece, config_lines, encoded, shard_folder, shard_tokenizer, text_pieces
@@ -47,7 +49,7 @@ def first_texts(pieces: Iterator[Piece], n_bytes: int, separator: str | None) ->
             bar.update(len(text))
 
 
-def learn_tokenizer(files: list[Path], folder: Path, options: argparse.Namespace) -> str:
+def learn_tokenizer(files: list[Path], folder: Path, options: Namespace) -> str:
     """Writes a tokenizer.json for these files and returns its name. Validation text does not affect the vocabulary."""
     n_bytes = sum(file.stat().st_size for file in files)
     if options.val_tokens is None:
@@ -60,7 +62,7 @@ def learn_tokenizer(files: list[Path], folder: Path, options: argparse.Namespace
     return str(file)
 
 
-def tokenize(files: list[Path], tokenizer: Tokenizer, options: argparse.Namespace) -> None:
+def tokenize(files: list[Path], tokenizer: Tokenizer, options: Namespace) -> None:
     """Writes the shards of these files.
 
     Raises:
@@ -98,30 +100,22 @@ def tokenize(files: list[Path], tokenizer: Tokenizer, options: argparse.Namespac
 def main(arguments: list[str] | None = None) -> None:
     from bytelm.data.corpora import text_files  # here, because each encoding process imports this module
 
-    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
+    parser = CommandParser(prog=Path(__file__).name, description=str(__doc__).splitlines()[0])
     parser.add_argument("paths", nargs="+", metavar="path", help="text in UTF-8: files, folders, globs")
     parser.add_argument("--out", required=True, help="folder for the shards")
     which = parser.add_mutually_exclusive_group()
-    which.add_argument(
-        "--tokenizer", default="gpt2", help="bytes, a name of tiktoken, or a tokenizer.json (default: %(default)s)"
-    )
+    which.add_argument("--tokenizer", default="gpt2", help="bytes, a name of tiktoken, or a tokenizer.json")
     which.add_argument(
         "--train_tokenizer", type=PositiveInt, metavar="VOCAB_SIZE", help="train a tokenizer on the text"
     )
     parser.add_argument("--separator", help="text between the documents of a file")
     split = parser.add_mutually_exclusive_group()
-    split.add_argument(
-        "--val_fraction", type=float, default=0.1, help="share of the tokens for validation (default: %(default)s)"
-    )
+    split.add_argument("--val_fraction", type=float, default=0.1, help="share of the tokens for validation")
     split.add_argument("--val_tokens", type=PositiveInt, help="number of tokens for validation")
-    parser.add_argument(
-        "--shard_tokens", type=PositiveInt, default=100_000_000, help="tokens of a shard (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--processes", type=PositiveInt, default=os.cpu_count(), help="encoding processes (default: %(default)s)"
-    )
-    options = parser.parse_args(arguments)
+    parser.add_argument("--shard_tokens", type=PositiveInt, default=100_000_000, help="tokens of a shard")
+    parser.add_argument("--processes", type=PositiveInt, default=os.cpu_count(), help="encoding processes")
     with errors_in_one_line():
+        options = parser.parse_args(sys.argv[1:] if arguments is None else arguments)
         if not 0 < options.val_fraction < 1:
             raise ConfigError("val_fraction", options.val_fraction, "accepted: a number between 0 and 1")
         files = [file for path in options.paths for file in text_files(path)]

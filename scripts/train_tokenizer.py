@@ -8,13 +8,14 @@ left out. The tokenizer is a byte-level BPE with the token <|endoftext|>. The sc
 needs for it.
 """
 
-import argparse
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import get_args
 
 from tqdm import tqdm
 
+from bytelm.config.command import CommandParser
 from bytelm.config.text import dump
 from bytelm.config.values import PositiveInt
 from bytelm.data.documents import document_files, groups
@@ -45,24 +46,16 @@ def texts(files: list[Path], column: str, most: int, most_of_one: int) -> Iterat
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
+    parser = CommandParser(prog=Path(__file__).name, description=str(__doc__).splitlines()[0])
     parser.add_argument("paths", nargs="+", metavar="path", help="documents: files, folders, globs")
     parser.add_argument("--out", required=True, help="the tokenizer.json to write")
     parser.add_argument("--vocab_size", type=PositiveInt, required=True, help="number of tokens")
-    parser.add_argument(
-        "--column", default="text", help="column of Parquet, or key of the JSON objects (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--pattern", choices=get_args(Pattern), default="gpt4", help="how texts are cut (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--characters", type=PositiveInt, default=1_000_000_000, help="at most, in all (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--document_characters", type=PositiveInt, default=10_000, help="at most, of a document (default: %(default)s)"
-    )
-    options = parser.parse_args(arguments)
+    parser.add_argument("--column", default="text", help="column of Parquet, or key of the JSON objects")
+    parser.add_argument("--pattern", choices=get_args(Pattern), default="gpt4", help="how texts are cut")
+    parser.add_argument("--characters", type=PositiveInt, default=1_000_000_000, help="at most, in all")
+    parser.add_argument("--document_characters", type=PositiveInt, default=10_000, help="at most, of a document")
     with errors_in_one_line():
+        options = parser.parse_args(sys.argv[1:] if arguments is None else arguments)
         out = Path(options.out)
         if not out.name.endswith(".json") or not out.parent.is_dir():
             raise ConfigError("out", options.out, "accepted: a file that ends in .json, in an existing folder")

@@ -34,8 +34,22 @@ NUMBERS = {
     "NonNegativeFloat": "a number from 0",
     "ClosedUnitInterval": "a number from 0 to 1",
 }
-TYPES = {"NoneType": "null", "tuple": "list", "Iterable": "list", "timedelta": "a time like 0:30:00"}
-HINTS = {"trainer.precision": "8-bit layers are a plugin: --trainer.plugins bytelm.precision.FP8"}
+TYPES = {
+    "NoneType": "null",
+    "int": "a whole number",
+    "bool": "true, false",
+    "tuple": "list",
+    "Iterable": "list",
+    "timedelta": "a time like 0:30:00",
+}
+HINTS = {
+    "trainer.precision": "8-bit layers are a plugin: --trainer.plugins bytelm.precision.FP8",
+    "phases": "for example {Size: [14-*, 15-*]}",
+    "curves": "for example [14-*, 15-*]",
+    "reported": "for example {32-*: {val_bpb: 2.95}}",
+    "effects": "for example {Rotary over learned positions: [24-*, 16-*]}",
+    "spread_of": "for example [runs/seeds]",
+}
 # Units of the commands' durations that do not take all of them. A class declares those of its options (`UNITS`).
 UNITS_OF_COMMANDS: dict[str, tuple[Unit, ...]] = {
     "limit": LIMITS,
@@ -100,7 +114,7 @@ def clarify(
             return f"it is given with the key {home}"
         return _class_choices(name, given, roots, nested, unlisted if key.startswith("trainer.") else no_class)
 
-    if match := re.search(r"^argument (?:\S*/)?--([\w.]+)\S*: expected one argument", message):
+    if match := re.search(r"^argument (?:\S*/)?--([\w.]+)\S*: expected (?:at least )?one argument", message):
         return _without_value(match[1], roots, written)
     if match := re.search(r"^unrecognized arguments: (\S+)", message):
         return _unknown_option(match[1], roots, others, written)

@@ -1,9 +1,11 @@
 """`python -m bytelm configs`: lists the shipped configs."""
 
 import sys
+from difflib import get_close_matches
 
 from bytelm.config import shipped
 from bytelm.config.command import CommandParser
+from bytelm.errors import ConfigError
 
 NAME_WIDTH = 26  # longer names push their description to the right
 LINE_WIDTH = 80  # on a terminal; elsewhere, such as in a pipe, descriptions are whole
@@ -20,7 +22,13 @@ def main(args: list[str]) -> None:
         "names", nargs="*", type=str, default=[], help="Only those whose names begin with one of these."
     )
     prefixes = tuple(parser.parse_args(args).names) or ("",)
-    for name in shipped.names():
+    names = [*shipped.names()]
+    for prefix in prefixes:
+        if not any(name.startswith(prefix) for name in names):
+            close = get_close_matches(prefix, [*names, *{name.partition("/")[0] for name in names}], n=1)
+            hint = f"did you mean {close[0]}? " if close else ""
+            raise ConfigError("names", prefix, f"{hint}accepted: the beginnings of names that `configs` lists")
+    for name in names:
         if name.startswith(prefixes):
             start = f"{name:{NAME_WIDTH}}  "
             text = shipped.summary(name)

@@ -37,8 +37,8 @@ _REPLACED_BY = {
 }
 _OF_TRAINING = (
     *("accumulate_grad_batches", "check_val_every_n_epoch", "detect_anomaly", "enable_checkpointing"),
-    *("gradient_clip_algorithm", "gradient_clip_val", "limit_train_batches", "num_sanity_val_steps"),
-    "val_check_interval",
+    *("enable_model_summary", "gradient_clip_algorithm", "gradient_clip_val", "limit_train_batches"),
+    *("log_every_n_steps", "num_sanity_val_steps", "reload_dataloaders_every_n_epochs", "val_check_interval"),
 )
 # `validate`, `test` and `predict` use nothing of these.
 TRAINING: tuple[str, ...] = (

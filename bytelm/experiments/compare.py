@@ -24,7 +24,7 @@ from bytelm.experiments.comparison import experiments_of
 from bytelm.experiments.paired import ERROR_RATE, Difference, holm, p_value
 from bytelm.experiments.runner import Runner
 from bytelm.experiments.study import Study, database_errors
-from bytelm.experiments.task import Plan, Task
+from bytelm.experiments.task import OF_SEEDS, SEED, Plan, Task, check_options
 from bytelm.experiments.text_table import aligned
 from bytelm.runs.folder import CONFIG, RUNS
 from bytelm.runs.ledger import read_runs
@@ -118,6 +118,8 @@ def compare(
             raise ConfigError(key, str(duration), accepted_forms("seconds"))
     if limit is not None and (limit.unit != UNITS[equal] or not limit.value):
         raise ConfigError("limit", str(limit), f"accepted with --equal {equal}: such as {EXAMPLES[equal]}")
+    given_twice = {} if limit is None else {"time_budget.limit": "it is also given as --limit"}
+    check_options(options, {SEED: OF_SEEDS, **given_twice})
     some = _named([_contestant(given, limit) for given in contestants])
     _check(some, options)
     amount = limit or _equal_amount(some[0], equal)

@@ -36,7 +36,7 @@ from bytelm.experiments.report.plots import save
 from bytelm.experiments.runner import Runner
 from bytelm.experiments.space_check import check_space
 from bytelm.experiments.study import Study
-from bytelm.experiments.task import Plan, Point, Task, as_text, read_space
+from bytelm.experiments.task import IN_SPACE, Plan, Point, Task, as_text, check_options, read_space
 from bytelm.experiments.text_table import aligned
 from bytelm.runs.ledger import read_runs
 from bytelm.runs.read import Run
@@ -155,7 +155,7 @@ def plan(
     options: list[str],
     limit: Duration | None = None,
     within: Duration | None = None,
-    space: dict[str, list[Any]] | list[dict[str, Any]] | str | None = None,
+    space: dict[str, Any] | list[Any] | str | None = None,
     study: str | None = None,
     storage: str | None = None,
 ) -> str:
@@ -187,6 +187,11 @@ def plan(
     if within is not None and (within.unit != "seconds" or not within.value):
         raise ConfigError("within", str(within), accepted_forms("seconds"))
     of_candidates = read_space(space)
+    keys = _keys(of_candidates)
+    if LIMIT in keys:
+        raise ConfigError(f"space.{LIMIT}", keys[LIMIT], "a plan is for one limit; accepted: --time_budget.limit 180s")
+    given_twice = {} if limit is None else {LIMIT: "it is also given before --"}
+    check_options(options, {**dict.fromkeys(keys, IN_SPACE), **given_twice})
     resolved = _resolved(config, options, of_candidates)
     budget = limit or _only_limit(resolved)
     if budget.unit == "fraction" or not budget.value:
@@ -598,6 +603,21 @@ def _text(point: Point) -> str:
     return ", ".join(f"{key.rpartition('.')[2]} {value}" for key, value in point)
 
 
+def _keys(space: Any) -> dict[str, Any]:
+    """The keys that the candidates of a space differ in, with values.
+
+    Raises:
+        ConfigError: It is neither lists of values nor a list of candidates.
+    """
+    lists = {"": space} if isinstance(space, Mapping) else dict(enumerate(space)) if isinstance(space, list) else None
+    if space is not None and (lists is None or not all(isinstance(each, Mapping) for each in lists.values())):
+        raise ConfigError("space", space, "accepted: {key: [values]}, or [{key: value}, …]")
+    for key, values in space.items() if isinstance(space, Mapping) else ():
+        if not isinstance(values, list) or not values:
+            raise ConfigError(f"space.{key}", values, "accepted: a list of values")
+    return {key: value for each in (lists or {}).values() for key, value in each.items()}
+
+
 def _value(text: str) -> Any:
     try:
         return json.loads(text)
@@ -618,6 +638,7 @@ def main(args: list[str]) -> None:
     """
     parser = CommandParser(
         "plan",
+        passes_on=True,
         description="Predicts which network fits a budget on this machine, from a few short runs. Options after `--` "
         "apply to each run.",
     )

@@ -39,6 +39,7 @@ from bytelm.runs.score import RANKED, score_of
 from bytelm.system.invocation import typed_name
 from bytelm.units import Duration, accepted_forms, clock, time_limit
 
+MOST_SEEDS = 2**32  # of NumPy's generators
 MOST_CUTS = 5  # interruptions of one run within one call of this command
 STARTUP_SECONDS = 1200.0  # a run without a config after this time hangs
 LOOK_SECONDS = 30.0  # between two checks of the time that other workers have used
@@ -102,14 +103,16 @@ def run_experiments(
     if sampler != "grid" and max_runs is None and total_time is None:
         raise ConfigError("max_runs", None, f"a {sampler} search needs a limit; accepted: max_runs or total_time")
     if sampler == "grid" and sampler_seed is not None:
-        raise ConfigError("sampler_seed", sampler_seed, "a grid draws nothing; accepted with --sampler random or tpe")
+        raise ConfigError(
+            "sampler_seed", sampler_seed, "a grid draws nothing; accepted with --sampler random, tpe or gp"
+        )
+    if sampler_seed is not None and not 0 <= sampler_seed < MOST_SEEDS:
+        raise ConfigError("sampler_seed", sampler_seed, f"accepted: a whole number from 0 to {MOST_SEEDS - 1}")
     for key, duration in (("total_time", total_time), ("run_timeout", run_timeout)):
         if duration is not None and (duration.unit != "seconds" or not duration.value):
             raise ConfigError(key, str(duration), accepted_forms("seconds"))
     if study is None:
         study = Path(configs[0]).stem if len(configs) == 1 else Path(configs[0]).absolute().parent.name
-    elif not Path(study).parts or Path(study).is_absolute() or ".." in Path(study).parts:
-        raise ConfigError("study", study, f"accepted: the name of a folder in {RUNS}/")
     with database_errors(storage):
         queue = Study(study, plan, storage, sampler_seed)
         return Runner(queue, max_runs, total_time, run_timeout, prune).run()

@@ -25,6 +25,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
+from bytelm.config.checks import check_experiment
 from bytelm.errors import ConfigError, StorageError
 from bytelm.experiments.database import Database
 from bytelm.experiments.job import LOG
@@ -72,11 +73,12 @@ class Study:
         sampler_seed: Seed of the draws.
 
     Raises:
-        ConfigError: The storage is invalid.
+        ConfigError: The name or the storage is invalid.
         StorageError: The study's folder or its storage cannot be used.
     """
 
     def __init__(self, name: str, plan: Plan, storage: str | None = None, sampler_seed: int | None = None) -> None:
+        check_experiment(name, "study")
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.name = name
         self.plan = plan
@@ -90,7 +92,7 @@ class Study:
             self._storage = _open(storage, self.folder)
             self._study = optuna.create_study(study_name=name, storage=self._storage, load_if_exists=True)
         if sampler_seed is not None:  # a study that continues must not repeat its draws
-            sampler_seed += len(self._trials())
+            sampler_seed = (sampler_seed + len(self._trials())) % 2**32
         self._study.sampler = SAMPLERS.get(plan.sampler, optuna.samplers.RandomSampler)(seed=sampler_seed)
 
     def missing(self) -> list[Task]:

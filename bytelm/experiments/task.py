@@ -24,6 +24,15 @@ LONGEST_NAME = 120  # bytes of a folder's name
 Point = tuple[tuple[str, str], ...]
 """Keys with their values, as on the command line."""
 Sampler = Literal["grid", "random", "tpe", "gp"]
+SEED = "seed_everything"
+OF_SEEDS = "the runs have the seeds of --seeds; accepted: one of the two"
+IN_SPACE = "the space has values of it; accepted: one of the two"
+# Options of a run after `--` that the command itself sets, or that are no options of training.
+_OF_COMMAND = {
+    "experiment": "the study names the folders of its runs; accepted: --study",
+    "ckpt_path": "an interrupted run is resumed from its own checkpoint; accepted: init_from, for other weights",
+    **dict.fromkeys(("h", "help", "help_all", "print_config"), "it is an option of `fit` alone"),
+}
 
 
 @dataclass(frozen=True)
@@ -50,7 +59,7 @@ class Task:
         options = ["--config", self.config, *self.options]
         for key, value in self.point:
             options += [f"--{key}", value]
-        return options if self.seed is None else [*options, "--seed_everything", str(self.seed)]
+        return options if self.seed is None else [*options, f"--{SEED}", str(self.seed)]
 
     @property
     def name(self) -> str:
@@ -107,6 +116,13 @@ class Plan:
                 self._check_range(f"space.{key}", dict(values))
             elif not isinstance(values, list) or not values:
                 raise ConfigError(f"space.{key}", values, "accepted: a list of values, or {low: …, high: …}")
+        space = self.space or {}
+        chosen = dict.fromkeys(space, IN_SPACE)
+        if any(seed is not None for seed in self.seeds):
+            chosen[SEED] = OF_SEEDS
+            if SEED in space:
+                raise ConfigError(f"space.{SEED}", space[SEED], f"it has no effect: {chosen[SEED]}")
+        check_options(self.options, chosen)
         if self.sampler != "grid" and not self.space:
             raise ConfigError("sampler", self.sampler, "it needs a space to draw from; accepted without one: grid")
 
@@ -179,6 +195,23 @@ class Plan:
         return drawn
 
 
+def check_options(options: Sequence[str], chosen: Mapping[str, str]) -> None:
+    """Rejects options of each run in whose place another value would be used.
+
+    Args:
+        options: Options of `python -m bytelm fit`.
+        chosen: Keys that the command sets, with the reason and what is accepted.
+
+    Raises:
+        ConfigError: There is such an option.
+    """
+    for place, option in enumerate(options):
+        key, is_joined, value = option.lstrip("-").partition("=")
+        if option.startswith("-") and (reason := {**_OF_COMMAND, **chosen}.get(key)):
+            following = options[place + 1] if place + 1 < len(options) else ""
+            raise ConfigError(key, value if is_joined else following, f"it has no effect after --: {reason}")
+
+
 def read_space(space: Any) -> Any:
     """A space; read from a YAML file if it is the file's name.
 
@@ -190,10 +223,12 @@ def read_space(space: Any) -> Any:
     """
     if not isinstance(space, str):
         return space
+    accepted = "accepted: a YAML file, or {key: [values]}"
+    if space.startswith(("{", "[")):
+        raise ConfigError("space", space, accepted)
     try:
         return read(Path(space).read_text(encoding="utf-8"))
     except OSError as error:
-        accepted = "accepted: a YAML file, or {key: [values]}"
         raise ConfigError("space", space, f"{error.strerror or error}; {accepted}") from error
     except ValueError as error:
         raise ConfigError("space", space, f"it is not valid YAML ({error})") from error

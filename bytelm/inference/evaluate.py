@@ -212,11 +212,13 @@ def evaluate(
         The harness's results.
 
     Raises:
-        ConfigError: A task or the folder does not exist.
+        ConfigError: A task or the folder does not exist, or the limit is no number of questions.
         DataError: A task, or its data set, cannot be loaded.
     """
     if include_path is not None and not Path(include_path).is_dir():
         raise ConfigError("include_path", include_path, "accepted: a folder with YAML files of tasks")
+    if isinstance(limit, float) and limit >= 1:  # the harness would round it down
+        raise ConfigError("limit", limit, "accepted: a whole number of questions, or a share below 1")
     manager = TaskManager(include_path=include_path)
     results: dict[str, Any] = lm_eval.simple_evaluate(
         HarnessModel(trained, batch_size),
@@ -277,6 +279,8 @@ def main(args: list[str]) -> None:
     parser.add_argument("--output", type=str | None, help="A JSON file for the harness's results.")
     given = vars(parser.parse_args(args))
     output = given.pop("output")
+    if output is not None and Path(output).is_dir():  # before the work, which can take hours
+        raise ConfigError("output", output, "it is a folder; accepted: a JSON file")
     _quieten_harness()
     trained = load_given(given)
     results = evaluate(trained, **given)

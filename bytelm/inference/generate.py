@@ -7,7 +7,7 @@ The text is the same with and without the cache.
 
 import codecs
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import product
 from typing import Any
 
@@ -22,6 +22,7 @@ from bytelm.errors import ConfigError
 from bytelm.gpt import GPT, Cache
 from bytelm.inference.load import Trained, add_arguments, load_given
 
+MAX_SEED = 2**64 - 1  # of torch's generators
 BETWEEN_SAMPLES = "\n---\n"
 
 
@@ -212,7 +213,10 @@ def _generator(seed: int | None) -> torch.Generator:
     if seed is None:
         generator.seed()
     else:
-        generator.manual_seed(seed)
+        try:
+            generator.manual_seed(seed)
+        except ValueError as error:
+            raise ConfigError("seed", seed, f"accepted: a whole number from 0 to {MAX_SEED}") from error
     return generator
 
 
@@ -382,11 +386,23 @@ def main(args: list[str]) -> None:
     parser.add_argument("--num_samples", type=PositiveInt, default=1, help="Number of texts for each prompt.")
     parser.add_argument("--batch_size", type=PositiveInt, default=16, help="Maximum number of texts in a forward pass.")
     given = vars(parser.parse_args(args))
+    for each in _without_effect(given, parser):
+        note(each)
     trained = load_given(given)
     cached = not given.pop("no_cache")
     if cached and trained.gpt.new_cache() is None:
         note("a part of this network does not support a cache; each token therefore takes longer")
     _print_samples(trained, cached=cached, **given)
+
+
+def _without_effect(given: Mapping[str, Any], parser: CommandParser) -> Iterator[str]:
+    """Yields notes of options that have no effect because of the temperature."""
+    if given["temperature"] == 0:
+        for key in ("top_k", "top_p", "seed"):
+            if given[key] != parser.get_default(key):
+                yield f"{key} has no effect with temperature 0, which selects the most probable token each time"
+        if given["num_samples"] > 1:
+            yield f"num_samples {given['num_samples']}: the samples of a prompt are equal with temperature 0"
 
 
 def _print_samples(

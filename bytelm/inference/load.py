@@ -274,6 +274,8 @@ def _move(gpt: GPT, device: str) -> GPT:
     if device == "auto":
         device = str(torch.accelerator.current_accelerator(check_available=True) or "cpu")
     try:
+        if torch.device(device).type == "meta":
+            raise RuntimeError("it holds no values")
         return gpt.to(device)
     except (AssertionError, RuntimeError) as error:  # from torch, for unknown or missing devices
         raise ConfigError("device", device, f"{reason(error)}; accepted: auto, cpu, cuda, …") from error

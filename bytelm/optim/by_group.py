@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
+from collections.abc import Set as AbstractSet
 from typing import Any
 
 import torch
@@ -69,6 +70,17 @@ class ByGroup(Optimizer):
         self.state = _State(optimizers)  # type: ignore[assignment]
         if all(getattr(optimizer, "_step_supports_amp_scaling", False) for optimizer in optimizers):
             self._step_supports_amp_scaling = True
+
+    @classmethod
+    def without_effect(cls, options: Mapping[str, Any], groups: AbstractSet[str]) -> Iterator[str]:
+        """Yields notes of options that have no effect on a network with some groups.
+
+        Args:
+            options: The given options.
+            groups: Names of the network's groups.
+        """
+        if options.get("default") is not None and groups <= options.get("groups", {}).keys():
+            yield "default has no effect, because each group of the network has its own optimizer"
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a group; only for the constructor.

@@ -1,6 +1,8 @@
 """MuonAdamW: the usual combination of optimizers under one name."""
 
-from collections.abc import Iterable
+import inspect
+from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from typing import Any, ClassVar
 
 from torch.optim import AdamW, Optimizer
@@ -61,3 +63,15 @@ class MuonAdamW(ByGroup):
         given = list(params)
         special: dict[str, OptimizerFactory] = {"hidden": hidden, "table": table}
         super().__init__(given, {g["name"]: special[g["name"]] for g in given if g["name"] in special}, rest)
+
+    @classmethod
+    def without_effect(cls, options: Mapping[str, Any], groups: AbstractSet[str]) -> Iterator[str]:
+        """Yields notes of options that have no effect on a network with some groups.
+
+        Args:
+            options: The given options.
+            groups: Names of the network's groups.
+        """
+        default = inspect.signature(cls).parameters["table_lr"].default
+        if "table" not in groups and options.get("table_lr", default) != default:
+            yield "table_lr has no effect, because the network has no group `table`"

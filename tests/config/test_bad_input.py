@@ -152,7 +152,7 @@ def test_a_file_that_is_no_config_is_rejected_by_file_and_line(rejects, text, sa
             ("model: 3\n", ["model: 3 cannot be used", "gpt, loss, optimizer"]),
             ("time_budget: [3 steps]\n", ["time_budget: ['3 steps'] cannot be used", "limit"]),
             ("trainer: {max_steps: many}\n", ["trainer.max_steps", "'many'", "int"]),
-            ("seed_everything: x\n", ["seed_everything", "'x'", "int"]),
+            ("seed_everything: x\n", ["seed_everything", "'x'", "a whole number"]),
             ("data: {class_path: [1]}\n", ["data", "[1]"]),
             ("data: {class_path: Bytes, init_args: [3]}\n", ["data", "Bytes"]),
             ("model: {gpt: {position: {class_path: 3}}}\n", ["model.gpt", "position"]),

@@ -7,6 +7,7 @@ import pytest
 from bytelm.config.command import CommandParser
 from bytelm.config.keys import classes
 from bytelm.config.messages import clarify
+from bytelm.config.values import PositiveInt
 from bytelm.config.written import Written
 from bytelm.errors import UsageError
 from bytelm.units import LIMITS, Duration, accepted_forms
@@ -75,7 +76,7 @@ def test_an_unknown_key_has_the_same_suggestion_in_a_config_and_on_the_command_l
 def test_an_unknown_option_of_another_command_is_named_with_similar_ones():
     parser = CommandParser("experiments")
     parser.add_argument("--max_runs", type=int)
-    with pytest.raises(UsageError, match=r"^max_rns: unknown key; did you mean max_runs\? accepted: h, help, max_runs"):
+    with pytest.raises(UsageError, match=r"^max_rns: unknown key; did you mean max_runs\? accepted: max_runs$"):
         parser.parse_args(["--max_rns", "3"])
     with pytest.raises(UsageError, match=r"^max_run: unknown key"):
         parser.parse_args(["--max_run", "3"])
@@ -243,6 +244,38 @@ def test_an_option_of_another_class_is_named_with_the_class(resolved):
 )
 def test_a_missing_or_invalid_value_is_named_with_what_its_key_accepts(resolved, options, said):
     assert said in message(resolved, *options)
+
+
+def test_a_positional_argument_is_given_without_its_name():
+    parser = CommandParser("completion")
+    parser.add_argument("shell", choices=["bash", "zsh"])
+    for given, said in (
+        (["--shell", "zsh"], "shell: it is given without its name; accepted: completion zsh"),
+        (["--shell=zsh"], "shell: it is given without its name; accepted: completion zsh"),
+        (["fish"], "shell: 'fish' is not accepted; accepted: 'bash', 'zsh'"),
+    ):
+        with pytest.raises(UsageError) as error:
+            parser.parse_args(given)
+        assert str(error.value) == said
+
+
+def test_choices_and_exclusive_options_of_a_script_are_reported_like_others():
+    parser = CommandParser(prog="script.py")
+    parser.add_argument("--pattern", choices=["gpt2", "gpt4"])
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument("--val_tokens", type=PositiveInt)
+    group.add_argument("--val_fraction", type=float)
+    for given, said in (
+        (["--pattern", "gpt5"], "pattern: 'gpt5' is not accepted; accepted: 'gpt2', 'gpt4'"),
+        (["--val_tokens", "-1"], "val_tokens: '-1' is not accepted; accepted: a whole number above 0"),
+        (
+            ["--val_fraction", "0.1", "--val_tokens", "1"],
+            "val_tokens: it is given beside val_fraction; accepted: one of the two",
+        ),
+    ):
+        with pytest.raises(UsageError) as error:
+            parser.parse_args(given)
+        assert str(error.value) == said
 
 
 def test_each_time_limit_of_a_command_accepts_times_alone():

@@ -78,6 +78,14 @@ def test_other_commands_take_shipped_configs(folder, monkeypatch):
     assert shipped.resolved("quickstart") == "quickstart"
 
 
+def test_a_beginning_of_no_name_is_rejected(capsys):
+    with pytest.raises(SystemExit):
+        main(["configs", "gpt2", "gtp2"])
+    captured = capsys.readouterr()
+    assert captured.err.startswith("bytelm: error: names: 'gtp2' cannot be used; did you mean gpt2? accepted: the")
+    assert captured.out == ""
+
+
 @pytest.mark.parametrize(
     "command",
     [

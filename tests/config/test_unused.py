@@ -10,6 +10,7 @@ from bytelm.cli import CHECKPOINT_DEFAULTS, TRAINER_DEFAULTS
 from bytelm.config.unused import TRAINING, of_object, of_training, without_effect
 from bytelm.data.corpora import Bytes, Shakespeare
 from bytelm.data.shards import TokenShards
+from bytelm.errors import ConfigError
 from bytelm.optim import Muon, MuonAdamW
 from bytelm.parts.attention import WindowedSDPA
 
@@ -97,15 +98,21 @@ def test_the_options_that_a_class_declares_are_its_own(cls):
 
 
 def test_a_run_prints_its_notes_and_validate_those_of_training(run, capsys):
-    run("--divergence.max_rewinds", "2", "--checkpoint.every_n_train_steps", "30")
+    optimizer = ("--model.optimizer", "MuonAdamW", "--model.optimizer.table_lr", "0.3")
+    run("--divergence.max_rewinds", "2", "--checkpoint.every_n_train_steps", "30", *optimizer)
     found = re.findall(r"bytelm: note: (.*)", capsys.readouterr().err)
     assert found == [
         "divergence.max_rewinds has no effect with divergence.on_divergence stop",
+        "model.optimizer.table_lr has no effect, because the network has no group `table`",
         "no best.ckpt: val/bpb was not known when the key checkpoint saves (docs/runs.md)",
     ]
-    run("--ckpt_path", "last", "--time_budget.limit", "9s", "--model.optimizer.lr", "1", subcommand="validate")
+    given = ("--ckpt_path", "last", "--time_budget.limit", "9s", "--trainer.log_every_n_steps", "5")
+    run(*given, "--model.optimizer.lr", "1", subcommand="validate")
     err = capsys.readouterr().err
-    assert "note: model.optimizer.lr, time_budget.limit: no effect in validate, which does not train" in err
+    training = "model.optimizer.lr, time_budget.limit, trainer.log_every_n_steps"
+    assert f"note: {training}: no effect in validate, which does not train" in err
+    with pytest.raises(ConfigError, match=r"limit_val_batches: 0 cannot be used; validate would read nothing; accept"):
+        run("--ckpt_path", "last", "--trainer.limit_val_batches", "0", subcommand="validate")
 
 
 def test_options_of_training_are_sections_and_options():

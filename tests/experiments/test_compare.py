@@ -193,6 +193,15 @@ def test_runs_beyond_the_limits_are_not_waited_for(world, compared):
         (["a.yaml", "b.yaml", "--seeds", "1"], "seeds: 1 cannot be used; accepted: at least 2"),
         (["a.yaml", "b.yaml", "--limit", "3 Mtok"], "limit: '3 Mtok' cannot be used; accepted with --equal time: such"),
         (["a.yaml", "b.yaml", "--total_time", "5%"], "total_time: '5%' cannot be used; accepted: a time"),
+        (["a.yaml", "b.yaml", "--study", "/x"], "study: '/x' cannot be used; accepted: the name of a folder in runs/"),
+        (
+            ["a.yaml", "b.yaml", "--", "--seed_everything=3"],
+            "seed_everything: '3' cannot be used; it has no effect aft",
+        ),
+        (
+            ["a.yaml", "b.yaml", "--limit", "3s", "--", "--time_budget.limit", "4s"],
+            "time_budget.limit: '4s' cannot be used; it has no effect after --: it is also given as --limit",
+        ),
     ],
 )
 def test_invalid_comparisons_are_rejected_in_one_line(world, capsys, args, said):

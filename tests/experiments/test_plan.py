@@ -243,6 +243,22 @@ def test_the_default_ladder_is_of_widths_that_the_heads_divide(resolved, widths)
         (["--within", "3 steps"], r"within: '3 steps' cannot be used; accepted: a time"),
         (["--time_budget.limit", "5%"], r"limit: '5%' cannot be used; accepted: a time, steps, tokens or FLOPs"),
         (["--space", "{model.gpt.d_model: [16]}"], r"space: .* accepted: values that make at least two candidates"),
+        (["--space", "{model.gpt.d_ff: 16}"], r"space.model.gpt.d_ff: 16 cannot be used; accepted: a list of values"),
+        (["--space", "[5, 6]"], r"space: \[5, 6\] cannot be used; accepted: \{key: \[values\]\}, or "),
+        (
+            ["--space", "{time_budget.limit: [1s, 2s]}"],
+            r"space.time_budget.limit: .* a plan is for one limit; accepted",
+        ),
+        (["--study", "../plan"], r"study: '../plan' cannot be used; accepted: the name of a folder in runs/"),
+        (["--model.gpt.d_ff", "16"], r"model.gpt.d_ff: unknown key; did you mean -- --model.gpt.d_ff 16\?"),
+        (
+            ["--space", "{model.gpt.d_ff: [16, 32]}", "--", "--model.gpt.d_ff", "8"],
+            r"model.gpt.d_ff: '8' cannot be used; it has no effect after --: the space has values of it",
+        ),
+        (
+            ["--time_budget.limit", "8 steps", "--", "--time_budget.limit", "9 steps"],
+            r"time_budget.limit: '9 steps' cannot be used; it has no effect after --: it is also given before --",
+        ),
         (
             ["--space", "{model.gpt.d_ff: [16, 32], model.gpt.n_layrs: [1]}"],
             r"space: 'model.gpt.n_layrs' .* n_layers\?",

@@ -630,6 +630,27 @@ def test_invalid_reports_are_rejected_in_one_line(study, capsys):
     assert "effects.x" in rejected(capsys, "runs/s", "--effects", "{x: [00-*]}")[1]
 
 
+WITHOUT_EFFECT = (
+    (
+        ["--reported", "{00-*: {val_bbp: 3.0}}"],
+        "reported.00-*: 'val_bbp' cannot be used; accepted: val_bpb, total_",
+    ),
+    (["--reported", "{00-*: {val_loss: 3.0}}"], "reported.00-*: {'val_loss': 3.0} cannot be used; accepted: val_"),
+    (["--reported_by", "Paper"], "reported_by: 'Paper' cannot be used; accepted with --reported"),
+    (["--curves", "00-base"], "curves: '00-base' is not accepted; accepted: list, null; for example [14-*, 15-*]"),
+    (["--config", "options.yaml"], "titel: unknown key; did you mean title? accepted: config, print_config, out, "),
+    (["--runs", "runs/s"], "runs: it is given without its name; accepted: report runs/s"),
+)
+
+
+def test_options_without_effect_are_rejected(study, capsys):
+    Path("options.yaml").write_text("titel: x\n")
+    for options, said in WITHOUT_EFFECT:
+        status, line = rejected(capsys, *([] if "--runs" in options else ["runs/s"]), *options)
+        assert status == 2
+        assert line.startswith(f"bytelm: error: {said}")
+
+
 def test_the_command_says_where_the_page_is(study, capsys):
     main(["report", "runs/s", "--out", "page"])
     assert capsys.readouterr().out == "report: page/report.html\n"

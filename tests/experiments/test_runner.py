@@ -897,7 +897,21 @@ def test_a_storage_that_cannot_be_used_is_reported_in_one_line_without_its_passw
     ("args", "said"),
     [
         ([], ["configs", "required"]),
-        (["tiny.yaml", "--seeds", "one"], ["seeds: 'one' is not accepted; accepted: int"]),
+        (["tiny.yaml", "--seeds", "one"], ["seeds: 'one' is not accepted; accepted: a whole number"]),
+        (["tiny.yaml", "--seeds"], ["seeds: its value is missing"]),
+        (["tiny.yaml", "--space", "[]"], ["space: '[]' cannot be used; accepted: a YAML file, or {key: [values]}"]),
+        (
+            [
+                "tiny.yaml",
+                "--sampler_seed",
+                "-1",
+                "--max_runs",
+                "1",
+                "--space",
+                "{model.optimizer.lr: {low: 1, high: 2}}",
+            ],
+            ["sampler_seed: -1 cannot be used; accepted: a whole number from 0 to 4294967295"],
+        ),
         (["tiny.yaml", "--nothing", "3"], ["nothing: unknown key"]),
         (
             ["tiny.yaml", "--time_budget.limit", "10s"],

@@ -614,3 +614,29 @@ def test_a_search_needs_a_space(sampler, space):
         ConfigError, match=f"sampler: '{sampler}' cannot be used; it needs a space .* accepted without one: grid"
     ):
         Plan(["tiny.yaml"], space=space, sampler=sampler)
+
+
+@pytest.mark.parametrize(
+    ("options", "plan", "said"),
+    [
+        (["--lr", "1"], {"space": {"lr": [1, 2]}}, "lr: '1' cannot be used; it has no effect after --: the space has"),
+        (["--x", "1", "--lr=1"], {"space": {"lr": [1, 2]}}, "lr: '1' cannot be used; it has no effect after --: the s"),
+        (["--seed_everything", "3"], {"seeds": (1, 2)}, "seed_everything: '3' cannot be used; .* have the seeds of --"),
+        (
+            [],
+            {"seeds": (1,), "space": {"seed_everything": [1]}},
+            r"space.seed_everything: \[1\] cannot be used; it has",
+        ),
+        (["--experiment", "e"], {}, "experiment: 'e' cannot be used; .*; accepted: --study"),
+        (["--ckpt_path", "last"], {}, "ckpt_path: 'last' cannot be used; .*; accepted: init_from"),
+        (["--print_config"], {}, "print_config: '' cannot be used; .* it is an option of `fit` alone"),
+    ],
+    ids=str,
+)
+def test_options_of_runs_that_the_command_sets_are_rejected(options, plan, said):
+    with pytest.raises(ConfigError, match=said):
+        Plan(["tiny.yaml"], options, **plan)
+
+
+def test_other_options_of_runs_are_accepted():
+    Plan(["tiny.yaml"], ["--lr.of", "1", "--seed_everything", "3", "lr"], space={"lr": [1, 2]})

@@ -418,6 +418,10 @@ def test_invalid_evaluations_are_rejected(rejected, add_task, quick):
     assert "my_own.jsonl" in line
     line = rejected("--tasks", "my_text", "--limit", "0", status=2)
     assert line.startswith("bytelm: error: limit: ")
+    line = rejected("--tasks", "my_text", "--limit", "1.5", status=2)
+    assert line == "bytelm: error: limit: 1.5 cannot be used; accepted: a whole number of questions, or a share below 1"
+    line = rejected("--tasks", "my_text", "--output", "tasks", status=2)
+    assert line == "bytelm: error: output: 'tasks' cannot be used; it is a folder; accepted: a JSON file"
     line = rejected("--tasks", "my_text", "--ckpt_path", "no.ckpt", status=4)
     assert line.startswith("bytelm: error: ckpt_path: 'no.ckpt' cannot be read")
     line = rejected("--tasks", "my_text", "--output", "corpus.txt/my.json", status=5)

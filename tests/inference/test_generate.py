@@ -303,7 +303,8 @@ def written(checkpoint, capsys):
     def written(*options):
         main(["generate", "--ckpt_path", CHECKPOINT, "--device", "cpu", *options])
         captured = capsys.readouterr()
-        assert captured.err == ""
+        assert all(line.startswith("bytelm: note: ") for line in captured.err.splitlines())
+        written.notes = captured.err
         return captured.out
 
     return written
@@ -356,7 +357,9 @@ def test_prompts_are_always_text(written):
         (["--top_k", "0"], 2, "top_k: 0"),
         (["--top_p", "1.5"], 2, "top_p: 1.5"),
         (["--max_new_tokens", "many"], 2, "max_new_tokens: "),
+        (["--seed", f"{2**70}"], 2, f"seed: {2**70} cannot be used; accepted: a whole number from 0 to {2**64 - 1}"),
         (["--device", "toaster"], 2, "device: 'toaster'"),
+        (["--device", "meta"], 2, "device: 'meta' cannot be used; it holds no values"),
         (["--prompt", "\udcff"], 2, "prompt: .*UTF-8"),
         (["--nonsense", "1"], 2, "nonsense"),
         (["--ckpt_path", "missing.ckpt"], 4, "ckpt_path: 'missing.ckpt'"),
@@ -372,6 +375,16 @@ def test_invalid_settings_are_reported_in_one_line(checkpoint, capsys, options, 
     assert line.startswith("bytelm: error: ")
     assert captured.out == ""
     assert re.search(reason, line), line
+
+
+def test_options_of_draws_without_effect_are_noted(written):
+    short = ("--temperature", "0", "--max_new_tokens", "1")
+    written("--top_k", "3", "--top_p", "null", "--seed", "1", *short)
+    assert re.findall(r"note: (\w+) has no effect with temperature 0", written.notes) == ["top_k", "top_p", "seed"]
+    written("--num_samples", "2", *short)
+    assert "note: num_samples 2: the samples of a prompt are equal with temperature 0" in written.notes
+    written("--max_new_tokens", "1", "--top_k", "3", "--num_samples", "2")
+    assert written.notes == ""
 
 
 def test_a_part_without_a_cache_is_noted(run, capsys):

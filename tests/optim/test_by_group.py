@@ -265,6 +265,14 @@ def test_invalid_settings_are_rejected(groups, default, message):
         ByGroup(param_groups(tiny()), groups, default)
 
 
+def test_a_default_without_a_group_is_noted():
+    groups = {"hidden": SGD, "vector": SGD}
+    (note,) = ByGroup.without_effect({"groups": groups, "default": SGD}, {"hidden", "vector"})
+    assert note == "default has no effect, because each group of the network has its own optimizer"
+    assert not [*ByGroup.without_effect({"groups": groups, "default": SGD}, {"hidden", "vector", "embedding"})]
+    assert not [*ByGroup.without_effect({"groups": groups}, {"hidden", "vector"})]
+
+
 def test_a_state_of_other_groups_or_another_optimizer_is_rejected():
     state = ByGroup(param_groups(tiny()), {"hidden": Muon}, AdamW).state_dict()
     with pytest.raises(CheckpointError) as error:

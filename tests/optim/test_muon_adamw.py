@@ -110,6 +110,13 @@ def test_a_state_that_an_earlier_version_wrote_resumes_exactly():
     assert not again.param_groups[-1]["clip"]
 
 
+def test_an_option_of_a_group_that_the_network_does_not_have_is_noted():
+    note = "table_lr has no effect, because the network has no group `table`"
+    assert [*MuonAdamW.without_effect({"table_lr": 0.3, "lr": 0.1}, {"hidden", "embedding"})] == [note]
+    assert not [*MuonAdamW.without_effect({"table_lr": 0.3}, {"hidden", "table"})]
+    assert not [*MuonAdamW.without_effect({"table_lr": 0.1}, {"hidden"})], "its default"
+
+
 @pytest.mark.parametrize("kept", ["hidden", "embedding", "table"])
 def test_it_works_with_one_part_alone(kept):
     gpt = tiny(embedding=N_GRAMS)

@@ -448,4 +448,10 @@ def test_shards_are_not_overwritten(rejected, text_files):
 
 @pytest.mark.parametrize("option", ["--shard_tokens=0", "--processes=0", "--tokens=-1", "--shard_tokens=many"])
 def test_numbers_are_checked(rejected, option):
-    assert "invalid PositiveInt value" in rejected(prepare, option)
+    assert "not accepted; accepted: a whole number above 0" in rejected(prepare, option)
+
+
+def test_files_have_no_configurations(rejected, tmp_path):
+    (tmp_path / "a.jsonl").touch()
+    reason = "name: 'x' cannot be used; files have no configurations"
+    assert reason in rejected(prepare, "--name=x", f"--dataset={tmp_path / '*.jsonl'}")

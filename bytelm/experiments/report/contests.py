@@ -11,7 +11,7 @@ from bytelm.experiments.comparison import Experiment, experiments_of
 from bytelm.runs.folder import RUNS
 from bytelm.runs.ledger import read_runs
 from bytelm.runs.read import Run
-from bytelm.runs.score import Score
+from bytelm.runs.score import VAL_BPB, VAL_LOSS, Score
 
 
 def ended_runs(roots: Iterable[str]) -> list[Run]:
@@ -28,6 +28,10 @@ def ended_runs(roots: Iterable[str]) -> list[Run]:
     if not found:
         raise StorageError(f"{', '.join(roots)}: no runs there that have ended")
     return list(found.values())
+
+
+STEPS = "total_steps"
+REPORTED_BY = "reported"  # default of the source of figures
 
 
 class Contest(NamedTuple):
@@ -86,12 +90,13 @@ class Layout:
             phases["Others"] = [*phases.get("Others", []), *rest]
         return {name: members for name, members in phases.items() if members}
 
-    def check(self, experiments: Sequence[Experiment]) -> None:
-        """Checks names and patterns.
+    def check(self, contests: Mapping[Contest, Sequence[Experiment]]) -> None:
+        """Checks names, patterns and figures.
 
         Raises:
-            ConfigError: A name or pattern matches no experiment.
+            ConfigError: A name or pattern matches no experiment, or a figure has no place beside one.
         """
+        experiments = [experiment for members in contests.values() for experiment in members]
         patterns = [(f"phases.{name}", pattern) for name, some in (self.phases or {}).items() for pattern in some]
         patterns += [("curves", pattern) for pattern in self.curves or ()]
         patterns += [("reported", pattern) for pattern in self.reported]
@@ -103,6 +108,15 @@ class Layout:
         for statement, pair in self.effects.items():
             if len(pair) != 2:
                 raise ConfigError(f"effects.{statement}", list(pair), "accepted: the better and the worse experiment")
+        for pattern, figures in self.reported.items():
+            shown = {contest.score.name for contest, members in contests.items() if matching(members, [pattern])}
+            accepted = f"accepted: {', '.join([*sorted(shown), STEPS])}"
+            for figure in figures.keys() - {VAL_BPB.name, VAL_LOSS.name, STEPS}:
+                raise ConfigError(f"reported.{pattern}", figure, accepted)
+            if not figures.keys() & {*shown, STEPS}:
+                raise ConfigError(f"reported.{pattern}", dict(figures), accepted)
+        if self.reported_by != REPORTED_BY and not (self.reported or self.effects):
+            raise ConfigError("reported_by", self.reported_by, "accepted with --reported, the figures of this source")
 
 
 def matching(experiments: Iterable[Experiment], patterns: Iterable[str]) -> list[Experiment]:

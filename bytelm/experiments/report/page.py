@@ -11,7 +11,7 @@ from bytelm.config.command import CommandParser
 from bytelm.errors import StorageError
 from bytelm.experiments.report import plots
 from bytelm.experiments.report.cells import change_since, score_text
-from bytelm.experiments.report.contests import Contest, Layout, contests_of, ended_runs
+from bytelm.experiments.report.contests import REPORTED_BY, Contest, Layout, contests_of, ended_runs
 from bytelm.experiments.report.html import to_html
 from bytelm.experiments.report.section import Section
 from bytelm.experiments.report.text import plain, table
@@ -26,7 +26,7 @@ def report(
     phases: dict[str, list[str]] | None = None,
     curves: list[str] | None = None,
     reported: dict[str, dict[str, float]] | None = None,
-    reported_by: str = "reported",
+    reported_by: str = REPORTED_BY,
     effects: dict[str, list[str]] | None = None,
     spread_of: list[str] | None = None,
 ) -> Path:
@@ -53,13 +53,13 @@ def report(
 
     Raises:
         StorageError: There are no runs, or the report cannot be written.
-        ConfigError: A pattern matches no experiment.
+        ConfigError: A pattern matches no experiment, or a figure is not shown.
     """
     found = ended_runs(runs)
     layout = Layout(phases, curves, reported or {}, reported_by, effects or {})
     contests = contests_of(found)
     measured = contests_of(ended_runs(spread_of)) if spread_of else None
-    layout.check([experiment for experiments in contests.values() for experiment in experiments])
+    layout.check(contests)
     folder = Path(out) if out else Path(runs[0], "report")
     title = title or f"Runs of {', '.join(dict.fromkeys(run.study for run in found))}"
     sections = {

@@ -6,7 +6,6 @@ It listens only on this machine, unless requests need a token (access.py).
 import os
 import socket
 from contextlib import closing
-from pathlib import Path
 from typing import Any, Literal
 
 import uvicorn
@@ -17,6 +16,7 @@ from pydantic import BaseModel, ConfigDict
 
 import bytelm
 from bytelm.config import shipped
+from bytelm.config.checks import check_experiment
 from bytelm.config.command import CommandParser
 from bytelm.config.messages import note
 from bytelm.config.text import BadText, read
@@ -33,7 +33,6 @@ from bytelm.experiments.service.match_folder import BASELINE
 from bytelm.experiments.service.pages import add_pages
 from bytelm.experiments.service.paths import without_paths
 from bytelm.experiments.service.program import MEMORY
-from bytelm.runs.folder import RUNS
 from bytelm.runs.score import RANKED, VAL_BPB, VAL_LOSS
 from bytelm.units import MEMORY_UNITS, Duration, Size, accepted_forms
 
@@ -137,7 +136,8 @@ BODY = {
     "requestBody": {
         "required": True,
         "description": f"A config, as for `python -m bytelm fit`. It may contain {', '.join(OWN_KEYS)}, and some "
-        f"of {' and '.join(OWN_OPTIONS)}; everything else is as in the baseline.",
+        f"of {' and '.join(OWN_OPTIONS)}; everything else is as in the baseline. time_budget.limit is 180s by default, "
+        "and at most the baseline's.",
         "content": {
             "application/yaml": {
                 "schema": {"type": "string"},
@@ -281,8 +281,7 @@ def serve(
     for key, duration in (("match_time", match_time), ("run_timeout", run_timeout)):
         if duration.unit != "seconds" or not duration.value:
             raise ConfigError(key, str(duration), accepted_forms("seconds"))
-    if not Path(study).parts or Path(study).is_absolute() or ".." in Path(study).parts:
-        raise ConfigError("study", study, f"accepted: the name of a folder in {RUNS}/")
+    check_experiment(study, "study")
     if memory_limit is not None and not can_be_watched():
         raise ConfigError("memory_limit", str(memory_limit), "the memory of processes is unknown on this system")
     if protocol != "challenge" and (allow_code or baseline_code is not None):
@@ -336,6 +335,8 @@ def _listener(host: str, port: int) -> socket.socket:
         listener.listen()
     except (OSError, OverflowError) as error:
         listener.close()
+        if isinstance(error, socket.gaierror):
+            raise ConfigError("host", host, f"it is no address of this machine: {error.strerror}") from error
         raise ConfigError("port", port, f"the service cannot listen there on {host}: {error}") from error
     return listener
 

@@ -4,6 +4,7 @@ A page is one file of HTML without scripts. It loads nothing, so it works offlin
 run or load anything that a run's name, config or log could contain. All text is escaped.
 """
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -186,7 +187,8 @@ def _operation(method: str, path: str, operation: Mapping[str, Any]) -> str:
     text = f"<h2><span class=method>{escape(method)}</span> <code>{escape(path)}</code></h2>"
     text += f"<p>{escape(operation.get('summary', ''))}</p>"
     if body := operation.get("requestBody"):
-        text += f"<p>{escape(body.get('description', ''))}</p>"
+        said = re.sub("`(.*?)`", r"<code>\1</code>", escape(body.get("description", "")))
+        text += f"<p>{said}</p>"
         for kind, content in body["content"].items():
             if example := content.get("example"):
                 text += f"<p>For example, as <code>{escape(kind)}</code>:</p><pre>{escape(str(example))}</pre>"
