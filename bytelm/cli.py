@@ -28,6 +28,7 @@ from bytelm.callbacks import (
     ClaimFolder,
     CorpusWatch,
     Divergence,
+    FinalValidation,
     Header,
     Interruption,
     KeepOnDataError,
@@ -71,7 +72,7 @@ from bytelm.config.parser import ConfigFileParser, header
 from bytelm.config.section_help import print_requested
 from bytelm.config.text import dump
 from bytelm.config.unserialized import dumped, written_out
-from bytelm.config.unused import of_training, without_effect
+from bytelm.config.unused import of_other_commands, of_training, without_effect
 from bytelm.data.base import TokenData
 from bytelm.errors import ConfigError, UsageError, run_error
 from bytelm.gpt import GPT
@@ -130,9 +131,9 @@ COMPARED_TRAINER_KEYS = ("devices", "strategy", "precision", "gradient_clip_val"
 # that bytelm adds.
 CALLBACK_KEYS = {key: cls for key, cls in KEYS.items() if issubclass(cls, Callback) and key != "checkpoint"}
 ADDED_CALLBACKS = (
-    *(BestCheckpoint, BudgetBar, ClaimFolder, CorpusWatch, Header, Interruption, KeepOnDataError, PredictionWriter),
-    *(RankWatch, KeepTrainedWeights, Resume, RunRecord, SaveConfigCallback, Schedules, Signals, Summary),
-    *(TrainedWeights, TrainLog, ValidationLog, Validations),
+    *(BestCheckpoint, BudgetBar, ClaimFolder, CorpusWatch, FinalValidation, Header, Interruption, KeepOnDataError),
+    *(KeepTrainedWeights, PredictionWriter, RankWatch, Resume, RunRecord, SaveConfigCallback, Schedules, Signals),
+    *(Summary, TrainedWeights, TrainLog, ValidationLog, Validations),
 )
 CHECKPOINT_DEFAULTS = {
     "checkpoint.filename": "best",
@@ -315,6 +316,8 @@ class BytelmCLI(LightningCLI):
                 note(each)
         elif self.subcommand in SCORING and (unused := of_training(self._options)):
             note(f"{', '.join(unused)}: no effect in {self.subcommand}, which does not train")
+        if unused := of_other_commands(self._options, str(self.subcommand)):
+            note(f"{', '.join(unused)}: no effect in {self.subcommand}")
         if given is None and self.subcommand in SCORING:
             note("the network is untrained: its weights are those of the seed; --ckpt_path names a trained one")
         if given is not None and self.subcommand == "fit" and (quick := self.plain_config["trainer"]["fast_dev_run"]):

@@ -305,6 +305,10 @@ class LanguageModel(LightningModule):
         else:
             self._grad_norm = nn.utils.clip_grad_norm_(params, gradient_clip_val)
 
+    def on_validation_model_zero_grad(self) -> None:
+        self._grad_norm = self.grad_norm()  # of the last step; TrainLog asks for it when the validation begins
+        super().on_validation_model_zero_grad()
+
     def grad_norm(self) -> Tensor:
         """Norm of the last step's gradients before clipping, (), without those that are not clipped."""
         if self._grad_norm is not None:

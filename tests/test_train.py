@@ -16,9 +16,12 @@ from lightning.pytorch.callbacks import (
     LearningRateFinder,
     LearningRateMonitor,
     ModelCheckpoint,
+    ProgressBar,
     StochasticWeightAveraging,
     Timer,
+    TQDMProgressBar,
 )
+from memory_logger import MemoryLogger
 
 import bytelm
 from bytelm import fit, load
@@ -167,6 +170,76 @@ def test_any_module_and_any_data_train(folder):
     assert run.val_bpb is None
 
 
+class Configured(Line):
+    """A module with callbacks of its own."""
+
+    def __init__(self, *callbacks):
+        super().__init__()
+        self.own = callbacks
+
+    def configure_callbacks(self):
+        return self.own
+
+
+def test_the_callbacks_that_a_module_configures_are_the_users(folder):
+    options = {"data": Numbers(), "limit": "3 steps", "accelerator": "cpu", "enable_model_summary": False}
+    bar, mine, steps = TQDMProgressBar(), Samples(max_new_tokens=0), Steps()
+    run = fit(model=Configured(bar, mine, steps), callbacks=[Steps()], **options)
+    callbacks = run.trainer.callbacks
+    assert [each for each in callbacks if isinstance(each, Steps | Samples | ProgressBar)] == [bar, steps, mine]
+    assert callbacks.index(steps) < callbacks.index(TimeBudget.of(run.trainer)) < callbacks.index(mine)
+    assert len(steps.lrs) == 3
+    assert run.module.configure_callbacks() == (bar, mine, steps)
+    with pytest.raises(ConfigError, match="callbacks: 'Timer' cannot be used"):
+        fit(model=Configured(Timer("00:00:01:00")), **options)
+
+
+class Bigram(pl.LightningModule):
+    """A module of the user's that trains on bytelm's data."""
+
+    def __init__(self):
+        super().__init__()
+        self.logits = torch.nn.Embedding(256, 256)
+
+    def training_step(self, batch, batch_idx):
+        return torch.nn.functional.cross_entropy(self.logits(batch[0]).flatten(0, 1), batch[1].flatten())
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+class Tokens(pl.LightningDataModule):
+    """Data of the user's that a GPT trains on; an epoch has 4 batches, and a validation one."""
+
+    def train_dataloader(self):
+        return torch.utils.data.DataLoader([(torch.arange(32) + i, torch.arange(1, 33)) for i in range(8)], 2)
+
+    def val_dataloader(self):
+        return torch.utils.data.DataLoader([(torch.arange(32), torch.arange(1, 33))])
+
+
+def test_a_module_of_the_users_trains_on_bytelms_data_and_a_gpt_on_the_users(folder):
+    options = {"accelerator": "cpu", "enable_model_summary": False, "enable_progress_bar": False}
+    run = fit(model=Bigram(), data=corpus(), limit="2 steps", **options)
+    assert run.record["status"] == "completed"
+
+    logger = MemoryLogger()
+    run = fit(model=gpt(), data=Tokens(), limit="10 steps", check_val_every_n_epoch=2, logger=logger, **options)
+    assert [step for step, _ in logger.values["train/loss"]] == [*range(8), 9]
+    assert [step for step, _ in logger.values["val/loss"]] == [7, 9]  # the end of the run, too
+    assert run.record["val_loss"] == pytest.approx(logger.values["val/loss"][-1][1], abs=1e-6)
+
+
+def test_the_trainer_of_a_run_scores_its_checkpoints(folder):
+    options = {"accelerator": "cpu", "enable_model_summary": False, "enable_progress_bar": False}
+    run = fit(model=gpt(), data=corpus(), limit="8 steps", val_check_interval="50%", **options)
+    with torch.no_grad():
+        run.module.gpt.embedding.weight.zero_()
+    for name in ("last", "best"):
+        (scores,) = run.trainer.validate(run.module, run.trainer.datamodule, ckpt_path=name, verbose=False)
+        assert scores["val/bpb"] == pytest.approx(run.val_bpb, abs=1e-6)
+
+
 class Text(Numbers):
     """Data whose validation takes a fifth of the batches of training."""
 
@@ -232,6 +305,7 @@ OF_OBJECTS = [
     ({"val_check_interval": 0}, "val_check_interval: 0"),
     ({"reload_dataloaders_every_n_epochs": 1}, "reload_dataloaders_every_n_epochs: 1"),
     ({"barebones": True}, "barebones: True"),
+    ({"check_val_every_n_epoch": -1}, "check_val_every_n_epoch: -1"),
     ({"logger": "CSVLogger"}, "logger: 'CSVLogger' cannot be used; accepted: objects of subclasses"),
     (
         {"limit": "5%"},

@@ -39,6 +39,10 @@ def validation_times(given: Mapping[str, Any], scope: str) -> tuple[dict[str, An
         ConfigError: `val_check_interval` is not accepted.
     """
     every, epochs = given.get("val_check_interval"), given.get("check_val_every_n_epoch")
+    if given.get("fast_dev_run"):  # Lightning validates once, at its end
+        if isinstance(every, str) and every != AUTO and ":" not in every:
+            _duration(every)
+        return {"val_check_interval": None}, None
     if every == AUTO:
         if epochs is not None:
             return {"val_check_interval": None}, None
@@ -94,8 +98,8 @@ def check_counts(given: Mapping[str, Any]) -> None:
             raise ConfigError(f"trainer.{key}", 0, "nothing would be trained; time_budget.limit ends a run")
     if given.get("limit_train_batches") == 0:
         raise ConfigError("trainer.limit_train_batches", 0, "nothing would be trained; accepted: more than 0")
-    if given.get("check_val_every_n_epoch") == 0:
-        raise ConfigError("trainer.check_val_every_n_epoch", 0, "accepted: epochs from 1, or null")
+    if (every := given.get("check_val_every_n_epoch")) is not None and every < 1:
+        raise ConfigError("trainer.check_val_every_n_epoch", every, "accepted: epochs from 1, or null")
 
 
 def check_epochs(trainer: Any, data: Any) -> None:

@@ -75,6 +75,9 @@ def trainer_error(error: Exception, given: Mapping[str, Any]) -> ConfigError:
     reason = " ".join(str(error).split())
     if "interactive environment" in reason:  # it recommends ddp_notebook
         return ConfigError("trainer.strategy", given.get("strategy"), f"{ONE_RANK}; accepted: auto, with 1 device")
+    if match := re.match(r"Found more than one stateful callback of type `(\w+)`", reason):
+        several = "there are several, whose states have one key in checkpoints; accepted: one, or a state_key for each"
+        return ConfigError("trainer.callbacks", match[1], several)
     defaults = inspect.signature(Trainer.__init__).parameters
     changed = {
         key: value for key, value in given.items() if key in defaults and value not in (None, defaults[key].default)
