@@ -188,7 +188,7 @@ def _callbacks_configured(module: LightningModule, given: list[Callback]) -> Ite
     made = module.configure_callbacks()
     own = [made] if isinstance(made, Callback) else [*made]
     kept = [each for each in given if type(each) is Callback or not any(isinstance(one, type(each)) for one in own)]
-    module.configure_callbacks = list  # type: ignore[method-assign,assignment]
+    module.configure_callbacks = list  # type: ignore[method-assign]
     try:
         yield [*kept, *own]
     finally:

@@ -32,7 +32,10 @@ class FinalValidation(Callback):
         same = self._validated_step == TimeBudget.of(trainer).steps
         same = same and self._validated_weights == fingerprint(pl_module)
         if trainer.enable_validation and not trainer.strategy.reduce_boolean_decision(same):
+            counts = trainer.fit_loop.epoch_loop
+            counts._batches_that_stepped -= 1  # its score is logged under the last step, as in Lightning's loop
             validate(trainer)
+            counts._batches_that_stepped += 1
 
 
 def validate(trainer: Trainer) -> None:

@@ -122,6 +122,7 @@ class RunRecord(Callback):
         budget = TimeBudget.of(trainer)
         scores = {key: float(value) for key, value in trainer.callback_metrics.items()}
         seconds = budget.training_seconds
+        tokens = None if budget.counts_tokens is False else budget.tokens
         last = LastCheckpoint.of(trainer)
         data = getattr(trainer, "datamodule", None)
         elapsed = process_age()  # read once: wall_time_secs contains total_time_secs
@@ -137,9 +138,9 @@ class RunRecord(Callback):
             "total_time_secs": round(elapsed, 3),
             "startup_time_secs": _rounded(budget.startup_seconds, 3),
             "num_params_M": round(self._num_params / 1e6, 4),
-            "tokens_per_sec": round(budget.tokens / seconds, 1) if seconds else None,
+            "tokens_per_sec": round(tokens / seconds, 1) if seconds and tokens is not None else None,
             "mfu": _rounded(_mfu(trainer, budget.tokens / seconds), 4) if seconds else None,
-            "tokens_seen": budget.tokens,
+            "tokens_seen": tokens,
             "total_flops": budget.flops if budget.counts_flops else None,
             "peak_memory_mb": peak_memory_mb(),
             "started_at": utc(time.time() - process_age()),
