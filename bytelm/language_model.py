@@ -301,6 +301,7 @@ class LanguageModel(LightningModule):
         if not gradient_clip_val:
             return
         if gradient_clip_algorithm == "value":
+            self._grad_norm = nn.utils.get_total_norm([p.grad for p in params if p.grad is not None])
             nn.utils.clip_grad_value_(params, gradient_clip_val)
         else:
             self._grad_norm = nn.utils.clip_grad_norm_(params, gradient_clip_val)

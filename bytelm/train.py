@@ -111,7 +111,7 @@ def fit(
     limit: str | list[str] | None = None,
     lr_schedule: Schedule | None = None,
     schedules: Mapping[str, Schedule] | None = None,
-    callbacks: Callback | Sequence[Callback] = (),
+    callbacks: Callback | Sequence[Callback] | None = None,
     experiment: str | None = None,
     seed: int | None = None,
     **trainer: Any,
@@ -147,7 +147,7 @@ def fit(
     with _run_errors():
         if configs:
             given = {"model": model, "data": data, "limit": limit, "lr_schedule": lr_schedule, "schedules": schedules}
-            for key, value in {**given, "callbacks": callbacks or None, "seed": seed, **trainer}.items():
+            for key, value in {**given, "callbacks": callbacks, "seed": seed, **trainer}.items():
                 if value is not None:
                     raise ConfigError(key, value, "accepted without configs; with configs, it is a key of theirs")
             return _fit_configs(configs, experiment)
@@ -165,7 +165,7 @@ def fit(
         if seed is not None and not (isinstance(seed, int) and 0 <= seed < 2**32):
             raise ConfigError("seed", seed, "accepted: a whole number from 0 to 2**32 - 1")
         made = LanguageModel(model) if isinstance(model, GPT) else model
-        own = [callbacks] if isinstance(callbacks, Callback) else [*callbacks]
+        own = [callbacks] if isinstance(callbacks, Callback) else [*(callbacks or ())]
         with _keys_as_arguments(), _callbacks_configured(made, own) as own:
             _check_callbacks(own, trainer)
             all_schedules = merged(lr_schedule, schedules or {})

@@ -90,7 +90,8 @@ def trainer_error(error: Exception, given: Mapping[str, Any]) -> ConfigError:
         if isinstance(value, str) and re.search(rf"\b{re.escape(value)}\b", reason)
     ]
     signs = [key for sign, key in _SIGNS.items() if sign in reason]
-    found = [*signs, *(key for key in named if key in changed), *texts, *named]
+    quoted = [key for key, value in given.items() if key in defaults and f"{key}={value!r}" in reason]
+    found = [*signs, *quoted, *(key for key in named if key in changed), *texts, *named]
     if not found:
         options = ", ".join(f"{key}={value!r}" for key, value in changed.items())
         return ConfigError("trainer", options, reason)
