@@ -53,7 +53,7 @@ from bytelm.callbacks.run_folder import run_folder
 from bytelm.callbacks.train_log import TAGS as TRAIN_TAGS
 from bytelm.config import keys
 from bytelm.config.checks import check_experiment, check_values
-from bytelm.config.epoch_options import AUTO, check_epochs, check_needs, validation_times
+from bytelm.config.epoch_options import AUTO, check_epochs, check_needs, check_share, validation_times
 from bytelm.config.flat import flat
 from bytelm.config.keys import METHOD_DEFAULTS, METHOD_KEYS
 from bytelm.config.lightning_help import CKPT_PATH, TEXTS
@@ -380,9 +380,11 @@ class BytelmCLI(LightningCLI):
         if is_rank_zero():  # others might search while this one downloads
             self.datamodule.prepare_data()
             self.datamodule.setup(self.subcommand or "fit")
+            self.datamodule.trainer = self.trainer  # its ranks share the batches of an epoch
+            if self.subcommand in SCORING:
+                check_share(self.trainer, self.datamodule, self.subcommand)
             if schedules is not None:
                 schedules.check_sizes(self.datamodule)
-                self.datamodule.trainer = self.trainer  # its ranks share the batches of an epoch
                 check_epochs(self.trainer, self.datamodule)
                 check_needs(self.trainer, self.plain_config)
             if path := self._get(self.config, "ckpt_path"):

@@ -135,10 +135,27 @@ def check_epochs(trainer: Any, data: Any) -> None:
     if trainer.check_val_every_n_epoch is not None and isinstance(every, int) and every > n_batches:
         reason = f"an epoch has {n_batches} batches; accepted: up to {n_batches}, or check_val_every_n_epoch null"
         raise ConfigError("trainer.val_check_interval", every, reason)
-    share = trainer.limit_val_batches
-    if isinstance(share, float) and share > 0 and limited(n_val := len(data.val_dataloader()), share) == 0:
-        key = "overfit_batches" if trainer.overfit_batches else "limit_val_batches"
-        reason = f"it leaves none of {n_val} batches of validation; accepted: a number, or from {_share(1, n_val)}"
+    check_share(trainer, data, "validate")
+
+
+def check_share(trainer: Any, data: Any, command: str) -> None:
+    """Checks that the share of the batches that a command scores or predicts is not less than one batch.
+
+    Args:
+        trainer: The Trainer.
+        data: The trainer's TokenData.
+        command: The command.
+
+    Raises:
+        ConfigError: It is less.
+    """
+    short = {"validate": "val"}.get(command, command)
+    key = f"limit_{short}_batches"
+    share = getattr(trainer, key)
+    if isinstance(share, float) and share > 0 and limited(n := len(getattr(data, f"{short}_dataloader")()), share) == 0:
+        key = "overfit_batches" if trainer.overfit_batches else key
+        of = {"validate": "validation", "predict": "prediction"}.get(command, command)
+        reason = f"it leaves none of {n} batches of {of}; accepted: a number, or from {_share(1, n)}"
         raise ConfigError(f"trainer.{key}", share, reason)
 
 
