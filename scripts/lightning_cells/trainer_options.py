@@ -82,9 +82,10 @@ CELLS = (
         "4 of 8 batches, again and again",
         lambda run: (run.seen["batches"], run.seen["batches"][: EPOCH // 2] * 5)), *EPOCHS),
     option("overfit_batches", "2", "replaces limit_train_batches", notes(
-        "trainer.limit_train_batches has no effect with trainer.overfit_batches 2"), "--trainer.limit_train_batches", "4"),
+        "trainer.limit_train_batches has no effect with trainer.overfit_batches 2"),
+        "--trainer.limit_train_batches", "4"),
     option("limit_train_batches", "3", "not a whole number of steps", never, "--trainer.accumulate_grad_batches", "2"),
-    option("val_check_interval", "33%", "a number of batches or a share of an epoch; here also a share of the run", Check(
+    option("val_check_interval", "33%", "batches, or a share of an epoch; here also a share of the run", Check(
         "after steps 2, 4, 6", lambda run: (run.steps, [2, 4, 6]))),
     option("val_check_interval", "33%", "with check_val_every_n_epoch, a share of the run has no meaning", never,
            "--trainer.check_val_every_n_epoch", "1"),
