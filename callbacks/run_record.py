@@ -17,8 +17,10 @@ import lightning
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from torch.nn.parameter import is_lazy
 
 import bytelm
+from bytelm.callbacks.header import count_parameters
 from bytelm.callbacks.last_checkpoint import LastCheckpoint
 from bytelm.callbacks.run_folder import claim_of, run_folder
 from bytelm.callbacks.throughput import Throughput
@@ -62,6 +64,7 @@ class RunRecord(Callback):
         self._loss = StepLoss()
         self._train_loss: float | None = None
         self._num_params = 0
+        self._is_lazy = False  # whether some parameters had no sizes before the first batch
         self._folder: str | None = None
         self._trainer: Trainer | None = None
         self._earlier_seconds = 0.0  # time of the run's earlier processes
@@ -81,7 +84,8 @@ class RunRecord(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._trainer = trainer
-        self._num_params = sum(p.numel() for p in pl_module.parameters())  # before a strategy shards them
+        self._num_params = count_parameters(pl_module)  # before a strategy shards them
+        self._is_lazy = any(is_lazy(p) for p in pl_module.parameters())
         # Read here, on all ranks: at the end, only one of them may be left.
         kept = stage == "fit" and (claim_of(trainer) is not None or bool(trainer.loggers))
         folder = run_folder(trainer) if kept else None
@@ -97,6 +101,8 @@ class RunRecord(Callback):
         self._loss.add(trainer, outputs, batch_idx)  # read only at the end, as reading waits for the device
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._is_lazy:
+            self._num_params = count_parameters(pl_module)
         self._read_loss()
         known = self._record(trainer)
         self._write(known)

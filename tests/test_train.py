@@ -168,6 +168,10 @@ def test_any_module_and_any_data_train(folder):
     run = fit(model=Line(), data=Numbers(), limit="6 steps", accelerator="cpu", enable_progress_bar=False)
     assert run.record["total_steps"] == 6
     assert run.val_bpb is None
+    lazy = Line()
+    lazy.layer = torch.nn.LazyLinear(999)
+    run = fit(model=lazy, data=Numbers(), limit="1 steps", accelerator="cpu", enable_progress_bar=False)
+    assert run.record["num_params_M"] == 0.002
 
 
 class Configured(Line):
