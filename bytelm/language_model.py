@@ -40,6 +40,7 @@ Batch = tuple[Tensor, Tensor]
 """Inputs and targets, token ids, each (B, T)."""
 
 
+BYTES = 256
 SCORED_AT_ONCE = 16_384  # tokens whose logits are in float32 at a time: 3 GB with 50,304 logits each
 
 
@@ -173,8 +174,10 @@ class LanguageModel(LightningModule):
             self._compiled = True
         self.use_compile = False  # once: Lightning calls this hook for every fit, validate and test
         data = getattr(self.trainer, "datamodule", None)
-        # Without a datamodule, for example when a user's own code calls fit, every token counts as a byte.
-        self.val_bpb = BitsPerByte(getattr(data, "token_bytes", None)) if getattr(data, "counts_bytes", True) else None
+        token_bytes = getattr(data, "token_bytes", None)
+        # Data of a user, and fit without a datamodule, may not declare it: then every token that can be a byte is one.
+        counts_bytes = getattr(data, "counts_bytes", token_bytes is not None or self.gpt.vocab_size <= BYTES)
+        self.val_bpb = BitsPerByte(token_bytes) if counts_bytes else None
 
     def prepare_in_pieces(self) -> Iterator[None]:
         """Runs the parts' work before the first step, such as filling a memory.

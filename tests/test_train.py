@@ -1,6 +1,7 @@
 """Training from Python: `fit` with configs and with objects."""
 
 import json
+import math
 import os
 import sys
 import warnings
@@ -233,6 +234,14 @@ def test_a_module_of_the_users_trains_on_bytelms_data_and_a_gpt_on_the_users(fol
     assert [step for step, _ in logger.values["train/loss"]] == [*range(8), 9]
     assert [step for step, _ in logger.values["val/loss"]] == [7, 9]  # the end of the run, too
     assert run.record["val_loss"] == pytest.approx(logger.values["val/loss"][-1][1], abs=1e-6)
+    assert run.val_bpb == pytest.approx(run.record["val_loss"] / math.log(2), abs=1e-5)
+
+    words = GPT(d_model=16, n_heads=2, n_layers=1, d_ff=32, max_seq_len=32, vocab_size=300)
+    assert fit(model=words, data=Tokens(), limit="1 steps", **options).val_bpb is None  # bytes of a token are not known
+    data = Tokens()
+    data.token_bytes = torch.full((300,), 2)
+    run = fit(model=words, data=data, limit="1 steps", **options)
+    assert run.val_bpb == pytest.approx(run.record["val_loss"] / math.log(2) / 2, abs=1e-5)
 
 
 def test_the_trainer_of_a_run_scores_its_checkpoints(folder):
