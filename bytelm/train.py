@@ -154,6 +154,9 @@ def fit(
         if model is None or data is None:
             missing = "model" if model is None else "data"
             raise ConfigError(missing, None, "accepted: configs, or a model and data")
+        if "ckpt_path" in trainer:
+            reason = 'accepted with configs: fit("my.yaml", {"ckpt_path": "last"}) resumes a run'
+            raise ConfigError("ckpt_path", trainer["ckpt_path"], reason)
         for key in trainer.keys() - inspect.signature(Trainer).parameters.keys():
             raise ConfigError(key, trainer[key], "accepted: arguments of fit, and options of Lightning's Trainer")
         for key, value, kind in (("model", model, GPT | LightningModule), ("data", data, LightningDataModule)):

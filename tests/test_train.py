@@ -319,6 +319,7 @@ OF_OBJECTS = [
     ({"val_check_interval": 0}, "val_check_interval: 0"),
     ({"reload_dataloaders_every_n_epochs": 1}, "reload_dataloaders_every_n_epochs: 1"),
     ({"barebones": True}, "barebones: True"),
+    ({"ckpt_path": "last"}, "ckpt_path: 'last' cannot be used; accepted with configs: fit("),
     ({"check_val_every_n_epoch": -1}, "check_val_every_n_epoch: -1"),
     ({"logger": "CSVLogger"}, "logger: 'CSVLogger' cannot be used; accepted: objects of subclasses"),
     (

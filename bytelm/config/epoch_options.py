@@ -152,7 +152,9 @@ def check_share(trainer: Any, data: Any, command: str) -> None:
     short = {"validate": "val"}.get(command, command)
     key = f"limit_{short}_batches"
     share = getattr(trainer, key)
-    if isinstance(share, float) and share > 0 and limited(n := len(getattr(data, f"{short}_dataloader")()), share) == 0:
+    if not isinstance(share, float) or not 0 < share < 1:
+        return
+    if limited(n := len(getattr(data, f"{short}_dataloader")()), share) == 0:
         key = "overfit_batches" if trainer.overfit_batches else key
         of = {"validate": "validation", "predict": "prediction"}.get(command, command)
         reason = f"it leaves none of {n} batches of {of}; accepted: a number, or from {_share(1, n)}"
