@@ -178,6 +178,9 @@ def run_error_of(error: Exception, config: Mapping[str, Any], keys: Mapping[str,
     if match := re.match(r"Early stopping conditioned on metric `(.*?)` which is not available", reason):
         logged = reason.rpartition("following: ")[2].replace("`", "")
         return ConfigError("trainer.callbacks.monitor", match[1], f"it is not logged; accepted: {logged}")
+    if "your LightningModule has parameters that were not used" in reason:  # a step of any rank, mostly the first
+        unused = "some parameters get no gradient; accepted: ddp_find_unused_parameters_true"
+        return ConfigError("trainer.strategy", config["trainer"].get("strategy"), unused)
     if not isinstance(error, MisconfigurationException | ModuleNotFoundError):
         return None
     for owner, cause in _objects_behind(error):

@@ -8,7 +8,7 @@ from lightning.pytorch.plugins import DoublePrecision
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, StrategyRegistry
 
 from bytelm.callbacks import BestCheckpoint
-from bytelm.config.lightning_options import check_callbacks, check_monitors, check_options, trainer_error
+from bytelm.config.lightning_options import check_callbacks, check_monitors, check_options, run_error_of, trainer_error
 from bytelm.errors import ConfigError
 from bytelm.run_trainer import changed_options
 from bytelm.strategies import ACCEPTED, FSDP, check_devices, check_launch, make_strategy
@@ -53,6 +53,14 @@ def test_a_precision_beside_a_plugin_of_another_precision_is_rejected():
     )
     for same in (None, "64", 64, "64-true"):
         assert change(same)["precision"] is None
+
+
+def test_parameters_without_gradients_are_named_by_the_strategy_that_rejects_them():
+    error = RuntimeError("It looks like your LightningModule has parameters that were not used in producing the loss")
+    said = str(run_error_of(error, {"trainer": {"strategy": "ddp"}}, {}))
+    assert said.startswith(
+        "trainer.strategy: 'ddp' cannot be used; some parameters get no gradient; accepted: ddp_find"
+    )
 
 
 def test_a_notebook_has_one_rank():
