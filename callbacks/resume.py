@@ -17,8 +17,10 @@ from lightning.pytorch import LightningModule, Trainer
 
 from bytelm.callbacks.final_validation import FinalValidation, validate
 from bytelm.callbacks.time_budget import TimeBudget
+from bytelm.callbacks.warm_up import data_position
 from bytelm.data.base import TokenData
 from bytelm.data.epochs import limited
+from bytelm.log_steps import ends_step
 from bytelm.runs.checkpoints import CONFIG, Contents, set_counters
 from bytelm.runs.logger import TensorBoardLogger
 
@@ -37,6 +39,7 @@ class Resume(FinalValidation):
         self._random_states: list[dict[str, Any]] | None = None
         self._logged: dict[int, dict[str, float]] = {}
         self._trainer: Trainer | None = None
+        self._position: tuple[int, dict[str, Any]] | None = None  # the last step that has ended, and that of the data
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._trainer = trainer
@@ -68,6 +71,13 @@ class Resume(FinalValidation):
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         checkpoint[CONFIG] = self.config
+        if self._position is None or self._position[0] != trainer.global_step:
+            return  # nothing was trained, or the step has just ended
+        # In the middle of a step, as after an error, some of its batches have been taken.
+        position = self._position[1]
+        checkpoint.get(type(trainer.datamodule).__qualname__, {}).update(position)  # type: ignore[attr-defined]
+        if loops := checkpoint.get("loops"):
+            loops["fit_loop"]["state_dict"]["combined_loader"] = [position]
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Sets Lightning's counters to their values after the last finished step."""
@@ -76,6 +86,7 @@ class Resume(FinalValidation):
             set_counters(checkpoint, contents.steps, trainer.accumulate_grad_batches, _batches_per_epoch(trainer))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._note_position(trainer)
         states = self._random_states or []
         if len(states) == trainer.world_size:
             set_random_states(states[trainer.global_rank])
@@ -95,6 +106,16 @@ class Resume(FinalValidation):
             validate(trainer)
         if self._ended_step not in (None, steps) and (trainer.should_stop or _ends_epoch(trainer, steps)):
             _end_epoch(trainer, steps)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if ends_step(trainer, batch_idx):
+            self._note_position(trainer)
+
+    def _note_position(self, trainer: Trainer) -> None:
+        if (position := data_position(trainer)) is not None:
+            self._position = trainer.global_step, position
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._ended_step = TimeBudget.of(trainer).steps
