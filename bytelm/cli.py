@@ -28,6 +28,7 @@ from bytelm.callbacks import (
     ClaimFolder,
     CorpusWatch,
     Divergence,
+    FinalValidation,
     Header,
     Interruption,
     KeepOnDataError,
@@ -52,7 +53,7 @@ from bytelm.callbacks.run_folder import run_folder
 from bytelm.callbacks.train_log import TAGS as TRAIN_TAGS
 from bytelm.config import keys
 from bytelm.config.checks import check_experiment, check_values
-from bytelm.config.epoch_options import AUTO, check_epochs, check_needs, validation_times
+from bytelm.config.epoch_options import AUTO, check_epochs, check_needs, check_share, validation_times
 from bytelm.config.flat import flat
 from bytelm.config.keys import METHOD_DEFAULTS, METHOD_KEYS
 from bytelm.config.lightning_help import CKPT_PATH, TEXTS
@@ -71,7 +72,7 @@ from bytelm.config.parser import ConfigFileParser, header
 from bytelm.config.section_help import print_requested
 from bytelm.config.text import dump
 from bytelm.config.unserialized import dumped, written_out
-from bytelm.config.unused import of_training, without_effect
+from bytelm.config.unused import of_other_commands, of_training, without_effect
 from bytelm.data.base import TokenData
 from bytelm.errors import ConfigError, UsageError, run_error
 from bytelm.gpt import GPT
@@ -130,9 +131,9 @@ COMPARED_TRAINER_KEYS = ("devices", "strategy", "precision", "gradient_clip_val"
 # that bytelm adds.
 CALLBACK_KEYS = {key: cls for key, cls in KEYS.items() if issubclass(cls, Callback) and key != "checkpoint"}
 ADDED_CALLBACKS = (
-    *(BestCheckpoint, BudgetBar, ClaimFolder, CorpusWatch, Header, Interruption, KeepOnDataError, PredictionWriter),
-    *(RankWatch, KeepTrainedWeights, Resume, RunRecord, SaveConfigCallback, Schedules, Signals, Summary),
-    *(TrainedWeights, TrainLog, ValidationLog, Validations),
+    *(BestCheckpoint, BudgetBar, ClaimFolder, CorpusWatch, FinalValidation, Header, Interruption, KeepOnDataError),
+    *(KeepTrainedWeights, PredictionWriter, RankWatch, Resume, RunRecord, SaveConfigCallback, Schedules, Signals),
+    *(Summary, TrainedWeights, TrainLog, ValidationLog, Validations),
 )
 CHECKPOINT_DEFAULTS = {
     "checkpoint.filename": "best",
@@ -315,6 +316,8 @@ class BytelmCLI(LightningCLI):
                 note(each)
         elif self.subcommand in SCORING and (unused := of_training(self._options)):
             note(f"{', '.join(unused)}: no effect in {self.subcommand}, which does not train")
+        if unused := of_other_commands(self._options, str(self.subcommand)):
+            note(f"{', '.join(unused)}: no effect in {self.subcommand}")
         if given is None and self.subcommand in SCORING:
             note("the network is untrained: its weights are those of the seed; --ckpt_path names a trained one")
         if given is not None and self.subcommand == "fit" and (quick := self.plain_config["trainer"]["fast_dev_run"]):
@@ -379,9 +382,11 @@ class BytelmCLI(LightningCLI):
         if is_rank_zero():  # others might search while this one downloads
             self.datamodule.prepare_data()
             self.datamodule.setup(self.subcommand or "fit")
+            self.datamodule.trainer = self.trainer  # its ranks share the batches of an epoch
+            if self.subcommand in SCORING:
+                check_share(self.trainer, self.datamodule, self.subcommand)
             if schedules is not None:
                 schedules.check_sizes(self.datamodule)
-                self.datamodule.trainer = self.trainer  # its ranks share the batches of an epoch
                 check_epochs(self.trainer, self.datamodule)
                 check_needs(self.trainer, self.plain_config)
             if path := self._get(self.config, "ckpt_path"):

@@ -41,6 +41,7 @@ Batch = tuple[Tensor, Tensor]
 """Inputs and targets, token ids, each (B, T)."""
 
 
+BYTES = 256
 SCORED_AT_ONCE = 16_384  # tokens whose logits are in float32 at a time: 3 GB with 50,304 logits each
 
 
@@ -185,8 +186,10 @@ class LanguageModel(LightningModule):
             self._compiled = True
         self.use_compile = False  # once: Lightning calls this hook for every fit, validate and test
         data = getattr(self.trainer, "datamodule", None)
-        # Without a datamodule, for example when a user's own code calls fit, every token counts as a byte.
-        self.val_bpb = BitsPerByte(getattr(data, "token_bytes", None)) if getattr(data, "counts_bytes", True) else None
+        token_bytes = getattr(data, "token_bytes", None)
+        # Data of a user, and fit without a datamodule, may not declare it: then every token that can be a byte is one.
+        counts_bytes = getattr(data, "counts_bytes", token_bytes is not None or self.gpt.vocab_size <= BYTES)
+        self.val_bpb = BitsPerByte(token_bytes) if counts_bytes else None
 
     def prepare_in_pieces(self) -> Iterator[None]:
         """Runs the parts' work before the first step, such as filling a memory.
@@ -313,9 +316,14 @@ class LanguageModel(LightningModule):
         if not gradient_clip_val:
             return
         if gradient_clip_algorithm == "value":
+            self._grad_norm = nn.utils.get_total_norm([p.grad for p in params if p.grad is not None])
             nn.utils.clip_grad_value_(params, gradient_clip_val)
         else:
             self._grad_norm = nn.utils.clip_grad_norm_(params, gradient_clip_val)
+
+    def on_validation_model_zero_grad(self) -> None:
+        self._grad_norm = self.grad_norm()  # of the last step; TrainLog asks for it when the validation begins
+        super().on_validation_model_zero_grad()
 
     def grad_norm(self) -> Tensor:
         """Norm of the last step's gradients before clipping, (), without those that are not clipped."""

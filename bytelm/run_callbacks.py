@@ -10,6 +10,7 @@ from bytelm.callbacks import (
     BudgetBar,
     ClaimFolder,
     CorpusWatch,
+    FinalValidation,
     Header,
     Interruption,
     KeepOnDataError,
@@ -38,6 +39,7 @@ def added_callbacks(
     validations: Validations | None,
     config: dict[str, Any] | None,
     of_language_model: bool = True,
+    of_token_data: bool = True,
 ) -> list[Callback]:
     """Returns the callbacks of a run that its user does not choose, in addition to those with a key.
 
@@ -48,13 +50,15 @@ def added_callbacks(
         folder: The run's folder; None for a run without one.
         validations: See `validation_times`.
         config: The run's config, as plain values; None for a run that was made from objects.
-        of_language_model: Whether the module is a LanguageModel and the data are TokenData.
+        of_language_model: Whether the module is a LanguageModel.
+        of_token_data: Whether the data are TokenData.
     """
     signals, trained = Signals(), TrainedWeights()
     added: list[Callback] = [signals, Interruption(signals), trained, KeepTrainedWeights(trained)]
     added += [ValidationLog(), RankWatch(), RunRecord(), Schedules(schedules), CorpusWatch(), KeepOnDataError()]
+    added.append(Resume(config or {}) if of_language_model and of_token_data else FinalValidation())
     if of_language_model:
-        added += [TrainLog(), Resume(config or {})]
+        added.append(TrainLog())
     if validations is not None:
         added.append(validations)
     if folder is not None:

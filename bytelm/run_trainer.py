@@ -19,6 +19,8 @@ from bytelm.runs import checkpoint_io
 from bytelm.runs.checkpoint_io import AtomicCheckpointIO, errors_are_the_checkpoints
 from bytelm.strategies import check_devices, check_launch, make_strategy
 
+_SHORT_PRECISIONS = {"16": "16-mixed", "bf16": "bf16-mixed", "32": "32-true", "64": "64-true"}  # Lightning's
+
 
 def check_given(settings: Mapping[str, Any], trains: bool = True) -> None:
     """Checks options of the Trainer before it is made.
@@ -67,11 +69,23 @@ def changed_options(settings: Mapping[str, Any]) -> dict[str, Any]:
     if (strategy := make_strategy(settings.get("strategy"))) is not settings.get("strategy"):
         changed["strategy"] = strategy
     plugins = as_list(settings.get("plugins"))
-    if any(isinstance(plugin, Precision) for plugin in plugins):
+    for plugin in (plugin for plugin in plugins if isinstance(plugin, Precision)):
+        _check_precision(settings.get("precision"), plugin)
         changed["precision"] = None  # Lightning accepts only one of the two
     for plugin in (*plugins, getattr(settings.get("strategy"), "_checkpoint_io", None)):
         checkpoint_io.prepare(plugin)
     return changed
+
+
+def _check_precision(given: Any, plugin: Precision) -> None:
+    """Rejects `trainer.precision` beside a plugin of another precision, which alone would have an effect.
+
+    Raises:
+        ConfigError: The two differ.
+    """
+    if given is not None and _SHORT_PRECISIONS.get(str(given), str(given)) != plugin.precision:
+        reason = f"trainer.plugins has {type(plugin).__name__} ({plugin.precision}); accepted: one of the two"
+        raise ConfigError("trainer.precision", given, reason)
 
 
 @contextmanager

@@ -111,7 +111,7 @@ def fit(
     limit: str | list[str] | None = None,
     lr_schedule: Schedule | None = None,
     schedules: Mapping[str, Schedule] | None = None,
-    callbacks: Callback | Sequence[Callback] = (),
+    callbacks: Callback | Sequence[Callback] | None = None,
     experiment: str | None = None,
     seed: int | None = None,
     **trainer: Any,
@@ -147,13 +147,16 @@ def fit(
     with _run_errors():
         if configs:
             given = {"model": model, "data": data, "limit": limit, "lr_schedule": lr_schedule, "schedules": schedules}
-            for key, value in {**given, "callbacks": callbacks or None, "seed": seed, **trainer}.items():
+            for key, value in {**given, "callbacks": callbacks, "seed": seed, **trainer}.items():
                 if value is not None:
                     raise ConfigError(key, value, "accepted without configs; with configs, it is a key of theirs")
             return _fit_configs(configs, experiment)
         if model is None or data is None:
             missing = "model" if model is None else "data"
             raise ConfigError(missing, None, "accepted: configs, or a model and data")
+        if "ckpt_path" in trainer:
+            reason = 'accepted with configs: fit("my.yaml", {"ckpt_path": "last"}) resumes a run'
+            raise ConfigError("ckpt_path", trainer["ckpt_path"], reason)
         for key in trainer.keys() - inspect.signature(Trainer).parameters.keys():
             raise ConfigError(key, trainer[key], "accepted: arguments of fit, and options of Lightning's Trainer")
         for key, value, kind in (("model", model, GPT | LightningModule), ("data", data, LightningDataModule)):
@@ -165,13 +168,34 @@ def fit(
         if seed is not None and not (isinstance(seed, int) and 0 <= seed < 2**32):
             raise ConfigError("seed", seed, "accepted: a whole number from 0 to 2**32 - 1")
         made = LanguageModel(model) if isinstance(model, GPT) else model
-        own = [callbacks] if isinstance(callbacks, Callback) else [*callbacks]
-        with _keys_as_arguments():
+        own = [callbacks] if isinstance(callbacks, Callback) else [*(callbacks or ())]
+        with _keys_as_arguments(), _callbacks_configured(made, own) as own:
             _check_callbacks(own, trainer)
             all_schedules = merged(lr_schedule, schedules or {})
             seed_everything(42 if seed is None else seed, workers=True, verbose=False)
             own = [_budget("180s" if limit is None else limit), *own]
             return _fit_objects(made, data, own, all_schedules, experiment or "python", trainer)
+
+
+@contextmanager
+def _callbacks_configured(module: LightningModule, given: list[Callback]) -> Iterator[list[Callback]]:
+    """Context in which a module's `configure_callbacks` returns nothing, with its callbacks in the list, as Lightning.
+
+    Lightning would add them when the run begins: unchecked, and after bytelm's callbacks.
+
+    Args:
+        module: The module.
+        given: The callbacks that are given beside it. Of these, the module's replace those of the same class, or of a
+            base of it.
+    """
+    made = module.configure_callbacks()
+    own = [made] if isinstance(made, Callback) else [*made]
+    kept = [each for each in given if type(each) is Callback or not any(isinstance(one, type(each)) for one in own)]
+    module.configure_callbacks = list  # type: ignore[method-assign]
+    try:
+        yield [*kept, *own]
+    finally:
+        del module.configure_callbacks
 
 
 def _check_callbacks(callbacks: list[Callback], options: Mapping[str, Any]) -> None:
@@ -265,10 +289,10 @@ def _fit_objects(
         folder = RunFolder(runs_root(options.get("default_root_dir")) / experiment)
         if options.get("logger") in (None, True):
             options["logger"] = TensorBoardLogger()
-    is_language_model = isinstance(module, LanguageModel) and isinstance(data, TokenData)
     times, validations = validation_times(options, scope="training")
     callbacks = [*callbacks, *_with_a_key(module, data, options)]
-    callbacks += added_callbacks(options, schedules, folder, validations, None, is_language_model)
+    kinds = isinstance(module, LanguageModel), isinstance(data, TokenData)
+    callbacks += added_callbacks(options, schedules, folder, validations, None, *kinds)
     changed = {**run_trainer.changed_options(options), **times, **shown_by_lightning(options)}
     with run_trainer.errors_of_options(named):
         trainer = Trainer(**{**options, **changed, "callbacks": callbacks})
@@ -350,9 +374,10 @@ def _with_a_key(module: LightningModule, data: LightningDataModule, options: Map
     if isinstance(module, LanguageModel) and isinstance(data, TokenData):
         made += [Throughput(), Samples()]
     if options.get("enable_checkpointing") is not False and not options.get("fast_dev_run"):
-        made.append(LastCheckpoint())
-        if isinstance(data, TokenData):
+        # In this order: Lightning's `ckpt_path="best"` is the best of the first one.
+        if isinstance(module, LanguageModel) and isinstance(data, TokenData):
             made.append(BestCheckpoint(monitor=score_for(data.counts_bytes).tag, filename="best"))
+        made.append(LastCheckpoint())
     given = tuple(type(callback) for callback in options["callbacks"])
     return [callback for callback in made if not any(issubclass(kind, type(callback)) for kind in given)]
 

@@ -11,6 +11,7 @@ else:
     from bytelm.callbacks.best_checkpoint import BestCheckpoint
     from bytelm.callbacks.corpus_watch import CorpusWatch, KeepOnDataError
     from bytelm.callbacks.divergence import Divergence
+    from bytelm.callbacks.final_validation import FinalValidation
     from bytelm.callbacks.header import Header
     from bytelm.callbacks.interruption import Interruption, Signals
     from bytelm.callbacks.last_checkpoint import LastCheckpoint
@@ -49,6 +50,7 @@ __all__ = [
     "CorpusWatch",
     "Cosine",
     "Divergence",
+    "FinalValidation",
     "FromFunction",
     "Header",
     "Interruption",

@@ -13,7 +13,6 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from bytelm.callbacks.last_checkpoint import LastCheckpoint
 from bytelm.callbacks.time_budget import TimeBudget
-from bytelm.callbacks.warm_up import data_position
 from bytelm.config.messages import note
 from bytelm.data.base import TokenData
 from bytelm.errors import DataError, run_error
@@ -65,18 +64,9 @@ class KeepOnDataError(Callback):
     def __init__(self) -> None:
         super().__init__()
         self._trains = False
-        self._step = 0
-        self._position: dict[str, Any] | None = None  # position of the data after the last step
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._trains = True
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        # Some of the batches that are accumulated into a step may have been taken before the one that cannot be read.
-        if trainer.accumulate_grad_batches > 1 and trainer.global_step != self._step:
-            self._step, self._position = trainer.global_step, data_position(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         error = run_error(exception)
@@ -85,7 +75,5 @@ class KeepOnDataError(Callback):
             return
         if trainer.world_size > 1 and not error.on_all_ranks:
             return
-        if self._position is not None:
-            trainer.train_dataloader.load_state_dict(self._position)  # type: ignore[union-attr]
         if last.save(trainer):
             note(f"step {budget.steps} is in {last.path}; --ckpt_path last resumes from there, with the same data")

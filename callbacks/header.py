@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from torch.nn.parameter import is_lazy
 from tqdm import tqdm
 
 from bytelm.callbacks.run_folder import claim_of, run_folder
@@ -38,7 +39,7 @@ class Header(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit":
             self._folder = run_folder(trainer) if claim_of(trainer) is not None else None
-            self._n_parameters = sum(each.numel() for each in pl_module.parameters())  # before a strategy shards them
+            self._n_parameters = count_parameters(pl_module)  # before a strategy shards them
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.is_global_zero:
@@ -53,6 +54,11 @@ class Header(Callback):
         if budget.steps:
             lines["resume"] = f"after step {budget.steps:,}, with {_left(budget)} left"
         show(f"{key:6}  {text}" for key, text in lines.items())
+
+
+def count_parameters(module: torch.nn.Module) -> int:
+    """Returns the number of parameters, without those of lazy layers that have seen no batch."""
+    return sum(each.numel() for each in module.parameters() if not is_lazy(each))
 
 
 def show(lines: Iterable[str]) -> None:

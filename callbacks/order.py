@@ -10,6 +10,7 @@ from lightning.pytorch.cli import SaveConfigCallback
 from bytelm.callbacks.averages import KeepTrainedWeights, TrainedWeights
 from bytelm.callbacks.corpus_watch import CorpusWatch, KeepOnDataError
 from bytelm.callbacks.divergence import Divergence
+from bytelm.callbacks.final_validation import FinalValidation
 from bytelm.callbacks.header import Header
 from bytelm.callbacks.interruption import Interruption, Signals
 from bytelm.callbacks.memory_limit import MemoryLimit
@@ -65,6 +66,7 @@ ORDER = (
     Place(Validations, "after the budget, whose progress it reads; before checkpoints, which store what is due"),
     Place(Samples, "after the budget, which stops its clock for them"),
     Place(Resume, "after the budget, which says at which step the run is, and after all that may change its weights"),
+    Place(FinalValidation, "where there is no Resume, which is one; after all that may change the weights"),
     Place(RankWatch, "before RunRecord: in on_exception it finds out which rank was lost"),
     Place(KeepOnDataError, "before RunRecord: in on_exception it writes the checkpoint that the record names"),
     Place(RunRecord, "after all that may change what came of the run"),

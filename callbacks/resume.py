@@ -3,8 +3,8 @@
 Weights, optimizer, budget and data position are restored by their owners. This callback restores everything without an
 owner: random states, Lightning's counters, a validation that was due when the run was cut, and the logs of the last
 step. TensorBoard drops that step and everything that the cut run logged after it: each value appears once, whether or
-not the validation was logged before the cut. The end of a run is handled here too, because it has the same duty: the
-score is always that of the final weights, whatever ended the run.
+not the validation was logged before the cut. A Resume is the FinalValidation of its run: at the end of a run, too, a
+validation may still be due.
 """
 
 import os
@@ -13,16 +13,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 
+from bytelm.callbacks.final_validation import FinalValidation, validate
 from bytelm.callbacks.time_budget import TimeBudget
+from bytelm.callbacks.warm_up import data_position
 from bytelm.data.base import TokenData
 from bytelm.data.epochs import limited
+from bytelm.log_steps import ends_step
 from bytelm.runs.checkpoints import CONFIG, Contents, set_counters
 from bytelm.runs.logger import TensorBoardLogger
 
 
-class Resume(Callback):
+class Resume(FinalValidation):
     """Saves and restores random states; runs a validation, or the end of an epoch, that is still due.
 
     Args:
@@ -32,12 +35,11 @@ class Resume(Callback):
     def __init__(self, config: dict[str, Any]) -> None:
         super().__init__()
         self.config = config
-        self._validated_step = -1
-        self._validated_weights: list[float] | None = None
         self._ended_step: int | None = -1  # the step after which the hooks of an epoch's end were called; None: unknown
         self._random_states: list[dict[str, Any]] | None = None
         self._logged: dict[int, dict[str, float]] = {}
         self._trainer: Trainer | None = None
+        self._position: tuple[int, dict[str, Any]] | None = None  # the last step that has ended, and that of the data
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._trainer = trainer
@@ -69,6 +71,13 @@ class Resume(Callback):
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         checkpoint[CONFIG] = self.config
+        if self._position is None or self._position[0] != trainer.global_step:
+            return  # nothing was trained, or the step has just ended
+        # In the middle of a step, as after an error, some of its batches have been taken.
+        position = self._position[1]
+        checkpoint.get(type(trainer.datamodule).__qualname__, {}).update(position)  # type: ignore[attr-defined]
+        if loops := checkpoint.get("loops"):
+            loops["fit_loop"]["state_dict"]["combined_loader"] = [position]
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Sets Lightning's counters to their values after the last finished step."""
@@ -77,6 +86,7 @@ class Resume(Callback):
             set_counters(checkpoint, contents.steps, trainer.accumulate_grad_batches, _batches_per_epoch(trainer))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._note_position(trainer)
         states = self._random_states or []
         if len(states) == trainer.world_size:
             set_random_states(states[trainer.global_rank])
@@ -93,31 +103,22 @@ class Resume(Callback):
             if logged and isinstance(logger, TensorBoardLogger):
                 logger.log_metrics(logged, steps - 1)
         if validates:
-            _validate(trainer)
+            validate(trainer)
         if self._ended_step not in (None, steps) and (trainer.should_stop or _ends_epoch(trainer, steps)):
             _end_epoch(trainer, steps)
 
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if ends_step(trainer, batch_idx):
+            self._note_position(trainer)
+
+    def _note_position(self, trainer: Trainer) -> None:
+        if (position := data_position(trainer)) is not None:
+            self._position = trainer.global_step, position
+
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._ended_step = TimeBudget.of(trainer).steps
-
-    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.state.fn == "fit":
-            self._validated_weights = fingerprint(pl_module)  # an average may have replaced the trained ones
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.state.fn == "fit":
-            self._validated_step = TimeBudget.of(trainer).steps
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Validates the final weights, unless the last validation was of these.
-
-        It was of others if `check_val_every_n_epoch` skips the last epoch, if a callback stopped the run at the end of
-        an epoch, or if a callback changed the weights at the end of the run.
-        """
-        same = self._validated_step == TimeBudget.of(trainer).steps
-        same = same and self._validated_weights == fingerprint(pl_module)
-        if trainer.enable_validation and not trainer.strategy.reduce_boolean_decision(same):
-            _validate(trainer)
 
 
 def random_states() -> dict[str, Any]:
@@ -161,20 +162,6 @@ def _seed_apart(rank: int) -> None:
     torch.manual_seed(seed)
     random.seed(seed)
     np.random.seed(seed % 2**32)
-
-
-def fingerprint(pl_module: LightningModule) -> list[float]:
-    """Returns sums that distinguish weights. For a weight that is split over ranks, they are of this rank's share."""
-    with torch.no_grad():
-        shares = (each.to_local() if hasattr(each, "to_local") else each for each in pl_module.parameters())
-        weights = [share.float() for share in shares]
-        return torch.stack([total for each in weights for total in (each.sum(), each.square().sum())]).tolist()
-
-
-def _validate(trainer: Trainer) -> None:
-    trainer.validating = True
-    trainer.fit_loop.epoch_loop.val_loop.run()
-    trainer.training = True
 
 
 def _end_epoch(trainer: Trainer, steps: int) -> None:

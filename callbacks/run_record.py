@@ -17,8 +17,10 @@ import lightning
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from torch.nn.parameter import is_lazy
 
 import bytelm
+from bytelm.callbacks.header import count_parameters
 from bytelm.callbacks.last_checkpoint import LastCheckpoint
 from bytelm.callbacks.run_folder import claim_of, run_folder
 from bytelm.callbacks.throughput import Throughput
@@ -62,6 +64,7 @@ class RunRecord(Callback):
         self._loss = StepLoss()
         self._train_loss: float | None = None
         self._num_params = 0
+        self._is_lazy = False  # whether some parameters had no sizes before the first batch
         self._folder: str | None = None
         self._trainer: Trainer | None = None
         self._earlier_seconds = 0.0  # time of the run's earlier processes
@@ -81,7 +84,8 @@ class RunRecord(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._trainer = trainer
-        self._num_params = sum(p.numel() for p in pl_module.parameters())  # before a strategy shards them
+        self._num_params = count_parameters(pl_module)  # before a strategy shards them
+        self._is_lazy = any(is_lazy(p) for p in pl_module.parameters())
         # Read here, on all ranks: at the end, only one of them may be left.
         kept = stage == "fit" and (claim_of(trainer) is not None or bool(trainer.loggers))
         folder = run_folder(trainer) if kept else None
@@ -97,6 +101,8 @@ class RunRecord(Callback):
         self._loss.add(trainer, outputs, batch_idx)  # read only at the end, as reading waits for the device
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._is_lazy:
+            self._num_params = count_parameters(pl_module)
         self._read_loss()
         known = self._record(trainer)
         self._write(known)
@@ -122,6 +128,7 @@ class RunRecord(Callback):
         budget = TimeBudget.of(trainer)
         scores = {key: float(value) for key, value in trainer.callback_metrics.items()}
         seconds = budget.training_seconds
+        tokens = None if budget.counts_tokens is False else budget.tokens
         last = LastCheckpoint.of(trainer)
         data = getattr(trainer, "datamodule", None)
         elapsed = process_age()  # read once: wall_time_secs contains total_time_secs
@@ -137,9 +144,9 @@ class RunRecord(Callback):
             "total_time_secs": round(elapsed, 3),
             "startup_time_secs": _rounded(budget.startup_seconds, 3),
             "num_params_M": round(self._num_params / 1e6, 4),
-            "tokens_per_sec": round(budget.tokens / seconds, 1) if seconds else None,
+            "tokens_per_sec": round(tokens / seconds, 1) if seconds and tokens is not None else None,
             "mfu": _rounded(_mfu(trainer, budget.tokens / seconds), 4) if seconds else None,
-            "tokens_seen": budget.tokens,
+            "tokens_seen": tokens,
             "total_flops": budget.flops if budget.counts_flops else None,
             "peak_memory_mb": peak_memory_mb(),
             "started_at": utc(time.time() - process_age()),

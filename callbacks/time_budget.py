@@ -336,13 +336,17 @@ class TimeBudget(Callback):
         self.pause(trainer)
 
     def state_dict(self) -> dict[str, Any]:
+        # Callbacks before this one may save a checkpoint of a step that has ended, and is not yet counted here.
+        ended = 0
+        if self._trainer is not None and self._trainer.training and not self._over:
+            ended = max(self._trainer.global_step - self._trainer_step, 0)
         return {
             "training_seconds": self.training_seconds,
             "run_seconds": self._earlier_seconds + process_age(),
             "step_seconds": [tuple(pace) for pace in self._paces],
-            "steps": self.steps,
-            "tokens": self.tokens,
-            "flops": self.flops,
+            "steps": self.steps + ended,
+            "tokens": self.tokens + (self._next_tokens if ended else 0),
+            "flops": self.flops + (self._next_flops if ended else 0),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -280,6 +280,7 @@ OPTIONS = {
     "limit_train_batches 0.001": ["limit_train_batches", "an epoch has", "from 0.0"],
     "overfit_batches 0.001": ["overfit_batches", "an epoch has", "from 0.0"],
     "limit_val_batches 0.01": ["limit_val_batches", "from 0.12"],
+    "check_val_every_n_epoch -1": ["check_val_every_n_epoch: -1 ", "from 1"],
     "check_val_every_n_epoch 0": ["check_val_every_n_epoch", "from 1"],
     "reload_dataloaders_every_n_epochs 1": ["reload_dataloaders_every_n_epochs", "accepted: 0"],
     "limit_train_batches 3 --trainer.accumulate_grad_batches 2": ["limit_train_batches: 3 ", "such as 2"],

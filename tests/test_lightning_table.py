@@ -114,6 +114,7 @@ def test_an_option_without_its_effect_is_ignored(folder):
 def test_a_rejection_is_one_line_that_names_the_option(folder):
     line = "bytelm: error: trainer.devices: 0 cannot be used"
     assert judged(folder, status=2, err=line) == Result("rejected", "trainer.devices: 0 cannot be used")
+    assert judged(folder, status=2, err=f"bytelm: note: an option\n{line}").outcome == "rejected"
     assert judged(folder, status=2, err=line, key="num_nodes").outcome == "fails"
     assert judged(folder, status=2, err=f"a warning\n{line}").outcome == "fails"
     (folder / "runs").mkdir()

@@ -1,6 +1,7 @@
 """Training from Python: `fit` with configs and with objects."""
 
 import json
+import math
 import os
 import sys
 import warnings
@@ -16,9 +17,12 @@ from lightning.pytorch.callbacks import (
     LearningRateFinder,
     LearningRateMonitor,
     ModelCheckpoint,
+    ProgressBar,
     StochasticWeightAveraging,
     Timer,
+    TQDMProgressBar,
 )
+from memory_logger import MemoryLogger
 
 import bytelm
 from bytelm import fit, load
@@ -165,6 +169,89 @@ def test_any_module_and_any_data_train(folder):
     run = fit(model=Line(), data=Numbers(), limit="6 steps", accelerator="cpu", enable_progress_bar=False)
     assert run.record["total_steps"] == 6
     assert run.val_bpb is None
+    lazy = Line()
+    lazy.layer = torch.nn.LazyLinear(999)
+    run = fit(model=lazy, data=Numbers(), limit="1 steps", accelerator="cpu", enable_progress_bar=False)
+    assert run.record["num_params_M"] == 0.002
+
+
+class Configured(Line):
+    """A module with callbacks of its own."""
+
+    def __init__(self, *callbacks):
+        super().__init__()
+        self.own = callbacks
+
+    def configure_callbacks(self):
+        return self.own
+
+
+def test_the_callbacks_that_a_module_configures_are_the_users(folder):
+    options = {"data": Numbers(), "limit": "3 steps", "accelerator": "cpu", "enable_model_summary": False}
+    bar, mine, steps = TQDMProgressBar(), Samples(max_new_tokens=0), Steps()
+    run = fit(model=Configured(bar, mine, steps), callbacks=[Steps()], **options)
+    callbacks = run.trainer.callbacks
+    assert [each for each in callbacks if isinstance(each, Steps | Samples | ProgressBar)] == [bar, steps, mine]
+    assert callbacks.index(steps) < callbacks.index(TimeBudget.of(run.trainer)) < callbacks.index(mine)
+    assert len(steps.lrs) == 3
+    assert run.module.configure_callbacks() == (bar, mine, steps)
+    with pytest.raises(ConfigError, match="callbacks: 'Timer' cannot be used"):
+        fit(model=Configured(Timer("00:00:01:00")), **options)
+
+
+class Bigram(pl.LightningModule):
+    """A module of the user's that trains on bytelm's data."""
+
+    def __init__(self):
+        super().__init__()
+        self.logits = torch.nn.Embedding(256, 256)
+
+    def training_step(self, batch, batch_idx):
+        return torch.nn.functional.cross_entropy(self.logits(batch[0]).flatten(0, 1), batch[1].flatten())
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+class Tokens(pl.LightningDataModule):
+    """Data of the user's that a GPT trains on; an epoch has 4 batches, and a validation one."""
+
+    def train_dataloader(self):
+        return torch.utils.data.DataLoader([(torch.arange(32) + i, torch.arange(1, 33)) for i in range(8)], 2)
+
+    def val_dataloader(self):
+        return torch.utils.data.DataLoader([(torch.arange(32), torch.arange(1, 33))])
+
+
+def test_a_module_of_the_users_trains_on_bytelms_data_and_a_gpt_on_the_users(folder):
+    options = {"accelerator": "cpu", "enable_model_summary": False, "enable_progress_bar": False}
+    run = fit(model=Bigram(), data=corpus(), limit="2 steps", **options)
+    unknown = dict.fromkeys(("tokens_seen", "tokens_per_sec", "val_bpb"))
+    assert run.record | unknown | {"status": "completed", "total_steps": 2} == run.record
+
+    logger = MemoryLogger()
+    run = fit(model=gpt(), data=Tokens(), limit="10 steps", check_val_every_n_epoch=2, logger=logger, **options)
+    assert [step for step, _ in logger.values["train/loss"]] == [*range(8), 9]
+    assert [step for step, _ in logger.values["val/loss"]] == [7, 9]  # the end of the run, too
+    assert run.record["val_loss"] == pytest.approx(logger.values["val/loss"][-1][1], abs=1e-6)
+    assert run.val_bpb == pytest.approx(run.record["val_loss"] / math.log(2), abs=1e-5)
+
+    words = GPT(d_model=16, n_heads=2, n_layers=1, d_ff=32, max_seq_len=32, vocab_size=300)
+    assert fit(model=words, data=Tokens(), limit="1 steps", **options).val_bpb is None  # bytes of a token are not known
+    data = Tokens()
+    data.token_bytes = torch.full((300,), 2)
+    run = fit(model=words, data=data, limit="1 steps", **options)
+    assert run.val_bpb == pytest.approx(run.record["val_loss"] / math.log(2) / 2, abs=1e-5)
+
+
+def test_the_trainer_of_a_run_scores_its_checkpoints(folder):
+    options = {"accelerator": "cpu", "enable_model_summary": False, "enable_progress_bar": False}
+    run = fit(model=gpt(), data=corpus(), limit="8 steps", val_check_interval="50%", **options)
+    with torch.no_grad():
+        run.module.gpt.embedding.weight.zero_()
+    for name in ("last", "best"):
+        (scores,) = run.trainer.validate(run.module, run.trainer.datamodule, ckpt_path=name, verbose=False)
+        assert scores["val/bpb"] == pytest.approx(run.val_bpb, abs=1e-6)
 
 
 class Text(Numbers):
@@ -232,6 +319,8 @@ OF_OBJECTS = [
     ({"val_check_interval": 0}, "val_check_interval: 0"),
     ({"reload_dataloaders_every_n_epochs": 1}, "reload_dataloaders_every_n_epochs: 1"),
     ({"barebones": True}, "barebones: True"),
+    ({"ckpt_path": "last"}, "ckpt_path: 'last' cannot be used; accepted with configs: fit("),
+    ({"check_val_every_n_epoch": -1}, "check_val_every_n_epoch: -1"),
     ({"logger": "CSVLogger"}, "logger: 'CSVLogger' cannot be used; accepted: objects of subclasses"),
     (
         {"limit": "5%"},
@@ -239,6 +328,7 @@ OF_OBJECTS = [
     ),
     ({"num_nodes": 2}, "num_nodes: 2 cannot be used; MASTER_ADDR"),
     ({"precision": "fp9"}, "precision: 'fp9'"),
+    ({"accelerator": None}, "accelerator: None"),
     ({"strategy": "deep"}, "strategy: 'deep' cannot be used; accepted: auto, ddp"),
     ({"enable_checkpointing": False, "callbacks": [ModelCheckpoint()]}, "enable_checkpointing: False"),
     ({"logger": False, "callbacks": [LearningRateMonitor()]}, "callbacks: 'LearningRateMonitor'"),
@@ -295,7 +385,9 @@ def test_options_of_the_command_are_those_of_objects(folder):
     run = fit(model=gpt(), data=corpus(), callbacks=steps, logger=True, **options)  # one callback, not in a list
     assert [*run.folder.glob("events.out*")]
     assert isinstance(run.trainer.strategy.checkpoint_io, AtomicCheckpointIO)
-    again = fit(model=Line(), data=Numbers(), reload_dataloaders_every_n_epochs=1, **options)  # its loaders may change
+    again = fit(
+        model=Line(), data=Numbers(), reload_dataloaders_every_n_epochs=1, callbacks=None, **options
+    )  # its loaders may change
     assert again.record["status"] == "completed"
 
 

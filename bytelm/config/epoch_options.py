@@ -39,6 +39,10 @@ def validation_times(given: Mapping[str, Any], scope: str) -> tuple[dict[str, An
         ConfigError: `val_check_interval` is not accepted.
     """
     every, epochs = given.get("val_check_interval"), given.get("check_val_every_n_epoch")
+    if given.get("fast_dev_run"):  # Lightning validates once, at its end
+        if isinstance(every, str) and every != AUTO and ":" not in every:
+            _duration(every)
+        return {"val_check_interval": None}, None
     if every == AUTO:
         if epochs is not None:
             return {"val_check_interval": None}, None
@@ -94,8 +98,8 @@ def check_counts(given: Mapping[str, Any]) -> None:
             raise ConfigError(f"trainer.{key}", 0, "nothing would be trained; time_budget.limit ends a run")
     if given.get("limit_train_batches") == 0:
         raise ConfigError("trainer.limit_train_batches", 0, "nothing would be trained; accepted: more than 0")
-    if given.get("check_val_every_n_epoch") == 0:
-        raise ConfigError("trainer.check_val_every_n_epoch", 0, "accepted: epochs from 1, or null")
+    if (every := given.get("check_val_every_n_epoch")) is not None and every < 1:
+        raise ConfigError("trainer.check_val_every_n_epoch", every, "accepted: epochs from 1, or null")
 
 
 def check_epochs(trainer: Any, data: Any) -> None:
@@ -131,10 +135,29 @@ def check_epochs(trainer: Any, data: Any) -> None:
     if trainer.check_val_every_n_epoch is not None and isinstance(every, int) and every > n_batches:
         reason = f"an epoch has {n_batches} batches; accepted: up to {n_batches}, or check_val_every_n_epoch null"
         raise ConfigError("trainer.val_check_interval", every, reason)
-    share = trainer.limit_val_batches
-    if isinstance(share, float) and share > 0 and limited(n_val := len(data.val_dataloader()), share) == 0:
-        key = "overfit_batches" if trainer.overfit_batches else "limit_val_batches"
-        reason = f"it leaves none of {n_val} batches of validation; accepted: a number, or from {_share(1, n_val)}"
+    check_share(trainer, data, "validate")
+
+
+def check_share(trainer: Any, data: Any, command: str) -> None:
+    """Checks that the share of the batches that a command scores or predicts is not less than one batch.
+
+    Args:
+        trainer: The Trainer.
+        data: The trainer's TokenData.
+        command: The command.
+
+    Raises:
+        ConfigError: It is less.
+    """
+    short = {"validate": "val"}.get(command, command)
+    key = f"limit_{short}_batches"
+    share = getattr(trainer, key)
+    if not isinstance(share, float) or not 0 < share < 1:
+        return
+    if limited(n := len(getattr(data, f"{short}_dataloader")()), share) == 0:
+        key = "overfit_batches" if trainer.overfit_batches else key
+        of = {"validate": "validation", "predict": "prediction"}.get(command, command)
+        reason = f"it leaves none of {n} batches of {of}; accepted: a number, or from {_share(1, n)}"
         raise ConfigError(f"trainer.{key}", share, reason)
 
 

@@ -75,6 +75,9 @@ def trainer_error(error: Exception, given: Mapping[str, Any]) -> ConfigError:
     reason = " ".join(str(error).split())
     if "interactive environment" in reason:  # it recommends ddp_notebook
         return ConfigError("trainer.strategy", given.get("strategy"), f"{ONE_RANK}; accepted: auto, with 1 device")
+    if match := re.match(r"Found more than one stateful callback of type `(\w+)`", reason):
+        several = "there are several, whose states have one key in checkpoints; accepted: one, or a state_key for each"
+        return ConfigError("trainer.callbacks", match[1], several)
     defaults = inspect.signature(Trainer.__init__).parameters
     changed = {
         key: value for key, value in given.items() if key in defaults and value not in (None, defaults[key].default)
@@ -87,7 +90,8 @@ def trainer_error(error: Exception, given: Mapping[str, Any]) -> ConfigError:
         if isinstance(value, str) and re.search(rf"\b{re.escape(value)}\b", reason)
     ]
     signs = [key for sign, key in _SIGNS.items() if sign in reason]
-    found = [*signs, *(key for key in named if key in changed), *texts, *named]
+    quoted = [key for key, value in given.items() if key in defaults and f"{key}={value!r}" in reason]
+    found = [*signs, *quoted, *(key for key in named if key in changed), *texts, *named]
     if not found:
         options = ", ".join(f"{key}={value!r}" for key, value in changed.items())
         return ConfigError("trainer", options, reason)
@@ -174,6 +178,9 @@ def run_error_of(error: Exception, config: Mapping[str, Any], keys: Mapping[str,
     if match := re.match(r"Early stopping conditioned on metric `(.*?)` which is not available", reason):
         logged = reason.rpartition("following: ")[2].replace("`", "")
         return ConfigError("trainer.callbacks.monitor", match[1], f"it is not logged; accepted: {logged}")
+    if "your LightningModule has parameters that were not used" in reason:  # a step of any rank, mostly the first
+        unused = "some parameters get no gradient; accepted: ddp_find_unused_parameters_true"
+        return ConfigError("trainer.strategy", config["trainer"].get("strategy"), unused)
     if not isinstance(error, MisconfigurationException | ModuleNotFoundError):
         return None
     for owner, cause in _objects_behind(error):

@@ -33,7 +33,10 @@ _OF_A_RUN: dict[str, Condition] = {
 _REPLACED_BY = {
     "trainer.limit_train_batches": ("trainer.fast_dev_run", "trainer.overfit_batches"),
     "trainer.limit_val_batches": ("trainer.fast_dev_run", "trainer.overfit_batches"),
-    "trainer.overfit_batches": ("trainer.fast_dev_run",),
+    **{
+        f"trainer.{option}": ("trainer.fast_dev_run",)
+        for option in ("overfit_batches", "val_check_interval", "check_val_every_n_epoch", "num_sanity_val_steps")
+    },
 }
 _OF_TRAINING = (
     *("accumulate_grad_batches", "check_val_every_n_epoch", "detect_anomaly", "enable_checkpointing"),
@@ -46,6 +49,14 @@ TRAINING: tuple[str, ...] = (
     *("samples", "model.optimizer", "model.loss"),
     *(f"trainer.{option}" for option in _OF_TRAINING),
 )
+
+# Options that some commands use.
+_USED_BY = {
+    "trainer.limit_val_batches": ("fit", "validate"),
+    "trainer.limit_test_batches": ("test",),
+    "trainer.limit_predict_batches": ("predict",),
+    "trainer.inference_mode": ("validate", "test", "predict"),  # Lightning's validations in training are under no_grad
+}
 
 
 def without_effect(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> Iterator[str]:
@@ -79,6 +90,16 @@ def of_training(options: Iterable[str]) -> list[str]:
         options: Keys as given on the command line.
     """
     return sorted(option for option in options for key in TRAINING if f"{option}.".startswith(f"{key}."))
+
+
+def of_other_commands(options: Iterable[str], command: str) -> list[str]:
+    """Returns those of some options that have no effect in a command, but in others.
+
+    Args:
+        options: Keys as given on the command line.
+        command: The command.
+    """
+    return sorted(option for option in options if command not in _USED_BY.get(option, (command,)))
 
 
 def _inside(value: Any, key: str) -> Iterator[str]:

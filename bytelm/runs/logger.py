@@ -13,7 +13,7 @@ All other loggers are used unchanged and write where Lightning's documentation s
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from lightning.pytorch import Trainer, loggers
 from lightning.pytorch.loggers import Logger
@@ -44,6 +44,8 @@ class TensorBoardLogger(loggers.TensorBoardLogger):
     Raises:
         StorageError: The log cannot be written.
     """
+
+    UNUSED_WITH: ClassVar = {"name": ("save_dir", (None,)), "version": ("save_dir", (None,))}
 
     def __init__(
         self,

@@ -75,7 +75,7 @@ class Record(TypedDict, total=False):
     num_params_M: float  # parameters, in millions
     tokens_per_sec: float | None
     mfu: float | None  # share of the devices' peak FLOP/s, where that is known
-    tokens_seen: int
+    tokens_seen: int | None
     total_flops: int | None  # FLOPs of training by all ranks, as for mfu
     peak_memory_mb: float | None  # of the process
     peak_device_memory_mb: float  # of its GPU

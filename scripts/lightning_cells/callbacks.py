@@ -3,7 +3,7 @@
 from typing import Any
 
 from lightning_cells.cell import Cell, Check, Run, flags
-from lightning_cells.checks import never, says
+from lightning_cells.checks import TWO, never, says
 from lightning_cells.trainer_options import EPOCHS
 
 GROUP = "Callbacks"
@@ -58,6 +58,10 @@ CELLS = (
              "min_delta": "100"}, "ends the run when the training loss stops improving", Check(
              "ends after the second epoch", lambda run: (run.seen["steps"], 16)), *EPOCHS),
     callback("EarlyStopping", {"monitor": "val/bpb"}, "needs validations during the run", never),
+    callback("EarlyStopping", {"monitor": "val/bpb"}, "needs a score", never, "--trainer.val_check_interval", "2",
+             "--trainer.limit_val_batches", "0"),
+    callback("EarlyStopping", {"monitor": "val/bpb", "check_on_train_epoch_end": "true"},
+             "needs a validation in each epoch", never, "--trainer.val_check_interval", "2"),
     callback("EarlyStopping", {"monitor": "val/nothing"}, "a value that nobody logs: an error", never,
              "--trainer.val_check_interval", "2", key="val/nothing", observed=False),
     callback("ModelCheckpoint", {"monitor": "val/bpb", "filename": "mine"}, "keeps the best by a value",
@@ -68,6 +72,11 @@ CELLS = (
              "keeps every second step", has_files("at-step=2.ckpt", "at-step=4.ckpt", "at-step=6.ckpt")),
     callback("ModelCheckpoint", {"train_time_interval": "00:00:00:00.001", "save_top_k": "-1", "filename": "at-{step}"},
              "keeps one at intervals of time", has_files("at-*.ckpt")),
+    callback("ModelCheckpoint", {"filename": "last"}, "a file that the run writes itself", never, key="filename"),
+    callback("ModelCheckpoint", {"save_last": "true"}, "a file that the run writes itself", never, key="save_last"),
+    callback("ModelCheckpoint", {"every_n_epochs": "1", "filename": "mine"}, "saves after the validation of each epoch",
+             never, key="every_n_epochs"),
+    callback("ModelCheckpoint", {}, "an error for two whose states have one key", never, f"{PREFIX}+=ModelCheckpoint"),
     callback("ModelCheckpoint", {"monitor": "val/nothing"}, "a value that nobody logs: an error", never,
              key="val/nothing", observed=False),
     callback("Checkpoint", {}, "a checkpoint callback of your own", Check(
@@ -88,6 +97,7 @@ CELLS = (
     callback("RichModelSummary", {}, "the same, with the package rich", says("gpt", "Total params"), needs="rich"),
     callback("RichProgressBar", {}, "its bar", has_bar("Epoch 0"), needs="rich"),
     callback("TQDMProgressBar", {}, "its bar", has_bar("Epoch 0")),
+    callback("TQDMProgressBar", {}, "one bar", never, f"{PREFIX}+=RichProgressBar"),
     callback("ProgressBar", {}, "a bar of your own", has_bar("dot"), cls=MINE + "Bar"),
     callback("GradientAccumulationScheduler", {"scheduling": "{0: 2}"}, "a step is 2 batches", never),
     callback("GradientAccumulationScheduler", {"scheduling": "{0: 1, 1: 2}"}, "a step is 2 batches from epoch 1 on",
@@ -98,6 +108,9 @@ CELLS = (
              "begins at a share of max_epochs", never, *EPOCHS),
     callback("WeightAveraging", {}, "averages the weights of all steps", is_scored),
     callback("WeightAveraging", {}, "an average of your own", is_scored, cls=MINE + "HalfAverage"),
+    callback("WeightAveraging", {}, "two averages", never, f"{PREFIX}+=EMAWeightAveraging"),
+    callback("WeightAveraging", {}, "an average of weights that are split over ranks", never, *TWO,
+             "--trainer.strategy", "fsdp"),
     callback("EMAWeightAveraging", {"decay": "0.5"}, "a moving average of the weights", is_scored),
     callback("ModelPruning", {"pruning_fn": "l1_unstructured", "amount": "0.5"}, "sets half of the weights to 0",
              never),

@@ -8,6 +8,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+NOTE = "bytelm: note: "  # begins a line on standard error
+
 
 @dataclass(frozen=True)
 class Check:

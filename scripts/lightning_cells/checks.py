@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from lightning_cells.cell import Check, Run
+from lightning_cells.cell import NOTE, Check, Run
 
 TWO = ("--trainer.devices", "2", "--time_budget.limit", "3 steps")
 
@@ -65,3 +65,13 @@ def says(*words: str, steps: int = 6) -> Check:
         return ([word for word in words if word in said], run.seen["steps"]), ([*words], steps)
 
     return Check(f"prints {', '.join(f'`{word}`' for word in words)}", look)
+
+
+def notes(*lines: str, steps: int = 6) -> Check:
+    """Notes on options that have no effect, each on standard error, of a run that trains to its end."""
+
+    def look(run: Run) -> tuple[Any, Any]:
+        said = [line.removeprefix(NOTE) for line in run.err.splitlines()]
+        return ([line for line in lines if line in said], run.seen["steps"]), ([*lines], steps)
+
+    return Check("; ".join(f"the note `{line}`" for line in lines), look)

@@ -3,7 +3,7 @@
 from typing import Any
 
 from lightning_cells.cell import Cell, Check, Run
-from lightning_cells.checks import never
+from lightning_cells.checks import never, notes
 
 GROUP = "Loggers"
 MINE = "lightning_cells.yours."
@@ -53,6 +53,8 @@ CELLS = (
     logger("TensorBoardLogger", "TensorBoardLogger", "TensorBoard", in_tensorboard),
     logger("TensorBoardLogger", "TensorBoardLogger", "TensorBoard, in a folder that you name",
            in_folder("mine/**/events*"), "--trainer.logger.save_dir", "mine"),
+    logger("TensorBoardLogger", "TensorBoardLogger", "a name, in the folder that you name", notes(
+           "trainer.logger.name has no effect with trainer.logger.save_dir null"), "--trainer.logger.name", "mine"),
     logger("CSVLogger", "CSVLogger", "metrics.csv and hparams.yaml", in_csv, in_ci=True),
     logger("CSVLogger", "CSVLogger", "metrics.csv in a folder that you name", in_folder("mine/**/metrics.csv"),
            "--trainer.logger.save_dir", "mine"),

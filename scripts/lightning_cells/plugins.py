@@ -45,6 +45,8 @@ def _own_cluster(run: Run) -> tuple[Any, Any]:
 CELLS = (
     plugin("Precision", {}, "a precision of your own", says("own precision"), value=MINE + "OwnPrecision"),
     plugin("DoublePrecision", {}, "float64", dtypes("float64", "float64")),
+    plugin("DoublePrecision", {}, "an error beside another precision", never, "--trainer.precision", "bf16-mixed",
+           key="precision"),
     plugin("HalfPrecision", {"precision": "bf16-true"}, "bfloat16", dtypes("bfloat16", "bfloat16")),
     plugin("MixedPrecision", {"precision": "bf16-mixed", "device": "cpu"}, "float32 weights, products in bfloat16",
            dtypes("float32", "bfloat16")),

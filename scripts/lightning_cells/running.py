@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bytelm.errors import ConfigError
-from lightning_cells.cell import Cell, Run
+from lightning_cells.cell import NOTE, Cell, Run
 
 SCRIPTS = Path(__file__).resolve().parents[1]
 sys.path.append(str(SCRIPTS.parent / "tests"))
@@ -134,7 +134,7 @@ class Bench:
 
     def judge(self, cell: Cell, run: Run) -> Result:
         """Returns the result of a cell, from its run."""
-        lines = run.err.splitlines()
+        lines = [line for line in run.err.splitlines() if not line.startswith(NOTE)]
         said = _anonymous(lines[-1], run.folder) if lines else ""
         if run.status is None:
             return Result("hangs", f"after {self.timeout:g} s; {said}")

@@ -3,7 +3,7 @@
 from typing import Any
 
 from lightning_cells.cell import Cell, Check
-from lightning_cells.checks import TWO, clipped, never, ranks_agree, same_as_plain, trained
+from lightning_cells.checks import TWO, clipped, never, notes, ranks_agree, same_as_plain, trained
 from lightning_cells.running import EPOCH, VALIDATION
 
 GROUP = "Options of the Trainer"
@@ -40,6 +40,10 @@ CELLS = (
     option("fast_dev_run", "2", "two batches of each", Check(
         "2 batches of training, 2 of validation",
         lambda run: ((len(run.seen["batches"]), run.validated), (2, [2])))),
+    option("fast_dev_run", "3", "replaces val_check_interval, by one validation at its end", Check(
+        "1 validation, and the note `trainer.val_check_interval has no effect with trainer.fast_dev_run 3`",
+        lambda run: ((run.steps, "val_check_interval has no effect with" in run.err), ([3], True))),
+        "--trainer.val_check_interval", "10%"),
     option("max_epochs", "1", "ends after one epoch", never, *EPOCHS),
     option("max_epochs", "-1", "no limit", trained(20), *EPOCHS),
     option("min_epochs", "2", "trains two epochs at least", never),
@@ -60,6 +64,8 @@ CELLS = (
         "1 of 3 batches", lambda run: (set(run.validated), {1}))),
     option("limit_val_batches", "0", "validates nothing", Check(
         "no batches, no score", lambda run: ((run.validated, run.score), ([], None)))),
+    option("limit_test_batches", "2", "a limit of test; no effect in fit", notes(
+        "trainer.limit_test_batches: no effect in fit")),
     option("limit_test_batches", "2", "tests 2 batches", Check(
         "2 batches", lambda run: (run.seen["test"], 2)), command="test"),
     option("limit_test_batches", "0.4", "tests a share of the batches", Check(
@@ -75,6 +81,17 @@ CELLS = (
     option("overfit_batches", "0.5", "trains on half of the batches", Check(
         "4 of 8 batches, again and again",
         lambda run: (run.seen["batches"], run.seen["batches"][: EPOCH // 2] * 5)), *EPOCHS),
+    option("overfit_batches", "2", "replaces limit_train_batches", notes(
+        "trainer.limit_train_batches has no effect with trainer.overfit_batches 2"),
+        "--trainer.limit_train_batches", "4"),
+    option("limit_train_batches", "3", "not a whole number of steps", never, "--trainer.accumulate_grad_batches", "2"),
+    option("val_check_interval", "33%", "batches, or a share of an epoch; here also a share of the run", Check(
+        "after steps 2, 4, 6", lambda run: (run.steps, [2, 4, 6]))),
+    option("val_check_interval", "33%", "with check_val_every_n_epoch, a share of the run has no meaning", never,
+           "--trainer.check_val_every_n_epoch", "1"),
+    option("val_check_interval", "2", "no effect without validation", notes(
+        "trainer.val_check_interval has no effect with trainer.limit_val_batches 0"),
+        "--trainer.limit_val_batches", "0"),
     option("val_check_interval", "0.25", "validates 4 times an epoch", Check(
         "after steps 2, 4, 6, 8, …", lambda run: (run.steps[:9], [2, 4, 6, 8, 10, 12, 14, 16, 18])), *EPOCHS),
     option("val_check_interval", "4", "validates every 4 batches", Check(
@@ -91,6 +108,7 @@ CELLS = (
     option("check_val_every_n_epoch", "1", "validates after each epoch", Check(
         "after steps 8, 16, 20 (the end)", lambda run: (run.steps, [8, 16, 20])), *EPOCHS),
     option("check_val_every_n_epoch", "0", "an error", never),
+    option("check_val_every_n_epoch", "-1", "nothing that is documented", never),
     option("num_sanity_val_steps", "2", "validates 2 batches before training", Check(
         "2 batches", lambda run: (run.seen["sanity"], 2))),
     option("num_sanity_val_steps", "-1", "validates all batches before training", Check(
@@ -100,8 +118,12 @@ CELLS = (
         "train/loss of steps 1, 3, 5", lambda run: ([step for step, _ in run.tags()["train/loss"]], [1, 3, 5]))),
     option("log_every_n_steps", "0", "logs no step", Check(
         "no train/loss in TensorBoard's log", lambda run: ("train/loss" in run.tags(), False))),
+    option("enable_checkpointing", "false", "an error with a ModelCheckpoint", never,
+           "--trainer.callbacks+=ModelCheckpoint"),
     option("enable_checkpointing", "false", "writes no checkpoint", Check(
         "6 steps, no .ckpt file", lambda run: ((run.seen["steps"], run.files("**/*.ckpt")), (6, [])))),
+    option("enable_progress_bar", "false", "an error with a progress bar", never,
+           "--trainer.callbacks+=TQDMProgressBar"),
     option("enable_progress_bar", "false", "no progress bar", Check(
         "no line of the bar on standard error",
         lambda run: (("| done" in run.err, "tok/s" in run.err, run.seen["steps"]), (False, False, 6)))),
@@ -120,6 +142,8 @@ CELLS = (
            "--trainer.gradient_clip_val", "0.01"),
     option("gradient_clip_algorithm", "norm", "clips the norm", clipped(norm=0.1),
            "--trainer.gradient_clip_val", "0.1"),
+    option("gradient_clip_algorithm", "value", "no effect without gradient_clip_val", notes(
+        "trainer.gradient_clip_algorithm has no effect with trainer.gradient_clip_val null")),
     option("gradient_clip_algorithm", "mean", "an error", never, "--trainer.gradient_clip_val", "0.1"),
     option("deterministic", "true", "deterministic algorithms alone", Check(
         "torch's mode in training", lambda run: (
@@ -150,5 +174,7 @@ CELLS = (
     option("enable_autolog_hparams", "false", "loggers get no hyper-parameters", Check(
         "metrics.csv, and none in hparams.yaml", lambda run: (
             (bool(run.files("**/metrics.csv")), "model" in run.text("**/hparams.yaml")), (True, False))), *CSV),
+    option("enable_autolog_hparams", "false", "no effect without a logger", notes(
+        "trainer.enable_autolog_hparams has no effect with trainer.logger false"), "--trainer.logger", "false"),
     option("model_registry", "me/team/model", "uploads checkpoints to Lightning's registry", never),
 )  # fmt: skip

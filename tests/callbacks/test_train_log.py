@@ -66,6 +66,20 @@ def test_a_run_shorter_than_the_logging_interval_has_curves(run):
     assert "train/loss" not in logged
 
 
+def test_the_norm_of_the_last_steps_gradients_is_known_in_a_validation_that_releases_them(run):
+    _, logged, cli = fit(run, "--trainer.gradient_clip_val=null")
+    assert logged["grad/norm"][-1] == float(cli.trainer.callback_metrics["grad/norm"]) > 0
+    _, late, _ = fit(run, "--trainer.gradient_clip_val=null", "--trainer.log_every_n_steps=50")
+    assert late["grad/norm"] == logged["grad/norm"][-1:]
+
+
+def test_the_norm_is_that_of_the_gradients_before_clipping(run):
+    values = ("--trainer.gradient_clip_algorithm=value", "--trainer.gradient_clip_val=0.01")
+    by_norm, by_value = (fit(run, "--time_budget.limit=1 steps", *clip)[1]["grad/norm"] for clip in ((), values))
+    assert by_value == pytest.approx(by_norm)
+    assert by_norm[0] > 1
+
+
 def test_train_loss_and_grad_norm_are_monitored(run):
     every = "--trainer.callbacks.every_n_train_steps=2"
     cli = run(

@@ -54,6 +54,7 @@ def test_by_default_every_tenth_of_a_run_is_validated_that_has_trained_on_twice_
             ("7 steps", ("--trainer.val_check_interval", "300 tok"), [3, 5, 7]),
             ("30 steps", ("--trainer.check_val_every_n_epoch", "1"), [30]),
             ("30 steps", ("--trainer.limit_val_batches", "0"), []),
+            ("9 steps", ("--trainer.val_check_interval", "10%", "--trainer.fast_dev_run", "3"), [3]),
             ("[1d, 21 steps]", ("--time_budget.scope", "run"), [21]),  # its clock does not stop
             (
                 "6 steps",

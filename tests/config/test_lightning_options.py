@@ -4,11 +4,13 @@ import pytest
 from lightning.pytorch import Callback
 from lightning.pytorch import callbacks as lightning_callbacks
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.plugins import DoublePrecision
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, StrategyRegistry
 
 from bytelm.callbacks import BestCheckpoint
-from bytelm.config.lightning_options import check_callbacks, check_monitors, check_options, trainer_error
+from bytelm.config.lightning_options import check_callbacks, check_monitors, check_options, run_error_of, trainer_error
 from bytelm.errors import ConfigError
+from bytelm.run_trainer import changed_options
 from bytelm.strategies import ACCEPTED, FSDP, check_devices, check_launch, make_strategy
 
 LOGGED = ["train/loss", "grad/norm", "val/loss", "val/bpb"]
@@ -35,6 +37,30 @@ def message(function, *args, **kwargs):
 def test_an_option_that_would_do_nothing_or_harm_is_rejected(option, value):
     said = message(check_options, {option: value})
     assert said.startswith(f"trainer.{option}: {value!r} cannot be used; ")
+
+
+def test_callbacks_of_one_class_whose_states_cannot_be_told_apart_are_named(rejected):
+    line = rejected("--trainer.callbacks+=ModelCheckpoint", "--trainer.callbacks+=ModelCheckpoint")
+    assert line.startswith("bytelm: error: trainer.callbacks: 'ModelCheckpoint' cannot be used; there are several")
+
+
+def test_a_precision_beside_a_plugin_of_another_precision_is_rejected():
+    def change(precision):
+        return changed_options({"precision": precision, "plugins": [DoublePrecision()]})
+
+    assert "trainer.precision: 'bf16-mixed' cannot be used; trainer.plugins has DoublePrecision" in message(
+        change, "bf16-mixed"
+    )
+    for same in (None, "64", 64, "64-true"):
+        assert change(same)["precision"] is None
+
+
+def test_parameters_without_gradients_are_named_by_the_strategy_that_rejects_them():
+    error = RuntimeError("It looks like your LightningModule has parameters that were not used in producing the loss")
+    said = str(run_error_of(error, {"trainer": {"strategy": "ddp"}}, {}))
+    assert said.startswith(
+        "trainer.strategy: 'ddp' cannot be used; some parameters get no gradient; accepted: ddp_find"
+    )
 
 
 def test_a_notebook_has_one_rank():

@@ -7,12 +7,13 @@ from torch.optim import AdamW
 
 from bytelm.callbacks import Cosine, Divergence, Ramp, Samples, WarmupStableDecay
 from bytelm.cli import CHECKPOINT_DEFAULTS, TRAINER_DEFAULTS
-from bytelm.config.unused import TRAINING, of_object, of_training, without_effect
+from bytelm.config.unused import TRAINING, of_object, of_other_commands, of_training, without_effect
 from bytelm.data.corpora import Bytes, Shakespeare
 from bytelm.data.shards import TokenShards
 from bytelm.errors import ConfigError
 from bytelm.optim import Muon, MuonAdamW
 from bytelm.parts.attention import WindowedSDPA
+from bytelm.runs.logger import TensorBoardLogger
 
 
 def notes(**config):
@@ -56,6 +57,8 @@ def of(cls, **options):
         ({"trainer": {"limit_val_batches": 0.0, "val_check_interval": 5}}, "trainer.val_check_interval", "batches 0.0"),
         ({"trainer": {"overfit_batches": 2, "limit_train_batches": 3}}, "trainer.limit_train_batches", "batches 2"),
         ({"trainer": {"fast_dev_run": True, "limit_val_batches": 3}}, "trainer.limit_val_batches", "dev_run true"),
+        ({"trainer": {"fast_dev_run": 3, "val_check_interval": "10%"}}, "trainer.val_check_interval", "dev_run 3"),
+        ({"trainer": {"logger": [of(TensorBoardLogger, name="mine")]}}, "trainer.logger.name", "logger.save_dir null"),
     ],
 )
 def test_a_note_names_the_option_and_the_other(config, unused, because):
@@ -119,6 +122,12 @@ def test_options_of_training_are_sections_and_options():
     given = ["data.path", "model.gpt", "model.optimizer", "lr_schedule.warmup", "trainer.devices", "lr_scheduler"]
     assert of_training(given) == ["lr_schedule.warmup", "model.optimizer"]
     assert "trainer.gradient_clip_val" in TRAINING
+
+
+def test_options_of_another_command_are_named():
+    limits = ["trainer.limit_test_batches", "trainer.limit_val_batches"]
+    assert of_other_commands(["trainer.devices", *reversed(limits)], "fit") == limits[:1]
+    assert of_other_commands(limits, "predict") == limits
 
 
 def test_options_of_a_download_that_is_not_made_have_one_note(tmp_path, monkeypatch, capsys):

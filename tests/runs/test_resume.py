@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from added_callback import added_callback
+from lightning.pytorch import Callback
 from resuming import Signal, assert_equal, assert_same_checkpoints, curves
 from thinned import thinned
 
@@ -52,6 +53,28 @@ PLACES = [("plain", CUTS[::2]), pytest.param("plain", CUTS[1::2], marks=pytest.m
 for number, kind in enumerate(("shuffled", "dropout", "muon", "accumulated", "schedule", "tokens")):
     few = [CUTS[(2 * number + offset) % len(CUTS)] for offset in (1, 4)]
     PLACES += [(kind, few), pytest.param(kind, [cut for cut in CUTS if cut not in few], marks=pytest.mark.slow)]
+
+
+class Saves(Callback):
+    """A user's callback that saves a checkpoint, in the third step and after it."""
+
+    def on_before_backward(self, trainer, pl_module, loss):
+        if trainer.global_step == 2:
+            trainer.save_checkpoint("on_before_backward.ckpt")
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if trainer.global_step == 3 and not Path("on_train_batch_end.ckpt").exists():
+            trainer.save_checkpoint("on_train_batch_end.ckpt")
+
+
+def test_a_checkpoint_that_a_users_callback_saves_resumes_as_if_uninterrupted(run):
+    common = ("--trainer.accumulate_grad_batches", "2", "--time_budget.limit", "4 steps", "--experiment", "mine")
+    run(*common, "--trainer.callbacks+=test_resume.Saves")
+    for number, name in enumerate(("on_before_backward", "on_train_batch_end"), 1):
+        run(*common, "--ckpt_path", f"{name}.ckpt")
+        whole, resumed = (json.loads(Path(f"runs/mine/version_{n}/record.json").read_text()) for n in (0, number))
+        for key in ("total_steps", "tokens_seen", "train_loss", "val_bpb"):
+            assert resumed[key] == whole[key], (name, key)
 
 
 @pytest.mark.parametrize(("kind", "places"), thinned(PLACES, 3, several=True))
