@@ -255,8 +255,22 @@ struct Mixing {
   const int64_t* symbols;                                       // (n_tokens,)
 };
 
+// Tokens that have a symbol for themselves, and the symbol of all others.
+struct Symbols {
+  explicit Symbols(const Mixing& m) {
+    std::vector<int64_t> n(m.n_symbols), token(m.n_symbols);
+    for (int64_t v = 0; v < m.n_tokens; ++v) ++n[m.symbols[v]], token[m.symbols[v]] = v;
+    for (int64_t s = 0; s < m.n_symbols; ++s)
+      if (n[s] == 1) symbols.push_back(s), tokens.push_back(token[s]);
+      else if (n[s] > 1) shared = s;
+  }
+  std::vector<int64_t> symbols, tokens;
+  int64_t shared = 0;
+};
+
 template <typename Logit, typename Value>
 void mix(const Mixing& m, const Logit* logits, const float* gates, const Value* evidence, float* mixed) {
+  const Symbols own(m);
   on_threads((m.n + kPiece - 1) / kPiece, m.n_threads, [&](std::atomic<int64_t>& next) {
     float sums[256];
     for (int64_t begin; (begin = next++ * kPiece) < m.n;)
@@ -264,17 +278,21 @@ void mix(const Mixing& m, const Logit* logits, const float* gates, const Value* 
         std::fill(sums, sums + m.n_symbols, 0.0f);
         for (int64_t level = 0; level < m.n_levels; ++level) {
           const float gate = gates[i * m.n_levels + level];
-          const Value* own = evidence + i * m.width + level * m.n_symbols;
-          for (int64_t s = 0; s < m.n_symbols; ++s) sums[s] += gate * read(own[s]);
+          const Value* values = evidence + i * m.width + level * m.n_symbols;
+          for (int64_t s = 0; s < m.n_symbols; ++s) sums[s] += gate * read(values[s]);
         }
-        for (int64_t v = 0; v < m.n_tokens; ++v)
-          mixed[i * m.n_tokens + v] = read(logits[i * m.n_tokens + v]) + sums[m.symbols[v]];
+        const Logit* from = logits + i * m.n_tokens;
+        float *to = mixed + i * m.n_tokens, shared = sums[own.shared];
+        for (int64_t v = 0; v < m.n_tokens; ++v) to[v] = read(from[v]) + shared;
+        for (size_t j = 0; j < own.tokens.size(); ++j)
+          to[own.tokens[j]] = read(from[own.tokens[j]]) + sums[own.symbols[j]];
       }
   });
 }
 
 template <typename Logit, typename Value>
 void mix_backward(const Mixing& m, const float* gradient, const Value* evidence, Logit* of_logits, float* of_gates) {
+  const Symbols of(m);
   on_threads((m.n + kPiece - 1) / kPiece, m.n_threads, [&](std::atomic<int64_t>& next) {
     float of_symbols[256];
     for (int64_t begin; (begin = next++ * kPiece) < m.n;)
@@ -282,7 +300,10 @@ void mix_backward(const Mixing& m, const float* gradient, const Value* evidence,
         std::fill(of_symbols, of_symbols + m.n_symbols, 0.0f);
         const float* own = gradient + i * m.n_tokens;
         for (int64_t v = 0; v < m.n_tokens; ++v) write(of_logits + i * m.n_tokens + v, own[v]);
-        for (int64_t v = 0; v < m.n_tokens; ++v) of_symbols[m.symbols[v]] += own[v];
+        float all = 0, single = 0;
+        for (int64_t v = 0; v < m.n_tokens; ++v) all += own[v];
+        for (size_t j = 0; j < of.tokens.size(); ++j) single += of_symbols[of.symbols[j]] = own[of.tokens[j]];
+        if (of.tokens.size() < size_t(m.n_symbols)) of_symbols[of.shared] = all - single;
         for (int64_t level = 0; level < m.n_levels; ++level) {
           const Value* values = evidence + i * m.width + level * m.n_symbols;
           float sum = 0;
