@@ -13,7 +13,7 @@ from torch import Tensor
 from bytelm.config.untrusted_config import nameable
 from bytelm.config.values import NonNegativeInt, PositiveInt, UnitInterval
 from bytelm.data.base import TokenData
-from bytelm.data.orders import FOLD_ROWS, ORDERS, OrderName, deal_rows
+from bytelm.data.orders import ORDERS, OrderName, deal_rows
 from bytelm.data.rows import EvalBatches, RowLoader
 from bytelm.data.tokenizer import ByteTokenizer, Tokenizer
 from bytelm.errors import ConfigError, DataError
@@ -55,12 +55,9 @@ class ByteData(TokenData):
         development: A development split inside the training split, as fractions such as [0.9, 1.0]. It is used for
             validation in place of the validation split, which is then not read. For choices between experiments.
         seed: Seed of the shuffled orders; default: the run's seed (`seed_everything`).
-        fold_rows: Adjacent rows that are in one fold. Text repeats itself nearby, so the more they are, the more the
-            rows of a fold are to the others as the validation split is to the training split. Of a short text, at most
-            an eighth of its rows, but 64 in any case.
     """
 
-    UNUSED_WITH: ClassVar = {"seed": ("order", ("sequential",)), "fold_rows": ("order", ("sequential", "shuffled"))}
+    UNUSED_WITH: ClassVar = {"seed": ("order", ("sequential",))}
     vocab_size = 256
     schedulable = ("batch_size", "seq_len")
     _loader: RowLoader | None
@@ -74,10 +71,8 @@ class ByteData(TokenData):
         eval_bytes: PositiveInt = 131_072,
         development: tuple[UnitInterval, UnitInterval] | None = None,
         seed: NonNegativeInt | None = None,
-        fold_rows: PositiveInt = FOLD_ROWS,
     ) -> None:
         super().__init__(batch_size, seq_len, seed)
-        self.fold_rows = fold_rows
         self.order: OrderName = order
         self.train_fraction = train_fraction
         self.eval_bytes = eval_bytes
@@ -141,7 +136,7 @@ class ByteData(TokenData):
     def train_loader(self, seed: int, rank: int, world_size: int) -> RowLoader:
         self._check_rows("data.batch_size", self.batch_size, world_size)
         return RowLoader(
-            self.train_split, self.batch_size, self.seq_len, self.order, seed, rank, world_size, self.fold_rows
+            self.train_split, self.batch_size, self.seq_len, self.order, seed, rank=rank, world_size=world_size
         )
 
     def check_sizes(self, key: str, option: str, sizes: Sequence[int]) -> None:
@@ -155,14 +150,14 @@ class ByteData(TokenData):
             self._check_rows(key, max(sizes), self._rank()[1])
 
     def _check_rows(self, key: str, batch_size: int, world_size: int) -> None:
-        most = ORDERS[self.order](len(self.train_split), self.seq_len, 0, self.fold_rows).most_rows
+        most = ORDERS[self.order](len(self.train_split), self.seq_len, 0).most_rows
         if most is not None and batch_size * world_size > most:
             raise DataError(key, batch_size, f"accepted: up to {most // world_size}, the rows of a fold")
 
     def folds(self) -> Tensor:
         """Fold of each byte of the training split, uint8, (n,)."""
         row = torch.arange(len(self.train_split)).div(self.seq_len, rounding_mode="floor")
-        fold_of_row = deal_rows(len(self.train_split) // self.seq_len, self.fold_rows).to(torch.uint8)
+        fold_of_row = deal_rows(len(self.train_split) // self.seq_len).to(torch.uint8)
         return fold_of_row[row.clamp(max=len(fold_of_row) - 1)]
 
     @property

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 OrderName = Literal["sequential", "shuffled", "folds"]
-N_FOLDS, FOLD_ROWS = 8, 64
+N_FOLDS, CHUNK_ROWS = 8, 64
 
 
 class Order(ABC):
@@ -22,7 +22,6 @@ class Order(ABC):
         n_bytes: Length of the text.
         seq_len: Bytes of a row.
         seed: Seed of random orders.
-        fold_rows: Adjacent rows that are in one fold, in an order by folds.
 
     Attributes:
         position: Rows taken so far.
@@ -32,7 +31,7 @@ class Order(ABC):
     fixed_seq_len = True
     """Whether all rows must have the same length."""
 
-    def __init__(self, n_bytes: int, seq_len: int, seed: int, fold_rows: int = FOLD_ROWS) -> None:
+    def __init__(self, n_bytes: int, seq_len: int, seed: int) -> None:
         self.n_bytes = n_bytes
         self.seq_len = seq_len
         self.seed = seed
@@ -70,8 +69,8 @@ class Sequential(Order):
 
     fixed_seq_len = False
 
-    def __init__(self, n_bytes: int, seq_len: int, seed: int = 0, fold_rows: int = FOLD_ROWS) -> None:
-        super().__init__(n_bytes, seq_len, seed, fold_rows)
+    def __init__(self, n_bytes: int, seq_len: int, seed: int = 0) -> None:
+        super().__init__(n_bytes, seq_len, seed)
         self._byte = 0  # the next byte; not modulo n_bytes
 
     def take(self, n_rows: int, seq_len: int) -> Tensor:
@@ -109,9 +108,9 @@ class Folds(Order):
     Rows that are taken at once belong to one fold. Each fold leaves out its last rows if they are too few.
     """
 
-    def __init__(self, n_bytes: int, seq_len: int, seed: int = 0, fold_rows: int = FOLD_ROWS) -> None:
-        super().__init__(n_bytes, seq_len, seed, fold_rows)
-        self._fold_of_row = deal_rows(n_bytes // seq_len, fold_rows)
+    def __init__(self, n_bytes: int, seq_len: int, seed: int = 0) -> None:
+        super().__init__(n_bytes, seq_len, seed)
+        self._fold_of_row = deal_rows(n_bytes // seq_len)
         self._epoch, self._turn, self._row = 0, 0, 0  # the current fold, and the number of its rows that are taken
         self._order = self._shuffled_folds(0)
 
@@ -171,19 +170,14 @@ class Folds(Order):
 ORDERS: dict[OrderName, type[Order]] = {"sequential": Sequential, "shuffled": Shuffled, "folds": Folds}
 
 
-def deal_rows(n_rows: int, fold_rows: int = FOLD_ROWS) -> Tensor:
-    """Returns each row's fold, (n_rows,): groups of adjacent rows are dealt to N_FOLDS folds at random.
+def deal_rows(n_rows: int) -> Tensor:
+    """Returns each row's fold, (n_rows,): groups of CHUNK_ROWS adjacent rows are dealt to N_FOLDS folds at random.
 
-    Adjacent rows stay together because nearby text repeats itself. The result depends only on the two numbers.
-
-    Args:
-        n_rows: Number of rows.
-        fold_rows: Rows of a group; of a short text, no more than its rows give each fold, but FOLD_ROWS in any case.
+    Adjacent rows stay together because nearby text repeats itself. The result depends only on the number of rows.
     """
-    fold_rows = min(fold_rows, max(n_rows // N_FOLDS, FOLD_ROWS))
-    n_groups = -(-n_rows // fold_rows)
-    dealt = torch.randperm(n_groups, generator=torch.Generator().manual_seed(0)) % N_FOLDS
-    return dealt.repeat_interleave(fold_rows)[:n_rows]
+    n_chunks = -(-n_rows // CHUNK_ROWS)
+    dealt = torch.randperm(n_chunks, generator=torch.Generator().manual_seed(0)) % N_FOLDS
+    return dealt.repeat_interleave(CHUNK_ROWS)[:n_rows]
 
 
 def epoch_generator(seed: int, epoch: int) -> torch.Generator:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bytelm.data.orders import FOLD_ROWS, ORDERS, OrderName
+from bytelm.data.orders import ORDERS, OrderName
 from bytelm.data.tokenizer import BOS
 
 
@@ -43,7 +43,6 @@ class RowLoader:
         seed: Seed of the random orders.
         rank: This rank.
         world_size: Number of ranks.
-        fold_rows: Adjacent rows that are in one fold (orders.py).
     """
 
     def __init__(
@@ -55,12 +54,11 @@ class RowLoader:
         seed: int = 0,
         rank: int = 0,
         world_size: int = 1,
-        fold_rows: int = FOLD_ROWS,
     ) -> None:
         self.stream = stream
         self.batch_size = batch_size
         self.seq_len = seq_len
-        self.order = ORDERS[order](len(stream), seq_len, seed, fold_rows)
+        self.order = ORDERS[order](len(stream), seq_len, seed)
         self.rank = rank
         self.world_size = world_size
 

@@ -7,7 +7,7 @@ import torch
 
 from bytelm.data.bytes import read_bytes
 from bytelm.data.corpora import Bytes
-from bytelm.data.orders import FOLD_ROWS, N_FOLDS, deal_rows
+from bytelm.data.orders import CHUNK_ROWS, N_FOLDS, deal_rows
 from bytelm.data.rows import RowLoader
 from bytelm.errors import ConfigError, RunError
 
@@ -40,8 +40,8 @@ def batches_per_epoch(n_rows, rows_per_step):
 def test_neighbours_are_dealt_together_and_folds_are_about_equal(n_rows):
     folds = deal_rows(n_rows)
     assert folds.shape == (n_rows,)
-    assert all(len(set(chunk.tolist())) == 1 for chunk in folds.split(FOLD_ROWS))
-    chunks = folds[::FOLD_ROWS].bincount(minlength=N_FOLDS)
+    assert all(len(set(chunk.tolist())) == 1 for chunk in folds.split(CHUNK_ROWS))
+    chunks = folds[::CHUNK_ROWS].bincount(minlength=N_FOLDS)
     assert chunks.max() - chunks.min() <= 1
     assert folds.max() < N_FOLDS
     assert (folds == 0).any(), "fold 0 is what interpolation is learnt on"
@@ -54,7 +54,7 @@ def test_folds_are_dealt_at_random_but_always_alike():
     assert torch.equal(torch.get_rng_state(), state), "dealing drew from the global generator"
     torch.manual_seed(2)
     assert torch.equal(deal_rows(5_000), folds)
-    chunks = folds[::FOLD_ROWS].tolist()
+    chunks = folds[::CHUNK_ROWS].tolist()
     assert chunks != sorted(chunks)
     assert chunks != [i % N_FOLDS for i in range(len(chunks))]
 
