@@ -74,18 +74,39 @@ struct PrefixSums {
   int64_t inverse_;
 };
 
-int bucket(float total, float distinct) {
-  const int by_total = std::min(kTotals - 1, int(2 * std::log2(std::max(total, 1.0f))));
-  const int by_distinct = std::min(kDistinct - 1, int(std::log2(std::max(distinct, 1.0f))));
-  return by_total * kDistinct + by_distinct;
-}
+// Functions of small counts, which are most of them.
+struct OfCounts {
+  OfCounts() {
+    for (int i = 0; i < kSmall; ++i) {
+      logs[i] = std::log(float(i + 1));
+      totals[i] = total_bucket(float(i));
+      distincts[i] = distinct_bucket(float(i));
+    }
+  }
+  static int total_bucket(float total) { return std::min(kTotals - 1, int(2 * std::log2(std::max(total, 1.0f)))); }
+  static int distinct_bucket(float n) { return std::min(kDistinct - 1, int(std::log2(std::max(n, 1.0f)))); }
+  float log(float count) const { return count < kSmall ? logs[int(count)] : std::log(count + 1); }
+  int bucket(float total, float distinct) const {
+    const int by_total = total < kSmall ? totals[int(total)] : total_bucket(total);
+    return by_total * kDistinct + (distinct < kSmall ? distincts[int(distinct)] : distinct_bucket(distinct));
+  }
+  static constexpr int kSmall = 512;
+  float logs[kSmall];
+  int totals[kSmall], distincts[kSmall];
+};
+const OfCounts kOf;
 
 class Rows {
  public:
   Rows(const Memory& memory, int64_t seq_len)
       : m_(memory), n_(seq_len), plain_(seq_len, memory.inverse), folded_(seq_len, memory.inverse),
         hashes_(seq_len * memory.n_kinds), known_(seq_len * memory.n_kinds), first_(seq_len * memory.n_kinds),
-        last_(seq_len * memory.n_kinds), word_start_(seq_len), last_letter_(seq_len), class_(seq_len) {}
+        last_(seq_len * memory.n_kinds), word_start_(seq_len), last_letter_(seq_len), class_(seq_len),
+        before_(seq_len * memory.n_kinds, -1) {
+    int64_t n_slots = 1;
+    while (n_slots < 2 * seq_len) n_slots *= 2;
+    slots_.resize(n_slots);
+  }
 
   // Evidence of one row from `start` on, (n, width): for each position its log-probabilities, (n_levels, n_symbols),
   // and its counts, (n_kinds, 2).
@@ -106,7 +127,7 @@ class Rows {
         float total = 0, distinct = 0;
         follow(tokens, t, k, &total, &distinct);
         if (total > 0) {
-          const float backoff = m_.backoff[k * kTotals * kDistinct + bucket(total, distinct)];
+          const float backoff = m_.backoff[k * kTotals * kDistinct + kOf.bucket(total, distinct)];
           const float weight = (1 - backoff) / total;
           for (int64_t s = 0; s < n_symbols; ++s) p[s] *= backoff;
           for (size_t i = 0; i < symbols_.size(); ++i) p[symbols_[i]] += weight * found_[i];
@@ -115,8 +136,8 @@ class Rows {
           Value* out = own + m_.level[k] * n_symbols;
           for (int64_t s = 0; s < n_symbols; ++s) write(out + s, std::log(std::max(p[s], kFloor)));
         }
-        write(own + of_counts + 2 * k, std::log(total + 1));
-        write(own + of_counts + 2 * k + 1, std::log(distinct + 1));
+        write(own + of_counts + 2 * k, kOf.log(total));
+        write(own + of_counts + 2 * k + 1, kOf.log(distinct));
       }
     }
   }
@@ -152,6 +173,19 @@ class Rows {
         known_[i] = kind.words ? begin > 1 : begin > 0;
         if (known_[i]) hashes_[i] = (kind.words ? folded_ : plain_).hash(begin, t + 1, kind.words ? -kind.n : kind.n);
       }
+      if (!in_text(k)) link(k);
+    }
+  }
+
+  // Finds the last position before each one that has the same context.
+  void link(int64_t k) {
+    std::fill(slots_.begin(), slots_.end(), -1);
+    for (int64_t t = 0, i = k; t < n_; ++t, i += m_.n_kinds) {
+      if (!known_[i]) continue;
+      size_t slot = hashes_[i] & (slots_.size() - 1);
+      while (slots_[slot] >= 0 && hashes_[slots_[slot]] != hashes_[i]) slot = (slot + 1) & (slots_.size() - 1);
+      before_[i] = slots_[slot];
+      slots_[slot] = i;
     }
   }
 
@@ -217,9 +251,8 @@ class Rows {
       }
     } else if (known_[i]) {
       bool occurred[256] = {};
-      for (int64_t s = 1, j = m_.n_kinds + k; s < t; ++s, j += m_.n_kinds) {
-        if (hashes_[j] != hashes_[i] || !known_[j]) continue;
-        const int64_t symbol = m_.symbols[tokens[s + 1]];
+      for (int64_t j = before_[i]; j >= 0; j = before_[j]) {
+        const int64_t symbol = m_.symbols[tokens[j / m_.n_kinds + 1]];
         symbols_.push_back(symbol);
         found_.push_back(1);
         *total += 1;
@@ -235,6 +268,8 @@ class Rows {
   std::vector<uint64_t> hashes_;  // (n, n_kinds)
   std::vector<uint8_t> known_;
   std::vector<int64_t> first_, last_, word_start_, last_letter_, class_, symbols_;
+  std::vector<int64_t> before_;  // (n, n_kinds): of contexts in the row, the place of the same one before; -1: none
+  std::vector<int64_t> slots_;   // of the hash table that finds it
   std::vector<float> found_;
 };
 
@@ -255,8 +290,22 @@ struct Mixing {
   const int64_t* symbols;                                       // (n_tokens,)
 };
 
+// Tokens that have a symbol for themselves, and the symbol of all others.
+struct Symbols {
+  explicit Symbols(const Mixing& m) {
+    std::vector<int64_t> n(m.n_symbols), token(m.n_symbols);
+    for (int64_t v = 0; v < m.n_tokens; ++v) ++n[m.symbols[v]], token[m.symbols[v]] = v;
+    for (int64_t s = 0; s < m.n_symbols; ++s)
+      if (n[s] == 1) symbols.push_back(s), tokens.push_back(token[s]);
+      else if (n[s] > 1) shared = s;
+  }
+  std::vector<int64_t> symbols, tokens;
+  int64_t shared = 0;
+};
+
 template <typename Logit, typename Value>
 void mix(const Mixing& m, const Logit* logits, const float* gates, const Value* evidence, float* mixed) {
+  const Symbols own(m);
   on_threads((m.n + kPiece - 1) / kPiece, m.n_threads, [&](std::atomic<int64_t>& next) {
     float sums[256];
     for (int64_t begin; (begin = next++ * kPiece) < m.n;)
@@ -264,17 +313,21 @@ void mix(const Mixing& m, const Logit* logits, const float* gates, const Value* 
         std::fill(sums, sums + m.n_symbols, 0.0f);
         for (int64_t level = 0; level < m.n_levels; ++level) {
           const float gate = gates[i * m.n_levels + level];
-          const Value* own = evidence + i * m.width + level * m.n_symbols;
-          for (int64_t s = 0; s < m.n_symbols; ++s) sums[s] += gate * read(own[s]);
+          const Value* values = evidence + i * m.width + level * m.n_symbols;
+          for (int64_t s = 0; s < m.n_symbols; ++s) sums[s] += gate * read(values[s]);
         }
-        for (int64_t v = 0; v < m.n_tokens; ++v)
-          mixed[i * m.n_tokens + v] = read(logits[i * m.n_tokens + v]) + sums[m.symbols[v]];
+        const Logit* from = logits + i * m.n_tokens;
+        float *to = mixed + i * m.n_tokens, shared = sums[own.shared];
+        for (int64_t v = 0; v < m.n_tokens; ++v) to[v] = read(from[v]) + shared;
+        for (size_t j = 0; j < own.tokens.size(); ++j)
+          to[own.tokens[j]] = read(from[own.tokens[j]]) + sums[own.symbols[j]];
       }
   });
 }
 
 template <typename Logit, typename Value>
 void mix_backward(const Mixing& m, const float* gradient, const Value* evidence, Logit* of_logits, float* of_gates) {
+  const Symbols of(m);
   on_threads((m.n + kPiece - 1) / kPiece, m.n_threads, [&](std::atomic<int64_t>& next) {
     float of_symbols[256];
     for (int64_t begin; (begin = next++ * kPiece) < m.n;)
@@ -282,7 +335,10 @@ void mix_backward(const Mixing& m, const float* gradient, const Value* evidence,
         std::fill(of_symbols, of_symbols + m.n_symbols, 0.0f);
         const float* own = gradient + i * m.n_tokens;
         for (int64_t v = 0; v < m.n_tokens; ++v) write(of_logits + i * m.n_tokens + v, own[v]);
-        for (int64_t v = 0; v < m.n_tokens; ++v) of_symbols[m.symbols[v]] += own[v];
+        float all = 0, single = 0;
+        for (int64_t v = 0; v < m.n_tokens; ++v) all += own[v];
+        for (size_t j = 0; j < of.tokens.size(); ++j) single += of_symbols[of.symbols[j]] = own[of.tokens[j]];
+        if (of.tokens.size() < size_t(m.n_symbols)) of_symbols[of.shared] = all - single;
         for (int64_t level = 0; level < m.n_levels; ++level) {
           const Value* values = evidence + i * m.width + level * m.n_symbols;
           float sum = 0;

@@ -37,7 +37,8 @@ def is_available(qkv: Tensor, n_heads: int) -> bool:
 def attend(qkv: Tensor, cos: Tensor, sin: Tensor, n_heads: int) -> Tensor:
     """softmax(Q K^T / sqrt(head_dim)) V, causal, with queries and keys rotated as Rotary does.
 
-    The weights are computed in float32, whatever the type of the inputs.
+    Sums and exponentials are in float32, whatever the type of the inputs. Where the processor multiplies pairs of bf16,
+    the factors of products are rounded to bf16 if the inputs are.
 
     Args:
         qkv: Queries, keys and values of all heads, (B, T, 3 n_heads head_dim); T and head_dim are multiples of

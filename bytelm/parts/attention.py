@@ -205,7 +205,8 @@ class RowAttention(MatmulAttention):
     """MatmulAttention with a kernel for training on the CPU (bytelm/kernels/row_attention.cpp).
 
     The kernel rotates queries and keys (RoPE), computes only what the causal mask leaves, and keeps no scores in
-    memory. Its products are in float32 (docs/speedrun.md has its times). Where there is no kernel, the operators of
+    memory. Its sums are in float32; factors of products are rounded to bf16 if the inputs are in bf16 and the processor
+    multiplies pairs of them (docs/speedrun.md has its times). Where there is no kernel, the operators of
     MatmulAttention compute the same: without a C++ compiler, with a cache, with other position encodings, with QK-norm,
     dropout or grouped heads, and for row lengths and head dimensions that are not multiples of 32.
     """

@@ -84,6 +84,18 @@ def test_mix_and_its_gradients(memory, dtype, threads, monkeypatch):
         assert (one - other).norm() <= tolerance * other.norm()
 
 
+@pytest.mark.parametrize("n_symbols", [1, 256])
+def test_mix_where_no_token_or_all_tokens_share_a_symbol(n_symbols):
+    torch.manual_seed(1)
+    logits, gates = torch.randn(2, 3, 256), torch.randn(2, 3, 1, requires_grad=True)
+    evidence, symbols = torch.randn(2, 3, n_symbols), torch.arange(256).clamp(max=n_symbols - 1)
+    mixed = ngram_memory.mix(logits, gates, evidence, symbols, n_symbols)
+    torch.testing.assert_close(mixed, logits + gates * evidence[..., symbols])
+    weights = torch.randn(2, 3, 256)
+    (own,) = torch.autograd.grad((mixed * weights).sum(), gates)
+    torch.testing.assert_close(own, (weights * evidence[..., symbols]).sum(dim=-1, keepdim=True))
+
+
 def test_text_is_counted_the_same_on_several_threads(memory, monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
     memory.hold_out(None)
