@@ -33,6 +33,7 @@ from bytelm.optim import (
 from bytelm.parts import contract
 from bytelm.parts.contract import MakeLoss, Run, class_of
 from bytelm.parts.loss import CrossEntropy
+from bytelm.parts.shapes import check_shapes
 from bytelm.row_threads import RowThreads
 from bytelm.strategies import FSDP, shard, strategy_name
 
@@ -119,6 +120,7 @@ class LanguageModel(LightningModule):
             device=torch.device("cpu") if trainer is None else trainer.strategy.root_device,
         )
         contract.check([self.gpt, self.loss], run)
+        check_shapes(self.gpt, self.loss)
 
     def _check_row_threads(self, trainer: Trainer | None) -> None:
         if self.row_threads is None:
