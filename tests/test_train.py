@@ -286,6 +286,9 @@ def test_invalid_settings_are_named(folder, arguments, options, kind, said):
         fit(*arguments, **options)
     assert str(error.value).startswith(said)
     assert not Path("runs").exists()
+    if kind is not DataError:
+        assert len(error.traceback) < 6, "frames between fit and the check"
+        assert error.value.__cause__ is None
     assert error.value._render_traceback_() == [f"{type(error.value).__name__}: {error.value}"]
 
 

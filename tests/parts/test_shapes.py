@@ -49,7 +49,9 @@ def changed(base, method, change):
 
 
 def doubled(output):
-    return (torch.cat([output[0], output[0]], -1), output[1]) if isinstance(output, tuple) else torch.stack([output] * 2)
+    return (
+        (torch.cat([output[0], output[0]], -1), output[1]) if isinstance(output, tuple) else torch.stack([output] * 2)
+    )
 
 
 CASES = [(kind, method) for kind, methods in RETURNS.items() for method in methods if method != "scores"]
