@@ -208,6 +208,6 @@ class Schedules(Callback):
 
 
 def _is_too_long(key: str, length: Duration, limits: Mapping[Unit, float]) -> bool:
-    """Returns whether a length is known not to be reached in a run; a warm-up must leave time for the steps after it."""
+    """Returns whether a length is known not to be reached in a run. A warm-up that ends with the run is not."""
     limit = 1.0 if length.unit == "fraction" else limits.get(length.unit, math.inf)
     return length.value >= limit if key.endswith(".warmup") else length.value > limit
