@@ -69,6 +69,7 @@ class TimeBudget(Callback):
             including its compilation.
 
     Attributes:
+        limits: The limits as text.
         progress: The state of the run, before the step that begins.
         clock_synced: Whether all ranks have read the clock together after the step that has just ended.
         steps: Steps taken, as Lightning counts them in `trainer.global_step`.
@@ -95,7 +96,9 @@ class TimeBudget(Callback):
         _check_choice("scope", scope, ("training", "run"))
         _check_choice("overshoot", overshoot, ("forbid", "allow"))
         _check_choice("warm_up", warm_up, ("auto", True, False))
-        limits = read_limits(limit if isinstance(limit, list) else [limit])
+        given = limit if isinstance(limit, list) else [limit]
+        limits = read_limits(given)
+        self.limits = [str(Duration.parse(each)) for each in given]
         reserve = read_duration("time_budget.reserve", reserve, *self.UNITS["reserve"])
         if scope == "run" and "seconds" in limits:
             limits["seconds"] -= read_reserve(reserve, limits["seconds"])

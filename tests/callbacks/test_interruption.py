@@ -4,6 +4,8 @@ import signal
 from types import SimpleNamespace
 
 import pytest
+from added_callback import added_callback
+from lightning.pytorch import Callback
 
 from bytelm.callbacks import interruption
 from bytelm.callbacks.interruption import Signals
@@ -65,3 +67,18 @@ def test_the_thread_that_watches_ends_with_the_run(trainer):
     signals.teardown(trainer, None, "fit")
     signals.on_exception(trainer, None, ValueError())
     assert closed == [True, True]
+
+
+class Asked(Callback):
+    """Notes a signal in the third step, as the handler does."""
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if batch_idx == 2:
+            next(each for each in trainer.callbacks if isinstance(each, Signals)).received = signal.SIGINT
+
+
+def test_the_last_line_of_an_interrupted_run_shows_its_last_step(run, capsys):
+    with added_callback(Asked()), pytest.raises(Interrupted, match="after step 3"):
+        run("--time_budget.limit", "100 steps")
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.endswith("| stopped")]
+    assert line.startswith("  3% | step 3 | loss ")

@@ -137,5 +137,5 @@ def test_a_network_of_bytelms_own_parts_needs_no_pass(monkeypatch):
     monkeypatch.setattr(GPT, "forward", lambda *args: pytest.fail("a pass"))
     check_shapes(plain.gpt, plain.loss)
     assert plain.gpt.norm.config_key == "model.gpt.norm"
-    assert set(RETURNS) | {"init"} >= {kind for kind in BASES}
+    assert set(RETURNS) | {"init"} >= set(BASES)
     assert len(RETURNS) + 1 == len(contract.KINDS)
