@@ -110,7 +110,7 @@ class Duration:
         if self.unit == "seconds":
             return min(f"{_shortest(self.value)}s", f"{_shortest(self.value * 1000)}ms", key=len)
         if self.unit == "steps":
-            return f"{_shortest(self.value)} step{'' if self.value == 1 else 's'}"
+            return f"{_shortest(self.value)} steps"
         if self.unit == "flops":
             return _flops_text(self.value)
         scale = next(scale for scale in ("G", "M", "k", "") if self.value % _SCALES[scale] == 0)

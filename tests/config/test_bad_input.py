@@ -372,7 +372,7 @@ def test_a_name_that_no_folder_can_have_is_rejected(rejects, name, said):
 def test_a_name_of_many_configs_that_is_too_long_for_a_folder_is_rejected(rejects):
     options = []
     for letter in "abc":
-        Path(f"{letter * 100}.yaml").write_text("{}")
+        Path(f"{letter * 100}.yaml").write_text("{seed_everything: 1}")
         options += ["--config", f"{letter * 100}.yaml"]
     rejects(*options, said=["experiment: 'tiny+aaa", "at most 255 bytes"])
 
