@@ -34,6 +34,7 @@ from bytelm.optim import (
 from bytelm.parts import contract
 from bytelm.parts.contract import MakeLoss, Run, class_of
 from bytelm.parts.loss import CrossEntropy
+from bytelm.parts.shapes import check_shapes
 from bytelm.row_threads import RowThreads
 from bytelm.strategies import FSDP, shard, strategy_name
 
@@ -121,6 +122,7 @@ class LanguageModel(LightningModule):
             device=torch.device("cpu") if trainer is None else trainer.strategy.root_device,
         )
         contract.check([self.gpt, self.loss], run)
+        check_shapes(self.gpt, self.loss)
 
     def without_effect(self, key: str = "optimizer") -> Iterator[str]:
         """Yields notes of options of the optimizer that have no effect on this network's parameter groups.

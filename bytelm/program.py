@@ -197,7 +197,7 @@ def load(command: Command) -> Callable[[list[str]], None]:
     # Set before torch is imported: for a rank that dies, torch would write a C++ stack, and RankWatch writes one line.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     set_waiting()
-    handler = signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during an import leaves no traceback
+    before = {signum: signal.signal(signum, _end_import) for signum in ending_signals()}
     postpone()
     try:
         module = import_large(command.module)
@@ -207,9 +207,17 @@ def load(command: Command) -> Callable[[list[str]], None]:
             raise
         fail(f'{command.name} needs {package}, which is not installed: pip install -e ".[{command.extra}]"')
     finally:
-        signal.signal(signal.SIGINT, handler)
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
     function: Callable[[list[str]], None] = getattr(module, command.function)
     return function
+
+
+def _end_import(signum: int, frame: FrameType | None) -> None:
+    """Ends the program during an import, where an exception may be caught, or leave a traceback."""
+    error = Interrupted(signum)
+    print(f"bytelm: error: {error}", file=sys.stderr, flush=True)
+    os._exit(error.exit_status)
 
 
 def import_large(name: str) -> ModuleType:

@@ -16,7 +16,7 @@ from bytelm.budget import Progress
 from bytelm.config.untrusted_config import nameable
 from bytelm.config.values import OFF, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, UnitInterval
 from bytelm.errors import ConfigError
-from bytelm.units import Duration
+from bytelm.units import Duration, read_duration
 
 WHOLE_RUN = Duration(1.0, "fraction")
 NOTHING = Duration(0.0, "steps")
@@ -133,7 +133,7 @@ class WithWarmup(Schedule, ABC):
         warmup_from: UnitInterval = 0.0,
     ) -> None:
         super().__init__()
-        self.warmup = Duration.parse(warmup)
+        self.warmup = read_duration("warmup", warmup)
         self.warmup_shape = RISE_SHAPES[warmup_shape]
         self.warmup_from = warmup_from
 
@@ -173,7 +173,7 @@ class FullDecay(WithWarmup):
     def __init__(self, min_lr_factor: UnitInterval = 0.0, until: Duration = WHOLE_RUN, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.min_lr_factor = min_lr_factor
-        self.until = Duration.parse(until)
+        self.until = read_duration("until", until)
 
     def after_warmup(self, progress: Progress) -> float:
         begin, end = progress.share(self.warmup), progress.share(self.until)
@@ -239,7 +239,7 @@ class WarmupStableDecay(WithWarmup):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.decay = Duration.parse(decay)
+        self.decay = read_duration("decay", decay)
         self.decay_shape = DECAY_SHAPES[decay_shape]
         self.min_lr_factor = min_lr_factor
         if self.warmup.unit == self.decay.unit == "fraction" and self.warmup.value + self.decay.value > 1:
@@ -346,8 +346,8 @@ class Ramp(Schedule):
             raise ConfigError("start", None, "accepted: a number for start, for end, or for both")
         self.start = start
         self.end = end
-        self.over = Duration.parse(over)
-        self.begin = Duration.parse(begin)
+        self.over = read_duration("over", over)
+        self.begin = read_duration("begin", begin)
         self.shape = RISE_SHAPES[shape]
 
     def value(self, given: float, progress: Progress) -> float:

@@ -41,7 +41,7 @@ from bytelm.config.lightning_plugins import check_plugins
 from bytelm.config.messages import note
 from bytelm.config.unused import of_class, of_object, without_effect
 from bytelm.data.base import TokenData
-from bytelm.errors import ConfigError, run_error
+from bytelm.errors import ConfigError, UsageError, run_error
 from bytelm.gpt import GPT
 from bytelm.hosts import meeting
 from bytelm.inference.model import Model, load
@@ -58,7 +58,6 @@ from bytelm.schedules import Schedule, merged
 from bytelm.strategies import FSDP
 from bytelm.system.process import begin_program, is_rank_zero
 from bytelm.system.threads import set_waiting
-from bytelm.units import LIMITS, Duration, accepted_forms
 
 Config = str | Path | Mapping[str, Any]
 REPLACED = (BestCheckpoint, BudgetBar)  # of the callbacks that every run has, those that the user's replace
@@ -144,7 +143,7 @@ def fit(
     """
     begin_program()
     set_waiting()
-    with _run_errors():
+    with _RunErrors():
         if configs:
             given = {"model": model, "data": data, "limit": limit, "lr_schedule": lr_schedule, "schedules": schedules}
             for key, value in {**given, "callbacks": callbacks, "seed": seed, **trainer}.items():
@@ -173,7 +172,7 @@ def fit(
             _check_callbacks(own, trainer)
             all_schedules = merged(lr_schedule, schedules or {})
             seed_everything(42 if seed is None else seed, workers=True, verbose=False)
-            own = [_budget("180s" if limit is None else limit), *own]
+            own = [TimeBudget("180s" if limit is None else limit), *own]  # type: ignore[arg-type]
             return _fit_objects(made, data, own, all_schedules, experiment or "python", trainer)
 
 
@@ -230,13 +229,6 @@ def _keys_as_arguments() -> Iterator[None]:
         if not error.key.startswith(("trainer", "time_budget")):
             raise
         raise type(error)(renamed(error.key), error.value, renamed(error.accepted)) from error
-
-
-def _budget(limit: str | list[str]) -> TimeBudget:
-    try:
-        return TimeBudget([Duration.parse(one) for one in limit] if isinstance(limit, list) else Duration.parse(limit))
-    except (TypeError, ValueError) as error:
-        raise ConfigError("limit", limit, accepted_forms(*LIMITS)) from error
 
 
 def _fit_configs(configs: Sequence[Config], experiment: str | None) -> Fitted:
@@ -390,12 +382,19 @@ def _fitted(folder: RunFolder | None, module: LightningModule, trainer: Trainer)
     return Fitted(folder.path, trainer.strategy.broadcast(record), module, trainer)
 
 
-@contextmanager
-def _run_errors() -> Iterator[None]:
-    """Context in which an error that is equivalent to one of errors.py, such as a lack of memory, is raised as that."""
-    try:
-        yield
-    except Exception as error:
-        if (cause := run_error(error)) is None or cause is error:
-            raise
-        raise cause from error
+class _RunErrors:
+    """Context in which an error that is equivalent to one of errors.py, such as a lack of memory, is raised as that.
+
+    An invalid value is the caller's: its traceback ends at `fit`, as what lies between says nothing about it. Therefore
+    this is no generator: for an exception that passes one, contextlib restores the traceback.
+    """
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type | None, error: BaseException | None, traceback: object) -> None:
+        cause = run_error(error) if isinstance(error, Exception) else None
+        if isinstance(cause, ConfigError | UsageError):
+            raise cause.with_traceback(None) from None
+        if cause is not None and cause is not error:
+            raise cause from error

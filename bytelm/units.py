@@ -6,7 +6,9 @@ run, whichever unit limits it. Amounts of memory have units too: `4GiB`.
 
 import re
 from decimal import Decimal
-from typing import Literal, Union
+from typing import Any, Literal, Union
+
+from bytelm.errors import ConfigError
 
 Unit = Literal["seconds", "steps", "tokens", "flops", "fraction"]
 
@@ -106,13 +108,30 @@ class Duration:
         if self.unit == "fraction":
             return f"{_shortest(self.value * 100)}%"
         if self.unit == "seconds":
-            return f"{_shortest(self.value)}s"
+            return min(f"{_shortest(self.value)}s", f"{_shortest(self.value * 1000)}ms", key=len)
         if self.unit == "steps":
             return f"{_shortest(self.value)} steps"
         if self.unit == "flops":
             return _flops_text(self.value)
         scale = next(scale for scale in ("G", "M", "k", "") if self.value % _SCALES[scale] == 0)
         return f"{_shortest(self.value / _SCALES[scale])} {scale}tok"
+
+
+def read_duration(key: str, text: Any, *units: Unit) -> Duration:
+    """Reads the value of an option.
+
+    Args:
+        key: The option, for the message.
+        text: The value: a text, or a Duration as it is.
+        units: The accepted units, for the message; default all.
+
+    Raises:
+        ConfigError: It is not a duration.
+    """
+    try:
+        return Duration.parse(text)
+    except ValueError as error:
+        raise ConfigError(key, text, accepted_forms(*units)) from error
 
 
 def _shortest(number: float) -> str:

@@ -17,7 +17,7 @@ from bytelm.callbacks.time_budget import TimeBudget
 from bytelm.errors import ConfigError
 from bytelm.runs.folder import checkpoint_of
 from bytelm.runs.plain import plain
-from bytelm.units import Duration
+from bytelm.units import Duration, read_duration
 
 
 class LastCheckpoint(Checkpoint):
@@ -29,7 +29,7 @@ class LastCheckpoint(Checkpoint):
 
     def __init__(self, every: Duration = Duration(600, "seconds")) -> None:  # noqa: B008 (frozen)
         super().__init__()
-        self.every = Duration.parse(every)
+        self.every = read_duration("last_checkpoint.every", every)
         if self.every.value == 0:
             raise ConfigError("last_checkpoint.every", str(self.every), "accepted: more than 0")
         self.path: Path | None = None

@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import ProgressBar
 from tqdm import tqdm
 
 from bytelm.callbacks.time_budget import TimeBudget
+from bytelm.errors import Interrupted, run_error
 from bytelm.log_steps import StepLoss
 from bytelm.system.streams import can_redraw
 from bytelm.units import clock
@@ -23,6 +24,7 @@ class BudgetBar(ProgressBar):
     """Shows the used share of the budget, and the progress of training.
 
     The bar is redrawn twice a second, because drawing takes time in a fast run, and a GPU waits while the loss is read.
+    Of several processes, it shows the loss of the first; the record has the mean of all.
     If standard error is neither a terminal nor the output of a notebook, a line is written every half minute. At the
     end of a run that has used up its budget, the bar is full.
     """
@@ -62,16 +64,21 @@ class BudgetBar(ProgressBar):
         if self._bar is None or (too_early and not trainer.should_stop):
             return
         self._next_refresh = seconds + self._interval
-        progress = self._budget.progress
+        left = self._read()
+        if self._redraws or not trainer.should_stop:  # the end of the run writes the last line
+            self._describe(f"{left} left")
+
+    def _read(self) -> str:
+        """Reads the budget and the loss for the next description; returns the time that is left."""
+        assert self._bar is not None, "the bar is open"
+        seconds, progress = self._budget.training_seconds, self._budget.progress
         shown = [f"step {self._budget.steps:,}"]
         if self._loss.value is not None:  # a skipped step has no loss; manual optimization may have none
             shown.append(f"loss {float(self._loss.value):.3f}")
         shown.append(self._speed(seconds))
-        left = seconds * (1 - progress.fraction) / max(progress.fraction, 1e-9)
         self._bar.n = 100 * progress.fraction
         self._status = " | ".join(shown)
-        if self._redraws or not trainer.should_stop:  # the end of the run writes the last line
-            self._describe(f"{clock(left)} left")
+        return clock(seconds * (1 - progress.fraction) / max(progress.fraction, 1e-9))
 
     def _speed(self, seconds: float) -> str:
         """Tokens per second, or steps per second if tokens are not counted."""
@@ -121,6 +128,9 @@ class BudgetBar(ProgressBar):
         self._close()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        is_asked = isinstance(run_error(exception), Interrupted)  # after an error, reading from a device may fail
+        if self._bar is not None and self._status and is_asked:
+            self._read()
         self._close("stopped")
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

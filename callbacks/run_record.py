@@ -135,6 +135,7 @@ class RunRecord(Callback):
         known: Record = {
             "status": "completed",
             "reason": None,
+            "limit": ", ".join(budget.limits),
             "val_bpb": _rounded(scores.get(VAL_BPB.tag), 6),
             "val_loss": _rounded(scores.get(VAL_LOSS.tag), 6),
             "train_loss": _rounded(self._train_loss, 6),
@@ -203,7 +204,10 @@ def _print_scores(trainer: Trainer, split: str) -> None:
 
 
 def git_state() -> Git | None:
-    """Returns the commit of the working folder's repository, and whether it has changes; None outside a repository."""
+    """Returns the commit of the working folder's repository, and whether files of it are changed.
+
+    Other files, such as those of runs, are no changes. None outside a repository.
+    """
 
     def git(*arguments: str) -> str:
         return subprocess.run(
@@ -211,7 +215,7 @@ def git_state() -> Git | None:
         ).stdout.strip()
 
     try:
-        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
+        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "--untracked-files=no"))}
     except (OSError, subprocess.SubprocessError):
         return None
 

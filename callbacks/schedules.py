@@ -13,6 +13,7 @@ have scheduled values only in training steps; validation, and the trained model,
 have different values, the last part's value is logged.
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any, Optional
 
@@ -33,9 +34,11 @@ from bytelm.callbacks.schedule_targets import (
     keep_given_values,
 )
 from bytelm.callbacks.time_budget import TimeBudget
+from bytelm.config.messages import note
 from bytelm.errors import ConfigError
 from bytelm.log_steps import is_log_step, log_metrics
 from bytelm.schedules import Changes, Schedule, combinations, durations_of
+from bytelm.units import Duration, Unit
 
 
 class Schedules(Callback):
@@ -57,6 +60,7 @@ class Schedules(Callback):
         self._changes: dict[BatchSize | PartOption, Changes] = {}  # changes that the warm-up has to run
         self.values: dict[str, float] = {}
         self._units_checked = False
+        self._too_long: list[tuple[str, Duration]] = []  # lengths that are known not to be reached
 
     @staticmethod
     def of(trainer: Trainer) -> Optional["Schedules"]:
@@ -101,6 +105,11 @@ class Schedules(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._keep_given_values(groups_of(trainer.optimizers))  # a checkpoint has been loaded since
+        limits = self._budget.budget.limits
+        self._too_long = [each for each in self._lengths() if _is_too_long(*each, limits)]
+        for key, length in self._too_long:
+            limit = "100%" if length.unit == "fraction" else Duration(limits[length.unit], length.unit)
+            note(f"{key}: {str(length)!r} is not reached, because the run ends at {limit}")
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         if not self._units_checked:
@@ -124,6 +133,20 @@ class Schedules(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._give_back_parts()
+        if not self._budget.is_used_up:  # another callback has ended the run early, or it is one of a few steps
+            return
+        used = self._budget.progress.used
+        for key, length in self._lengths():
+            if length.unit != "fraction" and used[length.unit] < length.value and (key, length) not in self._too_long:
+                reached = Duration(float(f"{used[length.unit]:.4g}"), length.unit)
+                note(f"{key}: {str(length)!r} was not reached, because the run ended after {reached}")
+
+    def _lengths(self) -> Iterator[tuple[str, Duration]]:
+        """Yields the lengths and points of schedules, and their keys."""
+        for target, schedule in self.schedules.items():
+            key = "lr_schedule" if target == "lr" else f"schedules.{target}"
+            for option, value in vars(schedule).items():
+                yield from ((f"{key}.{option}", duration) for duration in durations_of(value))
 
     def _keep_given_values(self, groups: list[Group]) -> None:
         keep_given_values(self._assigned, groups)
@@ -182,3 +205,9 @@ class Schedules(Callback):
         for place in self._assigned:
             if isinstance(place, PartOption):
                 place.set(place.given)
+
+
+def _is_too_long(key: str, length: Duration, limits: Mapping[Unit, float]) -> bool:
+    """Returns whether a length is known not to be reached in a run. A warm-up that ends with the run is not."""
+    limit = 1.0 if length.unit == "fraction" else limits.get(length.unit, math.inf)
+    return length.value >= limit if key.endswith(".warmup") else length.value > limit

@@ -29,7 +29,7 @@ from bytelm.data.base import TokenData
 from bytelm.errors import ConfigError
 from bytelm.log_steps import is_log_step, log_metrics
 from bytelm.system.process import process_age
-from bytelm.units import LIMITS, Duration, Unit, accepted_forms
+from bytelm.units import LIMITS, Duration, Unit, accepted_forms, read_duration
 
 ENDS_A_RUN = "time_budget.limit decides when a run ends (500 steps, 3m, …)"
 NO_MINIMUM = "time_budget.limit decides when a run ends, also before a minimum; leave it out"
@@ -69,6 +69,7 @@ class TimeBudget(Callback):
             including its compilation.
 
     Attributes:
+        limits: The limits as text.
         progress: The state of the run, before the step that begins.
         clock_synced: Whether all ranks have read the clock together after the step that has just ended.
         steps: Steps taken, as Lightning counts them in `trainer.global_step`.
@@ -95,8 +96,10 @@ class TimeBudget(Callback):
         _check_choice("scope", scope, ("training", "run"))
         _check_choice("overshoot", overshoot, ("forbid", "allow"))
         _check_choice("warm_up", warm_up, ("auto", True, False))
-        limits = read_limits(limit if isinstance(limit, list) else [limit])
-        reserve = Duration.parse(reserve)
+        given = limit if isinstance(limit, list) else [limit]
+        limits = read_limits(given)
+        self.limits = [str(Duration.parse(each)) for each in given]
+        reserve = read_duration("time_budget.reserve", reserve, *self.UNITS["reserve"])
         if scope == "run" and "seconds" in limits:
             limits["seconds"] -= read_reserve(reserve, limits["seconds"])
         elif reserve != RESERVE:
@@ -573,9 +576,18 @@ class TimeBudget(Callback):
         step = self._next_step()
         unit = self.budget.tightest(self.progress.used, step)
         used = self.progress.used[unit]
-        before = f", after the {used:.3g} {unit} that this process has run already" if used else ""
-        reason = f"it is shorter than one step, which takes about {step[unit]:.3g} {unit}{before}"
-        return ConfigError("time_budget.limit", str(Duration(self.budget.limits[unit], unit)), reason)
+        before = ""
+        if used >= 0.001:  # only time has been used; not that between two readings of the clock
+            what = "since the start of the program" if self.scope == "run" else "of preparing the model"
+            before = f", after {_about(used, unit)} {what}"
+        reason = f"it is shorter than one step, which takes {_about(step[unit], unit)}{before}"
+        accepted = f"accepted: from {_about(used + step[unit], unit)}"
+        return ConfigError("time_budget.limit", str(Duration(self.budget.limits[unit], unit)), f"{reason}; {accepted}")
+
+
+def _about(amount: float, unit: Unit) -> str:
+    """Returns an amount as text: an estimated time with three digits, or an exact count."""
+    return f"about {Duration(float(f'{amount:.3g}'), unit)}" if unit == "seconds" else str(Duration(amount, unit))
 
 
 def _check_choice(option: str, value: object, accepted: tuple[object, ...]) -> None:
@@ -629,7 +641,8 @@ def read_limits(durations: Iterable[Duration]) -> dict[Unit, float]:
         ConfigError: There is no limit, or one that is not above 0 seconds, steps, tokens or FLOPs.
     """
     limits: dict[Unit, float] = {}
-    for duration in map(Duration.parse, durations):
+    for each in durations:
+        duration = read_duration("time_budget.limit", each, *LIMITS)
         if duration.unit == "fraction" or duration.value == 0:
             raise ConfigError("time_budget.limit", str(duration), f"{accepted_forms(*LIMITS)}, above 0")
         limits[duration.unit] = min(duration.value, limits.get(duration.unit, math.inf))

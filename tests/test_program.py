@@ -199,3 +199,14 @@ def test_a_signal_is_an_error_inside_and_nothing_is_left_of_that(signum):
         wait_for_it()
     assert interrupted.value.exit_status == 128 + signum
     assert (signal.getsignal(signum), threading.excepthook) == before
+
+
+def test_a_signal_during_an_import_ends_the_program_with_a_line(monkeypatch, capsys):
+    before = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr(program.os, "_exit", sys.exit)
+    monkeypatch.setattr(program, "import_large", lambda name: signal.raise_signal(signal.SIGINT))
+    with pytest.raises(SystemExit) as ended:
+        program.load(COMMANDS[0])
+    assert ended.value.code == 130
+    assert capsys.readouterr().err == "bytelm: error: interrupted by SIGINT\n"
+    assert signal.getsignal(signal.SIGINT) is before

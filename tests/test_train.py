@@ -32,6 +32,7 @@ from bytelm.errors import CheckpointError, ConfigError, DataError, UsageError
 from bytelm.gpt import GPT
 from bytelm.inference.model import Model
 from bytelm.runs.checkpoint_io import AtomicCheckpointIO
+from bytelm.runs.read import read_run
 from bytelm.system.process import process_age
 from bytelm.system.streams import can_redraw
 
@@ -133,6 +134,10 @@ def test_objects_train_under_a_budget(folder):
     assert steps.lrs == sorted(steps.lrs, reverse=True)
     assert steps.lrs[-1] < steps.lrs[0] / 2
     assert run.record["corpus"]["name"] == "corpus.txt"
+    assert (run.record["limit"], read_run(run.folder).budget) == (
+        "4 steps, 3600s",
+        "4 steps, 3600s",
+    )  # it has no config
     assert run.module.gpt is network
     model = Model(network.eval(), load_bytes())
     assert model.score("to be").bits_per_byte < 9
@@ -376,6 +381,9 @@ def test_invalid_settings_are_named(folder, arguments, options, kind, said):
         fit(*arguments, **options)
     assert str(error.value).startswith(said)
     assert not Path("runs").exists()
+    if kind is not DataError:
+        assert len(error.traceback) < 6, "frames between fit and the check"
+        assert error.value.__cause__ is None
     assert error.value._render_traceback_() == [f"{type(error.value).__name__}: {error.value}"]
 
 

@@ -196,6 +196,7 @@ def test_written_durations_are_read_back(written, data):
     [
         (Duration(180, "seconds"), "180s"),
         (Duration(0.25, "seconds"), "0.25s"),
+        (Duration(0.001, "seconds"), "1ms"),
         (Duration(500, "steps"), "500 steps"),
         (Duration(300e6, "tokens"), "300 Mtok"),
         (Duration(2_000, "tokens"), "2 ktok"),

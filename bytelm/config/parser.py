@@ -24,7 +24,7 @@ import bytelm.config.short_names
 from bytelm.config import base, shipped
 from bytelm.config.imports import failures_as_import_errors
 from bytelm.config.keys import KEYS, METHOD_KEYS
-from bytelm.config.messages import NULL
+from bytelm.config.messages import NULL, note
 from bytelm.config.renamed import current_names
 from bytelm.config.text import ACCEPTED, BadText, dump, read
 from bytelm.config.written import Written
@@ -135,7 +135,9 @@ class ConfigFileParser(ArgumentParser):
         """
         config = read(content)
         if not config and not path:
-            raise BadText(f"it is empty; {ACCEPTED}")  # an empty file changes nothing; an empty value is a mistake
+            raise BadText(f"it is empty; {ACCEPTED}")
+        if not config and self._files is not None:
+            note(f"config: {self._files.name(str(path))!r} is empty and changes nothing")
         differs = self._files is not None and (base.KEY in config or self._configs > 1) and not self._files.in_base
         if self._files is not None and base.KEY in config:
             self._files.apply(config.pop(base.KEY))

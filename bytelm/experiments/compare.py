@@ -409,8 +409,10 @@ def _equal_amount(first: Contestant, equal: Amount) -> Duration:
         return Duration(value, unit)
     used = [amount for run in first.runs if (amount := run.record.get(USED_BY_RECORD[equal]))]
     if not used:
-        accepted = f"--limit with --equal {equal}, such as {EXAMPLES[equal]}: {first.name} is limited in another unit"
-        raise ConfigError("limit", None, accepted)
+        limits = ", ".join(first.limits)
+        ways = [f"--equal {equal} --limit {EXAMPLES[equal]}"]
+        ways += [f"--equal {other}" for other, its_unit in UNITS.items() if its_unit in limits_of(first.limits)]
+        raise ConfigError("equal", equal, f"{first.name} is limited to {limits}; accepted: {', or '.join(ways)}")
     return Duration(float(round(statistics.median(used))), unit)
 
 

@@ -240,6 +240,7 @@ class Loss(Contract):
         """Maps logits (B, T, vocab_size) and targets (B, T) to one number, in nats per token."""
 
 
+KEY = "config_key"  # attribute of a part that `make` has made: its key
 KINDS = (Embedding, PositionEncoding, Memory, Attention, FeedForward, Norm, LogitCap, Block, Initialization, Loss)
 for kind in KINDS:
     nameable(kind)
@@ -299,9 +300,11 @@ def make(key: str, factory: Callable[..., Any], *arguments: Any, **offered: Any)
     cls = class_of(factory)
     asked = inspect.signature(cls).parameters
     try:
-        return factory(*arguments, **{name: value for name, value in offered.items() if name in asked})
+        part = factory(*arguments, **{name: value for name, value in offered.items() if name in asked})
     except TypeError as error:
         raise ConfigError(key, cls.__name__, f"its constructor failed: {error}") from error
+    setattr(part, KEY, key)
+    return part
 
 
 def give_context(key: str, part: nn.Module) -> None:

@@ -66,8 +66,10 @@ class Run:
 
     @property
     def limits(self) -> list[str]:
-        """The limits of its budget, as in the config."""
-        limit = (self.config.get("time_budget") or {}).get("limit") or []
+        """The limits of its budget, as in the config; those of the record, if the run was made from objects."""
+        limit = (self.config.get("time_budget") or {}).get("limit")
+        if limit is None:
+            limit = [text for text in (self.record.get("limit") or "").split(", ") if text]
         return limit if isinstance(limit, list) else [limit]
 
     @property

@@ -35,7 +35,7 @@ class Git(TypedDict, total=False):
     """The repository that a run was started in."""
 
     commit: str
-    dirty: bool  # whether it had changes
+    dirty: bool  # whether files of it were changed; further files are no changes
 
 
 class Versions(TypedDict, total=False):
@@ -63,6 +63,7 @@ class Record(TypedDict, total=False):
 
     status: Status  # `running` is never in a file
     reason: str | None  # why it was not completed
+    limit: str  # limits of the budget, as in `time_budget.limit`
     val_bpb: float | None  # final validation, bits per byte of text
     val_loss: float | None  # the same in nats per token
     train_loss: float | None  # of the last step, in nats per token

@@ -149,7 +149,7 @@ def test_with_scope_run_a_process_older_than_the_limit_is_reported(clock):
 def test_a_limit_that_the_warm_up_shows_to_be_too_short_says_what_was_used_before(clock):
     clock.now += 9
     budget = TimeBudget("10s", scope="run", reserve=Duration.parse("0s"), warm_up=True)
-    with pytest.raises(ConfigError, match=r"about 1 seconds, after the 11 seconds"):
+    with pytest.raises(ConfigError, match=r"about 1s, after about 11s since the start of the program"):
         fit(Net(clock), budget)
 
 

@@ -98,6 +98,42 @@ def test_momentum_rises_and_weight_decay_falls_in_every_group_that_has_them(step
         assert by_name["embedding"]["betas"] == (pytest.approx(momentum), 0.95)
 
 
+@pytest.mark.parametrize(
+    ("options", "notes"),
+    [
+        (
+            ["--time_budget.limit", "4 steps", "--lr_schedule", "Linear", "--lr_schedule.warmup", "4 steps"],
+            ["lr_schedule.warmup: '4 steps' is not reached, because the run ends at 4 steps"],
+        ),
+        (
+            [
+                "--lr_schedule",
+                "Linear",
+                "--lr_schedule.warmup",
+                "100%",
+                *scheduled(momentum=ramp(end=0.9, over="5 steps")),
+            ],
+            [
+                "lr_schedule.warmup: '100%' is not reached, because the run ends at 100%",
+                "schedules.momentum.over: '5 steps' is not reached, because the run ends at 4 steps",
+            ],
+        ),
+        (
+            ["--time_budget.limit", "512 tok", *scheduled(momentum={"5 steps": 0.8, "1 ktok": 0.9})],
+            [
+                "schedules.momentum.points: '1 ktok' is not reached, because the run ends at 512 tok",
+                "schedules.momentum.points: '5 steps' was not reached, because the run ended after 4 steps",
+            ],
+        ),
+        (["--lr_schedule", "Linear", "--lr_schedule.warmup", "3 steps", *scheduled(momentum=ramp(end=0.9))], []),
+    ],
+)
+def test_lengths_that_a_run_does_not_reach_are_noted(run, capsys, options, notes):
+    run(*options)
+    said = [line.partition("note: ")[2] for line in capsys.readouterr().err.splitlines() if "reached, because" in line]
+    assert said == notes
+
+
 def test_the_target_of_a_group_goes_before_that_of_all_groups(run):
     options = scheduled(lr__vector=ramp(start=0.0, end=1.0, over="4 steps"), weight_decay__vector={"50%": 0.5})
     run("--lr_schedule", "Linear", *options)

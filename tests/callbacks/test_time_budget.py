@@ -12,7 +12,7 @@ from added_callback import added_callback
 from lightning.pytorch import Callback
 from thinned import thinned
 
-from bytelm.callbacks import LastCheckpoint, TimeBudget, time_budget
+from bytelm.callbacks import Cosine, LastCheckpoint, TimeBudget, time_budget
 from bytelm.errors import ConfigError
 from bytelm.units import Duration
 
@@ -239,8 +239,28 @@ def test_a_resumed_run_has_the_time_that_was_left(timed, clock, capsys):
 def test_a_budget_shorter_than_a_step_is_rejected(rejected):
     line = rejected("--time_budget.limit", "100 tok")
     assert "time_budget.limit" in line
-    assert "100 tok" in line
-    assert "128 tokens" in line
+    assert "'100 tok' cannot be used; it is shorter than one step, which takes 128 tok; accepted: from 128 tok" in line
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (
+            ["1ms"],
+            "limit: '1ms' cannot be used; it is shorter than one step, which takes about 3s; accepted: from about 3s",
+        ),
+        (
+            ["10s", "--time_budget.scope", "run", "--time_budget.reserve", "0%"],
+            "takes about 3s, after about 9s since the start of the program; accepted: from about 12s",
+        ),
+    ],
+)
+def test_a_time_shorter_than_a_step_is_rejected_with_the_time_of_a_step(timed, clock, options, expected):
+    if len(options) > 1:  # the warm-up has two passes
+        clock.now += 3
+    with pytest.raises(ConfigError) as raised:
+        timed([3.0], "--time_budget.limit", *options)
+    assert expected in str(raised.value)
 
 
 @pytest.mark.parametrize("limit", thinned(["4 steps", "4s", "520 tok"], 2))
@@ -283,6 +303,25 @@ def test_the_trainers_own_limits_are_rejected(rejected, option, quick):
 def test_impossible_budgets_are_rejected(arguments):
     with pytest.raises(ConfigError, match=r"time_budget\.(limit|reserve)"):
         TimeBudget(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("made", "key"),
+    [
+        (lambda: TimeBudget("3"), "time_budget.limit: '3' "),
+        (lambda: TimeBudget(limit=5), "time_budget.limit: 5 "),
+        (lambda: TimeBudget(["1s", None]), "time_budget.limit: None "),
+        (lambda: TimeBudget("10s", scope="run", reserve="x"), "time_budget.reserve: 'x' "),
+        (lambda: LastCheckpoint("x"), "last_checkpoint.every: 'x' "),
+        (lambda: Cosine(warmup="200%"), "warmup: '200%' "),
+    ],
+)
+def test_values_from_python_that_are_no_durations_are_rejected_with_their_option(made, key):
+    with pytest.raises(ConfigError) as raised:
+        made()
+    line = str(raised.value)
+    assert line.startswith(f"{key}cannot be used; accepted: a time (180s")
+    assert ("share of the run" in line) == (not key.startswith("time_budget.limit"))
 
 
 def test_two_ranks_train_on_their_own_rows_and_stop_together(folder):

@@ -176,10 +176,12 @@ OPTIONS = "data:\n  class_path: Bytes\n  init_args:\n    # train_fraction: 0.5\n
 
 
 @pytest.mark.parametrize("text", thinned([*NOTHING, SECTION, OPTIONS], 5))
-def test_a_config_or_a_section_that_is_empty_changes_nothing(folder, text):
+def test_a_config_or_a_section_that_is_empty_changes_nothing(folder, text, capsys):
     Path("empty.yaml").write_text(text)
     cli = build(["--config", "tiny.yaml", "--config", "empty.yaml"], run=False)
     assert cli.model.gpt.d_model == 16
+    is_noted = "note: config: 'empty.yaml' is empty and changes nothing" in capsys.readouterr().err
+    assert is_noted == (":" not in text and "{m" not in text)
 
 
 def test_a_config_may_use_anchors_merges_dotted_keys_and_a_byte_order_mark(folder):
@@ -370,7 +372,7 @@ def test_a_name_that_no_folder_can_have_is_rejected(rejects, name, said):
 def test_a_name_of_many_configs_that_is_too_long_for_a_folder_is_rejected(rejects):
     options = []
     for letter in "abc":
-        Path(f"{letter * 100}.yaml").write_text("{}")
+        Path(f"{letter * 100}.yaml").write_text("{seed_everything: 1}")
         options += ["--config", f"{letter * 100}.yaml"]
     rejects(*options, said=["experiment: 'tiny+aaa", "at most 255 bytes"])
 

@@ -166,8 +166,13 @@ def test_the_amount_is_that_of_the_first_config_or_has_to_be_given(world, compar
     assert lines[0] == f"equal {equal}: {limit} each"
     assert world.begun[0][1] == limit
     status, line = rejected(capsys, "a.yaml", "b.yaml", "--equal", equal)
-    assert (status, "accepted" in line or "--limit" in line) == (2, True)
-    assert f"--equal {equal}" in line
+    assert status == 2
+    assert f"equal: '{equal}' cannot be used; a is limited to 180s; accepted: --equal {equal} --limit " in line
+    assert line.rstrip().endswith(", or --equal time")
+    world.limit = "40 steps"
+    status, line = rejected(capsys, "a.yaml", "b.yaml")
+    expected = "equal: 'time' cannot be used; a is limited to 40 steps; accepted: --equal time --limit 180s"
+    assert (status, line.rstrip().partition("error: ")[2]) == (2, expected)
 
 
 def test_a_failed_run_costs_its_pair_alone(world, compared):

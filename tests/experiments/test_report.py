@@ -90,6 +90,7 @@ def test_a_table_has_a_row_for_each_experiment_the_best_first(page):
     assert base == ["00-base", "3.0000", "1,500", "223K", "", "keep"]
     assert (bad[0], bad[1], bad[-1]) == ("03-bad", "none", "diverged")
     assert "± is the standard deviation over seeds, with the number of runs in parentheses" in page
+    assert "| device | cpu |" in page
     assert "keep: it was the best of the contest when it ended; discard: it was not" in page
 
 
@@ -147,8 +148,11 @@ def test_differences_from_the_parent_run_and_their_noise(page):
 
 def test_without_seeds_nothing_is_said_of_noise():
     make_run("s/a", 2.0)
-    make_run("s/b", 2.1, settings=config(d_model=32))
-    assert "no difference can be judged" in text()
+    make_run("s/b", 2.1, settings=config(d_model=32), world_size=2)
+    page = text()
+    assert "no difference can be judged" in page
+    assert "±" not in page
+    assert "| device | cpu, 2 x cpu |" in page
 
 
 def test_noise_can_be_taken_from_other_runs():

@@ -2,11 +2,13 @@
 
 import json
 import re
+import subprocess
 from pathlib import Path
 from typing import get_type_hints
 
 import pytest
 
+from bytelm.callbacks.run_record import git_state
 from bytelm.errors import CheckpointError, Diverged, Interrupted, StorageError
 from bytelm.runs import record
 from bytelm.runs.record import Record, of_process
@@ -132,3 +134,15 @@ def test_the_time_of_all_processes_is_added_up():
     assert (found["total_time_secs"], found["wall_time_secs"]) == (1.5, 152.0)
     assert "wall_time_secs" not in ended(left={"status": "completed"}, exit_status=0)
     assert ended(left={"status": "completed"}, exit_status=0)["total_time_secs"] == 2.0
+
+
+def test_files_that_are_not_the_repositorys_are_no_changes(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    identity = ("-c", "user.name=A", "-c", "user.email=a@example.org")
+    Path("code.py").touch()
+    for command in (["init", "-q"], ["add", "code.py"], [*identity, "commit", "-qm", "first"]):
+        subprocess.run(["git", *command], check=True)
+    Path("runs.txt").touch()
+    assert git_state()["dirty"] is False
+    Path("code.py").write_text("changed = True")
+    assert git_state()["dirty"] is True

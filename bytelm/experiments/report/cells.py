@@ -51,6 +51,12 @@ def _limited(lines: list[str]) -> list[str]:
     return lines if len(lines) <= MOST_CHANGES + 1 else [*lines[:MOST_CHANGES], f"… ({len(lines)} in all)"]
 
 
+def device_text(record: Mapping[str, Any]) -> str:
+    """Returns the device, with the number of processes if there were several."""
+    device, size = str(record.get("device") or ""), record.get("world_size") or 1
+    return f"{size} x {device}" if size > 1 else device
+
+
 def versions_text(record: Mapping[str, Any]) -> str:
     versions, git = record["versions"], record.get("git") or {}
     commit = f" ({git['commit'][:7]}{', with changes' if git.get('dirty') else ''})" if git.get("commit") else ""

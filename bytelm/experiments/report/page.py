@@ -61,7 +61,8 @@ def report(
     measured = contests_of(ended_runs(spread_of)) if spread_of else None
     layout.check(contests)
     folder = Path(out) if out else Path(runs[0], "report")
-    title = title or f"Runs of {', '.join(dict.fromkeys(run.study for run in found))}"
+    studies = dict.fromkeys("no study" if run.study == RUNS else run.study for run in found)
+    title = title or f"Runs of {', '.join(studies)}"
     sections = {
         contest: Section(
             experiments,

@@ -14,6 +14,7 @@ from bytelm.experiments.report import plots
 from bytelm.experiments.report.cells import (
     change_text,
     count_text,
+    device_text,
     params_text,
     reason_of,
     score_text,
@@ -32,10 +33,10 @@ MOST_CURVES = 8
 UNEQUAL = 1.05  # ratio of tokens seen by two runs from which a picture over tokens differs from one over time
 
 LEGEND = (
-    "The best come first. ± is the standard deviation over seeds, with the number of runs in parentheses. keep: it was "
-    "the best of the contest when it ended; discard: it was not. Changes are relative to the earlier experiment that "
-    "differs least."
+    "The best come first.{spread} keep: it was the best of the contest when it ended; discard: it was not. Changes are "
+    "relative to the earlier experiment that differs least."
 )
+SPREAD = " ± is the standard deviation over seeds, with the number of runs in parentheses."
 
 
 class Section:
@@ -160,7 +161,7 @@ class Section:
             "budget": all_of(run.budget for run in self.runs),
             "corpus": all_of((record.get("corpus") or {}).get("name") for record in records),
             "seeds": all_of(sorted({str(seed) for run in self.runs if (seed := run.record.get("seed")) is not None})),
-            "device": all_of(f"{r.get('device')}, {r.get('world_size')} process(es)" for r in records),
+            "device": all_of(map(device_text, records)),
             "versions": all_of(map(versions_text, records)),
         }
         return table(["", ""], [[key, plain(value)] for key, value in rows.items() if value])
@@ -206,9 +207,11 @@ class Section:
 
     def _tables(self) -> list[str]:
         parts: list[str] = []
+        has_spread = any(e.spread is not None for e in self.experiments)
+        legend = LEGEND.format(spread=SPREAD if has_spread else "")
         for phase, members in self.phases.items():
             ranked = sorted(members, key=lambda e: (e.score is None, e.score or 0.0, e.number))
-            parts += [f"## {plain(phase)}", self._table(ranked), *([] if parts else [LEGEND])]
+            parts += [f"## {plain(phase)}", self._table(ranked), *([] if parts else [legend])]
         return parts
 
     def _table(self, members: Sequence[Experiment]) -> str:
