@@ -41,7 +41,7 @@ from bytelm.config.lightning_plugins import check_plugins
 from bytelm.config.messages import note
 from bytelm.config.unused import of_class, of_object, without_effect
 from bytelm.data.base import TokenData
-from bytelm.errors import ConfigError, run_error
+from bytelm.errors import CheckpointError, ConfigError, run_error
 from bytelm.gpt import GPT
 from bytelm.hosts import meeting
 from bytelm.inference.model import Model, load
@@ -66,6 +66,11 @@ ACCEPTED = {
     "model": "a bytelm.gpt.GPT, or a LightningModule",
     "data": "a LightningDataModule, such as LightningDataModule.from_datasets(train, val, batch_size=…)",
 }
+
+
+# Keys of configs for the arguments of the second form; its others are options of the trainer.
+OF_CONFIGS = {"limit": "time_budget.limit", "seed": "seed_everything"}
+OF_CONFIGS |= {key: key for key in ("model", "data", "lr_schedule", "schedules")}
 
 
 @dataclass(frozen=True)
@@ -100,8 +105,10 @@ class Fitted:
         """
         if self.folder is None:
             raise ConfigError("fast_dev_run", True, "accepted by load: runs with a folder")
-        config = self.folder / CONFIG
-        return load(self.folder, config if config.exists() else (), device)
+        if not (config := self.folder / CONFIG).exists():
+            accepted = "accepted: run.module, the trained module; or a run that is made from configs"
+            raise CheckpointError(f"load: {self.folder} was made from objects, and has no config; {accepted}")
+        return load(self.folder, config, device)
 
 
 def fit(
@@ -149,7 +156,9 @@ def fit(
             given = {"model": model, "data": data, "limit": limit, "lr_schedule": lr_schedule, "schedules": schedules}
             for key, value in {**given, "callbacks": callbacks or None, "seed": seed, **trainer}.items():
                 if value is not None:
-                    raise ConfigError(key, value, "accepted without configs; with configs, it is a key of theirs")
+                    name = OF_CONFIGS.get(key, f"trainer.{key}")
+                    accepted = f"accepted without configs; with configs: fit(…, {{{name!r}: …}})"
+                    raise ConfigError(key, value, accepted)
             return _fit_configs(configs, experiment)
         if model is None or data is None:
             missing = "model" if model is None else "data"

@@ -71,11 +71,19 @@ def test_the_module_is_the_program_and_the_usage_line_is_what_was_typed():
         (
             ["fit"],
             2,
-            ["a config is required: bytelm fit --config quickstart", "  quickstart     A first run ", "gpt2/ "],
+            [
+                "a config is required: python -m bytelm fit --config quickstart",
+                "  quickstart     A first run ",
+                "gpt2/ ",
+            ],
         ),
-        (["validate"], 2, ["a run is required: bytelm validate runs/"]),
-        (["fit", "--config", "x.yaml", "--help"], 0, ["usage: bytelm fit --config CONFIG", "--time_budget.help"]),
-        (["test", "-h"], 0, ["usage: bytelm test RUN ", "bytelm test OPTION", "--help_all"]),
+        (["validate"], 2, ["a run is required: python -m bytelm validate runs/"]),
+        (
+            ["fit", "--config", "x.yaml", "--help"],
+            0,
+            ["usage: python -m bytelm fit --config CONFIG", "--time_budget.help"],
+        ),
+        (["test", "-h"], 0, ["usage: python -m bytelm test RUN ", "python -m bytelm test OPTION", "--help_all"]),
     ],
 )
 def test_commands_that_train_or_score_have_a_short_help_without_torch(args, status, said):

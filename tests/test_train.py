@@ -132,7 +132,7 @@ def test_objects_train_under_a_budget(folder):
     assert run.module.gpt is network
     model = Model(network.eval(), load_bytes())
     assert model.score("to be").bits_per_byte < 9
-    with pytest.raises(CheckpointError, match="does not say what network"):
+    with pytest.raises(CheckpointError, match=r"was made from objects, and has no config; accepted: run\.module"):
         run.load()
     best = torch.load(run.folder / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"]
     assert torch.equal(best["gpt.embedding.weight"], network.embedding.weight)
@@ -265,10 +265,20 @@ OF_OBJECTS = [
     [
         ([], {}, ConfigError, "model: None"),
         ([], {"model": gpt()}, ConfigError, "data: None"),
-        (["tiny.yaml"], {"limit": "3 steps"}, ConfigError, "limit: '3 steps'"),
+        (
+            ["tiny.yaml"],
+            {"limit": "3 steps"},
+            ConfigError,
+            "limit: '3 steps' cannot be used; accepted without configs; with configs: fit(…, {'time_budget.limit': …})",
+        ),
         (["tiny.yaml"], {"seed": 1}, ConfigError, "seed: 1"),
         (["tiny.yaml"], {"callbacks": [Steps()]}, ConfigError, "callbacks: "),
-        (["tiny.yaml"], {"devices": 2}, ConfigError, "devices: 2"),
+        (
+            ["tiny.yaml"],
+            {"devices": 2},
+            ConfigError,
+            "devices: 2 cannot be used; accepted without configs; with configs: fit(…, {'trainer.devices': …})",
+        ),
         (["missing.yaml"], {}, ConfigError, "config: "),
         ([{"modl": 3}], {}, UsageError, "modl: unknown key; did you mean model?"),
         (["tiny.yaml", {"model.gpt.n_heads": 3}], {}, ConfigError, "model.gpt.n_heads: 3"),

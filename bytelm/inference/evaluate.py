@@ -33,6 +33,7 @@ from bytelm.inference.generate import batches, generate_batch, start_of
 from bytelm.inference.load import Trained, add_arguments, load_given
 from bytelm.inference.score import Window, costs, first_token, predict, windows_of
 from bytelm.runs.checkpoints import reason
+from bytelm.runs.choice import with_run
 from bytelm.system.files import replacing
 
 
@@ -275,7 +276,7 @@ def main(args: list[str]) -> None:
     add_arguments(parser)
     parser.add_function_arguments(evaluate, skip={"trained"})
     parser.add_argument("--output", type=str | None, help="A JSON file for the harness's results.")
-    given = vars(parser.parse_args(args))
+    given = vars(parser.parse_args(with_run(["evaluate", *args])[1:]))
     output = given.pop("output")
     _quieten_harness()
     trained = load_given(given)

@@ -21,6 +21,7 @@ from bytelm.data.tokenizer import ByteTokenizer, Tokenizer
 from bytelm.errors import ConfigError
 from bytelm.gpt import GPT, Cache
 from bytelm.inference.load import Trained, add_arguments, load_given
+from bytelm.runs.choice import with_run
 
 BETWEEN_SAMPLES = "\n---\n"
 
@@ -366,7 +367,9 @@ def main(args: list[str]) -> None:
     Args:
         args: Arguments after `python -m bytelm generate`.
     """
-    parser = CommandParser("generate", description="Generates text with the network of a checkpoint.")
+    parser = CommandParser(
+        "generate", description="Generates text with the network of a checkpoint, or of a run: generate RUN."
+    )
     add_arguments(parser)
     parser.add_argument(
         "--prompt",
@@ -381,7 +384,7 @@ def main(args: list[str]) -> None:
     )
     parser.add_argument("--num_samples", type=PositiveInt, default=1, help="Number of texts for each prompt.")
     parser.add_argument("--batch_size", type=PositiveInt, default=16, help="Maximum number of texts in a forward pass.")
-    given = vars(parser.parse_args(args))
+    given = vars(parser.parse_args(with_run(["generate", *args])[1:]))
     trained = load_given(given)
     cached = not given.pop("no_cache")
     if cached and trained.gpt.new_cache() is None:

@@ -251,9 +251,9 @@ def _own_config(contents: Contents) -> Mapping[str, Any]:
     config, path = contents.config, contents.path
     try:
         network = config["model"]["gpt"]
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError):
         message = f"ckpt_path: {str(path)!r} does not say what network it is of; accepted: a config, too (--config)"
-        raise CheckpointError(message) from error
+        raise CheckpointError(message) from None
     data = config.get("data") or {}
     if not isinstance(data, Mapping) or not isinstance(data.get("init_args") or {}, Mapping):
         raise CheckpointError(f"ckpt_path: {str(path)!r}: data: {data!r} is not a class with its options")
@@ -263,6 +263,7 @@ def _own_config(contents: Contents) -> Mapping[str, Any]:
         raise CheckpointError(f"ckpt_path: {str(path)!r}: {error}") from error
     if found is not None:
         key, value = found
+        key = key.replace(".init_args", "").removesuffix(".class_path")
         version = other_version(contents.checkpoint)
         raise CheckpointError(
             f"ckpt_path: {str(path)!r}: {key}: {value!r} is not a part of bytelm, and importing it would run its "
