@@ -52,7 +52,7 @@ def test_all_commands_are_listed_without_torch(args):
     assert ended.returncode == (0 if args else ConfigError.exit_status)
     assert unsaid.strip() == ("" if args else "False")
     lines = said.splitlines()
-    assert lines[0] == "usage: bytelm <command> [options]"
+    assert lines[0] == "usage: python -m bytelm <command> [options]"
     for command in COMMANDS:
         assert f"  {command.name:11}  {command.help}" in lines
     assert "False" in ended.stdout.splitlines()
@@ -136,7 +136,7 @@ def test_a_command_describes_its_options(command, capsys):
         main([command.name, "--help"])
     assert ended.value.code == 0
     said = capsys.readouterr().out
-    assert said.startswith(f"usage: bytelm {command.name} ")
+    assert said.startswith(f"usage: python -m bytelm {command.name} ")
     assert max(map(len, said.splitlines())) <= 80
     if not command.with_name:
         assert not re.search(r"^ *-?-?\w+( \w+)? +\(required, type: str\)", said, re.MULTILINE), "no help"

@@ -699,7 +699,7 @@ def test_the_commands_list_their_options(name, command, capsys):
         command(["--help"])
     assert ended.value.code == 0
     said = capsys.readouterr().out
-    assert said.startswith(f"usage: bytelm {name} ")
+    assert said.startswith(f"usage: python -m bytelm {name} ")
     assert "(required, type: str)" not in said
 
 
