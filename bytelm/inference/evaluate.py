@@ -270,13 +270,14 @@ def main(args: list[str]) -> None:
     Args:
         args: Arguments after `python -m bytelm evaluate`.
     """
+    args = with_run(["evaluate", *args])[1:]
     parser = CommandParser(
         "evaluate", description="Scores a checkpoint on tasks of EleutherAI's lm-evaluation-harness."
     )
     add_arguments(parser)
     parser.add_function_arguments(evaluate, skip={"trained"})
     parser.add_argument("--output", type=str | None, help="A JSON file for the harness's results.")
-    given = vars(parser.parse_args(with_run(["evaluate", *args])[1:]))
+    given = vars(parser.parse_args(args))
     output = given.pop("output")
     _quieten_harness()
     trained = load_given(given)

@@ -367,6 +367,7 @@ def main(args: list[str]) -> None:
     Args:
         args: Arguments after `python -m bytelm generate`.
     """
+    args = with_run(["generate", *args])[1:]
     parser = CommandParser(
         "generate", description="Generates text with the network of a checkpoint, or of a run: generate RUN."
     )
@@ -384,7 +385,7 @@ def main(args: list[str]) -> None:
     )
     parser.add_argument("--num_samples", type=PositiveInt, default=1, help="Number of texts for each prompt.")
     parser.add_argument("--batch_size", type=PositiveInt, default=16, help="Maximum number of texts in a forward pass.")
-    given = vars(parser.parse_args(with_run(["generate", *args])[1:]))
+    given = vars(parser.parse_args(args))
     trained = load_given(given)
     cached = not given.pop("no_cache")
     if cached and trained.gpt.new_cache() is None:

@@ -528,14 +528,14 @@ def test_a_file_in_the_way_of_the_runs_folder_is_a_storage_error(rejected, in_th
     Path(in_the_way).parent.mkdir(exist_ok=True)
     Path(in_the_way).write_text("kept")
     line = rejected(status=StorageError.exit_status)
-    assert "runs/tiny' cannot be used" in line
+    assert "the run's folder 'runs/tiny' cannot be created (" in line
     assert Path(in_the_way).read_text() == "kept"
 
 
 def test_a_folder_that_cannot_be_written_to_is_a_storage_error(as_nobody, rejected):
     with as_nobody():
         line = rejected(status=StorageError.exit_status)
-    assert "runs/tiny' cannot be used" in line
+    assert "the run's folder 'runs/tiny' cannot be created (" in line
     assert "Permission denied" in line
     assert not Path("runs").exists()
 
@@ -545,7 +545,7 @@ def test_a_disk_that_is_full_when_the_folder_is_made_is_a_storage_error(rejects,
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
     monkeypatch.setattr(Path, "mkdir", full)
-    rejects(said=["runs/tiny' cannot be used", "No space left on device"], status=StorageError.exit_status)
+    rejects(said=["the run's folder 'runs/tiny' cannot be created (", "No space left on device"], status=StorageError.exit_status)
 
 
 # Anything
