@@ -70,7 +70,7 @@ ACCEPTED = {
 
 # Keys of configs for the arguments of the second form; its others are options of the trainer.
 OF_CONFIGS = {"limit": "time_budget.limit", "seed": "seed_everything"}
-OF_CONFIGS |= {key: key for key in ("model", "data", "lr_schedule", "schedules")}
+OF_CONFIGS |= {key: key for key in ("model", "data", "lr_schedule", "schedules", "ckpt_path", "init_from")}
 
 
 @dataclass(frozen=True)

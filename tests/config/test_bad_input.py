@@ -545,7 +545,10 @@ def test_a_disk_that_is_full_when_the_folder_is_made_is_a_storage_error(rejects,
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
     monkeypatch.setattr(Path, "mkdir", full)
-    rejects(said=["the run's folder 'runs/tiny' cannot be created (", "No space left on device"], status=StorageError.exit_status)
+    rejects(
+        said=["the run's folder 'runs/tiny' cannot be created (", "No space left on device"],
+        status=StorageError.exit_status,
+    )
 
 
 # Anything
