@@ -41,7 +41,7 @@ from bytelm.config.lightning_plugins import check_plugins
 from bytelm.config.messages import note
 from bytelm.config.unused import of_class, of_object, without_effect
 from bytelm.data.base import TokenData
-from bytelm.errors import CheckpointError, ConfigError, run_error
+from bytelm.errors import ConfigError, run_error
 from bytelm.gpt import GPT
 from bytelm.hosts import meeting
 from bytelm.inference.model import Model, load
@@ -101,13 +101,13 @@ class Fitted:
             device: See `bytelm.load`.
 
         Raises:
-            CheckpointError: The run was made from objects: its checkpoints do not say what network they are of.
+            ConfigError: The run was made from objects: its checkpoints do not say what network they are of.
         """
         if self.folder is None:
             raise ConfigError("fast_dev_run", True, "accepted by load: runs with a folder")
         if not (config := self.folder / CONFIG).exists():
             accepted = "accepted: run.module, the trained module; or a run that is made from configs"
-            raise CheckpointError(f"load: {self.folder} was made from objects, and has no config; {accepted}")
+            raise ConfigError("load", str(self.folder), f"it was made from objects, and has no config; {accepted}")
         return load(self.folder, config, device)
 
 

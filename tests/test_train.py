@@ -132,7 +132,7 @@ def test_objects_train_under_a_budget(folder):
     assert run.module.gpt is network
     model = Model(network.eval(), load_bytes())
     assert model.score("to be").bits_per_byte < 9
-    with pytest.raises(CheckpointError, match=r"was made from objects, and has no config; accepted: run\.module"):
+    with pytest.raises(ConfigError, match=r"it was made from objects, and has no config; accepted: run\.module"):
         run.load()
     best = torch.load(run.folder / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"]
     assert torch.equal(best["gpt.embedding.weight"], network.embedding.weight)

@@ -106,8 +106,8 @@ class TokenShards(TokenData):
             _folder(path)
         tokenizer = tokenizer_of_shards(tokenizer, path)
         if vocab_size is None:
-            is_file = tokenizer is not None and tokenizer.endswith(TOKENIZER_JSON)
-            vocab_size = load_tokenizer(tokenizer, KEY).vocab_size if is_file else GPT2_VOCAB_SIZE
+            of_file = tokenizer is not None and tokenizer.endswith(TOKENIZER_JSON)
+            vocab_size = load_tokenizer(str(tokenizer), KEY).vocab_size if of_file else GPT2_VOCAB_SIZE
         return {"tokenizer": tokenizer, "vocab_size": vocab_size}
 
     def shards(self, split: Split) -> Shards:
