@@ -24,7 +24,7 @@ import bytelm
 from bytelm import fit, load
 from bytelm.callbacks import Cosine, Samples, Schedules, TimeBudget
 from bytelm.data.corpora import Bytes
-from bytelm.errors import CheckpointError, ConfigError, DataError, UsageError
+from bytelm.errors import ConfigError, DataError, UsageError
 from bytelm.gpt import GPT
 from bytelm.inference.model import Model
 from bytelm.runs.checkpoint_io import AtomicCheckpointIO
