@@ -10,6 +10,7 @@ Additions to LightningCLI: `time_budget`, `lr_schedule`, `schedules`, `checkpoin
 import json
 import sys
 from pathlib import Path
+from pydoc import locate
 from typing import Any, NoReturn
 
 from jsonargparse import Namespace, set_parsing_settings
@@ -310,6 +311,8 @@ class BytelmCLI(LightningCLI):
         varied = {*self._options, *parser.differences}
         self.save_config_kwargs = {"plain": self.plain_config, "varied": varied}
         self.experiment = self.plain_config["experiment"] = self._experiment()
+        data = self.plain_config["data"]
+        data["init_args"] |= locate(data["class_path"]).resolved(data["init_args"])  # type: ignore[attr-defined]
         given = self._get(self.config, "ckpt_path")
         if self.subcommand == "fit":
             for each in without_effect(self.plain_config, {**TRAINER_DEFAULTS, **CHECKPOINT_DEFAULTS}):

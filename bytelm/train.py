@@ -67,6 +67,11 @@ ACCEPTED = {
 }
 
 
+# Keys of configs for the arguments of the second form; its others are options of the trainer.
+OF_CONFIGS = {"limit": "time_budget.limit", "seed": "seed_everything"}
+OF_CONFIGS |= {key: key for key in ("model", "data", "lr_schedule", "schedules", "ckpt_path", "init_from")}
+
+
 @dataclass(frozen=True)
 class Fitted:
     """A finished run.
@@ -95,12 +100,14 @@ class Fitted:
             device: See `bytelm.load`.
 
         Raises:
-            CheckpointError: The run was made from objects: its checkpoints do not say what network they are of.
+            ConfigError: The run was made from objects: its checkpoints do not say what network they are of.
         """
         if self.folder is None:
             raise ConfigError("fast_dev_run", True, "accepted by load: runs with a folder")
-        config = self.folder / CONFIG
-        return load(self.folder, config if config.exists() else (), device)
+        if not (config := self.folder / CONFIG).exists():
+            accepted = "accepted: run.module, the trained module; or a run that is made from configs"
+            raise ConfigError("load", str(self.folder), f"it was made from objects, and has no config; {accepted}")
+        return load(self.folder, config, device)
 
 
 def fit(
@@ -148,7 +155,9 @@ def fit(
             given = {"model": model, "data": data, "limit": limit, "lr_schedule": lr_schedule, "schedules": schedules}
             for key, value in {**given, "callbacks": callbacks, "seed": seed, **trainer}.items():
                 if value is not None:
-                    raise ConfigError(key, value, "accepted without configs; with configs, it is a key of theirs")
+                    name = OF_CONFIGS.get(key, f"trainer.{key}")
+                    accepted = f"accepted without configs; with configs: fit(…, {{{name!r}: …}})"
+                    raise ConfigError(key, value, accepted)
             return _fit_configs(configs, experiment)
         if model is None or data is None:
             missing = "model" if model is None else "data"

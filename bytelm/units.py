@@ -20,7 +20,7 @@ FORMS: dict[Unit, str] = {
     "steps": "steps (500 steps)",
     "tokens": "tokens (300 Mtok)",
     "flops": "FLOPs (2 PFLOP)",
-    "fraction": "a share of the run (5%)",
+    "fraction": "a share of the run (5%; up to 100%)",
 }
 LIMITS: tuple[Unit, ...] = ("seconds", "steps", "tokens", "flops")  # units of the budget of a run
 

@@ -85,9 +85,8 @@ def tokenize(files: list[Path], tokenizer: Tokenizer, options: Namespace) -> Non
         n_tokens = all_tokens.stat().st_size // 2
         n_val = round(options.val_fraction * n_tokens) if options.val_tokens is None else options.val_tokens
         if not 0 < n_val < n_tokens:
-            raise DataError(
-                "path", options.paths[0], f"of {n_tokens} tokens {n_val} would validate; accepted: some, not all"
-            )
+            reason = f"of its {n_tokens} tokens {n_val} would validate, and {n_tokens - n_val} train"
+            raise DataError("path", options.paths[0], f"{reason}; accepted: a text with tokens for both")
         tokens = np.memmap(all_tokens, np.uint16, "r")
         for split, part in {"train": tokens[:-n_val], "val": tokens[-n_val:]}.items():
             for i, start in enumerate(range(0, len(part), options.shard_tokens)):

@@ -52,7 +52,7 @@ def test_all_commands_are_listed_without_torch(args):
     assert ended.returncode == (0 if args else ConfigError.exit_status)
     assert unsaid.strip() == ("" if args else "False")
     lines = said.splitlines()
-    assert lines[0] == "usage: bytelm <command> [options]"
+    assert lines[0] == "usage: python -m bytelm <command> [options]"
     for command in COMMANDS:
         assert f"  {command.name:11}  {command.help}" in lines
     assert "False" in ended.stdout.splitlines()
@@ -71,11 +71,19 @@ def test_the_module_is_the_program_and_the_usage_line_is_what_was_typed():
         (
             ["fit"],
             2,
-            ["a config is required: bytelm fit --config quickstart", "  quickstart     A first run ", "gpt2/ "],
+            [
+                "a config is required: python -m bytelm fit --config quickstart",
+                "  quickstart     A first run ",
+                "gpt2/ ",
+            ],
         ),
-        (["validate"], 2, ["a run is required: bytelm validate runs/"]),
-        (["fit", "--config", "x.yaml", "--help"], 0, ["usage: bytelm fit --config CONFIG", "--time_budget.help"]),
-        (["test", "-h"], 0, ["usage: bytelm test RUN ", "bytelm test OPTION", "--help_all"]),
+        (["validate"], 2, ["a run is required: python -m bytelm validate runs/"]),
+        (
+            ["fit", "--config", "x.yaml", "--help"],
+            0,
+            ["usage: python -m bytelm fit --config CONFIG", "--time_budget.help"],
+        ),
+        (["test", "-h"], 0, ["usage: python -m bytelm test RUN ", "python -m bytelm test OPTION", "--help_all"]),
     ],
 )
 def test_commands_that_train_or_score_have_a_short_help_without_torch(args, status, said):
@@ -128,7 +136,7 @@ def test_a_command_describes_its_options(command, capsys):
         main([command.name, "--help"])
     assert ended.value.code == 0
     said = capsys.readouterr().out
-    assert said.startswith(f"usage: bytelm {command.name} ")
+    assert said.startswith(f"usage: python -m bytelm {command.name} ")
     assert max(map(len, said.splitlines())) <= 80
     if not command.with_name:
         assert not re.search(r"^ *-?-?\w+( \w+)? +\(required, type: str\)", said, re.MULTILINE), "no help"

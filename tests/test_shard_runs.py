@@ -11,7 +11,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from thinned import thinned
 from token_shards import train_on_tokens
 
+from bytelm import load
 from bytelm.data.shard_file import write_shard
+from bytelm.data.tokenizer import train_tokenizer
 from bytelm.errors import DataError
 
 
@@ -70,6 +72,21 @@ def test_a_run_with_a_tokenizer_is_scored_in_bits_per_byte(run, capsys):
     assert config["checkpoint"]["monitor"] == "val/bpb"
 
 
+def test_the_config_of_a_run_names_the_tokenizer_that_was_found(run, capsys):
+    train_tokenizer(iter(["to be or not to be " * 9]), 262, Path("tokens/tokenizer.json"))
+    options = ("--data.tokenizer", "auto", "--data.vocab_size", "null")
+    run(*options)
+    config = yaml.safe_load(Path("runs/tiny/version_0/config.yaml").read_text())
+    found = config["data"]["init_args"]
+    assert (found["tokenizer"], found["vocab_size"]) == ("tokens/tokenizer.json", 262)
+    assert read_record()["val_bpb"] > 0
+    run(*options, "--ckpt_path", "last", "--time_budget.limit", "5 steps")
+    assert "other values" not in capsys.readouterr().err
+    Path("tokens/tokenizer.json").rename("tokens/other.json")
+    with pytest.raises(DataError, match=r"data\.tokenizer: 'tokens/tokenizer\.json' cannot be used"):
+        load("runs/tiny/version_0")
+
+
 def test_checkpoint_settings_of_the_config(run):
     run("--data.tokenizer", "bytes", "--checkpoint.monitor", "val/loss")
     config = yaml.safe_load(Path("runs/tiny/version_0/config.yaml").read_text())
@@ -119,7 +136,7 @@ def test_tokens_above_vocab_size_are_rejected(rejected):
     [
         (
             ("--data.path", "none"),
-            ["data.path: 'none'", "accepted: a folder with .bin files that have the word `train`"],
+            ["data.path: 'none'", "not found in /", "accepted: a folder with .bin files"],
         ),
         (("--data.vocab_size", "200"), ["data.vocab_size: 200", "tokens/text_train_1.bin has token 255"]),
         (("--data.seq_len", "16", "--data.val", "tokens/short.bin"), ["data.seq_len: 16", "accepted: up to 15"]),

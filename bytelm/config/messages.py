@@ -57,6 +57,7 @@ UNITS_OF_COMMANDS: dict[str, tuple[Unit, ...]] = {
 }
 OF_YOURS = {"data": "; for your own text: --data Bytes --data.path FILE"}
 EXAMPLES = {"monitor": "val/bpb"}  # values of required options
+TYPES |= {"float": "a number", "list": "a list", "tuple": "a list", "Iterable": "a list"}
 VALUES = {
     "config": "a YAML file, or a shipped config such as quickstart",
     "ckpt_path": "last, best, a checkpoint, or the folder of a run",
@@ -121,7 +122,8 @@ def clarify(
     if match := re.search(r"^(?:error: )?the following arguments are required: ([^\n]+)", message):
         return _missing(match[1].split(", "), roots, nested, written)
     if NULL in message:
-        accepted = classes("") if _is_class(name, roots, nested) else "without this key its default is used"
+        default = re.search(rf"{NULL}(.*)", message)
+        accepted = classes("") if _is_class(name, roots, nested) else f"leave the key out for its default{default[1]}"  # type: ignore[index]
         return f"{key}: null is not accepted; {accepted}"
     if match := re.search(r"^Parser key \"config\": (.*): ('.*')$", message):
         return f"config: {match[2]} cannot be used; {match[1]}"
@@ -139,6 +141,10 @@ def clarify(
             re.findall(r"class_path '([\w.]+)'", report[: match.start()])[-1:]
         )
         options = list(parameters_of(cls := locate(owner)))
+        if match[1] in options:  # its value is not accepted
+            return (
+                f"{key}.{match[1]}: {_value_of_option(match[1], report)} is not accepted; {_accepted_by(cls, match[1])}"
+            )
         if options or not any(cls in _bases_of(each, name) for each in [*roots.values(), *nested]):
             return f"{key}.{match[1]}: unknown key; {_choices_of_option(match[1], key, owner, options, roots)}"
         return f"{key}: {_given(report)} does not name a class; {classes('')}, {OPTIONS}{yours}"
@@ -169,6 +175,8 @@ def clarify(
     failed += r"|Problem with given class_path '(?P<class>[\w.]+)':\s+(?P<why>(?!Parser key)\S.*)$"
     if match := re.search(failed, report, re.MULTILINE):
         path, reason = match["path"] or match["class"], match["reason"] or match["why"]
+        other = r"Expected '[\w.]+' to be a function that returns <class '(?:\w+\.)*(\w+)'>\.?"
+        reason = re.sub(other, r"it is neither such a class nor a function that is declared to return a \1", reason)
         if required := re.match(r"the following arguments are required: (\w+)", reason):
             example = EXAMPLES.get(required[1], "…")
             of = path.rpartition(".")[2]
@@ -279,10 +287,14 @@ def _choices_or_place(
     """
     accepted = list(accepted)
     name, _, rest = key.partition(".")
-    wanted = [".".join([each, *([rest] if rest else [])]) for each in (name, *SYNONYMS.get(name, ()))]
-    places = [place for place in _places(roots) for each in wanted if place.endswith(f".{each}")]
-    places = sorted(places, key=lambda place: place.count("."))[:1]
-    meant = get_close_matches(given, [each for each in (*accepted, *others) if each != given], n=1)
+    # The names here of other programs' names come first: a class of few users may have an option of that name.
+    wanted = [".".join([each, *([rest] if rest else [])]) for each in (*SYNONYMS.get(name, ()), name)]
+    ranked = [
+        (rank, place) for place in _places(roots) for rank, each in enumerate(wanted) if place.endswith(f".{each}")
+    ]
+    places = [place for _, place in sorted(ranked, key=lambda found: (found[0], found[1].count(".")))][:1]
+    meant = [each for each in SYNONYMS.get(given, ()) if each in accepted]
+    meant = meant or closest(given, [each for each in (*accepted, *others) if each != given])
     if not meant and key == given:
         meant = [name for name in accepted if name.startswith(given)][:1]
     meant = [*meant, *places] if given not in [place.rpartition(".")[2] for place in places] else [*places, *meant]
@@ -371,9 +383,24 @@ def _given(message: str) -> str:
     values = re.findall(r"Given value: (.*?)(?:\. Got value: .*)?$", message, re.MULTILINE)
     values += re.findall(r"Got value: (.*?)$", message, re.MULTILINE)
     value = values[0] if values else "null"
+    if match := re.match(r"Namespace\(class_path='(?:\w+\.)*(\w+)'", value):
+        return match[1]
     if match := re.fullmatch(r"NestedArg\(key='(.*)', val='?(.*?)'?\)", value):
         return f"{{{match[1]}: {match[2]}}}"
     return "null" if value == "None" else value
+
+
+def _value_of_option(option: str, report: str) -> str:
+    """Returns the value of a class's option in a report of it."""
+    found = re.search(rf"\b{option}=('[^']*'|[^,)]+)", report)
+    return found[1] if found else "its value"
+
+
+def _accepted_by(cls: Any, option: str) -> str:
+    """Returns the type of an option of a class, for the end of a message."""
+    hint = inspect.signature(cls).parameters[option].annotation
+    name = getattr(hint, "__name__", str(hint)).replace(" | None", ", null")
+    return f"accepted: {TYPES.get(name, name)}"
 
 
 def _types(message: str) -> str:
@@ -443,10 +470,16 @@ def _bases_for(owner: type, name: str, roots: Mapping[str, type]) -> list[type]:
     return _bases_of(owner, name) or own
 
 
+def closest(given: str, accepted: Sequence[str]) -> list[str]:
+    """Returns the name that is most similar to a given one, in a list; the same name in other letters comes first."""
+    same = [each for each in accepted if each.lower() == given.lower()]
+    return same[:1] or get_close_matches(given, accepted, n=1)
+
+
 def choices(given: str, accepted: Iterable[str]) -> str:
     """Returns the accepted names for the end of a message, after the one that a given name may mean."""
     accepted = list(accepted)
-    close = [each for each in SYNONYMS.get(given, ()) if each in accepted] or get_close_matches(given, accepted, n=1)
+    close = [each for each in SYNONYMS.get(given, ()) if each in accepted] or closest(given, accepted)
     hint = f"did you mean {close[0]}? " if close else ""
     return f"{hint}accepted: {', '.join(accepted) or 'see --help'}"
 

@@ -228,7 +228,7 @@ class ConfigFileParser(ArgumentParser):
             options = vars(value.get("init_args") or Namespace())
         for name, inner in options.items():
             if path is not None and inner is None and not _takes_null(locate(path), name):
-                self.error(f'Parser key "{key}.{name}": {NULL}')
+                self.error(f'Parser key "{key}.{name}": {NULL}{_default(locate(path), name)}')
         for name, inner in options.items():
             self._check_nulls(inner, f"{key}.{name}" if key else name)
 
@@ -310,6 +310,13 @@ def _takes_null(cls: Any, option: str) -> bool:
                 return True
             return parameter.default is parameter.empty or hint is Any or type(None) in get_args(hint)
     return True
+
+
+def _default(cls: Any, option: str) -> str:
+    """Returns `, <default>` for an option whose default is a number or a truth value; otherwise nothing."""
+    parameter = inspect.signature(cls).parameters.get(option)
+    value = None if parameter is None else parameter.default
+    return f", {str(value).lower()}" if isinstance(value, bool | int | float) else ""
 
 
 def _are_the_same(some: list[tuple[Any, ...]], others: list[tuple[Any, ...]]) -> bool:

@@ -24,6 +24,9 @@ SYNONYMS: dict[str, tuple[str, ...]] = {
     "warmup_steps": ("warmup",),
     "dataset": ("data",),
     "device": ("accelerator",),
+    "length": ("max_new_tokens",),
+    "max_tokens": ("max_new_tokens",),
+    "checkpoint_path": ("ckpt_path",),
     "grad_clip": ("gradient_clip_val",),
     "gradient_accumulation_steps": ("accumulate_grad_batches",),
 }

@@ -29,7 +29,7 @@ _SCORE = f"""\
   --ckpt_path PATH       best, last, a checkpoint, or the folder of a run"""
 _OPTIONS = {"fit": _FIT, "validate": _SCORE, "test": _SCORE, "predict": _SCORE}
 _USAGES = {"fit": ["--config CONFIG [--KEY VALUE ...]"]}
-_SCORE_USAGES = ["RUN [--KEY VALUE ...]", "--config CONFIG --ckpt_path PATH [--KEY VALUE ...]"]
+_SCORE_USAGES = ["RUN [--KEY VALUE ...]", "--config CONFIG --ckpt_path PATH [...]"]
 
 KEYS = """\
 Each key of a config is an option, for example:

@@ -5,7 +5,7 @@ The position in the data is saved and restored with the run. A run resumes only 
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -68,6 +68,15 @@ class TokenData(LightningDataModule, ABC):
         Raises:
             DataError: The text does not exist, or cannot be read.
         """
+
+    @classmethod
+    def resolved(cls, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns the values of options whose defaults depend on the files; a run's config contains these values.
+
+        Args:
+            options: All arguments of the constructor.
+        """
+        return {}
 
     def val_files(self) -> list[Path]:
         """Returns the files for validation, for the lines before a run; empty if it is a part of the text."""

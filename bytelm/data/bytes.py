@@ -117,11 +117,13 @@ class ByteData(TokenData):
         needed = {"train": self.train_split} if stage == "fit" else {}
         for name, split in {**needed, "validation": self.val_split}.items():
             if len(split) < self.seq_len:
+                most = min(map(len, [*needed.values(), self.val_split]))
                 raise DataError(
-                    "data.seq_len",
-                    self.seq_len,
-                    f"the {name} split of {self.corpus.name} has {len(split)} bytes (train_fraction "
-                    f"{self.train_fraction} of {len(stream)}), fewer than one row",
+                    "data",
+                    self.corpus.name,
+                    f"its {name} split has {len(split)} bytes (train_fraction {self.train_fraction} of {len(stream)}), "
+                    f"fewer than a row of {self.seq_len}; accepted: a longer text"
+                    + (f", or data.seq_len up to {most}" if most else ""),
                 )
 
     def corpus_record(self) -> dict[str, Any]:

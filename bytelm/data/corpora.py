@@ -18,10 +18,12 @@ from bytelm.data.bytes import ByteData, Corpus, read_bytes
 from bytelm.data.download import DownloadError, download, kept_hash, strip_gutenberg, strip_gutenberg_lf
 from bytelm.data.file_watch import FileWatch, Stamp
 from bytelm.errors import ConfigError, DataError
-from bytelm.system.files import sha256_of
+from bytelm.system.files import searched, sha256_of
 
 URL = "https://www.gutenberg.org/cache/epub/100/pg100.txt"
 READ_AT_MOST = 2**30  # bytes of a single file; larger ones are mapped
+PROBED = 8192  # first bytes of a file, of which none is 0 in text, as git and grep decide
+NAMED = 3  # files in a note
 
 
 class Shakespeare(ByteData):
@@ -136,8 +138,10 @@ class Bytes(ByteData):
     before the change is detected.
 
     Args:
-        path: A file, a folder, a glob pattern, or a list of these. A folder stands for all files in it and its
-            subfolders, sorted by path, without hidden ones (a file or folder whose name starts with a dot).
+        path: A file, a folder, a glob pattern, or a list of these. A folder stands for the text files in it and its
+            subfolders, sorted by path, without hidden ones (a file or folder whose name starts with a dot) and binary
+            ones (a zero byte among the first 8192 bytes), which a note names. A file that is named itself, or that
+            matches a glob pattern, may have any bytes.
         kwargs: The options of ByteData.
     """
 
@@ -167,7 +171,7 @@ class Bytes(ByteData):
 def text_files(path: str, key: str = "path") -> list[Path]:
     """Returns the files of a path, sorted: the file itself, those in a folder, or those that match a glob pattern.
 
-    Hidden files of a folder are left out, as in a glob pattern.
+    Hidden files of a folder are left out, as in a glob pattern; so are binary ones, which a note names.
 
     Args:
         path: The path.
@@ -179,12 +183,37 @@ def text_files(path: str, key: str = "path") -> list[Path]:
     expanded = Path(path).expanduser()
     if expanded.is_file():
         return [expanded]
-    found = _walk(expanded) if expanded.is_dir() else map(Path, glob.glob(str(expanded), recursive=True))
+    is_folder = expanded.is_dir()
+    found = _walk(expanded) if is_folder else map(Path, glob.glob(str(expanded), recursive=True))
     files = sorted(file for file in found if file.is_file())
     if not files:
         accepted = "accepted: a file, a folder with files in it, or a glob that matches some"
         raise DataError(key, path, f"{_what_it_is(expanded)}; {accepted}")
-    return files
+    return _text_alone(files, path, key) if is_folder else files
+
+
+def _text_alone(files: list[Path], folder: str, key: str) -> list[Path]:
+    """Returns the files of a folder without the binary ones, which a note names.
+
+    Raises:
+        DataError: All are binary.
+    """
+    binary = [file for file in files if _is_binary(file)]
+    if not binary:
+        return files
+    everything = f"{str(folder).rstrip('/')}/**/*"
+    if len(binary) == len(files):
+        raise DataError(key, folder, f"all of its {len(files)} files are binary; accepted to read them: {everything!r}")
+    names = ", ".join(map(str, binary[:NAMED])) + (", …" if len(binary) > NAMED else "")
+    count = "1 binary file" if len(binary) == 1 else f"{len(binary)} binary files"
+    note(f"{key}: {count} of {folder} left out: {names}; {everything!r} includes all files")
+    left_out = {*binary}
+    return [file for file in files if file not in left_out]
+
+
+def _is_binary(file: Path) -> bool:
+    with file.open("rb") as opened:
+        return b"\0" in opened.read(PROBED)
 
 
 def _walk(folder: Path) -> Iterator[Path]:
@@ -203,7 +232,9 @@ def _what_it_is(path: Path) -> str:
         return "it is a folder without files, or with hidden ones alone"
     if path.exists():
         return "it is neither a file nor a folder"
-    return "it is a broken link" if path.is_symlink() else "not found"
+    if path.is_symlink():
+        return "it is a broken link"
+    return f"not found{searched(path)}"
 
 
 def _mapped(file: BinaryIO) -> Tensor:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from bytelm.errors import DataError
+from bytelm.system.files import searched
 
 PARQUET = (".parquet",)
 JSON_LINES = (".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz")
@@ -29,8 +30,8 @@ def document_files(place: str, key: str) -> list[Path]:
 
     Args:
         place: A file; a folder, of which the files of Parquet are taken, also those in its subfolders (if there are
-            none, those of JSON lines; if there are none, those of text); or a glob pattern. A file with another ending
-            is text.
+            none, those of JSON lines; if there are none, those of text), except hidden ones; or a glob pattern. A file
+            with another ending is text.
         key: Key of the config, for the message.
 
     Raises:
@@ -42,14 +43,18 @@ def document_files(place: str, key: str) -> list[Path]:
     if not path.is_dir():
         found = sorted(Path(name) for name in glob.glob(str(path), recursive=True) if Path(name).is_file())
         if not found:
-            raise DataError(key, place, f"no file is there; {ACCEPTED}")
+            raise DataError(key, place, f"not found{searched(path)}; {ACCEPTED}")
         return found
-    inside = sorted(file for file in path.rglob("*") if not file.name.startswith(".") and file.is_file())
+    inside = sorted(file for file in path.rglob("*") if not _is_hidden(file.relative_to(path)) and file.is_file())
     for kind in KINDS:
         if found := [file for file in inside if file.name.endswith(kind)]:
             return found
     endings = ", ".join(ending for kind in KINDS for ending in kind)
     raise DataError(key, place, f"no file in it ends in {endings}; {ACCEPTED}")
+
+
+def _is_hidden(file: Path) -> bool:
+    return any(part.startswith(".") for part in file.parts)
 
 
 def groups(file: Path, column: str, first: int = 0) -> Iterator[tuple[int, list[str]]]:

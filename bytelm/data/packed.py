@@ -102,7 +102,7 @@ class Documents(TokenData):
         Raises:
             DataError: It cannot be loaded, or has no token that marks the beginning of a document.
         """
-        found = load_tokenizer(self.tokenizer)
+        found = load_tokenizer(self.tokenizer, "data.tokenizer")
         if found.end_of_text is None:
             accepted = (
                 "it has no token that marks the beginning of a document; accepted: tokenizers with one, such as gpt2"

@@ -22,13 +22,16 @@ from bytelm.data.base import TokenData
 from bytelm.data.file_watch import FileWatch, Stamp
 from bytelm.data.rows import eval_shares
 from bytelm.data.shard_file import Shard, Split, Tokens, check_disjoint, find_shards
-from bytelm.data.tokenizer import Tokenizer, load_tokenizer
+from bytelm.data.tokenizer import AUTO, TOKENIZER_JSON, Tokenizer, load_tokenizer, tokenizer_of_shards
 from bytelm.errors import ConfigError, DataError
+from bytelm.system.files import searched
 
 CropOrder = Literal["random", "sequential"]
 SPLITS: tuple[Split, ...] = ("train", "val")
 Shards = Mapping[Path, Shard]
 
+KEY = "data.tokenizer"
+GPT2_VOCAB_SIZE = 50_257
 MEGABYTE = 2**20
 SCANNED = 1_000_000  # tokens at either end of a shard
 
@@ -50,9 +53,11 @@ class TokenShards(TokenData):
         seq_len: Tokens of a row.
         order: `random` takes crops that begin at any position with equal probability, as nanoGPT does; `sequential`
             takes them one after another, shard by shard, and starts again after the last.
-        vocab_size: Size of the vocabulary; all tokens are below it.
-        tokenizer: The tokenizer that made the tokens; it defines the number of bytes of each token. null: unknown; then
-            there is no `val/bpb`, and `val/loss` is the score, also in studies of many runs.
+        vocab_size: Size of the vocabulary; all tokens are below it. Default: that of a tokenizer.json, otherwise
+            50257, GPT-2's.
+        tokenizer: The tokenizer that made the tokens; it defines the number of bytes of each token. auto: the
+            tokenizer.json in `path`, if there is one, otherwise gpt2. null: unknown; then there is no `val/bpb`, and
+            `val/loss` is the score, also in studies of many runs.
         eval_tokens: Maximum number of tokens that validation predicts.
         seed: Seed of the random order; default: the run's seed (`seed_everything`).
 
@@ -71,8 +76,8 @@ class TokenShards(TokenData):
         batch_size: PositiveInt = 12,
         seq_len: PositiveInt = 1024,
         order: CropOrder = "random",
-        vocab_size: PositiveInt = 50_257,
-        tokenizer: str | None = "gpt2",
+        vocab_size: PositiveInt | None = None,
+        tokenizer: str | None = AUTO,
         eval_tokens: PositiveInt = 1_048_576,
         seed: NonNegativeInt | None = None,
     ) -> None:
@@ -82,11 +87,28 @@ class TokenShards(TokenData):
         self.path = path
         self.given = {"train": train, "val": val}
         self.order: CropOrder = order
-        self.vocab_size = vocab_size
-        self.tokenizer = tokenizer
-        self.counts_bytes = tokenizer is not None
+        found = self.resolved({"path": path, "tokenizer": tokenizer, "vocab_size": vocab_size})
+        self.tokenizer: str | None = found["tokenizer"]
+        self.vocab_size = found["vocab_size"]
+        self.counts_bytes = self.tokenizer is not None
         self.eval_tokens = eval_tokens
         self._shards: dict[Split, Shards] = {}
+
+    @classmethod
+    def resolved(cls, options: Mapping[str, Any]) -> dict[str, Any]:
+        """See TokenData.
+
+        Raises:
+            DataError: The tokenizer cannot be loaded, or the folder in which it is searched for does not exist.
+        """
+        path, tokenizer, vocab_size = options["path"], options["tokenizer"], options["vocab_size"]
+        if tokenizer == AUTO and path is not None:
+            _folder(path)
+        tokenizer = tokenizer_of_shards(tokenizer, path)
+        if vocab_size is None:
+            of_file = tokenizer is not None and tokenizer.endswith(TOKENIZER_JSON)
+            vocab_size = load_tokenizer(str(tokenizer), KEY).vocab_size if of_file else GPT2_VOCAB_SIZE
+        return {"tokenizer": tokenizer, "vocab_size": vocab_size}
 
     def shards(self, split: Split) -> Shards:
         """Returns the tokens of a split's files, read on first access.
@@ -124,7 +146,7 @@ class TokenShards(TokenData):
 
     @cached_property
     def _loaded_tokenizer(self) -> Tokenizer:
-        return load_tokenizer(str(self.tokenizer))
+        return load_tokenizer(str(self.tokenizer), KEY)
 
     def changed(self) -> str | None:
         return self._watch.changed(self._sha256)
@@ -171,7 +193,7 @@ class TokenShards(TokenData):
     def _files(self, split: Split) -> list[Path]:
         given = self.given[split]
         if not given:
-            files = find_shards(Path(str(self.path)).expanduser(), split)
+            files = find_shards(_folder(str(self.path)), split)
             if not files:
                 accepted = f"accepted: a folder with .bin files that have the word `{split}` in their names"
                 raise DataError("data.path", self.path, accepted)
@@ -208,6 +230,19 @@ class TokenShards(TokenData):
         for shard in self.shards("val").values():  # the number of bytes is unknown for tokens that the tokenizer lacks
             check_ends(shard, tokenizer.vocab_size, key="data.tokenizer", value=name)
         return F.pad(tokenizer.token_bytes, (0, self.vocab_size - tokenizer.vocab_size))
+
+
+def _folder(path: str) -> Path:
+    """Returns a folder.
+
+    Raises:
+        DataError: It does not exist.
+    """
+    folder = Path(path).expanduser()
+    if not folder.is_dir():
+        missing = "it is not a folder" if folder.exists() else f"not found{searched(folder)}"
+        raise DataError("data.path", path, f"{missing}; accepted: a folder with .bin files of both splits")
+    return folder
 
 
 class Crops:

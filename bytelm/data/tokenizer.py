@@ -27,6 +27,8 @@ MOST_TOKENS = 2**24  # memory grows with the largest one
 KEY = "tokenizer"  # key of the data and of the scripts
 INSTALL = 'pip install "bytelm[tokens]" installs it'
 PICKLE = "tokenizer.pkl"
+TOKENIZER_JSON = "tokenizer.json"
+AUTO = "auto"  # the tokenizer of shards that is found beside them
 END_OF_TEXT = ("<|endoftext|>", "<|end_of_text|>", "</s>")  # its names in a tokenizer.json; the first one found counts
 BEGINNINGS = ("<|bos|>", "<|reserved_0|>", *END_OF_TEXT)  # nanochat's and autoresearch's names, in a tokenizer.pkl
 
@@ -194,7 +196,9 @@ class TiktokenTokenizer(EncodingTokenizer):
             encoding = tiktoken.get_encoding(name)
         except (OSError, ValueError) as error:  # ValueError: the download is not in the form that tiktoken expects
             advice = "set TIKTOKEN_CACHE_DIR to a folder where tiktoken has kept it, or give a tokenizer.json"
-            raise DataError(KEY, name, f"tiktoken cannot download it ({error}); {advice}") from error
+            # urllib3's error is a chain of objects in one line.
+            reason = "no connection to its server" if "Max retries" in str(error) else str(error)
+            raise DataError(KEY, name, f"tiktoken cannot download it ({reason}); {advice}") from error
         end_of_text = encoding.eot_token if END_OF_TEXT[0] in encoding.special_tokens_set else None
         super().__init__(name, encoding, end_of_text)
 
@@ -241,7 +245,7 @@ class TokenizerFile(Tokenizer):
     def __init__(self, path: str | Path) -> None:
         tokenizers = _import_tokenizers(str(path))
         file = Path(path).expanduser()
-        file = file / "tokenizer.json" if file.is_dir() else file
+        file = file / TOKENIZER_JSON if file.is_dir() else file
         try:
             content = file.read_text(encoding="utf-8")
             reason = _not_byte_level(json.loads(content))
@@ -324,20 +328,41 @@ def n_threads() -> int:
     return 1 if os.environ.get("TOKENIZERS_PARALLELISM") == "false" else min(8, os.cpu_count() or 1)
 
 
-def load_tokenizer(name: str) -> Tokenizer:
+def tokenizer_of_shards(name: str | None, folder: str | None) -> str | None:
+    """Returns the name of the tokenizer that made the tokens of a folder.
+
+    Args:
+        name: `auto`: the tokenizer.json in the folder, if there is one, otherwise gpt2. Any other name is returned.
+        folder: The folder; None for shards that are named one by one.
+    """
+    if name != AUTO:
+        return name
+    file = None if folder is None else Path(folder, TOKENIZER_JSON)
+    return str(file) if file is not None and file.expanduser().is_file() else "gpt2"
+
+
+def load_tokenizer(name: str, key: str = KEY) -> Tokenizer:
     """Loads a tokenizer by name.
 
     Args:
         name: `bytes`; a tokenizer.json or a tokenizer.pkl (a pickled tiktoken.Encoding), or a folder that contains one;
             nanoGPT's meta.pkl; or one of tiktoken's names, such as gpt2.
+        key: The option that gives it, for the message.
 
     Raises:
         DataError: It does not exist, cannot be used, or needs a package that is not installed.
     """
+    try:
+        return _load(name)
+    except DataError as error:
+        raise DataError(key, error.value, error.accepted) from error
+
+
+def _load(name: str) -> Tokenizer:
     if name == "bytes":
         return ByteTokenizer()
     path = Path(name).expanduser()
-    if name.endswith(".json") or (path / "tokenizer.json").is_file():
+    if name.endswith(".json") or (path / TOKENIZER_JSON).is_file():
         return TokenizerFile(name)
     if (path / PICKLE).is_file() or (name.endswith(".pkl") and is_encoding(path)):
         return EncodingFile(name)

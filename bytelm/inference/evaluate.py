@@ -33,6 +33,7 @@ from bytelm.inference.generate import batches, generate_batch, start_of
 from bytelm.inference.load import Trained, add_arguments, load_given
 from bytelm.inference.score import Window, costs, first_token, predict, windows_of
 from bytelm.runs.checkpoints import reason
+from bytelm.runs.choice import with_run
 from bytelm.system.files import replacing
 
 
@@ -271,6 +272,7 @@ def main(args: list[str]) -> None:
     Args:
         args: Arguments after `python -m bytelm evaluate`.
     """
+    args = with_run(["evaluate", *args])[1:]
     parser = CommandParser(
         "evaluate", description="Scores a checkpoint on tasks of EleutherAI's lm-evaluation-harness."
     )

@@ -21,6 +21,7 @@ from bytelm.data.tokenizer import ByteTokenizer, Tokenizer
 from bytelm.errors import ConfigError
 from bytelm.gpt import GPT, Cache
 from bytelm.inference.load import Trained, add_arguments, load_given
+from bytelm.runs.choice import with_run
 
 MAX_SEED = 2**64 - 1  # of torch's generators
 BETWEEN_SAMPLES = "\n---\n"
@@ -370,7 +371,10 @@ def main(args: list[str]) -> None:
     Args:
         args: Arguments after `python -m bytelm generate`.
     """
-    parser = CommandParser("generate", description="Generates text with the network of a checkpoint.")
+    args = with_run(["generate", *args])[1:]
+    parser = CommandParser(
+        "generate", description="Generates text with the network of a checkpoint, or of a run: generate RUN."
+    )
     add_arguments(parser)
     parser.add_argument(
         "--prompt",

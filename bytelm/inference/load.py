@@ -22,7 +22,7 @@ from bytelm.config import keys
 from bytelm.config.messages import clarify, note
 from bytelm.config.parser import ConfigFileParser
 from bytelm.config.untrusted_config import foreign, leaves
-from bytelm.data.tokenizer import Tokenizer, load_tokenizer
+from bytelm.data.tokenizer import Tokenizer, load_tokenizer, tokenizer_of_shards
 from bytelm.errors import CheckpointError, ConfigError, OutOfMemory, run_error
 from bytelm.gpt import GPT
 from bytelm.parts.contract import known_parts
@@ -100,7 +100,7 @@ def load(ckpt_path: str | Path, configs: Sequence[str | Path] = (), device: str 
     if (name := tokenizer_name(config)) is None:
         accepted = "accepted: what made its tokens, in the run's config (--config) or given to import (--tokenizer)"
         raise ConfigError("data.tokenizer", None, accepted)
-    tokenizer = load_tokenizer(name)
+    tokenizer = load_tokenizer(name, "data.tokenizer")
     if tokenizer.vocab_size > gpt.vocab_size:
         accepted = f"accepted: up to {gpt.vocab_size} tokens, the network's; it has {tokenizer.vocab_size}"
         raise ConfigError("data.tokenizer", tokenizer.name, accepted)
@@ -133,7 +133,8 @@ def tokenizer_name(config: Mapping[str, Any]) -> str | None:
     """The tokenizer that a config's data names, as for `load_tokenizer`; None if it is not known."""
     data = (config.get("data") or {}).get("init_args") or {}
     name = data.get("tokenizer", "bytes")  # data without the option are bytes
-    return None if name is None else str(name)
+    path = data.get("path")  # for other data than shards, a list too
+    return None if name is None else tokenizer_of_shards(str(name), path if isinstance(path, str) else None)
 
 
 def _network_of_files(contents: Contents, configs: Sequence[str | Path]) -> tuple[nn.ModuleDict, dict[str, Any]]:
@@ -250,9 +251,9 @@ def _own_config(contents: Contents) -> Mapping[str, Any]:
     config, path = contents.config, contents.path
     try:
         network = config["model"]["gpt"]
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError):
         message = f"ckpt_path: {str(path)!r} does not say what network it is of; accepted: a config, too (--config)"
-        raise CheckpointError(message) from error
+        raise CheckpointError(message) from None
     data = config.get("data") or {}
     if not isinstance(data, Mapping) or not isinstance(data.get("init_args") or {}, Mapping):
         raise CheckpointError(f"ckpt_path: {str(path)!r}: data: {data!r} is not a class with its options")
@@ -262,6 +263,7 @@ def _own_config(contents: Contents) -> Mapping[str, Any]:
         raise CheckpointError(f"ckpt_path: {str(path)!r}: {error}") from error
     if found is not None:
         key, value = found
+        key = key.replace(".init_args", "").removesuffix(".class_path")
         version = other_version(contents.checkpoint)
         raise CheckpointError(
             f"ckpt_path: {str(path)!r}: {key}: {value!r} is not a part of bytelm, and importing it would run its "

@@ -6,7 +6,9 @@ model.score("def main():").bits_per_byte
 """
 
 from collections.abc import Sequence
+from numbers import Integral, Real
 from pathlib import Path
+from typing import Any
 
 from bytelm.config.messages import note
 from bytelm.errors import ConfigError
@@ -53,18 +55,16 @@ class Model(Trained):
         Raises:
             ConfigError: A value is not accepted, or a prompt is empty and the tokenizer has no end-of-text token.
         """
-        for key, value, least in (
-            ("max_new_tokens", max_new_tokens, 1),
-            ("temperature", temperature, 0),
-            ("top_k", top_k, 1),
-            ("top_p", top_p, 0),
-            ("seed", seed, 0),
-            ("batch_size", batch_size, 1),
-        ):
-            if value is not None and value < least:
-                raise ConfigError(key, value, f"accepted: from {least}")
-        if top_p is not None and top_p > 1:
-            raise ConfigError("top_p", top_p, "accepted: from 0 to 1")
+        _check_count("max_new_tokens", max_new_tokens)
+        if not _is_number(temperature) or temperature < 0:
+            raise ConfigError("temperature", temperature, "accepted: a number from 0")
+        if top_k is not None:
+            _check_count("top_k", top_k)
+        if top_p is not None and not (_is_number(top_p) and 0 <= top_p <= 1):
+            raise ConfigError("top_p", top_p, "accepted: a number from 0 to 1, or None")
+        if seed is not None:
+            _check_count("seed", seed, least=0)
+        _check_count("batch_size", batch_size)
         prompts = _texts("prompt", prompt)
         seeds = [None if seed is None else seed + number for number in range(len(prompts))]
         texts = [""] * len(prompts)
@@ -86,8 +86,7 @@ class Model(Trained):
         Raises:
             ConfigError: A text is empty, or the tokenizer has no token from which the first could be predicted.
         """
-        if batch_size < 1:
-            raise ConfigError("batch_size", batch_size, "accepted: from 1")
+        _check_count("batch_size", batch_size)
         scores = score_texts(self, _texts("text", text), batch_size)
         return scores[0] if isinstance(text, str) else scores
 
@@ -115,13 +114,22 @@ def load(ckpt_path: str | Path = "last", config: str | Path | Sequence[str | Pat
     return Model(trained.gpt, trained.tokenizer)
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def _check_count(key: str, value: Any, least: int = 1) -> None:
+    if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
+        raise ConfigError(key, value, f"accepted: a whole number from {least}")
+
+
 def _texts(key: str, given: str | Sequence[str]) -> list[str]:
     """A list of one text or several.
 
     Raises:
         ConfigError: There is something else in it.
     """
-    texts = [given] if isinstance(given, str) or not isinstance(given, Sequence) else given
+    texts = [given] if isinstance(given, str | bytes) or not isinstance(given, Sequence) else given
     for text in texts:
         if not isinstance(text, str):
             raise ConfigError(key, text, "accepted: a text, or a list of texts")

@@ -3,8 +3,8 @@
 A checkpoint is named by its file, by the folder of its run, by the folder of an experiment (its newest run), or as
 `last` or `best`.
 
-`fit --ckpt_path last` resumes the newest run of the experiment. If that run was interrupted before its first
-checkpoint, it starts again in its folder, provided that the command is the same; an older run is never used instead. A
+`fit --ckpt_path last` resumes the newest run of the experiment. If that run ended before its first checkpoint, it
+starts again in its folder, provided that the command is the same; an older run is never used instead. A
 run's own config.yaml names that run: `validate --config runs/x/version_0/config.yaml --ckpt_path best` scores
 version_0.
 """
@@ -18,7 +18,7 @@ from bytelm.config.messages import note
 from bytelm.config.text import read
 from bytelm.errors import CheckpointError, ConfigError, StorageError
 from bytelm.runs import record
-from bytelm.runs.checkpoints import differences
+from bytelm.runs.checkpoints import COMPARED, RESUMED, differences
 from bytelm.runs.folder import (
     CHECKPOINTS,
     CONFIG,
@@ -31,7 +31,8 @@ from bytelm.runs.folder import (
 )
 
 NAMES = ("best", "last")
-SCORING = ("validate", "test", "predict")  # commands that accept a run instead of options
+SCORING = ("validate", "test", "predict")
+USING = ("generate", "evaluate")  # these accept a run instead of options, as those that score do
 
 
 def find_checkpoint(
@@ -71,7 +72,7 @@ def find_checkpoint(
 
 
 def with_run(arguments: Sequence[str]) -> list[str]:
-    """Expands `validate RUN`, `test RUN` or `predict RUN` to a command line with options.
+    """Expands `validate RUN`, `test RUN`, `predict RUN`, `generate RUN` or `evaluate RUN` to options.
 
     Args:
         arguments: The command and its options.
@@ -84,11 +85,12 @@ def with_run(arguments: Sequence[str]) -> list[str]:
         ConfigError: RUN is not the folder of a run.
     """
     command, *rest = [*arguments] or [""]
-    if command not in SCORING or not rest or rest[0].startswith("-"):
+    if command not in (*SCORING, *USING) or not rest or rest[0].startswith("-"):
         return [*arguments]
     given, *options = rest
     if not os.path.isdir(given):
-        accepted = f"accepted: the folder of a run, such as {RUNS}/my-experiment/version_0, or options alone (--config)"
+        alone = "--config" if command in SCORING else "--ckpt_path"
+        accepted = f"accepted: the folder of a run, such as {RUNS}/my-experiment/version_0, or options alone ({alone})"
         raise ConfigError("run", given, accepted)
     checkpoint = find_checkpoint(given)
     run = checkpoint.parent.parent
@@ -174,4 +176,4 @@ def _is_of_same_command(run: Path, config: Mapping[str, Any]) -> bool:
         saved = read((run / CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError, StorageError):  # damaged: its config is not known
         return False
-    return isinstance(saved, dict) and not differences(saved, config)
+    return isinstance(saved, dict) and not differences(saved, config, (*COMPARED, *RESUMED, "time_budget"))

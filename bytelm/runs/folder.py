@@ -143,9 +143,11 @@ def claim(experiment: Path, version: int | None = None) -> tuple[int, int]:
             except FileExistsError:  # another run has started at the same time
                 version += 1
     except OSError as error:
-        raise StorageError(
-            f"runs: {str(experiment)!r} cannot be used; the run's folder cannot be created there: {error}"
-        ) from error
+        above = [os.fspath(folder) for folder in (experiment, *experiment.parents)]
+        file = next((path for path in above if os.path.exists(path) and not os.path.isdir(path)), None)
+        reason = error.strerror if file is None else f"{file} is not a folder"
+        accepted = "accepted: a --trainer.default_root_dir that can be written to"
+        raise StorageError(f"the run's folder {str(experiment)!r} cannot be created ({reason}); {accepted}") from error
     return version, _lock_run(experiment / f"version_{version}")
 
 

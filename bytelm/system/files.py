@@ -50,3 +50,8 @@ def sha256_of(files: Iterable[BinaryIO]) -> str:
         while part := file.read(2**24):
             digest.update(part)
     return digest.hexdigest()
+
+
+def searched(path: Path) -> str:
+    """Returns ` in <working directory>` for a relative path that does not exist, for the message; else nothing."""
+    return "" if path.is_absolute() else f" in {Path.cwd()}"

@@ -61,6 +61,7 @@ def test_a_run_says_what_it_does_what_came_of_it_and_what_to_do_next(run, capsys
     assert all(re.match(r"\w+: ", line) for line in out.splitlines()), "standard output has only the results"
 
     commands = [re.split(r"  +", line)[-1] for line in first["next"]]
+    commands = [command.removeprefix("python -m ") for command in commands]
     programs = [shlex.split(command)[:2] for command in commands]
     assert programs == [["bytelm", "generate"], ["tensorboard", "--logdir"], ["bytelm", "report"], ["bytelm", "fit"]]
     generate([*shlex.split(commands[0])[2:], "--max_new_tokens", "3"])

@@ -421,7 +421,7 @@ def make_socket(path):
 
 
 CORPORA = {
-    "nowhere.txt": (lambda path: None, ["not found", "a file, a folder"]),
+    "nowhere.txt": (lambda path: None, ["not found in /", "a file, a folder"]),
     "hollow": (os.mkdir, ["a folder without files", "a file, a folder"]),
     "dangling.txt": (lambda path: os.symlink("gone.txt", path), ["a broken link"]),
     "fifo": (make_fifo, ["neither a file nor a folder"]),
@@ -442,19 +442,20 @@ def test_a_corpus_whose_name_no_file_can_have_is_a_data_error(rejects):
 
 
 @pytest.mark.parametrize(
-    ("size", "fraction", "said"),
+    ("size", "fraction", "said", "smaller"),
     [
-        (0, 0.9, "the train split of short.txt has 0 bytes"),
-        (31, 0.9, "the train split of short.txt has 27 bytes"),
-        (310, 0.9, "the validation split of short.txt has 31 bytes"),
-        (1_000, 0.01, "the train split of short.txt has 10 bytes"),
-        (1_000, 1.0, "the validation split of short.txt has 0 bytes"),
+        (0, 0.9, "its train split has 0 bytes", ""),
+        (31, 0.9, "its train split has 27 bytes", ", or data.seq_len up to 4"),
+        (310, 0.9, "its validation split has 31 bytes", ", or data.seq_len up to 31"),
+        (1_000, 0.01, "its train split has 10 bytes", ", or data.seq_len up to 10"),
+        (1_000, 1.0, "its validation split has 0 bytes", ""),
     ],
 )
-def test_a_corpus_shorter_than_a_row_is_a_data_error(rejects, size, fraction, said):
+def test_a_corpus_shorter_than_a_row_is_a_data_error(rejects, size, fraction, said, smaller):
     Path("short.txt").write_bytes(b"x" * size)
     options = ["--data.path", "short.txt", "--data.train_fraction", str(fraction)]
-    rejects(*options, said=["seq_len: 32", said, "fewer than one row"], status=DataError.exit_status)
+    end = f"fewer than a row of 32; accepted: a longer text{smaller}"
+    rejects(*options, said=["data: 'short.txt' cannot be used; ", said, end], status=DataError.exit_status)
 
 
 @pytest.mark.parametrize("path", ["secret.txt", "locked", "locked/corpus.txt", "open", "corpus.txt+secret.txt"])
@@ -493,7 +494,7 @@ def test_bytes_that_are_no_text_train(run, files):
     Path("any").mkdir()
     for i in range(files):
         Path("any", f"{i}.bin").write_bytes(bytes(range(256)) * 8 + b"\xc3\x28\xff\xfe\x00")
-    cli = run("--data.path", "any")
+    cli = run("--data.path", "any/*")
     assert cli.trainer.global_step == 4
     assert set(cli.datamodule.corpus.stream.tolist()) == set(range(256))
 
@@ -529,14 +530,14 @@ def test_a_file_in_the_way_of_the_runs_folder_is_a_storage_error(rejected, in_th
     Path(in_the_way).parent.mkdir(exist_ok=True)
     Path(in_the_way).write_text("kept")
     line = rejected(status=StorageError.exit_status)
-    assert "runs/tiny' cannot be used" in line
+    assert "the run's folder 'runs/tiny' cannot be created (" in line
     assert Path(in_the_way).read_text() == "kept"
 
 
 def test_a_folder_that_cannot_be_written_to_is_a_storage_error(as_nobody, rejected):
     with as_nobody():
         line = rejected(status=StorageError.exit_status)
-    assert "runs/tiny' cannot be used" in line
+    assert "the run's folder 'runs/tiny' cannot be created (" in line
     assert "Permission denied" in line
     assert not Path("runs").exists()
 
@@ -546,7 +547,10 @@ def test_a_disk_that_is_full_when_the_folder_is_made_is_a_storage_error(rejects,
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
     monkeypatch.setattr(Path, "mkdir", full)
-    rejects(said=["runs/tiny' cannot be used", "No space left on device"], status=StorageError.exit_status)
+    rejects(
+        said=["the run's folder 'runs/tiny' cannot be created (", "No space left on device"],
+        status=StorageError.exit_status,
+    )
 
 
 # Anything

@@ -41,6 +41,11 @@ def message(resolved, *options):
         ("--trainer.max_step=3", "trainer.max_step: unknown key; did you mean max_steps? "),
         ("--limit=3m", "limit: unknown key; did you mean time_budget.limit? "),
         ("--warmup=5%", "warmup: unknown key; did you mean lr_schedule.warmup? "),
+        ("--learning_rate=1", "learning_rate: unknown key; did you mean model.optimizer.lr? "),
+        ("--model.optimizer=adamw", "model.optimizer: 'adamw' is not known; did you mean AdamW? "),
+        ("--model.optimizer.lr=big", "model.optimizer.lr: 'big' is not accepted; accepted: a number"),
+        ("--model.optimizer.betas=0.9", "model.optimizer.betas: '0.9' is not accepted; accepted: a list"),
+        ("--lr_schedule.warmup=200%", "lr_schedule.warmup: '200%' is not a duration; accepted: a time"),
         ("--seed=1", "seed: unknown key; did you mean data.seed or seed_everything? "),
         ("--lr=1", "lr: unknown key; did you mean model.optimizer.lr or lr_schedule? "),
         ("--path=x", "path: unknown key; did you mean data.path or ckpt_path? "),
@@ -71,6 +76,29 @@ def test_an_unknown_key_has_the_same_suggestion_in_a_config_and_on_the_command_l
     assert in_config.partition(" accepted: ")[0] == hint
     assert in_config.endswith(" (in typo.yaml)")
     assert "did you mean " in hint
+
+
+def test_the_value_of_an_option_of_the_users_class_is_named(resolved):
+    Path("own_part.py").write_text(OWN_PART)
+    options = ("--model.gpt.feedforward=own_part.Own", "--model.gpt.feedforward.width=big")
+    said = "model.gpt.feedforward.width: 'big' is not accepted; accepted: "
+    assert message(resolved, *options).startswith(said)
+
+
+OWN_PART = """
+import torch
+
+class Own(torch.nn.Identity):
+    def __init__(self, d_model: int, width: int = 3) -> None:
+        super().__init__()
+"""
+
+
+def test_an_option_of_another_command_has_other_programs_names():
+    parser = CommandParser("generate")
+    parser.add_argument("--max_new_tokens", type=int)
+    with pytest.raises(UsageError, match=r"^length: unknown key; did you mean max_new_tokens\? "):
+        parser.parse_args(["--length", "3"])
 
 
 def test_an_unknown_option_of_another_command_is_named_with_similar_ones():
@@ -118,9 +146,17 @@ WITH_OPTIONS = ", or an import path, with options as {class_path: …, init_args
         ("data: {class_path: ByteData}", ["data: ", CLASS, "Bytes"]),
         # null
         ("model: {gpt: {position: }}", ["model.gpt.position: null is not accepted; accepted: ALiBi, BF16Rotary, "]),
+        (
+            "model: {gpt: {attention: {class_path: Attention, init_args: {x: 3}}}}",
+            ["model.gpt.attention: Attention does"],
+        ),
+        ("model: {gpt: {feedforward: json.loads}}", ["nor a function that is declared to return a FeedForward)"]),
         ("model: {gpt: {norm: null}}", ["model.gpt.norm: null is not accepted; accepted: LayerNorm, RMSNorm"]),
-        ("model: {gpt: {d_model: }}", ["model.gpt.d_model: null is not accepted; without this key its default"]),
-        ("divergence: {max_rewinds: }", ["divergence.max_rewinds: null is not accepted; without this key its default"]),
+        ("model: {gpt: {d_model: }}", ["model.gpt.d_model: null is not accepted; leave the key out for its default"]),
+        (
+            "divergence: {max_rewinds: }",
+            ["divergence.max_rewinds: null is not accepted; leave the key out for its default"],
+        ),
         ("time_budget: {limit: }", ["time_budget.limit: null is not accepted"]),
         ("trainer: {accelerator: null}", ["trainer.accelerator: null is not accepted"]),
         ("lr_schedule: {class_path: Cosine, init_args: {warmup: }}", ["lr_schedule.warmup: null is not accepted"]),
@@ -129,7 +165,7 @@ WITH_OPTIONS = ", or an import path, with options as {class_path: …, init_args
             "experiment: 1e-3",
             ["experiment: '0.001' is not accepted; accepted: str (text that looks like a number needs"],
         ),
-        ("data: {class_path: Bytes, init_args: {path: 1e5}}", ["data.path: '100000.0' ", "needs quotes), list"]),
+        ("data: {class_path: Bytes, init_args: {path: 1e5}}", ["data.path: '100000.0' ", "needs quotes), a list"]),
         (
             "trainer: {logger: [{class_path: CSVLogger, init_args: {save_dir: 1e5}}]}",
             ["trainer.logger.save_dir: '100000.0' is not accepted; accepted: str (text", "quotes), Path"],

@@ -71,17 +71,17 @@ def test_each_rank_of_a_trainer_takes_its_own_rows(file):
 @pytest.mark.parametrize(
     ("n", "options", "stage", "complaint"),
     [
-        (0, {}, "fit", "the train split of 0.bin has 0 bytes"),
-        (0, {}, "validate", "the validation split of 0.bin has 0 bytes"),
-        (255, {}, "fit", "the train split of 255.bin has 229 bytes"),
-        (2_000, {}, "fit", "the validation split of 2000.bin has 200 bytes"),
-        (2_000, {}, "validate", "the validation split of 2000.bin has 200 bytes"),
-        (2_000, {"train_fraction": 1.0}, "fit", "the validation split of 2000.bin has 0 bytes"),
-        (2_000, {"train_fraction": 0.1}, "fit", "the train split of 2000.bin has 200 bytes"),
+        (0, {}, "fit", "its train split has 0 bytes"),
+        (0, {}, "validate", "its validation split has 0 bytes"),
+        (255, {}, "fit", "its train split has 229 bytes"),
+        (2_000, {}, "fit", "its validation split has 200 bytes"),
+        (2_000, {}, "validate", "its validation split has 200 bytes"),
+        (2_000, {"train_fraction": 1.0}, "fit", "its validation split has 0 bytes"),
+        (2_000, {"train_fraction": 0.1}, "fit", "its train split has 200 bytes"),
     ],
 )
 def test_a_split_shorter_than_a_row_is_rejected_with_key_value_and_length(n, options, stage, complaint, file):
-    with pytest.raises(DataError, match=r"^data.seq_len: 256 cannot be used; ") as rejection:
+    with pytest.raises(DataError, match=rf"^data: '{n}.bin' cannot be used; .* fewer than a row of 256;") as rejection:
         Bytes(str(file(n)), **options).setup(stage)
     assert complaint in str(rejection.value)
 

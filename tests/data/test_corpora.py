@@ -80,6 +80,24 @@ def test_hidden_files_and_folders_are_left_out_of_a_folder(tree):
         Bytes(str(tree / "hollow")).read()
 
 
+def test_binary_files_of_a_folder_are_left_out_with_a_note(tree, capsys):
+    assert content(Bytes(str(tree))) == b"abcd"
+    assert capsys.readouterr().err == ""
+    for name in ("a/p.png", "q.bin"):
+        (tree / name).write_bytes(b"\x89PNG\0")
+    (tree / "r.txt").write_bytes(b"t" * corpora.PROBED + b"\0\xff")
+    late = (tree / "r.txt").read_bytes()
+    assert content(Bytes(f"{tree}/")) == b"abc" + late + b"d"
+    note = f"bytelm: note: data.path: 2 binary files of {tree}/ left out: {tree}/a/p.png, {tree}/q.bin; "
+    assert capsys.readouterr().err == note + f"'{tree}/**/*' includes all files\n"
+    assert content(Bytes(str(tree / "**/*"))) == b"abc\x89PNG\0\x89PNG\0" + late + b"d"
+    assert content(Bytes(str(tree / "q.bin"))) == b"\x89PNG\0"
+    (tree / "pictures").mkdir()
+    (tree / "a/p.png").rename(tree / "pictures/p.png")
+    with pytest.raises(DataError, match=r"all of its 1 files are binary; accepted to read them: '.*/pictures/\*\*/\*'"):
+        Bytes(str(tree / "pictures")).read()
+
+
 @pytest.mark.parametrize("files", [1, 2])
 def test_text_in_memory_does_not_change_with_its_files(files, tree):
     data = Bytes([str(tree / name) for name in ("a/1.txt", "a/2.txt")][:files])

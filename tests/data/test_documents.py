@@ -61,7 +61,8 @@ def test_a_text_file_is_a_document(tmp_path):
 
 
 def test_a_folder_has_the_files_of_one_kind(tmp_path):
-    for name in ("b/two.parquet", "one.parquet", "some.jsonl", "README.md", "b/notes.txt", "b/tokenizer.pkl", ".x.txt"):
+    names = ("b/two.parquet", "one.parquet", "some.jsonl", "README.md", "b/notes.txt", "b/tokenizer.pkl", ".x.txt")
+    for name in (*names, ".git/x.parquet"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
 
@@ -81,7 +82,7 @@ def test_a_folder_has_the_files_of_one_kind(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("missing.parquet", None, r"data\.path: .*missing\.parquet' .* no file is there; accepted: a file, a folder"),
+        ("missing.parquet", None, r"data\.path: .*missing\.parquet' .* not found; accepted: a file, a folder"),
         ("a.parquet", b"no", r"a\.parquet' .* cannot be read as Parquet"),
         ("a.jsonl", b'{"text": "to be"}\n{"text": ', r"a\.jsonl' .* cannot be read: "),
         ("a.jsonl", b'{"body": "to be"}', r"data\.column: 'text' .* has no text there; its keys: body"),

@@ -19,7 +19,9 @@ from bytelm.data import shards as module
 from bytelm.data.epochs import EpochLoader
 from bytelm.data.shard_file import write_shard
 from bytelm.data.shards import CropLoader, Crops, EvalCrops, TokenShards
+from bytelm.data.tokenizer import train_tokenizer
 from bytelm.errors import ConfigError, DataError
+from bytelm.inference.load import tokenizer_name
 
 T = 4
 TRAIN, VAL = (41, 26, 3, 15), (30, 22)  # tokens of each shard; the third training shard is too short for a crop
@@ -260,6 +262,28 @@ def test_a_folder_of_the_home_is_found(folder, monkeypatch):
     assert len(TokenShards("~/numbers", vocab_size=10_000).shards("train")) == 4
 
 
+def test_the_tokenizer_beside_shards_is_theirs(folder):
+    path = folder / "tokenizer.json"
+    train_tokenizer(iter(["to be or not to be " * 9]), 262, path)
+    file = str(path)
+    found = TokenShards(str(folder))
+    assert (found.tokenizer, found.vocab_size, found.text_tokenizer().vocab_size) == (file, 262, 262)
+    options = {"path": str(folder), "tokenizer": "auto", "vocab_size": None}
+    assert TokenShards.resolved(options) == {"tokenizer": file, "vocab_size": 262}
+    assert TokenShards.resolved(options | {"vocab_size": 300}) == {"tokenizer": file, "vocab_size": 300}
+    for name in ("gpt2", None):
+        assert TokenShards.resolved(options | {"tokenizer": name}) == {"tokenizer": name, "vocab_size": 50_257}
+    assert tokenizer_name({"data": {"init_args": options}}) == file  # of a config that is not of a run
+    path.write_text("{}")
+    with pytest.raises(DataError, match=r"^data\.tokenizer: .*tokenizer\.json' cannot be used; it is not a tokenizer"):
+        TokenShards(str(folder))
+    path.unlink()
+    assert TokenShards.resolved(options) == {"tokenizer": "gpt2", "vocab_size": 50_257}
+    assert tokenizer_name({"data": {"init_args": options}}) == "gpt2"
+    with pytest.raises(DataError, match=r"^data\.path: 'none' cannot be used; not found in /"):
+        TokenShards("none")
+
+
 def test_a_split_that_is_not_needed_is_not_read(folder, data):
     for file in folder.glob("*train*"):
         file.unlink()
@@ -277,7 +301,7 @@ def test_shards_must_be_said_to_be_somewhere(options):
     [
         (
             {"path": "none"},
-            r"data.path: 'none' cannot be used; accepted: a folder with .bin files that have the word",
+            r"data.path: 'none' cannot be used; not found in /.*; accepted: a folder with .bin files",
         ),
         ({"path": "numbers/text_val_0.bin"}, r"data.path: 'numbers/text_val_0.bin' cannot be used"),
         ({"train": "numbers/none.bin"}, r"data.train: 'numbers/none.bin' cannot be used; accepted: a file"),

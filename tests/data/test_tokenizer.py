@@ -442,13 +442,20 @@ def test_missing_package_is_named(monkeypatch, package, name):
     assert f'it needs {package}, which is not installed; pip install "bytelm[tokens]"' in rejection(name)
 
 
-def test_a_missing_connection_is_reported_with_a_remedy(monkeypatch):
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        ("no route to host", "no route to host"),
+        ("HTTPSConnectionPool(host='x'): Max retries exceeded (Caused by …)", "no connection to its server"),
+    ],
+)
+def test_a_missing_connection_is_reported_with_a_remedy(monkeypatch, error, said):
     def unreachable(name):
-        raise ConnectionError("no route to host")
+        raise ConnectionError(error)
 
     monkeypatch.setattr(tiktoken, "get_encoding", unreachable)
     line = rejection("gpt2")
-    assert "cannot download it (no route to host)" in line
+    assert f"cannot download it ({said})" in line
     assert "TIKTOKEN_CACHE_DIR" in line
     assert "tokenizer.json" in line
 

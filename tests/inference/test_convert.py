@@ -310,6 +310,14 @@ def test_a_network_that_is_no_gpt2_is_rejected_by_its_key(option, named, saved):
     assert str(rejected.value).startswith(named)
 
 
+def test_all_options_that_a_gpt2_lacks_are_named_at_once(saved):
+    saved("--model.gpt.head_bias=true", "--model.gpt.norm={class_path: LayerNorm, init_args: {weight: false}}")
+    with pytest.raises(ConfigError) as rejected:
+        read_checkpoint(Path("saved.ckpt"))
+    for said in ("model.gpt.norm.weight: False", "model.gpt.head_bias: True"):
+        assert said in str(rejected.value)
+
+
 PARTS = """
 from bytelm.parts.attention import SDPA
 from bytelm.parts.feedforward import MLP, GELU
@@ -691,7 +699,7 @@ def test_the_commands_list_their_options(name, command, capsys):
         command(["--help"])
     assert ended.value.code == 0
     said = capsys.readouterr().out
-    assert said.startswith(f"usage: bytelm {name} ")
+    assert said.startswith(f"usage: python -m bytelm {name} ")
     assert "(required, type: str)" not in said
 
 

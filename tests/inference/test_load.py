@@ -309,7 +309,7 @@ def test_parts_of_the_users_need_the_config(saved):
 @pytest.mark.parametrize("from_files", [True, False])
 def test_the_tokenizer_is_that_of_the_data(altered, monkeypatch, from_files):
     loaded = []
-    monkeypatch.setattr(trained, "load_tokenizer", lambda name: loaded.append(name) or ByteTokenizer())
+    monkeypatch.setattr(trained, "load_tokenizer", lambda name, key: loaded.append(name) or ByteTokenizer())
     shards = {"class_path": "bytelm.data.shards.TokenShards", "init_args": {"path": "data", "tokenizer": "gpt2"}}
     path = altered(lambda c: c.update(data=copy.deepcopy(shards)))
     if from_files:
@@ -323,7 +323,7 @@ def test_the_tokenizer_is_that_of_the_data(altered, monkeypatch, from_files):
 def test_a_tokenizer_with_more_tokens_than_the_network_is_rejected(altered, monkeypatch):
     large = ByteTokenizer()
     large.vocab_size = 257
-    monkeypatch.setattr(trained, "load_tokenizer", lambda name: large)
+    monkeypatch.setattr(trained, "load_tokenizer", lambda name, key: large)
     path = altered(lambda c: c["data"]["init_args"].update(tokenizer="gpt2"))
     with pytest.raises(ConfigError, match=r"tokenizer.* 256 .*257"):
         trained.load(path)

@@ -138,15 +138,21 @@ def test_a_run_is_validated_tested_and_predicted_without_further_options(trained
         assert f"val_bpb: {score}" in capsys.readouterr().out
     main(["test", "runs/first", "--data.eval_bytes", "64"])
     assert "test_bpb: " in capsys.readouterr().out
+    main(["generate", "runs/first", "--max_new_tokens", "3"])
+    generated = capsys.readouterr()
+    main(["generate", "--ckpt_path", "runs/first", "--max_new_tokens", "3"])
+    assert capsys.readouterr().out == generated.out
+    assert generated.err == ""
     main(["predict", "runs/first"])
     assert list(Path("runs/first/version_0").rglob("*predict*"))
     assert sorted(path.name for path in Path("runs").iterdir()) == ["first", "second"]
     assert [path.name for path in Path("runs/first").iterdir()] == ["version_0"]
 
 
-def test_a_run_that_is_none_is_one_line(folder, capsys):
+@pytest.mark.parametrize("command", ["validate", "generate"])
+def test_a_run_that_is_none_is_one_line(folder, capsys, command):
     with pytest.raises(SystemExit) as ended:
-        main(["validate", "nowhere"])
+        main([command, "nowhere"])
     assert ended.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("bytelm: error: run: 'nowhere' cannot be used; accepted: the folder of a run")

@@ -243,9 +243,16 @@ def test_the_run_that_was_cut_before_its_first_checkpoint_continues_and_no_older
     assert len(list(Path("runs/tiny").iterdir())) == 2
 
 
-def test_a_run_of_another_command_that_was_cut_is_left_alone(run, capsys):
+@pytest.mark.parametrize(
+    "other",
+    [
+        ("--model.gpt.d_ff", "48"),
+        *thinned([("--time_budget.limit", "3 steps"), ("--seed_everything", "3"), ("--trainer.precision", "64")], 1),
+    ],
+)
+def test_a_run_of_another_command_that_was_cut_is_left_alone(run, capsys, other):
     run()
-    cut_before_the_first_checkpoint(run, "--model.gpt.d_ff", "48")
+    cut_before_the_first_checkpoint(run, *other)
     run("--ckpt_path", "last")
     assert "has no last.ckpt, and has ended or has another config; starting a new run" in capsys.readouterr().err
     statuses = [record_of(f"runs/tiny/version_{n}")["status"] for n in (0, 1, 2)]

@@ -425,7 +425,7 @@ def test_too_many_validation_tokens_are_rejected(rejected, text_files, folder):
 def test_empty_files_are_rejected(rejected, folder):
     (folder / "empty.txt").touch()
     line = rejected(lambda: tokenize_files("--tokenizer=bytes", paths=["empty.txt"]), status=DataError.exit_status)
-    assert "of 0 tokens" in line
+    assert "of its 0 tokens" in line
 
 
 def test_non_text_files_are_named(rejected, folder):

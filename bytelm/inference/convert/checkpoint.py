@@ -4,7 +4,7 @@ Options that a GPT-2 does not have are rejected by their keys. A part that compu
 with other kernels, declares this (parts/contract.py). All other options must be those of the GPT-2 of the same sizes.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -60,7 +60,10 @@ def read_checkpoint(path: str | Path, configs: Sequence[str | Path] = ()) -> GPT
     theirs["d_ff"], theirs["attention"]["init_args"]["n_kv_heads"] = gpt2.d_ff, gpt2.n_heads  # defaults, written out
     theirs["feedforward"] = options["feedforward"]  # their declarations tell all that matters
     theirs["attention"]["class_path"] = options["attention"]["class_path"]
-    _reject_others(network, expected, "model.gpt")
+    if others := [*_others(network, expected, "model.gpt")]:
+        (key, value, wanted), *rest = others
+        also = "".join(f"; {key}: {value!r} must be {wanted!r}" for key, value, wanted in rest)
+        raise ConfigError(key, value, f"it must be {wanted!r} in a GPT-2{also}")
     return gpt2.filled(Path(path), weights, lambda parameter: parameter.ours, "head.weight")
 
 
@@ -104,13 +107,13 @@ def _declared(gpt: GPT, key: str, name: str, values: Collection[Any], accepted: 
     return declared[0]
 
 
-def _reject_others(ours: Mapping[str, Any], expected: Mapping[str, Any], key: str) -> None:
-    """Raises ConfigError for the first option by which a network differs from the GPT-2 of its sizes."""
+def _others(ours: Mapping[str, Any], expected: Mapping[str, Any], key: str) -> Iterator[tuple[str, Any, Any]]:
+    """Yields the options by which a network differs from the GPT-2 of its sizes: the key, the value and GPT-2's."""
     for name, value in ours.items():
         if value is None or name in OF_TRAINING:
             continue
         inner = key if name in ("class_path", "init_args") else f"{key}.{name}"
         if isinstance(value, Mapping) and isinstance(expected.get(name), Mapping):
-            _reject_others(value, expected[name], inner)
+            yield from _others(value, expected[name], inner)
         elif value != expected.get(name):
-            raise ConfigError(inner, value, f"it must be {expected.get(name)!r} in a GPT-2")
+            yield inner, value, expected.get(name)
