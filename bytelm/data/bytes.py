@@ -118,11 +118,13 @@ class ByteData(TokenData):
         for name, split in {**needed, "validation": self.val_split}.items():
             if len(split) < self.seq_len:
                 most = min(map(len, [*needed.values(), self.val_split]))
+                development = "" if self.development is None else f", development {[*self.development]}"
                 raise DataError(
                     "data",
                     self.corpus.name,
-                    f"its {name} split has {len(split)} bytes (train_fraction {self.train_fraction} of {len(stream)}), "
-                    f"fewer than a row of {self.seq_len}; accepted: a longer text"
+                    f"its {name} split has {len(split)} bytes (train_fraction {self.train_fraction} of {len(stream)}"
+                    f"{development}), fewer than a row of {self.seq_len}; accepted: a longer text"
+                    + (", or another development split" if development else "")
                     + (f", or data.seq_len up to {most}" if most else ""),
                 )
 

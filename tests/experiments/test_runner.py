@@ -260,7 +260,7 @@ def test_all_are_run_in_order_and_the_best_is_named(world, experiments):
         "runs: 4 ended, of which now 4 completed",
         "best: 1.9000 runs/s/other,seed=2/version_0",
         "ledger: runs/ledger.csv",
-        "report: python -m bytelm report runs/s",
+        "report: bytelm report runs/s",
     ]
     assert ended.err == [
         "completed 0:10  tiny,seed=2: val_bpb 2.5000, keep",
@@ -281,7 +281,7 @@ def test_the_same_command_runs_nothing_twice(world, experiments):
             "runs: 2 ended, of which now none",
             "best: 2.0000 runs/tiny/tiny,seed=1/version_0",
             "ledger: runs/ledger.csv",
-            "report: python -m bytelm report runs/tiny",
+            "report: bytelm report runs/tiny",
         ],
         [],
     )
@@ -799,7 +799,7 @@ def test_a_terminal_shows_how_long_a_search_may_take(world, terminal, options, s
 
 def test_the_report_is_named_as_a_shell_takes_it(world, experiments):
     ended = experiments("tiny.yaml", "--study", "my runs/of (today)")
-    assert ended.out[-1] == "report: python -m bytelm report 'runs/my runs/of (today)'"
+    assert ended.out[-1] == "report: bytelm report 'runs/my runs/of (today)'"
 
 
 # Disks
