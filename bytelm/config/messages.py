@@ -37,9 +37,9 @@ NUMBERS = {
 TYPES = {
     "NoneType": "null",
     "int": "a whole number",
+    "float": "a number",
     "bool": "true, false",
-    "tuple": "list",
-    "Iterable": "list",
+    **dict.fromkeys(("list", "tuple", "Iterable"), "a list"),
     "timedelta": "a time like 0:30:00",
 }
 HINTS = {
@@ -57,7 +57,6 @@ UNITS_OF_COMMANDS: dict[str, tuple[Unit, ...]] = {
 }
 OF_YOURS = {"data": "; for your own text: --data Bytes --data.path FILE"}
 EXAMPLES = {"monitor": "val/bpb"}  # values of required options
-TYPES |= {"float": "a number", "list": "a list", "tuple": "a list", "Iterable": "a list"}
 VALUES = {
     "config": "a YAML file, or a shipped config such as quickstart",
     "ckpt_path": "last, best, a checkpoint, or the folder of a run",

@@ -641,7 +641,7 @@ WITHOUT_EFFECT = (
     ),
     (["--reported", "{00-*: {val_loss: 3.0}}"], "reported.00-*: {'val_loss': 3.0} cannot be used; accepted: val_"),
     (["--reported_by", "Paper"], "reported_by: 'Paper' cannot be used; accepted with --reported"),
-    (["--curves", "00-base"], "curves: '00-base' is not accepted; accepted: list, null; for example [14-*, 15-*]"),
+    (["--curves", "00-base"], "curves: '00-base' is not accepted; accepted: a list, null; for example [14-*, 15-*]"),
     (["--config", "options.yaml"], "titel: unknown key; did you mean title? accepted: config, print_config, out, "),
     (["--runs", "runs/s"], "runs: it is given without its name; accepted: report runs/s"),
 )
