@@ -25,6 +25,7 @@ from bytelm.system.invocation import typed_name
 from bytelm.system.postponed import postpone
 from bytelm.system.process import default_signals_in_children, end_with_parent, ending_signals, is_rank_zero
 from bytelm.system.streams import lasting_streams
+from bytelm.system.environment import set_defaults
 from bytelm.system.threads import set_waiting
 
 
@@ -194,8 +195,7 @@ def find(name: str) -> Command:
 
 def load(command: Command) -> Callable[[list[str]], None]:
     """Returns the function of a command; ends the program if a package that it needs is not installed."""
-    # Set before torch is imported: for a rank that dies, torch would write a C++ stack, and RankWatch writes one line.
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    set_defaults()
     set_waiting()
     before = {signum: signal.signal(signum, _end_import) for signum in ending_signals()}
     postpone()

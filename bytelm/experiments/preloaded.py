@@ -4,10 +4,10 @@ It starts no thread and uses no device: a fork would not have the one and could 
 """
 
 import gc
-import os
 import signal
 from importlib import import_module
 
+from bytelm.system.environment import set_defaults
 from bytelm.system.postponed import postpone
 from bytelm.system.threads import set_waiting
 
@@ -16,7 +16,7 @@ MODULES = ("bytelm.program", "bytelm.cli")  # with them Lightning, torch and Ten
 for _signum in (signal.SIGTERM, signal.SIGHUP):
     signal.signal(_signum, signal.SIG_IGN)  # for a whole group: the server reports how the programs have ended
 
-os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # as in program.py, before torch is imported
+set_defaults()
 set_waiting(watch=False)
 postpone()
 gc.disable()
