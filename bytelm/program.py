@@ -21,11 +21,11 @@ from typing import NamedTuple, NoReturn
 import bytelm
 from bytelm.config.usage import HELP_ALL, missing_config, short_help
 from bytelm.errors import ConfigError, Interrupted, OutputLost, RunError, run_error
+from bytelm.system.environment import set_defaults
 from bytelm.system.invocation import typed_name
 from bytelm.system.postponed import postpone
 from bytelm.system.process import default_signals_in_children, end_with_parent, ending_signals, is_rank_zero
 from bytelm.system.streams import lasting_streams
-from bytelm.system.environment import set_defaults
 from bytelm.system.threads import set_waiting
 
 
