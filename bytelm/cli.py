@@ -54,7 +54,7 @@ from bytelm.callbacks.run_folder import run_folder
 from bytelm.callbacks.train_log import TAGS as TRAIN_TAGS
 from bytelm.config import keys
 from bytelm.config.checks import check_experiment, check_values
-from bytelm.config.epoch_options import AUTO, check_epochs, check_needs, check_share, validation_times
+from bytelm.config.epoch_options import AUTO, check_epochs, check_limit, check_needs, check_share, validation_times
 from bytelm.config.flat import flat
 from bytelm.config.keys import METHOD_DEFAULTS, METHOD_KEYS
 from bytelm.config.lightning_help import CKPT_PATH, TEXTS
@@ -435,7 +435,7 @@ class BytelmCLI(LightningCLI):
         settings = self._get(self.config_init, "trainer")
         run_trainer.check_given(settings, trains=self.subcommand in (None, "fit"))
         if self.subcommand in SCORING:
-            run_trainer.check_limit(settings, self.subcommand)
+            check_limit(settings, self.subcommand)
         logs = settings.get("logger") not in (False, [])
         check_callbacks(as_list(settings.get("callbacks")), CALLBACK_KEYS, ADDED_CALLBACKS, logs)
         if settings.get("logger") is None and self.subcommand not in ("fit", None):

@@ -38,23 +38,6 @@ def check_given(settings: Mapping[str, Any], trains: bool = True) -> None:
         check_counts(settings)
 
 
-def check_limit(options: Mapping[str, Any], command: str) -> None:
-    """Rejects a command that would score no batches.
-
-    Args:
-        options: The given options of the Trainer.
-        command: validate, test or predict.
-
-    Raises:
-        ConfigError: Its limit is 0.
-    """
-    option = f"limit_{'val' if command == 'validate' else command}_batches"
-    if (value := options.get(option)) is not None and not value:
-        raise ConfigError(
-            f"trainer.{option}", value, f"{command} would read nothing; accepted: above 0, or 1.0 for all"
-        )
-
-
 def changed_options(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the options of the Trainer that differ from the given ones: bytelm's strategies, and the precision.
 

@@ -96,9 +96,8 @@ class TimeBudget(Callback):
         _check_choice("scope", scope, ("training", "run"))
         _check_choice("overshoot", overshoot, ("forbid", "allow"))
         _check_choice("warm_up", warm_up, ("auto", True, False))
-        given = limit if isinstance(limit, list) else [limit]
-        limits = read_limits(given)
-        self.limits = [str(Duration.parse(each)) for each in given]
+        limits = read_limits(limit if isinstance(limit, list) else [limit])
+        self.limits = [str(Duration(value, unit)) for unit, value in limits.items()]
         reserve = read_duration("time_budget.reserve", reserve, *self.UNITS["reserve"])
         if scope == "run" and "seconds" in limits:
             limits["seconds"] -= read_reserve(reserve, limits["seconds"])
@@ -228,7 +227,7 @@ class TimeBudget(Callback):
             if used[unit] >= limit + used[unit] / max(state["steps"], 1):
                 trained = f"the checkpoint's run has trained for {Duration(used[unit], unit)}"
                 accepted = "accepted: more than that, or a new run (without ckpt_path)"
-                raise ConfigError("time_budget.limit", str(Duration(limit, unit)), f"{trained}; {accepted}")
+                raise ConfigError("time_budget.limit", ", ".join(self.limits), f"{trained}; {accepted}")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._over = False

@@ -138,6 +138,23 @@ def check_epochs(trainer: Any, data: Any) -> None:
     check_share(trainer, data, "validate")
 
 
+def check_limit(options: Mapping[str, Any], command: str) -> None:
+    """Rejects a command that would score no batches.
+
+    Args:
+        options: The given options of the Trainer.
+        command: validate, test or predict.
+
+    Raises:
+        ConfigError: Its limit is 0.
+    """
+    option = f"limit_{_short(command)}_batches"
+    if (value := options.get(option)) is not None and not value:
+        raise ConfigError(
+            f"trainer.{option}", value, f"{command} would read nothing; accepted: above 0, or 1.0 for all"
+        )
+
+
 def check_share(trainer: Any, data: Any, command: str) -> None:
     """Checks that the share of the batches that a command scores or predicts is not less than one batch.
 
@@ -149,7 +166,7 @@ def check_share(trainer: Any, data: Any, command: str) -> None:
     Raises:
         ConfigError: It is less.
     """
-    short = {"validate": "val"}.get(command, command)
+    short = _short(command)
     key = f"limit_{short}_batches"
     share = getattr(trainer, key)
     if not isinstance(share, float) or not 0 < share < 1:
@@ -159,6 +176,11 @@ def check_share(trainer: Any, data: Any, command: str) -> None:
         of = {"validate": "validation", "predict": "prediction"}.get(command, command)
         reason = f"it leaves none of {n} batches of {of}; accepted: a number, or from {_share(1, n)}"
         raise ConfigError(f"trainer.{key}", share, reason)
+
+
+def _short(command: str) -> str:
+    """Returns a command's name in Lightning's options and hooks."""
+    return "val" if command == "validate" else command
 
 
 def _missing(callback: Callback, trainer: Any) -> str | None:

@@ -1,10 +1,10 @@
 """`python -m bytelm configs`: lists the shipped configs."""
 
 import sys
-from difflib import get_close_matches
 
 from bytelm.config import shipped
 from bytelm.config.command import CommandParser
+from bytelm.config.messages import closest
 from bytelm.errors import ConfigError
 
 NAME_WIDTH = 26  # longer names push their description to the right
@@ -25,7 +25,7 @@ def main(args: list[str]) -> None:
     names = [*shipped.names()]
     for prefix in prefixes:
         if not any(name.startswith(prefix) for name in names):
-            close = get_close_matches(prefix, [*names, *{name.partition("/")[0] for name in names}], n=1)
+            close = closest(prefix, [*names, *{name.partition("/")[0] for name in names}])
             hint = f"did you mean {close[0]}? " if close else ""
             raise ConfigError("names", prefix, f"{hint}accepted: the beginnings of names that `configs` lists")
     for name in names:

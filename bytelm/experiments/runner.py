@@ -27,7 +27,7 @@ from bytelm.experiments.job import Job, Outcome, RunIsTaken
 from bytelm.experiments.pruning import SHARES, Prune, contest_of, options_of, pruner_of, reports
 from bytelm.experiments.space_check import check_space
 from bytelm.experiments.status_line import columns, status_line
-from bytelm.experiments.study import Claim, Study, database_errors
+from bytelm.experiments.study import SAMPLER_SEEDS, Claim, Study, database_errors
 from bytelm.experiments.task import Plan, Point, Sampler, Task, read_space
 from bytelm.runs.folder import CONFIG, RUNS, newest_run
 from bytelm.runs.ledger import LEDGER, best_of, read_runs, write_ledger
@@ -39,7 +39,6 @@ from bytelm.runs.score import RANKED, score_of
 from bytelm.system.invocation import typed_name
 from bytelm.units import Duration, accepted_forms, clock, time_limit
 
-MOST_SEEDS = 2**32  # of NumPy's generators
 MOST_CUTS = 5  # interruptions of one run within one call of this command
 STARTUP_SECONDS = 1200.0  # a run without a config after this time hangs
 LOOK_SECONDS = 30.0  # between two checks of the time that other workers have used
@@ -106,8 +105,8 @@ def run_experiments(
         raise ConfigError(
             "sampler_seed", sampler_seed, "a grid draws nothing; accepted with --sampler random, tpe or gp"
         )
-    if sampler_seed is not None and not 0 <= sampler_seed < MOST_SEEDS:
-        raise ConfigError("sampler_seed", sampler_seed, f"accepted: a whole number from 0 to {MOST_SEEDS - 1}")
+    if sampler_seed is not None and not 0 <= sampler_seed < SAMPLER_SEEDS:
+        raise ConfigError("sampler_seed", sampler_seed, f"accepted: a whole number from 0 to {SAMPLER_SEEDS - 1}")
     for key, duration in (("total_time", total_time), ("run_timeout", run_timeout)):
         if duration is not None and (duration.unit != "seconds" or not duration.value):
             raise ConfigError(key, str(duration), accepted_forms("seconds"))

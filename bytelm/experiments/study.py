@@ -37,6 +37,7 @@ from bytelm.runs.folder import RUNS, is_free, lock
 JOURNAL = "study.journal"
 QUEUEING = ".queueing.lock"
 ENDED_EARLY = "pruned"  # attribute of a run that was pruned; other pruned trials are dropped ones, which are not runs
+SAMPLER_SEEDS = 2**32  # of NumPy's generators
 SPACE = "space"  # attribute of the study: the space of a search that has begun
 SAMPLERS: dict[str, Callable[..., BaseSampler]] = {
     "tpe": optuna.samplers.TPESampler,
@@ -92,7 +93,7 @@ class Study:
             self._storage = _open(storage, self.folder)
             self._study = optuna.create_study(study_name=name, storage=self._storage, load_if_exists=True)
         if sampler_seed is not None:  # a study that continues must not repeat its draws
-            sampler_seed = (sampler_seed + len(self._trials())) % 2**32
+            sampler_seed = (sampler_seed + len(self._trials())) % SAMPLER_SEEDS
         self._study.sampler = SAMPLERS.get(plan.sampler, optuna.samplers.RandomSampler)(seed=sampler_seed)
 
     def missing(self) -> list[Task]:
