@@ -151,15 +151,6 @@ class Shard:
         return found.st_size, found.st_mtime_ns
 
 
-def read_shard(path: str | Path) -> Tokens:
-    """All tokens of a shard, (n,).
-
-    Raises:
-        DataError: See Shard.
-    """
-    return Shard(path)[:]
-
-
 def write_shard(path: str | Path, tokens: ArrayLike) -> None:
     """Writes a shard in llm.c's 16-bit format, completely or not at all.
 

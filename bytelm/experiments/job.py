@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -57,7 +58,7 @@ class Outcome:
     exit_status: int | None = None
 
 
-class RunProcess:
+class RunProcess(ABC):
     """A run as a process. Until it is closed, no other process can work in its folder. Base of Job and ProgramJob.
 
     Args:
@@ -67,14 +68,12 @@ class RunProcess:
 
     Attributes:
         log: The file with its output.
-        process: The process, once it is started.
 
     Raises:
         RunIsTaken: Another process works on the run.
         StorageError: The folder cannot be used.
     """
 
-    process: subprocess.Popen[bytes] | WarmProcess
     ending_seconds = ENDING_SECONDS  # from the request to end to the kill
 
     def __init__(self, folder: Path, timeout: float | None, kind: str = "run") -> None:
@@ -125,8 +124,8 @@ class RunProcess:
             self._kill_at = time.monotonic() + self.ending_seconds
             self._ask_to_end()
 
-    def _ask_to_end(self) -> None:
-        self.process.terminate()
+    @abstractmethod
+    def _ask_to_end(self) -> None: ...
 
 
 class Job(RunProcess):
@@ -166,6 +165,7 @@ class Job(RunProcess):
         self._log_start = self._log.tell()
         self._earlier_run = newest_run(self.folder)
         self._earlier_record = self._read_record()
+        self.process: subprocess.Popen[bytes] | WarmProcess
         if is_warm and warm_start.is_possible():
             log, lifeline = self._log.fileno(), self._lifeline.descriptor
             self.process = WarmProcess(arguments, log, lifeline, LIFELINE)

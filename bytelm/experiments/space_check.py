@@ -12,7 +12,6 @@ from typing import Any
 from bytelm.errors import ConfigError
 from bytelm.experiments.task import Point, choices_of
 
-Choice = tuple[str, str]  # a key and one of its values
 Refused = Callable[[Point], str]
 """Returns why a point cannot be run; an empty text if it can."""
 

@@ -70,16 +70,6 @@ class WarmProcess:
         assert status is not None
         return status
 
-    def terminate(self) -> None:
-        """Asks it to end."""
-        if self.poll() is None:
-            os.kill(self.pid, signal.SIGTERM)
-
-    def kill(self) -> None:
-        """Ends it at once."""
-        if self.poll() is None:
-            os.kill(self.pid, signal.SIGKILL)
-
 
 class _File:
     """An open file that is sent to a new process."""

@@ -179,11 +179,6 @@ def newest_run(experiment: Path) -> Path | None:
     return experiment / f"version_{max(versions)}" if versions else None
 
 
-def version_of(checkpoint: Path) -> int:
-    """The version of a path from `newest_checkpoint`."""
-    return number_of(checkpoint.parent.parent)
-
-
 def number_of(run: Path) -> int:
     """The number in the name of a run's folder."""
     return int(run.name.removeprefix("version_"))

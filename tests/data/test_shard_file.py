@@ -10,7 +10,7 @@ import sys
 import numpy as np
 import pytest
 
-from bytelm.data.shard_file import Shard, find_shards, read_shard, write_shard
+from bytelm.data.shard_file import Shard, find_shards, write_shard
 from bytelm.errors import DataError
 
 TOKENS = np.arange(1_000, dtype=np.uint16) * 65
@@ -22,12 +22,12 @@ def header(magic=20240520, version=1, n_tokens=1_000, fourth=0) -> bytes:
 
 def test_tokens_without_a_header_are_read_as_nanogpt_writes_them(tmp_path):
     TOKENS.tofile(tmp_path / "train.bin")
-    assert read_shard(tmp_path / "train.bin").tolist() == TOKENS.tolist()
+    assert Shard(tmp_path / "train.bin")[:].tolist() == TOKENS.tolist()
 
 
 def test_tokens_after_a_header_are_read_as_llm_c_writes_them(tmp_path):
     (tmp_path / "shard.bin").write_bytes(header() + TOKENS.tobytes())
-    tokens = read_shard(tmp_path / "shard.bin")
+    tokens = Shard(tmp_path / "shard.bin")[:]
     assert tokens.tolist() == TOKENS.tolist()
     assert tokens.dtype == np.uint16
 
@@ -36,7 +36,7 @@ def test_a_shard_is_written_as_llm_c_expects_it(tmp_path):
     write_shard(tmp_path / "shard.bin", TOKENS.tolist())
     assert (tmp_path / "shard.bin").read_bytes() == header() + TOKENS.tobytes()
     write_shard(tmp_path / "shard.bin", [0, 65_535])
-    assert read_shard(tmp_path / "shard.bin").tolist() == [0, 65_535]
+    assert Shard(tmp_path / "shard.bin")[:].tolist() == [0, 65_535]
 
 
 def test_32_bit_tokens_after_a_header_are_read_as_llm_c_writes_them(tmp_path):
@@ -101,7 +101,7 @@ print(sum(len(shard[-3:]) for shard in shards))
 )
 def test_tokens_are_not_taken_for_a_header(tokens, tmp_path):
     np.array(tokens, dtype=np.uint16).tofile(tmp_path / "train.bin")
-    assert read_shard(tmp_path / "train.bin").tolist() == tokens
+    assert Shard(tmp_path / "train.bin")[:].tolist() == tokens
 
 
 @pytest.mark.parametrize(
@@ -135,7 +135,7 @@ def test_files_that_are_no_shard_are_rejected_by_name(content, complaint, tmp_pa
     path = tmp_path / "train.bin"
     path.write_bytes(content)
     with pytest.raises(DataError) as rejection:
-        read_shard(path)
+        Shard(path)
     assert str(rejection.value).startswith(f"data: {str(path)!r} cannot be used; ")
     assert complaint in str(rejection.value)
 
@@ -143,7 +143,7 @@ def test_files_that_are_no_shard_are_rejected_by_name(content, complaint, tmp_pa
 @pytest.mark.parametrize(("name", "complaint"), [("none.bin", "No such file"), (".", "directory")])
 def test_unreadable_files_are_rejected_by_name(name, complaint, tmp_path):
     with pytest.raises(DataError, match=complaint) as rejection:
-        read_shard(tmp_path / name)
+        Shard(tmp_path / name)
     assert repr(str(tmp_path / name)) in str(rejection.value)
 
 
@@ -156,7 +156,7 @@ def test_tokens_that_do_not_fit_are_not_written_and_an_earlier_file_is_as_it_was
     with pytest.raises(DataError, match=complaint) as rejection:
         write_shard(path, tokens)
     assert repr(str(path)) in str(rejection.value)
-    assert read_shard(path).tolist() == TOKENS.tolist()
+    assert Shard(path)[:].tolist() == TOKENS.tolist()
     assert [file.name for file in tmp_path.iterdir()] == ["shard.bin"]
 
 
@@ -172,7 +172,7 @@ def test_tokens_that_do_not_fit_are_not_written_and_an_earlier_file_is_as_it_was
 )
 def test_16_bit_tokens_are_not_taken_for_wider_ones(tokens, tmp_path):
     tokens.astype(np.uint16).tofile(tmp_path / "train.bin")
-    assert read_shard(tmp_path / "train.bin").tolist() == tokens.tolist()
+    assert Shard(tmp_path / "train.bin")[:].tolist() == tokens.tolist()
 
 
 # Names

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bytelm.data import tokenize
-from bytelm.data.shard_file import read_shard, write_shard
+from bytelm.data.shard_file import Shard, write_shard
 from bytelm.data.tokenize import Piece, encoded, text_pieces
 from bytelm.data.tokenizer import ByteTokenizer, load_tokenizer, train_tokenizer
 from bytelm.errors import ConfigError, DataError, Interrupted
@@ -51,7 +51,7 @@ def shards(folder="out"):
 
 
 def tokens(folder="out", pattern="*.bin"):
-    return np.concatenate([read_shard(path) for path in sorted(Path(folder).glob(pattern))])
+    return np.concatenate([Shard(path)[:] for path in sorted(Path(folder).glob(pattern))])
 
 
 def stream(tokenizer, documents=DOCUMENTS):
@@ -75,10 +75,10 @@ def rejected(capsys):
 
 def fineweb_stream_is(tokenizer, shard_tokens=1000):
     expected = stream(tokenizer)
-    order = [len(read_shard(path)) for path in sorted(Path("out").glob("*.bin"), key=lambda p: p.name[-10:])]
+    order = [len(Shard(path)) for path in sorted(Path("out").glob("*.bin"), key=lambda p: p.name[-10:])]
     assert order[:-1] == [shard_tokens] * (len(order) - 1)
     assert order[-1] == (len(expected) - 1) % shard_tokens + 1
-    together = [*read_shard("out/fineweb_val_000000.bin"), *tokens("out", "*train*")]
+    together = [*Shard("out/fineweb_val_000000.bin")[:], *tokens("out", "*train*")]
     assert together == expected
 
 
@@ -92,14 +92,14 @@ def test_shards_hold_all_documents_in_order(tokenizer_json):
 def test_empty_documents_and_nulls_are_documents(folder):
     (folder / "some.jsonl").write_text('{"text": "ab"}\n{"text": null}\n{"text": ""}\n{"text": "c"}\n')
     prepare(dataset="some.jsonl", shard_tokens=4)
-    assert [*read_shard("out/fineweb_val_000000.bin"), *tokens("out", "*train*")] == [0, *b"ab", 0, 0, 0, *b"c"]
+    assert [*Shard("out/fineweb_val_000000.bin")[:], *tokens("out", "*train*")] == [0, *b"ab", 0, 0, 0, *b"c"]
 
 
 def test_limit_of_tokens():
     prepare("--tokens=2500")
-    assert [len(read_shard(f"out/{name}")) for name in shards()] == [1000, 500, 1000]  # train 1, train 2, val
+    assert [len(Shard(f"out/{name}")) for name in shards()] == [1000, 500, 1000]  # train 1, train 2, val
     expected = stream(ByteTokenizer())[:2500]
-    assert [*read_shard("out/fineweb_val_000000.bin"), *tokens("out", "*train*")] == expected
+    assert [*Shard("out/fineweb_val_000000.bin")[:], *tokens("out", "*train*")] == expected
 
 
 def test_shards_do_not_depend_on_the_number_of_processes(tokenizer_json):
@@ -322,7 +322,7 @@ def test_last_tokens_are_for_validation(text_files):
 
 def test_number_of_validation_tokens_and_size_of_shards(text_files):
     tokenize_files("--tokenizer=bytes", "--val_tokens=300", "--shard_tokens=200")
-    sizes = {name: len(read_shard(f"out/{name}")) for name in shards()}
+    sizes = {name: len(Shard(f"out/{name}")) for name in shards()}
     assert {name: size for name, size in sizes.items() if "val" in name} == {
         "val_000000.bin": 200,
         "val_000001.bin": 100,

@@ -196,6 +196,9 @@ class ProgramJob(RunProcess):
             raise StorageError(f"the program cannot be started ({error})") from error
         self._lifeline.started()
 
+    def _ask_to_end(self) -> None:
+        self.process.terminate()
+
     def tail(self, size: int = 4000) -> str:
         """The last characters of the program's standard error."""
         return tail(self.log, size)
