@@ -196,7 +196,7 @@ def rejected(folder, capsys):
 @pytest.fixture
 def at_work():
     """Locks a file as an active process does; returns the process."""
-    from bytelm.runs.folder import lock
+    from bytelm.system.locks import lock
 
     processes = []
 

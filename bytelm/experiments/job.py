@@ -22,8 +22,9 @@ from bytelm.experiments import warm_start
 from bytelm.experiments.memory_limit import MemoryWatch
 from bytelm.experiments.warm_start import WarmProcess
 from bytelm.runs import record
-from bytelm.runs.folder import RUNS, lock, newest_run
+from bytelm.runs.folder import RUNS, newest_run
 from bytelm.runs.record import Record, Status
+from bytelm.system.locks import lock
 from bytelm.system.process import ENDING_SECONDS, LIFELINE, Lifeline
 from bytelm.units import Size
 

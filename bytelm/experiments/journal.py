@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 from optuna.storages.journal import BaseJournalBackend
 
 from bytelm.errors import StorageError
-from bytelm.runs.folder import lock
+from bytelm.system.locks import wait_for_lock
 
 BLOCK = 65_536  # bytes that are searched at a time for the end of the last whole line
 
@@ -81,8 +81,7 @@ class Journal(BaseJournalBackend):
         text = b"".join(json.dumps(entry, separators=(",", ":")).encode() + b"\n" for entry in logs)
         try:
             with open(self.path, "rb+", buffering=0) as file:
-                while not lock(file.fileno()):  # waits a little
-                    pass
+                wait_for_lock(file.fileno())
                 _trim(file)
                 try:
                     while text:

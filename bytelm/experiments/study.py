@@ -32,7 +32,8 @@ from bytelm.experiments.job import LOG
 from bytelm.experiments.journal import Journal
 from bytelm.experiments.pruning import CONTEST, RUNGS, decide
 from bytelm.experiments.task import Plan, Task
-from bytelm.runs.folder import RUNS, is_free, lock
+from bytelm.runs.folder import RUNS
+from bytelm.system.locks import is_free, lock, wait_for_lock
 
 JOURNAL = "study.journal"
 QUEUEING = ".queueing.lock"
@@ -332,8 +333,7 @@ def _turn(file: Path) -> Iterator[None]:
         file: The file that workers lock.
     """
     with _opened(file) as turn:
-        while not lock(turn.fileno()):  # waits a little
-            pass
+        wait_for_lock(turn.fileno())
         yield
 
 

@@ -6,18 +6,13 @@ the newest run; TensorBoard then shows one curve. A lock keeps other processes o
 """
 
 import os
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from bytelm.errors import ConfigError, StorageError
+from bytelm.system.locks import is_free, lock
 from bytelm.system.process import is_rank_zero
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
 
 RUNS = "runs"
 CONFIG = "config.yaml"
@@ -192,41 +187,6 @@ def _versions(folder: Path) -> list[int]:
 def is_running(run: Path) -> bool:
     """Whether a process uses a run's folder."""
     return not is_free(run / ".lock")
-
-
-def is_free(file: Path) -> bool:
-    """Whether no process has locked a file; true for a missing file."""
-    try:
-        descriptor = os.open(file, os.O_RDONLY)  # also works on a read-only disk
-    except FileNotFoundError:
-        return True
-    try:
-        return lock(descriptor, shared=True)  # two processes that ask at the same time must not see each other as a run
-    finally:
-        os.close(descriptor)
-
-
-def lock(file: int, shared: bool = False) -> bool:
-    """Locks a file until this process and its children have closed all descriptors of it.
-
-    Args:
-        file: Its descriptor.
-        shared: Whether other processes can also hold a shared lock.
-
-    Returns:
-        Whether the file is locked by no other process; true if the system has no locks.
-    """
-    if fcntl is None:
-        return True
-    for seconds in (0.05, 0.0):  # twice, because another process may be checking whether it is free
-        try:
-            fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-            return True
-        except BlockingIOError:
-            time.sleep(0.0 if shared else seconds)
-        except OSError:
-            return True  # a file system without locks
-    return False
 
 
 def _lock_run(folder: Path) -> int:

@@ -15,11 +15,12 @@ from typing import Any
 from bytelm.config.command import CommandParser
 from bytelm.config.messages import note
 from bytelm.errors import StorageError
-from bytelm.runs.folder import RUNS, lock
+from bytelm.runs.folder import RUNS
 from bytelm.runs.read import Run, find_runs
 from bytelm.runs.record import wall_time
 from bytelm.runs.score import RANKED, VAL_BPB, VAL_LOSS, score_of
 from bytelm.system.files import replacing
+from bytelm.system.locks import wait_for_lock
 
 LEDGER = "ledger.csv"
 FIGURES = (
@@ -91,8 +92,7 @@ def write_ledger(root: Path, tell: Callable[[str], None] = note) -> list[Run]:
     """
     try:
         with open(root / f".{LEDGER}.lock", "ab") as turn:  # workers may write it at the same time
-            while not lock(turn.fileno()):  # waits a little
-                pass
+            wait_for_lock(turn.fileno())
             runs = read_runs(root, tell)
             # A folder's name may not be UTF-8; its bytes are written unchanged.
             with (

@@ -93,7 +93,7 @@ def test_a_read_only_disk_ends_in_one_error(study):
 
 HOLDER = """
 import sys, time
-from bytelm.runs.folder import lock
+from bytelm.system.locks import lock
 with open(sys.argv[1], "rb+") as file:
     assert lock(file.fileno())
     print("locked", flush=True)

@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from bytelm.program import main
 from bytelm.runs import validations
-from bytelm.runs.folder import lock
+from bytelm.system.locks import lock
 from bytelm.runs.validations import Validation
 from bytelm.system.files import replacing
 from bytelm.system.process import utc

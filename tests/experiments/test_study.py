@@ -12,7 +12,7 @@ import yaml
 from bytelm.callbacks import Cosine, Schedules
 from bytelm.cli import build
 from bytelm.errors import ConfigError
-from bytelm.runs.folder import lock
+from bytelm.system.locks import lock
 
 optuna = pytest.importorskip("optuna")
 

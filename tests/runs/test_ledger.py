@@ -10,7 +10,7 @@ import pytest
 from run_folders import CORPUS, config, make_run
 
 from bytelm.program import main
-from bytelm.runs.folder import lock
+from bytelm.system.locks import lock
 from bytelm.runs.ledger import best_of, read_runs, write_ledger
 from bytelm.runs.score import VAL_LOSS
 

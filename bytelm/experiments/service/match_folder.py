@@ -23,10 +23,11 @@ from bytelm.config.untrusted_config import shared_config
 from bytelm.errors import ConfigError, StorageError
 from bytelm.experiments.job import LOG
 from bytelm.runs import record as records
-from bytelm.runs.folder import CONFIG, RUNS, is_free, lock
+from bytelm.runs.folder import CONFIG, RUNS
 from bytelm.runs.ledger import decide, read_runs
 from bytelm.runs.read import Run
 from bytelm.system.files import replacing
+from bytelm.system.locks import is_free, lock
 from bytelm.system.process import ENDING_SECONDS, utc
 
 BASELINE = "baseline"
