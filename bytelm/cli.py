@@ -108,7 +108,7 @@ from bytelm.runs.folder import CONFIG, RunFolder, checkpoint_of, number_of, run_
 from bytelm.runs.logger import TensorBoardLogger
 from bytelm.runs.score import VAL_BPB, VAL_LOSS, score_for
 from bytelm.schedules import DEFAULT_SCHEDULE, Schedule, merged
-from bytelm.system.files import replacing
+from bytelm.system.files import write_text
 from bytelm.system.invocation import typed_name
 from bytelm.system.process import is_rank_zero
 
@@ -175,8 +175,7 @@ class RunConfig(SaveConfigCallback):
         # Without the checkpoint: `fit --config` on it repeats the run from the start.
         config = {key: value for key, value in self.plain.items() if key != "ckpt_path"}
         if self._folder is not None:
-            with replacing(self._folder / CONFIG) as partial:
-                partial.write_text(header() + dump(config), encoding="utf-8")
+            write_text(self._folder / CONFIG, header() + dump(config))
         compared = {key: config[key] for key in ("seed_everything", "data", "time_budget", "lr_schedule", "schedules")}
         compared["trainer"] = {key: config["trainer"][key] for key in COMPARED_TRAINER_KEYS}
         values = {

@@ -16,6 +16,8 @@
 import errno
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 class RunError(Exception):
@@ -72,6 +74,19 @@ class StorageError(RunError):
     """The run's folder cannot be written to."""
 
     exit_status = 5
+
+
+@contextmanager
+def as_storage_error(message: str) -> Iterator[None]:
+    """Context in which an error of the system is raised as a StorageError.
+
+    Args:
+        message: The file or folder, and the work that failed; the system's reason follows.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(f"{message} ({error.strerror or error})") from error
 
 
 class OutputLost(StorageError):

@@ -18,7 +18,7 @@ from bytelm.config import shipped
 from bytelm.config.command import CommandParser
 from bytelm.config.messages import note
 from bytelm.config.values import PositiveInt
-from bytelm.errors import ConfigError, StorageError
+from bytelm.errors import ConfigError, StorageError, as_storage_error
 from bytelm.experiments.check import Checker
 from bytelm.experiments.comparison import experiments_of
 from bytelm.experiments.paired import ERROR_RATE, Difference, holm, p_value
@@ -30,7 +30,7 @@ from bytelm.runs.folder import CONFIG, RUNS
 from bytelm.runs.ledger import read_runs
 from bytelm.runs.read import Run
 from bytelm.runs.score import RANKED, VAL_BPB, Score, score_of
-from bytelm.system.files import replacing
+from bytelm.system.files import write_text
 from bytelm.system.invocation import typed_name
 from bytelm.units import Duration, Unit, accepted_forms, limits_of
 
@@ -274,11 +274,8 @@ class Comparison:
             StorageError: It cannot be written.
         """
         file = Path(RUNS, self.study, FILE)
-        try:
-            with replacing(file) as partial:
-                partial.write_text(json.dumps(self.figures(), indent=2) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise StorageError(f"{file}: it cannot be written ({error.strerror or error})") from error
+        with as_storage_error(f"{file}: it cannot be written"):
+            write_text(file, json.dumps(self.figures(), indent=2) + "\n")
 
     def text(self) -> str:
         """The result: a table of the scores, the figures of each difference, and a sentence about it."""

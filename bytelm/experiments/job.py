@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bytelm.errors import CheckpointError, ConfigError, DataError, StorageError
+from bytelm.errors import CheckpointError, ConfigError, DataError, StorageError, as_storage_error
 from bytelm.experiments import warm_start
 from bytelm.experiments.memory_limit import MemoryWatch
 from bytelm.experiments.warm_start import WarmProcess
@@ -86,11 +86,9 @@ class RunProcess(ABC):
         self._ended_by: Status | None = None
         self._end_reason: str | None = None
         self._kill_at = math.inf
-        try:
+        with as_storage_error(f"{folder}: the {kind} cannot be started"):
             folder.mkdir(parents=True, exist_ok=True)
             self._log = open(self.log, "ab")  # noqa: SIM115 (closed by close)
-        except OSError as error:
-            raise StorageError(f"{folder}: the {kind} cannot be started ({error.strerror or error})") from error
         if not lock(self._log.fileno()):
             self._log.close()
             raise RunIsTaken(f"{folder}: another process works on this run")
@@ -257,11 +255,11 @@ class Job(RunProcess):
         final["run"] = str(run)
         if final != left:
             try:
-                record.write(run, final)
-            except OSError as error:
+                with as_storage_error(f"{self.folder}: its record cannot be written"):
+                    record.write(run, final)
+            except StorageError:
                 if exit_status != StorageError.exit_status:  # else the run has said more about it
-                    reason = error.strerror or error
-                    raise StorageError(f"{self.folder}: its record cannot be written ({reason})") from error
+                    raise
         return Outcome(final["status"], final["reason"], run, final, exit_status)
 
 

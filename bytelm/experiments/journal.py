@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 
 from optuna.storages.journal import BaseJournalBackend
 
-from bytelm.errors import StorageError
+from bytelm.errors import StorageError, as_storage_error
 from bytelm.system.locks import wait_for_lock
 
 BLOCK = 65_536  # bytes that are searched at a time for the end of the last whole line
@@ -32,11 +32,8 @@ class Journal(BaseJournalBackend):
     def __init__(self, path: Path) -> None:
         self.path = path
         self._offsets = [0]  # where each line begins, as far as lines were read
-        try:
-            with open(path, "ab"):
-                pass
-        except OSError as error:
-            raise StorageError(f"{path}: the queue cannot be opened ({error.strerror or error})") from error
+        with as_storage_error(f"{path}: the queue cannot be opened"), open(path, "ab"):
+            pass
 
     def read_logs(self, log_number_from: int) -> Iterator[dict[str, Any]]:
         """Reads complete lines; a line that another process is still writing is left for the next call.
@@ -47,12 +44,9 @@ class Journal(BaseJournalBackend):
         Raises:
             StorageError: The file cannot be read, or a whole line is damaged.
         """
-        try:
-            with open(self.path, "rb") as file:
-                file.seek(self._offsets[log_number_from])
-                text = file.read()
-        except OSError as error:
-            raise StorageError(f"{self.path}: the queue cannot be read ({error.strerror or error})") from error
+        with as_storage_error(f"{self.path}: the queue cannot be read"), open(self.path, "rb") as file:
+            file.seek(self._offsets[log_number_from])
+            text = file.read()
         lines = text.split(b"\n")[:-1]  # what follows the last line's end is unfinished, or nothing
         del self._offsets[log_number_from + 1 :]
         for line in lines:

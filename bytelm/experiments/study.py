@@ -26,7 +26,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from bytelm.config.checks import check_experiment
-from bytelm.errors import ConfigError, StorageError
+from bytelm.errors import ConfigError, StorageError, as_storage_error
 from bytelm.experiments.database import Database
 from bytelm.experiments.job import LOG
 from bytelm.experiments.journal import Journal
@@ -85,10 +85,8 @@ class Study:
         self.name = name
         self.plan = plan
         self.folder = Path(RUNS, name)
-        try:
+        with as_storage_error(f"{self.folder}: the folder cannot be created"):
             self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise StorageError(f"{self.folder}: the folder cannot be created ({error.strerror or error})") from error
         # Workers that make the tables of a database at once fail.
         with _turn(Path(RUNS, ".storage.lock")) if _is_database(storage) else nullcontext():
             self._storage = _open(storage, self.folder)
@@ -338,10 +336,8 @@ def _turn(file: Path) -> Iterator[None]:
 
 
 def _opened(file: Path) -> BinaryIO:
-    try:
+    with as_storage_error(f"{file}: it cannot be opened"):
         return open(file, "ab")
-    except OSError as error:
-        raise StorageError(f"{file}: it cannot be opened ({error.strerror or error})") from error
 
 
 @contextmanager

@@ -28,13 +28,13 @@ from tqdm import tqdm
 from bytelm.config.command import CommandParser
 from bytelm.config.values import NonNegativeInt, PositiveFloat, PositiveInt
 from bytelm.data.tokenizer import ByteTokenizer
-from bytelm.errors import ConfigError, DataError, StorageError
+from bytelm.errors import ConfigError, DataError, as_storage_error
 from bytelm.inference.generate import batches, generate_batch, start_of
 from bytelm.inference.load import Trained, add_arguments, load_given
 from bytelm.inference.score import Window, costs, first_token, predict, windows_of
 from bytelm.runs.checkpoints import reason
 from bytelm.runs.choice import with_run
-from bytelm.system.files import replacing
+from bytelm.system.files import write_text
 
 
 class HarnessModel(LM):
@@ -252,12 +252,9 @@ def save(results: Mapping[str, Any], path: str) -> None:
     Raises:
         StorageError: They cannot be written.
     """
-    try:
+    with as_storage_error(f"{path}: the results could not be written"):
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        with replacing(Path(path)) as partial:
-            partial.write_text(json.dumps(results, indent=2, default=handle_non_serializable), encoding="utf-8")
-    except OSError as error:
-        raise StorageError(f"{path}: the results could not be written ({error.strerror or error})") from error
+        write_text(Path(path), json.dumps(results, indent=2, default=handle_non_serializable))
 
 
 def _quieten_harness() -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 from bytelm.config.command import CommandParser
 from bytelm.config.messages import note
-from bytelm.errors import StorageError
+from bytelm.errors import StorageError, as_storage_error
 from bytelm.runs.folder import RUNS
 from bytelm.runs.read import Run, find_runs
 from bytelm.runs.record import wall_time
@@ -90,20 +90,17 @@ def write_ledger(root: Path, tell: Callable[[str], None] = note) -> list[Run]:
     Raises:
         StorageError: It cannot be written.
     """
-    try:
-        with open(root / f".{LEDGER}.lock", "ab") as turn:  # workers may write it at the same time
-            wait_for_lock(turn.fileno())
-            runs = read_runs(root, tell)
-            # A folder's name may not be UTF-8; its bytes are written unchanged.
-            with (
-                replacing(root / LEDGER) as partial,
-                open(partial, "w", newline="", encoding="utf-8", errors="surrogateescape") as file,
-            ):
-                writer = csv.DictWriter(file, columns_of(runs))
-                writer.writeheader()
-                writer.writerows(_row(run, writer.fieldnames) for run in runs)
-    except OSError as error:
-        raise StorageError(f"{root / LEDGER}: it cannot be written ({error.strerror or error})") from error
+    with as_storage_error(f"{root / LEDGER}: it cannot be written"), open(root / f".{LEDGER}.lock", "ab") as turn:
+        wait_for_lock(turn.fileno())  # workers may write it at the same time
+        runs = read_runs(root, tell)
+        # A folder's name may not be UTF-8; its bytes are written unchanged.
+        with (
+            replacing(root / LEDGER) as partial,
+            open(partial, "w", newline="", encoding="utf-8", errors="surrogateescape") as file,
+        ):
+            writer = csv.DictWriter(file, columns_of(runs))
+            writer.writeheader()
+            writer.writerows(_row(run, writer.fieldnames) for run in runs)
     return runs
 
 

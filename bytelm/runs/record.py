@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, TypedDict, get_args, get_origin, get_type_hints, is_typeddict
 
 from bytelm.errors import Diverged, Interrupted, StorageError, run_error
-from bytelm.system.files import replacing
+from bytelm.system.files import write_text
 from bytelm.system.process import utc
 
 FILE = "record.json"
@@ -126,8 +126,7 @@ def write(folder: Path, record: Record) -> None:
         OSError: It cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with replacing(folder / FILE) as partial:
-        partial.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    write_text(folder / FILE, json.dumps(record, indent=2) + "\n")
 
 
 def check(record: Any) -> None:

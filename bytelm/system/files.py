@@ -39,6 +39,17 @@ def replacing(path: Path, shared: bool = False) -> Iterator[Path]:
         raise
 
 
+def write_text(path: Path, text: str) -> None:
+    """Writes a text in UTF-8 as `replacing` does: completely or not at all.
+
+    Args:
+        path: The file, in an existing folder; an existing file is replaced.
+        text: Its content.
+    """
+    with replacing(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
 def sha256_of(files: Iterable[BinaryIO]) -> str:
     """Returns the SHA-256 of the contents of files, one after the other, as hexadecimal digits.
 

@@ -28,9 +28,9 @@ from tqdm import tqdm
 
 from bytelm.program import main
 from bytelm.runs import validations
-from bytelm.system.locks import lock
 from bytelm.runs.validations import Validation
 from bytelm.system.files import replacing
+from bytelm.system.locks import lock
 from bytelm.system.process import utc
 
 pytest.importorskip("optuna")

@@ -10,9 +10,9 @@ import pytest
 from run_folders import CORPUS, config, make_run
 
 from bytelm.program import main
-from bytelm.system.locks import lock
 from bytelm.runs.ledger import best_of, read_runs, write_ledger
 from bytelm.runs.score import VAL_LOSS
+from bytelm.system.locks import lock
 
 RUNS = Path("runs")
 COLUMNS = [

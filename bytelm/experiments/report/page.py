@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bytelm.config.command import CommandParser
-from bytelm.errors import StorageError
+from bytelm.errors import as_storage_error
 from bytelm.experiments.report import plots
 from bytelm.experiments.report.cells import change_since, score_text
 from bytelm.experiments.report.contests import REPORTED_BY, Contest, Layout, contests_of, ended_runs
@@ -74,7 +74,7 @@ def report(
         for number, (contest, experiments) in enumerate(contests.items(), start=1)
     }
     charts: dict[str, dict[str, Any]] = {}
-    try:
+    with as_storage_error(f"{folder}: the report cannot be written"):
         folder.mkdir(parents=True, exist_ok=True)
         for section in sections.values():
             if _has_chapter(section, sections):
@@ -85,8 +85,6 @@ def report(
         folder.joinpath("report.md").write_text(text, encoding="utf-8")
         page = folder / "report.html"
         page.write_text(to_html(text, title, folder, charts), encoding="utf-8")
-    except OSError as error:
-        raise StorageError(f"{folder}: the report cannot be written ({error.strerror or error})") from error
     return page
 
 

@@ -20,13 +20,13 @@ from typing import Any
 
 from bytelm.config.text import dump
 from bytelm.config.untrusted_config import shared_config
-from bytelm.errors import ConfigError, StorageError
+from bytelm.errors import ConfigError, StorageError, as_storage_error
 from bytelm.experiments.job import LOG
 from bytelm.runs import record as records
 from bytelm.runs.folder import CONFIG, RUNS
 from bytelm.runs.ledger import decide, read_runs
 from bytelm.runs.read import Run
-from bytelm.system.files import replacing
+from bytelm.system.files import write_text
 from bytelm.system.locks import is_free, lock
 from bytelm.system.process import ENDING_SECONDS, utc
 
@@ -86,18 +86,18 @@ class MatchFolder:
 
     def write_config(self, run_id: str, config: Mapping[str, Any]) -> None:
         """Writes one of these files."""
-        _write(self.config(run_id), dump(dict(config)))
+        write_text(self.config(run_id), dump(dict(config)))
 
     def write_accepted(self, run_id: str, suffix: str, text: str) -> Path:
         """Writes the config or the program of an accepted run, and returns its file."""
         file = self.path / f"{run_id}{suffix}"
-        _write(file, text)
+        write_text(file, text)
         return file
 
     def write_sent(self, config: Mapping[Any, Any]) -> list[str]:
         """Writes a submitted config; returns the options that run it, with the rest of the baseline's."""
         sent = self.path / ".sent.yaml"
-        _write(sent, json.dumps(config))
+        write_text(sent, json.dumps(config))
         return ["--config", str(self.config("rest")), "--config", str(sent)]
 
     def keep_baseline(self, config: Mapping[str, Any], given: str) -> None:
@@ -139,7 +139,7 @@ class MatchFolder:
 
     def begin(self, now: float) -> None:
         """Writes the start of the match."""
-        _write(self.path / "match.json", json.dumps({"started_at": utc(now)}) + "\n")
+        write_text(self.path / "match.json", json.dumps({"started_at": utc(now)}) + "\n")
 
     # Runs
 
@@ -163,10 +163,8 @@ class MatchFolder:
         """Writes the record of a run that ended before it could write one."""
         record = self._short_record(run_id, status, reason)
         folder = self.path / run_id / "version_0"
-        try:
+        with as_storage_error(f"{folder}: its record cannot be written"):
             records.write(folder, record)
-        except OSError as error:
-            raise StorageError(f"{folder}: its record cannot be written ({error.strerror or error})") from error
         return Run(folder, {}, record, "discard")
 
     def drop_checkpoints(self, run_ids: Iterable[str]) -> None:
@@ -194,8 +192,3 @@ class MatchFolder:
 def number_of(run_id: str) -> int:
     """N of `run-N`."""
     return int(run_id.removeprefix("run-"))
-
-
-def _write(path: Path, text: str) -> None:
-    with replacing(path) as unfinished:
-        unfinished.write_text(text, encoding="utf-8")

@@ -29,7 +29,7 @@ from typing import Any
 
 import bytelm
 from bytelm.data.bytes import ByteData
-from bytelm.errors import ConfigError, StorageError
+from bytelm.errors import ConfigError, StorageError, as_storage_error
 from bytelm.experiments.job import LOG, Outcome, RunProcess, tail
 from bytelm.experiments.memory_limit import LOOK_SECONDS, SEARCH_SECONDS, memory_of
 from bytelm.experiments.service import supervisor
@@ -258,12 +258,10 @@ class ProgramJob(RunProcess):
             "corpus": self._setting.data.corpus_record(),
             "run": str(self.folder / "version_0"),
         }
-        try:
+        with as_storage_error(f"{self.folder}: its record cannot be written"):
             for name in (LOG, OUT):
                 _shorten(self.folder / name)
             records.write(self.folder / "version_0", record)
-        except OSError as error:
-            raise StorageError(f"{self.folder}: its record cannot be written ({error.strerror or error})") from error
         return Outcome(status, reason, self.folder / "version_0", record, exit_status)
 
     def _remove_place(self) -> None:

@@ -14,7 +14,7 @@ from bytelm.data.tokenizer import ByteTokenizer, Tokenizer, load_tokenizer
 from bytelm.errors import CheckpointError, ConfigError, DataError, StorageError
 from bytelm.inference.convert.gpt2 import FEEDFORWARDS, GPT2, size
 from bytelm.runs.checkpoints import reason
-from bytelm.system.files import replacing
+from bytelm.system.files import replacing, write_text
 
 ALIASES = {"gelu_pytorch_tanh": "gelu_new", "swish": "silu"}  # further names of activations
 # Other options of the computation, with the only values that bytelm supports.
@@ -115,8 +115,7 @@ def write_huggingface(gpt2: GPT2, folder: Path) -> None:
         with replacing(folder / "model.safetensors") as partial:
             safetensors.torch.save_file(tensors, partial, metadata={"format": "pt"})
         for name, content in files.items():
-            with replacing(folder / name) as partial:
-                partial.write_text(content, encoding="utf-8")
+            write_text(folder / name, content)
         for name in TOKENIZER_FILES:
             if name not in files:
                 (folder / name).unlink(missing_ok=True)  # of an earlier export, of other tokens

@@ -12,7 +12,7 @@ import torch
 from bytelm.config.messages import note
 from bytelm.data.meta_pkl import BYTES, Meta, read_meta, write_meta
 from bytelm.data.tokenizer import ByteTokenizer, CharacterTokenizer, load_tokenizer
-from bytelm.errors import CheckpointError, ConfigError, StorageError
+from bytelm.errors import CheckpointError, ConfigError, as_storage_error
 from bytelm.inference.convert.gpt2 import GPT2, size
 from bytelm.runs import archive
 from bytelm.runs.checkpoints import reason, write
@@ -98,11 +98,9 @@ def write_nanogpt(gpt2: GPT2, path: Path) -> None:
         path,
     )
     if meta is not None:
-        try:
+        with as_storage_error(f"{data}: meta.pkl could not be written"):
             data.mkdir(exist_ok=True)
             write_meta(data / "meta.pkl", meta)
-        except OSError as error:
-            raise StorageError(f"{data}: meta.pkl could not be written ({error.strerror or error})") from error
 
 
 def _meta(gpt2: GPT2) -> Meta | None:
