@@ -22,8 +22,8 @@ import jsonargparse
 import shtab
 
 from bytelm.config import keys, shipped
+from bytelm.config.classes import classes_of, no_class, parameters_of
 from bytelm.config.command import CommandParser
-from bytelm.config.messages import classes_of, no_class, parameters_of
 from bytelm.config.usage import HELP_ALL
 from bytelm.program import COMMANDS
 

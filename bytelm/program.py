@@ -13,12 +13,12 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from difflib import get_close_matches
 from importlib import import_module
 from types import FrameType, ModuleType
 from typing import NamedTuple, NoReturn
 
 import bytelm
+from bytelm.config.suggestions import closest, did_you_mean
 from bytelm.config.usage import HELP_ALL, missing_config, short_help
 from bytelm.errors import ConfigError, Interrupted, OutputLost, RunError, run_error
 from bytelm.system.environment import set_defaults
@@ -187,10 +187,8 @@ def find(name: str) -> Command:
         if command.name == name:
             return command
     names = [command.name for command in COMMANDS]
-    close = get_close_matches(name, names, n=1)
-    meant = OTHER_NAMES.get(name) or (close[0] if close else None)
-    hint = f"did you mean {meant}? " if meant else ""
-    fail(f"unknown command {name!r}; {hint}accepted: {', '.join(names)}")
+    meant = [OTHER_NAMES[name]] if name in OTHER_NAMES else closest(name, names)
+    fail(f"unknown command {name!r}; {did_you_mean(meant)}accepted: {', '.join(names)}")
 
 
 def load(command: Command) -> Callable[[list[str]], None]:

@@ -7,7 +7,6 @@ is sharded separately (FSDP2): optimizers receive matrices, and tests on CPU ran
 
 import inspect
 from collections.abc import Callable
-from difflib import get_close_matches
 from functools import partial
 from pydoc import locate
 from typing import TYPE_CHECKING, Any
@@ -21,6 +20,7 @@ from lightning.pytorch.strategies import (
 )
 from torch.nn.parallel import DistributedDataParallel
 
+from bytelm.config.suggestions import hint
 from bytelm.errors import ConfigError
 from bytelm.gpt import GPT
 
@@ -121,9 +121,7 @@ def make_strategy(given: Any) -> Any:
             return WITHOUT_OPTIONS[given]()
         _check(given, given)
         if given not in LIGHTNINGS:
-            close = get_close_matches(given, [*STRATEGIES, *LIGHTNINGS], n=1)
-            hint = f"did you mean {close[0]}? " if close else ""
-            raise ConfigError("trainer.strategy", given, hint + ACCEPTED)
+            raise ConfigError("trainer.strategy", given, hint(given, [*STRATEGIES, *LIGHTNINGS]) + ACCEPTED)
     elif isinstance(given, Strategy):
         _check(type(given).__name__, type(given).__name__, type(given))
         method = given._start_method if isinstance(given, DDPStrategy) else "popen"

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Any
 
 from lightning.pytorch import LightningModule
@@ -10,6 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from bytelm.budget import Progress
+from bytelm.config.suggestions import hint
 from bytelm.errors import ConfigError
 from bytelm.schedules import Schedule
 
@@ -237,13 +237,11 @@ def _is_compiled(pl_module: LightningModule) -> bool:
 
 def _accepted(target: str, targets: Mapping[str, Sequence[Place]]) -> str:
     """Returns the accepted targets, for the message about an unknown one."""
-    close = get_close_matches(target, targets, n=1)
-    hint = f"did you mean {close[0]}? " if close else ""
     options = [name for name, places in targets.items() if "." not in name]
     groups = dict.fromkeys(p.group for name in options for p in targets[name] if isinstance(p, GroupOption))
     others = [name for name, places in targets.items() if any(map(_is_usual_name, places))]
     of_groups = f"{', '.join(sorted(options))}, each also for one group ({', '.join(f'lr.{name}' for name in groups)})"
-    return f"{hint}accepted here: {'; '.join([of_groups, *others])}"
+    return f"{hint(target, targets)}accepted here: {'; '.join([of_groups, *others])}"
 
 
 def _is_usual_name(place: Place) -> bool:

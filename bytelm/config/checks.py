@@ -5,10 +5,11 @@ receives them.
 """
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from bytelm.config.flat import values_of
 from bytelm.errors import ConfigError, DataError
 
 MAX_SEED = 2**32 - 1  # NumPy's limit
@@ -27,7 +28,9 @@ def check_values(config: Mapping[str, Any]) -> None:
             range.
         DataError: A home folder in a path of the data belongs to no user.
     """
-    for key, value in _texts(config):
+    for key, value in values_of(config):
+        if not isinstance(value, str):
+            continue
         if "\0" in value:
             raise ConfigError(key, value, "accepted: text without the character NUL")
         is_path = key.rpartition(".")[2] in PATHS
@@ -60,18 +63,3 @@ def check_experiment(name: str | None, key: str = "experiment") -> None:
         raise ConfigError(key, name, "accepted: the name of a folder in runs/")
     if any(len(os.fsencode(part)) > MAX_NAME_BYTES for part in path.parts):
         raise ConfigError(key, name, f"accepted: a name of at most {MAX_NAME_BYTES} bytes")
-
-
-def _texts(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
-    """Returns the text values of a config with their keys, as written on the command line."""
-    if isinstance(value, Mapping):
-        for name, inner in value.items():
-            if name in ("init_args", "dict_kwargs"):
-                yield from _texts(inner, key)
-            else:
-                yield from _texts(inner, f"{key}.{name}" if key else str(name))
-    elif isinstance(value, list):
-        for inner in value:
-            yield from _texts(inner, key)
-    elif isinstance(value, str):
-        yield key, value

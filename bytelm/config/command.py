@@ -6,7 +6,8 @@ from typing import Any, NoReturn
 from jsonargparse import ArgumentParser
 
 from bytelm.config.keys import KEYS
-from bytelm.config.messages import NUMBERS, choices, clarify
+from bytelm.config.messages import NUMBERS, clarify
+from bytelm.config.suggestions import choices
 from bytelm.config.written import Written
 from bytelm.errors import UsageError
 from bytelm.system.invocation import typed_name

@@ -8,7 +8,6 @@ import math
 import re
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
-from difflib import get_close_matches
 from typing import Any
 
 from lightning.pytorch import Callback, Trainer
@@ -37,7 +36,9 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from bytelm.callbacks.best_checkpoint import BestCheckpoint, check_names
 from bytelm.callbacks.time_budget import ENDS_A_RUN
-from bytelm.config.messages import parameters_of
+from bytelm.config.classes import parameters_of
+from bytelm.config.flat import keys_of_class
+from bytelm.config.suggestions import choices
 from bytelm.errors import ConfigError
 from bytelm.strategies import ONE_RANK
 
@@ -117,7 +118,7 @@ def constructor_error(error: Exception, config: Mapping[str, Any], keys: Mapping
     """
     if match := re.search(r"Problem with given class_path '([\w.]+)': (.*?)(?= - |$)", " ".join(str(error).split())):
         name = match[1].rpartition(".")[2]
-        return ConfigError(next(_keys_of(name, config), "trainer"), name, match[2])
+        return ConfigError(next(keys_of_class(name, config), "trainer"), name, match[2])
     for made, cause in _objects_behind(error, "__init__"):
         if isinstance(made, Callback | Logger):
             return _rejected(made, cause, config, keys)
@@ -137,7 +138,8 @@ def with_full_key(error: ConfigError, config: Mapping[str, Any], keys: Mapping[s
     for made, _ in reversed(list(_objects_behind(error, "__init__"))):
         # An argument without a default is one that the network passes to its parts, not an option.
         if error.key in parameters_of(type(made)):
-            places = [*_keys_of(type(made).__name__, config), *(key for key, cls in keys.items() if cls is type(made))]
+            in_config = keys_of_class(type(made).__name__, config)
+            places = [*in_config, *(key for key, cls in keys.items() if cls is type(made))]
             return type(error)(f"{places[0]}.{error.key}", error.value, error.accepted) if places else error
     return error
 
@@ -160,7 +162,7 @@ def _objects_behind(error: BaseException, method: str = "") -> Iterator[tuple[An
 def _rejected(made: Any, error: BaseException, config: Mapping[str, Any], keys: Mapping[str, type]) -> ConfigError:
     name = type(made).__name__
     key = next((key for key, cls in keys.items() if isinstance(made, cls)), "trainer")
-    return ConfigError(next(_keys_of(name, config), key), name, " ".join(str(error).split()))
+    return ConfigError(next(keys_of_class(name, config), key), name, " ".join(str(error).split()))
 
 
 def run_error_of(error: Exception, config: Mapping[str, Any], keys: Mapping[str, type]) -> ConfigError | None:
@@ -187,18 +189,6 @@ def run_error_of(error: Exception, config: Mapping[str, Any], keys: Mapping[str,
         if isinstance(owner, Callback | Logger):
             return _rejected(owner, cause, config, keys)
     return trainer_error(error, config["trainer"]) if isinstance(error, MisconfigurationException) else None
-
-
-def _keys_of(name: str, value: Any, key: str = "") -> Iterator[str]:
-    """The keys of a config at which a class is named."""
-    if isinstance(value, Mapping):
-        if str(value.get("class_path")).rpartition(".")[2] == name:
-            yield key
-        for inner, content in value.items():
-            yield from _keys_of(name, content, key if inner == "init_args" else f"{key}.{inner}" if key else inner)
-    elif isinstance(value, list):
-        for content in value:
-            yield from _keys_of(name, content, key)
 
 
 def check_options(given: Mapping[str, Any]) -> None:
@@ -297,6 +287,4 @@ def check_monitors(callbacks: Sequence[Callback], logged: Sequence[str]) -> None
         accepted = [*logged, "step", "epoch"] if isinstance(callback, ModelCheckpoint) else list(logged)
         if callback.monitor not in accepted and getattr(callback, "strict", True):
             key = "checkpoint.monitor" if isinstance(callback, BestCheckpoint) else "trainer.callbacks.monitor"
-            close = get_close_matches(callback.monitor, accepted, n=1)
-            hint = f"did you mean {close[0]}? " if close else ""
-            raise ConfigError(key, callback.monitor, f"it is not logged; {hint}accepted: {', '.join(accepted)}")
+            raise ConfigError(key, callback.monitor, f"it is not logged; {choices(callback.monitor, accepted)}")

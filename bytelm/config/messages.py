@@ -9,18 +9,27 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from datetime import timedelta
-from difflib import get_close_matches
 from pathlib import Path
 from pydoc import locate
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any
 
-from jsonargparse._parameter_resolvers import get_signature_parameters
 from tqdm import tqdm
 
 from bytelm.config import shipped
+from bytelm.config.classes import (
+    bases_for,
+    bases_of,
+    classes_of,
+    concrete,
+    key_of_class,
+    keys_below,
+    no_class,
+    parameters_of,
+    takes_class,
+)
 from bytelm.config.packages import UNAVAILABLE
 from bytelm.config.renamed import RENAMED
+from bytelm.config.suggestions import choices, closest, did_you_mean
 from bytelm.config.synonyms import SYNONYMS
 from bytelm.config.written import Written
 from bytelm.system.invocation import typed_name
@@ -68,11 +77,6 @@ NULL = "Null is not accepted"  # message of bytelm's own parser
 OPTIONS = "with options as {class_path: …, init_args: {…}}"
 
 
-def no_class(cls: type) -> bool:
-    """Returns that a class is not left out."""
-    return False
-
-
 def note(text: str) -> None:
     """Prints a note that is not an error."""
     if is_rank_zero():
@@ -110,7 +114,7 @@ def clarify(
         return f"{place}.{option}: it belongs under init_args: {{class_path: {of}, init_args: {{{option}: …}}}}"
 
     def classes(given: str) -> str:
-        if key.startswith("trainer.") and (home := _key_of_class(given.rpartition(".")[2], roots)):
+        if key.startswith("trainer.") and (home := key_of_class(given.rpartition(".")[2], roots)):
             return f"it is given with the key {home}"
         return _class_choices(name, given, roots, nested, unlisted if key.startswith("trainer.") else no_class)
 
@@ -122,7 +126,7 @@ def clarify(
         return _missing(match[1].split(", "), roots, nested, written)
     if NULL in message:
         default = re.search(rf"{NULL}(.*)", message)
-        accepted = classes("") if _is_class(name, roots, nested) else f"leave the key out for its default{default[1]}"  # type: ignore[index]
+        accepted = classes("") if takes_class(name, roots, nested) else f"leave the key out for its default{default[1]}"  # type: ignore[index]
         return f"{key}: null is not accepted; {accepted}"
     if match := re.search(r"^Parser key \"config\": (.*): ('.*')$", message):
         return f"config: {match[2]} cannot be used; {match[1]}"
@@ -144,7 +148,7 @@ def clarify(
             return (
                 f"{key}.{match[1]}: {_value_of_option(match[1], report)} is not accepted; {_accepted_by(cls, match[1])}"
             )
-        if options or not any(cls in _bases_of(each, name) for each in [*roots.values(), *nested]):
+        if options or not any(cls in bases_of(each, name) for each in [*roots.values(), *nested]):
             return f"{key}.{match[1]}: unknown key; {_choices_of_option(match[1], key, owner, options, roots)}"
         return f"{key}: {_given(report)} does not name a class; {classes('')}, {OPTIONS}{yours}"
     if matches := re.findall(r"Not of type Duration: (.*?)\s?is not a duration; ", report):
@@ -187,7 +191,7 @@ def clarify(
         return f"{key}: {path!r} cannot be used ({reason}); {classes(path)}"
     if match := re.search(r"[Ii]mport path (?:([\w.]+) )?does not correspond to a subclass of (\w+)", report):
         given = match[1] or _given(report)
-        home = _key_of_class(given.rpartition(".")[2], roots) if key.startswith("trainer.") else None
+        home = key_of_class(given.rpartition(".")[2], roots) if key.startswith("trainer.") else None
         accepted = f"it is given with the key {home}" if home else classes("")
         return f"{key}: {given!r} is not a subclass of {match[2]}; {accepted}{OTHERS.get(key, '')}"
     if re.search(NOT_A_CLASS, report, re.MULTILINE):
@@ -198,7 +202,7 @@ def clarify(
         if key.startswith("trainer.") and (why := UNAVAILABLE.get(match[1])):
             return f"{key}: {match[1]!r} cannot be used; {why}"
         given = (written.text(key) or match[1]) if yours else match[1]  # not the content of a file
-        if not _is_class(name, roots, nested) and (accepted := _types(report)):
+        if not takes_class(name, roots, nested) and (accepted := _types(report)):
             return f"{key}: {given!r} is not accepted; accepted: {accepted}"
         return f"{key}: {given!r} is not known; {classes(given)}{yours}"
     if yours and "Given value: " in report:  # the content of a file that was given
@@ -229,20 +233,20 @@ def _without_value(key: str, roots: Mapping[str, type], written: Written) -> str
 
 def _unknown_option(option: str, roots: Mapping[str, type], others: Iterable[str], written: Written) -> str:
     if not option.startswith("--"):
-        meant = f"did you mean {named}? " if (named := _named_by(option, [*roots, *others])) else ""
-        return f"{option!r} is not an option; {meant}accepted: --key value, or --key=value"
+        named = did_you_mean(_named_by(option, [*roots, *others]))
+        return f"{option!r} is not an option; {named}accepted: --key value, or --key=value"
     return _unknown_key(option.lstrip("-").partition("=")[0], roots, others, written)
 
 
-def _named_by(text: str, options: Sequence[str]) -> str | None:
-    """Returns the option whose value is meant by a text that is given without its option."""
+def _named_by(text: str, options: Sequence[str]) -> list[str]:
+    """Returns the option whose value is meant by a text that is given without its option, in a list."""
     if text.startswith("-"):
-        return f"-{text}"
+        return [f"-{text}"]
     if os.path.isdir(text) and "ckpt_path" in options:
-        return f"--ckpt_path {text}"
+        return [f"--ckpt_path {text}"]
     if "config" in options and (os.path.isfile(text) or text.endswith((".yaml", ".yml")) or shipped.find(text)):
-        return f"--config {text}"
-    return f"--ckpt_path {text}" if text.endswith(".ckpt") and "ckpt_path" in options else None
+        return [f"--config {text}"]
+    return [f"--ckpt_path {text}"] if text.endswith(".ckpt") and "ckpt_path" in options else []
 
 
 def _unknown_key(key: str, roots: Mapping[str, type], others: Iterable[str], written: Written) -> str:
@@ -260,7 +264,7 @@ def _unknown_key(key: str, roots: Mapping[str, type], others: Iterable[str], wri
 def _choices_of_option(given: str, key: str, owner: str, options: Sequence[str], roots: Mapping[str, type]) -> str:
     """Returns the options of a class as `choices` does, or the name of another class at the key that has the option."""
     root, _, rest = key.partition(".")
-    classes = _concrete(roots[root]) if root in roots and not rest else ()
+    classes = concrete(roots[root]) if root in roots and not rest else ()
     ours = [cls for cls in classes if cls.__module__.startswith("bytelm.")]
     names = sorted({cls.__name__ for cls in ours if given in inspect.signature(cls).parameters})
     if not names:
@@ -289,7 +293,7 @@ def _choices_or_place(
     # The names here of other programs' names come first: a class of few users may have an option of that name.
     wanted = [".".join([each, *([rest] if rest else [])]) for each in (*SYNONYMS.get(name, ()), name)]
     ranked = [
-        (rank, place) for place in _places(roots) for rank, each in enumerate(wanted) if place.endswith(f".{each}")
+        (rank, place) for place in keys_below(roots) for rank, each in enumerate(wanted) if place.endswith(f".{each}")
     ]
     places = [place for _, place in sorted(ranked, key=lambda found: (found[0], found[1].count(".")))][:1]
     meant = [each for each in SYNONYMS.get(given, ()) if each in accepted]
@@ -297,29 +301,14 @@ def _choices_or_place(
     if not meant and key == given:
         meant = [name for name in accepted if name.startswith(given)][:1]
     meant = [*meant, *places] if given not in [place.rpartition(".")[2] for place in places] else [*places, *meant]
-    hint = f"did you mean {' or '.join(meant)}? " if meant else ""
-    return f"{hint}accepted: {', '.join(accepted) or 'see --help'}"
-
-
-def _places(roots: Mapping[str, type]) -> Iterator[str]:
-    """Returns the keys below the given ones: options of their classes and, except for the trainer's, of the classes
-    that these take.
-    """
-    for root, cls in roots.items():
-        if cls.__module__ == "builtins":
-            continue
-        for option in dict.fromkeys(name for each in [cls, *_concrete(cls)] for name in parameters_of(each)):
-            yield f"{root}.{option}"
-        for name in inspect.signature(cls).parameters if root != "trainer" else ():
-            for base in _bases_of(cls, name):
-                yield from (f"{root}.{name}.{option}" for each in _concrete(base) for option in parameters_of(each))
+    return f"{did_you_mean(meant)}accepted: {', '.join(accepted) or 'see --help'}"
 
 
 def _missing(names: list[str], roots: Mapping[str, type], nested: Iterable[type], written: Written) -> str:
     rest = names[0].partition(".")[2]
     key = rest if rest.partition(".")[0] in roots else names[0].lstrip("-")  # `fit.data`
     name = key.rpartition(".")[2]
-    accepted = _class_choices(name, "", roots, nested) if _is_class(name, roots, nested) else "see --help"
+    accepted = _class_choices(name, "", roots, nested) if takes_class(name, roots, nested) else "see --help"
     given = written.option("ckpt_path")
     if given is not None and written.option("config") is None and roots:
         config = next((str(path) for path in sorted(Path(given).glob("**/config.yaml"))[-1:]), "of its run")
@@ -415,39 +404,6 @@ def _types(message: str) -> str:
     return ", ".join(dict.fromkeys(names))
 
 
-def _key_of_class(given: str, roots: Mapping[str, type]) -> str | None:
-    """Returns the key of a config that takes a class, such as `lr_schedule` for Cosine."""
-    for key, base in roots.items():
-        if any(cls.__name__ == given for cls in _concrete(base)):
-            return key
-    return None
-
-
-def _is_class(name: str, roots: Mapping[str, type], nested: Iterable[type]) -> bool:
-    return name in roots or any(_bases_of(owner, name) for owner in [*roots.values(), *nested])
-
-
-def classes_of(
-    name: str, roots: Mapping[str, type], nested: Iterable[type], unlisted: Callable[[type], bool] = no_class
-) -> list[type]:
-    """Returns the loaded classes that a key accepts, by name; empty if there is only its base, or if it takes none.
-
-    Args:
-        name: Last part of the key, such as `attention`.
-        roots: The class of each top-level key.
-        nested: Further classes whose constructors take other classes.
-        unlisted: Whether a class is left out.
-    """
-    found: set[type] = set()
-    for owner in [*roots.values(), *nested]:
-        for base in _bases_for(owner, name, roots):
-            # A base class is listed only if it is the default; otherwise it exists to be subclassed.
-            classes = [c for c in _concrete(base) if c is not base or c is default_of(owner, name)]
-            found |= {c for c in classes if not unlisted(c)}
-    by_name = {cls.__name__: cls for cls in sorted(found, key=lambda cls: cls.__module__.startswith("bytelm."))}
-    return [by_name[name] for name in sorted(by_name)]  # of two with the same name, bytelm's (short_names.py)
-
-
 def _class_choices(
     name: str,
     given: str,
@@ -458,73 +414,7 @@ def _class_choices(
     nested = list(nested)
     names = {cls.__name__ for cls in classes_of(name, roots, nested, unlisted)}
     owners = [*roots.values(), *nested]
-    options = [option for owner in owners for base in _bases_for(owner, name, roots) for option in parameters_of(base)]
+    options = [option for owner in owners for base in bases_for(owner, name, roots) for option in parameters_of(base)]
     if not names and options:  # only the base class exists: model.gpt
         return f"accepted: a mapping of {', '.join(options)}, or an import path"
     return choices(given, sorted(names)) + ", or an import path"
-
-
-def _bases_for(owner: type, name: str, roots: Mapping[str, type]) -> list[type]:
-    own = [roots[name]] if name in roots and roots[name].__module__ != "builtins" else []
-    return _bases_of(owner, name) or own
-
-
-def closest(given: str, accepted: Sequence[str]) -> list[str]:
-    """Returns the name that is most similar to a given one, in a list; the same name in other letters comes first."""
-    same = [each for each in accepted if each.lower() == given.lower()]
-    return same[:1] or get_close_matches(given, accepted, n=1)
-
-
-def choices(given: str, accepted: Iterable[str]) -> str:
-    """Returns the accepted names for the end of a message, after the one that a given name may mean."""
-    accepted = list(accepted)
-    close = [each for each in SYNONYMS.get(given, ()) if each in accepted] or closest(given, accepted)
-    hint = f"did you mean {close[0]}? " if close else ""
-    return f"{hint}accepted: {', '.join(accepted) or 'see --help'}"
-
-
-def parameters_of(owner: Any) -> Iterator[str]:
-    """Returns the options of a class: its constructor's parameters with defaults, and those that it passes on."""
-    parameters = get_signature_parameters(owner) if inspect.isclass(owner) else []
-    yield from (p.name for p in parameters if p.default is not inspect.Parameter.empty)
-
-
-def default_of(owner: type, name: str) -> Any:
-    """Returns the default of an argument of a class's own constructor; None if it has none."""
-    parameter = inspect.signature(owner).parameters.get(name) if "__init__" in vars(owner) else None
-    return parameter and parameter.default
-
-
-def _bases_of(owner: type, name: str) -> list[type]:
-    """Returns the classes that a class's constructor accepts for an argument."""
-    try:
-        hint = get_type_hints(vars(owner)["__init__"]).get(name)
-    except (KeyError, NameError, TypeError):
-        return []
-    return list(dict.fromkeys(_classes_in(hint)))
-
-
-def _classes_in(hint: Any) -> Iterator[type]:
-    """Returns the classes that an annotation accepts: X itself, the X of Callable[..., X], of X | None and of list[X],
-    and the return type X of a protocol's `__call__`.
-    """
-    if getattr(hint, "_is_protocol", False) and "__call__" in vars(hint):
-        yield from _classes_in(get_type_hints(hint.__call__).get("return"))
-    elif inspect.isclass(hint) and not get_args(hint):
-        is_tensor = (hint.__module__, hint.__name__) == ("torch", "Tensor")  # torch's optimizers accept one as lr
-        if not is_tensor and not issubclass(hint, bool | int | float | str | list | dict | timedelta | None):
-            yield hint
-    else:
-        arguments = get_args(hint)
-        for argument in arguments[-1:] if get_origin(hint) is Callable else arguments:
-            yield from _classes_in(argument)
-
-
-def _concrete(base: type) -> Iterator[type]:
-    """Returns a class and its subclasses that can be instantiated and named, in loaded modules."""
-    if not inspect.isabstract(base) and base.__module__ in sys.modules and "<locals>" not in base.__qualname__:
-        yield base
-    subclass: type
-    for subclass in base.__subclasses__():
-        if not subclass.__name__.startswith(("_", "Base")):
-            yield from _concrete(subclass)

@@ -1,9 +1,9 @@
 """Classes of Lightning that need a package that is not installed: one line with the key and the command."""
 
 import re
-from collections.abc import Iterator
 from typing import Any
 
+from bytelm.config.flat import keys_of_class
 from bytelm.errors import ConfigError
 
 # Classes that Lightning exports where a package is installed, or did in the past.
@@ -25,18 +25,6 @@ def missing_package(error: BaseException, config: dict[str, Any]) -> ConfigError
     made = re.search(r"Problem with given class_path '([\w.]+)':", text)
     if needed is None or made is None:
         return None
-    key = next(_keys_of(config, made[1]), "trainer")
     package, name = needed[1], made[1].rpartition(".")[2]
+    key = next(keys_of_class(name, config), "trainer")
     return ConfigError(key, name, f"it needs {package}, which is not installed: pip install '{package}{needed[2]}'")
-
-
-def _keys_of(value: Any, class_path: str, key: str = "") -> Iterator[str]:
-    """Returns the keys whose value is a class, or a list that contains it."""
-    if isinstance(value, dict):
-        if value.get("class_path") == class_path:
-            yield key
-        for name, inner in value.items():
-            yield from _keys_of(inner, class_path, f"{key}.{name}" if key else str(name))
-    elif isinstance(value, list):
-        for inner in value:
-            yield from _keys_of(inner, class_path, key)

@@ -26,6 +26,7 @@ from bytelm.config.imports import failures_as_import_errors
 from bytelm.config.keys import KEYS, METHOD_KEYS
 from bytelm.config.messages import NULL, note
 from bytelm.config.renamed import current_names
+from bytelm.config.suggestions import did_you_mean
 from bytelm.config.text import ACCEPTED, BadText, dump, read
 from bytelm.config.written import Written
 from bytelm.errors import ConfigError
@@ -248,8 +249,8 @@ class ConfigOption(ActionConfigFile):
             values = str(found or values)
         if isinstance(values, str) and os.path.isdir(values):
             own = os.path.join(values, "config.yaml")
-            hint = f"did you mean {own}? " if os.path.isfile(own) else ""
-            raise ConfigError("config", values, f"it is a directory; {hint}{ACCEPTED}")
+            meant = did_you_mean([own] if os.path.isfile(own) else [])
+            raise ConfigError("config", values, f"it is a directory; {meant}{ACCEPTED}")
         with parser.reading(base.BaseFiles(apply_base)):
             self.apply_config(parser, cfg, self.dest, values)
 

@@ -22,7 +22,8 @@ from io import StringIO
 
 from jsonargparse import ArgumentParser
 
-from bytelm.config.messages import choices, classes_of, default_of, no_class
+from bytelm.config.classes import classes_of, default_of, no_class
+from bytelm.config.suggestions import choices
 from bytelm.errors import UsageError
 
 OPTION = re.compile(r"--([\w.]+)\.help(?:=(.*))?")

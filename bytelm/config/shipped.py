@@ -6,9 +6,9 @@ of that path exists. `python -m bytelm configs` lists them.
 
 import os
 import re
-from difflib import get_close_matches
 from pathlib import Path
 
+from bytelm.config.suggestions import closest, did_you_mean
 from bytelm.system.invocation import typed_name
 
 FOLDER = Path(__file__).resolve().parents[1] / "configs"
@@ -43,9 +43,8 @@ def missing(name: str) -> str:
     """
     known = names()
     given = name.removeprefix("configs/").removesuffix(".yaml")
-    meant = get_close_matches(given, known, n=1) or [each for each in known if each.endswith(f"/{given}")][:1]
-    hint = f"did you mean {meant[0]}? " if meant else ""
-    return f"no shipped config of this name ({hint}`{typed_name()} configs` lists them)"
+    meant = closest(given, known) or [each for each in known if each.endswith(f"/{given}")][:1]
+    return f"no shipped config of this name ({did_you_mean(meant)}`{typed_name()} configs` lists them)"
 
 
 def names() -> list[str]:

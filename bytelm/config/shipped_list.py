@@ -4,7 +4,7 @@ import sys
 
 from bytelm.config import shipped
 from bytelm.config.command import CommandParser
-from bytelm.config.messages import closest
+from bytelm.config.suggestions import hint
 from bytelm.errors import ConfigError
 
 NAME_WIDTH = 26  # longer names push their description to the right
@@ -25,9 +25,8 @@ def main(args: list[str]) -> None:
     names = [*shipped.names()]
     for prefix in prefixes:
         if not any(name.startswith(prefix) for name in names):
-            close = closest(prefix, [*names, *{name.partition("/")[0] for name in names}])
-            hint = f"did you mean {close[0]}? " if close else ""
-            raise ConfigError("names", prefix, f"{hint}accepted: the beginnings of names that `configs` lists")
+            meant = hint(prefix, [*names, *{name.partition("/")[0] for name in names}])
+            raise ConfigError("names", prefix, f"{meant}accepted: the beginnings of names that `configs` lists")
     for name in names:
         if name.startswith(prefixes):
             start = f"{name:{NAME_WIDTH}}  "

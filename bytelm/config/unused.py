@@ -12,6 +12,7 @@ from typing import Any
 
 from jsonargparse._parameter_resolvers import get_signature_parameters
 
+from bytelm.config.flat import classes_in
 from bytelm.config.keys import KEYS
 from bytelm.config.values import OFF, Condition
 
@@ -77,10 +78,11 @@ def without_effect(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> It
             )
     for key, cls in KEYS.items():
         if isinstance(section := config.get(key), Mapping):
-            options = section.get("init_args", {}) if "class_path" in section else section
             if "class_path" not in section:
-                yield from of_class(locate(cls), options, key)
-            yield from _inside(section, key)
+                yield from of_class(locate(cls), section, key)
+            for place, value in classes_in(section, key):
+                if inspect.isclass(given := locate(value["class_path"])):
+                    yield from of_class(given, value.get("init_args") or {}, place)
 
 
 def of_training(options: Iterable[str]) -> list[str]:
@@ -100,23 +102,6 @@ def of_other_commands(options: Iterable[str], command: str) -> list[str]:
         command: The command.
     """
     return sorted(option for option in options if command not in _USED_BY.get(option, (command,)))
-
-
-def _inside(value: Any, key: str) -> Iterator[str]:
-    """Yields the notes of the classes in a value of a config."""
-    if isinstance(value, list):
-        for each in value:
-            yield from _inside(each, key)
-    if not isinstance(value, Mapping):
-        return
-    if isinstance(path := value.get("class_path"), str):
-        options = value.get("init_args") or {}
-        if inspect.isclass(cls := locate(path)):
-            yield from of_class(cls, options, key)
-        yield from _inside(options, key)
-        return
-    for name, inner in value.items():
-        yield from _inside(inner, f"{key}.{name}")
 
 
 def of_object(made: Any, key: str) -> Iterator[str]:

@@ -5,10 +5,12 @@ Messages quote what was written.
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import yaml
+
+from bytelm.config.flat import classes_in, values_of
 
 BESIDE = ("class_path", "init_args", "dict_kwargs")  # keys of a mapping that names a class
 SEXAGESIMAL = re.compile(r"[-+]?\d+(:[0-5]?\d)+")  # YAML 1.1 reads `1:30` as 90
@@ -43,7 +45,7 @@ class Written:
         """Returns the value of a key, if it is one text."""
         if not self.in_file:
             return self.option(key)
-        found = next((value for name, value in _values(self.config) if name == key), None)
+        found = next((value for name, value in values_of(self.config) if name == key), None)
         return found if isinstance(found, str) else None
 
     def time_of_day(self, key: str, number: str) -> str | None:
@@ -53,11 +55,10 @@ class Written:
             key: The key of the value, or of the list with it.
             number: The number.
         """
-        for name, value in _values(self.config):
-            for text in value if isinstance(value, list) else [value]:
-                is_one = name == key and isinstance(text, str) and SEXAGESIMAL.fullmatch(text)
-                if is_one and str(yaml.safe_load(text)) == number:
-                    return str(text)
+        for name, text in values_of(self.config):
+            is_one = name == key and isinstance(text, str) and SEXAGESIMAL.fullmatch(text)
+            if is_one and str(yaml.safe_load(text)) == number:
+                return str(text)
         return None
 
     def beside_class(self, key: str) -> tuple[str, str, str] | None:
@@ -66,21 +67,8 @@ class Written:
         Returns:
             The key, the class and the option; None if there is none.
         """
-        for name, value in _values(self.config):
-            if name == key or name.startswith(f"{key}."):
-                for each in value if isinstance(value, list) else [value]:
-                    if isinstance(each, Mapping) and isinstance(each.get("class_path"), str):
-                        for option in each:
-                            if option not in BESIDE:
-                                return name, each["class_path"], option
+        for name, value in classes_in(self.config):
+            others = [option for option in value if option not in BESIDE]
+            if others and f"{name}.".startswith(f"{key}."):
+                return name, value["class_path"], others[0]
         return None
-
-
-def _values(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    """Returns all values with their keys, as they are written on the command line."""
-    if key:
-        yield key, value
-    for each in value if isinstance(value, list) else [value]:
-        if isinstance(each, Mapping):
-            for name, inner in each.items():
-                yield from _values(inner, key if name == "init_args" else f"{key}.{name}" if key else str(name))

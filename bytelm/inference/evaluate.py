@@ -9,7 +9,6 @@ import json
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from lm_eval.utils import handle_non_serializable, make_table
 from tqdm import tqdm
 
 from bytelm.config.command import CommandParser
+from bytelm.config.suggestions import hint
 from bytelm.config.values import NonNegativeInt, PositiveFloat, PositiveInt
 from bytelm.data.tokenizer import ByteTokenizer
 from bytelm.errors import ConfigError, DataError, as_storage_error
@@ -172,9 +172,8 @@ def load_tasks(names: str, manager: TaskManager) -> list[Task | Group]:
     for given in filter(None, map(str.strip, names.split(","))):
         matching = manager.match_tasks([given])
         if not matching:
-            close = get_close_matches(given, manager.all_tasks, n=1)
-            hint = f"did you mean {close[0]}? " if close else ""
-            raise ConfigError("tasks", given, f"{hint}accepted: those of `lm-eval ls tasks`, or of include_path")
+            accepted = "accepted: those of `lm-eval ls tasks`, or of include_path"
+            raise ConfigError("tasks", given, hint(given, manager.all_tasks) + accepted)
         for name in matching:
             try:
                 loaded = manager.load(name)

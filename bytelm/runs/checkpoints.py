@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 import bytelm
-from bytelm.config.flat import flat
+from bytelm.config.flat import classes_in, flat
 from bytelm.config.renamed import current_callbacks, current_names
 from bytelm.errors import CheckpointError, StorageError
 from bytelm.runs import archive, structure
@@ -213,9 +213,10 @@ def check_optimizer(path: str | Path, checkpoint: Mapping[str, Any], config: Map
         raise CheckpointError(f"ckpt_path: {str(path)!r} contains weights but no optimizer state to resume with")
     if missing := [key for key in NEEDED if key not in checkpoint]:
         raise CheckpointError(f"ckpt_path: {str(path)!r} cannot be resumed from: it lacks {', '.join(missing)}")
+    sections = (given.get("model", {}) for given in (Contents(checkpoint, path).config, config))
     theirs, ours = (
-        _classes(given.get("model", {}).get("optimizer"), "model.optimizer")
-        for given in (Contents(checkpoint, path).config, config)
+        {key: value["class_path"] for key, value in classes_in(section.get("optimizer"), "model.optimizer")}
+        for section in sections
     )
     for key in theirs:
         if key in ours and theirs[key] != ours[key]:
@@ -336,16 +337,6 @@ def differences(saved: Mapping[str, Any], config: Mapping[str, Any], compared: t
         and any(key == name or key.startswith(f"{name}.") for name in compared)
         and key != "model.compile"
     ]
-
-
-def _classes(value: Any, key: str) -> dict[str, str]:
-    """The classes in a nested config, by key."""
-    if not isinstance(value, Mapping):
-        return {}
-    classes = {key: value["class_path"]} if "class_path" in value else {}
-    for name, inner in value.items():
-        classes |= _classes(inner, key if name == "init_args" else f"{key}.{name}")
-    return classes
 
 
 def reason(error: Exception) -> str:

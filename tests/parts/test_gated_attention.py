@@ -7,7 +7,7 @@ import torch
 from contexts import context
 from torch.nn import functional as F
 
-from bytelm.config.messages import parameters_of
+from bytelm.config.classes import parameters_of
 from bytelm.errors import ConfigError
 from bytelm.gpt import GPT
 from bytelm.optim import param_groups
