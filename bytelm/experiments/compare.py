@@ -205,7 +205,7 @@ class Comparison:
                     one.by_seed[seed] = run
         runs = self._runs()
         self.score = score_of(run.record for run in runs)
-        corpora = {(run.record.get("corpus") or {}).get("sha256"): run.record.get("corpus") or {} for run in runs}
+        corpora = {run.corpus.get("sha256"): run.corpus for run in runs}
         if len(corpora) > 1:
             names = ", ".join(str(corpus.get("name")) for corpus in corpora.values())
             raise ConfigError("contestants", names, "their corpora differ; accepted: configs with the same data")
@@ -358,7 +358,7 @@ def _contestant(given: str, limit: Duration | None) -> Contestant:
         runs = [run for run in runs if run.limits == [str(limit)]]
     if not runs:
         raise StorageError(f"{path}: no completed runs there; accepted: a config, or a folder with such runs")
-    contests = {(run.budget, (run.record.get("corpus") or {}).get("sha256"), run.ranked_by) for run in runs}
+    contests = {(run.budget, run.corpus.get("sha256"), run.ranked_by) for run in runs}
     if len(contests) > 1:
         budgets = ", ".join(sorted({str(run.budget) for run in runs}))
         raise ConfigError(

@@ -119,7 +119,7 @@ def _row(run: Run, columns: Iterable[str]) -> dict[str, Any]:
         "experiment": run.experiment,
         "decision": run.decision,
         "budget": run.budget,
-        "corpus": (run.record.get("corpus") or {}).get("name"),
+        "corpus": run.corpus.get("name"),
         "wall_time_secs": wall_time(run.record) or None,  # also of a run of one process, whose record lacks the key
     }
     return {column: known[column] if column in known else run.record.get(column) for column in columns}

@@ -78,9 +78,14 @@ class Run:
         return ", ".join(self.limits) or None
 
     @property
+    def corpus(self) -> Mapping[str, Any]:
+        """Its corpus, as in the record; empty if it ended before it had read it."""
+        return self.record.get("corpus") or {}
+
+    @property
     def competes_with(self) -> tuple[Any, ...]:
         """A value that is equal for all runs that can be compared: study, budget and corpus."""
-        return self.folder.parent.parent, self.budget, (self.record.get("corpus") or {}).get("sha256")
+        return self.folder.parent.parent, self.budget, self.corpus.get("sha256")
 
 
 def find_runs(root: Path, tell: Callable[[str], None] = note) -> list[Run]:

@@ -51,8 +51,8 @@ class Contest(NamedTuple):
 def contests_of(runs: Iterable[Run]) -> dict[Contest, list[Experiment]]:
     """Groups experiments by contest: the same score on the same corpus, within the same budget."""
     contests: dict[Contest, list[Run]] = {}
-    for run in sorted(runs, key=lambda run: not run.record.get("corpus")):
-        corpus = (run.record.get("corpus") or {}).get("sha256")
+    for run in sorted(runs, key=lambda run: not run.corpus):
+        corpus = run.corpus.get("sha256")
         contest = Contest(run.budget, corpus, run.ranked_by)
         if corpus is None:  # it ended before it had read its corpus, and joins the other runs of its study
             akin = (

@@ -136,7 +136,7 @@ def _name(contest: Contest, section: Section) -> str:
 
 
 def _corpus(section: Section) -> str:
-    names = {(run.record.get("corpus") or {}).get("name"): None for run in section.runs}
+    names = {run.corpus.get("name"): None for run in section.runs}
     return ", ".join(name for name in names if name) or "no known corpus"
 
 
