@@ -14,7 +14,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from bytelm.callbacks.last_checkpoint import LastCheckpoint
 from bytelm.callbacks.time_budget import TimeBudget
 from bytelm.config.messages import note
-from bytelm.data.base import TokenData
+from bytelm.data.base import token_data
 from bytelm.errors import DataError, run_error
 
 SECONDS = 1.0  # between two checks, if the clock is read after every step
@@ -41,8 +41,7 @@ class CorpusWatch(Callback):
             self._look(trainer)
 
     def _look(self, trainer: Trainer) -> None:
-        data = getattr(trainer, "datamodule", None)
-        if not isinstance(data, TokenData):
+        if (data := token_data(trainer)) is None:
             return
         reason = data.changed()
         self._looked_at = time.monotonic()

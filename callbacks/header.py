@@ -117,8 +117,13 @@ def _left(budget: TimeBudget) -> str:
     return " or ".join(str(Duration(round(amount, 1), unit)) for unit, amount in left.items())
 
 
+def device_name(device: torch.device) -> str:
+    """Returns the name of a GPU, and the kind of another device."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
 def _device(trainer: Trainer) -> str:
     device = trainer.strategy.root_device
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    name = device_name(device)
     several = f"{trainer.world_size} x {name}" if trainer.world_size > 1 else name
     return f"{several}, {getattr(trainer.precision_plugin, 'label', trainer.precision)}"

@@ -18,7 +18,7 @@ from lightning.pytorch import LightningModule, Trainer
 from bytelm.callbacks.final_validation import FinalValidation, validate
 from bytelm.callbacks.time_budget import TimeBudget
 from bytelm.callbacks.warm_up import data_position
-from bytelm.data.base import TokenData
+from bytelm.data.base import token_data
 from bytelm.data.epochs import limited
 from bytelm.log_steps import ends_step
 from bytelm.runs.checkpoints import CONFIG, Contents, set_counters
@@ -177,8 +177,8 @@ def _end_epoch(trainer: Trainer, steps: int) -> None:
 
 def _batches_per_epoch(trainer: Trainer) -> int | None:
     """Returns the batches of one rank in an epoch of a run that is about to resume."""
-    data = getattr(trainer, "datamodule", None)
-    return limited(data.epoch_batches(), trainer.limit_train_batches) if isinstance(data, TokenData) else None
+    data = token_data(trainer)
+    return None if data is None else limited(data.epoch_batches(), trainer.limit_train_batches)
 
 
 def _ends_epoch(trainer: Trainer, steps: int) -> bool:

@@ -20,12 +20,12 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch.nn.parameter import is_lazy
 
 import bytelm
-from bytelm.callbacks.header import count_parameters
+from bytelm.callbacks.header import count_parameters, device_name
 from bytelm.callbacks.last_checkpoint import LastCheckpoint
 from bytelm.callbacks.run_folder import claim_of, run_folder
 from bytelm.callbacks.throughput import Throughput
 from bytelm.callbacks.time_budget import TimeBudget
-from bytelm.data.base import TokenData
+from bytelm.data.base import token_data
 from bytelm.errors import StorageError
 from bytelm.log_steps import StepLoss
 from bytelm.runs import record
@@ -130,7 +130,7 @@ class RunRecord(Callback):
         seconds = budget.training_seconds
         tokens = None if budget.counts_tokens is False else budget.tokens
         last = LastCheckpoint.of(trainer)
-        data = getattr(trainer, "datamodule", None)
+        data = token_data(trainer)
         elapsed = process_age()  # read once: wall_time_secs contains total_time_secs
         known: Record = {
             "status": "completed",
@@ -153,11 +153,11 @@ class RunRecord(Callback):
             "started_at": utc(time.time() - process_age()),
             "ended_at": utc(time.time()),
             "seed": int(seed) if (seed := os.environ.get("PL_GLOBAL_SEED")) else None,
-            "device": _device_name(trainer.strategy.root_device),
+            "device": device_name(trainer.strategy.root_device),
             "strategy": type(trainer.strategy).__name__,
             "world_size": trainer.world_size,
             "precision": str(getattr(trainer.precision_plugin, "label", trainer.precision)),
-            "corpus": cast(Corpus, data.corpus_record()) if isinstance(data, TokenData) else None,
+            "corpus": None if data is None else cast(Corpus, data.corpus_record()),
             "init_from": self.init_from,
             "git": git_state(),
             "versions": {
@@ -221,14 +221,10 @@ def git_state() -> Git | None:
 
 
 def _mfu(trainer: Trainer, tokens_per_sec: float) -> float | None:
-    throughput, data = Throughput.of(trainer), getattr(trainer, "datamodule", None)
-    if throughput is None or not isinstance(data, TokenData):
+    throughput = Throughput.of(trainer)
+    if throughput is None or token_data(trainer) is None:
         return None
     return throughput.mfu(trainer, tokens_per_sec)
-
-
-def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def _rounded(value: float | None, digits: int) -> float | None:

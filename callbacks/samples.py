@@ -30,7 +30,7 @@ from bytelm.callbacks.resume import random_states, set_random_states
 from bytelm.callbacks.time_budget import TimeBudget
 from bytelm.config.messages import note
 from bytelm.config.values import NonNegativeFloat, NonNegativeInt, PositiveInt
-from bytelm.data.base import TokenData
+from bytelm.data.base import token_data
 from bytelm.data.tokenizer import Tokenizer
 from bytelm.errors import Interrupted, run_error
 from bytelm.gpt import GPT
@@ -135,8 +135,8 @@ class Samples(Callback):
 
     def _why_not(self, trainer: Trainer, pl_module: LightningModule) -> str | None:
         """Returns the reason why no samples can be written; None if they can."""
-        data = getattr(trainer, "datamodule", None)
-        if not isinstance(data, TokenData) or not isinstance(getattr(pl_module, "gpt", None), GPT):
+        data = token_data(trainer)
+        if data is None or not isinstance(getattr(pl_module, "gpt", None), GPT):
             return "they need a network of bytelm as `gpt` of the module, and data of bytelm"
         if not isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy):
             return f"under {type(trainer.strategy).__name__} no rank has the whole network"

@@ -23,7 +23,7 @@ from bytelm.callbacks.run_folder import claim_of, run_folder
 from bytelm.callbacks.samples import Samples
 from bytelm.callbacks.time_budget import TimeBudget
 from bytelm.config.untrusted_config import foreign
-from bytelm.data.base import TokenData
+from bytelm.data.base import token_data
 from bytelm.metrics import uniform_score, unigram_score
 from bytelm.runs.folder import CONFIG, checkpoint_of
 from bytelm.runs.logger import TensorBoardLogger
@@ -56,8 +56,8 @@ class Summary(Callback):
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        data = getattr(trainer, "datamodule", None)
-        if self._counted or not isinstance(data, TokenData) or trainer.state.fn != "fit" or trainer.sanity_checking:
+        data = token_data(trainer)
+        if self._counted or data is None or trainer.state.fn != "fit" or trainer.sanity_checking:
             return  # all validations are of the same text
         targets = batch[1].flatten()
         if batch_idx == 0 or self._counts is None:
@@ -78,8 +78,8 @@ class Summary(Callback):
             show(lines)
 
     def _score(self, trainer: Trainer) -> list[str]:
-        data = getattr(trainer, "datamodule", None)
-        if not isinstance(data, TokenData) or self._counts is None:
+        data = token_data(trainer)
+        if data is None or self._counts is None:
             return []
         score = score_for(data.counts_bytes)
         value = trainer.callback_metrics.get(score.tag)
@@ -111,8 +111,8 @@ class Summary(Callback):
         return [f"{'next' if number == 0 else '':6}  {line}" for number, line in enumerate(shown)]
 
     def _generate(self, trainer: Trainer, folder: Path) -> str | None:
-        data = getattr(trainer, "datamodule", None)
-        if self.config is None or not isinstance(data, TokenData) or not _is_kept(folder, "best", "last"):
+        data = token_data(trainer)
+        if self.config is None or data is None or not _is_kept(folder, "best", "last"):
             return None
         tokenizer = data.text_tokenizer()
         if tokenizer is None:

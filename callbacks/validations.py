@@ -16,7 +16,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from bytelm.callbacks.resume import random_states, set_random_states
 from bytelm.callbacks.time_budget import TimeBudget
 from bytelm.config.messages import note
-from bytelm.data.base import TokenData
+from bytelm.data.base import token_data
 from bytelm.units import Duration
 
 NEVER = 10**12  # batches between validations, for a run that is validated only at its end
@@ -100,8 +100,7 @@ class Validations(Callback):
     def _amounts(self, trainer: Trainer) -> tuple[float, int]:
         """Returns the tokens that a validation scores, and those that the run has trained on; or batches, of a rank."""
         n_batches = sum(trainer.num_val_batches)  # infinite if the loader has no length
-        data = getattr(trainer, "datamodule", None)
-        if not isinstance(data, TokenData):
+        if (data := token_data(trainer)) is None:
             return n_batches, trainer.fit_loop.total_batch_idx + 1
         tokens = n_batches * data.batch_size * data.seq_len * trainer.world_size
         return tokens, TimeBudget.of(trainer).tokens

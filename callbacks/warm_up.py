@@ -11,7 +11,7 @@ from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 
 from bytelm.callbacks.snapshot import unchanged
-from bytelm.data.base import TokenData
+from bytelm.data.base import token_data
 from bytelm.system.postponed import is_loaded
 
 # Methods of a module that report a step, or are called in one. Lightning rejects the first two outside its steps.
@@ -98,9 +98,8 @@ def data_position(trainer: Trainer) -> dict[str, Any] | None:
     Only bytelm's own data guarantee this. Other loaders may have a state too, but a second iterator over them can take
     batches, workers or random numbers from the one that trains.
     """
-    data = getattr(trainer, "datamodule", None)
     loader: Any = trainer.train_dataloader
-    return loader.state_dict() if isinstance(data, TokenData) else None
+    return None if token_data(trainer) is None else loader.state_dict()
 
 
 def wait_for_device(trainer: Trainer) -> None:

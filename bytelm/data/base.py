@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from lightning.pytorch import LightningDataModule
+from lightning.pytorch import LightningDataModule, Trainer
 from torch import Tensor
 
 from bytelm.data.epochs import EpochLoader, batches_in_epoch, limited
@@ -170,3 +170,9 @@ class TokenData(LightningDataModule, ABC):
 
     def _rank(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+
+
+def token_data(trainer: Trainer) -> TokenData | None:
+    """Returns the data of a trainer, if they are TokenData; None for a user's data or loaders."""
+    data = getattr(trainer, "datamodule", None)
+    return data if isinstance(data, TokenData) else None
