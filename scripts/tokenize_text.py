@@ -24,7 +24,8 @@ from bytelm.config.command import CommandParser
 from bytelm.config.values import PositiveInt
 from bytelm.data.shard_file import write_shard
 from bytelm.data.tokenize import Piece, config_lines, encoded, shard_folder, shard_tokenizer, text_pieces
-from bytelm.data.tokenizer import Tokenizer, train_tokenizer
+from bytelm.data.tokenizer import Tokenizer
+from bytelm.data.train_tokenizer import train_tokenizer
 from bytelm.errors import ConfigError, DataError
 from bytelm.program import errors_in_one_line
 

@@ -19,7 +19,8 @@ from bytelm.config.command import CommandParser
 from bytelm.config.text import dump
 from bytelm.config.values import PositiveInt
 from bytelm.data.documents import document_files, groups
-from bytelm.data.tokenizer import Pattern, load_tokenizer, train_tokenizer
+from bytelm.data.tokenizer import load_tokenizer
+from bytelm.data.train_tokenizer import Pattern, train_tokenizer
 from bytelm.errors import ConfigError
 from bytelm.program import errors_in_one_line
 

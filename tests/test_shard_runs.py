@@ -13,7 +13,7 @@ from token_shards import train_on_tokens
 
 from bytelm import load
 from bytelm.data.shard_file import write_shard
-from bytelm.data.tokenizer import train_tokenizer
+from bytelm.data.train_tokenizer import train_tokenizer
 from bytelm.errors import DataError
 
 

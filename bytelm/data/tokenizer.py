@@ -8,10 +8,11 @@ encoded as text.
 import json
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from bytelm.data import tokenizer_json
 from bytelm.data.encoding_pickle import is_encoding, read_encoding
@@ -31,13 +32,6 @@ TOKENIZER_JSON = "tokenizer.json"
 AUTO = "auto"  # the tokenizer of shards that is found beside them
 END_OF_TEXT = ("<|endoftext|>", "<|end_of_text|>", "</s>")  # its names in a tokenizer.json; the first one found counts
 BEGINNINGS = ("<|bos|>", "<|reserved_0|>", *END_OF_TEXT)  # nanochat's and autoresearch's names, in a tokenizer.pkl
-
-Pattern = Literal["gpt2", "gpt4"]
-# tiktoken's cl100k_base, with two digits in place of three, and without possessive quantifiers, which tokenizers lacks.
-GPT4 = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,2}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
-    r"|\s+(?!\S)|\s+"
-)
 
 
 class Tokenizer(ABC):
@@ -168,7 +162,7 @@ class EncodingTokenizer(Tokenizer):
         # tiktoken's README names these attributes for deriving one encoding from another.
         encoding = self._encoding
         content = tokenizer_json.of_ranks(encoding._mergeable_ranks, encoding._pat_str, encoding._special_tokens)
-        theirs = _import_tokenizers(self.name).Tokenizer.from_str(content)
+        theirs = _imported("tokenizers", self.name).Tokenizer.from_str(content)
         for text in (tokenizer_json.PROBE, tokenizer_json.PROBE[::-1]):
             if theirs.encode(text).ids != self.encode(text):
                 accepted = "accepted: a tokenizer.json in its place (--tokenizer)"
@@ -187,7 +181,7 @@ class TiktokenTokenizer(EncodingTokenizer):
     """
 
     def __init__(self, name: str) -> None:
-        tiktoken = _import_tiktoken(name)
+        tiktoken = _imported("tiktoken", name)
         known = tiktoken.list_encoding_names()
         if name not in known:
             files = "a tokenizer.json or tokenizer.pkl or a folder with one, a meta.pkl"
@@ -214,7 +208,7 @@ class EncodingFile(EncodingTokenizer):
     """
 
     def __init__(self, path: str | Path) -> None:
-        tiktoken = _import_tiktoken(str(path))
+        tiktoken = _imported("tiktoken", str(path))
         file = Path(path).expanduser()
         file = file / PICKLE if file.is_dir() else file
         try:
@@ -243,7 +237,7 @@ class TokenizerFile(Tokenizer):
     """
 
     def __init__(self, path: str | Path) -> None:
-        tokenizers = _import_tokenizers(str(path))
+        tokenizers = _imported("tokenizers", str(path))
         file = Path(path).expanduser()
         file = file / TOKENIZER_JSON if file.is_dir() else file
         try:
@@ -289,20 +283,12 @@ class TokenizerFile(Tokenizer):
         return [found.ids for found in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
 
 
-def _import_tiktoken(name: str) -> Any:
+def _imported(package: str, name: str) -> Any:
+    """Returns a package; `name` is the tokenizer that needs it, for the message."""
     try:
-        import tiktoken
+        return import_module(package)
     except ImportError as error:
-        raise DataError(KEY, name, f"it needs tiktoken, which is not installed; {INSTALL}") from error
-    return tiktoken
-
-
-def _import_tokenizers(name: str) -> Any:
-    try:
-        import tokenizers
-    except ImportError as error:
-        raise DataError(KEY, name, f"it needs tokenizers, which is not installed; {INSTALL}") from error
-    return tokenizers
+        raise DataError(KEY, name, f"it needs {package}, which is not installed; {INSTALL}") from error
 
 
 def _not_byte_level(content: Any) -> str | None:
@@ -369,40 +355,3 @@ def _load(name: str) -> Tokenizer:
     if name.endswith(".pkl"):
         return CharacterTokenizer(name)
     return TiktokenTokenizer(name)
-
-
-def train_tokenizer(texts: Iterator[str], vocab_size: int, file: Path, pattern: Pattern = "gpt2") -> None:
-    """Learns a byte-level BPE like GPT-2's (Radford et al. 2019) from texts, and writes it as a tokenizer.json.
-
-    Args:
-        texts: Read once, and not kept.
-        vocab_size: Number of tokens, including the 256 bytes and <|endoftext|>; the result is smaller if the texts
-            yield fewer.
-        file: File to write.
-        pattern: Regular expression that cuts texts into pieces, which no token crosses. `gpt2`: GPT-2's; `gpt4`:
-            GPT-4's, with numbers of at most two digits.
-
-    Raises:
-        DataError: The vocabulary is too small, or tokenizers is not installed.
-    """
-    try:
-        from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-    except ImportError as error:
-        raise DataError("train_tokenizer", vocab_size, f"it needs tokenizers; {INSTALL}") from error
-    if vocab_size <= len(BYTE_OF):
-        raise DataError("train_tokenizer", vocab_size, f"accepted: from {len(BYTE_OF) + 1}, the bytes and end of text")
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    if pattern == "gpt4":
-        pieces = pre_tokenizers.Split(Regex(GPT4), "isolated")
-        letters = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pieces, letters])
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=[END_OF_TEXT[0]],
-        initial_alphabet=[*BYTE_OF],
-        show_progress=False,  # it would be written to standard output
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    tokenizer.save(str(file))

@@ -13,7 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from token_shards import train_on_tokens
 
 from bytelm.callbacks import Samples, TimeBudget, samples
-from bytelm.data.tokenizer import train_tokenizer
+from bytelm.data.train_tokenizer import train_tokenizer
 from bytelm.inference.generate import continuation
 from bytelm.strategies import FSDP
 

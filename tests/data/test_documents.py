@@ -15,7 +15,8 @@ from resuming import assert_equal
 from bytelm.data.documents import LINES, document_files, group, groups, text_bytes
 from bytelm.data.encoding_pickle import read_encoding
 from bytelm.data.packed import Documents
-from bytelm.data.tokenizer import EncodingFile, load_tokenizer, train_tokenizer
+from bytelm.data.tokenizer import EncodingFile, load_tokenizer
+from bytelm.data.train_tokenizer import train_tokenizer
 from bytelm.errors import ConfigError, DataError
 from scripts import train_tokenizer as script
 

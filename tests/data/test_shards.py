@@ -19,7 +19,7 @@ from bytelm.data import shards as module
 from bytelm.data.epochs import EpochLoader
 from bytelm.data.shard_file import write_shard
 from bytelm.data.shards import CropLoader, Crops, EvalCrops, TokenShards
-from bytelm.data.tokenizer import train_tokenizer
+from bytelm.data.train_tokenizer import train_tokenizer
 from bytelm.errors import ConfigError, DataError
 from bytelm.inference.load import tokenizer_name
 

@@ -12,8 +12,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bytelm.data.meta_pkl import LARGEST, Meta, read_meta, write_meta
-from bytelm.data.tokenizer import ByteTokenizer, TiktokenTokenizer, TokenizerFile, load_tokenizer, train_tokenizer
+from bytelm.data.tokenizer import ByteTokenizer, TiktokenTokenizer, TokenizerFile, load_tokenizer
 from bytelm.data.tokenizer_json import BYTE_OF
+from bytelm.data.train_tokenizer import train_tokenizer
 from bytelm.errors import ConfigError, DataError
 
 TEXTS = [

@@ -25,7 +25,7 @@ from thinned import thinned
 from torch.nn import functional as F
 
 from bytelm.cli import build
-from bytelm.data.tokenizer import train_tokenizer
+from bytelm.data.train_tokenizer import train_tokenizer
 from bytelm.errors import CheckpointError, ConfigError, StorageError
 from bytelm.inference.convert import (
     export_weights,

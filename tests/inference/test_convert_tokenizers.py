@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from thinned import thinned
 
 from bytelm.cli import build
-from bytelm.data.tokenizer import ByteTokenizer, load_tokenizer, train_tokenizer
+from bytelm.data.tokenizer import ByteTokenizer, load_tokenizer
+from bytelm.data.train_tokenizer import train_tokenizer
 from bytelm.errors import ConfigError, DataError
 from bytelm.inference.convert import export_weights, import_weights
 from bytelm.inference.generate import write

@@ -13,7 +13,8 @@ import torch
 
 from bytelm.data.bytes import read_bytes
 from bytelm.data.rows import cut_rows
-from bytelm.data.tokenizer import ByteTokenizer, TokenizerFile, train_tokenizer
+from bytelm.data.tokenizer import ByteTokenizer, TokenizerFile
+from bytelm.data.train_tokenizer import train_tokenizer
 from bytelm.errors import ConfigError
 from bytelm.gpt import GPT
 from bytelm.inference.generate import generate

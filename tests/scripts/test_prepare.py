@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from bytelm.data import tokenize
 from bytelm.data.shard_file import Shard, write_shard
 from bytelm.data.tokenize import Piece, encoded, text_pieces
-from bytelm.data.tokenizer import ByteTokenizer, load_tokenizer, train_tokenizer
+from bytelm.data.tokenizer import ByteTokenizer, load_tokenizer
+from bytelm.data.train_tokenizer import train_tokenizer
 from bytelm.errors import ConfigError, DataError, Interrupted
 from scripts import prepare_fineweb, tokenize_text
 
