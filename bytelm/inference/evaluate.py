@@ -31,7 +31,7 @@ from bytelm.data.tokenizer import ByteTokenizer
 from bytelm.errors import ConfigError, DataError, as_storage_error
 from bytelm.inference.generate import batches, generate_batch, start_of
 from bytelm.inference.load import Trained, add_arguments, load_given
-from bytelm.inference.score import Window, costs, first_token, predict, windows_of
+from bytelm.inference.score import Window, costs, first_token, longest_first, predict, windows_of
 from bytelm.runs.checkpoints import reason
 from bytelm.runs.choice import with_run
 from bytelm.system.files import write_text
@@ -104,12 +104,9 @@ class HarnessModel(LM):
     def _score(self, texts: Sequence[Sequence[Window]], title: str) -> list[tuple[float, bool]]:
         """Sum of each text's windows, and whether all of their tokens are the most probable ones."""
         windows = [window for text in texts for window in text]
-        # Sorted by length, which keeps padding small; the longest first, because a lack of memory then shows at once.
-        order = sorted(range(len(windows)), key=lambda i: len(windows[i][0]), reverse=True)
         scores = [(0.0, True)] * len(windows)
         with tqdm(total=len(windows), desc=title, unit="row") as bar:
-            for start in range(0, len(order), self.batch_size):
-                batch = order[start : start + self.batch_size]
+            for batch in longest_first(windows, self.batch_size):
                 for i, score in zip(batch, self._score_batch([windows[i] for i in batch]), strict=True):
                     scores[i] = score
                 bar.update(len(batch))

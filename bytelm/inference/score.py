@@ -5,7 +5,7 @@ predicted once from the tokens before it in its row.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from html import escape
 
@@ -111,14 +111,22 @@ def windows_of(tokens: Sequence[int], before: int, max_seq_len: int) -> list[Win
 
 def nats_of(gpt: GPT, tokenizer: Tokenizer, windows: Sequence[Window], batch_size: int) -> list[list[float]]:
     """The cost of each target, in nats, window by window."""
-    # Sorted by length, which keeps padding small; the longest first, because a lack of memory then shows at once.
-    order = sorted(range(len(windows)), key=lambda i: len(windows[i][0]), reverse=True)
     nats: list[list[float]] = [[]] * len(windows)
-    for start in range(0, len(order), batch_size):
-        batch = order[start : start + batch_size]
+    for batch in longest_first(windows, batch_size):
         for i, predictions in zip(batch, predict(gpt, tokenizer, [windows[i] for i in batch]), strict=True):
             nats[i] = costs(predictions, windows[i][1]).tolist()
     return nats
+
+
+def longest_first(windows: Sequence[Window], batch_size: int) -> Iterator[list[int]]:
+    """Divides windows into batches for `predict`; yields the numbers of each batch.
+
+    Windows of similar length are together, which keeps padding small; the longest come first, because a lack of memory
+    then shows at once.
+    """
+    order = sorted(range(len(windows)), key=lambda i: len(windows[i][0]), reverse=True)
+    for start in range(0, len(order), batch_size):
+        yield order[start : start + batch_size]
 
 
 @torch.inference_mode()
