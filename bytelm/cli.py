@@ -84,16 +84,15 @@ from bytelm.optim import regroup
 from bytelm.parts.contract import known_parts
 from bytelm.run_callbacks import added_callbacks, as_list, shown_by_lightning
 from bytelm.runs import logger, summaries
-from bytelm.runs.checkpoints import (
+from bytelm.runs.checkpoint_checks import (
     RESUMED,
-    Contents,
     check_average,
     check_compatible,
     check_optimizer,
     check_states,
     differences,
-    read,
 )
+from bytelm.runs.checkpoints import Contents, read
 from bytelm.runs.choice import (
     NAMES,
     SCORING,

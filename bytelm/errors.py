@@ -152,6 +152,15 @@ def run_error(error: BaseException | None) -> RunError | None:
     return error
 
 
+def reason(error: Exception) -> str:
+    """The first line of an exception's message: that of the system error that caused it, or of the first cause."""
+    cause: BaseException = error
+    while not isinstance(cause, OSError) and (behind := cause.__cause__ or cause.__context__) is not None:
+        cause = behind
+    text = getattr(cause, "strerror", None) or str(cause).strip() or type(cause).__name__
+    return text.splitlines()[0]
+
+
 def _is_out_of_memory(error: BaseException) -> bool:
     torch = sys.modules.get("torch")  # if torch is not loaded, the error is not one of its kinds
     kinds = MemoryError if torch is None else (MemoryError, torch.OutOfMemoryError)

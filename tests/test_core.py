@@ -17,6 +17,7 @@ CORE = [
     PACKAGE / "language_model.py",
     PACKAGE / "cli.py",
     PACKAGE / "runs" / "checkpoints.py",
+    PACKAGE / "runs" / "checkpoint_checks.py",
     *sorted((PACKAGE / "data").glob("*.py")),
 ]
 

@@ -13,7 +13,8 @@ from bytelm.config.messages import note
 from bytelm.errors import CheckpointError
 from bytelm.inference.convert import as_checkpoint, read_foreign
 from bytelm.language_model import LanguageModel
-from bytelm.runs.checkpoints import Contents, check_compatible, read
+from bytelm.runs.checkpoint_checks import check_compatible
+from bytelm.runs.checkpoints import Contents, read
 from bytelm.runs.choice import find_checkpoint
 from bytelm.runs.record import InitFrom
 from bytelm.system.files import sha256_of

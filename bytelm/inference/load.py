@@ -23,10 +23,11 @@ from bytelm.config.messages import clarify, note
 from bytelm.config.parser import ConfigFileParser
 from bytelm.config.untrusted_config import foreign, leaves
 from bytelm.data.tokenizer import Tokenizer, load_tokenizer, tokenizer_of_shards
-from bytelm.errors import CheckpointError, ConfigError, OutOfMemory, run_error
+from bytelm.errors import CheckpointError, ConfigError, OutOfMemory, reason, run_error
 from bytelm.gpt import GPT
 from bytelm.parts.contract import known_parts
-from bytelm.runs.checkpoints import Contents, check_compatible, other_version, read, reason
+from bytelm.runs.checkpoint_checks import check_compatible
+from bytelm.runs.checkpoints import Contents, other_version, read
 from bytelm.runs.choice import NAMES, find_checkpoint
 from bytelm.system.memory import limited_memory
 

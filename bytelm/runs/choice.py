@@ -18,7 +18,7 @@ from bytelm.config.messages import note
 from bytelm.config.text import read
 from bytelm.errors import CheckpointError, ConfigError, StorageError
 from bytelm.runs import record
-from bytelm.runs.checkpoints import COMPARED, RESUMED, differences
+from bytelm.runs.checkpoint_checks import COMPARED, RESUMED, differences
 from bytelm.runs.folder import (
     CHECKPOINTS,
     CONFIG,

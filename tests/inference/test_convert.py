@@ -42,7 +42,8 @@ from bytelm.inference.generate import write
 from bytelm.inference.load import load
 from bytelm.language_model import LanguageModel
 from bytelm.program import main
-from bytelm.runs.checkpoints import check_compatible, read
+from bytelm.runs.checkpoint_checks import check_compatible
+from bytelm.runs.checkpoints import read
 
 N_LAYER, N_HEAD, N_EMBD, BLOCK_SIZE, VOCAB_SIZE = 2, 2, 32, 64, 101
 SIZES = {"n_layer": N_LAYER, "n_head": N_HEAD, "n_embd": N_EMBD, "vocab_size": VOCAB_SIZE}

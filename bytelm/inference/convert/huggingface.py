@@ -11,9 +11,8 @@ from torch import Tensor
 
 from bytelm.config.messages import note
 from bytelm.data.tokenizer import ByteTokenizer, Tokenizer, load_tokenizer
-from bytelm.errors import CheckpointError, ConfigError, DataError, StorageError
+from bytelm.errors import CheckpointError, ConfigError, DataError, StorageError, reason
 from bytelm.inference.convert.gpt2 import FEEDFORWARDS, GPT2, size
-from bytelm.runs.checkpoints import reason
 from bytelm.system.files import replacing, write_text
 
 ALIASES = {"gelu_pytorch_tanh": "gelu_new", "swish": "silu"}  # further names of activations

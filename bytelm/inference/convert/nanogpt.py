@@ -12,10 +12,10 @@ import torch
 from bytelm.config.messages import note
 from bytelm.data.meta_pkl import BYTES, Meta, read_meta, write_meta
 from bytelm.data.tokenizer import ByteTokenizer, CharacterTokenizer, load_tokenizer
-from bytelm.errors import CheckpointError, ConfigError, as_storage_error
+from bytelm.errors import CheckpointError, ConfigError, as_storage_error, reason
 from bytelm.inference.convert.gpt2 import GPT2, size
 from bytelm.runs import archive
-from bytelm.runs.checkpoints import reason, write
+from bytelm.runs.checkpoints import write
 
 ACCEPTED = "accepted: nanoGPT's ckpt.pt, or a Hugging Face folder"
 
