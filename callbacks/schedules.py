@@ -34,10 +34,11 @@ from bytelm.callbacks.schedule_targets import (
     keep_given_values,
 )
 from bytelm.callbacks.time_budget import TimeBudget
+from bytelm.changes import Changes, combinations
 from bytelm.config.messages import note
 from bytelm.errors import ConfigError
 from bytelm.log_steps import is_log_step, log_metrics
-from bytelm.schedules import Changes, Schedule, combinations, durations_of
+from bytelm.schedules import Schedule, durations_of
 from bytelm.units import Duration, Unit
 
 

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from bytelm.budget import Progress
 from bytelm.callbacks import Schedules
 from bytelm.callbacks.time_budget import TimeBudget
+from bytelm.changes import combinations
 from bytelm.errors import ConfigError
 from bytelm.schedules import (
     Constant,
@@ -27,7 +28,6 @@ from bytelm.schedules import (
     Ramp,
     Schedule,
     WarmupStableDecay,
-    combinations,
     merged,
 )
 from bytelm.units import Duration
