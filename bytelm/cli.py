@@ -14,7 +14,7 @@ from pydoc import locate
 from typing import Any, NoReturn
 
 from jsonargparse import Namespace, set_parsing_settings
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -50,12 +50,11 @@ from bytelm.callbacks import (
     ValidationLog,
     Validations,
 )
-from bytelm.callbacks.run_folder import run_folder
+from bytelm.callbacks.run_config import RunConfig
 from bytelm.callbacks.train_log import TAGS as TRAIN_TAGS
 from bytelm.config import keys
 from bytelm.config.checks import check_experiment, check_values
 from bytelm.config.epoch_options import AUTO, check_epochs, check_limit, check_needs, check_share, validation_times
-from bytelm.config.flat import flat
 from bytelm.config.keys import METHOD_DEFAULTS, METHOD_KEYS
 from bytelm.config.lightning_help import CKPT_PATH, TEXTS
 from bytelm.config.lightning_options import (
@@ -69,9 +68,8 @@ from bytelm.config.lightning_options import (
 from bytelm.config.lightning_plugins import check_plugins
 from bytelm.config.messages import clarify, note
 from bytelm.config.packages import missing_package
-from bytelm.config.parser import ConfigFileParser, header
+from bytelm.config.parser import ConfigFileParser
 from bytelm.config.section_help import print_requested
-from bytelm.config.text import dump
 from bytelm.config.unserialized import dumped, written_out
 from bytelm.config.unused import of_other_commands, of_training, without_effect
 from bytelm.data.base import TokenData
@@ -83,7 +81,7 @@ from bytelm.lightning_output import quieten
 from bytelm.optim import regroup
 from bytelm.parts.contract import known_parts
 from bytelm.run_callbacks import added_callbacks, as_list, shown_by_lightning
-from bytelm.runs import logger, summaries
+from bytelm.runs import logger
 from bytelm.runs.checkpoint_checks import (
     RESUMED,
     check_average,
@@ -103,11 +101,10 @@ from bytelm.runs.choice import (
     run_to_continue,
     with_run,
 )
-from bytelm.runs.folder import CONFIG, RunFolder, checkpoint_of, number_of, run_of, runs_root
+from bytelm.runs.folder import RunFolder, checkpoint_of, number_of, run_of, runs_root
 from bytelm.runs.logger import TensorBoardLogger
 from bytelm.runs.score import VAL_BPB, VAL_LOSS, score_for
 from bytelm.schedules import DEFAULT_SCHEDULE, Schedule, merged
-from bytelm.system.files import write_text
 from bytelm.system.invocation import typed_name
 from bytelm.system.process import is_rank_zero
 
@@ -126,7 +123,6 @@ TRAINER_DEFAULTS = {
 }
 KEYS = keys.classes()
 OTHER_OPTIONS = ("config", "print_config", "help", *METHOD_KEYS)
-COMPARED_TRAINER_KEYS = ("devices", "strategy", "precision", "gradient_clip_val", "accumulate_grad_batches")
 # Callbacks that a run has once: those with a key (except `checkpoint`, as a run may have others beside it), and those
 # that bytelm adds.
 CALLBACK_KEYS = {key: cls for key, cls in KEYS.items() if issubclass(cls, Callback) and key != "checkpoint"}
@@ -146,50 +142,6 @@ CHECKPOINT_DEFAULTS = {
 def is_unlisted(cls: type) -> bool:
     """Returns whether messages and help do not suggest a class for the trainer."""
     return issubclass(cls, (*CALLBACK_KEYS.values(), *ADDED_CALLBACKS)) or why_not_accepted(cls) is not None
-
-
-class RunConfig(SaveConfigCallback):
-    """Saves the resolved config in the run's folder, and passes it to the loggers as hyper-parameters.
-
-    Args:
-        parser: The parser of the command line.
-        config: The parsed config.
-        plain: The config as plain values.
-        varied: Keys that were given beside the config, or beside its base.
-    """
-
-    def __init__(
-        self, parser: LightningArgumentParser, config: Namespace, plain: dict[str, Any], varied: set[str]
-    ) -> None:
-        super().__init__(parser, config, save_to_log_dir=False)  # saved below instead, completely or not at all
-        self.plain = plain
-        self.varied = varied
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if stage == "fit":
-            self._folder = run_folder(trainer)
-            super().setup(trainer, pl_module, stage)
-
-    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        # Without the checkpoint: `fit --config` on it repeats the run from the start.
-        config = {key: value for key, value in self.plain.items() if key != "ckpt_path"}
-        if self._folder is not None:
-            write_text(self._folder / CONFIG, header() + dump(config))
-        compared = {key: config[key] for key in ("seed_everything", "data", "time_budget", "lr_schedule", "schedules")}
-        compared["trainer"] = {key: config["trainer"][key] for key in COMPARED_TRAINER_KEYS}
-        values = {
-            key: value if isinstance(value, bool | int | float) else str(value)
-            for key, value in flat({**compared, **config["model"]}).items()
-        }
-        for each in trainer.loggers if trainer.enable_autolog_hparams else ():
-            if isinstance(each, TensorBoardLogger) and each.folder is not None:
-                # Only the metric's name is written: log_hyperparams would also log an initial value of it at step 0.
-                score = score_for(trainer.datamodule.counts_bytes)  # type: ignore[attr-defined]
-                varied = {key.removeprefix("model.") for key in self.varied}
-                for summary in (*summaries.settings(values, score.tag, varied), summaries.layout()):
-                    each.experiment.file_writer.add_summary(summary)
-            else:
-                each.log_hyperparams(values)
 
 
 class Parser(ConfigFileParser, LightningArgumentParser):
