@@ -7,28 +7,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bytelm.config.values import PositiveInt
-from bytelm.parts.embedding import TokenEmbedding
+from bytelm.parts.embedding import TokenEmbedding, ZeroTable
 
 # Arbitrary large factors, which spread pairs of tokens over the table. They must never change, because the tables of
 # checkpoints depend on them.
 CURRENT, PREVIOUS = 36313, 27191
-
-
-class ZeroTable(nn.Embedding):
-    """A table of vectors that start at zero.
-
-    Args:
-        rows: Number of vectors.
-        dim: Width of a vector.
-    """
-
-    initializes_itself = True
-
-    def __init__(self, rows: int, dim: int) -> None:
-        super().__init__(rows, dim)
-
-    def reset_parameters(self) -> None:
-        nn.init.zeros_(self.weight)
 
 
 class BigramHash(TokenEmbedding):

@@ -78,8 +78,8 @@ class ValueEmbedding(TokenEmbedding):
         return self.token_values(tokens)
 
 
-class Table(nn.Embedding):
-    """A table of vectors, initialised with zeros.
+class ZeroTable(nn.Embedding):
+    """A table of vectors that start at zero.
 
     Args:
         rows: Number of vectors.
@@ -89,13 +89,16 @@ class Table(nn.Embedding):
 
     initializes_itself = True
 
-    def __init__(self, rows: int, dim: int, sparse: bool) -> None:
+    def __init__(self, rows: int, dim: int, sparse: bool = False) -> None:
         super().__init__(rows, dim, sparse=sparse)
 
     def reset_parameters(self) -> None:
         nn.init.zeros_(self.weight)
 
-    # Inside a compiled graph a gradient cannot be sparse.
+
+class UncompiledTable(ZeroTable):
+    """A table whose gradient can be sparse, which it cannot be inside a compiled graph."""
+
     @compiler.disable
     def forward(self, rows: Tensor) -> Tensor:
         """Row numbers, (...), to their vectors, (..., dim)."""
@@ -144,7 +147,7 @@ class HashedNGrams(TokenEmbedding):
         self.sparse_tables = sparse
         self.orders = sorted(orders)
         self.buckets = buckets
-        self.table = Table(len(orders) * buckets, dim, sparse)  # one for all orders: one gather, one sort
+        self.table = UncompiledTable(len(orders) * buckets, dim, sparse)  # one for all orders: one gather, one sort
         self.project = nn.Linear(len(orders) * dim, d_model, bias=False)
         multipliers = torch.tensor([_int64((2 * n + 1) * GOLDEN) for n in self.orders])
         self.register_buffer("multipliers", multipliers, persistent=False)
