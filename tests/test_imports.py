@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "bytelm"
 # From the bottom. A module imports from its own layer and from those below, also inside functions. A module that is not
 # in the table is in the layer of the package that it is in.
 LAYERS = (
-    ("bytelm", "bytelm.system", "bytelm.errors", "bytelm.units", "bytelm.budget", "bytelm.clock"),
+    ("bytelm", "bytelm.system", "bytelm.errors", "bytelm.units", "bytelm.budget", "bytelm.changes", "bytelm.clock"),
     ("bytelm.config", "bytelm.schedules"),
     ("bytelm.kernels", "bytelm.parts"),
     ("bytelm.gpt",),
