@@ -8,11 +8,12 @@ from collections import Counter
 
 import pytest
 import torch
+from benchmarks import peak
+from benchmarks.peak import PARTS, PartTimer, Product, measure_products, measure_training, peak_report, peaks
 from lightning.pytorch import Callback
 
 from bytelm.cli import build
 from scripts import benchmark
-from scripts.benchmark import PARTS, PartTimer, Product, measure_products, measure_training, peak_report, peaks
 from scripts.plain_loop import WARM_UP_STEPS, PlainLoop
 
 SLOW = "--trainer.callbacks+=test_benchmark.Slow"
@@ -32,9 +33,9 @@ class Slow(Callback):
 def short(folder, monkeypatch):
     """A tiny experiment, few steps and small matrices."""
     for name, value in {"WARM_UP_STEPS": 2, "MEASURED_STEPS": 8, "PROFILED_STEPS": 2}.items():
-        monkeypatch.setattr(benchmark, name, value)
-    monkeypatch.setattr(benchmark, "SQUARES", (32, 64))
-    monkeypatch.setattr(benchmark, "PRODUCT_SECONDS", 0.001)
+        monkeypatch.setattr(peak, name, value)
+    monkeypatch.setattr(peak, "SQUARES", (32, 64))
+    monkeypatch.setattr(peak, "PRODUCT_SECONDS", 0.001)
 
 
 def value_of(row, report):
@@ -90,18 +91,18 @@ def test_each_shape_is_measured_once(short):
 
 
 def test_unsupported_and_slow_products_are_left_out(short, monkeypatch):
-    assert benchmark.product_gflops(Product((8, 8, 8), "forward"), torch.bool, CPU) is None
-    monkeypatch.setattr(benchmark, "PATIENCE", 0.0)
+    assert peak.product_gflops(Product((8, 8, 8), "forward"), torch.bool, CPU) is None
+    monkeypatch.setattr(peak, "PATIENCE", 0.0)
     smallest, *others = measure_products(CPU, Counter({(8, 4, 4): 6}))
     assert smallest.gflops[torch.float32] > 0
     assert [p.gflops[torch.float32] for p in others] == [None] * 4
-    report = "\n".join(benchmark.product_lines([smallest, *others], 1))
+    report = peak.product_table([smallest, *others], 1)
     assert value_of("the network's products of a step, ms", report) == "-"
 
 
 def test_nested_parts_are_timed_separately(monkeypatch):
     clock = iter(range(100))
-    monkeypatch.setattr(benchmark.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(peak.time, "perf_counter", lambda: next(clock))
     timer = PartTimer()
     timer.begin(lambda: None)
     with timer.profile("run_training_batch"), timer.profile("[LightningModule]LanguageModel.optimizer_step"):

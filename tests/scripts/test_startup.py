@@ -6,9 +6,9 @@ import sys
 import time
 
 import programs
+from benchmarks.startup import startup_report
 
 from scripts import startup_probe
-from scripts.benchmark import startup_report
 
 
 def test_the_time_of_a_phase_excludes_those_within_it(monkeypatch):
