@@ -29,7 +29,8 @@ from bytelm.config.suggestions import hint
 from bytelm.config.values import NonNegativeInt, PositiveFloat, PositiveInt
 from bytelm.data.tokenizer import ByteTokenizer
 from bytelm.errors import ConfigError, DataError, as_storage_error, reason
-from bytelm.inference.generate import batches, generate_batch, start_of
+from bytelm.inference.draw import batches, generate_batch
+from bytelm.inference.generate import start_of
 from bytelm.inference.load import Trained, add_arguments, load_given
 from bytelm.inference.score import Window, costs, first_token, longest_first, predict, windows_of
 from bytelm.runs.choice import with_run

@@ -17,7 +17,7 @@ from bytelm.data.tokenizer import ByteTokenizer, TokenizerFile
 from bytelm.data.train_tokenizer import train_tokenizer
 from bytelm.errors import ConfigError
 from bytelm.gpt import GPT
-from bytelm.inference.generate import generate
+from bytelm.inference.draw import generate
 from bytelm.inference.load import Trained, load
 from bytelm.metrics import BitsPerByte
 from bytelm.parts.init import Normal

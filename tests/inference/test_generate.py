@@ -13,7 +13,8 @@ import torch
 from bytelm.data.tokenizer import ByteTokenizer, Tokenizer
 from bytelm.errors import ConfigError
 from bytelm.gpt import GPT
-from bytelm.inference.generate import batches, draw, generate, generate_batch, start_of, text_of
+from bytelm.inference.draw import batches, draw, generate, generate_batch
+from bytelm.inference.generate import start_of, write
 from bytelm.inference.load import Trained
 from bytelm.parts.embedding import HashedNGrams
 from bytelm.parts.init import Normal
@@ -247,11 +248,25 @@ class Pieces(Tokenizer):
         raise NotImplementedError
 
 
+@pytest.fixture
+def text_of(monkeypatch):
+    """Writes the text of given tokens, as if a network had drawn them."""
+
+    def arriving(tokens, tokenizer):
+        drawn = ((0, token) for token in tokens)
+        monkeypatch.setattr("bytelm.inference.generate.generate_batch", lambda *given, **options: drawn)
+        pieces = write(Trained(None, tokenizer))
+        assert next(pieces) == ""  # the prompt
+        return pieces
+
+    return arriving
+
+
 @pytest.mark.parametrize("text", ["plain", "é€😀 naïve", "日本語", ""])
-def test_characters_arrive_whole(text):
+def test_characters_arrive_whole(text_of, text):
     for tokenizer, tokens in (
         (ByteTokenizer(), list(text.encode())),
-        (Pieces(text), range(-(-len(text.encode()) // 2))),
+        (Pieces(text, end_of_text=0), range(-(-len(text.encode()) // 2))),
     ):
         arrived = [*text_of(iter(tokens), tokenizer)]
         assert "".join(arrived) == text
@@ -259,14 +274,14 @@ def test_characters_arrive_whole(text):
     assert [*text_of(iter("a€b".encode()), ByteTokenizer())] == ["a", "€", "b"]
 
 
-def test_text_arrives_as_soon_as_it_is_drawn():
+def test_text_arrives_as_soon_as_it_is_drawn(text_of):
     taken = []
     arriving = text_of((taken.append(token) or token for token in b"abc"), ByteTokenizer())
     assert (next(arriving), taken) == ("a", [97])
     assert (next(arriving), taken) == ("b", [97, 98])
 
 
-def test_invalid_characters_are_replaced():
+def test_invalid_characters_are_replaced(text_of):
     assert [*text_of(iter([65, 0xFF, 66, 0xE2, 0x82]), ByteTokenizer())] == ["A", "\ufffd", "B", "\ufffd"]
 
 
