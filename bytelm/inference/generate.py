@@ -120,8 +120,8 @@ def write(
     Yields:
         The prompt, then pieces of text.
     """
-    how = (max_new_tokens, temperature, top_k, top_p)
-    for _, text in write_batch(trained, [prompt], [seed], *how, cached=cached):
+    how = (max_new_tokens, temperature, top_k, top_p, cached)
+    for _, text in write_batch(trained, [prompt], [seed], *how, batch_size=1):
         yield text
 
 
@@ -129,12 +129,12 @@ def write_batch(
     trained: Trained,
     prompts: Sequence[str],
     seeds: Sequence[int | None],
-    max_new_tokens: int = 200,
-    temperature: float = 0.8,
-    top_k: int | None = 50,
-    top_p: float | None = 0.95,
-    cached: bool = True,
-    batch_size: int = 16,
+    max_new_tokens: int,
+    temperature: float,
+    top_k: int | None,
+    top_p: float | None,
+    cached: bool,
+    batch_size: int,
 ) -> Iterator[tuple[int, str]]:
     """Generates several texts at once.
 
@@ -235,7 +235,7 @@ def _print_samples(
         waiting = [""] * len(together)  # for the first one, which is printed as it arrives
         print(end=BETWEEN_SAMPLES if start else "")
         of_texts = [text for text, _ in together], [seed for _, seed in together]
-        for number, text in write_batch(trained, *of_texts, **how):
+        for number, text in write_batch(trained, *of_texts, **how, batch_size=batch_size):
             if number == 0:
                 print(text, end="", flush=True)
             else:

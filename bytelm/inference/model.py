@@ -69,7 +69,7 @@ class Model(Trained):
         seeds = [None if seed is None else seed + number for number in range(len(prompts))]
         texts = [""] * len(prompts)
         how = (max_new_tokens, temperature, top_k, top_p)
-        for number, piece in write_batch(self, prompts, seeds, *how, batch_size=batch_size):
+        for number, piece in write_batch(self, prompts, seeds, *how, cached=True, batch_size=batch_size):
             texts[number] += piece
         return texts[0] if isinstance(prompt, str) else texts
 

@@ -392,6 +392,19 @@ def test_invalid_settings_are_reported_in_one_line(checkpoint, capsys, options, 
     assert re.search(reason, line), line
 
 
+@pytest.mark.parametrize(("batch_size", "sizes"), [("20", [20]), ("8", [8, 8, 4])])
+def test_a_forward_pass_has_as_many_texts_as_are_asked_for(written, monkeypatch, batch_size, sizes):
+    seen = []
+
+    def noted(gpt, sequences, *given, **options):
+        seen.append(len(sequences))
+        return generate_batch(gpt, sequences, *given, **options)
+
+    monkeypatch.setattr("bytelm.inference.generate.generate_batch", noted)
+    written("--num_samples", "20", "--max_new_tokens", "1", "--batch_size", batch_size)
+    assert seen == sizes
+
+
 def test_options_of_draws_without_effect_are_noted(written):
     short = ("--temperature", "0", "--max_new_tokens", "1")
     written("--top_k", "3", "--top_p", "null", "--seed", "1", *short)
