@@ -24,7 +24,7 @@ LAYERS = (
         *("bytelm.cli", "bytelm.run_callbacks", "bytelm.run_trainer", "bytelm.lightning_output"),
         *("bytelm.config.lightning_options", "bytelm.config.epoch_options"),
     ),
-    ("bytelm.train",),
+    ("bytelm.train", "bytelm.train_objects"),
     ("bytelm.experiments",),
     ("bytelm.program", "bytelm.completion", "bytelm.__main__"),
 )
