@@ -60,15 +60,6 @@ TINY = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Several would wait for each other longer than a tiny network computes."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture
 def shards(folder):
     """A folder `shards` with a thousand tokens to train on, and half as many that validate."""

@@ -9,14 +9,6 @@ from thinned import thinned
 MUON = ("--model.optimizer", "MuonAdamW")
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def hashed(**options):
     return (
         "--model.gpt.embedding",

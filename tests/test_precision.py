@@ -31,10 +31,6 @@ PLUGIN = ["--trainer.plugins=bytelm.precision.FP8"]
 @pytest.fixture
 def torchao():
     pytest.importorskip("torchao")
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # several would wait for each other longer than a tiny network computes
-    yield
-    torch.set_num_threads(threads)
 
 
 TRAINER = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_model_summary=False)

@@ -44,3 +44,18 @@ def saved(optimizer):
 def assert_same_weights(one, other):
     for (name, p), q in zip(one.named_parameters(), other.parameters(), strict=True):
         assert torch.equal(p, q), name
+
+
+def assert_trained_alike(one, optimizers, other, others, start):
+    """Asserts that two equal networks stay equal, bit for bit, under falling rates, and that all weights change."""
+    for step in range(5):
+        for optimizer in (*optimizers, *others):
+            for group in optimizer.param_groups:
+                group["lr"] *= 0.9  # as a schedule does
+        backward(one, step)
+        backward(other, step)
+        for optimizer in (*optimizers, *others):
+            optimizer.step()
+    assert_same_weights(one, other)
+    for (name, p), before in zip(one.named_parameters(), start.parameters(), strict=True):
+        assert not torch.equal(p, before), name

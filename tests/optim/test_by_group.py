@@ -8,7 +8,7 @@ from functools import partial
 import pytest
 import torch
 from lion_pytorch import Lion
-from small_gpt import N_GRAMS, assert_same_weights, backward, saved, tiny, train
+from small_gpt import N_GRAMS, assert_same_weights, assert_trained_alike, backward, saved, tiny, train
 from torch import nn
 from torch.optim import LBFGS, SGD, Adafactor, AdamW, NAdam, SparseAdam
 
@@ -62,17 +62,7 @@ def test_it_is_its_optimizers_to_the_bit():
     gpt, twin = full(), full()
     optimizer = by_group(gpt)
     others = [GROUPS.get(group["name"], DEFAULT)([group]) for group in param_groups(twin)]
-    for step in range(5):
-        for group in [*optimizer.param_groups, *(group for other in others for group in other.param_groups)]:
-            group["lr"] *= 0.9  # as a schedule does
-        backward(gpt, step)
-        backward(twin, step)
-        optimizer.step()
-        for other in others:
-            other.step()
-    assert_same_weights(gpt, twin)
-    for (name, p), before in zip(gpt.named_parameters(), full().parameters(), strict=True):
-        assert not torch.equal(p, before), name
+    assert_trained_alike(gpt, [optimizer], twin, others, start=full())
 
 
 def test_its_groups_are_the_networks_each_with_its_optimizers_options():

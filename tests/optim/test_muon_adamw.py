@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from small_gpt import N_GRAMS, assert_same_weights, backward, saved, tiny, train
+from small_gpt import N_GRAMS, assert_same_weights, assert_trained_alike, backward, saved, tiny, train
 from torch import nn
 
 from bytelm.optim import MuonAdamW, RowAdagrad, param_groups
@@ -33,18 +33,7 @@ def test_it_is_muon_and_adamw_and_row_adagrad_to_the_bit(muon_options):
     adamw = torch.optim.AdamW([embedding, head, vector], lr=0.01, betas=(0.8, 0.9), eps=1e-6, weight_decay=0.3)
     row_adagrad = RowAdagrad([table], lr=0.2)
     others = (muon, adamw, row_adagrad)
-    for step in range(5):
-        for group in [*optimizer.param_groups, *(group for other in others for group in other.param_groups)]:
-            group["lr"] *= 0.9  # as a schedule does
-        backward(gpt, step)
-        backward(twin, step)
-        optimizer.step()
-        for other in others:
-            other.step()
-    assert_same_weights(gpt, twin)
-    start = tiny(embedding=N_GRAMS, tie_embeddings=False)
-    for (name, p), before in zip(gpt.named_parameters(), start.parameters(), strict=True):
-        assert not torch.equal(p, before), name
+    assert_trained_alike(gpt, [optimizer], twin, others, start=tiny(embedding=N_GRAMS, tie_embeddings=False))
 
 
 def test_muons_own_options_are_taken():

@@ -188,16 +188,8 @@ def batches(count, seed=0):
         yield stream[starts[:, None] + torch.arange(33)]
 
 
-@pytest.fixture
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.mark.parametrize("tied", [True, False])
-def test_sparse_and_dense_gradients_train_to_the_same_bits(one_thread, tied):
+def test_sparse_and_dense_gradients_train_to_the_same_bits(tied):
     networks = []
     for sparse in (True, False):
         network = gpt(functools.partial(small, sparse=sparse), tie_embeddings=tied)
