@@ -5,6 +5,9 @@ Two clocks have one interface. `LocalClock` is for a single process on the CPU. 
 agree on one time. Reading it has a cost; therefore it is read once a second, and more often near the limit. Between
 readings, the last one is extrapolated at the pace of the last interval. All ranks do the same arithmetic: without a
 collective in every step, they agree on progress (and therefore on every schedule) and on the last step.
+
+A device that the program waits for has no work afterwards. Far from the limit, the time at which a step has ended is
+therefore read after the next one has been submitted.
 """
 
 import math
@@ -16,6 +19,7 @@ from typing import NamedTuple
 
 READING_SECONDS = 1.0  # between readings of a shared clock, at most
 LEAST_SECONDS = 1e-9  # of a step; avoids a division by zero
+LATE_STEPS = 4  # that must be left if a step's end is read after the next one
 
 
 class Stopwatch:
@@ -101,10 +105,12 @@ class Clock(ABC):
 
     def read(self, steps: int, tokens: int) -> None:
         """Reads the time after a step, and computes the pace of the steps since the last reading."""
-        last = self.reading
-        self.look(steps, tokens)
-        taken = steps - last.steps
-        self.paces.append(Pace((self.reading.seconds - last.seconds) / taken, (tokens - last.tokens) / taken))
+        self._take(Reading(steps, tokens, self.now()))
+
+    def _take(self, reading: Reading) -> None:
+        last, self.reading = self.reading, reading
+        taken = reading.steps - last.steps
+        self.paces.append(Pace((reading.seconds - last.seconds) / taken, (reading.tokens - last.tokens) / taken))
 
     def used(self, tokens: int) -> float:
         """Returns the seconds used after this many tokens: the last reading, extrapolated at the last pace."""
@@ -158,6 +164,8 @@ class SharedClock(Clock):
         steps: Steps that the run has taken so far.
         limit: Seconds that the run may use.
         wait: Returns when the device has finished all its work.
+        mark: Marks the end of the work so far. Returns a function that waits until the device has come there, and no
+            longer, and returns rank 0's seconds at that time.
     """
 
     is_exact = False
@@ -170,16 +178,30 @@ class SharedClock(Clock):
         steps: int = 0,
         limit: float = math.inf,
         wait: Callable[[], None] = lambda: None,
+        mark: Callable[[], Callable[[], float]] | None = None,
     ) -> None:
         super().__init__(stopwatch, now, paces, steps)
         self._limit = limit
         self._wait = wait
+        self._mark = mark or self._time_of_now
+        self._marked: tuple[int, int, Callable[[], float]] | None = None  # steps, tokens and time of a step's end
+        self._reads_late = False
         self._first_step = steps + 1  # first step of this process, which is not representative
-        self._next_reading = self._first_step  # the step after which the next reading is due
+        self._next_reading = self._first_step  # the step whose end is read next
+
+    def _time_of_now(self) -> Callable[[], float]:
+        seconds = self.now()
+        return lambda: seconds
 
     def step_ended(self, steps: int, tokens: int) -> bool:
+        marked, self._marked = self._marked, None
+        if marked is not None:
+            self._take(Reading(marked[0], marked[1], marked[2]()))
         if steps < self._next_reading:
-            return False
+            return marked is not None
+        if self._reads_late:
+            self._marked = (steps, tokens, self._mark())
+            return marked is not None
         self.read(steps, tokens)
         return True
 
@@ -187,21 +209,31 @@ class SharedClock(Clock):
         self._wait()
         super().pause()
 
+    def look(self, steps: int, tokens: int) -> None:
+        self._marked = None  # time may have passed that does not count
+        super().look(steps, tokens)
+
     def read(self, steps: int, tokens: int) -> None:
         self._wait()
+        super().read(steps, tokens)
+
+    def _take(self, reading: Reading) -> None:
         last = self.reading.steps
         if last == self._first_step:
             self.paces.clear()
-        super().read(steps, tokens)
+        super()._take(reading)
         if last >= self._first_step:
-            left = self._limit - self.reading.seconds
+            left = self._limit - reading.seconds
             step = max(self.paces[-1].seconds, LEAST_SECONDS)
-            self._next_reading = steps + max(1, int(min(left / 4, READING_SECONDS) / step))
+            self._next_reading = reading.steps + max(1, int(min(left / 4, READING_SECONDS) / step))
+            self._reads_late = left > LATE_STEPS * step
 
     def size_changes(self, steps: int, tokens: int) -> None:
+        self._marked = None
         if self.reading.steps != steps:
             self.read(steps, tokens)
         self._next_reading = steps + 1  # the first step of the new size shows its pace
+        self._reads_late = False
 
     def expected(self, tokens: float) -> float:
         return max((pace.of(tokens) for pace in self.paces), default=0.0)

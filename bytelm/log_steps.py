@@ -7,9 +7,12 @@ Validation scores do use `log()`, and checkpoints and other callbacks can theref
 
 from collections.abc import Mapping
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from lightning.pytorch import Trainer
-from torch import Tensor
+from torch import Tensor, distributed
+
+from bytelm.system.behind import HostCopy, runs_behind
 
 
 def ends_step(trainer: Trainer, batch_idx: int) -> bool:
@@ -73,17 +76,43 @@ class StepLoss:
         """Returns the mean over all ranks, (). Called on all ranks together."""
         if self.value is None or trainer.world_size == 1:
             return self.value
-        return trainer.strategy.reduce(self.value.clone(), reduce_op="mean")
+        total = self.value.clone()
+        distributed.all_reduce(total)  # Lightning's `reduce` waits until all ranks and their devices have come here
+        return total.div_(trainer.world_size)
+
+
+# Values of a step that are on their way from a device to the loggers: the step, and the values by tag.
+_waiting: WeakKeyDictionary[Trainer, tuple[int, dict[str, HostCopy | float]]] = WeakKeyDictionary()
 
 
 def log_metrics(trainer: Trainer, metrics: Mapping[str, Tensor | float], step: int | None = None) -> None:
     """Passes values to all loggers, under the number of the last step, counted from 0 as Lightning does.
 
+    Values of a device that runs behind the program are not waited for: `log_waiting` passes them on.
+
     Args:
         trainer: The trainer whose loggers receive the values; only those of rank 0 write them.
-        metrics: Values by tag. Reading a tensor of one element waits for its device.
+        metrics: Values by tag; a tensor has one element.
         step: The number of another step.
     """
+    log_waiting(trainer)
     step = logged_steps(trainer) - 1 if step is None else step
+    behind = [value for value in metrics.values() if isinstance(value, Tensor) and runs_behind(value.device)]
+    if behind:
+        copied = {tag: HostCopy(value) if isinstance(value, Tensor) else value for tag, value in metrics.items()}
+        _waiting[trainer] = step, copied
+        return
+    _pass_on(trainer, {tag: float(value) for tag, value in metrics.items()}, step)
+
+
+def log_waiting(trainer: Trainer) -> None:
+    """Passes the values to the loggers that a device had not yet computed. Called after the next step, and by the end."""
+    if trainer in _waiting:
+        step, values = _waiting.pop(trainer)
+        read = {tag: float(v.read()) if isinstance(v, HostCopy) else v for tag, v in values.items()}
+        _pass_on(trainer, read, step)
+
+
+def _pass_on(trainer: Trainer, metrics: dict[str, float], step: int) -> None:
     for logger in trainer.loggers:
-        logger.log_metrics({tag: float(value) for tag, value in metrics.items()}, step=step)
+        logger.log_metrics(metrics, step=step)

@@ -1,8 +1,8 @@
 """Divergence: ends a run whose loss has become NaN or infinite, or resumes it from its last good checkpoint.
 
 On the CPU, the loss is checked after every step. On a device this would require a wait in every step; there the losses
-are collected and checked together when the budget's clock is read, at most one second later, and before a checkpoint is
-written.
+are collected when the budget's clock is read, about once a second, and checked at the next reading, when the device has
+long computed them. At the last step they are checked at once.
 """
 
 import math
@@ -21,6 +21,7 @@ from bytelm.config.values import NonNegativeInt, UnitInterval
 from bytelm.errors import ConfigError, Diverged
 from bytelm.log_steps import ends_step
 from bytelm.runs.checkpoints import Contents
+from bytelm.system.behind import HostCopy, runs_behind
 
 NEVER = 2**62
 
@@ -51,6 +52,7 @@ class Divergence(Callback):
         self.lr_factor = lr_factor
         self.rewinds = 0
         self._losses: list[tuple[int, Tensor]] = []  # of the steps since the last check
+        self._asked: tuple[tuple[int, ...], HostCopy] | None = None  # steps, and their losses on the way from a device
 
     def state_dict(self) -> dict[str, Any]:
         return {"rewinds": self.rewinds}
@@ -84,7 +86,7 @@ class Divergence(Callback):
         step_of_batch = trainer.global_step + (0 if ends_step(trainer, batch_idx) else 1)
         if "loss" in outputs:  # a skipped step has no loss
             self._losses.append((step_of_batch, outputs["loss"]))
-        if budget.clock_synced and self._losses and (step := self._first_bad_step(trainer)) is not None:
+        if budget.clock_synced and (step := self._first_bad_step(trainer)) is not None:
             self._diverged(trainer, f"the training loss of step {step} is NaN or infinite")
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -93,15 +95,19 @@ class Divergence(Callback):
             self._diverged(trainer, f"the validation loss after step {trainer.global_step} is {float(loss)}")
 
     def _first_bad_step(self, trainer: Trainer) -> int | None:
-        steps, losses = zip(*self._losses, strict=True)
-        self._losses.clear()
-        # Reading them one by one would read a device once per loss; on the CPU, a stack costs 0.1 ms.
-        values = [losses[0].item()] if len(losses) == 1 else torch.stack(losses).tolist()
-        finite = [math.isfinite(value) for value in values]
-        step = NEVER if all(finite) else steps[finite.index(False)]
-        if trainer.world_size > 1:
-            step = int(trainer.strategy.reduce(torch.tensor(step, device=losses[0].device), reduce_op="min"))
-        return None if step == NEVER else step
+        """Returns the first step, on all ranks, whose loss is known not to be finite. Called on all ranks together."""
+        known, self._asked = self._asked, None
+        if self._losses:
+            steps, losses = zip(*self._losses, strict=True)
+            self._losses.clear()
+            # Reading them one by one would read a device once per loss; on the CPU, a stack costs 0.1 ms.
+            self._asked = steps, HostCopy(losses[0] if len(losses) == 1 else torch.stack(losses))
+        first = _first_not_finite(known)
+        if not runs_behind(trainer.strategy.root_device) or TimeBudget.of(trainer).is_used_up:
+            first = min(first, _first_not_finite(self._asked))
+            self._asked = None
+        first = TimeBudget.of(trainer).ranks.smallest(first)
+        return None if first == NEVER else first
 
     def _diverged(self, trainer: Trainer, what: str) -> None:
         last = LastCheckpoint.of(trainer)
@@ -110,6 +116,8 @@ class Divergence(Callback):
             kept = f"; the last good checkpoint is {path}" if path else ""
             raise Diverged(f"{what}{f', after {self.rewinds} rewinds' if self.rewinds else ''}{kept}")
         self.rewinds += 1
+        self._losses.clear()
+        self._asked = None  # of steps that are undone
         checkpoint = trainer.strategy.load_checkpoint(path, weights_only=True)
         trainer.strategy.load_model_state_dict(checkpoint, strict=True)
         restore_averages(trainer, checkpoint)
@@ -121,3 +129,11 @@ class Divergence(Callback):
                 group["initial_lr"] *= lower
         back = f"back to the weights of step {contents.steps}, with learning rates times {lower:g}"
         note(f"{what}: {back}")
+
+
+def _first_not_finite(asked: tuple[tuple[int, ...], HostCopy] | None) -> int:
+    """Returns the first of some steps whose loss is not finite; NEVER if there is none."""
+    if asked is None:
+        return NEVER
+    losses = asked[1].read().reshape(-1).tolist()
+    return next((step for step, loss in zip(asked[0], losses, strict=True) if not math.isfinite(loss)), NEVER)

@@ -21,7 +21,6 @@ import time
 from types import FrameType
 from typing import Any
 
-import torch
 from lightning.fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from lightning.pytorch import Callback, LightningModule, Trainer
 
@@ -129,10 +128,7 @@ class Interruption(Callback):
         self.signals.deferred = False
 
     def _end_if_asked(self, trainer: Trainer) -> None:
-        asked = self.signals.received
-        if trainer.world_size > 1:
-            asked_any = torch.tensor(asked, device=trainer.strategy.root_device)
-            asked = int(trainer.strategy.reduce(asked_any, reduce_op="max"))
+        asked = TimeBudget.of(trainer).ranks.largest(self.signals.received)
         if not asked:
             return
         last = LastCheckpoint.of(trainer)

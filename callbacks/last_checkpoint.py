@@ -15,6 +15,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from bytelm.callbacks.run_folder import run_folder
 from bytelm.callbacks.time_budget import TimeBudget
 from bytelm.errors import ConfigError
+from bytelm.log_steps import log_waiting
 from bytelm.runs.folder import checkpoint_of
 from bytelm.runs.plain import plain
 from bytelm.units import Duration, read_duration
@@ -74,6 +75,7 @@ class LastCheckpoint(Checkpoint):
         TimeBudget.of(trainer).pause(trainer)
         if self.path is None or not weights_are_finite(trainer):
             return False
+        log_waiting(trainer)
         for logger in trainer.loggers:
             logger.save()  # values logged so far are not lost if the run is killed
         trainer.save_checkpoint(self.path)

@@ -13,6 +13,7 @@ from tqdm import tqdm
 from bytelm.callbacks.time_budget import TimeBudget
 from bytelm.errors import Interrupted, run_error
 from bytelm.log_steps import StepLoss
+from bytelm.system.behind import HostCopy, runs_behind
 from bytelm.system.streams import can_redraw
 from bytelm.units import clock
 
@@ -23,7 +24,8 @@ FILE_REFRESH_SECONDS = 30.0
 class BudgetBar(ProgressBar):
     """Shows the used share of the budget, and the progress of training.
 
-    The bar is redrawn twice a second, because drawing takes time in a fast run, and a GPU waits while the loss is read.
+    The bar is redrawn twice a second, because drawing takes time in a fast run. The loss of a GPU is that of the step
+    before: waiting for the last one would leave the GPU without work.
     Of several processes, it shows the loss of the first; the record has the mean of all.
     If standard error is neither a terminal nor the output of a notebook, a line is written every half minute. At the
     end of a run that has used up its budget, the bar is full.
@@ -38,6 +40,7 @@ class BudgetBar(ProgressBar):
         self._next_refresh = 0.0
         self._status = ""
         self._loss = StepLoss()
+        self._copied: HostCopy | None = None  # a device's loss, on the way to the bar
         self._redraws = can_redraw(sys.stderr)
         self._interval = TERMINAL_REFRESH_SECONDS if self._redraws else FILE_REFRESH_SECONDS
 
@@ -60,21 +63,32 @@ class BudgetBar(ProgressBar):
     ) -> None:
         self._loss.add(trainer, outputs, batch_idx)
         seconds = self._budget.training_seconds
-        too_early = seconds < self._next_refresh or self._budget.steps == self._first[0]
+        copied, self._copied = self._copied, None
+        too_early = copied is None and (seconds < self._next_refresh or self._budget.steps == self._first[0])
         if self._bar is None or (too_early and not trainer.should_stop):
             return
+        if copied is None and self._loss.value is not None and not trainer.should_stop:
+            copied = HostCopy(self._loss.value)
+            if runs_behind(self._loss.value.device):
+                self._copied = copied  # shown after the next step
+                return
         self._next_refresh = seconds + self._interval
-        left = self._read()
+        left = self._read(copied)
         if self._redraws or not trainer.should_stop:  # the end of the run writes the last line
             self._describe(f"{left} left")
 
-    def _read(self) -> str:
-        """Reads the budget and the loss for the next description; returns the time that is left."""
+    def _read(self, loss: HostCopy | None = None) -> str:
+        """Reads the budget and the loss for the next description; returns the time that is left.
+
+        Args:
+            loss: A copy of the loss that is shown; default: the last step's, which a device may have to compute.
+        """
         assert self._bar is not None, "the bar is open"
         seconds, progress = self._budget.training_seconds, self._budget.progress
         shown = [f"step {self._budget.steps:,}"]
-        if self._loss.value is not None:  # a skipped step has no loss; manual optimization may have none
-            shown.append(f"loss {float(self._loss.value):.3f}")
+        value = self._loss.value if loss is None else loss.read()
+        if value is not None:  # a skipped step has no loss; manual optimization may have none
+            shown.append(f"loss {float(value):.3f}")
         shown.append(self._speed(seconds))
         self._bar.n = 100 * progress.fraction
         self._status = " | ".join(shown)

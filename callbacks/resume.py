@@ -20,7 +20,7 @@ from bytelm.callbacks.time_budget import TimeBudget
 from bytelm.callbacks.warm_up import data_position
 from bytelm.data.base import token_data
 from bytelm.data.epochs import limited
-from bytelm.log_steps import ends_step
+from bytelm.log_steps import ends_step, log_waiting
 from bytelm.runs.checkpoints import CONFIG, Contents, set_counters
 from bytelm.runs.logger import TensorBoardLogger
 
@@ -50,6 +50,8 @@ class Resume(FinalValidation):
         if self._trainer is not None and self._trainer.world_size > 1:
             states = [own] * self._trainer.world_size
             torch.distributed.all_gather_object(states, own)
+        if self._trainer is not None:
+            log_waiting(self._trainer)
         loggers = self._trainer.loggers if self._trainer is not None else []
         logged = [logger.latest for logger in loggers if isinstance(logger, TensorBoardLogger)]
         return {

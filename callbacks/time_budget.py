@@ -13,6 +13,7 @@ says whether all ranks read the clock together at the end of this step.
 import math
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any, ClassVar, Literal, Protocol
 
 import torch
@@ -28,6 +29,8 @@ from bytelm.config.messages import note
 from bytelm.data.base import TokenData
 from bytelm.errors import ConfigError
 from bytelm.log_steps import is_log_step, log_metrics
+from bytelm.ranks import Ranks
+from bytelm.system.behind import mark, runs_behind
 from bytelm.system.process import process_age
 from bytelm.units import LIMITS, Duration, Unit, accepted_forms, read_duration
 
@@ -123,6 +126,7 @@ class TimeBudget(Callback):
         self._count_tokens: Callable[[Any], int] = _none  # not a lambda: ddp_spawn pickles this
         self._count_flops: Callable[[Any], int] = _none
         self._earlier_seconds = 0.0  # `scope: run`: time used before this process, by the run that it resumes
+        self._ranks: Ranks | None = None
         self._stopwatch = Stopwatch()
         self._paces: deque[Pace] = deque(maxlen=RECENT_STEPS)
         self._clock: Clock = LocalClock(self._stopwatch, self._now, self._paces)
@@ -140,6 +144,12 @@ class TimeBudget(Callback):
         self._position: dict[str, Any] | None = None  # position of the data after the last step
         self.clock_synced = False
         self.progress = self._measure()
+
+    @property
+    def ranks(self) -> Ranks:
+        """The ranks of the run that trains, for agreements between them."""
+        assert self._ranks is not None, "training has begun"
+        return self._ranks
 
     @property
     def training_seconds(self) -> float:
@@ -233,6 +243,8 @@ class TimeBudget(Callback):
         self._over = False
         self._updates = 0
         self._trainer_step = trainer.global_step
+        if self._ranks is None:
+            self._ranks = Ranks(trainer)
         self._repeatable = is_repeatable(pl_module)
         self._clock = self._make_clock(trainer, pl_module)
         self._find_counters(trainer)
@@ -310,7 +322,7 @@ class TimeBudget(Callback):
             self._note_long_first_step()
         if self._is_over():
             self._over = trainer.should_stop = self.clock_synced = True  # Lightning then validates
-            self._stopwatch.pause()
+            self._clock.pause()
         elif self._repeatable and self._clock.is_exact:
             self._position = data_position(trainer)
         if is_log_step(trainer, batch_idx):
@@ -371,13 +383,25 @@ class TimeBudget(Callback):
     def _make_clock(self, trainer: Trainer, pl_module: LightningModule) -> Clock:
         if runs_in_step_with_the_program(trainer, pl_module):
             return LocalClock(self._stopwatch, self._now, self._paces)
+        device = trainer.strategy.root_device
         return SharedClock(
             self._stopwatch,
-            lambda: trainer.strategy.broadcast(self._now()),
+            lambda: self.ranks.first(self._now()),
             self._paces,
             limit=self.budget.limits.get("seconds", math.inf),
             wait=lambda: wait_for_device(trainer),
+            mark=partial(self._mark, device) if runs_behind(device) else None,
         )
+
+    def _mark(self, device: torch.device) -> Callable[[], float]:
+        """Marks the end of a step on a device; see SharedClock."""
+        wait = mark(device)
+
+        def read() -> float:
+            wait()
+            return self.ranks.first(self._now())
+
+        return read
 
     def _now(self) -> float:
         """Seconds of the budget used so far, on this process's clock."""

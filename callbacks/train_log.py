@@ -21,7 +21,7 @@ from torch import Tensor
 
 from bytelm.callbacks.schedules import Schedules
 from bytelm.callbacks.time_budget import TimeBudget
-from bytelm.log_steps import StepLoss, ends_step, is_log_step, log_metrics, logged_steps
+from bytelm.log_steps import StepLoss, ends_step, is_log_step, log_metrics, log_waiting, logged_steps
 
 TAGS = ("train/loss", "grad/norm")
 PROGRESS = "time_budget/progress"
@@ -43,6 +43,7 @@ class TrainLog(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        log_waiting(trainer)  # of the step before
         self._loss.add(trainer, outputs, batch_idx)
         if not ends_step(trainer, batch_idx) or _is_dropped(trainer):
             return
@@ -59,6 +60,7 @@ class TrainLog(Callback):
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn != "fit":
             return
+        log_waiting(trainer)
         is_early = bool(self._early)
         self._log_early(trainer)
         if self._loss.value is not None and not _is_dropped(trainer):
@@ -67,6 +69,7 @@ class TrainLog(Callback):
                 log_metrics(trainer, {TAGS[1]: metrics[TAGS[1]]})
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        log_waiting(trainer)
         if self._early:  # of a run without validation
             self.on_validation_start(trainer, pl_module)
 

@@ -83,20 +83,62 @@ def test_a_local_clock_predicts_from_steps_of_all_sizes(time):
     assert run.clock.expected(200) == (2 + 4) / 2
 
 
-def test_a_shared_clock_is_read_about_once_a_second(time):
+def test_a_shared_clock_is_read_about_once_a_second_and_a_step_late(time):
     waits = []
     run = Run(SharedClock, time, wait=lambda: waits.append(1))
     read = [step for step in range(1, 101) if run.step(0.125, 100)]
-    assert read == [1, 2, *range(10, 101, 8)]
-    assert len(waits) == len(read)
+    assert read == [1, 2, *range(11, 101, 8)]
+    assert run.clock.reading == (98, 9800, 98 * 0.125)
+    assert len(waits) == 2, "the device is waited for in the first two steps only"
     assert run.used == 100 * 0.125
 
 
-def test_near_the_limit_a_shared_clock_is_read_more_often(time):
+def test_the_end_of_a_marked_step_is_read_after_the_next_one(time):
+    """A device that takes a second for each step, and a program that has submitted each in a tenth of that."""
+    waited = []
+
+    def mark():
+        waited.append("marked")
+        submitted = run.steps
+
+        def read():
+            waited.append("read")
+            time.now = start + 2.0 + (submitted - 2)  # the device's end of the step; two steps were read at once
+            return run.stopwatch.seconds
+
+        return read
+
+    run = Run(SharedClock, time, mark=mark)
+    start = time.now
+    run.step(1.0, 100)
+    run.step(1.0, 100)
+    assert waited == []
+    assert [run.step(0.1, 100) for _ in range(3)] == [False, True, True]
+    assert waited == ["marked", "read", "marked", "read", "marked"]
+    assert run.clock.reading == (4, 400, 4.0)
+    assert run.used == 5.0, "the last step is extrapolated"
+
+
+def test_near_the_limit_a_shared_clock_is_read_more_often_and_at_once(time):
     run = Run(SharedClock, time, limit=10.0)
     read = [step for step in range(1, 81) if run.step(0.125, 100)]
-    assert read[:5] == [1, 2, 10, 18, 26]
-    assert all(later - earlier <= max(1, (10 - earlier / 8) * 2) for earlier, later in pairwise(read))
+    assert read[:5] == [1, 2, 11, 19, 27]
+    assert all(later - earlier <= max(1, (10 - earlier / 8) * 2 + 1) for earlier, later in pairwise(read))
+    assert read[-4:] == [77, 78, 79, 80]
+    assert run.clock.reading == (80, 8000, 10.0)
+
+
+def test_a_pause_forgets_a_marked_step(time):
+    run = Run(SharedClock, time)
+    for _ in range(10):
+        run.step(0.125, 100)
+    run.clock.pause()  # after step 10, which is marked
+    time.now += 100
+    run.clock.start(run.steps, run.tokens)
+    assert run.clock.reading == (10, 1000, 1.25)
+    assert run.step(0.125, 100) is False
+    assert run.step(0.125, 100) is True
+    assert run.clock.reading == (11, 1100, 1.375)
 
 
 def test_between_readings_a_shared_clock_continues_at_the_last_pace(time):
@@ -107,7 +149,9 @@ def test_between_readings_a_shared_clock_continues_at_the_last_pace(time):
     assert run.step(0.75, 100) is False
     assert run.used == 6.0, "not read, so 0.5 is assumed"
     run.step(0.75, 100)
-    assert run.used == 7.0, "read"
+    assert run.used == 6.5, "marked"
+    assert run.step(0.75, 100) is True
+    assert run.used == 7.0 + 0.75
     assert run.clock.expected(100) == 0.75
 
 

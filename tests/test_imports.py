@@ -17,7 +17,14 @@ LAYERS = (
     ("bytelm.kernels", "bytelm.parts"),
     ("bytelm.gpt",),
     ("bytelm.optim", "bytelm.metrics", "bytelm.data", "bytelm.row_threads"),
-    ("bytelm.language_model", "bytelm.strategies", "bytelm.hosts", "bytelm.precision", "bytelm.log_steps"),
+    (
+        "bytelm.language_model",
+        "bytelm.strategies",
+        "bytelm.hosts",
+        "bytelm.precision",
+        "bytelm.log_steps",
+        "bytelm.ranks",
+    ),
     ("bytelm.callbacks", "bytelm.runs"),
     ("bytelm.inference",),
     (
