@@ -88,7 +88,7 @@ _waiting: WeakKeyDictionary[Trainer, tuple[int, dict[str, HostCopy | float]]] = 
 def log_metrics(trainer: Trainer, metrics: Mapping[str, Tensor | float], step: int | None = None) -> None:
     """Passes values to all loggers, under the number of the last step, counted from 0 as Lightning does.
 
-    Values of a device that runs behind the program are not waited for: `log_waiting` passes them on.
+    In training, values of a device that runs behind the program are not waited for: `log_waiting` passes them on.
 
     Args:
         trainer: The trainer whose loggers receive the values; only those of rank 0 write them.
@@ -97,8 +97,8 @@ def log_metrics(trainer: Trainer, metrics: Mapping[str, Tensor | float], step: i
     """
     log_waiting(trainer)
     step = logged_steps(trainer) - 1 if step is None else step
-    behind = [value for value in metrics.values() if isinstance(value, Tensor) and runs_behind(value.device)]
-    if behind:
+    tensors = [value for value in metrics.values() if isinstance(value, Tensor)]
+    if trainer.training and any(runs_behind(tensor.device) for tensor in tensors):
         copied = {tag: HostCopy(value) if isinstance(value, Tensor) else value for tag, value in metrics.items()}
         _waiting[trainer] = step, copied
         return
@@ -106,7 +106,7 @@ def log_metrics(trainer: Trainer, metrics: Mapping[str, Tensor | float], step: i
 
 
 def log_waiting(trainer: Trainer) -> None:
-    """Passes the values to the loggers that a device had not yet computed. Called after the next step, and by the end."""
+    """Passes on the values that a device had not yet computed. Called after the next step, and at the end."""
     if trainer in _waiting:
         step, values = _waiting.pop(trainer)
         read = {tag: float(v.read()) if isinstance(v, HostCopy) else v for tag, v in values.items()}

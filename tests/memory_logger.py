@@ -4,7 +4,7 @@ from lightning.pytorch.loggers import Logger
 
 
 class MemoryLogger(Logger):
-    """`values[tag]` is the list of (step, value) logged."""
+    """`values[tag]` is the list of (step, value) logged, and `rows` that of (step, tags) in the order of logging."""
 
     name = "memory"
     version = 0
@@ -12,8 +12,10 @@ class MemoryLogger(Logger):
     def __init__(self):
         super().__init__()
         self.values = {}
+        self.rows = []
 
     def log_metrics(self, metrics, step=None):
+        self.rows.append((step, tuple(metrics)))
         for tag, value in metrics.items():
             self.values.setdefault(tag, []).append((step, value))
 

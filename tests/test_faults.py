@@ -23,6 +23,7 @@ import torch
 from lightning.pytorch import Callback
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from bytelm.callbacks import divergence
 from bytelm.data.bytes import ByteData
 from bytelm.language_model import LanguageModel
 from bytelm.program import main
@@ -274,6 +275,17 @@ def test_a_loss_that_is_no_number_ends_the_run_by_its_step(value, every, fails):
     assert record()["reason"] == line
     assert record()["checkpoint"] == LAST
     assert assert_whole() == {"1 steps": 8, "5 steps": 5}[every]
+
+
+@pytest.mark.parametrize("first", [9, 12])
+def test_the_losses_of_a_device_that_runs_behind_are_checked_a_reading_later_and_all_of_them_at_the_end(
+    first, fails, monkeypatch
+):
+    monkeypatch.setattr(divergence, "runs_behind", lambda device: True)
+    status, line = fails(callback("Spoil", first=first, last=first), "--last_checkpoint.every", "5 steps")
+    assert status == 1
+    assert line == f"the training loss of step {first} is NaN or infinite; the last good checkpoint is {LAST}"
+    assert record()["total_steps"] == min(first + 1, 12)
 
 
 @pytest.mark.parametrize("every", ["1 steps", "100 steps"])

@@ -7,6 +7,7 @@ import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 
+from bytelm import log_steps
 from bytelm.log_steps import StepLoss
 
 
@@ -64,6 +65,20 @@ def test_a_run_shorter_than_the_logging_interval_has_curves(run):
     }
     _, logged, _ = fit(run, "--trainer.log_every_n_steps=0")
     assert "train/loss" not in logged
+
+
+def test_values_of_a_device_that_runs_behind_are_logged_in_the_order_of_their_steps(run, monkeypatch):
+    options = ("--trainer.log_every_n_steps=1", "--trainer.val_check_interval=2 steps")
+    _, at_once, _ = fit(run, *options)
+    monkeypatch.setattr(log_steps, "runs_behind", lambda device: True)
+    _, late, cli = fit(run, *options)
+    assert at_once.keys() == late.keys()
+    for tag in ("train/loss", "grad/norm", "lr/hidden", "val/loss"):
+        assert late[tag] == at_once[tag], tag
+    for tag in ("train/loss", "grad/norm"):
+        assert [step for step, _ in cli.trainer.logger.values[tag]] == [0, 1, 2, 3]
+    rows = cli.trainer.logger.rows
+    assert [step for step, _ in rows] == sorted(step for step, _ in rows)
 
 
 def test_the_norm_of_the_last_steps_gradients_is_known_in_a_validation_that_releases_them(run):
