@@ -224,7 +224,7 @@ class SharedClock(Clock):
         super()._take(reading)
         if last >= self._first_step:
             left = self._limit - reading.seconds
-            step = max(self.paces[-1].seconds, LEAST_SECONDS)
+            step = max(self.expected(self.paces[-1].tokens), LEAST_SECONDS)
             self._next_reading = reading.steps + max(1, int(min(left / 4, READING_SECONDS) / step))
             self._reads_late = left > LATE_STEPS * step
 

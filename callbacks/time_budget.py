@@ -13,7 +13,6 @@ says whether all ranks read the clock together at the end of this step.
 import math
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from functools import partial
 from typing import Any, ClassVar, Literal, Protocol
 
 import torch
@@ -30,7 +29,7 @@ from bytelm.data.base import TokenData
 from bytelm.errors import ConfigError
 from bytelm.log_steps import is_log_step, log_metrics
 from bytelm.ranks import Ranks
-from bytelm.system.behind import mark, runs_behind
+from bytelm.system.behind import DeviceClock, runs_behind
 from bytelm.system.process import process_age
 from bytelm.units import LIMITS, Duration, Unit, accepted_forms, read_duration
 
@@ -383,25 +382,24 @@ class TimeBudget(Callback):
     def _make_clock(self, trainer: Trainer, pl_module: LightningModule) -> Clock:
         if runs_in_step_with_the_program(trainer, pl_module):
             return LocalClock(self._stopwatch, self._now, self._paces)
-        device = trainer.strategy.root_device
+        device, now = trainer.strategy.root_device, self._now
+        mark: Callable[[], Callable[[], float]] | None = None
+        if runs_behind(device):
+            ends = DeviceClock(device, now)
+            now = ends.now
+
+            def mark() -> Callable[[], float]:
+                end = ends.mark()
+                return lambda: self.ranks.first(end())
+
         return SharedClock(
             self._stopwatch,
-            lambda: self.ranks.first(self._now()),
+            lambda: self.ranks.first(now()),
             self._paces,
             limit=self.budget.limits.get("seconds", math.inf),
             wait=lambda: wait_for_device(trainer),
-            mark=partial(self._mark, device) if runs_behind(device) else None,
+            mark=mark,
         )
-
-    def _mark(self, device: torch.device) -> Callable[[], float]:
-        """Marks the end of a step on a device; see SharedClock."""
-        wait = mark(device)
-
-        def read() -> float:
-            wait()
-            return self.ranks.first(self._now())
-
-        return read
 
     def _now(self) -> float:
         """Seconds of the budget used so far, on this process's clock."""

@@ -128,6 +128,19 @@ def test_near_the_limit_a_shared_clock_is_read_more_often_and_at_once(time):
     assert run.clock.reading == (80, 8000, 10.0)
 
 
+def test_a_step_that_seems_to_take_no_time_does_not_postpone_the_next_reading(time):
+    run = Run(SharedClock, time, limit=10.0)
+    for _ in range(11):
+        run.step(0.125, 100)
+    assert run.clock.reading.steps == 10
+    run.clock.size_changes(run.steps, run.tokens)  # read after step 11, too
+    run.clock.reading = run.clock.reading._replace(seconds=run.stopwatch.seconds)
+    assert run.step(0.0, 100) is True
+    assert run.clock.paces[-1].seconds == 0
+    read = [step for step in range(13, 40) if run.step(0.125, 100)]
+    assert read[0] <= 12 + 9
+
+
 def test_a_pause_forgets_a_marked_step(time):
     run = Run(SharedClock, time)
     for _ in range(10):

@@ -16,13 +16,50 @@ def runs_behind(device: torch.device) -> bool:
     return device.type == "cuda"
 
 
-def mark(device: torch.device) -> Callable[[], None]:
-    """Returns a function that waits until a device has done all the work submitted so far, and no later work."""
-    if not runs_behind(device):
-        return lambda: None
-    event = torch.cuda.Event()
-    event.record(torch.cuda.current_stream(device))
-    return event.synchronize
+class DeviceClock:
+    """Times at which a device has ended its work, by a clock of the program.
+
+    If the program has to wait for the end, the time is that after the wait. If the device has ended before the program
+    asked, only the device knows when; its clock then says how long after another event, whose time is known.
+
+    Args:
+        device: The device, which runs behind the program.
+        now: Returns the seconds of the program's clock.
+    """
+
+    def __init__(self, device: torch.device, now: Callable[[], float]) -> None:
+        self._device = device
+        self._now = now
+        self._known: tuple[torch.cuda.Event, float] | None = None  # an event, and its time
+
+    def now(self) -> float:
+        """Returns the time; called while the device has no work."""
+        self._known = self._event(), self._now()
+        return self._known[1]
+
+    def mark(self) -> Callable[[], float]:
+        """Marks the end of the work submitted so far, after the first call of `now`.
+
+        Returns:
+            A function that returns the time of this end, as soon as it has come.
+        """
+        event = self._event()
+
+        def read() -> float:
+            if not event.query() or self._known is None:
+                event.synchronize()
+                self._known = event, self._now()
+                return self._known[1]
+            known, seconds = self._known
+            known.synchronize()
+            return seconds + known.elapsed_time(event) / 1000  # from milliseconds
+
+        return read
+
+    def _event(self) -> torch.cuda.Event:
+        event = torch.cuda.Event(enable_timing=True)
+        event.record(torch.cuda.current_stream(self._device))
+        return event
 
 
 class HostCopy:
@@ -33,10 +70,14 @@ class HostCopy:
     """
 
     def __init__(self, tensor: Tensor) -> None:
-        self._values = tensor.detach().to("cpu", non_blocking=runs_behind(tensor.device))
-        self._wait = mark(tensor.device)
+        behind = runs_behind(tensor.device)
+        self._values = tensor.detach().to("cpu", non_blocking=behind)
+        self._event = torch.cuda.Event() if behind else None
+        if self._event is not None:
+            self._event.record(torch.cuda.current_stream(tensor.device))
 
     def read(self) -> Tensor:
         """Returns the values, as soon as the device has computed them."""
-        self._wait()
+        if self._event is not None:
+            self._event.synchronize()
         return self._values
