@@ -15,6 +15,7 @@ import time
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable
+from statistics import median
 from typing import NamedTuple
 
 READING_SECONDS = 1.0  # between readings of a shared clock, at most
@@ -224,7 +225,10 @@ class SharedClock(Clock):
         super()._take(reading)
         if last >= self._first_step:
             left = self._limit - reading.seconds
-            step = max(self.expected(self.paces[-1].tokens), LEAST_SECONDS)
+            pace = self.paces[-1]
+            # One step that seems to be short must not postpone the next reading.
+            usual = median(each.of(pace.tokens) for each in self.paces)
+            step = max(pace.seconds, usual, LEAST_SECONDS)
             self._next_reading = reading.steps + max(1, int(min(left / 4, READING_SECONDS) / step))
             self._reads_late = left > LATE_STEPS * step
 

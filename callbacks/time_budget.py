@@ -29,7 +29,7 @@ from bytelm.data.base import TokenData
 from bytelm.errors import ConfigError
 from bytelm.log_steps import is_log_step, log_metrics
 from bytelm.ranks import Ranks
-from bytelm.system.behind import DeviceClock, runs_behind
+from bytelm.system.behind import DeviceClock
 from bytelm.system.process import process_age
 from bytelm.units import LIMITS, Duration, Unit, accepted_forms, read_duration
 
@@ -382,19 +382,15 @@ class TimeBudget(Callback):
     def _make_clock(self, trainer: Trainer, pl_module: LightningModule) -> Clock:
         if runs_in_step_with_the_program(trainer, pl_module):
             return LocalClock(self._stopwatch, self._now, self._paces)
-        device, now = trainer.strategy.root_device, self._now
-        mark: Callable[[], Callable[[], float]] | None = None
-        if runs_behind(device):
-            ends = DeviceClock(device, now)
-            now = ends.now
+        ends = DeviceClock(trainer.strategy.root_device, self._now)
 
-            def mark() -> Callable[[], float]:
-                end = ends.mark()
-                return lambda: self.ranks.first(end())
+        def mark() -> Callable[[], float]:
+            end = ends.mark()
+            return lambda: self.ranks.first(end())
 
         return SharedClock(
             self._stopwatch,
-            lambda: self.ranks.first(now()),
+            lambda: self.ranks.first(ends.now()),
             self._paces,
             limit=self.budget.limits.get("seconds", math.inf),
             wait=lambda: wait_for_device(trainer),

@@ -23,7 +23,7 @@ class DeviceClock:
     asked, only the device knows when; its clock then says how long after another event, whose time is known.
 
     Args:
-        device: The device, which runs behind the program.
+        device: The device. If it does not run behind the program, a time is that of the call.
         now: Returns the seconds of the program's clock.
     """
 
@@ -34,8 +34,10 @@ class DeviceClock:
 
     def now(self) -> float:
         """Returns the time; called while the device has no work."""
-        self._known = self._event(), self._now()
-        return self._known[1]
+        event = self._event() if runs_behind(self._device) else None
+        seconds = self._now()
+        self._known = None if event is None else (event, seconds)
+        return seconds
 
     def mark(self) -> Callable[[], float]:
         """Marks the end of the work submitted so far, after the first call of `now`.
@@ -43,6 +45,9 @@ class DeviceClock:
         Returns:
             A function that returns the time of this end, as soon as it has come.
         """
+        if not runs_behind(self._device):
+            seconds = self._now()
+            return lambda: seconds
         event = self._event()
 
         def read() -> float:
