@@ -35,7 +35,7 @@ from bytelm.data.tokenize import Piece, Tokens, config_lines, encoded, shard_fol
 from bytelm.data.tokenizer import Tokenizer
 from bytelm.errors import ConfigError, DataError, Interrupted
 from bytelm.program import errors_in_one_line
-from bytelm.system.files import replacing
+from bytelm.system.files import write_text
 
 FINEWEB, SAMPLE = "HuggingFaceFW/fineweb", "sample-10BT"
 ROWS = 1000  # rows of the data set that are read together
@@ -126,9 +126,8 @@ def is_whole(folder: Path, shard: Shard) -> bool:
 
 
 def write_state(folder: Path, made_with: dict[str, Any], shards: list[Shard]) -> None:
-    with replacing(folder / "shards.json") as partial:
-        state = {"made_with": made_with, "shards": [asdict(shard) for shard in shards]}
-        partial.write_text(json.dumps(state, indent=2) + "\n")
+    state = {"made_with": made_with, "shards": [asdict(shard) for shard in shards]}
+    write_text(folder / "shards.json", json.dumps(state, indent=2) + "\n")
 
 
 def texts(options: Namespace, skipped: int) -> Iterator[str]:
