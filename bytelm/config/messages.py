@@ -291,12 +291,13 @@ def _choices_or_place(
     accepted = list(accepted)
     name, _, rest = key.partition(".")
     # The names here of other programs' names come first: a class of few users may have an option of that name.
-    wanted = [".".join([each, *([rest] if rest else [])]) for each in (*SYNONYMS.get(name, ()), name)]
+    theirs = SYNONYMS.get(name.lower(), ())  # autoresearch writes them in capital letters
+    wanted = [".".join([each, *([rest] if rest else [])]) for each in (*theirs, name.lower())]
     ranked = [
         (rank, place) for place in keys_below(roots) for rank, each in enumerate(wanted) if place.endswith(f".{each}")
     ]
     places = [place for _, place in sorted(ranked, key=lambda found: (found[0], found[1].count(".")))][:1]
-    meant = [each for each in SYNONYMS.get(given, ()) if each in accepted]
+    meant = [each for each in SYNONYMS.get(given.lower(), ()) if each in accepted]
     meant = meant or closest(given, [each for each in (*accepted, *others) if each != given])
     if not meant and key == given:
         meant = [name for name in accepted if name.startswith(given)][:1]

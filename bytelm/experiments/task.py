@@ -113,6 +113,8 @@ class Plan:
 
     def __post_init__(self) -> None:
         for key, values in (self.space or {}).items():
+            if reason := _OF_COMMAND.get(key):
+                raise ConfigError(f"space.{key}", values, f"it has no effect in a space: {reason}")
             if isinstance(values, Mapping):
                 self._check_range(f"space.{key}", dict(values))
             elif not isinstance(values, list) or not values:

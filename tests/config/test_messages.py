@@ -51,6 +51,8 @@ def message(resolved, *options):
         ("--path=x", "path: unknown key; did you mean data.path or ckpt_path? "),
         ("--seq_len=1024", "seq_len: unknown key; did you mean data.seq_len? "),
         ("--block_size=1024", "block_size: unknown key; did you mean data.seq_len? "),
+        ("--max_iters=9", "max_iters: unknown key; did you mean time_budget.limit? "),
+        ("--DEVICE_BATCH_SIZE=9", "DEVICE_BATCH_SIZE: unknown key; did you mean data.batch_size? "),
         ("--model.optimizer.learning_rate=1", "model.optimizer.learning_rate: unknown key; did you mean lr? "),
         ("--model.gpt.n_embd=64", "model.gpt.n_embd: unknown key; did you mean d_model? "),
         ("--model.gpt.hidden_size=64", "model.gpt.hidden_size: unknown key; did you mean d_model? "),

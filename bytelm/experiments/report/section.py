@@ -13,6 +13,7 @@ from bytelm.experiments.comparison import Experiment, Noise
 from bytelm.experiments.report import plots
 from bytelm.experiments.report.cells import (
     change_text,
+    commits_text,
     count_text,
     device_text,
     params_text,
@@ -152,8 +153,8 @@ class Section:
         total = clock(sum(wall_time(run.record) for run in self.runs))
         times = [run.record[key] for run in self.runs for key in ("started_at", "ended_at") if run.record.get(key)]
 
-        def all_of(values: Iterable[Any]) -> str:
-            return ", ".join(dict.fromkeys(str(value) for value in values if value)) or "not known"
+        def all_of(values: Iterable[Any], between: str = ", ") -> str:
+            return between.join(dict.fromkeys(str(value) for value in values if value)) or "not known"
 
         rows = {
             "runs": f"{len(self.runs)} ({', '.join(f'{n} {status}' for status, n in counts.items())}), {total} in all",
@@ -162,7 +163,8 @@ class Section:
             "corpus": all_of((record.get("corpus") or {}).get("name") for record in records),
             "seeds": all_of(sorted({str(seed) for run in self.runs if (seed := run.record.get("seed")) is not None})),
             "device": all_of(map(device_text, records)),
-            "versions": all_of(map(versions_text, records)),
+            "versions": all_of(map(versions_text, records), "; "),
+            "commits": commits_text(self.runs),
         }
         return table(["", ""], [[key, plain(value)] for key, value in rows.items() if value])
 
