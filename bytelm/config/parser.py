@@ -22,6 +22,7 @@ from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 import bytelm
 import bytelm.config.short_names
 from bytelm.config import base, shipped
+from bytelm.config.dotted import joined
 from bytelm.config.imports import failures_as_import_errors
 from bytelm.config.keys import KEYS, METHOD_KEYS
 from bytelm.config.messages import NULL, note
@@ -143,7 +144,7 @@ class ConfigFileParser(ArgumentParser):
         if self._files is not None and base.KEY in config:
             self._files.apply(config.pop(base.KEY))
         self._text = content
-        config = _without_empty_options(current_names(config))
+        config = _without_empty_options(joined(current_names(config)))
         known = self.get_defaults(skip_validation=True)
         known.pop("config", None)  # an option, not a key of a file
         if "subcommand" not in known:
