@@ -1,4 +1,4 @@
-"""The user's own code: the files in the working directory whose classes a config names, and the files that these import.
+"""The user's own code: files in the working directory whose classes a config names, and the files that these import.
 
 A config names a class by its import path; the class itself is not in the config. Two runs of one config can therefore
 differ, and the hashes of these files show it. No file is imported or run here.

@@ -287,7 +287,9 @@ def test_the_tokenizer_beside_shards_is_theirs(folder):
 
 def test_the_characters_beside_nanogpts_shards_are_their_tokens(folder):
     path = folder / "meta.pkl"
-    path.write_bytes(pickle.dumps({"vocab_size": 3, "itos": dict(enumerate("a\u00e9b")), "stoi": {"a": 0, "\u00e9": 1, "b": 2}}))
+    characters = dict(enumerate("a\u00e9b"))
+    numbers = {character: number for number, character in characters.items()}
+    path.write_bytes(pickle.dumps({"vocab_size": 3, "itos": characters, "stoi": numbers}))
     options = {"path": str(folder), "tokenizer": "auto", "vocab_size": None}
     assert TokenShards.resolved(options) == {"tokenizer": str(path), "vocab_size": 3}
     assert tokenizer_name({"data": {"init_args": options}}) == str(path)

@@ -280,7 +280,7 @@ def test_programs_up_to_the_largest_size_compile():
 
 
 def test_a_run_has_more_time_than_programs_train_for(make):
-    with pytest.raises(ConfigError, match=r"^run_timeout: '0.2s' cannot be used; programs train for 0.3s, the baseline's"):
+    with pytest.raises(ConfigError, match=r"^run_timeout: '0.2s' cannot be used; programs train for 0.3s, the base"):
         make(run_timeout=0.2)
 
 

@@ -645,7 +645,7 @@ def test_a_search_needs_a_space(sampler, space):
             r"space.seed_everything: \[1\] cannot be used; it has",
         ),
         (["--experiment", "e"], {}, "experiment: 'e' cannot be used; .*; accepted: --study"),
-        ([], {"space": {"experiment": ["a", "b"]}}, r"space.experiment: \['a', 'b'\] cannot be used; .*; accepted: --study"),
+        ([], {"space": {"experiment": ["a"]}}, r"space.experiment: \['a'\] cannot be used; .*; accepted: --study"),
         (["--ckpt_path", "last"], {}, "ckpt_path: 'last' cannot be used; .*; accepted: init_from"),
         (["--print_config"], {}, "print_config: '' cannot be used; .* it is an option of `fit` alone"),
     ],
