@@ -204,6 +204,9 @@ class ConfigFileParser(ArgumentParser):
             group = vars(known)[name]
             if isinstance(group, Namespace | dict) and value is None and not rest:
                 continue  # a section in which all options are commented out
+            if isinstance(group, dict) and rest:  # `schedules.momentum.hidden`, whose key is all after the first dot
+                kept[name] = {**kept.get(name, {}), rest: value}
+                continue
             kept[key] = value
             if not isinstance(group, Namespace) or "class_path" in group:
                 continue

@@ -74,6 +74,12 @@ class Experiment:
         """Standard deviation over seeds."""
         return statistics.stdev(self.scores) if len(self.scores) > 1 else None
 
+    @property
+    def repeats_a_seed(self) -> bool:
+        """Whether two of its runs with a score have the same seed."""
+        seeds = [seed for run in self.runs if run.score is not None and (seed := run.record.get("seed")) is not None]
+        return len(set(seeds)) < len(seeds)
+
     def figure(self, key: str) -> float | None:
         """Median of a value of the records, such as `total_steps`; of completed runs, if there are any."""
         runs = [run for run in self.runs if run.score is not None] or self.runs

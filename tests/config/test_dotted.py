@@ -53,7 +53,10 @@ def test_the_path_of_a_file_is_no_class(tmp_path):
 
 def test_a_config_file_may_give_a_class_and_its_options_by_dots(folder):
     given = "{model.optimizer.lr: 0.07, model.optimizer: Adam, lr_schedule: Cosine, lr_schedule.warmup: 7%}"
-    config = build(["--config", "tiny.yaml", "--config", given], run=False).plain_config
+    momentum = "{schedules.momentum.hidden: {class_path: Ramp, init_args: {start: 0.8, end: 0.9}}}"
+    configs = ["--config", "tiny.yaml", "--config", given, "--config", momentum]
+    config = build(configs, run=False).plain_config
+    assert config["schedules"]["momentum.hidden"]["init_args"]["end"] == 0.9
     optimizer, schedule = config["model"]["optimizer"], config["lr_schedule"]
     assert (optimizer["class_path"], optimizer["init_args"]["lr"]) == ("torch.optim.Adam", 0.07)
     assert (schedule["class_path"], schedule["init_args"]["warmup"]) == ("bytelm.schedules.Cosine", "7%")

@@ -80,6 +80,13 @@ def test_an_unknown_key_has_the_same_suggestion_in_a_config_and_on_the_command_l
     assert "did you mean " in hint
 
 
+@pytest.mark.parametrize("key", ["groups.hidden.lrr", "groups.hidden.init_args.lrr", "hidden.lr"])
+def test_an_option_of_a_group_is_named_with_the_group(resolved, key):
+    by_group = "--model.optimizer={class_path: ByGroup, init_args: {groups: {hidden: Muon}}}"
+    said = f"model.optimizer.{key.replace('.init_args', '')}: unknown key; "
+    assert message(resolved, by_group, f"--model.optimizer.{key}=1").startswith(said)
+
+
 def test_the_value_of_an_option_of_the_users_class_is_named(resolved):
     Path("own_part.py").write_text(OWN_PART)
     options = ("--model.gpt.feedforward=own_part.Own", "--model.gpt.feedforward.width=big")

@@ -276,6 +276,11 @@ class Section:
         deviations = self.noise.spreads.items()
         rows = [[plain(phase), f"{one.variance**0.5:.4f}", str(one.freedom)] for phase, one in deviations]
         parts.append(table(["Phase", "Deviation>", "Degrees of freedom>"], rows))
+        if repeated := [e for e in self.scored if e.repeats_a_seed]:
+            parts.append(
+                f"Several runs of {plain(', '.join(e.name for e in repeated))} have the same seed. They differ only by "
+                "the number of steps that the machine took in their time; the effect of the seed may be larger."
+            )
         pairs = [(e, e.origin) for e in self.scored if e.origin is not None and e.origin.score is not None]
         rows = []
         for (e, origin), real in zip(pairs, self.noise.significant(pairs), strict=True):
