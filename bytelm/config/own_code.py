@@ -29,9 +29,24 @@ def own_code(value: Any) -> dict[str, str]:
         for file in _files(names.pop()):
             if str(file) not in found:
                 content = file.read_bytes()
-                found[str(file)] = hashlib.sha256(content).hexdigest()[:12]
+                found[str(file)] = _digest(content)
                 names += _imports(file, content)
     return dict(sorted(found.items()))
+
+
+def changed(code: Mapping[str, str]) -> list[str]:
+    """The files of a run's own code that are different now, or missing.
+
+    Args:
+        code: As `own_code` returned it.
+    """
+    return [
+        file for file, digest in code.items() if not Path(file).is_file() or _digest(Path(file).read_bytes()) != digest
+    ]
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:12]
 
 
 def _texts(value: Any) -> Iterator[str]:

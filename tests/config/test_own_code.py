@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from bytelm.config.own_code import own_code
+from bytelm.config.own_code import changed, own_code
 
 
 @pytest.fixture(autouse=True)
@@ -36,6 +36,15 @@ def test_imported_files_belong_to_it():
 def test_a_file_that_is_not_python_has_no_imports():
     Path("my_parts.py").write_text("def activatio n")
     assert list(own_code("my_parts.Mine")) == ["my_parts.py"]
+
+
+def test_files_that_are_different_now_are_named():
+    code = own_code(["my_parts.Mine", "helpers.A"])
+    assert changed(code) == []
+    Path("my_parts.py").write_text("A = 1")
+    assert changed(code) == ["my_parts.py"]
+    Path("helpers.py").unlink()
+    assert changed(code) == ["helpers.py", "my_parts.py"]
 
 
 @pytest.mark.parametrize("value", ["bytelm.gpt.GPT", "torch.optim.AdamW", "my_parts", "data/my_parts.Mine", 0.5, None])

@@ -9,6 +9,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from scipy import stats
 
+from bytelm.config.own_code import changed
 from bytelm.experiments.comparison import Experiment, Noise
 from bytelm.experiments.report import plots
 from bytelm.experiments.report.cells import (
@@ -204,7 +205,12 @@ class Section:
             parts.append(f"Its network: {plain(shape)}.")
         if (run := best_of(best.runs)) is not None:
             command = f"{typed_name()} fit --config {shlex.quote(f'{run.folder}/config.yaml')}"
-            parts.append(f"To train it again: {code(command)}")
+            again = f"To train it again: {code(command)}"
+            if files := changed(run.record.get("code") or {}):
+                commit = (run.record.get("git") or {}).get("commit")
+                at = f" (commit {commit[:7]})" if commit else ""
+                again += f" with its own code{at}: {plain(', '.join(files))} is different now."
+            parts.append(again)
         return "\n\n".join(parts)
 
     def _tables(self) -> list[str]:
