@@ -193,7 +193,7 @@ class ConfigFileParser(ArgumentParser):
 
     def _check_keys(self, config: Mapping[Any, Any], known: Namespace, prefix: str = "") -> dict[Any, Any]:
         """Rejects unknown keys outside the options of classes; returns the config without its empty sections."""
-        kept = {}
+        kept: dict[Any, Any] = {}
         for key, value in config.items():
             name, _, rest = str(key).partition(".")  # `a.b: 3` means `a: {b: 3}`, and `a+` appends to a
             name = name.removesuffix("+")

@@ -208,8 +208,8 @@ class Section:
             again = f"To train it again: {code(command)}"
             if files := changed(run.record.get("code") or {}):
                 commit = (run.record.get("git") or {}).get("commit")
-                at = f" (commit {commit[:7]})" if commit else ""
-                again += f" with its own code{at}: {plain(', '.join(files))} is different now."
+                of = f" (commit {commit[:7]})" if commit else ""
+                again += f" with its own code{of}: {plain(', '.join(files))} is different now."
             parts.append(again)
         return "\n\n".join(parts)
 
