@@ -67,6 +67,7 @@ from bytelm.config.lightning_options import (
 )
 from bytelm.config.lightning_plugins import check_plugins
 from bytelm.config.messages import clarify, note
+from bytelm.config.own_code import own_code
 from bytelm.config.packages import missing_package
 from bytelm.config.parser import ConfigFileParser
 from bytelm.config.section_help import print_requested
@@ -311,6 +312,8 @@ class BytelmCLI(LightningCLI):
             checkpoint.monitor = self.plain_config["checkpoint"]["monitor"] = score.tag
         if self.subcommand == "fit" and type(self.model) is LanguageModel:
             check_monitors(self.trainer.callbacks, monitored(self.datamodule))  # type: ignore[attr-defined]
+        if self.subcommand == "fit":
+            RunRecord.of(self.trainer).code = own_code(self.plain_config)
         if self.subcommand == "fit" and (given := self._get(self.config, "init_from")):
             if path := self._get(self.config, "ckpt_path"):
                 note(f"init_from is ignored: the run resumes from {path}")

@@ -56,11 +56,13 @@ class RunRecord(Callback):
 
     Attributes:
         init_from: The weights that the run started from, if they are another run's.
+        code: The user's own files that the config uses (config/own_code.py).
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.init_from: InitFrom | None = None
+        self.code: dict[str, str] = {}
         self._loss = StepLoss()
         self._train_loss: float | None = None
         self._num_params = 0
@@ -159,6 +161,7 @@ class RunRecord(Callback):
             "precision": str(getattr(trainer.precision_plugin, "label", trainer.precision)),
             "corpus": None if data is None else cast(Corpus, data.corpus_record()),
             "init_from": self.init_from,
+            "code": self.code,
             "git": git_state(),
             "versions": {
                 "python": platform.python_version(),

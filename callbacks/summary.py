@@ -89,7 +89,8 @@ class Summary(Callback):
         how = (self._counts.cpu(), token_bytes, data.counts_bytes)
         tokens = "bytes" if are_bytes(data) else "tokens"
         others = f"unigram of {tokens} {unigram_score(*how):.2f}, uniform {uniform_score(*how):.2f}"
-        return [f"score   {float(value):.4f} {score.unit}; {others}"]
+        shown = round(float(value), 6)  # as in the record, whose score was printed
+        return [f"score   {shown:.4f} {score.unit}; {others}"]
 
     def _sample(self, trainer: Trainer) -> list[str]:
         samples = Samples.of(trainer)

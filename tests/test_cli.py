@@ -1,5 +1,6 @@
 """The command line: accepted configs, the files of a run, and rejections."""
 
+import hashlib
 import json
 import logging
 import re
@@ -290,6 +291,8 @@ def test_parts_of_the_users_own_are_named_by_import_path(run, folder, name):
     cli = run("--model.gpt.feedforward", name, "--lr_schedule", "my_parts.Halving")
     assert type(cli.model.gpt.blocks[0].feedforward).__name__ == "Tanh"
     assert cli.trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(3e-3 * 0.5**3)
+    content = hashlib.sha256(MY_PARTS.encode()).hexdigest()
+    assert json.loads(Path("runs/tiny/version_0/record.json").read_text())["code"] == {"my_parts.py": content[:12]}
 
 
 def test_a_function_of_nanogpts_form_sets_the_rate(run):

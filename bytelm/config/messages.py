@@ -140,6 +140,7 @@ def clarify(
         accepted = ", ".join(inspect.signature(roots[key]).parameters) if key in roots else "see --help"
         return f"{key}: {match[1]!r} is neither a mapping of options nor a file with one; accepted: {accepted}"
     if match := re.search(r"Option '([^']+)' is not accepted", report):
+        key = _whole_key(message, match[1]) or key
         owner = _owner(report, match.end()) or "".join(
             re.findall(r"class_path '([\w.]+)'", report[: match.start()])[-1:]
         )
@@ -178,6 +179,9 @@ def clarify(
     failed += r"|Problem with given class_path '(?P<class>[\w.]+)':\s+(?P<why>(?!Parser key)\S.*)$"
     if match := re.search(failed, report, re.MULTILINE):
         path, reason = match["path"] or match["class"], match["reason"] or match["why"]
+        if (unknown := re.match(r"unrecognized arguments: --([\w.]+)", reason)) and match["reason"]:
+            options = list(parameters_of(locate(_owner(report, match.end("reason")))))
+            return f"{key}.{unknown[1]}: unknown key; {choices(unknown[1], options)}"
         other = r"Expected '[\w.]+' to be a function that returns <class '(?:\w+\.)*(\w+)'>\.?"
         reason = re.sub(other, r"it is neither such a class nor a function that is declared to return a \1", reason)
         if required := re.match(r"the following arguments are required: (\w+)", reason):
@@ -291,12 +295,13 @@ def _choices_or_place(
     accepted = list(accepted)
     name, _, rest = key.partition(".")
     # The names here of other programs' names come first: a class of few users may have an option of that name.
-    wanted = [".".join([each, *([rest] if rest else [])]) for each in (*SYNONYMS.get(name, ()), name)]
+    theirs = SYNONYMS.get(name.lower(), ())  # autoresearch writes them in capital letters
+    wanted = [".".join([each, *([rest] if rest else [])]) for each in (*theirs, name.lower())]
     ranked = [
         (rank, place) for place in keys_below(roots) for rank, each in enumerate(wanted) if place.endswith(f".{each}")
     ]
     places = [place for _, place in sorted(ranked, key=lambda found: (found[0], found[1].count(".")))][:1]
-    meant = [each for each in SYNONYMS.get(given, ()) if each in accepted]
+    meant = [each for each in SYNONYMS.get(given.lower(), ()) if each in accepted]
     meant = meant or closest(given, [each for each in (*accepted, *others) if each != given])
     if not meant and key == given:
         meant = [name for name in accepted if name.startswith(given)][:1]
@@ -324,6 +329,13 @@ def _loaded(paths: Iterable[str]) -> Iterator[type]:
         found = getattr(sys.modules.get(module), name, None)
         if inspect.isclass(found):
             yield found
+
+
+def _whole_key(message: str, option: str) -> str:
+    """Returns the key of the class whose option `--model.optimizer.groups.hidden.lr` gives; empty for other reports."""
+    outer = re.search(r'^Parser key "([\w.]+)"', message)
+    nested = re.search(rf"NestedArg\(key='([\w.]+?)(?:\.init_args)?\.{re.escape(option)}'", message)
+    return f"{outer[1]}.{nested[1]}" if outer and nested else ""
 
 
 def _innermost(message: str) -> tuple[str, str]:

@@ -22,6 +22,7 @@ from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 import bytelm
 import bytelm.config.short_names
 from bytelm.config import base, shipped
+from bytelm.config.dotted import joined
 from bytelm.config.imports import failures_as_import_errors
 from bytelm.config.keys import KEYS, METHOD_KEYS
 from bytelm.config.messages import NULL, note
@@ -143,7 +144,7 @@ class ConfigFileParser(ArgumentParser):
         if self._files is not None and base.KEY in config:
             self._files.apply(config.pop(base.KEY))
         self._text = content
-        config = _without_empty_options(current_names(config))
+        config = _without_empty_options(joined(current_names(config)))
         known = self.get_defaults(skip_validation=True)
         known.pop("config", None)  # an option, not a key of a file
         if "subcommand" not in known:
@@ -192,7 +193,7 @@ class ConfigFileParser(ArgumentParser):
 
     def _check_keys(self, config: Mapping[Any, Any], known: Namespace, prefix: str = "") -> dict[Any, Any]:
         """Rejects unknown keys outside the options of classes; returns the config without its empty sections."""
-        kept = {}
+        kept: dict[Any, Any] = {}
         for key, value in config.items():
             name, _, rest = str(key).partition(".")  # `a.b: 3` means `a: {b: 3}`, and `a+` appends to a
             name = name.removesuffix("+")
@@ -203,6 +204,9 @@ class ConfigFileParser(ArgumentParser):
             group = vars(known)[name]
             if isinstance(group, Namespace | dict) and value is None and not rest:
                 continue  # a section in which all options are commented out
+            if isinstance(group, dict) and rest:  # `schedules.momentum.hidden`, whose key is all after the first dot
+                kept[name] = {**kept.get(name, {}), rest: value}
+                continue
             kept[key] = value
             if not isinstance(group, Namespace) or "class_path" in group:
                 continue

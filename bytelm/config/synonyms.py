@@ -28,5 +28,13 @@ SYNONYMS: dict[str, tuple[str, ...]] = {
     "max_tokens": ("max_new_tokens",),
     "checkpoint_path": ("ckpt_path",),
     "grad_clip": ("gradient_clip_val",),
+    "max_iters": ("limit",),  # of the time budget
+    "total_batch_size": ("batch_size",),
+    "device_batch_size": ("batch_size",),
+    "eval_interval": ("val_check_interval",),
+    "log_interval": ("log_every_n_steps",),
+    "out_dir": ("experiment",),
+    "dtype": ("precision",),
+    "wandb_log": ("logger",),
     "gradient_accumulation_steps": ("accumulate_grad_batches",),
 }

@@ -32,6 +32,10 @@ OWN_OPTIONS = {
         *("deterministic", "val_check_interval", "log_every_n_steps"),
     ),
 }
+WHOLE = (
+    "accepted here: a whole config, as `fit --config FILE --print_config=skip_default` prints it, or `base: baseline` "
+    "and what differs from the baseline"
+)
 DEFAULTS = ("val_check_interval",)  # own options of the trainer whose default is the baseline's value
 # These must have the baseline's values: they determine the text and the device of a score.
 FIXED_OPTIONS = {"data": ("class_path", "seq_len", "train_fraction", "eval_bytes"), "trainer": ("accelerator",)}
@@ -198,8 +202,7 @@ def _check_key(key: str, path: str, value: Any) -> None:
     if top in OWN_KEYS:
         return
     if top == base.KEY:
-        whole = "a whole config, as `fit --config FILE --print_config=skip_default` prints it"
-        raise ConfigError(key, value, f"it names a file; accepted here: {whole}")
+        raise ConfigError(key, value, f"it names a file; {WHOLE}")
     if top not in OWN_OPTIONS:
         raise ConfigError(key, value, f"accepted here: {', '.join((*OWN_KEYS, *OWN_OPTIONS))}")
     accepted = (*OWN_OPTIONS[top], *FIXED_OPTIONS[top])

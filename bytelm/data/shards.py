@@ -22,7 +22,7 @@ from bytelm.data.base import TokenData
 from bytelm.data.file_watch import FileWatch, Stamp
 from bytelm.data.rows import eval_shares
 from bytelm.data.shard_file import Shard, Split, Tokens, check_disjoint, find_shards
-from bytelm.data.tokenizer import AUTO, TOKENIZER_JSON, Tokenizer, load_tokenizer, tokenizer_of_shards
+from bytelm.data.tokenizer import AUTO, Tokenizer, load_tokenizer, tokenizer_of_shards
 from bytelm.errors import ConfigError, DataError
 from bytelm.system.files import searched
 
@@ -53,11 +53,11 @@ class TokenShards(TokenData):
         seq_len: Tokens of a row.
         order: `random` takes crops that begin at any position with equal probability, as nanoGPT does; `sequential`
             takes them one after another, shard by shard, and starts again after the last.
-        vocab_size: Size of the vocabulary; all tokens are below it. Default: that of a tokenizer.json, otherwise
-            50257, GPT-2's.
+        vocab_size: Size of the vocabulary; all tokens are below it. Default: that of the tokenizer; 50257,
+            GPT-2's, if it is unknown.
         tokenizer: The tokenizer that made the tokens; it defines the number of bytes of each token. auto: the
-            tokenizer.json in `path`, if there is one, otherwise gpt2. null: unknown; then there is no `val/bpb`, and
-            `val/loss` is the score, also in studies of many runs.
+            tokenizer.json, the tokenizer.pkl or nanoGPT's meta.pkl in `path`, if there is one, otherwise gpt2. null:
+            unknown; then there is no `val/bpb`, and `val/loss` is the score, also in studies of many runs.
         eval_tokens: Maximum number of tokens that validation predicts.
         seed: Seed of the random order; default: the run's seed (`seed_everything`).
 
@@ -106,8 +106,8 @@ class TokenShards(TokenData):
             _folder(path)
         tokenizer = tokenizer_of_shards(tokenizer, path)
         if vocab_size is None:
-            of_file = tokenizer is not None and tokenizer.endswith(TOKENIZER_JSON)
-            vocab_size = load_tokenizer(str(tokenizer), KEY).vocab_size if of_file else GPT2_VOCAB_SIZE
+            is_known = tokenizer in (None, "gpt2")  # without a download
+            vocab_size = GPT2_VOCAB_SIZE if is_known else load_tokenizer(str(tokenizer), KEY).vocab_size
         return {"tokenizer": tokenizer, "vocab_size": vocab_size}
 
     def shards(self, split: Split) -> Shards:

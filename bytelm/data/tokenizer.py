@@ -28,6 +28,7 @@ MOST_TOKENS = 2**24  # memory grows with the largest one
 KEY = "tokenizer"  # key of the data and of the scripts
 INSTALL = 'pip install "bytelm[tokens]" installs it'
 PICKLE = "tokenizer.pkl"
+META = "meta.pkl"  # of nanoGPT's data sets of characters
 TOKENIZER_JSON = "tokenizer.json"
 AUTO = "auto"  # the tokenizer of shards that is found beside them
 END_OF_TEXT = ("<|endoftext|>", "<|end_of_text|>", "</s>")  # its names in a tokenizer.json; the first one found counts
@@ -318,13 +319,14 @@ def tokenizer_of_shards(name: str | None, folder: str | None) -> str | None:
     """Returns the name of the tokenizer that made the tokens of a folder.
 
     Args:
-        name: `auto`: the tokenizer.json in the folder, if there is one, otherwise gpt2. Any other name is returned.
+        name: `auto`: the tokenizer.json, tokenizer.pkl or meta.pkl in the folder, if there is one, otherwise gpt2. Any
+            other name is returned.
         folder: The folder; None for shards that are named one by one.
     """
     if name != AUTO:
         return name
-    file = None if folder is None else Path(folder, TOKENIZER_JSON)
-    return str(file) if file is not None and file.expanduser().is_file() else "gpt2"
+    files = [] if folder is None else [Path(folder, each) for each in (TOKENIZER_JSON, PICKLE, META)]
+    return next((str(file) for file in files if file.expanduser().is_file()), "gpt2")
 
 
 def load_tokenizer(name: str, key: str = KEY) -> Tokenizer:

@@ -30,6 +30,7 @@ NO_SETTINGS = (
     "trainer.enable_progress_bar",
     "trainer.enable_model_summary",
 )
+CODE = ".py"  # the end of a file's name; no setting's key ends with it
 CONFIDENCE = 0.95
 
 
@@ -56,7 +57,7 @@ class Experiment:
     @cached_property
     def settings(self) -> dict[str, Any]:
         """Its settings, by key."""
-        return settings(self.runs[0].config)
+        return _settings_of(self.runs[0])
 
     @cached_property
     def scores(self) -> list[float]:
@@ -72,6 +73,12 @@ class Experiment:
     def spread(self) -> float | None:
         """Standard deviation over seeds."""
         return statistics.stdev(self.scores) if len(self.scores) > 1 else None
+
+    @property
+    def repeats_a_seed(self) -> bool:
+        """Whether two of its runs with a score have the same seed."""
+        seeds = [seed for run in self.runs if run.score is not None and (seed := run.record.get("seed")) is not None]
+        return len(set(seeds)) < len(seeds)
 
     def figure(self, key: str) -> float | None:
         """Median of a value of the records, such as `total_steps`; of completed runs, if there are any."""
@@ -93,7 +100,7 @@ def experiments_of(runs: Iterable[Run]) -> list[Experiment]:
     for run in sorted(runs, key=lambda run: not run.config):
         if run.status != "running":
             name = re.sub(r",seed=-?\d+", "", run.experiment)
-            key = (name, *sorted(map(str, settings(run.config).items())))
+            key = (name, *sorted(map(str, _settings_of(run).items())))
             if not run.config:  # it ended before it wrote its config
                 key = next((other for other in groups if other[0] == name), key)
             groups.setdefault(key, []).append(run)
@@ -108,6 +115,11 @@ def experiments_of(runs: Iterable[Run]) -> list[Experiment]:
         experiment.kept = experiment.score is not None and experiment.score < best
         best = min(best, experiment.score or best)
     return found
+
+
+def _settings_of(run: Run) -> dict[str, Any]:
+    """The settings of a run, and the files of its own code as settings: another content is another experiment."""
+    return {**settings(run.config), **(run.record.get("code") or {})}
 
 
 def settings(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -133,6 +145,8 @@ def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
     lines = []
     for key in keys:
         if key.startswith(swapped) and not (key in before and key in after):
+            continue
+        if key.endswith(CODE) and not (key in before and key in after):  # the class that is named is the change
             continue
         old, new = (_text(values[key]) if key in values else "none" for values in (before, after))
         lines.append(f"{_short(key)} {old} → {new}")

@@ -325,7 +325,7 @@ class Runner:
                 self._show(claim, before, job.elapsed)
                 time.sleep(0.5)
             if self.pruner is not None and outcome.status == "completed" and not reported:
-                self._note(f"{claim.experiment}: no score at a tenth of its budget, so nothing is pruned; {VALIDATE}")
+                self._note(f"a run without a score at a tenth of its budget, like this one, is not pruned; {VALIDATE}")
             return outcome
         except Interrupted as error:
             job.end()

@@ -15,6 +15,7 @@ from optuna.trial import Trial
 
 from bytelm.config.base import files_of
 from bytelm.config.flat import flat
+from bytelm.config.own_code import own_code
 from bytelm.config.text import dump, read
 from bytelm.errors import ConfigError
 from bytelm.runs.folder import run_of
@@ -41,7 +42,7 @@ class Task:
 
     Attributes:
         config: Config file.
-        content: Hash of the contents of the file and its bases; other contents are another run.
+        content: Hash of the contents of the file, its bases and the user's own code; other contents are another run.
         options: Further options.
         seed: The seed; None for the config's.
         point: Values of the searched keys, as on the command line.
@@ -112,6 +113,8 @@ class Plan:
 
     def __post_init__(self) -> None:
         for key, values in (self.space or {}).items():
+            if reason := _OF_COMMAND.get(key):
+                raise ConfigError(f"space.{key}", values, f"it has no effect in a space: {reason}")
             if isinstance(values, Mapping):
                 self._check_range(f"space.{key}", dict(values))
             elif not isinstance(values, list) or not values:
@@ -148,7 +151,7 @@ class Plan:
 
     def task(self, config: str, seed: int | None, point: Point) -> Task:
         """The task of one config, seed and point."""
-        return Task(config, _content(config), tuple(self.options), seed, point)
+        return Task(config, _content(config, self.options, point), tuple(self.options), seed, point)
 
     def draw(self, trial: Trial) -> tuple[str, Point]:
         """A config and a point of the space, chosen by the sampler."""
@@ -249,17 +252,23 @@ def _is_ordered(values: Sequence[Any]) -> bool:
     return all(_is_number(value) for value in values)
 
 
-def _content(config: str) -> str:
-    """Hash of the contents of a config and its bases, independent of the order and style of the keys.
+def _content(config: str, options: Sequence[str], point: Point) -> str:
+    """Hash of the contents of a config and its bases, independent of the order and style of the keys, and of own code.
 
     An invalid config also gets a hash; the check of the run reports the error.
+
+    Args:
+        config: The config file.
+        options: Further options, which can name classes too.
+        point: Values of the searched keys, which can too.
     """
     try:
         contents: Any = [yaml.safe_load(file.read_text(encoding="utf-8")) for file in files_of(config)]
-        contents = (
-            contents[0] if len(contents) == 1 else contents
-        )  # without a base the hash is that of earlier versions
-        text = json.dumps(contents, sort_keys=True, default=str)
+        # Without a base, and without own code, the hash is that of earlier versions.
+        text = json.dumps(contents[0] if len(contents) == 1 else contents, sort_keys=True, default=str)
+        values = [option.partition("=")[2] if option.startswith("--") else option for option in options]
+        if code := own_code([contents, values, [value for _, value in point]]):
+            text += json.dumps(code)
     # PyYAML and json raise all of these for invalid values and keys.
     except (OSError, yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
         text = str(error)

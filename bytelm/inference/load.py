@@ -234,7 +234,7 @@ def _parser_of_files() -> ConfigFileParser:
     parser.add_argument("--data", type=known["data"])
     of_training = [f"model.{name}" for name in inspect.signature(known["model"]).parameters if name != "gpt"]
     for key in (*of_training, *(keys.KEYS.keys() - {"model", "data"}), *keys.METHOD_KEYS):
-        parser.add_argument(f"--{key}", type=Any)
+        parser.add_argument(f"--{key}")
     return parser
 
 

@@ -89,6 +89,7 @@ class Record(TypedDict, total=False):
     precision: str
     corpus: Corpus | None
     init_from: InitFrom | None  # null where the weights were initialised
+    code: dict[str, str]  # the user's own files that the config uses, by path, each with a part of its SHA-256
     git: Git | None
     versions: Versions
     checkpoint: str | None  # path of last.ckpt

@@ -51,6 +51,8 @@ def message(resolved, *options):
         ("--path=x", "path: unknown key; did you mean data.path or ckpt_path? "),
         ("--seq_len=1024", "seq_len: unknown key; did you mean data.seq_len? "),
         ("--block_size=1024", "block_size: unknown key; did you mean data.seq_len? "),
+        ("--max_iters=9", "max_iters: unknown key; did you mean time_budget.limit? "),
+        ("--DEVICE_BATCH_SIZE=9", "DEVICE_BATCH_SIZE: unknown key; did you mean data.batch_size? "),
         ("--model.optimizer.learning_rate=1", "model.optimizer.learning_rate: unknown key; did you mean lr? "),
         ("--model.gpt.n_embd=64", "model.gpt.n_embd: unknown key; did you mean d_model? "),
         ("--model.gpt.hidden_size=64", "model.gpt.hidden_size: unknown key; did you mean d_model? "),
@@ -76,6 +78,13 @@ def test_an_unknown_key_has_the_same_suggestion_in_a_config_and_on_the_command_l
     assert in_config.partition(" accepted: ")[0] == hint
     assert in_config.endswith(" (in typo.yaml)")
     assert "did you mean " in hint
+
+
+@pytest.mark.parametrize("key", ["groups.hidden.lrr", "groups.hidden.init_args.lrr", "hidden.lr"])
+def test_an_option_of_a_group_is_named_with_the_group(resolved, key):
+    by_group = "--model.optimizer={class_path: ByGroup, init_args: {groups: {hidden: Muon}}}"
+    said = f"model.optimizer.{key.replace('.init_args', '')}: unknown key; "
+    assert message(resolved, by_group, f"--model.optimizer.{key}=1").startswith(said)
 
 
 def test_the_value_of_an_option_of_the_users_class_is_named(resolved):

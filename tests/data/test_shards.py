@@ -4,6 +4,7 @@ In most tests token i of shard s is 1000 s + i: a crop shows where it was taken 
 """
 
 import os
+import pickle
 import struct
 import time
 from itertools import chain, islice, pairwise, repeat
@@ -282,6 +283,18 @@ def test_the_tokenizer_beside_shards_is_theirs(folder):
     assert tokenizer_name({"data": {"init_args": options}}) == "gpt2"
     with pytest.raises(DataError, match=r"^data\.path: 'none' cannot be used; not found in /"):
         TokenShards("none")
+
+
+def test_the_characters_beside_nanogpts_shards_are_their_tokens(folder):
+    path = folder / "meta.pkl"
+    characters = dict(enumerate("a\u00e9b"))
+    numbers = {character: number for number, character in characters.items()}
+    path.write_bytes(pickle.dumps({"vocab_size": 3, "itos": characters, "stoi": numbers}))
+    options = {"path": str(folder), "tokenizer": "auto", "vocab_size": None}
+    assert TokenShards.resolved(options) == {"tokenizer": str(path), "vocab_size": 3}
+    assert tokenizer_name({"data": {"init_args": options}}) == str(path)
+    assert TokenShards(str(folder)).text_tokenizer().token_bytes.tolist() == [1, 2, 1]
+    assert TokenShards.resolved(options | {"tokenizer": "bytes"}) == {"tokenizer": "bytes", "vocab_size": 256}
 
 
 def test_a_split_that_is_not_needed_is_not_read(folder, data):

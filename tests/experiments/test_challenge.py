@@ -279,6 +279,17 @@ def test_programs_up_to_the_largest_size_compile():
     assert syntax_error("import prepare") is None
 
 
+def test_a_run_has_more_time_than_programs_train_for(make):
+    with pytest.raises(ConfigError, match=r"^run_timeout: '0.2s' cannot be used; programs train for 0.3s, the base"):
+        make(run_timeout=0.2)
+
+
+def test_people_get_pages_that_load_nothing(make):
+    _, client = make()
+    for path in ("/", "/docs"):
+        assert client.get(path).headers["Content-Security-Policy"].startswith("default-src 'none'")
+
+
 def test_a_program_where_none_is_allowed_is_status_422(make):
     _, client = make(allow_code=False)
     answer = client.post("/run", json={"train_code": padded("print(1)")})
@@ -519,7 +530,7 @@ def test_all_that_a_program_has_started_ends_with_the_service(folder, until, ali
 @pytest.mark.parametrize(
     ("code", "limits", "status", "error"),
     [
-        ("import time\ntime.sleep(600)", {"run_timeout": 0.2}, "timeout", "not done after 0.2 s"),
+        ("import time\ntime.sleep(600)", {"run_timeout": 0.4}, "timeout", "not done after 0.4 s"),
         (
             "import time\nx = bytearray(2**26)\ntime.sleep(600)",
             {"memory": Size(2**25)},

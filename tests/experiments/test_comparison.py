@@ -54,6 +54,13 @@ def test_seed_and_name_and_logging_are_no_settings():
     assert settings(other) == settings(config())
 
 
+def test_runs_with_other_code_are_other_experiments():
+    for at, content in enumerate(("1f", "1f", "9a")):
+        make_run("s/idea", at=at, version=at, code={"my_parts.py": content})
+    first, second = experiments()
+    assert (len(first.runs), second.changes) == (2, ["my_parts.py 1f \u2192 9a"])
+
+
 def test_runs_that_differ_by_their_seed_alone_are_one_experiment():
     for seed, score in ((42, 2.0), (1, 2.2), (2, 2.1)):
         make_run(f"s/32-a,seed={seed}", score, at=seed, settings=config(seed=seed))

@@ -155,6 +155,20 @@ def test_without_seeds_nothing_is_said_of_noise():
     assert "| device | cpu, 2 x cpu |" in page
 
 
+def test_a_best_run_whose_code_is_different_now_says_so():
+    make_run("s/a", code={"my_parts.py": "1f"})
+    make_run("s/b", 3.0, at=1, code={"my_parts.py": "9a"})
+    assert "with its own code (commit 0123456): my_parts.py is different now." in text()
+
+
+def test_runs_with_the_same_seed_are_named_because_they_say_less_of_noise():
+    for at, (name, seed) in enumerate([("a", 1), ("a", 2), ("b", 1), ("b", 1)]):
+        make_run(
+            f"s/{name},seed={seed}", 2.0 + at / 10, at=at, version=at, settings=config(seed=seed, d_model=ord(name))
+        )
+    assert "Several runs of b have the same seed." in text()
+
+
 def test_noise_can_be_taken_from_other_runs():
     make_run("s/a", 2.0, at=1)
     make_run("s/b", 2.5, at=2, settings=config(d_model=32))

@@ -553,10 +553,10 @@ def test_the_baseline_is_trained_first_and_costs_no_run(shared):
     assert "baseline" not in [run["run_id"] for run in shared.get("/runs")["runs"]]
 
 
-@pytest.mark.parametrize("form", ["YAML", "JSON"])
+@pytest.mark.parametrize("form", ["YAML, whole", "JSON, a difference from the baseline"])
 def test_a_config_is_trained_while_others_wait(idle, form):
     before = idle.get("/runs")
-    answer = idle.post(yaml.safe_dump(CONFIG) if form == "YAML" else CONFIG)
+    answer = idle.post(yaml.safe_dump(CONFIG) if "whole" in form else {"base": "baseline", "seed_everything": 42})
     assert answer.status_code == 202
     run_id = f"run-{len(before['runs'])}"
     remaining = before["runs_remaining"] - 1
@@ -646,6 +646,10 @@ MODEL = "model:\n  gpt: {d_model: 16, n_heads: 2, n_layers: 1, d_ff: 32, max_seq
         ("trainer: {limit_val_batches: 1}", 422, ["trainer.limit_val_batches"]),
         ("checkpoint: {dirpath: out}", 422, ["checkpoint.dirpath"]),
         ("experiment: other", 422, ["experiment: 'other'"]),
+        ("base: tiny.yaml", 422, ["base: 'tiny.yaml'", "`base: baseline`"]),
+        ("base: baseline\nmodel: {gpt: {d_modle: 16}}", 422, ["d_modle: unknown key; did you mean d_model?"]),
+        ("base: baseline\ncheckpoint: {dirpath: out}", 422, ["checkpoint.dirpath"]),
+        ("model.optimizer.lr: 0.1", 422, ["model.gpt: it is required; accepted here: a whole", "`base: baseline`"]),
         (MODEL + "time_budget: {limit: 400s}", 422, ["time_budget.limit: '400s'", "up to 180s"]),
         (MODEL + "time_budget: {limit: 0s}", 422, ["time_budget.limit"]),
     ],
@@ -657,6 +661,7 @@ def test_invalid_configs_are_rejected_in_one_line_and_cost_no_run(idle, body, st
     line = answer.json()["detail"]
     assert [part for part in said if part not in line] == [], line
     assert "\n" not in line
+    assert ".sent.yaml" not in line
     after = idle.get("/runs")
     assert (after["runs"], after["runs_remaining"]) == (before["runs"], before["runs_remaining"])
     assert not (idle.folder / "trapped").exists()

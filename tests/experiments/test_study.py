@@ -69,6 +69,23 @@ def in_optuna():
 # Runs to queue
 
 
+@pytest.mark.parametrize(
+    "named",
+    [
+        {"space": {"model.gpt.feedforward": ["my_parts.A", "GELU"]}},
+        {"options": ["--trainer.callbacks+=my_parts.A"]},
+        {"options": ["--lr_schedule", "my_parts.A"]},
+    ],
+)
+def test_a_change_of_own_code_is_another_run(study, named):
+    Path("my_parts.py").write_text("A = 1")
+    take(study(**named))
+    assert not take(study(**named))
+    Path("my_parts.py").write_text("A = 2")
+    (claim,) = take(study(**named))  # of a grid, only the run that uses it
+    assert "GELU" not in claim.experiment
+
+
 def test_everything_is_run_once_before_anything_is_run_again(study):
     Path("other.yaml").write_text("seed_everything: 3\n")
     queue = study("tiny.yaml", "other.yaml", seeds=(2, 1), space={"model.lr": [0.1, 1], "b": ["x", "y"]})
@@ -628,6 +645,7 @@ def test_a_search_needs_a_space(sampler, space):
             r"space.seed_everything: \[1\] cannot be used; it has",
         ),
         (["--experiment", "e"], {}, "experiment: 'e' cannot be used; .*; accepted: --study"),
+        ([], {"space": {"experiment": ["a"]}}, r"space.experiment: \['a'\] cannot be used; .*; accepted: --study"),
         (["--ckpt_path", "last"], {}, "ckpt_path: 'last' cannot be used; .*; accepted: init_from"),
         (["--print_config"], {}, "print_config: '' cannot be used; .* it is an option of `fit` alone"),
     ],

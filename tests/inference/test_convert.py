@@ -445,6 +445,7 @@ def test_a_folder_of_which_the_writing_fails_is_as_it_was(there, monkeypatch):
     write_huggingface(gpt2, Path("there"))
     before = {path.name: path.read_bytes() for path in Path("there").iterdir()}
     assert before.keys() == {"config.json", "model.safetensors"}  # and no tokenizer, which is not known
+    assert len({path.stat().st_mode for path in Path("there").iterdir()}) == 1
 
     def fail(tensors, path, metadata):
         Path(path).write_bytes(b"half")

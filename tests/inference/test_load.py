@@ -114,6 +114,13 @@ def test_later_configs_win_and_may_write_keys_with_dots(saved):
     assert torch.equal(found.gpt(rows()), gpt(rows()))
 
 
+def test_a_config_may_replace_classes_of_its_base(saved):
+    training = "optimizer: {class_path: Muon, init_args: {lr: 0.1}}, loss: CrossEntropy"
+    Path("other.yaml").write_text(f"base: tiny.yaml\nmodel: {{{training}}}\nlr_schedule: Cosine\n")
+    gpt = saved()
+    assert torch.equal(trained.load("saved.ckpt", ["other.yaml", "other.yaml"]).gpt(rows()), gpt(rows()))
+
+
 def test_a_config_of_another_network_is_rejected_by_its_key(fitted):
     Path("other.yaml").write_text("model: {gpt: {d_model: 32}}")
     with pytest.raises(CheckpointError, match=r"d_model: 16 in the checkpoint, 32 now"):

@@ -1,6 +1,6 @@
 """Texts in the report's tables about one experiment or run."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from bytelm.experiments.comparison import Experiment, changes
@@ -58,8 +58,13 @@ def device_text(record: Mapping[str, Any]) -> str:
 
 
 def versions_text(record: Mapping[str, Any]) -> str:
-    versions, git = record["versions"], record.get("git") or {}
-    commit = f" ({git['commit'][:7]}{', with changes' if git.get('dirty') else ''})" if git.get("commit") else ""
+    versions = record["versions"]
     names = {"bytelm": "bytelm", "torch": "torch", "lightning": "lightning", "python": "Python"}
-    texts = {key: f"{name} {versions[key]}" for key, name in names.items() if versions.get(key)}
-    return ", ".join(text + commit * (key == "bytelm") for key, text in texts.items())
+    return ", ".join(f"{name} {versions[key]}" for key, name in names.items() if versions.get(key))
+
+
+def commits_text(runs: Iterable[Run]) -> str:
+    """Returns the commits of the repositories that runs were started in, at most MOST_CHANGES."""
+    found = [git for run in runs if (git := run.record.get("git") or {}).get("commit")]
+    texts = [f"{git['commit'][:7]}{' with changes' if git.get('dirty') else ''}" for git in found]
+    return ", ".join(_limited([*dict.fromkeys(texts)]))

@@ -1,5 +1,6 @@
 """A run's loss and score over training time and tokens, from TensorBoard's log and the record."""
 
+import logging
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,9 @@ from bytelm.runs import validations
 from bytelm.runs.read import Run
 from bytelm.runs.score import VAL_BPB, Score
 from bytelm.units import time_limit
+
+# It tells of each resumed run that its steps are out of order, as they are meant to be.
+logging.getLogger("tensorboard").setLevel(logging.ERROR)
 
 SMOOTHED_OVER = 40  # number of intervals in which a curve is averaged
 

@@ -9,10 +9,12 @@ from typing import Any
 from matplotlib.figure import Figure
 from scipy import stats
 
+from bytelm.config.own_code import changed
 from bytelm.experiments.comparison import Experiment, Noise
 from bytelm.experiments.report import plots
 from bytelm.experiments.report.cells import (
     change_text,
+    commits_text,
     count_text,
     device_text,
     params_text,
@@ -152,8 +154,8 @@ class Section:
         total = clock(sum(wall_time(run.record) for run in self.runs))
         times = [run.record[key] for run in self.runs for key in ("started_at", "ended_at") if run.record.get(key)]
 
-        def all_of(values: Iterable[Any]) -> str:
-            return ", ".join(dict.fromkeys(str(value) for value in values if value)) or "not known"
+        def all_of(values: Iterable[Any], between: str = ", ") -> str:
+            return between.join(dict.fromkeys(str(value) for value in values if value)) or "not known"
 
         rows = {
             "runs": f"{len(self.runs)} ({', '.join(f'{n} {status}' for status, n in counts.items())}), {total} in all",
@@ -162,7 +164,8 @@ class Section:
             "corpus": all_of((record.get("corpus") or {}).get("name") for record in records),
             "seeds": all_of(sorted({str(seed) for run in self.runs if (seed := run.record.get("seed")) is not None})),
             "device": all_of(map(device_text, records)),
-            "versions": all_of(map(versions_text, records)),
+            "versions": all_of(map(versions_text, records), "; "),
+            "commits": commits_text(self.runs),
         }
         return table(["", ""], [[key, plain(value)] for key, value in rows.items() if value])
 
@@ -202,7 +205,12 @@ class Section:
             parts.append(f"Its network: {plain(shape)}.")
         if (run := best_of(best.runs)) is not None:
             command = f"{typed_name()} fit --config {shlex.quote(f'{run.folder}/config.yaml')}"
-            parts.append(f"To train it again: {code(command)}")
+            again = f"To train it again: {code(command)}"
+            if files := changed(run.record.get("code") or {}):
+                commit = (run.record.get("git") or {}).get("commit")
+                of = f" (commit {commit[:7]})" if commit else ""
+                again += f" with its own code{of}: {plain(', '.join(files))} is different now."
+            parts.append(again)
         return "\n\n".join(parts)
 
     def _tables(self) -> list[str]:
@@ -274,6 +282,11 @@ class Section:
         deviations = self.noise.spreads.items()
         rows = [[plain(phase), f"{one.variance**0.5:.4f}", str(one.freedom)] for phase, one in deviations]
         parts.append(table(["Phase", "Deviation>", "Degrees of freedom>"], rows))
+        if repeated := [e for e in self.scored if e.repeats_a_seed]:
+            parts.append(
+                f"Several runs of {plain(', '.join(e.name for e in repeated))} have the same seed. They differ only by "
+                "the number of steps that the machine took in their time; the effect of the seed may be larger."
+            )
         pairs = [(e, e.origin) for e in self.scored if e.origin is not None and e.origin.score is not None]
         rows = []
         for (e, origin), real in zip(pairs, self.noise.significant(pairs), strict=True):

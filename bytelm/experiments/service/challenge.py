@@ -84,6 +84,9 @@ class ChallengeService(Service):
         if self.allow_code and self.setting.time_budget is None:
             limit = config["time_budget"]["limit"]
             raise ConfigError("time_budget.limit", limit, "accepted in the baseline with --allow_code: a time (180s)")
+        if self.allow_code and (least := self.setting.time_budget or 0.0) >= self.run_timeout:
+            reason = f"programs train for {least:g}s, the baseline's time_budget.limit; accepted: a longer time"
+            raise ConfigError("run_timeout", f"{self.run_timeout:g}s", reason)
         super()._keep_baseline(config)
 
     # Submitted configs and programs

@@ -19,6 +19,7 @@ from bytelm.errors import StorageError
 from bytelm.experiments.service.access import guard, read_body
 from bytelm.experiments.service.challenge import LONGEST_CODE, SHORTEST_CODE, ChallengeService, NotPython
 from bytelm.experiments.service.match import Busy, Unusable, UsedUp
+from bytelm.experiments.service.pages import add_pages
 from bytelm.experiments.service.paths import without_paths
 from bytelm.experiments.service.program import whole
 
@@ -37,6 +38,7 @@ def app(service: ChallengeService, token: str | None = None) -> FastAPI:
         title="bytelm, with the challenge's protocol",
         version=bytelm.__version__,
         description="A training challenge: send programs or configs, and beat the baseline's val_bpb.",
+        docs_url=None,  # FastAPI's page loads its scripts from another host
         redoc_url=None,
     )
     guard(api, token, "error")
@@ -126,6 +128,7 @@ def app(service: ChallengeService, token: str | None = None) -> FastAPI:
             return _error(404, f"there is no run {run_id!r}; GET /runs lists them")
         return JSONResponse({**run, **left()})
 
+    add_pages(api, service)
     return api
 
 

@@ -19,11 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import bytelm.cli  # noqa: F401 (loads the parts that a config may name)
+from bytelm.config import base
 from bytelm.config.base import files_of
 from bytelm.config.messages import note
 from bytelm.config.renamed import current_names
 from bytelm.config.text import BadText, dump, read
-from bytelm.config.untrusted_config import check_limit, check_resolved, check_written, own_config
+from bytelm.config.untrusted_config import WHOLE, check_limit, check_resolved, check_written, own_config
 from bytelm.errors import ConfigError, StorageError
 from bytelm.experiments.check import Checker
 from bytelm.experiments.job import LOG, Job, tail
@@ -36,6 +37,7 @@ from bytelm.runs.ledger import best_of, write_ledger
 from bytelm.runs.read import Run
 from bytelm.units import Duration, Size
 
+NO_NETWORK = "model.gpt: it is required"  # how the message begins
 CHECK_SECONDS = 60.0  # a network that takes longer to build cannot be trained within minutes
 
 
@@ -263,11 +265,14 @@ class Service:
             raise
 
     def _resolve(self, config: Mapping[Any, Any]) -> dict[str, Any]:
+        differs = config.get(base.KEY) == BASELINE
+        sent = {key: value for key, value in config.items() if not differs or key != base.KEY}
         try:
-            check_written(config, self._baseline_config, self.folder.path)
-            resolved, reason = self._checker.check(self.folder.write_sent(config), CHECK_SECONDS)
+            check_written(sent, self._baseline_config, self.folder.path)
+            resolved, reason = self._checker.check(self.folder.write_sent(sent, differs), CHECK_SECONDS)
             if resolved is None:
-                raise Unusable(without_paths(reason))
+                reason = reason.removesuffix(f" (in {self.folder.sent})")
+                raise Unusable(f"{NO_NETWORK}; {WHOLE}" if reason.startswith(NO_NETWORK) else without_paths(reason))
             check_resolved(resolved, self._baseline_config)
             most = training_seconds(resolved, self._most_seconds(), self._ended.get(BASELINE))
             check_limit(resolved, most, self._baseline_config)

@@ -94,11 +94,21 @@ class MatchFolder:
         write_text(file, text)
         return file
 
-    def write_sent(self, config: Mapping[Any, Any]) -> list[str]:
-        """Writes a submitted config; returns the options that run it, with the rest of the baseline's."""
-        sent = self.path / ".sent.yaml"
-        write_text(sent, json.dumps(config))
-        return ["--config", str(self.config("rest")), "--config", str(sent)]
+    def write_sent(self, config: Mapping[Any, Any], differs_from_baseline: bool = False) -> list[str]:
+        """Writes a submitted config; returns the options that run it, with those of the baseline that it does not set.
+
+        Args:
+            config: The config.
+            differs_from_baseline: Whether they are all of the baseline's; otherwise those that apply to all runs.
+        """
+        write_text(self.sent, json.dumps(config))
+        before = BASELINE if differs_from_baseline else "rest"
+        return ["--config", str(self.config(before)), "--config", str(self.sent)]
+
+    @property
+    def sent(self) -> Path:
+        """The file of the submitted config that is being checked."""
+        return self.path / ".sent.yaml"
 
     def keep_baseline(self, config: Mapping[str, Any], given: str) -> None:
         """Writes the baseline's config, and the part of it that applies to all runs.

@@ -112,7 +112,10 @@ def write_huggingface(gpt2: GPT2, folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with replacing(folder / "model.safetensors") as partial:
+            partial.touch()
+            mode = partial.stat().st_mode  # save_file leaves a file that only its owner may read
             safetensors.torch.save_file(tensors, partial, metadata={"format": "pt"})
+            partial.chmod(mode)
         for name, content in files.items():
             write_text(folder / name, content)
         for name in TOKENIZER_FILES:
