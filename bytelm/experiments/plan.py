@@ -354,15 +354,15 @@ class Planner:
             left = within.value - sum(ended.values()) - to_come
         if left < whole:
             return None
-        begun = [candidate for candidate, share in tasks.values() if share > WHOLE]
-        is_short = not begun and left % whole >= a_short
-        if is_short:
-            begun = [candidate for candidate, _ in tasks.values()]
+        begun = {candidate for candidate, share in tasks.values() if share > WHOLE}
+        tried = {candidate for candidate, _ in tasks.values()}
+        is_short = not begun and left % whole >= a_short and len(tried | self._rejected) < len(self.candidates)
+        excluded = tried if is_short else begun
         means, deviations = surface.predict(self.points)
         worth = means - CAUTION * deviations
-        for point in self.coordinates.of(begun):
+        for point in self.coordinates.of(list(excluded)):
             worth[(np.abs(self.points - point) < APART).all(1)] = np.inf
-        worth[[self.candidates.index(candidate) for candidate in (*begun, *self._rejected)]] = np.inf
+        worth[[self.candidates.index(candidate) for candidate in excluded | self._rejected]] = np.inf
         place = int(worth.argmin())
         best = min((math.log(one.score) for one in measured if one.is_whole), default=math.inf)
         lowest = means[place] - 1.96 * math.hypot(deviations[place], NOISE)
