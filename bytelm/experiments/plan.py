@@ -50,7 +50,7 @@ WIDTHS = (0.5, 0.7, 1.0, 1.4, 2.0)  # of the config's width
 SHORT_RUNS = 0.11  # of the time of all runs: the training time of the first short ones
 LONGEST_SHORT = 1 / 4  # of the budget
 RUNS_PER_KEY = 2  # first short runs
-LEAST_SHORT = 4
+LEAST_SHORT, MOST_SHORT = 4, 12
 SPREAD = 0.8  # of the ranges: the part in which the first short runs are
 MOST_CANDIDATES = 1024  # of a space with ranges
 CAUTION = 0.5  # standard deviations that are taken off a prediction: candidates of which little is known are tried
@@ -73,6 +73,8 @@ UNKNOWN = """\
 - The other scores are predictions of a quadratic surface that is fitted to all runs. They serve to choose the next
   run. Their interval contains what the runs leave open and the noise of one run, not an error of the surface's form.
 - The best whole run is near the best of the space, not at it: a handful of runs do not settle differences of 1 to 3 %.
+- A text that whole runs read several times is read less often in short ones. Repeated tokens teach less (Muennighoff et
+  al. 2023, arXiv:2305.16264), and a network that memorises its text becomes worse: trust whole runs only.
 - The speed is that of this machine under its load during the runs."""
 
 
@@ -264,13 +266,14 @@ class Planner:
         queue, runner = self._worker(made, within, storage)
         print(f"plan: {len(self.candidates)} candidates; {len(made)} of them {short} each", file=sys.stderr, flush=True)
         runner.work()
-        while queue.is_busy():  # another worker's run is part of what the next ones are chosen by
+        first_runs = queue.plan.grid()
+        while queue.is_busy(first_runs):  # another worker's run is part of what the next ones are chosen by
             time.sleep(LOOK_SECONDS)
             runner.work()  # in case that worker was killed
         rejected = [outcome for outcome in runner.outcomes if outcome.status == "rejected"]
         if len(rejected) == len(made):
             raise ConfigError("space", self.config, f"no candidate can run: {rejected[0].reason}")
-        if queue.queued:
+        if queue.open(first_runs):
             note(f"--within {within} is used up; the same command with more time continues")
             return
         while True:
@@ -297,7 +300,7 @@ class Planner:
         They are those nearest to a Latin hypercube.
         """
         keys = len(self.coordinates.names)
-        number = max(LEAST_SHORT, RUNS_PER_KEY * keys)
+        number = min(max(LEAST_SHORT, RUNS_PER_KEY * keys), MOST_SHORT)
         if len(self.candidates) <= number:
             return self.candidates
         wanted = qmc.LatinHypercube(keys, optimization="random-cd", seed=self.seed).random(number)
@@ -560,31 +563,35 @@ class Planner:
 
     def _picture(self, surface: Surface, measured: Sequence[Measured]) -> Figure:
         """Draws the loss against each option: the runs, and the surface's lowest loss over the other options."""
-        names = self.coordinates.names
+        names = list(dict.fromkeys(self.coordinates.names))
         shares = sorted({one.share for one in measured} | {1.0})
         figure = Figure(figsize=(4 * len(names), 4), layout="constrained")
-        for key, axes in zip(range(len(names)), figure.subplots(1, len(names), squeeze=False)[0], strict=True):
-            order = np.argsort(self.points[:, key])
-            parts = [part for part in np.array_split(order, PARTS) if len(part)]
+        panels = figure.subplots(1, len(names), squeeze=False, sharey=True)[0]
+        for name, axes in zip(names, panels, strict=True):
+            texts = [dict(candidate)[name] for candidate in self.candidates]
+            is_number = name in self.coordinates.numbers
+            values: list[Any] = [float(text) for text in texts] if is_number else texts
+            different = sorted(set(values))
+            parts = [np.array([place for place, value in enumerate(values) if value == one]) for one in different]
+            if is_number and len(parts) > PARTS:
+                parts = np.array_split(np.argsort(values), PARTS)
+            middles = [values[part[len(part) // 2]] for part in parts]
             for place, share in enumerate(shares):
                 losses = np.exp(surface.predict(self.points, share)[0])
-                label = f"{self.budget}, predicted" if share > WHOLE else f"{self._limit(share)}, predicted"
-                line = [losses[part].min() for part in parts]
-                axes.plot(
-                    [self._axis(part[len(part) // 2], names[key]) for part in parts], line, f"C{place}", label=label
-                )
+                label = f"{self.budget if share > WHOLE else self._limit(share)}, predicted"
+                axes.plot(middles, [losses[part].min() for part in parts], color=f"C{place}", label=label)
                 some = [one for one in measured if one.share == share]
-                values = [self._axis(self.candidates.index(one.candidate), names[key]) for one in some]
-                axes.plot(values, [one.score for one in some], "o", color=f"C{place}")
-            axes.set_xlabel(names[key].rpartition(".")[2])
-            if names[key] in self.coordinates.logs:
+                at = [values[self.candidates.index(one.candidate)] for one in some]
+                axes.plot(at, [one.score for one in some], "o", color=f"C{place}")
+            axes.set_xlabel(name.rpartition(".")[2])
+            if name in self.coordinates.logs:
                 axes.set_xscale("log")
-        axes.legend(fontsize=8)
-        figure.axes[0].set_ylabel(f"{self.score.name} ({self.score.unit}, lower is better)")
+                ticks = [middles[0], middles[len(middles) // 2], middles[-1]]
+                axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+                axes.minorticks_off()
+        panels[-1].legend(fontsize=8)
+        panels[0].set_ylabel(f"{self.score.name} ({self.score.unit}, lower is better)")
         return figure
-
-    def _axis(self, place: int, key: str) -> Any:
-        return _value(dict(self.candidates[place])[key])
 
 
 def _resolved(config: str, options: Sequence[str], space: Any = None) -> dict[str, Any]:

@@ -55,6 +55,11 @@ class Coordinates:
                 self._axes[key] = (is_log, *((math.log(low), math.log(high)) if is_log else (low, high)))
 
     @property
+    def numbers(self) -> list[str]:
+        """The keys whose values are numbers."""
+        return list(self._axes)
+
+    @property
     def logs(self) -> list[str]:
         """The keys whose logarithms count."""
         return [key for key, (is_log, *_) in self._axes.items() if is_log]
