@@ -75,12 +75,12 @@ def test_a_plan_recommends_the_best_whole_run_and_continues_where_it_was(planned
     assert "1 completed runs are too few" in capsys.readouterr().err
     planned.most_runs = 100
     out = " ".join(planned("--time_budget.limit", "8 ktok", "--space", SPACE, "--within", "0.1s")[0])
-    assert "an extrapolation from 18% of the budget" in out
+    assert "an extrapolation from 19% of the budget" in out
     out, err, made = planned("--time_budget.limit", "8 ktok", "--space", SPACE)
     assert [name.rpartition("=")[2] for name in made] == ["8_ktok"] * len(made)
     assert 1 <= len(made) <= 3
     first, *others = [line for line in err if line.startswith("plan:")]
-    assert first == "plan: 3 candidates; 3 of them 1.5 ktok each"
+    assert first == "plan: 3 candidates; 3 of them 1500 tok each"
     assert len(others) == len(made)
     assert planned("--time_budget.limit", "8 ktok", "--space", SPACE)[2] == []
 
