@@ -342,11 +342,8 @@ class Planner:
         if (surface := self._surface(measured, open_runs, tasks.values())) is None:
             return None
         if within is None:
-            left, whole, a_short = (
-                WITHIN - sum(share for _, share in tasks.values()),
-                1.0,
-                short.value / self.budget.value,
-            )
+            whole, a_short = 1.0, short.value / self.budget.value
+            left = WITHIN - sum(share for _, share in tasks.values())
         else:
             whole = max(
                 statistics.median(one.expected() for one in measured),
@@ -483,6 +480,7 @@ class Planner:
         tried = [one for one in predictions if one.longest is not None]
         best = next((one for one in tried if one.is_reached), tried[0])
         assert best.longest is not None
+        made_by = best.longest.folder if best.is_reached else None
         untried = [one for one in predictions if one.longest is None][:SHOWN]
         shown = [one for one in predictions if one in tried or one in untried]
         table = self._table(shown)
@@ -506,9 +504,9 @@ class Planner:
         page += ["![Loss against each option, for several budgets](plan.svg)", "## What this does not know", UNKNOWN]
         try:
             with replacing(recommended) as partial:
-                partial.write_text(self._recommended(best, command, folder), encoding="utf-8")
+                partial.write_text(self._recommended(best, made_by, command), encoding="utf-8")
             with replacing(folder / "plan.json") as partial:
-                partial.write_text(json.dumps(self._figures(shown, measured, best), indent=2) + "\n")
+                partial.write_text(json.dumps(self._figures(shown, measured, best, made_by), indent=2) + "\n")
             with replacing(folder / "plan.md") as partial:
                 partial.write_text("\n\n".join(page) + "\n", encoding="utf-8")
             save(self._picture(surface, measured), folder / "plan.svg")
@@ -529,25 +527,25 @@ class Planner:
             rows.append([_text(one.candidate), f"{one.score:.4f}", f"{low:.4f} to {high:.4f}", how, *counts])
         return rows
 
-    def _recommended(self, best: Prediction, command: str, folder: Path) -> str:
-        config: dict[str, Any] = {"base": os.path.relpath(self.config, folder)}
+    def _recommended(self, best: Prediction, made_by: str | None, command: str) -> str:
+        config: dict[str, Any] = {"base": os.path.relpath(self.config, self.study.folder)}
         for key, value in (*best.candidate, (LIMIT, str(self.budget))):
             inner = config
             *parents, last = key.split(".")
             for name in parents:
                 inner = inner.setdefault(name, {})
             inner[last] = _value(value)
-        how = f"reached by {best.longest.folder}" if best.is_reached else "predicted"
+        how = "predicted" if made_by is None else f"reached by {made_by}"
         return f"# {command}\n#\n# {self.score.name} {best.score:.4f}, {how}\n{dump(config)}"
 
     def _figures(
-        self, predictions: Sequence[Prediction], measured: Sequence[Measured], best: Prediction
+        self, predictions: Sequence[Prediction], measured: Sequence[Measured], best: Prediction, made_by: str | None
     ) -> dict[str, Any]:
         return {
             "limit": str(self.budget),
             "score": self.score.name,
             "recommended": dict(best.candidate),
-            "run": best.longest.folder if best.longest is not None and best.is_reached else None,
+            "run": made_by,
             "predictions": [
                 {
                     "candidate": dict(one.candidate),
