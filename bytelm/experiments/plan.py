@@ -1,11 +1,10 @@
-"""`python -m bytelm plan`: which network fits a budget on this machine, from a few short runs.
+"""`python -m bytelm plan`: which config fits a budget on this machine, from a few short and whole runs.
 
-All candidates are trained with their whole schedules within a small share of the budget. These runs also measure the
-speed of each candidate; compilation and start-up are not on the budget's clock. A law of the loss in parameters and
-tokens (loss_law.py) predicts the score of each candidate within the whole budget. The candidate with the best
-prediction is then trained within the whole budget, the law is fitted again with this run, and so on as far as the time
-allows. The recommended candidate is the best of these whole runs. All runs are those of a study, so the same command
-continues after it was cut.
+A few candidates, spread over the space, are first trained within a small share of the budget, with their whole
+schedules. A surface of the loss over the options and the budget (surface.py) is fitted to these runs. The candidate
+with the best prediction is then trained within the whole budget, the surface is fitted again, and so on as far as the
+time allows. The recommended candidate is the best of these whole runs. All runs are those of a study, so the same
+command continues after it was cut.
 """
 
 import itertools
@@ -16,13 +15,14 @@ import shlex
 import statistics
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from scipy.stats import qmc
 
 from bytelm.config import shipped
 from bytelm.config.command import CommandParser
@@ -31,42 +31,50 @@ from bytelm.config.messages import note
 from bytelm.config.text import dump
 from bytelm.errors import ConfigError, StorageError
 from bytelm.experiments.check import Checker
-from bytelm.experiments.loss_law import COMMON, LEAST_POINTS, NOISE, LossLaw, effective_tokens
 from bytelm.experiments.report.plots import save
 from bytelm.experiments.runner import Runner
 from bytelm.experiments.space_check import check_space
-from bytelm.experiments.study import Study
+from bytelm.experiments.study import SAMPLER_SEEDS, Study
+from bytelm.experiments.surface import NOISE, Coordinates, Surface
 from bytelm.experiments.task import IN_SPACE, Plan, Point, Task, as_text, check_options, read_space
 from bytelm.experiments.text_table import aligned
 from bytelm.runs.ledger import read_runs
-from bytelm.runs.read import Run
 from bytelm.runs.record import wall_time
 from bytelm.runs.score import Score, score_of
 from bytelm.system.files import replacing
-from bytelm.units import Duration, Unit, accepted_forms
+from bytelm.units import Duration, accepted_forms
 
 LIMIT = "time_budget.limit"
-SHORT_RUNS = 0.22  # of the time of all runs: the training time of the short ones
+WIDTH, D_FF, RATE = "model.gpt.d_model", "model.gpt.d_ff", "model.optimizer.lr"
+WIDTHS = (0.5, 0.7, 1.0, 1.4, 2.0)  # of the config's width
+SHORT_RUNS = 0.11  # of the time of all runs: the training time of the first short ones
 LONGEST_SHORT = 1 / 4  # of the budget
+RUNS_PER_KEY = 2  # first short runs
+LEAST_SHORT, MOST_SHORT = 4, 12
+SPREAD = 0.8  # of the ranges: the part in which the first short runs are
+MOST_CANDIDATES = 1024  # of a space with ranges
+CAUTION = 0.5  # standard deviations that are taken off a prediction: candidates of which little is known are tried
+APART = 0.12  # least difference of an option of two whole runs, of a range of 2
 WHOLE = 0.999  # of the budget: runs that were given more count as whole
 WITHOUT_SAMPLES = ["--samples.max_new_tokens", "0"]  # before the user's options; a sample takes up to a second
 LOOK_SECONDS = 1.0  # between two looks at the runs of other workers
 FEW_STEPS = 100  # of a run; shorter ones are mostly warm-up
-WIDTHS = (0.5, 0.7, 1.0, 1.4, 2.0)  # of the config's width
+LEAST_RUNS = 2  # completed, for a prediction
+PARTS = 16  # of the picture's lines
+SHOWN = 3  # candidates without a run in the table
 WITHIN = 5.0  # default of --within, in budgets
+FAILED = 1.1  # loss of a failed run, beside its prediction
 MARGIN = 1.01  # of the expected time of a whole run
 
 UNKNOWN = """\
-- Only the candidates' options vary. Everything else, such as the learning rate, the batch size and the schedule, is
-  that of the config, unless `--space` lists values of it.
+- Only the options of the space vary. Everything else is that of the config.
 - A score that was reached is that of one seed; its interval is the noise of seeds. It says nothing of candidates that
   had no whole run.
-- The other scores are predictions of a law that is fitted to all runs. They serve to choose the next whole run, and are
-  often 5 to 25 % off. Their interval contains what the runs leave open and the noise of one run, not an error of the
-  law's form.
-- A candidate that learns slowly at first and well later is underrated, and may have no whole run.
-- Repeated tokens count as Muennighoff et al. 2023 measured them on larger networks and texts. On small corpora, a
-  network that memorises its text becomes worse than the law says.
+- The other scores are predictions of a quadratic surface that is fitted to all runs. They serve to choose the next
+  run. Their interval contains what the runs leave open and the noise of one run, not an error of the surface's form.
+- The best whole run is near the best of the space, not at it: a handful of runs do not settle differences of 1 to 3 %.
+- A text that whole runs read several times is read less often in short ones. Repeated tokens teach less (Muennighoff et
+  al. 2023, arXiv:2305.16264), and a network that memorises its text becomes worse: trust whole runs only.
 - The speed is that of this machine under its load during the runs."""
 
 
@@ -94,9 +102,7 @@ class Measured:
         params: Number of its parameters.
         tokens: Tokens it was trained on.
         steps: Steps it was trained for.
-        unique: Tokens of its training text; None if they are not known.
         score: Its score.
-        speed: Tokens per unit of the budget.
         seconds: Time of its process.
         training_seconds: Time of its training.
         folder: Its folder.
@@ -107,9 +113,7 @@ class Measured:
     params: float
     tokens: float
     steps: int
-    unique: float | None
     score: float
-    speed: float
     seconds: float = 0.0
     training_seconds: float = 0.0
     folder: str = ""
@@ -130,24 +134,20 @@ class Prediction:
 
     Attributes:
         candidate: Its options.
-        params: Number of its parameters.
-        tokens: Tokens that it will be trained on.
         score: Its predicted score, or the one that it reached.
-        interval: 95 % interval of the score: for a predicted one that of the law, otherwise that of another seed.
-        longest: The longest run that was made of it.
+        interval: 95 % interval of the score: for a predicted one that of the surface, otherwise that of another seed.
+        longest: The longest run that was made of it; None if there is none.
     """
 
     candidate: Point
-    params: float
-    tokens: float
     score: float
     interval: tuple[float, float]
-    longest: Measured
+    longest: Measured | None
 
     @property
     def is_reached(self) -> bool:
         """Whether a run within the whole budget was made."""
-        return self.longest.is_whole
+        return self.longest is not None and self.longest.is_whole
 
 
 def plan(
@@ -156,6 +156,7 @@ def plan(
     limit: Duration | None = None,
     within: Duration | None = None,
     space: dict[str, Any] | list[Any] | str | None = None,
+    sampler_seed: int = 0,
     study: str | None = None,
     storage: str | None = None,
 ) -> str:
@@ -167,10 +168,12 @@ def plan(
         limit: The budget to plan for: a time, steps, tokens or FLOPs. Default: that of the config.
         within: Time limit of all runs of the plan together. Default: five times the budget if it is a time; otherwise
             none.
-        space: The candidates: values of keys, such as `{model.gpt.d_model: [64, 96, 128], model.optimizer.lr: [3e-3,
-            6e-3]}`, of which every combination is one; or a list of them: `[{model.gpt.d_model: 64, model.gpt.d_ff:
-            192}, {model.gpt.d_model: 96, model.gpt.d_ff: 384}]`; or a YAML file with the former. Default: half to
-            twice the config's width, with d_ff in proportion.
+        space: The candidates: for each key a list of values or a range, as in `experiments`: `{model.gpt.d_model: [64,
+            96, 128], model.optimizer.lr: {low: 1e-3, high: 1e-2, log: true}}`; or a YAML file with these; or a list of
+            candidates: `[{model.gpt.d_model: 64, model.gpt.d_ff: 192}, {model.gpt.d_model: 96, model.gpt.d_ff: 384}]`.
+            With d_model and without d_ff, d_ff stays in the config's proportion to it. Default: half to twice the
+            config's width and layers, and a quarter to four times its rate.
+        sampler_seed: Seed of the choice of the first runs. The same command continues with the same one.
         study: Name of the study with the runs. Default: `plan-` and the name of the config.
         storage: The queue of several workers, as in `experiments`.
 
@@ -186,6 +189,8 @@ def plan(
         raise ConfigError("config", config, f"there is no such file and {shipped.missing(config)}")
     if within is not None and (within.unit != "seconds" or not within.value):
         raise ConfigError("within", str(within), accepted_forms("seconds"))
+    if not 0 <= sampler_seed < SAMPLER_SEEDS:
+        raise ConfigError("sampler_seed", sampler_seed, f"accepted: a whole number from 0 to {SAMPLER_SEEDS - 1}")
     of_candidates = read_space(space)
     keys = _keys(of_candidates)
     if LIMIT in keys:
@@ -198,10 +203,13 @@ def plan(
         raise ConfigError("limit", str(budget), "accepted: a time, steps, tokens or FLOPs")
     if within is None and budget.unit == "seconds":
         within = Duration(WITHIN * budget.value, "seconds")
-    candidates = _candidates(of_candidates, resolved)
+    known = flat(resolved)
+    if of_candidates is None:
+        of_candidates = _around(known)
+    candidates = _candidates(of_candidates, known, sampler_seed)
     name = study or f"plan-{Path(config).stem}"
     queue = Study(name, Plan([config], [*WITHOUT_SAMPLES, *options]), storage)
-    planner = Planner(config, options, budget, candidates, queue)
+    planner = Planner(config, options, budget, candidates, _keys(of_candidates), queue, sampler_seed)
     planner.measure(within, storage)
     return planner.write()
 
@@ -214,23 +222,36 @@ class Planner:
         options: Further options of all runs.
         budget: The budget to plan for.
         candidates: Options of each candidate.
+        keys: The options that are chosen; others of a candidate follow from these.
         study: The study with the runs.
+        seed: Seed of the choice of the first runs.
     """
 
     def __init__(
-        self, config: str, options: Sequence[str], budget: Duration, candidates: Sequence[Point], study: Study
+        self,
+        config: str,
+        options: Sequence[str],
+        budget: Duration,
+        candidates: Sequence[Point],
+        keys: Collection[str],
+        study: Study,
+        seed: int = 0,
     ) -> None:
         self.config = config
         self.options = list(options)
         self.budget = budget
         self.candidates = list(candidates)
+        self.coordinates = Coordinates(self.candidates, keys)
+        self.points = self.coordinates.of(self.candidates)
         self.study = study
+        self.seed = seed
         self.score: Score = score_of([])
+        self._rejected: set[Point] = set()
 
     def measure(self, within: Duration | None, storage: str | None = None) -> None:
-        """Makes short runs of all candidates, then whole runs of the best predictions, as far as the time allows.
+        """Makes the first short runs, then one run after another, as far as the time allows.
 
-        Several workers wait for each other's short runs only.
+        Several workers wait for each other's first runs only.
 
         Args:
             within: Time limit of all runs together.
@@ -239,25 +260,31 @@ class Planner:
         Raises:
             ConfigError: No candidate can run.
         """
-        limit = self._short_limit(within)
-        made = [(*candidate, (LIMIT, str(limit))) for candidate in self.candidates]
+        first = self.first()
+        short = self._short_limit(within, len(first))
+        made = [(*candidate, (LIMIT, str(short))) for candidate in first]
         queue, runner = self._worker(made, within, storage)
-        print(f"plan: {len(made)} candidates, {limit} each", file=sys.stderr, flush=True)
+        print(f"plan: {len(self.candidates)} candidates; {len(made)} of them {short} each", file=sys.stderr, flush=True)
         runner.work()
-        while queue.is_busy():  # another worker's run is part of what the whole runs are chosen by
+        first_runs = queue.plan.grid()
+        while queue.is_busy(first_runs):  # another worker's run is part of what the next ones are chosen by
             time.sleep(LOOK_SECONDS)
             runner.work()  # in case that worker was killed
         rejected = [outcome for outcome in runner.outcomes if outcome.status == "rejected"]
         if len(rejected) == len(made):
             raise ConfigError("space", self.config, f"no candidate can run: {rejected[0].reason}")
-        if queue.queued:
+        if queue.open(first_runs):
             note(f"--within {within} is used up; the same command with more time continues")
             return
         while True:
-            if (chosen := self.next_whole(within)) is not None:
-                made.append((*chosen, (LIMIT, str(self.budget))))
-                print(f"plan: {_text(chosen)}, the whole {self.budget}", file=sys.stderr, flush=True)
-                self._worker(made, None, storage)[1].work()  # nothing, if another worker has just chosen the same
+            if (chosen := self.next_run(within, short)) is not None:
+                made.append(chosen)
+                *candidate, (_, limit) = chosen
+                print(f"plan: {_text(tuple(candidate))}, {limit}", file=sys.stderr, flush=True)
+                runner = self._worker(made, None, storage)[1]
+                runner.work()  # nothing, if another worker has just chosen the same
+                if any(outcome.status == "rejected" for outcome in runner.outcomes):
+                    self._rejected.add(tuple(candidate))
             elif queue.is_busy():
                 time.sleep(LOOK_SECONDS)
             else:
@@ -267,48 +294,107 @@ class Planner:
         queue = Study(self.study.name, Rounds([self.config], self.study.plan.options, runs=tuple(runs)), storage)
         return queue, Runner(queue, None, within)
 
-    def _short_limit(self, within: Duration | None) -> Duration:
+    def first(self) -> list[Point]:
+        """The candidates of the first short runs: all if there are few, otherwise some that are spread over the space.
+
+        They are those nearest to a Latin hypercube.
+        """
+        keys = len(self.coordinates.names)
+        number = min(max(LEAST_SHORT, RUNS_PER_KEY * keys), MOST_SHORT)
+        if len(self.candidates) <= number:
+            return self.candidates
+        wanted = qmc.LatinHypercube(keys, optimization="random-cd", seed=self.seed).random(number)
+        chosen: list[int] = []
+        for point in SPREAD * (2 * wanted - 1):
+            far = np.abs(self.points - point).sum(1)
+            far[chosen] = np.inf
+            chosen.append(int(far.argmin()))
+        return [self.candidates[place] for place in chosen]
+
+    def _short_limit(self, within: Duration | None, number: int) -> Duration:
         """The budget of the short runs: that of a command that is continued, or what fits into a part of the time."""
         if begun := [share for _, share in self._tasks().values() if share < WHOLE]:
             return self._limit(min(begun))
         budgets = WITHIN
         if within is not None and self.budget.unit == "seconds":
             budgets = within.value / self.budget.value
-        share = min(SHORT_RUNS * budgets / len(self.candidates), LONGEST_SHORT)
+        share = min(SHORT_RUNS * budgets / number, LONGEST_SHORT)
         return self._limit(float(f"{share * self.budget.value:.2g}") / self.budget.value)
 
-    def next_whole(self, within: Duration | None) -> Point | None:
-        """The candidate to be trained within the whole budget next: the best prediction that can win and fits.
+    def next_run(self, within: Duration | None, short: Duration) -> Point | None:
+        """The next run: that of the best prediction that has had none.
+
+        It is given the whole budget, unless the time for a short one is left over by the whole runs that fit.
 
         Args:
             within: Time limit of all runs together. None: they are given five budgets together.
+            short: The budget of a short run.
 
         Returns:
-            None if no run fits, or none is likely to be better than the best whole run.
+            The candidate with its limit; None if no whole run fits, or none is likely to be better than the best one.
         """
         measured = self.measured()
-        if (law := self._law(measured)) is None:
-            return None
-        predictions = self.predictions(law, measured)
-        best = min((one.score for one in predictions if one.is_reached), default=math.inf)
         tasks = self._tasks()
-        begun = {candidate for candidate, share in tasks.values() if share > WHOLE}
-        times = {one.candidate: one.longest.expected() for one in predictions}
         ended = {
             run.experiment: wall_time(run.record) for run in read_runs(self.study.folder) if run.status != "running"
         }
-        left = WITHIN - sum(share for _, share in tasks.values())  # in budgets
-        if within is not None:
-            to_come = [times.get(candidate, 0.0) for name, (candidate, _) in tasks.items() if name not in ended]
-            left = within.value - sum(ended.values()) - sum(to_come)
-        for one in predictions:
-            if (
-                one.candidate not in begun
-                and one.interval[0] < best
-                and (times[one.candidate] if within else 1.0) <= left
-            ):
-                return one.candidate
-        return None
+        open_runs = [task for name, task in tasks.items() if name not in ended]
+        if (surface := self._surface(measured, open_runs, tasks.values())) is None:
+            return None
+        if within is None:
+            whole, a_short = 1.0, short.value / self.budget.value
+            left = WITHIN - sum(share for _, share in tasks.values())
+        else:
+            whole = max(
+                statistics.median(one.expected() for one in measured),
+                max((one.seconds for one in measured if one.is_whole), default=0.0),
+            )
+            a_short = statistics.fmean([one.seconds for one in measured if not one.is_whole] or [whole])
+            to_come = sum(whole if share > WHOLE else a_short for _, share in open_runs)
+            left = within.value - sum(ended.values()) - to_come
+        if left < whole:
+            return None
+        begun = {candidate for candidate, share in tasks.values() if share > WHOLE}
+        tried = {candidate for candidate, _ in tasks.values()}
+        is_short = not begun and left % whole >= a_short and len(tried | self._rejected) < len(self.candidates)
+        excluded = tried if is_short else begun
+        means, deviations = surface.predict(self.points)
+        worth = means - CAUTION * deviations
+        for point in self.coordinates.of(list(excluded)):
+            worth[(np.abs(self.points - point) < APART).all(1)] = np.inf
+        worth[[self.candidates.index(candidate) for candidate in excluded | self._rejected]] = np.inf
+        place = int(worth.argmin())
+        best = min((math.log(one.score) for one in measured if one.is_whole), default=math.inf)
+        lowest = means[place] - 1.96 * math.hypot(deviations[place], NOISE)
+        if worth[place] == np.inf or lowest >= best:
+            return None
+        return (*self.candidates[place], (LIMIT, str(short if is_short else self.budget)))
+
+    def _surface(
+        self,
+        measured: Sequence[Measured],
+        open_runs: Collection[tuple[Point, float]] = (),
+        tasks: Collection[tuple[Point, float]] = (),
+    ) -> Surface | None:
+        """The surface that is fitted to runs; None if there are too few.
+
+        Runs that have not ended count as they are predicted, so that another worker chooses other ones, and runs that
+        failed as worse than predicted.
+        """
+        if len(measured) < LEAST_RUNS:
+            return None
+        names = self.coordinates.names
+        points = self.coordinates.of([one.candidate for one in measured])
+        shares, losses = [one.share for one in measured], [one.score for one in measured]
+        surface = Surface.fit(names, points, shares, losses)
+        others = [task for task in tasks if not any(task == (one.candidate, one.share) for one in measured)]
+        if not others:
+            return surface
+        for candidate, share in others:
+            at = self.coordinates.of([candidate])
+            loss = math.exp(surface.predict(at, share)[0][0]) * (1.0 if (candidate, share) in open_runs else FAILED)
+            points, shares, losses = np.concatenate([points, at]), [*shares, share], [*losses, loss]
+        return Surface.fit(names, points, shares, losses)
 
     def _limit(self, share: float) -> Duration:
         value = self.budget.value * share
@@ -336,9 +422,8 @@ class Planner:
         self.score = score_of(run.record for *_, run in runs)
         found = []
         for candidate, share, run in runs:
-            score, used = self.score.of(run.record), _used(run.record, self.budget.unit)
-            if score is not None and used:
-                record = run.record
+            score, record = self.score.of(run.record), run.record
+            if score is not None:
                 found.append(
                     Measured(
                         candidate=candidate,
@@ -346,9 +431,7 @@ class Planner:
                         params=record["num_params_M"] * 1e6,
                         tokens=float(record["tokens_seen"]),
                         steps=record["total_steps"],
-                        unique=_unique(run),
                         score=score,
-                        speed=record["tokens_seen"] / used,
                         seconds=wall_time(record),
                         training_seconds=record["training_time_secs"],
                         folder=str(run.folder),
@@ -356,37 +439,24 @@ class Planner:
                 )
         return found
 
-    def _law(self, measured: Sequence[Measured]) -> LossLaw | None:
-        if len(measured) < LEAST_POINTS:
-            return None
-        tokens = [float(effective_tokens(one.tokens, one.unique)) for one in measured]
-        places = [self.candidates.index(one.candidate) for one in measured]
-        sizes, losses = [one.params for one in measured], [one.score for one in measured]
-        return LossLaw.fit(places, sizes, tokens, losses, [one.share for one in measured])
-
-    def predictions(self, law: LossLaw, measured: Sequence[Measured]) -> list[Prediction]:
-        """The prediction of each candidate with a run, or what its whole run reached; the best first.
+    def predictions(self, surface: Surface, measured: Sequence[Measured]) -> list[Prediction]:
+        """For each candidate the prediction, or what its whole run reached; the best first.
 
         Args:
-            law: The law, fitted to these runs.
+            surface: The surface, fitted to these runs.
             measured: The runs.
         """
+        longest: dict[Point, Measured] = {}
+        for one in sorted(measured, key=lambda one: one.share):
+            longest[one.candidate] = one
         found = []
-        for place, candidate in enumerate(self.candidates):
-            own = [one for one in measured if one.candidate == candidate]
-            if not own:
-                continue
-            longest = max(own, key=lambda one: one.share)
-            tokens = longest.speed * self.budget.value
-            effective = float(effective_tokens(tokens, longest.unique))
-            if longest.is_whole:
-                tokens, score = longest.tokens, longest.score
-                half = math.exp(1.96 * math.sqrt(2) * NOISE)  # of the difference between two seeds
-                interval = (score / half, score * half)
+        for candidate, mean, deviation in zip(self.candidates, *surface.predict(self.points), strict=True):
+            run = longest.get(candidate)
+            if run is not None and run.is_whole:
+                score, half = run.score, math.exp(1.96 * math.sqrt(2) * NOISE)  # of the difference between two seeds
             else:
-                score = law.predict(place, longest.params, effective)
-                interval = law.interval(place, longest.params, effective)
-            found.append(Prediction(candidate, longest.params, tokens, score, interval, longest))
+                score, half = math.exp(mean), math.exp(1.96 * math.hypot(deviation, NOISE))
+            found.append(Prediction(candidate, score, (score / half, score * half), run))
         return sorted(found, key=lambda one: one.score)
 
     # Output
@@ -399,16 +469,21 @@ class Planner:
             StorageError: There are too few runs, or a file cannot be written.
         """
         measured = self.measured()
-        if (law := self._law(measured)) is None:
+        if (surface := self._surface(measured)) is None:
             raise StorageError(
                 f"{self.study.folder}: {len(measured)} completed runs are too few for a prediction, which needs "
-                f"{LEAST_POINTS}; accepted: a longer --within, or more candidates"
+                f"{LEAST_RUNS}; accepted: a longer --within, or more candidates"
             )
-        predictions = self.predictions(law, measured)
+        predictions = self.predictions(surface, measured)
         folder = self.study.folder
         recommended = folder / "recommended.yaml"
-        table = self._table(predictions)
-        best = next((one for one in predictions if one.is_reached), predictions[0])
+        tried = [one for one in predictions if one.longest is not None]
+        best = next((one for one in tried if one.is_reached), tried[0])
+        assert best.longest is not None
+        made_by = best.longest.folder if best.is_reached else None
+        untried = [one for one in predictions if one.longest is None][:SHOWN]
+        shown = [one for one in predictions if one in tried or one in untried]
+        table = self._table(shown)
         low, high = best.interval
         sentence = f"Recommended for {self.budget}: {_text(best.candidate)}; "
         if best.is_reached:
@@ -426,15 +501,15 @@ class Planner:
             sentence += f" With fewer than {FEW_STEPS} steps a run is mostly warm-up: plan for a longer budget."
         command = shlex.join(["python", "-m", "bytelm", "fit", "--config", str(recommended), *self.options])
         page = [f"# Plan for {self.budget}", sentence, f"    {command}", "## Candidates", _markdown(table)]
-        page += ["![Loss against parameters, for several budgets](plan.svg)", "## What this does not know", UNKNOWN]
+        page += ["![Loss against each option, for several budgets](plan.svg)", "## What this does not know", UNKNOWN]
         try:
             with replacing(recommended) as partial:
-                partial.write_text(self._recommended(best, command, folder), encoding="utf-8")
+                partial.write_text(self._recommended(best, made_by, command), encoding="utf-8")
             with replacing(folder / "plan.json") as partial:
-                partial.write_text(json.dumps(self._figures(law, predictions, measured, best), indent=2) + "\n")
+                partial.write_text(json.dumps(self._figures(shown, measured, best, made_by), indent=2) + "\n")
             with replacing(folder / "plan.md") as partial:
                 partial.write_text("\n\n".join(page) + "\n", encoding="utf-8")
-            save(self._picture(law, predictions, measured), folder / "plan.svg")
+            save(self._picture(surface, measured), folder / "plan.svg")
         except OSError as error:
             raise StorageError(f"{folder}: the plan cannot be written ({error.strerror or error})") from error
         _resolved(str(recommended), self.options)
@@ -445,42 +520,38 @@ class Planner:
         rows = [["candidate", self.score.name, "95 % interval", "", "parameters", "tokens", "longest run"]]
         for one in predictions:
             low, high = one.interval
-            name, counts = (
-                _text(one.candidate),
-                (f"{one.params:,.0f}", f"{one.tokens:,.0f}", str(self._limit(one.longest.share))),
-            )
-            how = "reached" if one.is_reached else "predicted"
-            rows.append([name, f"{one.score:.4f}", f"{low:.4f} to {high:.4f}", how, *counts])
+            run, how = one.longest, "reached" if one.is_reached else "predicted"
+            counts = ["", "", "none"]
+            if run is not None:
+                counts = [f"{run.params:,.0f}", f"{run.tokens:,.0f}", str(self._limit(run.share))]
+            rows.append([_text(one.candidate), f"{one.score:.4f}", f"{low:.4f} to {high:.4f}", how, *counts])
         return rows
 
-    def _recommended(self, best: Prediction, command: str, folder: Path) -> str:
-        config: dict[str, Any] = {"base": os.path.relpath(self.config, folder)}
+    def _recommended(self, best: Prediction, made_by: str | None, command: str) -> str:
+        config: dict[str, Any] = {"base": os.path.relpath(self.config, self.study.folder)}
         for key, value in (*best.candidate, (LIMIT, str(self.budget))):
             inner = config
             *parents, last = key.split(".")
             for name in parents:
                 inner = inner.setdefault(name, {})
             inner[last] = _value(value)
-        how = f"reached by {best.longest.folder}" if best.is_reached else "predicted"
+        how = "predicted" if made_by is None else f"reached by {made_by}"
         return f"# {command}\n#\n# {self.score.name} {best.score:.4f}, {how}\n{dump(config)}"
 
     def _figures(
-        self, law: LossLaw, predictions: Sequence[Prediction], measured: Sequence[Measured], best: Prediction
+        self, predictions: Sequence[Prediction], measured: Sequence[Measured], best: Prediction, made_by: str | None
     ) -> dict[str, Any]:
-        e, a, alpha, b, beta = (float(value) for value in np.exp(law.parameters[:COMMON]))
-        of_n, of_d = (float(value) for value in np.exp(law.center))
         return {
             "limit": str(self.budget),
             "score": self.score.name,
-            # loss = E + A / (parameters / N)^alpha + B / (effective tokens / D)^beta
-            "law": {"E": e, "A": a, "alpha": alpha, "B": b, "beta": beta, "N": of_n, "D": of_d, "noise": law.noise},
             "recommended": dict(best.candidate),
-            "run": best.longest.folder if best.is_reached else None,
+            "run": made_by,
             "predictions": [
                 {
-                    **vars(one),
                     "candidate": dict(one.candidate),
-                    "longest": one.longest.share,
+                    "score": one.score,
+                    "interval": one.interval,
+                    "longest": None if one.longest is None else one.longest.share,
                     "is_reached": one.is_reached,
                 }
                 for one in predictions
@@ -488,29 +559,36 @@ class Planner:
             "runs": [{**vars(one), "candidate": dict(one.candidate)} for one in measured],
         }
 
-    def _picture(self, law: LossLaw, predictions: Sequence[Prediction], measured: Sequence[Measured]) -> Figure:
-        """Draws loss against the number of parameters: the runs, and the law for each budget."""
-        figure = Figure(figsize=(10, 5))
-        axes = figure.subplots()
-        unique = statistics.median_low([one.unique for one in measured if one.unique] or [0]) or None
-        sizes = np.array(sorted({one.params for one in predictions}))
-        speeds = [next(one.tokens for one in predictions if one.params == size) / self.budget.value for size in sizes]
-        line = np.geomspace(sizes[0], sizes[-1], 100)
-        speed = np.exp(np.interp(np.log(line), np.log(sizes), np.log(speeds)))
-        shares = sorted({one.share for one in measured if not one.is_whole})
-        for place, share in enumerate((*shares, 1.0)):
-            amount = self.budget.value * share
-            losses = law.curve(line, effective_tokens(speed * amount, unique))
-            label = f"{self.budget}, predicted" if share == 1.0 else str(self._limit(share))
-            axes.plot(line, losses, color=f"C{place}", label=label, lw=2 if share == 1.0 else 1)
-            some = [one for one in measured if one.share == share or (one.is_whole and share == 1.0)]
-            axes.plot([one.params for one in some], [one.score for one in some], "o", color=f"C{place}")
-        for one in predictions:
-            axes.plot([one.params] * 2, one.interval, color=f"C{len(shares)}", lw=1, alpha=0.5)
-        axes.set_xscale("log")
-        axes.set_xlabel("parameters")
-        axes.set_ylabel(f"{self.score.name} ({self.score.unit}, lower is better)")
-        axes.legend(fontsize=8)
+    def _picture(self, surface: Surface, measured: Sequence[Measured]) -> Figure:
+        """Draws the loss against each option: the runs, and the surface's lowest loss over the other options."""
+        names = list(dict.fromkeys(self.coordinates.names))
+        shares = sorted({one.share for one in measured} | {1.0})
+        figure = Figure(figsize=(4 * len(names), 4), layout="constrained")
+        panels = figure.subplots(1, len(names), squeeze=False, sharey=True)[0]
+        for name, axes in zip(names, panels, strict=True):
+            texts = [dict(candidate)[name] for candidate in self.candidates]
+            is_number = name in self.coordinates.numbers
+            values: list[Any] = [float(text) for text in texts] if is_number else texts
+            different = sorted(set(values))
+            parts = [np.array([place for place, value in enumerate(values) if value == one]) for one in different]
+            if is_number and len(parts) > PARTS:
+                parts = np.array_split(np.argsort(values), PARTS)
+            middles = [values[part[len(part) // 2]] for part in parts]
+            for place, share in enumerate(shares):
+                losses = np.exp(surface.predict(self.points, share)[0])
+                label = f"{self.budget if share > WHOLE else self._limit(share)}, predicted"
+                axes.plot(middles, [losses[part].min() for part in parts], color=f"C{place}", label=label)
+                some = [one for one in measured if one.share == share]
+                at = [values[self.candidates.index(one.candidate)] for one in some]
+                axes.plot(at, [one.score for one in some], "o", color=f"C{place}")
+            axes.set_xlabel(name.rpartition(".")[2])
+            if name in self.coordinates.logs:
+                axes.set_xscale("log")
+                ticks = [middles[0], middles[len(middles) // 2], middles[-1]]
+                axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+                axes.minorticks_off()
+        panels[-1].legend(fontsize=8)
+        panels[0].set_ylabel(f"{self.score.name} ({self.score.unit}, lower is better)")
         return figure
 
 
@@ -555,10 +633,34 @@ def _only_limit(resolved: Mapping[str, Any]) -> Duration:
     return Duration.parse(limit)
 
 
+def _around(known: Mapping[str, Any]) -> dict[str, Any]:
+    """The space of a config without one: half to twice its width and layers, a quarter to four times its rate.
+
+    Args:
+        known: All values of the config.
+    """
+    width, heads, layers = (known.get(f"model.gpt.{key}") for key in ("d_model", "n_heads", "n_layers"))
+    if not isinstance(width, int) or not isinstance(heads, int):
+        raise ConfigError("space", None, "the config's network has no d_model and n_heads; accepted: lists or ranges")
+    even = 2 * heads  # the heads' width stays even
+    space: dict[str, Any] = {WIDTH: list(dict.fromkeys(max(round(width * f / even), 1) * even for f in WIDTHS))}
+    if isinstance(layers, int):
+        space["model.gpt.n_layers"] = list(range(max(layers // 2, 1), 2 * layers + 1))
+    if isinstance(rate := known.get(RATE), float):
+        space[RATE] = {"low": rate / 4, "high": 4 * rate, "log": True}
+    return space
+
+
 def _candidates(
-    space: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None, resolved: Mapping[str, Any]
+    space: Mapping[str, Any] | Sequence[Mapping[str, Any]], known: Mapping[str, Any], seed: int
 ) -> list[Point]:
     """The options of each candidate.
+
+    Args:
+        space: The space: a list of candidates, or lists and ranges, of which all combinations are candidates if there
+            are only lists, and not too many.
+        known: All values of the config.
+        seed: Seed of the draw of candidates.
 
     Raises:
         ConfigError: There are fewer than two.
@@ -566,37 +668,36 @@ def _candidates(
     if isinstance(space, list):
         points = [_point(candidate) for candidate in space]
     elif isinstance(space, Mapping):
-        tasks = Plan([""], (), (None,), space).grid()
-        points = [task.point for task in tasks]
-    else:
-        known = flat(resolved)
-        width, heads, d_ff = (known.get(f"model.gpt.{key}") for key in ("d_model", "n_heads", "d_ff"))
-        if not isinstance(width, int) or not isinstance(heads, int):
-            raise ConfigError(
-                "space", None, "the config's network has no d_model and n_heads; accepted: a list of values"
-            )
-        points = []
-        for factor in WIDTHS:
-            d_model = max(round(width * factor / (2 * heads)), 1) * 2 * heads  # the heads' width stays even
-            point = {"model.gpt.d_model": d_model}
-            if isinstance(d_ff, int):
-                point["model.gpt.d_ff"] = max(round(d_ff * d_model / width), 1)
-            points.append(tuple((key, as_text(value)) for key, value in point.items()))
+        lists = [values for values in space.values() if isinstance(values, list)]
+        if len(lists) == len(space) and math.prod(map(len, lists)) <= MOST_CANDIDATES:
+            draws = [dict(zip(space, values, strict=True)) for values in itertools.product(*lists)]
+        else:
+            shares = qmc.Sobol(len(space), seed=seed).random(MOST_CANDIDATES)
+            draws = [{key: _drawn(space[key], at) for key, at in zip(space, row, strict=True)} for row in shares]
+        width, d_ff = known.get(WIDTH), known.get(D_FF)
+        if WIDTH in space and D_FF not in space and isinstance(width, int) and isinstance(d_ff, int):
+            draws = [{**draw, D_FF: max(round(d_ff * draw[WIDTH] / width), 1)} for draw in draws]
+        points = [_point(draw) for draw in draws]
     points = list(dict.fromkeys(points))
     if len(points) < 2:
         raise ConfigError("space", space, "accepted: values that make at least two candidates")
     return points
 
 
-def _used(record: Mapping[str, Any], unit: Unit) -> float | None:
-    keys = {"seconds": "training_time_secs", "steps": "total_steps", "tokens": "tokens_seen", "flops": "total_flops"}
-    return record.get(keys[unit])
-
-
-def _unique(run: Run) -> float | None:
-    """Tokens of the run's training text."""
-    corpus = run.record.get("corpus") or {}
-    return corpus.get("bytes") or (corpus.get("tokens") or {}).get("train")
+def _drawn(values: Any, at: float) -> Any:
+    """A value of a list or a range, at a share of it from 0 to 1."""
+    if isinstance(values, list):
+        return values[min(int(at * len(values)), len(values) - 1)]
+    low, high, step = values["low"], values["high"], values.get("step")
+    if values.get("log"):
+        drawn = low * (high / low) ** at
+    elif step is not None:
+        drawn = low + step * min(int(at * (int((high - low) / step) + 1)), int((high - low) / step))
+    else:
+        drawn = low + (high - low) * at
+    if all(isinstance(number, int) for number in (low, high, step or 0)):
+        return round(drawn)
+    return min(max(float(f"{drawn:.3g}"), low), high)
 
 
 def _text(point: Point) -> str:
@@ -607,14 +708,13 @@ def _keys(space: Any) -> dict[str, Any]:
     """The keys that the candidates of a space differ in, with values.
 
     Raises:
-        ConfigError: It is neither lists of values nor a list of candidates.
+        ConfigError: It is neither lists of values and ranges nor a list of candidates.
     """
     lists = {"": space} if isinstance(space, Mapping) else dict(enumerate(space)) if isinstance(space, list) else None
     if space is not None and (lists is None or not all(isinstance(each, Mapping) for each in lists.values())):
-        raise ConfigError("space", space, "accepted: {key: [values]}, or [{key: value}, …]")
-    for key, values in space.items() if isinstance(space, Mapping) else ():
-        if not isinstance(values, list) or not values:
-            raise ConfigError(f"space.{key}", values, "accepted: a list of values")
+        raise ConfigError("space", space, "accepted: {key: [values]}, {key: {low: …, high: …}}, or [{key: value}, …]")
+    if isinstance(space, Mapping):
+        Plan([""], (), (None,), space, sampler="random")  # checks it
     return {key: value for each in (lists or {}).values() for key, value in each.items()}
 
 

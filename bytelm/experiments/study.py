@@ -10,7 +10,7 @@ that requests a run resumes it.
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -147,9 +147,23 @@ class Study:
                 states.setdefault(names[task], trial.state.is_finished())
         return states
 
-    def is_busy(self) -> bool:
-        """Whether a process works on one of the study's runs."""
-        return any(not ended and not is_free(Path(self.folder, name, LOG)) for name, ended in self.states().items())
+    def open(self, tasks: Collection[Task] | None = None) -> list[str]:
+        """Folders of the runs in the queue that have not ended.
+
+        Args:
+            tasks: The runs; default all of the study.
+        """
+        folders = self.folders()
+        wanted = set(folders.values()) if tasks is None else {folders.get(task) for task in tasks}
+        return [name for name, ended in self.states().items() if not ended and name in wanted]
+
+    def is_busy(self, tasks: Collection[Task] | None = None) -> bool:
+        """Whether a process works on one of the study's runs.
+
+        Args:
+            tasks: The runs; default all of the study.
+        """
+        return any(not is_free(Path(self.folder, name, LOG)) for name in self.open(tasks))
 
     def folders(self) -> dict[Task, str]:
         """For each run that was ever in the queue, the name of its folder in the study's folder."""

@@ -286,6 +286,20 @@ def test_a_run_is_offered_again_when_its_process_is_gone_and_not_before(study, a
     assert two.next() == claim
 
 
+def test_only_a_run_that_a_process_works_on_makes_a_study_busy_and_only_for_those_who_ask_for_it(study, at_work):
+    queue = study(seeds=(1, 2))
+    claim = queue.next()
+    (other,) = [task for task in queue.plan.grid() if task != claim.task]
+    assert not queue.is_busy()
+    at_work(log(claim))
+    assert queue.is_busy()
+    assert queue.is_busy([claim.task])
+    assert not queue.is_busy([other])
+    assert len(queue.open()) == 2
+    queue.close(claim.number, 2.0)
+    assert (queue.is_busy(), queue.open([claim.task]), len(queue.open([other]))) == (False, [], 1)
+
+
 def test_a_run_that_was_cut_comes_before_those_that_wait(study):
     queue = study(seeds=(1, 2))
     cut = queue.next()
