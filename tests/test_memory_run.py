@@ -66,8 +66,9 @@ def test_a_budget_that_the_filling_uses_up_ends_the_run_before_its_first_step(ru
         time.sleep(0.1)
         return _triples(*args)
 
+    monkeypatch.setattr("bytelm.kernels.ngram_memory.is_available", lambda *of: False)  # it counts in larger pieces
     monkeypatch.setattr("bytelm.parts.memory.release_memory", lambda: None)  # it takes as long in a process of tests
-    monkeypatch.setattr("bytelm.parts.ngram_counts._PIECE", 1000)
+    monkeypatch.setattr("bytelm.parts.ngram_counts.PIECE", 1000)
     monkeypatch.setattr("bytelm.parts.ngram_counts._triples", late)
     with pytest.raises(ConfigError, match=r"'0\.2s' cannot be used; it was used up before the first step"):
         run("--time_budget.limit", "0.2s", *MEMORY)

@@ -142,6 +142,37 @@ class Rows {
     }
   }
 
+  // Of each position of rows and each kind: the target's share of what followed its context, how often the context was
+  // seen, and how many different tokens followed; each (n_kinds, n_all), of which this row is from `first` on.
+  void shares(const int64_t* tokens, const int64_t* targets, int64_t n_all, int64_t first, float* share, float* totals,
+              float* distincts) {
+    hash(tokens);
+    for (int64_t t = 0; t < std::min<int64_t>(2 * kAhead, n_); ++t) fetch_bucket(t);
+    for (int64_t t = 0; t < std::min<int64_t>(kAhead, n_); ++t) fetch_entries(t);
+    for (int64_t t = 0; t < n_; ++t) {
+      if (t + 2 * kAhead < n_) fetch_bucket(t + 2 * kAhead);
+      if (t + kAhead < n_) fetch_entries(t + kAhead);
+      const int64_t target = m_.symbols[targets[t]];
+      for (int64_t k = 0; k < m_.n_kinds; ++k) {
+        float total = 0, distinct = 0, own = 0;
+        follow(tokens, t, k, &total, &distinct);
+        for (size_t i = 0; i < symbols_.size(); ++i) own += symbols_[i] == target ? found_[i] : 0;
+        const int64_t place = k * n_all + first + t;
+        share[place] = own / std::max(total, 1.0f);
+        totals[place] = total;
+        distincts[place] = distinct;
+      }
+    }
+  }
+
+  // Calls each(t, hash) for each position of a row that has a context of the only kind.
+  template <typename Each>
+  void contexts(const int64_t* tokens, Each each) {
+    hash(tokens);
+    for (int64_t t = 0; t < n_; ++t)
+      if (known_[t]) each(t, hashes_[t]);
+  }
+
  private:
   void hash(const int64_t* tokens) {
     plain_.set(n_, [&](int64_t i) { return tokens[i]; });
@@ -283,6 +314,115 @@ void recall(const Memory& memory, const int64_t* tokens, int64_t n_rows, int64_t
   });
 }
 
+// Counts of the tokens that follow the contexts of one kind, as NGramCounts (ngram_counts.py) makes them: triples of
+// context, token and fold, sorted range by range. Sorting is by radix, with what a range has in a core's cache.
+class Counts {
+ public:
+  static constexpr int64_t kFolds = 16, kMostStep = 255;
+
+  Counts(const Memory& memory, const uint8_t* text, const uint8_t* folds, int64_t n, int64_t piece, int64_t range,
+         int64_t most_pairs) {
+    const int64_t n_ranges = 1 + n / range;
+    const uint64_t width = ((uint64_t(1) << 40) + n_ranges - 1) / n_ranges;
+    std::vector<int64_t> places(n_ranges + 1);
+    each_context(memory, text, n, piece, [&](int64_t, uint64_t hash) { ++places[hash / width + 1]; });
+    for (int64_t i = 0; i < n_ranges; ++i) places[i + 1] += places[i];
+    ends_.assign(places.begin() + 1, places.end());
+    triples_.resize(places[n_ranges]);
+    each_context(memory, text, n, piece, [&](int64_t i, uint64_t hash) {
+      triples_[places[hash / width]++] = hash << 12 | uint64_t(text[i]) << 4 | folds[i];
+    });
+    int64_t begin = 0;
+    for (int64_t i = 0; i < n_ranges && (i == 0 || n_entries < most_pairs); begin = ends_[i++]) {
+      sort(triples_.data() + begin, ends_[i] - begin);
+      each_entry(begin, ends_[i], [&](uint64_t, int64_t) { ++n_entries; },
+                 [&](int64_t fold, int64_t step, int64_t count) { n_stops[fold] += stops(step, count); });
+      if (i == 0)
+        for (int64_t n_all = std::max<int64_t>(1, n_entries) * n_ranges; n_all >> (bits + 1);) ++bits;
+      counted_ = ends_[i];
+    }
+    bits = std::min<int64_t>(bits, 24);
+  }
+
+  // Writes the index: what NGramCounts keeps of it, of the sizes that are known now.
+  void write(int32_t* starts, int16_t* keys, uint8_t* tokens, float* counts, uint8_t* steps, uint8_t* in_fold) {
+    int64_t place[kFolds], before = 0, entry = -1;
+    for (int64_t f = 0; f < kFolds; before += n_stops[f++]) place[f] = before;
+    std::fill(last_, last_ + kFolds, 0);
+    next_entry_ = 0;
+    each_entry(
+        0, counted_,
+        [&](uint64_t pair, int64_t count) {
+          const uint64_t hash = pair >> 8;
+          ++starts[(hash >> (40 - bits)) + 1];
+          keys[++entry] = int16_t(hash >> (24 - bits));
+          tokens[entry] = uint8_t(pair);
+          counts[entry] = float(count);
+        },
+        [&](int64_t fold, int64_t step, int64_t count) {
+          int64_t& i = place[fold];
+          for (; step >= kMostStep; step -= kMostStep) steps[i] = kMostStep, in_fold[i++] = 0;
+          steps[i] = step;
+          in_fold[i++] = (count - 1) % kMostStep + 1;
+          for (int64_t more = (count - 1) / kMostStep; more; --more) steps[i] = 0, in_fold[i++] = kMostStep;
+        });
+    for (int64_t b = 0; b < int64_t(1) << bits; ++b) starts[b + 1] += starts[b];
+  }
+
+  int64_t n_entries = 0, bits = 0, n_stops[kFolds] = {};
+
+ private:
+  // Hashes pieces of the text, as contexts do not cross their edges.
+  template <typename Each>
+  static void each_context(const Memory& memory, const uint8_t* text, int64_t n, int64_t piece, Each each) {
+    std::vector<int64_t> tokens(std::min(piece, n));
+    for (int64_t begin = 0; begin < n; begin += piece) {
+      const int64_t size = std::min(piece, n - begin);
+      tokens[0] = text[begin + size - 1];
+      for (int64_t i = 1; i < size; ++i) tokens[i] = text[begin + i - 1];
+      Rows(memory, size).contexts(tokens.data(), [&](int64_t t, uint64_t hash) { each(begin + t, hash); });
+    }
+  }
+
+  void sort(uint64_t* from, int64_t n) {
+    constexpr int kBits = 9, kPasses = 6;  // 52 bits
+    std::vector<std::vector<uint32_t>> places(kPasses, std::vector<uint32_t>(1 << kBits));
+    other_.resize(n);
+    for (int64_t i = 0; i < n; ++i)
+      for (int p = 0; p < kPasses; ++p) ++places[p][from[i] >> (p * kBits) & ((1 << kBits) - 1)];
+    uint64_t* to = other_.data();
+    for (int p = 0; p < kPasses; ++p, std::swap(from, to)) {
+      uint32_t begin = 0;
+      for (auto& place : places[p]) begin += std::exchange(place, begin);
+      for (int64_t i = 0; i < n; ++i) to[places[p][from[i] >> (p * kBits) & ((1 << kBits) - 1)]++] = from[i];
+    }
+  }
+
+  // Calls each(pair, count) for each pair of context and token, and of_fold(fold, step, count) for each of its folds.
+  template <typename Each, typename OfFold>
+  void each_entry(int64_t begin, int64_t end, Each each, OfFold of_fold) {
+    for (int64_t i = begin; i < end; ++next_entry_) {
+      const uint64_t pair = triples_[i] >> 4;
+      const int64_t first = i;
+      while (i < end && triples_[i] >> 4 == pair) {
+        const uint64_t triple = triples_[i];
+        const int64_t same = i;
+        while (i < end && triples_[i] == triple) ++i;
+        const int64_t fold = triple & 15;
+        of_fold(fold, next_entry_ - last_[fold], i - same);
+        last_[fold] = next_entry_;
+      }
+      each(pair, i - first);
+    }
+  }
+
+  static int64_t stops(int64_t step, int64_t count) { return 1 + step / kMostStep + (count - 1) / kMostStep; }
+
+  std::vector<uint64_t> triples_, other_;
+  std::vector<int64_t> ends_;  // of the ranges
+  int64_t counted_ = 0, next_entry_ = 0, last_[kFolds] = {};
+};
+
 constexpr int64_t kPiece = 64;  // positions that a thread takes at once
 
 struct Mixing {
@@ -352,6 +492,32 @@ void mix_backward(const Mixing& m, const float* gradient, const Value* evidence,
 }  // namespace
 
 extern "C" {
+
+// Counts a text. `sizes` gets the number of entries, the bits of a bucket's number, and the stops of each fold. The
+// result is for count_end_float, which deletes it.
+void count_begin_float(const Memory* memory, const uint8_t* text, const uint8_t* folds, int64_t n, int64_t piece,
+                       int64_t range, int64_t most_pairs, int64_t* sizes, Counts** made) {
+  const Counts& counts = *(*made = new Counts(*memory, text, folds, n, piece, range, most_pairs));
+  sizes[0] = counts.n_entries;
+  sizes[1] = counts.bits;
+  std::copy(counts.n_stops, counts.n_stops + Counts::kFolds, sizes + 2);
+}
+void count_end_float(Counts* const* made, int32_t* starts, int16_t* keys, uint8_t* tokens, float* counts,
+                     uint8_t* steps, uint8_t* in_fold) {
+  (*made)->write(starts, keys, tokens, counts, steps, in_fold);
+  delete *made;
+}
+
+void shares_float(const Memory* memory, const int64_t* tokens, const int64_t* targets, int64_t n_rows, int64_t seq_len,
+                  int64_t n_threads, float* share, float* totals, float* distincts) {
+  on_threads(n_rows, n_threads, [&](std::atomic<int64_t>& next) {
+    Rows rows(*memory, seq_len);
+    for (int64_t row; (row = next++) < n_rows;) {
+      const int64_t first = row * seq_len;
+      rows.shares(tokens + first, targets + first, n_rows * seq_len, first, share, totals, distincts);
+    }
+  });
+}
 
 void recall_float(const Memory* memory, const int64_t* tokens, int64_t n_rows, int64_t seq_len, int64_t start,
                   int64_t n_threads, float* evidence) {

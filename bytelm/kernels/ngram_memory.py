@@ -10,7 +10,8 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from bytelm.kernels.cpu import DTYPES, call, library
-from bytelm.parts.ngram_counts import FOLDED, IN_WORD, INVERSE, ContextKind, NGramCounts, WordClasses
+from bytelm.parts import ngram_counts
+from bytelm.parts.ngram_counts import FOLDED, IN_WORD, INVERSE, MAX_FOLDS, ContextKind, NGramCounts, WordClasses
 
 _NAME = "ngram_memory"
 
@@ -85,6 +86,102 @@ def recall(
     Returns:
         (B, T, n_levels n_symbols + 2 n_kinds), with T = S - start: log-probabilities, then counts.
     """
+    tokens, backoff = tokens.contiguous(), backoff.float().contiguous()
+    level = torch.tensor([levels.index(i) if i in levels else -1 for i in range(len(kinds) + len(cache))])
+    memory, _kept = _memory(kinds, cache, tables, symbols, n_symbols, classes, backoff, level, len(levels))
+    n_rows, seq_len = tokens.shape
+    width = len(levels) * n_symbols + 2 * len(level)
+    evidence = torch.empty(n_rows, seq_len - start, width, dtype=dtype)
+    call(_NAME, "recall", dtype, memory, tokens, n_rows, seq_len, start, torch.get_num_threads(), evidence)
+    return evidence
+
+
+def shares(
+    tokens: Tensor,
+    targets: Tensor,
+    kinds: Sequence[ContextKind],
+    cache: Sequence[ContextKind],
+    tables: Sequence[NGramCounts] | None,
+    symbols: Tensor,
+    n_symbols: int,
+    classes: WordClasses | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What the counts say about known targets.
+
+    Args:
+        tokens: int64, (B, T), on the CPU.
+        targets: int64, (B, T).
+        kinds: As for `recall`.
+        cache: As for `recall`.
+        tables: As for `recall`.
+        symbols: As for `recall`.
+        n_symbols: As for `recall`.
+        classes: As for `recall`.
+
+    Returns:
+        Of each context: the share of its counts that the target has, their sum, and the number of different symbols
+        that followed, each (n_kinds, B T).
+    """
+    tokens, targets = tokens.contiguous(), targets.contiguous()
+    n_kinds = len(kinds) + len(cache)
+    memory, _kept = _memory(kinds, cache, tables, symbols, n_symbols, classes)
+    found = torch.empty(3, n_kinds, tokens.numel())
+    call(_NAME, "shares", torch.float32, memory, tokens, targets, *tokens.shape, torch.get_num_threads(), *found)
+    share, total, distinct = found
+    return share, total, distinct
+
+
+def count(
+    text: Tensor,
+    folds: Tensor,
+    kind: ContextKind,
+    max_pairs: int | None,
+    classes: WordClasses | None,
+) -> dict[str, Any]:
+    """The index of NGramCounts, made by one thread.
+
+    Args:
+        text: Tokens, uint8, (n,).
+        folds: Fold of each token, uint8, (n,).
+        kind: Kind of the contexts.
+        max_pairs: Number of pairs after which no further range of contexts is counted.
+        classes: Classes of words, for contexts of classes.
+
+    Returns:
+        `bits` of a bucket's number, `n_stops` of each fold, and tensors: `starts`, `keys`, `tokens`, `counts`, `steps`
+        and `in_fold`.
+    """
+    text, folds = text.contiguous(), folds.contiguous()
+    memory, _kept = _memory([kind], [], None, torch.arange(256), 256, classes)
+    sizes, handle = torch.empty(2 + MAX_FOLDS, dtype=torch.int64), torch.empty(1, dtype=torch.int64)
+    most = len(text) + 1 if max_pairs is None else max_pairs
+    of_text = text, folds, len(text), ngram_counts.PIECE, ngram_counts.RANGE
+    call(_NAME, "count_begin", torch.float32, memory, *of_text, most, sizes, handle)
+    n_entries, bits, *n_stops = sizes.tolist()
+    index = {
+        "starts": torch.zeros((1 << bits) + 1, dtype=torch.int32),
+        "keys": torch.empty(n_entries, dtype=torch.int16),
+        "tokens": torch.empty(n_entries, dtype=torch.uint8),
+        "counts": torch.empty(n_entries),
+        "steps": torch.empty(sum(n_stops), dtype=torch.uint8),
+        "in_fold": torch.empty(sum(n_stops), dtype=torch.uint8),
+    }
+    call(_NAME, "count_end", torch.float32, handle, *index.values())
+    return {"bits": bits, "n_stops": n_stops, **index}
+
+
+def _memory(
+    kinds: Sequence[ContextKind],
+    cache: Sequence[ContextKind],
+    tables: Sequence[NGramCounts] | None,
+    symbols: Tensor,
+    n_symbols: int,
+    classes: WordClasses | None,
+    backoff: Tensor | None = None,
+    level: Tensor | None = None,
+    n_levels: int = 0,
+) -> tuple[_Memory, list[Any]]:
+    """The structure that the kernels read, and what it points to."""
     all_kinds = [*kinds, *cache]
     made = (_Kind * len(all_kinds))()
     for i, kind in enumerate(all_kinds):
@@ -94,18 +191,16 @@ def recall(
             made[i].starts, made[i].keys = table._starts.data_ptr(), table._keys.data_ptr()
             made[i].tokens, made[i].counts = table._tokens.data_ptr(), table._counts.data_ptr()
             made[i].bucket_shift, made[i].key_shift = table._bucket_shift, table._key_shift
-    n_rows, seq_len = tokens.shape
-    tokens, symbols, backoff = tokens.contiguous(), symbols.contiguous(), backoff.float().contiguous()
-    level = torch.tensor([levels.index(i) if i in levels else -1 for i in range(len(all_kinds))])
+    symbols = symbols.contiguous()
     memory = _Memory(
         kinds=made,
         n_kinds=len(all_kinds),
         n_cache=len(cache),
-        backoff=backoff.data_ptr(),
+        backoff=None if backoff is None else backoff.data_ptr(),
         symbols=symbols.data_ptr(),
         n_symbols=n_symbols,
-        level=level.data_ptr(),
-        n_levels=len(levels),
+        level=None if level is None else level.data_ptr(),
+        n_levels=n_levels,
         folded=FOLDED.data_ptr(),
         in_word=IN_WORD.data_ptr(),
         inverse=ctypes.c_int64(INVERSE).value,
@@ -113,10 +208,7 @@ def recall(
         class_of_key=None if classes is None else classes[1].data_ptr(),
         n_keys=0 if classes is None else len(classes[0]),
     )
-    width = len(levels) * n_symbols + 2 * len(all_kinds)
-    evidence = torch.empty(n_rows, seq_len - start, width, dtype=dtype)
-    call(_NAME, "recall", dtype, memory, tokens, n_rows, seq_len, start, torch.get_num_threads(), evidence)
-    return evidence
+    return memory, [made, tables, symbols, classes, backoff, level]
 
 
 def mix(logits: Tensor, gates: Tensor, evidence: Tensor, symbols: Tensor, n_symbols: int) -> Tensor:

@@ -255,7 +255,7 @@ class NGramMemory(Memory):
                 left = self.max_pairs - sum(table.n_pairs for table in tables)
                 limit = max(min(left, int(_LARGEST_SHARE * left / (len(kinds) - i))), 1)
             some = kinds[i : i + _KINDS_AT_ONCE]
-            made = [NGramCounts.in_pieces(text, folds, kind, self.backoff.device, limit, classes) for kind in some]
+            made = [_counted(text, folds, kind, self.backoff.device, limit, classes) for kind in some]
             tables += yield from _side_by_side(made)
             trim_heap()  # sorting has filled its gaps
         self._tables = tables[::-1]
@@ -383,10 +383,22 @@ class NGramMemory(Memory):
     def _shares(self, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Of rows (B, T): each context's share of counts for the target, its total, its distinct ones, (n_kinds, n)."""
         tokens = targets.roll(1, dims=1).index_fill_(1, torch.tensor(0, device=targets.device), 0)
+        if kernels.is_available(targets.device, torch.float32):
+            of = self.kinds, self.cache, self._tables, self.symbols, self.n_symbols, self.classes
+            return kernels.shares(tokens, targets, *of)
         target = self.symbols[targets.flatten()]
         found = [(f.of(target) / f.total.clamp(min=1), f.total, f.distinct) for f in self._followers(tokens)]
         share, total, distinct = (torch.stack(parts) for parts in zip(*found, strict=True))
         return share, total, distinct
+
+
+def _counted(
+    text: Tensor, folds: Tensor, kind: ContextKind, device: torch.device, limit: int | None, classes: WordClasses | None
+) -> Generator[None, None, NGramCounts]:
+    """The counts of one kind of contexts, by the kernel in one piece, where there is one."""
+    if not kernels.is_available(torch.device("cpu"), torch.float32):
+        return (yield from NGramCounts.in_pieces(text, folds, kind, device, limit, classes))
+    return NGramCounts.of_index(device, **kernels.count(text.cpu(), folds.cpu(), kind, limit, classes))
 
 
 def _side_by_side(works: Sequence[Generator[None, None, NGramCounts]]) -> Generator[None, None, list[NGramCounts]]:

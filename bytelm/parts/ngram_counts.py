@@ -11,6 +11,7 @@ how much to trust the counts on text that they do not contain, as in validation 
 
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -22,8 +23,8 @@ _CODE, _MIX = -0x61C8864680B583EB, 0x3C79AC492BA7B653
 _CLASS_SALT = 1_000  # of contexts of classes
 _HASH_BITS = 40  # with 8 bits of a symbol and 4 of a fold they fit into an int64
 _KEY_BITS = 16  # of a hash, beside those that number its bucket
-_PIECE = 1 << 16  # tokens that are hashed together, which keeps memory low; contexts do not cross the edges
-_RANGE = 1 << 17  # tokens whose contexts are in a range, about
+PIECE = 1 << 16  # tokens that are hashed together, which keeps memory low; contexts do not cross the edges
+RANGE = 1 << 17  # tokens whose contexts are in a range, about
 _MAX_STEP = 255  # largest uint8
 MAX_FOLDS = 16
 
@@ -47,6 +48,8 @@ class NGramCounts:
         classes: Classes of words, on the CPU, for contexts of classes.
     """
 
+    held_out: int | None
+    _fold_ends: list[int]
     _starts: Tensor  # of each bucket the first entry, and the end
 
     def __init__(
@@ -91,6 +94,40 @@ class NGramCounts:
         yield from counts._count(text, folds, kind, device, max_pairs, classes)
         return counts
 
+    @classmethod
+    def of_index(
+        cls,
+        device: torch.device,
+        bits: int,
+        n_stops: Sequence[int],
+        starts: Tensor,
+        keys: Tensor,
+        tokens: Tensor,
+        counts: Tensor,
+        steps: Tensor,
+        in_fold: Tensor,
+    ) -> "NGramCounts":
+        """The index from its tensors, as the kernel makes them (bytelm/kernels/ngram_memory.py).
+
+        Args:
+            device: Device of the lookup.
+            bits: Number of bits of a bucket's number.
+            n_stops: Number of steps of each fold.
+            starts: First entry of each bucket, and the end, int32.
+            keys: Of each entry, int16.
+            tokens: Of each entry, uint8.
+            counts: Of each entry, float32.
+            steps: Steps from entry to entry, one fold after the other, uint8.
+            in_fold: Counts after each step, uint8.
+        """
+        made = cls.__new__(cls)
+        made._bucket_shift, made._key_shift = _HASH_BITS - bits, _HASH_BITS - bits - _KEY_BITS
+        made._fold_ends = list(accumulate(n_stops))
+        made._starts, made._keys, made._tokens = starts.to(device), keys.to(device), tokens.to(device)
+        made._counts, made._step, made._count_in_fold = counts.to(device), steps.to(device), in_fold.to(device)
+        made.held_out = None
+        return made
+
     def _count(
         self,
         text: Tensor,
@@ -123,7 +160,7 @@ class NGramCounts:
         del by_range
         self._starts = self._starts.cumsum_(0).to(device)
         self._counts = torch.zeros(len(self._tokens), device=device, dtype=torch.float32)
-        self.held_out: int | None = None
+        self.held_out = None
         for fold in range(MAX_FOLDS):
             yield
             self._add(fold, 1.0)
@@ -238,7 +275,7 @@ def contexts(
 
 def words_of(text: Tensor) -> tuple[Tensor, Tensor]:
     """Hash of each word of a text, and of its last letters, int64, (n_words,)."""
-    found = [_Words(piece.long()[None]).complete() for piece in text.split(_PIECE)]
+    found = [_Words(piece.long()[None]).complete() for piece in text.split(PIECE)]
     words, endings = zip(*found, strict=True)
     return torch.cat(words), torch.cat(endings)
 
@@ -255,7 +292,7 @@ def _by_range(text: Tensor, folds: Tensor, kind: ContextKind, classes: WordClass
     n_ranges = _n_ranges(text)
     edges = torch.arange(1, n_ranges) * (-(-(1 << _HASH_BITS) // n_ranges) << 12)
     pieces = []
-    for piece in zip(text.split(_PIECE), folds.split(_PIECE), strict=True):
+    for piece in zip(text.split(PIECE), folds.split(PIECE), strict=True):
         triples = _triples(*piece, kind, classes)
         triples.numpy().sort()  # in place, and faster than torch.sort
         pieces.append(triples.tensor_split(torch.searchsorted(triples, edges)))
@@ -267,7 +304,7 @@ def _by_range(text: Tensor, folds: Tensor, kind: ContextKind, classes: WordClass
 
 
 def _n_ranges(text: Tensor) -> int:
-    return 1 + len(text) // _RANGE
+    return 1 + len(text) // RANGE
 
 
 def _keys(hashes: Tensor) -> Tensor:

@@ -256,7 +256,7 @@ def test_filling_twice_equals_filling_once():
 
 
 def test_a_maximum_of_pairs_is_shared_by_the_kinds(monkeypatch):
-    monkeypatch.setattr("bytelm.parts.ngram_counts._RANGE", 50)
+    monkeypatch.setattr("bytelm.parts.ngram_counts.RANGE", 50)
     text = bytes(random.Random(4).choices(range(97, 123), k=5_000))
     unlimited = filled(text, orders=[1, 3, 4, 5, 6], words=[])
     sizes = [table.n_pairs for table in unlimited._tables]

@@ -9,7 +9,9 @@ import torch
 from torch import nn
 
 from bytelm.kernels import cpu, ngram_memory
+from bytelm.parts import ngram_counts
 from bytelm.parts.memory import NGramMemory
+from bytelm.parts.ngram_counts import ContextKind, NGramCounts
 
 TEXT = Path(__file__).read_bytes() * 3
 T = 64
@@ -137,3 +139,38 @@ def test_without_a_compiler_there_is_no_kernel_and_one_note(monkeypatch, capsys)
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("bytelm: note: no C++ compiler was found (g++, clang++, c++); PyTorch's operators replace")
     cpu.library.cache_clear()
+
+
+@pytest.mark.parametrize("kind", range(8))
+@pytest.mark.parametrize("max_pairs", [None, 1500])
+def test_counts(memory, kind, max_pairs, monkeypatch):
+    monkeypatch.setattr(ngram_counts, "PIECE", 5_000)
+    monkeypatch.setattr(ngram_counts, "RANGE", 3_000)
+    text = torch.tensor(list(TEXT), dtype=torch.uint8)
+    of = memory.kinds[kind], max_pairs, memory.classes
+    folds = (torch.arange(len(text)) // 2_000 % 3).to(torch.uint8)
+    own = NGramCounts.of_index(torch.device("cpu"), **ngram_memory.count(text, folds, *of))
+    expected = NGramCounts(text, folds, of[0], torch.device("cpu"), *of[1:])
+    own.hold_out(1)
+    expected.hold_out(1)
+    for name, value in vars(expected).items():
+        found = getattr(own, name)
+        assert torch.equal(found, value) if isinstance(value, torch.Tensor) else found == value, name
+
+
+def test_many_equal_pairs_and_wide_steps_are_counted():
+    text = torch.tensor([*b"ab" * 2_000, *range(256), *range(256)] * 2, dtype=torch.uint8)
+    of = text, (torch.arange(len(text)) < 4_500).to(torch.uint8), ContextKind(2)
+    own = NGramCounts.of_index(torch.device("cpu"), **ngram_memory.count(*of, None, None))
+    expected = NGramCounts(*of, torch.device("cpu"))
+    for name, value in vars(expected).items():
+        found = getattr(own, name)
+        assert torch.equal(found, value) if isinstance(value, torch.Tensor) else found == value, name
+
+
+def test_shares(memory, monkeypatch):
+    memory.hold_out(1)
+    own = memory._shares(rows(6))
+    by_operators(monkeypatch)
+    for found, expected in zip(own, memory._shares(rows(6)), strict=True):
+        torch.testing.assert_close(found, expected)

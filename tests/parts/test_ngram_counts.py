@@ -288,7 +288,7 @@ def test_counts_and_steps_beyond_255_are_exact():
 
 
 def test_a_maximum_of_pairs_leaves_out_a_share_of_the_contexts_and_keeps_the_others_exact(monkeypatch):
-    monkeypatch.setattr("bytelm.parts.ngram_counts._RANGE", 100)
+    monkeypatch.setattr("bytelm.parts.ngram_counts.RANGE", 100)
     text, kind = bytes(random.Random(3).choices(range(97, 107), k=3_000)), ContextKind(3)
     whole, folds = table(text, kind), no_folds(text)
     part = NGramCounts(tensor(text), folds, kind, CPU, max_pairs=1_000)
