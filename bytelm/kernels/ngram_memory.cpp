@@ -102,7 +102,8 @@ class Rows {
       : m_(memory), n_(seq_len), plain_(seq_len, memory.inverse), folded_(seq_len, memory.inverse),
         hashes_(seq_len * memory.n_kinds), known_(seq_len * memory.n_kinds), first_(seq_len * memory.n_kinds),
         last_(seq_len * memory.n_kinds), word_start_(seq_len), last_letter_(seq_len), class_(seq_len),
-        before_(seq_len * memory.n_kinds, -1) {
+        before_(seq_len * memory.n_kinds, -1), symbols_(seq_len + 1), found_(seq_len + 1) {
+    for (int v = 0; v < 256; ++v) symbol_[v] = uint8_t(m_.symbols[v]);
     int64_t n_slots = 1;
     while (n_slots < 2 * seq_len) n_slots *= 2;
     slots_.resize(n_slots);
@@ -130,7 +131,7 @@ class Rows {
           const float backoff = m_.backoff[k * kTotals * kDistinct + kOf.bucket(total, distinct)];
           const float weight = (1 - backoff) / total;
           for (int64_t s = 0; s < n_symbols; ++s) p[s] *= backoff;
-          for (size_t i = 0; i < symbols_.size(); ++i) p[symbols_[i]] += weight * found_[i];
+          for (int64_t i = 0; i < n_found_; ++i) p[symbols_[i]] += weight * found_[i];
         }
         if (m_.level[k] >= 0) {
           Value* out = own + m_.level[k] * n_symbols;
@@ -156,7 +157,7 @@ class Rows {
       for (int64_t k = 0; k < m_.n_kinds; ++k) {
         float total = 0, distinct = 0, own = 0;
         follow(tokens, t, k, &total, &distinct);
-        for (size_t i = 0; i < symbols_.size(); ++i) own += symbols_[i] == target ? found_[i] : 0;
+        for (int64_t i = 0; i < n_found_; ++i) own += symbols_[i] == target ? found_[i] : 0;
         const int64_t place = k * n_all + first + t;
         share[place] = own / std::max(total, 1.0f);
         totals[place] = total;
@@ -267,30 +268,34 @@ class Rows {
 
   // Finds the symbols that followed a context, and their counts.
   void follow(const int64_t* tokens, int64_t t, int64_t k, float* total, float* distinct) {
-    symbols_.clear();
-    found_.clear();
+    n_found_ = 0;
     const Kind& kind = m_.kinds[k];
     const int64_t i = t * m_.n_kinds + k;
+    float sum = 0;
     if (in_text(k)) {
+      const int64_t most = last_[i] - first_[i];
+      if (int64_t(found_.size()) <= most) found_.resize(most + 1), symbols_.resize(most + 1);
       const int16_t key = int16_t(hashes_[i] >> kind.key_shift);
-      for (int64_t entry = first_[i]; entry < last_[i]; ++entry) {
-        if (kind.keys[entry] != key || kind.counts[entry] <= 0) continue;
-        symbols_.push_back(m_.symbols[kind.tokens[entry]]);
-        found_.push_back(kind.counts[entry]);
-        *total += kind.counts[entry];
-        ++*distinct;
+      for (int64_t entry = first_[i]; entry < last_[i]; ++entry) {  // without a branch, which would be hard to predict
+        const float count = kind.keys[entry] == key ? kind.counts[entry] : 0.0f;
+        symbols_[n_found_] = symbol_[kind.tokens[entry]];
+        found_[n_found_] = count;
+        sum += count;
+        n_found_ += count > 0;
       }
+      *distinct = n_found_;
     } else if (known_[i]) {
       bool occurred[256] = {};
       for (int64_t j = before_[i]; j >= 0; j = before_[j]) {
-        const int64_t symbol = m_.symbols[tokens[j / m_.n_kinds + 1]];
-        symbols_.push_back(symbol);
-        found_.push_back(1);
-        *total += 1;
+        const uint8_t symbol = symbol_[tokens[j / m_.n_kinds + 1]];
+        symbols_[n_found_] = symbol;
+        found_[n_found_++] = 1;
+        sum += 1;
         *distinct += !occurred[symbol];
         occurred[symbol] = true;
       }
     }
+    *total = sum;
   }
 
   const Memory& m_;
@@ -298,10 +303,13 @@ class Rows {
   PrefixSums plain_, folded_;
   std::vector<uint64_t> hashes_;  // (n, n_kinds)
   std::vector<uint8_t> known_;
-  std::vector<int64_t> first_, last_, word_start_, last_letter_, class_, symbols_;
+  std::vector<int64_t> first_, last_, word_start_, last_letter_, class_;
   std::vector<int64_t> before_;  // (n, n_kinds): of contexts in the row, the place of the same one before; -1: none
   std::vector<int64_t> slots_;   // of the hash table that finds it
+  uint8_t symbol_[256];          // of each token
+  std::vector<uint8_t> symbols_;  // that followed a context: the first n_found_
   std::vector<float> found_;
+  int64_t n_found_ = 0;
 };
 
 template <typename Value>

@@ -14,6 +14,7 @@ from bytelm.parts import ngram_counts
 from bytelm.parts.ngram_counts import FOLDED, IN_WORD, INVERSE, MAX_FOLDS, ContextKind, NGramCounts, WordClasses
 
 _NAME = "ngram_memory"
+_BYTES = 256
 
 
 class _Kind(ctypes.Structure):
@@ -152,7 +153,7 @@ def count(
         and `in_fold`.
     """
     text, folds = text.contiguous(), folds.contiguous()
-    memory, _kept = _memory([kind], [], None, torch.arange(256), 256, classes)
+    memory, _kept = _memory([kind], [], None, torch.arange(_BYTES), _BYTES, classes)
     sizes, handle = torch.empty(2 + MAX_FOLDS, dtype=torch.int64), torch.empty(1, dtype=torch.int64)
     most = len(text) + 1 if max_pairs is None else max_pairs
     of_text = text, folds, len(text), ngram_counts.PIECE, ngram_counts.RANGE
@@ -191,7 +192,7 @@ def _memory(
             made[i].starts, made[i].keys = table._starts.data_ptr(), table._keys.data_ptr()
             made[i].tokens, made[i].counts = table._tokens.data_ptr(), table._counts.data_ptr()
             made[i].bucket_shift, made[i].key_shift = table._bucket_shift, table._key_shift
-    symbols = symbols.contiguous()
+    symbols = torch.nn.functional.pad(symbols, (0, _BYTES - len(symbols)))
     memory = _Memory(
         kinds=made,
         n_kinds=len(all_kinds),

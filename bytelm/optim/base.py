@@ -1,10 +1,13 @@
-"""Common functions of the optimizers: a step's closure, and state that keeps its precision."""
+"""Common functions of the optimizers: a step's closure, small parameters, and state that keeps its precision."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.optim import Optimizer
+
+MOST_ONE_BY_ONE = 2**17  # elements that share the operations of a step; they fit into a core's cache
 
 
 def loss_of(closure: Callable[[], Any] | None) -> Any:
@@ -13,6 +16,12 @@ def loss_of(closure: Callable[[], Any] | None) -> Any:
         return None
     with torch.enable_grad():
         return closure()
+
+
+def is_small(param: Tensor) -> bool:
+    """Whether a parameter is on the CPU, as a whole, and fits into a core's cache, and there are several threads."""
+    whole = not hasattr(param, "to_local")
+    return param.device.type == "cpu" and whole and param.numel() <= MOST_ONE_BY_ONE and torch.get_num_threads() > 1
 
 
 def restore_precision(optimizer: Optimizer, state_dict: Mapping[str, Any], name: str) -> None:

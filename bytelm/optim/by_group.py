@@ -10,8 +10,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from bytelm.errors import CheckpointError
-from bytelm.optim.base import loss_of
+from bytelm.optim.base import is_small, loss_of
 from bytelm.optim.groups import ParamGroup, ParamGroups
+from bytelm.system.single_threads import single_threads
 
 OptimizerFactory = Callable[[ParamGroups], Optimizer]
 
@@ -107,10 +108,28 @@ class ByGroup(Optimizer):
         scaling = {key: vars(self)[key] for key in SCALING if key in vars(self)}
         for optimizer in self.optimizers:
             vars(optimizer).update(scaling)
-            optimizer.step()
+        beside = [optimizer for optimizer in self.optimizers if self._is_beside(optimizer)]
+        pool = single_threads(torch.get_num_threads()) if beside else None
+        begun = [pool.submit(optimizer.step) for optimizer in beside] if pool else []
+        for optimizer in self.optimizers:
+            if optimizer not in beside:
+                optimizer.step()
+        for each in begun:
+            each.result()
+        for optimizer in self.optimizers:
             for key in scaling:
                 delattr(optimizer, key)
         return loss
+
+    def _is_beside(self, optimizer: Optimizer) -> bool:
+        """Whether an optimizer steps in a thread beside one that divides its step over threads.
+
+        Its operators then use one thread. Torch would divide some over all, which spin for milliseconds afterwards,
+        beside the threads of the next step.
+        """
+        if getattr(optimizer, "is_divided", False) or not any(getattr(o, "is_divided", False) for o in self.optimizers):
+            return False
+        return all(is_small(param) for group in optimizer.param_groups for param in group["params"])
 
     def state_dict(self) -> dict[str, Any]:
         """The state of all optimizers, in the form of one optimizer of all groups.

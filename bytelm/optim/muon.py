@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from bytelm.optim.base import loss_of, restore_precision
+from bytelm.optim.base import MOST_ONE_BY_ONE, is_small, loss_of, restore_precision
 from bytelm.optim.groups import ParamGroup, RowSplits
 from bytelm.system.single_threads import single_threads
 
@@ -27,7 +27,6 @@ Coefficients = tuple[float, float, float]
 
 PRECISION = torch.bfloat16  # of the iterations
 MOST_AT_ONCE = 2**24  # elements of the matrices that are orthogonalised together; more gain little speed
-MOST_ONE_BY_ONE = 2**17  # elements that share the other operations of a step; they fit into a core's cache
 
 # Amsel et al. 2025: the composition of quintic polynomials that is closest to 1 on [0.001, 1], with their "cushion" of
 # 0.024; further iterations repeat the last polynomial.
@@ -88,6 +87,7 @@ class Muon(Optimizer):
         ValueError: An option or a parameter is invalid.
     """
 
+    is_divided: ClassVar = True  # over threads, if the matrices are small
     UNUSED_WITH: ClassVar = {
         "beta2": ("variance_reduction", (False,)),
         "cautious_weight_decay": ("weight_decay", (0, 0.0)),
@@ -175,7 +175,7 @@ class Muon(Optimizer):
         loss = loss_of(closure)
         for group in self.param_groups:
             alike = list(self._alike(group))
-            if len(alike) > 1 and all(_is_small(params[0]) for params, _ in alike):
+            if len(alike) > 1 and all(is_small(params[0]) for params, _ in alike):
                 self._step_on_threads(alike, group)
                 continue
             for params, sizes in alike:
@@ -284,12 +284,6 @@ def _expect(accepted: bool, name: str, value: Any, what: str) -> None:
 
 def _batched(group: dict[str, Any], device: torch.device) -> bool:
     return device.type != "cpu" if group["batched"] is None else group["batched"]
-
-
-def _is_small(param: Tensor) -> bool:
-    """Whether a matrix is on the CPU, as a whole, and fits into a core's cache."""
-    whole = not hasattr(param, "to_local")
-    return param.device.type == "cpu" and whole and param.numel() <= MOST_ONE_BY_ONE and torch.get_num_threads() > 1
 
 
 def _momentum(grads: list[Tensor], buffers: list[Tensor], momentum: float, nesterov: bool) -> Sequence[Tensor]:
