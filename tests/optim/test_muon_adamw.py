@@ -1,6 +1,7 @@
 """MuonAdamW is exactly Muon, AdamW and RowAdagrad side by side; checkpoints of earlier versions load."""
 
 import copy
+import threading
 
 import pytest
 import torch
@@ -116,3 +117,25 @@ def test_it_works_with_one_part_alone(kept):
     train(gpt, optimizer, [0])
     stepped = {id(p) for name, p in gpt.named_parameters() if not torch.equal(p, before.get_parameter(name))}
     assert stepped == {id(p) for p in groups[0]["params"]}
+
+
+def test_on_several_threads_adamw_steps_beside_muon_and_computes_the_same():
+    gpt = tiny(tie_embeddings=False)
+    twin = copy.deepcopy(gpt)
+    optimizers = [MuonAdamW(param_groups(network), **OPTIONS) for network in (gpt, twin)]
+    stepped = set()
+    for each in optimizers[0].optimizers:
+        if isinstance(each, torch.optim.AdamW):
+            each.register_step_pre_hook(
+                lambda *_: stepped.add((threading.current_thread().name, torch.get_num_threads()))
+            )
+    usual = torch.get_num_threads()
+    for network, optimizer, threads in zip((gpt, twin), optimizers, (2, 1), strict=True):
+        for step in range(3):
+            backward(network, step)
+            torch.set_num_threads(threads)
+            optimizer.step()
+            torch.set_num_threads(usual)
+    assert_same_weights(gpt, twin)
+    assert stepped
+    assert all(name.startswith("single") and threads == 1 for name, threads in stepped)
