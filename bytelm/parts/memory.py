@@ -214,7 +214,7 @@ class NGramMemory(Memory):
             pass
 
     def _fill(self, text: Tensor, folds: Tensor, seq_len: int) -> Iterator[None]:
-        """Fills the memory, in pieces of some ten milliseconds."""
+        """Fills the memory, in pieces of some ten milliseconds, or of a kernel that counts two kinds of contexts."""
         device = self.backoff.device
         self._tables = None  # those of a checkpoint, before there are others
         self._text = text.clone()  # a view would take the storage behind it, other splits too, into checkpoints
