@@ -4,6 +4,10 @@ A checkpoint of a run with an average has the average as its weights, because th
 trained weights separately. Lightning loses the trained weights in two places. At the end of training it overwrites them
 with the average; the last checkpoint is written afterwards, and a run that is given more time would continue from the
 average. During a validation, the two are swapped; a run that is cut there would resume with the two exchanged.
+
+Torch averages buffers as it averages weights, which damages constants: the average of equal integers is rounded (the
+factors of HashedNGrams' hash), and that of minus infinity is NaN (ALiBi's mask). Therefore an average gets from the
+module what is no weight: integers, and buffers that checkpoints do not contain.
 """
 
 from typing import Any
@@ -98,8 +102,12 @@ def _average(averaging: WeightAveraging) -> Any:
 
 
 def _follow(trainer: Trainer, pl_module: LightningModule) -> None:
-    """Sets averages that have not started to the current weights."""
+    """Sets averages that have not started to the current weights, and constants in all averages to the current ones."""
     for averaging in averagings(trainer):
         average = _average(averaging)
         if int(average.n_averaged) == 0:
             average.module.load_state_dict(pl_module.state_dict())
+        saved, current = average.module.state_dict(), dict(pl_module.named_buffers())
+        for name, buffer in average.module.named_buffers():
+            if name not in saved or not (buffer.is_floating_point() or buffer.is_complex()):
+                buffer.copy_(current[name])

@@ -156,13 +156,14 @@ class ConfigFileParser(ArgumentParser):
         return super().parse_string(dump(config), path, *args, **kwargs)
 
     def replaced(self, arguments: Sequence[str]) -> list[str]:
-        """Returns the options, without `--`, whose values a later `--config` has replaced.
+        """Returns the options, without `--`, whose values a later `--config` (or `-c`) has replaced.
 
         Args:
             arguments: The command line that was parsed last.
         """
         found, configs = {}, 0
         for argument in arguments:
+            configs += argument.startswith("-c")
             if not argument.startswith("--"):
                 continue
             option = argument[2:].partition("=")[0].removesuffix("+")
