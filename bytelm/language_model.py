@@ -6,7 +6,7 @@ Logged: val/loss (nats per token), and val/bpb if the number of bytes of each to
 import math
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from functools import partial
 from typing import Any, Literal
@@ -80,6 +80,7 @@ class LanguageModel(LightningModule):
         self.row_threads = None if row_threads is None else RowThreads(row_threads)
         self._compiled = False
         self._is_prepared = False
+        self._batch_is_checked = False
         self.val_loss = NatsPerToken()
         self.val_bpb: BitsPerByte | None = BitsPerByte()
         self._grad_norm: Tensor | None = None
@@ -240,7 +241,15 @@ class LanguageModel(LightningModule):
         return self.gpt(tokens)
 
     def count_tokens(self, batch: Batch) -> int:
-        """Number of tokens of a batch of this rank, for TimeBudget."""
+        """Number of tokens of a batch of this rank, for TimeBudget.
+
+        Raises:
+            ConfigError: The first batch of data that are not bytelm's cannot be trained on.
+        """
+        if not self._batch_is_checked:
+            self._batch_is_checked = True
+            if not isinstance(self._data, TokenData) and type(self).training_step is LanguageModel.training_step:
+                _check_batch(batch, self.gpt)
         return batch[0].numel()
 
     def count_flops(self, batch: Batch) -> int:
@@ -265,7 +274,7 @@ class LanguageModel(LightningModule):
             loss = loss + part.auxiliary_loss()
         return loss
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         _, targets = batch
         nats = self._nats(batch)
         self.val_loss.update(nats, targets)
@@ -275,13 +284,13 @@ class LanguageModel(LightningModule):
     def on_validation_epoch_end(self) -> None:
         self._log_scores("val")
 
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
+    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         self.validation_step(batch, batch_idx)
 
     def on_test_epoch_end(self) -> None:
         self._log_scores("test")
 
-    def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+    def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
         """Returns the tokens `targets`, (B, T), and the cost of each in `bits`, (B, T)."""
         _, targets = batch
         return {"targets": targets, "bits": self._nats(batch) / math.log(2)}
@@ -360,3 +369,28 @@ def _can_compile(device: torch.device) -> bool:
         return True
     warnings.warn("model.compile: no C++ compiler found (g++, clang++), so the network runs uncompiled", stacklevel=2)
     return False
+
+
+def _check_batch(batch: Any, gpt: GPT) -> None:
+    """Checks a batch of data that are not TokenData, which are checked before a run.
+
+    Raises:
+        ConfigError: It is not a pair of token ids that the network takes.
+    """
+    is_pair = isinstance(batch, tuple | list) and len(batch) == 2 and all(isinstance(each, Tensor) for each in batch)
+    if not is_pair or batch[0].dim() != 2 or batch[0].shape != batch[1].shape or batch[1].dtype != torch.long:
+        accepted = "accepted: a pair of inputs and targets, token ids, each (B, T), the targets int64"
+        raise ConfigError("data", type(batch).__name__, f"a batch is {_described(batch)}; {accepted}")
+    seq_len, largest = batch[0].shape[1], int(max(each.max() for each in batch))
+    if seq_len > gpt.max_seq_len:
+        raise ConfigError("data", seq_len, f"rows are longer than max_seq_len, which is {gpt.max_seq_len}")
+    if largest >= gpt.vocab_size:
+        raise ConfigError("data", largest, f"a token id is beyond the network's vocab_size, which is {gpt.vocab_size}")
+
+
+def _described(batch: Any) -> str:
+    if isinstance(batch, Tensor):
+        return f"{str(batch.dtype).removeprefix('torch.')} {tuple(batch.shape)}"
+    if isinstance(batch, tuple | list):
+        return f"({', '.join(map(_described, batch))})"
+    return f"a mapping of {', '.join(map(str, batch))}" if isinstance(batch, Mapping) else type(batch).__name__

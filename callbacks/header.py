@@ -44,6 +44,7 @@ class Header(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.is_global_zero:
             return
+        self._n_parameters = max(self._n_parameters, count_parameters(pl_module))  # some are made in configure_model
         budget = TimeBudget.of(trainer)
         lines = {
             "model": f"{self._n_parameters:,} parameters{_shape(pl_module)}; {_optimizers(trainer)}",

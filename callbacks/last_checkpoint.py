@@ -28,6 +28,8 @@ class LastCheckpoint(Checkpoint):
         every: Interval: `10m` of training time, `500 steps`, `300 Mtok`, `2 PFLOP`, or `5%` of the run.
     """
 
+    best_model_path = ""  # Lightning asks the first of a trainer's checkpoint callbacks for `ckpt_path="best"`
+
     def __init__(self, every: Duration = Duration(600, "seconds")) -> None:  # noqa: B008 (frozen)
         super().__init__()
         self.every = read_duration("last_checkpoint.every", every)

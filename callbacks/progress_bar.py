@@ -103,6 +103,8 @@ class BudgetBar(ProgressBar):
         return f"{(self._budget.steps - first_step) / taken:,.1f} steps/s"
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._bar is not None and self._status:
+            self._read()  # a validation may have ended the run, as EarlyStopping does
         if self._bar is not None and self._budget.is_used_up:
             self._bar.n = 100  # the last step ends before the limit: there was no time for another
         self._close("done")

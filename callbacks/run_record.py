@@ -25,6 +25,7 @@ from bytelm.callbacks.last_checkpoint import LastCheckpoint
 from bytelm.callbacks.run_folder import claim_of, run_folder
 from bytelm.callbacks.throughput import Throughput
 from bytelm.callbacks.time_budget import TimeBudget
+from bytelm.config.messages import note
 from bytelm.data.base import token_data
 from bytelm.errors import StorageError
 from bytelm.log_steps import StepLoss
@@ -97,6 +98,9 @@ class RunRecord(Callback):
             with contextlib.suppress(StorageError):  # a new run has no record, and neither has one that was killed
                 self._earlier_seconds = record.wall_time(record.read(folder))
 
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._num_params = max(self._num_params, count_parameters(pl_module))  # some are made in configure_model
+
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
@@ -109,6 +113,10 @@ class RunRecord(Callback):
         known = self._record(trainer)
         self._write(known)
         _print_record(known)
+        others = [name for name in trainer.callback_metrics if name.lower().startswith("val")]
+        if others and known["val_loss"] is None and known["val_bpb"] is None:
+            logged, scores = ", ".join(others), f"{VAL_LOSS.tag} and {VAL_BPB.tag}"
+            note(f"the run has no score: the module logs {logged}; scores are {scores} (docs/guides/python.md)")
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         if trainer.state.fn == "fit":

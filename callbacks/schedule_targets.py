@@ -179,9 +179,9 @@ def keep_given_values(places: Iterable[Place], groups: Sequence[Group]) -> None:
     for index, option in scheduled:
         groups[index].setdefault(GIVEN + option, read_option(groups[index], option))
     for index, group in enumerate(groups):  # groups of a checkpoint whose run had a schedule; lr may be torch's own
-        for key in [key for key in group if key.startswith(GIVEN) and key != GIVEN + "lr"]:
-            if (index, key.removeprefix(GIVEN)) not in scheduled:
-                write_option(group, key.removeprefix(GIVEN), group.pop(key))
+        for option in _numbers(group) - {"lr"}:
+            if GIVEN + option in group and (index, option) not in scheduled:
+                write_option(group, option, group.pop(GIVEN + option))
 
 
 def apply(place: GroupOption | PartOption, schedule: Schedule, groups: Sequence[Group], progress: Progress) -> float:

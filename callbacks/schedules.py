@@ -50,6 +50,9 @@ class Schedules(Callback):
 
     Attributes:
         values: The scheduled values of the current step, by tag.
+
+    Raises:
+        ConfigError: A value is not a schedule.
     """
 
     reads_budget = True  # must follow TimeBudget in a trainer's list of callbacks
@@ -57,6 +60,9 @@ class Schedules(Callback):
     def __init__(self, schedules: Mapping[str, Schedule]) -> None:
         super().__init__()
         self.schedules = dict(schedules)
+        for target, schedule in self.schedules.items():
+            if not isinstance(schedule, Schedule):
+                raise ConfigError(f"schedules.{target}", schedule, "accepted: a schedule, such as Cosine()")
         self._assigned: dict[Place, Schedule] = {}
         self._changes: dict[BatchSize | PartOption, Changes] = {}  # changes that the warm-up has to run
         self.values: dict[str, float] = {}

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from bytelm.budget import Budget, Progress
+from bytelm.callbacks.own_schedulers import check_lengths
 from bytelm.callbacks.snapshot import cloned
 from bytelm.callbacks.warm_up import data_position, is_repeatable, next_batch, wait_for_device, warm_up, why_not
 from bytelm.clock import Clock, LocalClock, Pace, SharedClock, Stopwatch
@@ -237,6 +238,9 @@ class TimeBudget(Callback):
                 trained = f"the checkpoint's run has trained for {Duration(used[unit], unit)}"
                 accepted = "accepted: more than that, or a new run (without ckpt_path)"
                 raise ConfigError("time_budget.limit", ", ".join(self.limits), f"{trained}; {accepted}")
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        check_lengths(trainer)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._over = False

@@ -241,7 +241,7 @@ def test_an_option_that_a_later_config_replaces_is_noted(folder, capsys):
     Path("my.yaml").write_text("base: base.yaml\ntrainer: {log_every_n_steps: 2}\n")
     before = ["--model.gpt.feedforward=MLP", "--model.gpt.position", "ALiBi", "--model.gpt.n_layers", "3"]
     before += ["--trainer.log_every_n_steps=5", "--model.optimizer.lr", "1"]
-    cli = build(["fit", *before, "--config", "my.yaml", "--model.gpt.n_layers=2", "--time_budget.limit", "1 steps"])
+    cli = build(["fit", *before, "-c", "my.yaml", "--model.gpt.n_layers=2", "--time_budget.limit", "1 steps"])
     gpt = cli.model.gpt
     assert [type(part).__name__ for part in (gpt.blocks[0].feedforward, gpt.position)] == ["SwiGLU", "ALiBi"]
     assert len(gpt.blocks) == 2

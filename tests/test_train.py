@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import sys
 import warnings
 from pathlib import Path
@@ -23,6 +24,7 @@ from lightning.pytorch.callbacks import (
     TQDMProgressBar,
 )
 from memory_logger import MemoryLogger
+from torch.utils.data import default_collate
 
 import bytelm
 from bytelm import fit, load
@@ -247,6 +249,72 @@ def test_a_module_of_the_users_trains_on_bytelms_data_and_a_gpt_on_the_users(fol
     data.token_bytes = torch.full((300,), 2)
     run = fit(model=words, data=data, limit="1 steps", **options)
     assert run.val_bpb == pytest.approx(run.record["val_loss"] / math.log(2) / 2, abs=1e-5)
+
+
+class Pairs(pl.LightningDataModule):
+    """Rows of token ids, in batches that `make` makes of inputs and targets; two validation loaders."""
+
+    def __init__(self, make):
+        super().__init__()
+        self.make = make
+
+    def train_dataloader(self):
+        rows = [(torch.arange(16) + i, torch.arange(1, 17) + i) for i in range(4)]
+        return torch.utils.data.DataLoader(rows, 2, collate_fn=lambda some: self.make(*default_collate(some)))
+
+    def val_dataloader(self):
+        return [self.train_dataloader(), self.train_dataloader()]
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda x, y: {"input_ids": x, "labels": y}, "data: 'dict' cannot be used; a batch is a mapping of input_ids"),
+        (lambda x, y: x, r"data: 'Tensor' cannot be used; a batch is int64 \(2, 16\); accepted: a pair"),
+        (lambda x, y: (x, y[:, :8]), r"data: 'tuple' .*a batch is \(int64 \(2, 16\), int64 \(2, 8\)\)"),
+        (
+            lambda x, y: (x, y + 250),
+            "data: 267 cannot be used; a token id is beyond the network's vocab_size",
+        ),
+        (lambda x, y: (x.repeat(1, 3), y.repeat(1, 3)), "data: 48 cannot be used; rows are longer than max_seq_len"),
+    ],
+)
+def test_batches_that_a_gpt_cannot_train_on_are_rejected(folder, make, said):
+    with pytest.raises(ConfigError, match=said):
+        fit(model=gpt(), data=Pairs(make), limit="2 steps", accelerator="cpu")
+
+
+def test_several_validation_loaders_have_one_score(folder):
+    run = fit(model=gpt(), data=Pairs(lambda *pair: pair), limit="2 steps", accelerator="cpu")
+    assert run.record["val_loss"] == pytest.approx(run.val_bpb * math.log(2), abs=1e-5)
+
+
+class Unnamed(Bigram):
+    """Its parameters are made in configure_model, and its score has a name of its own."""
+
+    def __init__(self):
+        super().__init__()
+        del self.logits
+
+    def configure_model(self):
+        if not hasattr(self, "logits"):
+            self.logits = torch.nn.Embedding(256, 256)
+
+    def validation_step(self, batch, batch_idx):
+        self.log("val_loss", self.training_step(batch, batch_idx))
+
+
+def test_a_run_without_a_score_says_so_and_has_its_parameters(folder, capsys):
+    stop = EarlyStopping("val_loss", patience=0, min_delta=9.0)
+    options = {"callbacks": [stop], "val_check_interval": 2, "accelerator": "cpu", "log_every_n_steps": 1}
+    run = fit(model=Unnamed(), data=corpus(), limit="20 steps", **options)
+    err = capsys.readouterr().err
+    assert "note: the run has no score: the module logs val_loss; scores are val/loss and val/bpb" in err
+    assert "model   65,536 parameters" in err
+    assert run.record["num_params_M"] == 0.0655
+    assert re.search(r"20% \| step 4 .*done", err)
+    with pytest.raises(ValueError, match="not configured to save the best model"):
+        run.trainer.validate(run.module, run.trainer.datamodule, ckpt_path="best")
 
 
 def test_the_trainer_of_a_run_scores_its_checkpoints(folder):

@@ -146,6 +146,8 @@ def _text(line: bytes, column: str, file: Path) -> str:
     found = json.loads(line)
     text = found.get(column) if isinstance(found, dict) else None
     if not isinstance(text, str):
+        if isinstance(found, dict) and column in found:
+            raise DataError("data.column", column, f"a line of {file} has {text!r:.50} there; accepted: texts")
         known = ", ".join(found) if isinstance(found, dict) else "none"
         raise DataError("data.column", column, f"a line of {file} has no text there; its keys: {known}")
     return text

@@ -3,6 +3,7 @@
 import json
 import random
 import sys
+from functools import partial
 
 import lightning.pytorch as pl
 import numpy as np
@@ -15,6 +16,7 @@ from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from memory_logger import MemoryLogger
 from torch import nn
 from torch.nn import functional as F
+from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, LambdaLR, LinearLR, SequentialLR
 from torch.utils.data import DataLoader, TensorDataset
 
 from bytelm.callbacks import BudgetBar, Cosine, LastCheckpoint, Linear, Ramp, Schedules, Throughput, TimeBudget
@@ -526,6 +528,20 @@ class Scheduled(Net):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
 
+def test_schedules_that_are_none_are_rejected():
+    with pytest.raises(ConfigError, match=r"schedules\.lr: 'Cosine' cannot be used; accepted: a schedule"):
+        Schedules({"lr": "Cosine"})
+
+
+def test_an_option_whose_name_begins_like_a_given_value_is_left_alone():
+    class Grad(Net):
+        def configure_optimizers(self):
+            return torch.optim.Adagrad(self.parameters(), lr=0.1, initial_accumulator_value=0.5)
+
+    made = fit(Grad(), TimeBudget("2 steps"), Schedules({"lr": Cosine()}))
+    assert made.optimizers[0].param_groups[0]["initial_accumulator_value"] == 0.5
+
+
 def test_a_modules_own_scheduler_works_under_a_budget():
     made = fit(Scheduled(), TimeBudget("3 steps"))
     assert made.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.1 / 8)
@@ -537,6 +553,43 @@ def test_a_modules_own_scheduler_beside_a_schedule_of_the_learning_rate_is_rejec
     with pytest.raises(ConfigError, match=r"schedules\.lr\.0: 'Cosine' .*StepLR"):
         fit(Scheduled(), TimeBudget("3 steps"), Schedules({"lr.0": Cosine()}))
     fit(Scheduled(), TimeBudget("3 steps"), Schedules({"weight_decay.0": Ramp(0.0, 0.1)}))
+
+
+class Endless(Net):
+    """Its scheduler has the length of the run, as Lightning knows it."""
+
+    def __init__(self, make):
+        super().__init__()
+        self.make = make
+
+    def configure_optimizers(self):
+        optimizer = super().configure_optimizers()
+        scheduler = self.make(optimizer, self.trainer.estimated_stepping_batches, self.trainer.max_steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda optimizer, steps, _: CosineAnnealingLR(optimizer, steps), "CosineAnnealingLR.T_max: inf"),
+        (lambda optimizer, _, steps: LinearLR(optimizer, total_iters=steps), "LinearLR.total_iters: -1"),
+        (lambda optimizer, steps, _: LambdaLR(optimizer, lambda step: 1 - step / steps), "LambdaLR.lr_lambda: inf"),
+        (lambda optimizer, steps, _: LambdaLR(optimizer, partial(max, steps)), "LambdaLR.lr_lambda: inf"),
+        (
+            lambda optimizer, steps, _: SequentialLR(
+                optimizer, [ConstantLR(optimizer), CosineAnnealingLR(optimizer, steps)], [2]
+            ),
+            "SequentialLR.T_max: inf",
+        ),
+    ],
+)
+def test_a_scheduler_of_the_length_of_a_run_without_an_end_is_rejected(make, said):
+    with pytest.raises(ConfigError, match=rf"configure_optimizers\.{said} cannot be used; only the budget ends"):
+        fit(Endless(make), TimeBudget("3 steps"), max_epochs=-1)
+
+
+def test_schedulers_of_a_known_length_are_accepted():
+    fit(Endless(lambda optimizer, steps, _: CosineAnnealingLR(optimizer, steps)), TimeBudget("3 steps"), max_epochs=2)
 
 
 # More than one fit

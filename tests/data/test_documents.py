@@ -87,6 +87,7 @@ def test_a_folder_has_the_files_of_one_kind(tmp_path):
         ("a.parquet", b"no", r"a\.parquet' .* cannot be read as Parquet"),
         ("a.jsonl", b'{"text": "to be"}\n{"text": ', r"a\.jsonl' .* cannot be read: "),
         ("a.jsonl", b'{"body": "to be"}', r"data\.column: 'text' .* has no text there; its keys: body"),
+        ("a.jsonl", b'{"text": null}', r"data\.column: 'text' .* has None there; accepted: texts"),
         ("a.jsonl", b"[1]", r"data\.column: 'text' .* has no text there"),
         ("a.txt", b"\xff\xfe", r"a\.txt' .* cannot be read: 'utf-8'"),
         ("a.jsonl.gz", b"no", r"a\.jsonl\.gz' .* cannot be read: Not a gzipped file"),
