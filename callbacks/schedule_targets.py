@@ -101,6 +101,12 @@ def read_option(group: Group, option: str) -> float:
     return value.item() if isinstance(value, Tensor) else value
 
 
+def read_plain(group: Group, option: str) -> float | None:
+    """Returns an option of a group that is no tensor, without a wait for a device; None: it is one."""
+    now = group["betas"][0] if option == "momentum" and "momentum" not in group else group[option]
+    return None if isinstance(now, Tensor) else now
+
+
 def write_option(group: Group, option: str, value: float) -> None:
     """Sets an option of a group. A tensor, which compiled and captured optimizers need, is changed in place."""
     betas = group["betas"] if option == "momentum" and "momentum" not in group else None

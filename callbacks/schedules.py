@@ -32,6 +32,7 @@ from bytelm.callbacks.schedule_targets import (
     given_value,
     groups_of,
     keep_given_values,
+    read_plain,
 )
 from bytelm.callbacks.time_budget import TimeBudget
 from bytelm.changes import Changes, combinations
@@ -67,6 +68,9 @@ class Schedules(Callback):
         self._changes: dict[BatchSize | PartOption, Changes] = {}  # changes that the warm-up has to run
         self.values: dict[str, float] = {}
         self._units_checked = False
+        # Options as the last step's schedules have set them, and their groups, which loading a checkpoint replaces.
+        self._left: dict[GroupOption, tuple[Group, float | None]] = {}
+        self._others_noted = False
         self._too_long: list[tuple[str, Duration]] = []  # lengths that are known not to be reached
 
     @staticmethod
@@ -126,8 +130,12 @@ class Schedules(Callback):
         for place, schedule in self._assigned.items():
             if isinstance(place, BatchSize):
                 self.values[place.tag] = getattr(trainer.train_dataloader, place.option)
-            else:
-                self.values[place.tag] = apply(place, schedule, groups, progress)
+                continue
+            if isinstance(place, GroupOption):
+                self._note_others(place, groups[place.index])
+            self.values[place.tag] = apply(place, schedule, groups, progress)
+            if isinstance(place, GroupOption):
+                self._left[place] = (groups[place.index], read_plain(groups[place.index], place.option))
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -147,6 +155,14 @@ class Schedules(Callback):
             if length.unit != "fraction" and used[length.unit] < length.value and (key, length) not in self._too_long:
                 reached = Duration(float(f"{used[length.unit]:.4g}"), length.unit)
                 note(f"{key}: {str(length)!r} was not reached, because the run ended after {reached}")
+
+    def _note_others(self, place: GroupOption, group: Group) -> None:
+        """Notes, once, that another callback or the module has set an option since the last step."""
+        former, left = self._left.get(place, (None, None))
+        if former is group and left != (now := read_plain(group, place.option)) and not self._others_noted:
+            self._others_noted = True
+            what = f"{place.option} of the group {place.group} was set to {now:g} by another callback or the module"
+            note(f"{what}: no effect, because a schedule sets it in each step (lr_schedule, schedules)")
 
     def _lengths(self) -> Iterator[tuple[str, Duration]]:
         """Yields the lengths and points of schedules, and their keys."""

@@ -79,7 +79,7 @@ def trainer_error(error: Exception, given: Mapping[str, Any]) -> ConfigError:
     if match := re.match(r"Found more than one stateful callback of type `(\w+)`", reason):
         several = "there are several, whose states have one key in checkpoints; accepted: one, or a state_key for each"
         return ConfigError("trainer.callbacks", match[1], several)
-    defaults = inspect.signature(Trainer.__init__).parameters
+    defaults = inspect.signature(Trainer).parameters
     changed = {
         key: value for key, value in given.items() if key in defaults and value not in (None, defaults[key].default)
     }
@@ -183,6 +183,8 @@ def run_error_of(error: Exception, config: Mapping[str, Any], keys: Mapping[str,
     if "your LightningModule has parameters that were not used" in reason:  # a step of any rank, mostly the first
         unused = "some parameters get no gradient; accepted: ddp_find_unused_parameters_true"
         return ConfigError("trainer.strategy", config["trainer"].get("strategy"), unused)
+    if match := re.match(r"You called `self.log\((.+?), \.\.\.\)` twice in `(\w+)` with different arguments", reason):
+        return ConfigError("self.log", match[1], f"it is logged in {match[2]} already; accepted: another name")
     if not isinstance(error, MisconfigurationException | ModuleNotFoundError):
         return None
     for owner, cause in _objects_behind(error):

@@ -533,6 +533,24 @@ def test_schedules_that_are_none_are_rejected():
         Schedules({"lr": "Cosine"})
 
 
+class SetRate(Callback):
+    def __init__(self, rate):
+        self.rate = rate
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if self.rate is not None:
+            trainer.optimizers[0].param_groups[0]["lr"] = self.rate
+
+
+@pytest.mark.parametrize(("rate", "notes"), [(None, 0), (0.25, 1)])
+def test_a_learning_rate_that_a_callback_sets_beside_a_schedule_is_noted_once(capsys, rate, notes):
+    made = fit(Net(), TimeBudget("4 steps"), SetRate(rate), Schedules({"lr": Linear()}))
+    assert made.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.1 / 4)
+    said = "lr of the group 0 was set to 0.25 by another callback or the module: no effect, because a schedule sets it"
+    err = capsys.readouterr().err
+    assert (err.count(said), err.count("was set to")) == (notes, notes)
+
+
 def test_an_option_whose_name_begins_like_a_given_value_is_left_alone():
     class Grad(Net):
         def configure_optimizers(self):

@@ -1,11 +1,14 @@
 """Options, callbacks and strategies of Lightning that would have no effect, or a harmful one, are rejected by name."""
 
 import pytest
+import torch
 from lightning.pytorch import Callback
 from lightning.pytorch import callbacks as lightning_callbacks
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.plugins import DoublePrecision
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, StrategyRegistry
+from lightning.pytorch.trainer.connectors.logger_connector.result import _ResultCollection
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from bytelm.callbacks import BestCheckpoint
 from bytelm.config.lightning_options import check_callbacks, check_monitors, check_options, run_error_of, trainer_error
@@ -204,3 +207,13 @@ def test_a_schedule_of_the_models_own_is_kept_or_the_run_is_rejected(run, folder
     assert "the model's own StepLR sets learning rates, too" in message(fit)
     assert "schedules.lr.hidden: 'Cosine'" in message(fit, "--lr_schedule=null", "--schedules={lr.hidden: Cosine}")
     assert fit("--lr_schedule=null", "--time_budget.limit=3 steps") == pytest.approx(3e-6)
+
+
+def test_a_value_that_is_logged_twice_is_named():
+    results = _ResultCollection(training=False)
+    meta = {"on_step": False, "on_epoch": True, "batch_size": 1}
+    results.log("on_validation_epoch_end", "val/bpb", torch.tensor(1.0), **meta)
+    with pytest.raises(MisconfigurationException) as raised:
+        results.log("on_validation_epoch_end", "val/bpb", torch.tensor(1.0), **meta, prog_bar=True)
+    said = "self.log: 'val/bpb' cannot be used; it is logged in on_validation_epoch_end already; accepted: another name"
+    assert str(run_error_of(raised.value, {"trainer": {}}, {})) == said
