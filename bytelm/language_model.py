@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 
 from bytelm.config.values import PositiveInt
-from bytelm.data.base import TokenData
+from bytelm.data.base import TokenData, token_data
 from bytelm.errors import ConfigError
 from bytelm.gpt import GPT
 from bytelm.metrics import BitsPerByte, NatsPerToken
@@ -248,7 +248,7 @@ class LanguageModel(LightningModule):
         """
         if not self._batch_is_checked:
             self._batch_is_checked = True
-            if not isinstance(self._data, TokenData) and type(self).training_step is LanguageModel.training_step:
+            if token_data(self.trainer) is None and type(self).training_step is LanguageModel.training_step:
                 _check_batch(batch, self.gpt)
         return batch[0].numel()
 
