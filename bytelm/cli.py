@@ -60,6 +60,7 @@ from bytelm.config.lightning_help import CKPT_PATH, TEXTS
 from bytelm.config.lightning_options import (
     check_callbacks,
     check_monitors,
+    check_new_run,
     constructor_error,
     run_error_of,
     why_not_accepted,
@@ -347,6 +348,8 @@ class BytelmCLI(LightningCLI):
                 check_needs(self.trainer, self.plain_config)
             if path := self._get(self.config, "ckpt_path"):
                 self._check_checkpoint(path)
+            elif self.subcommand == "fit":
+                check_new_run(self.trainer.callbacks)  # type: ignore[attr-defined]
 
     def _check_checkpoint(self, path: str) -> None:
         checkpoint = read(path, check=True)

@@ -30,6 +30,8 @@ def quieten() -> None:
         "The dirpath has changed from",
         "Checkpoint directory .* exists and is not empty",
         "Couldn't infer the batch indices",
+        r"`\.fit\(ckpt_path=None\)` was called without a model",  # with OnExceptionCheckpoint: see check_new_run
+        r'\.fit\(ckpt_path="last"\) is set, but there is no last checkpoint',
     ):
         warnings.filterwarnings("ignore", message=message)
 

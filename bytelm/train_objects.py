@@ -30,7 +30,7 @@ from bytelm.callbacks import (
 from bytelm.cli import ADDED_CALLBACKS, TRAINER_DEFAULTS, monitored
 from bytelm.config.checks import check_experiment
 from bytelm.config.epoch_options import check_epochs, check_needs, validation_times
-from bytelm.config.lightning_options import check_callbacks, check_monitors, run_error_of
+from bytelm.config.lightning_options import check_callbacks, check_monitors, check_new_run, run_error_of
 from bytelm.config.lightning_plugins import check_plugins
 from bytelm.config.messages import note
 from bytelm.config.unused import of_class, of_object, without_effect
@@ -208,6 +208,7 @@ def _fit(
             data.trainer = trainer
             check_epochs(trainer, data)
     check_needs(trainer, {"trainer": {}})
+    check_new_run(trainer.callbacks)  # type: ignore[attr-defined]
     try:
         with meeting(trainer):
             trainer.fit(module, datamodule=data)

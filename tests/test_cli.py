@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from lightning.pytorch import seed_everything
+from added_callback import added_callback
+from lightning.pytorch import Callback, seed_everything
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from thinned import thinned
@@ -485,3 +486,19 @@ def test_hints_of_lightning_are_left_out_where_logging_is_configured_too(capsys,
     quieten()
     seed_everything(42)
     assert "Seed" not in capsys.readouterr().err
+
+
+def test_a_new_run_is_not_resumed_from_what_a_failed_one_has_left(run, rejected, capsys):
+    class Fail(Callback):
+        def on_train_batch_end(self, trainer, pl_module, *args):
+            if trainer.global_step == 2:
+                raise ValueError("failed")
+
+    keeping = ("--trainer.callbacks+=OnExceptionCheckpoint", "--trainer.callbacks.dirpath", "failed")
+    with added_callback(Fail()), pytest.raises(ValueError, match="failed"):
+        run(*keeping, "--time_budget.limit", "3 steps")
+    line = rejected(*keeping, "--time_budget.limit", "3 steps", "--experiment", "new")
+    assert "trainer.callbacks.dirpath: 'failed' cannot be used; failed/on_exception.ckpt is there" in line
+    assert not Path("runs/new").exists()
+    run(*keeping, "--time_budget.limit", "3 steps", "--ckpt_path", "failed/on_exception.ckpt")
+    assert "resume  after step 2, with 1 steps left" in capsys.readouterr().err

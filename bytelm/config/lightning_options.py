@@ -7,7 +7,8 @@ import inspect
 import math
 import re
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, Trainer
@@ -24,6 +25,7 @@ from lightning.pytorch.callbacks import (
     LearningRateMonitor,
     ModelCheckpoint,
     ModelPruning,
+    OnExceptionCheckpoint,
     ProgressBar,
     SpikeDetection,
     StochasticWeightAveraging,
@@ -163,6 +165,24 @@ def _rejected(made: Any, error: BaseException, config: Mapping[str, Any], keys: 
     name = type(made).__name__
     key = next((key for key, cls in keys.items() if isinstance(made, cls)), "trainer")
     return ConfigError(next(keys_of_class(name, config), key), name, " ".join(str(error).split()))
+
+
+def check_new_run(callbacks: Iterable[Callback]) -> None:
+    """Checks that a run without a checkpoint to resume from is a new one.
+
+    Lightning would resume it from the file of an OnExceptionCheckpoint, whatever run has left that.
+
+    Args:
+        callbacks: Callbacks of the trainer.
+
+    Raises:
+        ConfigError: There is such a file.
+    """
+    for callback in callbacks:
+        if isinstance(callback, OnExceptionCheckpoint) and Path(path := callback.ckpt_path).exists():
+            reason = f"{path} is there, of an earlier run, and Lightning would resume from it"
+            accepted = f"accepted: another dirpath, or ckpt_path {path}, which resumes that run"
+            raise ConfigError("trainer.callbacks.dirpath", str(callback.dirpath), f"{reason}; {accepted}")
 
 
 def run_error_of(error: Exception, config: Mapping[str, Any], keys: Mapping[str, type]) -> ConfigError | None:
