@@ -73,6 +73,12 @@ class LanguageModel(LightningModule):
         row_threads: PositiveInt | None = None,
     ) -> None:
         super().__init__()
+        if not isinstance(gpt, GPT):
+            accepted = "accepted: a bytelm.gpt.GPT; another network needs a LightningModule of yours"
+            raise ConfigError("gpt", type(gpt).__name__, accepted)
+        if isinstance(optimizer, Optimizer):
+            accepted = "it is an object; accepted: the class, or a partial of it, such as partial(SGD, lr=0.1)"
+            raise ConfigError("optimizer", type(optimizer).__name__, accepted)
         self.gpt = gpt
         self.loss = contract.make("model.loss", loss, d_model=gpt.d_model, vocab_size=gpt.vocab_size)
         self.optimizer = optimizer

@@ -497,6 +497,7 @@ def test_a_new_run_is_not_resumed_from_what_a_failed_one_has_left(run, rejected,
     keeping = ("--trainer.callbacks+=OnExceptionCheckpoint", "--trainer.callbacks.dirpath", "failed")
     with added_callback(Fail()), pytest.raises(ValueError, match="failed"):
         run(*keeping, "--time_budget.limit", "3 steps")
+    capsys.readouterr()
     line = rejected(*keeping, "--time_budget.limit", "3 steps", "--experiment", "new")
     assert "trainer.callbacks.dirpath: 'failed' cannot be used; failed/on_exception.ckpt is there" in line
     assert not Path("runs/new").exists()

@@ -293,3 +293,27 @@ def test_check_rejects_data_that_does_not_fit_the_network(sizes, message):
 def test_check_rejects_impossible_optimizer_options(optimizer, message):
     with pytest.raises(ConfigError, match=f"model.optimizer.*: .*{message}"):
         tiny(optimizer=optimizer).check(data_of())
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (
+            lambda: LanguageModel(nn.LSTM(4, 4)),
+            "gpt: 'LSTM' cannot be used; accepted: a bytelm.gpt.GPT; another network",
+        ),
+        (lambda: tiny(loss=CrossEntropy()), "model.loss: 'CrossEntropy' cannot be used; it is an object"),
+        (
+            lambda: tiny(optimizer=torch.optim.SGD([torch.ones(1)], lr=0.1)),
+            "optimizer: 'SGD' cannot be used; it is an object; accepted: the class",
+        ),
+        (
+            lambda: GPT(d_model=16, n_heads=2, n_layers=1, d_ff=24, norm=nn.LayerNorm(16)),
+            "model.gpt.norm: 'LayerNorm' cannot be used; it is an object",
+        ),
+    ],
+)
+def test_objects_in_the_place_of_classes_are_rejected(make, said):
+    with pytest.raises(ConfigError) as raised:
+        make()
+    assert str(raised.value).startswith(said)

@@ -295,8 +295,11 @@ def make(key: str, factory: Callable[..., Any], *arguments: Any, **offered: Any)
         offered: Passed by name to a constructor that has these parameters.
 
     Raises:
-        ConfigError: The constructor does not take these arguments.
+        ConfigError: The constructor does not take these arguments, or the part is made already.
     """
+    if isinstance(factory, nn.Module):
+        accepted = "it is an object, which cannot be made for this network; accepted: the class, or a partial of it"
+        raise ConfigError(key, type(factory).__name__, accepted)
     cls = class_of(factory)
     asked = inspect.signature(cls).parameters
     try:
