@@ -17,6 +17,7 @@ from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import StochasticWeightAveraging
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -241,6 +242,10 @@ class TimeBudget(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         check_lengths(trainer)
+        if trainer.max_epochs == -1 and any(isinstance(c, StochasticWeightAveraging) for c in trainer.callbacks):  # type: ignore[attr-defined]
+            reason = "it would never average: it counts back from max_epochs, which is -1"
+            accepted = "accepted: EMAWeightAveraging, WeightAveraging, or as many max_epochs as the budget has time for"
+            raise ConfigError("callbacks", "StochasticWeightAveraging", f"{reason}; {accepted}")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._over = False

@@ -300,7 +300,7 @@ def test_check_rejects_impossible_optimizer_options(optimizer, message):
     [
         (
             lambda: LanguageModel(nn.LSTM(4, 4)),
-            "gpt: 'LSTM' cannot be used; accepted: a bytelm.gpt.GPT; another network",
+            "gpt: 'LSTM' cannot be used; accepted: a bytelm.gpt.GPT; another",
         ),
         (lambda: tiny(loss=CrossEntropy()), "model.loss: 'CrossEntropy' cannot be used; it is an object"),
         (

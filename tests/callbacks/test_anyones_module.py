@@ -11,7 +11,7 @@ import programs
 import pytest
 import torch
 import torchmetrics
-from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, StochasticWeightAveraging
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from memory_logger import MemoryLogger
 from torch import nn
@@ -604,6 +604,12 @@ class Endless(Net):
 def test_a_scheduler_of_the_length_of_a_run_without_an_end_is_rejected(make, said):
     with pytest.raises(ConfigError, match=rf"configure_optimizers\.{said} cannot be used; only the budget ends"):
         fit(Endless(make), TimeBudget("3 steps"), max_epochs=-1)
+
+
+def test_an_average_of_the_last_epochs_needs_a_number_of_epochs():
+    averaging = StochasticWeightAveraging(0.1, swa_epoch_start=1)
+    with pytest.raises(ConfigError, match=r"StochasticWeightAveraging' cannot be used; it would never average"):
+        fit(Net(), TimeBudget("3 steps"), averaging, max_epochs=-1)
 
 
 def test_schedulers_of_a_known_length_are_accepted():
