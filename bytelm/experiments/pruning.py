@@ -69,7 +69,7 @@ def options_of(options: Sequence[str]) -> list[str]:
     """
     every: Any = EVERY_TENTH  # any value but null
     for option, value in pairwise(options):
-        if option == "--config":
+        if option in ("--config", "-c"):
             with suppress(OSError, ValueError):  # such a config is rejected later, with its reason
                 for file in files_of(value):
                     trainer = read(file.read_text(encoding="utf-8")).get("trainer") or {}

@@ -119,9 +119,10 @@ def test_reports_are_scores_near_equal_shares_of_the_budget(tmp_path):
 def test_a_run_with_one_validation_at_its_end_gets_others(tmp_path, trainer, options, is_added):
     (tmp_path / "below.yaml").write_text("trainer: {val_check_interval: null}\n")
     (tmp_path / "a.yaml").write_text(trainer + "\n")
-    given = ["--config", str(tmp_path / "a.yaml"), *options, "--seed_everything", "1"]
     added = ["--trainer.val_check_interval", "10%"] if is_added else []
-    assert options_of(given) == given + added
+    for config in ("--config", "-c"):
+        given = [config, str(tmp_path / "a.yaml"), *options, "--seed_everything", "1"]
+        assert options_of(given) == given + added
 
 
 def test_a_line_that_is_being_written_is_left_out_and_repeated_steps_count_once(tmp_path):
