@@ -120,8 +120,8 @@ def test_a_run_with_one_validation_at_its_end_gets_others(tmp_path, trainer, opt
     (tmp_path / "below.yaml").write_text("trainer: {val_check_interval: null}\n")
     (tmp_path / "a.yaml").write_text(trainer + "\n")
     added = ["--trainer.val_check_interval", "10%"] if is_added else []
-    for config in ("--config", "-c"):
-        given = [config, str(tmp_path / "a.yaml"), *options, "--seed_everything", "1"]
+    for option in ("--config", "-c"):
+        given = [option, str(tmp_path / "a.yaml"), *options, "--seed_everything", "1"]
         assert options_of(given) == given + added
 
 
