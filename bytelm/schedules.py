@@ -108,6 +108,10 @@ class Schedule:
         """
         return None
 
+    def reached(self, given: float) -> Sequence[float]:
+        """Returns values that the schedule is known to reach; they are checked before training."""
+        return [value for _, value in self.changes(given) or []]
+
 
 LRSchedule = Schedule  # its name in schedules that were written for learning rates
 
@@ -352,6 +356,9 @@ class Ramp(Schedule):
         end = given if self.end is None else self.end
         x = self._done(progress)
         return end if x == 1 else start + (end - start) * self.shape(x)
+
+    def reached(self, given: float) -> Sequence[float]:
+        return [given if value is None else value for value in (self.start, self.end)]
 
     def _done(self, progress: Progress) -> float:
         """Returns the completed share of the ramp, 0 to 1."""

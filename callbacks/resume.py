@@ -39,13 +39,19 @@ class Resume(FinalValidation):
         self._random_states: list[dict[str, Any]] | None = None
         self._logged: dict[int, dict[str, float]] = {}
         self._trainer: Trainer | None = None
-        self._position: tuple[int, dict[str, Any]] | None = None  # the last step that has ended, and that of the data
+        self._step: int | None = None  # the last step that has ended, as Lightning counts; the next two are of its end
+        self._position: dict[str, Any] | None = None
+        self._random: dict[str, Any] = {}
+        self._all_states = False  # whether states are noted that only a user's code changes
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._trainer = trainer
 
     def state_dict(self) -> dict[str, Any]:
         own = random_states()
+        if self._trainer is not None and self._step == self._trainer.global_step:
+            own |= self._random  # in the middle of a step, or of a validation, which is run again after resuming
+        own["numpy"] = _plain(own["numpy"])
         states = [own]
         if self._trainer is not None and self._trainer.world_size > 1:
             states = [own] * self._trainer.world_size
@@ -73,13 +79,12 @@ class Resume(FinalValidation):
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         checkpoint[CONFIG] = self.config
-        if self._position is None or self._position[0] != trainer.global_step:
+        if self._position is None or self._step != trainer.global_step:
             return  # nothing was trained, or the step has just ended
         # In the middle of a step, as after an error, some of its batches have been taken.
-        position = self._position[1]
-        checkpoint.get(type(trainer.datamodule).__qualname__, {}).update(position)  # type: ignore[attr-defined]
+        checkpoint.get(type(trainer.datamodule).__qualname__, {}).update(self._position)  # type: ignore[attr-defined]
         if loops := checkpoint.get("loops"):
-            loops["fit_loop"]["state_dict"]["combined_loader"] = [position]
+            loops["fit_loop"]["state_dict"]["combined_loader"] = [self._position]
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Sets Lightning's counters to their values after the last finished step."""
@@ -88,12 +93,13 @@ class Resume(FinalValidation):
             set_counters(checkpoint, contents.steps, trainer.accumulate_grad_batches, _batches_per_epoch(trainer))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._note_position(trainer)
         states = self._random_states or []
         if len(states) == trainer.world_size:
             set_random_states(states[trainer.global_rank])
         elif trainer.world_size > 1:  # a new run, or a different number of ranks
             _seed_apart(trainer.global_rank)
+        self._all_states = any(map(_is_users, [trainer.lightning_module, *trainer.callbacks]))  # type: ignore[attr-defined]
+        self._note(trainer)
         if not states:
             return
         steps = TimeBudget.of(trainer).steps
@@ -113,28 +119,30 @@ class Resume(FinalValidation):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if ends_step(trainer, batch_idx):
-            self._note_position(trainer)
+            self._note(trainer)
 
-    def _note_position(self, trainer: Trainer) -> None:
-        if (position := data_position(trainer)) is not None:
-            self._position = trainer.global_step, position
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_validation_end(trainer, pl_module)
+        if trainer.state.fn == "fit":
+            self._note(trainer)
+
+    def _note(self, trainer: Trainer) -> None:
+        """Notes the state after a step, in which a checkpoint that is saved during the next one resumes."""
+        self._step, self._position = trainer.global_step, data_position(trainer)
+        self._random = random_states() if self._all_states else _states_of_torch()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._ended_step = TimeBudget.of(trainer).steps
 
 
 def random_states() -> dict[str, Any]:
-    """Returns the states of the generators that this process may use, as plain values and tensors."""
-    of_numpy: Any = np.random.get_state(legacy=False)
-    of_numpy["state"]["key"] = torch.tensor(of_numpy["state"]["key"].tolist())  # checkpoints cannot store NumPy arrays
-    states: dict[str, Any] = {
-        "torch": torch.get_rng_state(),
-        "python": random.getstate(),
-        "numpy": of_numpy,
-    }
-    if torch.cuda.is_available():
-        states["cuda"] = torch.cuda.get_rng_state()
-    return states
+    """Returns the states of the generators that this process may use."""
+    return {**_states_of_torch(), "python": random.getstate(), "numpy": np.random.get_state(legacy=False)}
+
+
+def _states_of_torch() -> dict[str, Any]:
+    states = {"torch": torch.get_rng_state()}
+    return states | {"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else states
 
 
 def set_random_states(states: dict[str, Any]) -> None:
@@ -153,9 +161,18 @@ def check_random_states(states: dict[str, Any]) -> None:
     np.random.RandomState().set_state(_of_numpy(states))
 
 
+def _plain(of_numpy: dict[str, Any]) -> dict[str, Any]:
+    """Returns a state of NumPy's generator for a checkpoint, which cannot store arrays."""
+    return {**of_numpy, "state": {**of_numpy["state"], "key": torch.tensor(of_numpy["state"]["key"].tolist())}}
+
+
 def _of_numpy(states: dict[str, Any]) -> dict[str, Any]:
     of_numpy = states["numpy"]
     return {**of_numpy, "state": {**of_numpy["state"], "key": of_numpy["state"]["key"].tolist()}}
+
+
+def _is_users(made: Any) -> bool:
+    return not type(made).__module__.startswith(("bytelm.", "lightning."))
 
 
 def _seed_apart(rank: int) -> None:

@@ -50,6 +50,8 @@ PRINTED = (
     "peak_memory_mb",
     "run",
 )
+# The values of a resumed run's last process; the others are of the whole run.
+OF_LAST_PROCESS = ("total_time_secs", "wall_time_secs", "startup_time_secs", "peak_memory_mb", "started_at", "ended_at")
 
 
 class RunRecord(Callback):
@@ -70,13 +72,15 @@ class RunRecord(Callback):
         self._is_lazy = False  # whether some parameters had no sizes before the first batch
         self._folder: str | None = None
         self._trainer: Trainer | None = None
-        self._earlier_seconds = 0.0  # time of the run's earlier processes
+        self._earlier: Record | None = None  # the record of the run's earlier processes
+        self._is_restored = False
 
     def state_dict(self) -> dict[str, Any]:
         self._read_loss()
         return {"train_loss": self._train_loss, "init_from": self.init_from}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._is_restored = True
         self._train_loss = state_dict["train_loss"]
         self.init_from = state_dict.get("init_from")  # older checkpoints, from before the option existed, have none
 
@@ -93,10 +97,10 @@ class RunRecord(Callback):
         kept = stage == "fit" and (claim_of(trainer) is not None or bool(trainer.loggers))
         folder = run_folder(trainer) if kept else None
         self._folder = None if folder is None else str(folder)
-        self._earlier_seconds = 0.0
+        self._earlier = None
         if folder is not None and trainer.is_global_zero:
             with contextlib.suppress(StorageError):  # a new run has no record, and neither has one that was killed
-                self._earlier_seconds = record.wall_time(record.read(folder))
+                self._earlier = record.read(folder)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._num_params = max(self._num_params, count_parameters(pl_module))  # some are made in configure_model
@@ -119,13 +123,21 @@ class RunRecord(Callback):
             note(f"the run has no score: the module logs {logged}; scores are {scores} (docs/guides/python.md)")
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        if trainer.state.fn == "fit":
-            self.write_failure(trainer, exception)
+        if trainer.state.fn != "fit":
+            return
+        claim = claim_of(trainer)
+        if self._trainer is not trainer and claim is not None and claim.folder.is_claimed:
+            self.setup(trainer, pl_module, "fit")  # it was not called: the setup of a callback or of the data has failed
+        self.write_failure(trainer, exception)
 
     def write_failure(self, trainer: Trainer, error: BaseException) -> None:
         """Writes the record of a run that ended early."""
+        known = self._record(trainer)
+        if self._earlier is not None and self._earlier.get("checkpoint") and not self._is_restored:
+            # It failed before the checkpoint was loaded: the earlier record tells what the run has trained.
+            known = cast(Record, {**self._earlier, **{key: known.get(key) for key in OF_LAST_PROCESS}})
         with contextlib.suppress(OSError):  # the error itself reports a full disk
-            self._write(record.failed(self._record(trainer), error))
+            self._write(record.failed(known, error))
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn == "validate":
@@ -180,8 +192,8 @@ class RunRecord(Callback):
             "checkpoint": str(last.path) if last and last.path and last.path.exists() else None,
             "run": self._folder,
         }
-        if self._earlier_seconds:
-            known["wall_time_secs"] = round(self._earlier_seconds + elapsed, 3)
+        if self._earlier is not None and (before := record.wall_time(self._earlier)):
+            known["wall_time_secs"] = round(before + elapsed, 3)
         if trainer.strategy.root_device.type == "cuda":
             known["peak_device_memory_mb"] = peak_device_memory_mb()
         return known

@@ -1,5 +1,6 @@
 """Targets of schedules: options of parameter groups, sizes of batches, options of parts. See schedules.py."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +17,7 @@ from bytelm.schedules import Schedule
 Group = dict[str, Any]
 GIVEN = "initial_"  # torch's own prefix for a group's initial values, which are in checkpoints: initial_lr
 REAL = ("lr", "momentum", "weight_decay", "dampening")  # not integers, even if given as 0 or 1
-
+NOT_NEGATIVE = ("lr", "momentum", "weight_decay", "eps")  # as torch's optimizers check their own arguments
 
 @dataclass(frozen=True)
 class GroupOption:
@@ -191,10 +192,20 @@ def keep_given_values(places: Iterable[Place], groups: Sequence[Group]) -> None:
 
 
 def apply(place: GroupOption | PartOption, schedule: Schedule, groups: Sequence[Group], progress: Progress) -> float:
-    """Sets an option of a group or a part for the step that begins; returns the value."""
+    """Sets an option of a group or a part for the step that begins; returns the value.
+
+    Raises:
+        ConfigError: The option cannot have the value, such as NaN or a negative learning rate.
+    """
     if isinstance(place, GroupOption):
         group = groups[place.index]
         value = schedule.value(group[GIVEN + place.option], progress)
+        if not _is_usable(value, place.option):
+            when = f"at progress {progress.fraction:.4f}"
+            reason = f"it gives {value} {when}; {_usable(place.option)}"
+            error = _rejected(f"{place.option}.{place.group}", schedule, reason)
+            error.on_all_ranks = True  # all have the same progress
+            raise error
         write_option(group, place.option, value)
     else:
         value = schedule.value(place.given, progress)
@@ -232,9 +243,24 @@ def _check_kind(
     counted = isinstance(given, int) and not (isinstance(place, GroupOption) and place.option in REAL)
     if counted and (changes is None or not whole):
         raise _rejected(target, schedule, f"it gives fractions; accepted: Piecewise, of whole numbers, as {given} is")
+    for value in schedule.reached(given) if isinstance(place, GroupOption) else ():
+        if not _is_usable(value, place.option):
+            raise _rejected(target, schedule, f"it gives {value}; {_usable(place.option)}")
     if isinstance(place, PartOption) and changes is None and not place.is_property and _is_compiled(pl_module):
         reason = "with model.compile each new value would be compiled during training; accepted: Piecewise"
         raise _rejected(target, schedule, reason)
+
+
+def _is_usable(value: Any, option: str) -> bool:
+    """Returns whether an option of a group can have a value of a schedule."""
+    try:
+        return math.isfinite(value) and (value >= 0 or option not in NOT_NEGATIVE)
+    except TypeError:  # it is no number
+        return False
+
+
+def _usable(option: str) -> str:
+    return f"accepted: finite numbers{' from 0' if option in NOT_NEGATIVE else ''}"
 
 
 def _is_compiled(pl_module: LightningModule) -> bool:

@@ -77,12 +77,16 @@ class Validations(Callback):
         self._random_states = random_states()  # before a loader of the user's is asked for an iterator
         self._ask(trainer)
 
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._due and self._random_states is None:  # it was due when the run was cut
+            self._random_states = random_states()
+
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not self._due or trainer.state.fn != "fit":
             return
         self._due = False
         trainer.val_check_batch = NEVER
-        if self._random_states is not None:  # None: a validation that was due when the run was cut
+        if self._random_states is not None:
             set_random_states(self._random_states)
             self._random_states = None
 

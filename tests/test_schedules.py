@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -430,6 +431,30 @@ def test_the_initial_rate_of_a_resumed_group_is_kept():
     watch = fit(TwoGroups(initial_lr=2.0), TimeBudget(duration("2 steps")), Schedules({"lr": Remaining()}))
     assert watch.rates == [(2.0, 0.1), (1.0, 0.05)]
     assert watch.initial == [2.0, 0.1]
+
+
+class Then(LRSchedule):
+    """Gives a value from the middle of the run on."""
+
+    def __init__(self, value: Any) -> None:
+        self.then = value
+
+    def multiplier(self, progress: Progress) -> Any:
+        return 1.0 if progress.fraction < 0.5 else self.then
+
+    def lr(self, peak_lr: float, progress: Progress) -> Any:
+        multiplier = self.multiplier(progress)
+        return multiplier and peak_lr * multiplier  # None stays None
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers")
+@pytest.mark.parametrize(("value", "shown"), [(-0.5, "-0.25"), (math.nan, "nan"), (math.inf, "inf"), (None, "None")])
+def test_a_rate_that_no_step_can_have_ends_the_run_before_that_step(value, shown):
+    watch = Watch()
+    reason = rf"^schedules\.lr\.body: 'Then' .*; it gives {shown} at progress 0\.5000; accepted: finite numbers from 0$"
+    with pytest.raises(ConfigError, match=reason):
+        fit(TwoGroups(), TimeBudget(duration("4 steps")), Schedules({"lr": Then(value)}), watch)
+    assert len(watch.rates) == 2
 
 
 def test_a_schedule_without_a_budget_is_rejected():

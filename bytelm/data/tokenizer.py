@@ -9,7 +9,7 @@ import json
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -351,9 +351,23 @@ def _load(name: str) -> Tokenizer:
         return ByteTokenizer()
     path = Path(name).expanduser()
     if name.endswith(".json") or (path / TOKENIZER_JSON).is_file():
-        return TokenizerFile(name)
+        file = path / TOKENIZER_JSON if path.is_dir() else path
+        status = file.stat() if file.exists() else None
+        return _of_file(name, file.absolute(), status and (status.st_mtime_ns, status.st_size))
     if (path / PICKLE).is_file() or (name.endswith(".pkl") and is_encoding(path)):
         return EncodingFile(name)
     if name.endswith(".pkl"):
         return CharacterTokenizer(name)
     return TiktokenTokenizer(name)
+
+
+@lru_cache(maxsize=1)
+def _of_file(name: str, file: Path, stamp: tuple[int, int] | None) -> TokenizerFile:
+    """Loads a tokenizer.json, which takes seconds if its vocabulary is large; a run asks for it several times.
+
+    Args:
+        name: See TokenizerFile.
+        file: The file, which another working directory can change.
+        stamp: Time of its last change, and its size.
+    """
+    return TokenizerFile(name)

@@ -64,6 +64,11 @@ class RunFolder:
         return self._path
 
     @property
+    def is_claimed(self) -> bool:
+        """Whether the folder is known: on rank 0, whether it exists."""
+        return self._path is not None
+
+    @property
     def version(self) -> int:
         """Number of the run."""
         assert self.path is not None  # claims the folder

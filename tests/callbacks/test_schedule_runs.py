@@ -482,6 +482,8 @@ SIZES = "accepted: Piecewise, of whole numbers above 0"
         ({"momentum": "Csine"}, ["schedules: 'Csine' is not known", "did you mean Cosine?", "Piecewise, Ramp"]),
         ({"momentum": ramp(strt=1)}, ["schedules.strt: unknown key", "did you mean start?"]),
         ({"momentum": ramp()}, ["start: None", "for start, for end, or for both"]),
+        ({"weight_decay": ramp(end=-0.1)}, ["schedules.weight_decay: 'Ramp'", "it gives -0.1; accepted", "from 0"]),
+        ({"lr__vector": {"50%": ".inf"}}, ["schedules.lr.vector: 'Piecewise'", "it gives inf; accepted: finite"]),
         ({"lr": "Cosine"}, ["schedules.lr", "lr_schedule (Linear) is given, too"]),
     ],
 )

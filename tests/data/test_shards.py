@@ -269,6 +269,7 @@ def test_the_tokenizer_beside_shards_is_theirs(folder):
     file = str(path)
     found = TokenShards(str(folder))
     assert (found.tokenizer, found.vocab_size, found.text_tokenizer().vocab_size) == (file, 262, 262)
+    assert TokenShards(str(folder)).text_tokenizer() is found.text_tokenizer()  # a large one takes seconds to load
     options = {"path": str(folder), "tokenizer": "auto", "vocab_size": None}
     assert TokenShards.resolved(options) == {"tokenizer": file, "vocab_size": 262}
     assert TokenShards.resolved(options | {"vocab_size": 300}) == {"tokenizer": file, "vocab_size": 300}

@@ -375,6 +375,23 @@ def test_a_state_that_no_checkpoint_can_hold_is_rejected_before_training(folder,
     assert record_of("runs/tiny/version_0")["total_steps"] == 0
 
 
+@pytest.mark.parametrize(("options", "steps"), [(("--experiment", "new"), 0), (("--ckpt_path", "last"), 4)])
+def test_a_run_whose_callback_fails_in_setup_has_a_record(run, trained, options, steps):
+    Path("my_failing.py").write_text(
+        "from lightning.pytorch import Callback\n\n"
+        "class Failing(Callback):\n"
+        "    def setup(self, trainer, pl_module, stage):\n"
+        "        raise LookupError('of mine')\n"
+    )
+    with pytest.raises(LookupError, match="of mine"):
+        run(*options, "--trainer.callbacks", "my_failing.Failing")
+    (failed,) = [each for each in read_runs(Path("runs")) if each.status == "error"]
+    assert failed.record["reason"] == "of mine"
+    assert failed.record["total_steps"] == steps  # of a run that resumes: those of its checkpoint
+    assert (failed.record["checkpoint"] is None) == (steps == 0)
+    assert failed.record["num_params_M"] > 0
+
+
 def test_checkpoints_that_a_thread_writes_are_those_of_the_run(run):
     cli = run("--trainer.plugins", "AsyncCheckpointIO")
     assert type(cli.trainer.strategy.checkpoint_io).__name__ == "AsyncCheckpointIO"
