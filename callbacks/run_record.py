@@ -127,7 +127,7 @@ class RunRecord(Callback):
             return
         claim = claim_of(trainer)
         if self._trainer is not trainer and claim is not None and claim.folder.is_claimed:
-            self.setup(trainer, pl_module, "fit")  # it was not called: the setup of a callback or of the data has failed
+            self.setup(trainer, pl_module, "fit")  # not called yet: the setup of a callback or of the data has failed
         self.write_failure(trainer, exception)
 
     def write_failure(self, trainer: Trainer, error: BaseException) -> None:

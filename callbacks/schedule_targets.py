@@ -19,6 +19,7 @@ GIVEN = "initial_"  # torch's own prefix for a group's initial values, which are
 REAL = ("lr", "momentum", "weight_decay", "dampening")  # not integers, even if given as 0 or 1
 NOT_NEGATIVE = ("lr", "momentum", "weight_decay", "eps")  # as torch's optimizers check their own arguments
 
+
 @dataclass(frozen=True)
 class GroupOption:
     """An option of a parameter group.

@@ -99,6 +99,12 @@ def with_run(arguments: Sequence[str]) -> list[str]:
     return [command, "--config", str(run / CONFIG), "--ckpt_path", str(checkpoint), *options]
 
 
+def config_beside(ckpt_path: str) -> list[str]:
+    """The config.yaml of a run that is named by its folder; empty for a checkpoint that is named by its file."""
+    config = find_checkpoint(ckpt_path).parent.parent / CONFIG if os.path.isdir(ckpt_path) else None
+    return [str(config)] if config is not None and config.is_file() else []
+
+
 def run_of_config(configs: Sequence[Any]) -> Path | None:
     """The run whose own config.yaml is the only given config.
 

@@ -351,6 +351,12 @@ def test_a_part_of_the_users_that_declares_what_it_equals_is_exported(saved):
         torch.testing.assert_close(from_pretrained("there")(tokens).logits, gpt(tokens), atol=1e-5, rtol=1e-5)
     with pytest.raises(CheckpointError, match="my_parts"):  # not without the config: its code is not run
         main_export(["saved.ckpt", "again", "--format", "huggingface"])
+    checkpoint = Path("run/checkpoints/best.ckpt")
+    checkpoint.parent.mkdir(parents=True)
+    Path("saved.ckpt").rename(checkpoint)
+    Path("run/config.yaml").write_text("base: [../tiny.yaml, ../mine.yaml]")
+    main_export(["run", "again", "--format", "huggingface"])  # a run's folder stands for its config, too
+    assert Path("again/model.safetensors").read_bytes() == Path("there/model.safetensors").read_bytes()
 
 
 def test_a_subclass_does_not_inherit_what_its_base_declares(saved):

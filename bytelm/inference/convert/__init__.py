@@ -1,7 +1,7 @@
 """Converts GPT-2 weights from and to nanoGPT and Hugging Face.
 
     python -m bytelm import ckpt.pt model.ckpt                     nanoGPT's checkpoint, or a Hugging Face folder
-    python -m bytelm export model.ckpt gpt2 --format huggingface
+    python -m bytelm export runs/…/version_0 gpt2 --format huggingface
 
 All readers return a `GPT2` (gpt2.py), with sizes and weights by bytelm's names, and all writers take one. Dropout is
 not converted, because it belongs to training. The tokenizer is converted.
@@ -17,6 +17,7 @@ from bytelm.inference.convert.checkpoint import as_checkpoint, read_checkpoint, 
 from bytelm.inference.convert.gpt2 import GPT2, GPT2_SIZES
 from bytelm.inference.convert.huggingface import read_huggingface, write_huggingface
 from bytelm.inference.convert.nanogpt import read_nanogpt, write_nanogpt
+from bytelm.runs.choice import config_beside
 
 __all__ = [
     "GPT2",
@@ -112,7 +113,7 @@ def main_export(args: list[str]) -> None:
         args: Arguments after `python -m bytelm export`.
     """
     parser = CommandParser("export", description="Makes GPT-2 weights for nanoGPT or Hugging Face from a checkpoint.")
-    parser.add_argument("ckpt_path", help="A checkpoint, such as runs/…/checkpoints/best.ckpt.")
+    parser.add_argument("ckpt_path", help="The folder of a run, for its config and its best.ckpt; or a checkpoint.")
     parser.add_argument("target", help="The file (nanogpt) or the folder (huggingface) to write.")
     parser.add_function_arguments(export_weights, skip={"ckpt_path", "target", "config"})
     parser.add_argument(
@@ -122,6 +123,7 @@ def main_export(args: list[str]) -> None:
         help="Config of its run, instead of the one in the checkpoint; needed for parts of your own. Can be repeated.",
     )
     given = vars(parser.parse_args(args))
+    given["config"] = given["config"] or config_beside(given["ckpt_path"])
     export_weights(**given)
     print(f"{given['format']}: {given['target']}")
 
