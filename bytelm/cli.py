@@ -264,15 +264,19 @@ class BytelmCLI(LightningCLI):
         self.save_config_kwargs = {"plain": self.plain_config, "varied": varied}
         self.experiment = self.plain_config["experiment"] = self._experiment()
         data = self.plain_config["data"]
-        data["init_args"] |= locate(data["class_path"]).resolved(data["init_args"])  # type: ignore[attr-defined]
+        data_class: Any = locate(data["class_path"])
+        data["init_args"] |= data_class.resolved(data["init_args"])
         given = self._get(self.config, "ckpt_path")
         if self.subcommand == "fit":
             for each in without_effect(self.plain_config, {**TRAINER_DEFAULTS, **CHECKPOINT_DEFAULTS}):
                 note(each)
-        elif self.subcommand in SCORING and (unused := of_training(self._options)):
+        elif self.subcommand in SCORING and (unused := of_training(self._options, data_class)):
             note(f"{', '.join(unused)}: no effect in {self.subcommand}, which does not train")
         if unused := of_other_commands(self._options, str(self.subcommand)):
             note(f"{', '.join(unused)}: no effect in {self.subcommand}")
+        names_nothing = given not in NAMES and not self.plain_config["trainer"]["logger"]  # loggers have its name
+        if self.subcommand in SCORING and "experiment" in self._options and names_nothing:
+            note(f"experiment: no effect in {self.subcommand} with ckpt_path {given}, but with last or best")
         if given is None and self.subcommand in SCORING:
             note("the network is untrained: its weights are those of the seed; --ckpt_path names a trained one")
         if given is not None and self.subcommand == "fit" and (quick := self.plain_config["trainer"]["fast_dev_run"]):

@@ -38,6 +38,8 @@ from bytelm.program import errors_in_one_line
 from bytelm.system.files import write_text
 
 FINEWEB, SAMPLE = "HuggingFaceFW/fineweb", "sample-10BT"
+SPLIT = "train"
+ONE_SAVED = "state.json"  # in the folder of a data set that is not a dict of several
 ROWS = 1000  # rows of the data set that are read together
 
 
@@ -130,6 +132,11 @@ def write_state(folder: Path, made_with: dict[str, Any], shards: list[Shard]) ->
     write_text(folder / "shards.json", json.dumps(state, indent=2) + "\n")
 
 
+def is_saved(path: Path) -> bool:
+    """Whether a folder is a data set, or a dict of them, as `save_to_disk` leaves it."""
+    return (path / ONE_SAVED).is_file() or (path / "dataset_dict.json").is_file()
+
+
 def texts(options: Namespace, skipped: int) -> Iterator[str]:
     """The documents of a data set, without the first `skipped`.
 
@@ -143,7 +150,7 @@ def texts(options: Namespace, skipped: int) -> Iterator[str]:
         raise DataError("dataset", options.dataset, advice) from error
     path = Path(options.dataset)
     try:
-        if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():  # as save_to_disk leaves it
+        if is_saved(path):
             stored = load_from_disk(str(path))
             dataset = (stored[options.split] if isinstance(stored, dict) else stored).to_iterable_dataset()
         elif not path.is_dir() and glob(options.dataset):
@@ -176,6 +183,10 @@ def prepare(options: Namespace) -> Tokenizer:
         raise ConfigError("tokens", options.tokens, accepted)
     if options.name is not None and not Path(options.dataset).is_dir() and glob(options.dataset):
         raise ConfigError("name", options.name, f"files have no configurations, and {options.dataset} names files")
+    if options.name is not None and is_saved(Path(options.dataset)):
+        raise ConfigError("name", options.name, f"{options.dataset} is a saved data set, which has one configuration")
+    if options.split != SPLIT and (Path(options.dataset) / ONE_SAVED).is_file():
+        raise ConfigError("split", options.split, f"{options.dataset} is a saved data set without splits")
     tokenizer = shard_tokenizer(options.tokenizer)
     keys = ("dataset", "name", "split", "text_field", "tokenizer", "shard_tokens", "tokens")
     made_with = {key: getattr(options, key) for key in keys}
@@ -216,7 +227,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = CommandParser(prog=Path(__file__).name, description=str(__doc__).splitlines()[0])
     parser.add_argument("--dataset", default=FINEWEB, help="name on the hub, folder, file or glob pattern")
     parser.add_argument("--name", help=f"configuration of the data set (default: {SAMPLE} for FineWeb)")
-    parser.add_argument("--split", default="train", help="split of the data set")
+    parser.add_argument("--split", default=SPLIT, help="split of the data set")
     parser.add_argument("--text_field", default="text", help="column with the texts")
     parser.add_argument("--tokenizer", default="gpt2", help="bytes, a name of tiktoken, or a tokenizer.json")
     parser.add_argument("--out", required=True, help="folder for the shards")

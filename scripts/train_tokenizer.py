@@ -18,7 +18,7 @@ from tqdm import tqdm
 from bytelm.config.command import CommandParser
 from bytelm.config.text import dump
 from bytelm.config.values import PositiveInt
-from bytelm.data.documents import document_files, groups
+from bytelm.data.documents import COLUMN, check_column, document_files, groups
 from bytelm.data.tokenizer import load_tokenizer
 from bytelm.data.train_tokenizer import Pattern, train_tokenizer
 from bytelm.errors import ConfigError
@@ -51,7 +51,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("paths", nargs="+", metavar="path", help="documents: files, folders, globs")
     parser.add_argument("--out", required=True, help="the tokenizer.json to write")
     parser.add_argument("--vocab_size", type=PositiveInt, required=True, help="number of tokens")
-    parser.add_argument("--column", default="text", help="column of Parquet, or key of the JSON objects")
+    parser.add_argument("--column", default=COLUMN, help="column of Parquet, or key of the JSON objects")
     parser.add_argument("--pattern", choices=get_args(Pattern), default="gpt4", help="how texts are cut")
     parser.add_argument("--characters", type=PositiveInt, default=1_000_000_000, help="at most, in all")
     parser.add_argument("--document_characters", type=PositiveInt, default=10_000, help="at most, of a document")
@@ -61,10 +61,12 @@ def main(arguments: list[str] | None = None) -> None:
         if not out.name.endswith(".json") or not out.parent.is_dir():
             raise ConfigError("out", options.out, "accepted: a file that ends in .json, in an existing folder")
         files = training_files(options.paths)
+        check_column(files, options.column, "column")
         found = texts(files, options.column, options.characters, options.document_characters)
         train_tokenizer(found, options.vocab_size, out, options.pattern)
         size = load_tokenizer(str(out)).vocab_size
-        data = {"class_path": "Documents", "init_args": {"path": options.paths[0], "tokenizer": str(out)}}
+        column = {} if options.column == COLUMN else {"column": options.column}
+        data = {"class_path": "Documents", "init_args": {"path": options.paths[0], **column, "tokenizer": str(out)}}
         print(dump({"data": data, "model": {"gpt": {"vocab_size": size}}}).rstrip())
 
 

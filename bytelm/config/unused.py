@@ -1,7 +1,8 @@
 """Notes of options that have no effect in a run, because of the value of another option.
 
 A class declares such options of its own in the attribute `UNUSED_WITH`: by option, the other option, and the values of
-that with which the first has no effect. The trainer's are listed here.
+that with which the first has no effect. `OF_TRAINING` of a class of data lists the options that only training uses. The
+trainer's options are listed here.
 """
 
 import inspect
@@ -47,12 +48,13 @@ _OF_TRAINING = (
 # `validate`, `test` and `predict` use nothing of these.
 TRAINING: tuple[str, ...] = (
     *("time_budget", "lr_schedule", "schedules", "checkpoint", "last_checkpoint", "divergence", "throughput"),
-    *("samples", "model.optimizer", "model.loss"),
+    *("samples", "model.optimizer", "model.loss", "model.row_threads"),
     *(f"trainer.{option}" for option in _OF_TRAINING),
 )
 
 # Options that some commands use.
-_USED_BY = {
+_USED_BY: dict[str, tuple[str, ...]] = {
+    "return_predictions": (),
     "trainer.limit_val_batches": ("fit", "validate"),
     "trainer.limit_test_batches": ("test",),
     "trainer.limit_predict_batches": ("predict",),
@@ -85,13 +87,16 @@ def without_effect(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> It
                     yield from of_class(given, value.get("init_args") or {}, place)
 
 
-def of_training(options: Iterable[str]) -> list[str]:
+def of_training(options: Iterable[str], data: Any = None) -> list[str]:
     """Returns those of some options that have an effect only on training.
 
     Args:
         options: Keys as given on the command line.
+        data: The class of the data.
     """
-    return sorted(option for option in options for key in TRAINING if f"{option}.".startswith(f"{key}."))
+    keys = (*TRAINING, *(f"data.{option}" for option in getattr(data, "OF_TRAINING", ())))
+    short = {option: f"{option.replace('.init_args.', '.')}." for option in options}
+    return sorted(option for option in short for key in keys if short[option].startswith(f"{key}."))
 
 
 def of_other_commands(options: Iterable[str], command: str) -> list[str]:

@@ -58,6 +58,7 @@ class ByteData(TokenData):
     """
 
     UNUSED_WITH: ClassVar = {"seed": ("order", ("sequential",))}
+    OF_TRAINING: ClassVar = ("order", "seed")
     vocab_size = 256
     schedulable = ("batch_size", "seq_len")
     _loader: RowLoader | None

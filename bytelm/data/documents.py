@@ -9,17 +9,18 @@ This module and packing.py import no torch: the process that packs documents sta
 import glob
 import gzip
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from bytelm.errors import DataError
+from bytelm.errors import ConfigError, DataError
 from bytelm.system.files import searched
 
 PARQUET = (".parquet",)
 JSON_LINES = (".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz")
 TEXT = (".txt", ".text", ".md", ".markdown", ".rst", ".tex", ".py")
 KINDS = (PARQUET, JSON_LINES, TEXT)
+COLUMN = "text"  # default of the column of Parquet, or the key of the JSON objects, that has the text
 LINES = 1024  # of JSON in a group
 ACCEPTED = "accepted: a file, a folder or a glob pattern with files of Parquet, JSON lines or text"
 INSTALL = 'pip install "bytelm[tokens]" installs it'
@@ -51,6 +52,21 @@ def document_files(place: str, key: str) -> list[Path]:
             return found
     endings = ", ".join(ending for kind in KINDS for ending in kind)
     raise DataError(key, place, f"no file in it ends in {endings}; {ACCEPTED}")
+
+
+def check_column(files: Iterable[Path], column: str, key: str) -> None:
+    """Rejects the name of a column where no file has columns.
+
+    Args:
+        files: The files.
+        column: The name.
+        key: The option that gives it, for the message.
+
+    Raises:
+        ConfigError: It would have no effect.
+    """
+    if column != COLUMN and not any(file.name.endswith((*PARQUET, *JSON_LINES)) for file in files):
+        raise ConfigError(key, column, "all files are text, which has no columns; accepted: leave it out")
 
 
 def _is_hidden(file: Path) -> bool:

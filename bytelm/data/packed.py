@@ -14,7 +14,7 @@ from torch import Tensor
 
 from bytelm.config.values import PositiveInt
 from bytelm.data.base import TokenData
-from bytelm.data.documents import document_files, text_bytes
+from bytelm.data.documents import COLUMN, check_column, document_files, text_bytes
 from bytelm.data.file_watch import FileWatch, Stamp
 from bytelm.data.pack_worker import Job
 from bytelm.data.packed_rows import PackedEval, PackedLoader
@@ -71,7 +71,7 @@ class Documents(TokenData):
         path: str | None = None,
         train: Places | None = None,
         val: Places | None = None,
-        column: str = "text",
+        column: str = COLUMN,
         tokenizer: str = "gpt2",
         batch_size: PositiveInt = 12,
         seq_len: PositiveInt = 1024,
@@ -140,6 +140,7 @@ class Documents(TokenData):
             accepted = "accepted: at least two files, the last of which validates; or train and val"
             raise DataError("data.path", self.path, f"it has no file to train on; {accepted}")
         check_disjoint(found["train"], found["val"])
+        check_column([*found["train"], *found["val"]], self.column, "data.column")
         return {"train": found["train"], "val": found["val"]}
 
     def _validation(self, inside: list[Path]) -> list[Path]:

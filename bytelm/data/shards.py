@@ -66,6 +66,7 @@ class TokenShards(TokenData):
     """
 
     UNUSED_WITH: ClassVar = {"seed": ("order", ("sequential",))}
+    OF_TRAINING: ClassVar = ("order", "seed")
     schedulable = ("batch_size", "seq_len")
 
     def __init__(

@@ -109,11 +109,13 @@ def test_a_run_prints_its_notes_and_validate_those_of_training(run, capsys):
         "model.optimizer.table_lr has no effect, because the network has no group `table`",
         "no best.ckpt: val/bpb was not known when the key checkpoint saves (docs/runs.md)",
     ]
-    given = ("--ckpt_path", "last", "--time_budget.limit", "9s", "--trainer.log_every_n_steps", "5")
+    given = ("--ckpt_path", "runs/tiny/version_0", "--experiment", "x", "--data.seed", "5")
+    given += ("--time_budget.limit", "9s", "--trainer.log_every_n_steps", "5")
     run(*given, "--model.optimizer.lr", "1", subcommand="validate")
     err = capsys.readouterr().err
-    training = "model.optimizer.lr, time_budget.limit, trainer.log_every_n_steps"
+    training = "data.seed, model.optimizer.lr, time_budget.limit, trainer.log_every_n_steps"
     assert f"note: {training}: no effect in validate, which does not train" in err
+    assert "note: experiment: no effect in validate with ckpt_path runs/tiny/version_0, but with last or best" in err
     with pytest.raises(ConfigError, match=r"limit_val_batches: 0 cannot be used; validate would read nothing; accept"):
         run("--ckpt_path", "last", "--trainer.limit_val_batches", "0", subcommand="validate")
 
@@ -121,6 +123,10 @@ def test_a_run_prints_its_notes_and_validate_those_of_training(run, capsys):
 def test_options_of_training_are_sections_and_options():
     given = ["data.path", "model.gpt", "model.optimizer", "lr_schedule.warmup", "trainer.devices", "lr_scheduler"]
     assert of_training(given) == ["lr_schedule.warmup", "model.optimizer"]
+    assert of_training(["data.init_args.order", "data.seed", "data.path"], Bytes) == [
+        "data.init_args.order",
+        "data.seed",
+    ]
     assert "trainer.gradient_clip_val" in TRAINING
 
 

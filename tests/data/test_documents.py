@@ -315,3 +315,10 @@ def test_the_script_trains_a_tokenizer_on_the_files_that_train(tmp_path, monkeyp
     with pytest.raises(SystemExit) as ended:
         script.main(["many", "--vocab_size", "260", "--out", "nowhere/tokenizer.json"])
     assert ended.value.code == ConfigError.exit_status
+    for number in (1, 2):
+        Path(f"{number}.txt").write_text("to be")
+    with pytest.raises(SystemExit):
+        script.main(["1.txt", "--vocab_size", "260", "--out", "tokenizer.json", "--column", "body"])
+    assert "column: 'body' cannot be used; all files are text, which has no columns" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match=r"^data\.column: 'body' cannot be used; all files are text"):
+        Documents(train="1.txt", val="2.txt", column="body").files  # noqa: B018

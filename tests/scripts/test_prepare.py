@@ -456,3 +456,6 @@ def test_files_have_no_configurations(rejected, tmp_path):
     (tmp_path / "a.jsonl").touch()
     reason = "name: 'x' cannot be used; files have no configurations"
     assert reason in rejected(prepare, "--name=x", f"--dataset={tmp_path / '*.jsonl'}")
+    (tmp_path / "state.json").touch()  # of a data set that was saved
+    for key, reason in (("name", "which has one configuration"), ("split", "without splits")):
+        assert reason in rejected(prepare, f"--{key}=x", f"--dataset={tmp_path}")
