@@ -48,7 +48,6 @@ current folder. It ends by itself after the same training time ({seconds} in it 
 `val_bpb: 1.23`. Lines such as `num_steps: 136` are shown, too (BESIDE). It must validate on the same text.
 """
 
-import argparse
 import contextlib
 import json
 import os
@@ -67,14 +66,27 @@ import torch
 from benchmarks.peak import peak
 from benchmarks.runs import ROOT, Result, build_cli, run
 from benchmarks.startup import measure_startup, startup_report
+from jsonargparse import Namespace
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from tqdm import tqdm
 
 from bytelm.callbacks import TimeBudget
+from bytelm.config.command import CommandParser
+from bytelm.config.values import PositiveInt
 from bytelm.data.shard_file import write_shard
+from bytelm.errors import ConfigError
+from bytelm.program import errors_in_one_line
 from bytelm.system.threads import SPIN_COUNT
-from bytelm.units import Duration
+from bytelm.units import Duration, accepted_forms
 
+OF_RUNS = {"budget", "repeats", "reference", "random_tokens", "alone", "scaling"}
+USED_BY = {  # those that a mode uses
+    "beside": {"budget", "repeats"},
+    "callbacks": {"budget", "random_tokens"},
+    "peak": {"random_tokens"},
+    "startup": {"repeats", "random_tokens"},
+    "busy": {"budget", "repeats", "random_tokens"},
+}
 PLAIN_LOOP = ROOT / "scripts/plain_loop.py"
 PLAIN_STRATEGIES = (SingleDeviceStrategy, DDPStrategy)  # supported by the plain loop
 ONE_DEVICE = ("--trainer.devices", "1", "--trainer.strategy", "auto")
@@ -113,7 +125,8 @@ COLUMNS = {  # of the scores: a record's key, and the format
 
 
 def main() -> None:
-    options = parse()
+    with errors_in_one_line():
+        options = parse(sys.argv[1:])
     seconds = options.budget.value
     if options.beside is not None:
         print(score_table(run_in_turn(beside(options), options.repeats)))
@@ -137,39 +150,54 @@ def main() -> None:
     trainer = build_cli(options.config, *options.overrides).trainer
     devices = trainer.num_devices
     if options.scaling and devices == 1:
-        sys.exit("--scaling: the config has one device; it must have several, for example -- --trainer.devices 2")
+        sys.exit("bytelm: error: scaling: the config has one device; accepted: several, such as -- --trainer.devices 2")
     plain = isinstance(trainer.strategy, PLAIN_STRATEGIES)
     print(table(run_in_turn(contenders(options, devices, plain), options.repeats), seconds))
     if not plain:
         print(f"no plain loop: it supports one device and ddp, not {type(trainer.strategy).__name__}")
 
 
-def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
+def parse(args: Sequence[str]) -> Namespace:
+    """Returns the options, with those after `--` as `overrides`.
+
+    Raises:
+        ConfigError, UsageError: One of them is invalid, or has no effect.
+    """
+    description = f"{str(__doc__).splitlines()[0]} Options after `--` change the config."
+    parser = CommandParser(prog=Path(__file__).name, passes_on=True, description=description)
     default = ROOT / "configs/autoresearch/32-rope-d80-ff256.yaml"
-    parser.add_argument("--config", type=Path, action="append", help=f"several with --beside; default {default.name}")
-    parser.add_argument("--beside", metavar="COMMAND", help="compare scores with another training script")
-    parser.add_argument("--budget", type=Duration.parse, default=Duration.parse("30s"), help="time of each run")
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--reference", type=Path, default=os.environ.get("BYTELM_REFERENCE"))
-    parser.add_argument("--callbacks", action="store_true", help="measure the callbacks' time instead")
-    parser.add_argument("--peak", action="store_true", help="measure the share of the machine's peak instead")
-    parser.add_argument("--startup", action="store_true", help="measure the time before the first step instead")
-    parser.add_argument("--busy", type=int, metavar="N", help="train beside 0 to N busy processes instead")
+    parser.add_argument("--config", action="append", help=f"several with --beside; default {default.name}")
+    parser.add_argument("--budget", type=Duration, default=Duration(30, "seconds"), help="time of each run")
+    parser.add_argument("--repeats", type=PositiveInt, default=5, help="number of runs of each contender")
+    parser.add_argument("--reference", help="folder of the challenge script; default: $BYTELM_REFERENCE")
     parser.add_argument("--random_tokens", action="store_true", help="train on generated shards of random tokens")
     parser.add_argument("--alone", action="store_true", help="leave out the plain loop")
     parser.add_argument("--scaling", action="store_true", help="also run on one device, and print the ratio")
-    parser.add_argument("overrides", nargs="*", help="after --: options that change the config")
-    options = parser.parse_args()
+    modes = parser.add_mutually_exclusive_group()
+    modes.add_argument("--beside", metavar="COMMAND", help="compare scores with another training script instead")
+    modes.add_argument("--callbacks", action="store_true", help="measure the callbacks' time instead")
+    modes.add_argument("--peak", action="store_true", help="measure the share of the machine's peak instead")
+    modes.add_argument("--startup", action="store_true", help="measure the time before the first step instead")
+    modes.add_argument("--busy", type=PositiveInt, metavar="N", help="train beside 0 to N busy processes instead")
+    at = [*args, "--"].index("--")
+    options = parser.parse_args(args[:at])
     if options.budget.unit != "seconds":
-        parser.error(f"--budget: {options.budget} is not a time, such as 30s or 3m")
-    options.config = options.config or [default]
-    if len(options.config) > 1 and options.beside is None:
-        parser.error("--config: several are compared only with --beside; to combine configs, give the others after --")
+        raise ConfigError("budget", str(options.budget), accepted_forms("seconds"))
+    for mode, used in USED_BY.items():
+        for option in (OF_RUNS - used) if getattr(options, mode) else ():
+            if (value := getattr(options, option)) != parser.get_default(option):
+                raise ConfigError(option, str(value), f"it has no effect with --{mode}; accepted: without it")
+    if len(options.config or ()) > 1 and options.beside is None:
+        reason = "several are compared only with --beside; to combine configs, give the others after --"
+        raise ConfigError("config", " ".join(options.config), reason)
+    options.config = [Path(config) for config in options.config or [default]]
+    reference = options.reference or os.environ.get("BYTELM_REFERENCE")
+    options.reference = None if reference is None else Path(reference)
+    options.overrides = list(args[at + 1 :])
     return options
 
 
-def contenders(options: argparse.Namespace, devices: int, plain: bool) -> dict[Contender, Callable[[], Result]]:
+def contenders(options: Namespace, devices: int, plain: bool) -> dict[Contender, Callable[[], Result]]:
     """The runs to measure.
 
     Args:
@@ -203,7 +231,7 @@ def run_in_turn(runs: dict[Contender, Callable[[], Result]], repeats: int) -> di
     return results
 
 
-def run_on_busy_cores(options: argparse.Namespace) -> dict[tuple[str, int], list[int]]:
+def run_on_busy_cores(options: Namespace) -> dict[tuple[str, int], list[int]]:
     """Trains beside busy processes; returns the steps of each run, by the way of waiting and their number."""
     steps: dict[tuple[str, int], list[int]] = {(name, n): [] for name in WAITS for n in range(options.busy + 1)}
     with tqdm(total=options.repeats * len(steps), desc="runs") as bar:
@@ -263,7 +291,7 @@ def run_challenge_script(reference: Path, seconds: float) -> Result:
     return json.loads(run([sys.executable, str(script), "--budget", str(seconds)]))
 
 
-def beside(options: argparse.Namespace) -> dict[Contender, Callable[[], Result]]:
+def beside(options: Namespace) -> dict[Contender, Callable[[], Result]]:
     """The runs of --beside: each config, and the other script."""
     seconds = options.budget.value
     runs = {(config.stem, 1): partial(run_bytelm, config, seconds, options.overrides) for config in options.config}

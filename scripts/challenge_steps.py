@@ -10,7 +10,6 @@ The steps and scores of the challenge are those of configs/reports/autoresearch.
 of steps: they get that of a run with the same network, or an estimate from networks of similar size (`~` in the table).
 """
 
-import argparse
 import fnmatch
 import json
 import os
@@ -22,6 +21,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+
+from bytelm.config.command import CommandParser
+from bytelm.config.values import PositiveInt
+from bytelm.errors import ConfigError
+from bytelm.program import errors_in_one_line
 
 PROJECT = Path(__file__).resolve().parents[1]
 STUDY = Path("runs", "challenge-steps")
@@ -90,16 +94,18 @@ def table(configs: list[Path], scores: dict[tuple[str, int], float], seeds: list
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[42, 1, 2])
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="runs at a time, one thread each")
-    parser.add_argument("--configs", nargs="+", default=["*"], help="names or patterns of configs (32-*)")
-    parser.add_argument("--steps", type=int, help="steps of all runs, for a test")
-    options = parser.parse_args()
+    parser = CommandParser(prog=Path(__file__).name, description=__doc__.splitlines()[0])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[42, 1, 2], help="seeds of each config")
+    parser.add_argument("--workers", type=PositiveInt, default=os.cpu_count(), help="runs at a time, one thread each")
+    parser.add_argument("--configs", type=str, nargs="+", default=["*"], help="names or patterns of configs (32-*)")
+    parser.add_argument("--steps", type=PositiveInt, help="steps of all runs, for a test")
     found = sorted((PROJECT / "configs/autoresearch").glob("*.yaml"))
+    with errors_in_one_line():
+        options = parser.parse_args(sys.argv[1:])
+        for name in options.configs:
+            if not fnmatch.filter([config.stem for config in found], name):
+                raise ConfigError("configs", name, f"accepted: names in {found[0].parent}, or patterns of them")
     configs = [config for config in found if any(fnmatch.fnmatch(config.stem, name) for name in options.configs)]
-    if not configs:
-        parser.error(f"no config has such a name: {' '.join(options.configs)}")
     jobs = [(config, seed) for seed in options.seeds for config in configs]
     with ThreadPoolExecutor(options.workers) as pool:
         records = pool.map(lambda job: train(job[0], job[1], options.steps or steps_of(job[0])[0]), jobs)

@@ -14,7 +14,6 @@ step, in a validation, in a log record, …). The next process resumes with `--c
 Prints a table. Ends with status 1 if a check fails.
 """
 
-import argparse
 import itertools
 import json
 import logging
@@ -39,6 +38,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.summary.writer.record_writer import RecordWriter
 from tqdm import tqdm
 
+from bytelm.config.command import CommandParser
+from bytelm.config.values import PositiveInt
+from bytelm.program import errors_in_one_line
 from bytelm.runs.checkpoints import Contents, read
 from bytelm.runs.folder import newest_checkpoint
 
@@ -428,10 +430,11 @@ def table(kills: list[Kill]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
-    parser.add_argument("--kills", type=int, default=50)
-    parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args()
+    parser = CommandParser(prog=Path(__file__).name, description=str(__doc__).splitlines()[0])
+    parser.add_argument("--kills", type=PositiveInt, default=50, help="number of processes that are killed")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the moments")
+    with errors_in_one_line():
+        options = parser.parse_args(sys.argv[1:])
     with tempfile.TemporaryDirectory() as folder:
         kills, problems = inject(Path(folder), options.kills, options.seed)
     print(table(kills))

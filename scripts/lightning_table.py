@@ -9,7 +9,6 @@ Lightning's documentation; what does not work must be rejected before training i
 with status 1 if there are any, or if the table is not the one in the page.
 """
 
-import argparse
 import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
@@ -19,17 +18,22 @@ from lightning_cells.document import difference, rendered, table_of, write_table
 from lightning_cells.running import Bench
 from lightning_cells.table import CELLS
 
+from bytelm.config.command import CommandParser
+from bytelm.config.values import PositiveInt
+from bytelm.program import errors_in_one_line
+
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "lightning.md"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = CommandParser(prog=Path(__file__).name, description=__doc__.partition("\n")[0])
     parser.add_argument("--check", action="store_true", help="compare, and write nothing")
     parser.add_argument(
         "--only", action="append", default=[], help="part of the options of cells to run; writes nothing"
     )
-    parser.add_argument("--jobs", type=int, default=2, help="cells that run at the same time")
-    options = parser.parse_args()
+    parser.add_argument("--jobs", type=PositiveInt, default=2, help="cells that run at the same time")
+    with errors_in_one_line():
+        options = parser.parse_args(sys.argv[1:])
     only = [part.lower() for part in options.only]
     cells = [cell for cell in CELLS if not only or any(part in cell.written.lower() for part in only)]
     results = []

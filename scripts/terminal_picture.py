@@ -7,7 +7,6 @@ draws the picture of docs/runs.md. The arguments after `--` are those of bytelm.
 shows when half of the time budget is used; with `--during 20`, when a fifth is used.
 """
 
-import argparse
 import fcntl
 import os
 import pty
@@ -19,6 +18,10 @@ import sys
 import termios
 from html import escape
 from pathlib import Path
+
+from bytelm.config.command import CommandParser
+from bytelm.config.values import NonNegativeInt
+from bytelm.program import errors_in_one_line
 
 COLUMNS, ROWS = 80, 50
 CELL, LINE, MARGIN, SIZE = 7.8, 17, 14, 13  # of a character, in pixels; 13 is the size of the font
@@ -148,14 +151,15 @@ def main(args: list[str] | None = None) -> None:
     Args:
         args: The arguments; default those of the command line.
     """
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("picture", type=Path, help="the file to write")
-    parser.add_argument("--during", type=int, default=50, help="percentage of the budget of the first part")
+    parser = CommandParser(prog=Path(__file__).name, passes_on=True, description=__doc__.partition("\n")[0])
+    parser.add_argument("picture", help="the file to write")
+    parser.add_argument("--during", type=NonNegativeInt, default=50, help="percentage of the budget of the first part")
     parser.add_argument("args", nargs="+", help="arguments of bytelm, after --")
-    options = parser.parse_args(args)
+    with errors_in_one_line():
+        options = parser.parse_args(sys.argv[1:] if args is None else args)
     prompt = f"$ python -m bytelm {shlex.join(options.args)}"
     parts = watched([sys.executable, "-m", "bytelm", *options.args], options.during, prompt)
-    options.picture.write_text(drawn(parts), encoding="utf-8")
+    Path(options.picture).write_text(drawn(parts), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """scripts/benchmark.py --beside: configs and another training script in turn, and their scores."""
 
+import re
 import sys
 
 import pytest
@@ -61,7 +62,17 @@ def test_a_script_without_a_score_ends_the_comparison(script, message, monkeypat
         run(monkeypatch, "--repeats", 1, "--config", "a.yaml", "--beside", f'{sys.executable} -c "{script}"')
 
 
-def test_several_configs_need_another_script(monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--config", "a.yaml", "--config", "b.yaml"), "config: 'a.yaml b.yaml' .* only with --beside"),
+        (("--peek",), "peek: unknown key; did you mean peak?"),
+        (("--peak", "--busy", 2), "busy: it is given beside peak"),
+        (("--startup", "--budget", "9s"), "budget: '9s' cannot be used; it has no effect with --startup"),
+    ],
+)
+def test_options_that_cannot_be_used_are_one_line(options, message, monkeypatch, capsys):
     with pytest.raises(SystemExit):
-        run(monkeypatch, "--config", "a.yaml", "--config", "b.yaml")
-    assert "only with --beside" in capsys.readouterr().err
+        run(monkeypatch, *options)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.match(f"bytelm: error: {message}", line)
