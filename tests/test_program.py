@@ -1,5 +1,6 @@
 """The program: its commands are found without torch, and how it begins and ends."""
 
+import gc
 import os
 import re
 import signal
@@ -16,7 +17,7 @@ import yaml
 import bytelm
 from bytelm import program
 from bytelm.errors import ConfigError, Diverged, Interrupted, StorageError
-from bytelm.program import COMMANDS, errors_in_one_line, interruptible, main
+from bytelm.program import COMMANDS, errors_in_one_line, import_large, interruptible, main
 
 PROJECT = Path(__file__).resolve().parents[1]
 LIGHT = "import sys\nfrom bytelm.program import main\ntry: main({args!r})\nfinally: print('torch' in sys.modules)"
@@ -207,6 +208,21 @@ def test_a_signal_is_an_error_inside_and_nothing_is_left_of_that(signum):
         wait_for_it()
     assert interrupted.value.exit_status == 128 + signum
     assert (signal.getsignal(signum), threading.excepthook) == before
+
+
+@pytest.mark.parametrize("is_reporting", [False, True])
+def test_the_last_search_for_garbage_leaves_out_what_was_imported(monkeypatch, tmp_path, is_reporting):
+    registered = []
+    monkeypatch.setattr(program.atexit, "register", registered.append)
+    for function in ("isenabled", "freeze"):
+        monkeypatch.setattr(program.gc, function, lambda: True)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "my_large.py").touch()
+    if is_reporting:
+        monkeypatch.setitem(sys.modules, "triton", None)
+    import_large("my_large")
+    del sys.modules["my_large"]
+    assert registered == ([gc.unfreeze] if is_reporting else [])
 
 
 def test_a_signal_during_an_import_ends_the_program_with_a_line(monkeypatch, capsys):

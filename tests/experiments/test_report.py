@@ -169,6 +169,13 @@ def test_runs_with_the_same_seed_are_named_because_they_say_less_of_noise():
     assert "Several runs of b have the same seed." in text()
 
 
+def test_equal_scores_have_no_range():
+    for version in range(3):
+        make_run("s/a", 7.76, at=version, version=version)  # their rounded mean is above 7.76
+    make_run("s/b", 8.0, at=9, settings=config(d_model=32))
+    assert report(["runs"]).exists()
+
+
 def test_noise_can_be_taken_from_other_runs():
     make_run("s/a", 2.0, at=1)
     make_run("s/b", 2.5, at=2, settings=config(d_model=32))

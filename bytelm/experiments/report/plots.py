@@ -211,8 +211,9 @@ def _points(
         for kept in (False, True):
             some = [e for e in shown if e.kept == kept]
             means = [e.score or 0.0 for e in some]
-            ranges = [[m - min(e.scores) for m, e in zip(means, some, strict=True)]]
-            ranges += [[max(e.scores) - m for m, e in zip(means, some, strict=True)]]
+            # The rounded mean of equal scores can be above or below all of them.
+            ranges = [[max(m - min(e.scores), 0.0) for m, e in zip(means, some, strict=True)]]
+            ranges += [[max(max(e.scores) - m, 0.0) for m, e in zip(means, some, strict=True)]]
             axes.errorbar(
                 [x[e] for e in some],
                 means,
