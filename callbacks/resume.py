@@ -123,7 +123,9 @@ class Resume(FinalValidation):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_validation_end(trainer, pl_module)
-        if trainer.state.fn == "fit":
+        if trainer.state.fn != "fit" or trainer.sanity_checking:
+            return
+        if data_position(trainer) == self._position:  # it may also be among the batches of an accumulated step
             self._note(trainer)
 
     def _note(self, trainer: Trainer) -> None:

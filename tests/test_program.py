@@ -218,8 +218,7 @@ def test_the_last_search_for_garbage_leaves_out_what_was_imported(monkeypatch, t
         monkeypatch.setattr(program.gc, function, lambda: True)
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "my_large.py").touch()
-    if is_reporting:
-        monkeypatch.setitem(sys.modules, "triton", None)
+    monkeypatch.setattr(program, "REPORTING", {"my_large"} if is_reporting else set())
     import_large("my_large")
     del sys.modules["my_large"]
     assert registered == ([gc.unfreeze] if is_reporting else [])

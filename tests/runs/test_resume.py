@@ -78,7 +78,7 @@ class Saves(Callback):
 
 def test_a_checkpoint_that_a_users_callback_saves_resumes_as_if_uninterrupted(run):
     common = ("--trainer.accumulate_grad_batches", "2", "--time_budget.limit", "4 steps", "--experiment", "mine")
-    common += ("--trainer.val_check_interval", "3 steps", *OPTIONS["dropout"])
+    common += ("--trainer.val_check_interval", "3 steps", "--trainer.num_sanity_val_steps", "1", *OPTIONS["dropout"])
     run(*common, "--trainer.callbacks+=test_resume.Saves")
     for number, hook in enumerate(SAVING, 1):
         run(*common, "--trainer.callbacks+=test_resume.Saves", "--ckpt_path", f"{hook}.ckpt")
