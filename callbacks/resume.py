@@ -144,7 +144,8 @@ def random_states() -> dict[str, Any]:
 
 def _states_of_torch() -> dict[str, Any]:
     states = {"torch": torch.get_rng_state()}
-    return states | {"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else states
+    # A program that has not used a GPU has drawn nothing there, and need not begin to.
+    return states | {"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_initialized() else states
 
 
 def set_random_states(states: dict[str, Any]) -> None:
