@@ -4,7 +4,7 @@ A few candidates, spread over the space, are first trained within a small share 
 schedules. A surface of the loss over the options and the budget (surface.py) is fitted to these runs. The candidate
 with the best prediction is then trained within the whole budget, the surface is fitted again, and so on as far as the
 time allows. The recommended candidate is the best of these whole runs. All runs are those of a study, so the same
-command continues after it was cut.
+command continues after it was cut. A law of the loss in parameters and tokens (plan_law.py) is reported beside it.
 """
 
 import itertools
@@ -31,6 +31,7 @@ from bytelm.config.messages import note
 from bytelm.config.text import dump
 from bytelm.errors import ConfigError, StorageError
 from bytelm.experiments.check import Checker
+from bytelm.experiments.plan_law import PlanLaw, markdown, page
 from bytelm.experiments.report.plots import save
 from bytelm.experiments.runner import Runner
 from bytelm.experiments.space_check import check_space
@@ -106,6 +107,7 @@ class Measured:
         seconds: Time of its process.
         training_seconds: Time of its training.
         folder: Its folder.
+        unique: Tokens of its text; None if they are not known.
     """
 
     candidate: Point
@@ -117,6 +119,7 @@ class Measured:
     seconds: float = 0.0
     training_seconds: float = 0.0
     folder: str = ""
+    unique: float | None = None
 
     @property
     def is_whole(self) -> bool:
@@ -401,6 +404,9 @@ class Planner:
         whole = self.budget.unit in ("steps", "tokens")
         return Duration(float(max(round(value), 1)) if whole else float(f"{value:.6g}"), self.budget.unit)
 
+    def _named(self, share: float) -> str:
+        return str(self.budget if share == 1 else self._limit(share))
+
     def _tasks(self) -> dict[str, tuple[Point, float]]:
         """For the folder of each run of the plan, the candidate and the share of the budget that it is given."""
         own = self.study.plan.task(self.config, None, ())
@@ -435,6 +441,7 @@ class Planner:
                         seconds=wall_time(record),
                         training_seconds=record["training_time_secs"],
                         folder=str(run.folder),
+                        unique=_unique(record),
                     )
                 )
         return found
@@ -458,6 +465,14 @@ class Planner:
                 score, half = math.exp(mean), math.exp(1.96 * math.hypot(deviation, NOISE))
             found.append(Prediction(candidate, score, (score / half, score * half), run))
         return sorted(found, key=lambda one: one.score)
+
+    def law(self, measured: Sequence[Measured]) -> tuple[PlanLaw | None, str]:
+        """The law of the loss in parameters and tokens that is fitted to runs, or None and why there is none."""
+        columns = zip(*((one.params, one.tokens, one.share, one.score, one.unique) for one in measured), strict=True)
+        try:
+            return PlanLaw.fit(*columns), ""
+        except ValueError as error:
+            return None, str(error)
 
     # Output
 
@@ -500,16 +515,24 @@ class Planner:
         if best.longest.steps < FEW_STEPS:
             sentence += f" With fewer than {FEW_STEPS} steps a run is mostly warm-up: plan for a longer budget."
         command = shlex.join(["python", "-m", "bytelm", "fit", "--config", str(recommended), *self.options])
-        page = [f"# Plan for {self.budget}", sentence, f"    {command}", "## Candidates", _markdown(table)]
-        page += ["![Loss against each option, for several budgets](plan.svg)", "## What this does not know", UNKNOWN]
+        law, reason = self.law(measured)
+        figures = {**self._figures(shown, measured, best, made_by), "law": {"reason": reason}}
+        paragraphs = [f"# Plan for {self.budget}", sentence, f"    {command}", "## Candidates", markdown(table)]
+        paragraphs += ["![Loss against each option and the parameters, for several budgets](plan.svg)"]
+        if law is None:
+            paragraphs.append(f"No law of the loss in parameters and tokens: {reason}.")
+        else:
+            figures["law"] = law.figures(self._named)
+            paragraphs += page(figures["law"], str(self.budget), self.score.name, law.readings)
+        paragraphs += ["## What this does not know", UNKNOWN]
         try:
             with replacing(recommended) as partial:
                 partial.write_text(self._recommended(best, made_by, command), encoding="utf-8")
             with replacing(folder / "plan.json") as partial:
-                partial.write_text(json.dumps(self._figures(shown, measured, best, made_by), indent=2) + "\n")
+                partial.write_text(json.dumps(figures, indent=2) + "\n")
             with replacing(folder / "plan.md") as partial:
-                partial.write_text("\n\n".join(page) + "\n", encoding="utf-8")
-            save(self._picture(surface, measured), folder / "plan.svg")
+                partial.write_text("\n\n".join(paragraphs) + "\n", encoding="utf-8")
+            save(self._picture(surface, measured, law), folder / "plan.svg")
         except OSError as error:
             raise StorageError(f"{folder}: the plan cannot be written ({error.strerror or error})") from error
         _resolved(str(recommended), self.options)
@@ -559,13 +582,17 @@ class Planner:
             "runs": [{**vars(one), "candidate": dict(one.candidate)} for one in measured],
         }
 
-    def _picture(self, surface: Surface, measured: Sequence[Measured]) -> Figure:
-        """Draws the loss against each option: the runs, and the surface's lowest loss over the other options."""
+    def _picture(self, surface: Surface, measured: Sequence[Measured], law: PlanLaw | None) -> Figure:
+        """Draws the loss against each option: the runs, and the surface's lowest loss over the other options.
+
+        The last panel has the loss against the parameters: the runs, and the law.
+        """
         names = list(dict.fromkeys(self.coordinates.names))
         shares = sorted({one.share for one in measured} | {1.0})
-        figure = Figure(figsize=(4 * len(names), 4), layout="constrained")
-        panels = figure.subplots(1, len(names), squeeze=False, sharey=True)[0]
-        for name, axes in zip(names, panels, strict=True):
+        number = len(names) + (law is not None)
+        figure = Figure(figsize=(4 * number, 4), layout="constrained")
+        panels = figure.subplots(1, number, squeeze=False, sharey=True)[0]
+        for name, axes in zip(names, panels, strict=False):
             texts = [dict(candidate)[name] for candidate in self.candidates]
             is_number = name in self.coordinates.numbers
             values: list[Any] = [float(text) for text in texts] if is_number else texts
@@ -576,7 +603,7 @@ class Planner:
             middles = [values[part[len(part) // 2]] for part in parts]
             for place, share in enumerate(shares):
                 losses = np.exp(surface.predict(self.points, share)[0])
-                label = f"{self.budget if share > WHOLE else self._limit(share)}, predicted"
+                label = f"{self._named(share)}, predicted"
                 axes.plot(middles, [losses[part].min() for part in parts], color=f"C{place}", label=label)
                 some = [one for one in measured if one.share == share]
                 at = [values[self.candidates.index(one.candidate)] for one in some]
@@ -587,7 +614,12 @@ class Planner:
                 ticks = [middles[0], middles[len(middles) // 2], middles[-1]]
                 axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
                 axes.minorticks_off()
-        panels[-1].legend(fontsize=8)
+        panels[len(names) - 1].legend(fontsize=8)
+        if law is not None:
+            for place, share in enumerate(shares):
+                some = [one for one in measured if one.share == share]
+                panels[-1].plot([one.params for one in some], [one.score for one in some], "o", color=f"C{place}")
+            law.draw(panels[-1], self._named, shares)
         panels[0].set_ylabel(f"{self.score.name} ({self.score.unit}, lower is better)")
         return figure
 
@@ -725,9 +757,11 @@ def _value(text: str) -> Any:
         return text
 
 
-def _markdown(rows: Sequence[Sequence[str]]) -> str:
-    head, *others = rows
-    return "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *others))
+def _unique(record: Mapping[str, Any]) -> float | None:
+    """Tokens of a run's text, for bytes with its part for validation."""
+    corpus = record.get("corpus") or {}
+    unique: float | None = (corpus.get("tokens") or {}).get("train") or corpus.get("bytes")
+    return unique
 
 
 def main(args: list[str]) -> None:
