@@ -1,6 +1,6 @@
 """A law of the loss in parameters and tokens, fitted to runs.
 
-L = E + A / N^alpha + B / D^beta: approach 3 of Hoffmann et al. 2022 (arXiv:2203.15556). The logarithms of the losses are
+L = E + A / N^alpha + B / D^beta: approach 3 of Hoffmann et al. 2022 (arXiv:2203.15556). The logarithms of losses are
 fitted by Huber loss, with L-BFGS from several starts. The intervals are those of fits to resampled runs (bootstrap).
 
 A text that is read several times teaches less each time. D is therefore the effective number of tokens of Muennighoff
@@ -18,8 +18,8 @@ from scipy.optimize import minimize
 NAMES = ("E", "A", "alpha", "B", "beta")
 REPETITIONS = 15.387743  # R*: after this many repetitions, another one is worth 1/e of fresh text
 LEAST_RUNS, LEAST_SIZES = 6, 3  # one run more than values; two sizes say nothing of a curve
-# Of the logarithm of a loss. The paper's 0.001 suits runs that hardly vary with the seed. Small runs vary by 0.5 to 2 %:
-# nearly all of them would count as outliers.
+# Of the logarithm of a loss. The paper has 0.001, for runs that hardly vary with the seed. Small runs vary by 0.5 to
+# 2 %: nearly all of them would count as outliers.
 DELTA = 0.012
 DRAWS = 100  # resampled sets of runs
 STARTS = 2  # of each of their fits; random ones, so that values that the runs leave open differ between the fits

@@ -1,7 +1,7 @@
 """What the runs of a plan say of the size of a network at several budgets: its law of the loss (loss_law.py).
 
 The law says what the plan's choice does not need: how the loss falls with the size and with the budget. A budget is
-turned into tokens by the runs' time per token, which is taken for a constant and a part in proportion to the parameters.
+turned into tokens by the time per token of the runs, taken for a constant and a part in proportion to the parameters.
 """
 
 from collections.abc import Callable, Sequence
@@ -182,11 +182,11 @@ def page(figures: dict[str, Any], whole: str, score: str, readings: float | None
         f"- Rates and shapes, which differ between the runs: these are {figures['apart']:.1%} from the law (root mean "
         "square). At each size the law is that of their mixture, and the best of them are below it.\n"
         "- Tokens at a budget follow from the time per token at a size, from which the runs are "
-        f"{figures['speed_apart']:.0%} away.\n"
+        f"{figures['speed_apart']:.0%} away: networks of one size differ in speed, such as deep ones from wide ones.\n"
         f"- Repeated text and overfitting.{read} Repeated tokens count less, as Muennighoff et al. 2023 measured on "
         "larger networks; a network that memorises its text becomes worse, which the law never does.\n"
-        "- Budgets beyond those that were run. Extrapolations by laws like this were 13 % too low to 24 % too high in "
-        "tests.",
+        "- Budgets beyond those that were run. In tests, extrapolations by such laws were 13 % too low to 40 % too "
+        "high.",
     ]
 
 
