@@ -60,7 +60,7 @@ def test_the_intervals_contain_the_truth(monkeypatch):
         ends = [interval(fits) for fits in losses.T]
         inside += [low < loss < high for (low, high), loss in zip(ends, truth, strict=True)]
         assert all((high - low) / low < 0.25 for low, high in ends)
-    assert np.mean(inside) > 0.8
+    assert np.mean(inside) > 0.75
 
 
 def test_the_same_runs_give_the_same_intervals():
