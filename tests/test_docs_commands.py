@@ -184,6 +184,7 @@ def test_bytelm_accepts_the_command(words, stand_ins, parsed, monkeypatch):
 @pytest.mark.parametrize("words", found("python"))
 def test_a_script_accepts_the_command(words, stand_ins, parsed, monkeypatch):
     path, *options = words
+    monkeypatch.setattr(sys, "path", [*sys.path, str(Path(path).parent.resolve())])  # as Python does for a script
     script = import_module(path.removesuffix(".py").replace("/", "."))
     monkeypatch.setattr(sys, "argv", [path, *stand_ins(options)])
     parsed(script.main)
