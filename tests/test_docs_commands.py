@@ -184,7 +184,8 @@ def test_bytelm_accepts_the_command(words, stand_ins, parsed, monkeypatch):
 @pytest.mark.parametrize("words", found("python"))
 def test_a_script_accepts_the_command(words, stand_ins, parsed, monkeypatch):
     path, *options = words
-    monkeypatch.setattr(sys, "path", [*sys.path, str(Path(path).parent.resolve())])  # as Python does for a script
+    folder = Path(__file__).parents[1] / Path(path).parent
+    monkeypatch.setattr(sys, "path", [*sys.path, str(folder)])  # as Python does for a script
     script = import_module(path.removesuffix(".py").replace("/", "."))
     monkeypatch.setattr(sys, "argv", [path, *stand_ins(options)])
     parsed(script.main)
