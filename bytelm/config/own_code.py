@@ -11,6 +11,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from bytelm.config.flat import values_of
+
 NAME = re.compile(r"(?<![\w./-])[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)+")  # in a value, such as my_parts.LeakyReLU
 
 
@@ -24,7 +26,7 @@ def own_code(value: Any) -> dict[str, str]:
         For each file, relative to the working directory, the first 12 hexadecimal digits of its SHA-256.
     """
     found: dict[str, str] = {}
-    names = [name for text in _texts(value) for name in NAME.findall(text)]
+    names = [name for _, text in values_of(value) if isinstance(text, str) for name in NAME.findall(text)]
     while names:
         for file in _files(names.pop()):
             if str(file) not in found:
@@ -47,17 +49,6 @@ def changed(code: Mapping[str, str]) -> list[str]:
 
 def _digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()[:12]
-
-
-def _texts(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping):
-        for inner in value.values():
-            yield from _texts(inner)
-    elif isinstance(value, list | tuple):
-        for inner in value:
-            yield from _texts(inner)
 
 
 def _files(name: str) -> Iterator[Path]:
