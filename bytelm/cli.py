@@ -8,15 +8,14 @@ Additions to LightningCLI: `time_budget`, `lr_schedule`, `schedules`, `checkpoin
 """
 
 import json
-import sys
+from collections.abc import Sequence
 from pathlib import Path
 from pydoc import locate
 from typing import Any, NoReturn
 
 from jsonargparse import Namespace, set_parsing_settings
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.callbacks import WeightAveraging
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 import bytelm.data.corpora
@@ -25,36 +24,20 @@ import bytelm.data.shards  # noqa: F401 (these three make the short names of all
 from bytelm import run_trainer
 from bytelm.callbacks import (
     BestCheckpoint,
-    BudgetBar,
-    ClaimFolder,
-    CorpusWatch,
     Divergence,
-    FinalValidation,
-    Header,
-    Interruption,
-    KeepOnDataError,
-    KeepTrainedWeights,
     LastCheckpoint,
     PredictionWriter,
-    RankWatch,
-    Resume,
     RunRecord,
     Samples,
     Schedules,
-    Signals,
-    Summary,
     Throughput,
     TimeBudget,
-    TrainedWeights,
-    TrainLog,
-    ValidationLog,
     Validations,
 )
 from bytelm.callbacks.run_config import RunConfig
-from bytelm.callbacks.train_log import TAGS as TRAIN_TAGS
 from bytelm.config import keys
 from bytelm.config.checks import check_experiment, check_values
-from bytelm.config.epoch_options import AUTO, check_epochs, check_limit, check_needs, check_share, validation_times
+from bytelm.config.epoch_options import check_epochs, check_limit, check_needs, check_share, validation_times
 from bytelm.config.keys import METHOD_DEFAULTS, METHOD_KEYS
 from bytelm.config.lightning_help import CKPT_PATH, TEXTS
 from bytelm.config.lightning_options import (
@@ -62,7 +45,6 @@ from bytelm.config.lightning_options import (
     check_monitors,
     check_new_run,
     constructor_error,
-    run_error_of,
     why_not_accepted,
     with_full_key,
 )
@@ -77,21 +59,12 @@ from bytelm.config.unused import of_other_commands, of_training, without_effect
 from bytelm.data.base import TokenData
 from bytelm.errors import ConfigError, UsageError, run_error
 from bytelm.gpt import GPT
-from bytelm.hosts import meeting
 from bytelm.language_model import LanguageModel
 from bytelm.lightning_output import quieten
-from bytelm.optim import regroup
 from bytelm.parts.contract import known_parts
-from bytelm.run_callbacks import added_callbacks, as_list, shown_by_lightning
+from bytelm.run_callbacks import ADDED_CALLBACKS, added_callbacks, as_list, monitored, shown_by_lightning
+from bytelm.run_checkpoint import check_checkpoint
 from bytelm.runs import logger
-from bytelm.runs.checkpoint_checks import (
-    RESUMED,
-    check_average,
-    check_compatible,
-    check_optimizer,
-    check_states,
-    differences,
-)
 from bytelm.runs.checkpoints import Contents, read
 from bytelm.runs.choice import (
     NAMES,
@@ -105,7 +78,7 @@ from bytelm.runs.choice import (
 )
 from bytelm.runs.folder import RunFolder, checkpoint_of, number_of, run_of, runs_root
 from bytelm.runs.logger import TensorBoardLogger
-from bytelm.runs.score import VAL_BPB, VAL_LOSS, score_for
+from bytelm.runs.score import VAL_BPB, score_for
 from bytelm.schedules import DEFAULT_SCHEDULE, Schedule, merged
 from bytelm.system.invocation import typed_name
 from bytelm.system.process import is_rank_zero
@@ -115,24 +88,10 @@ set_parsing_settings(instantiate_subclass_spec_in_any=False)
 
 
 DESCRIPTION = "Trains language models under a wall-clock budget, and scores them."
-TRAINER_DEFAULTS = {
-    "max_epochs": -1,  # only the time budget ends a run
-    "log_every_n_steps": 10,
-    "check_val_every_n_epoch": None,  # epochs do not decide when a run is validated, `val_check_interval` does
-    "val_check_interval": AUTO,
-    "num_sanity_val_steps": 0,  # a validation before training shows nothing that the final one does not
-    "enable_model_summary": None,  # the header and the summary; true: Lightning's table of modules, too
-}
 KEYS = keys.classes()
 OTHER_OPTIONS = ("config", "print_config", "help", *METHOD_KEYS)
-# Callbacks that a run has once: those with a key (except `checkpoint`, as a run may have others beside it), and those
-# that bytelm adds.
+# Callbacks that a run has once and that have a key; not `checkpoint`, as a run may have others beside it.
 CALLBACK_KEYS = {key: cls for key, cls in KEYS.items() if issubclass(cls, Callback) and key != "checkpoint"}
-ADDED_CALLBACKS = (
-    *(BestCheckpoint, BudgetBar, ClaimFolder, CorpusWatch, FinalValidation, Header, Interruption, KeepOnDataError),
-    *(KeepTrainedWeights, PredictionWriter, RankWatch, Resume, RunRecord, SaveConfigCallback, Schedules, Signals),
-    *(Summary, TrainedWeights, TrainLog, ValidationLog, Validations),
-)
 CHECKPOINT_DEFAULTS = {
     "checkpoint.filename": "best",
     "checkpoint.monitor": VAL_BPB.tag,
@@ -177,24 +136,20 @@ class BytelmCLI(LightningCLI):
     _options: frozenset[str] = frozenset()  # keys that the command line gives as options
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        given = sys.argv[1:] if kwargs["args"] is None else kwargs["args"]
-        self._given = given[0] if given else None
+        self._given = kwargs["args"][0] if kwargs["args"] else None
         super().__init__(*args, **kwargs)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parses the command line; for `validate RUN`, replaces RUN by its options."""
-        given = sys.argv[1:] if args is None else args
         # Not if a config sets it: in a run's config, it names the origin of the run.
-        options = [str(option).partition("=")[0] for option in given] if isinstance(given, list) else []
+        options = [option.partition("=")[0] for option in args]
         self._options = frozenset(each.lstrip("-").removesuffix("+") for each in options if each.startswith("--"))
         if "--init_from" in options and self._given in SCORING:
             raise UsageError(f"init_from: it is an option of fit; accepted by {self._given}: --ckpt_path")
-        if not isinstance(given, list):
-            super().parse_arguments(parser, args)
-        elif self._given in self.subcommands():
+        if self._given in self.subcommands():
             # The parser of all commands would parse the command's options in the same way, and then validate all
             # values again, which takes a third of the time.
-            command, *rest = with_run(given)
+            command, *rest = with_run(args)
             command_parser: Any = self._subcommand_parsers[command]
             del command_parser.parent_parser  # it parses alone, and --print_config is its own
             print_requested(command_parser, rest, KEYS, (GPT, *known_parts()), is_unlisted)
@@ -203,7 +158,7 @@ class BytelmCLI(LightningCLI):
                 note(f"--{option} has no effect: a --config after it sets this key; options go after --config")
             self.config = Namespace({"subcommand": command, command: config})
         else:
-            self.config = parser.parse_args(with_run(given))
+            self.config = parser.parse_args(with_run(args))
 
     def _parse_ckpt_path(self) -> None:
         """Does nothing: LightningCLI would replace the config's model by the checkpoint's, without a message."""
@@ -266,9 +221,13 @@ class BytelmCLI(LightningCLI):
         data = self.plain_config["data"]
         data_class: Any = locate(data["class_path"])
         data["init_args"] |= data_class.resolved(data["init_args"])
+        self._note_options_without_effect(data_class)
+        self._find_checkpoint()
+
+    def _note_options_without_effect(self, data_class: Any) -> None:
         given = self._get(self.config, "ckpt_path")
         if self.subcommand == "fit":
-            for each in without_effect(self.plain_config, {**TRAINER_DEFAULTS, **CHECKPOINT_DEFAULTS}):
+            for each in without_effect(self.plain_config, {**run_trainer.DEFAULTS, **CHECKPOINT_DEFAULTS}):
                 note(each)
         elif self.subcommand in SCORING and (unused := of_training(self._options, data_class)):
             note(f"{', '.join(unused)}: no effect in {self.subcommand}, which does not train")
@@ -279,6 +238,10 @@ class BytelmCLI(LightningCLI):
             note(f"experiment: no effect in {self.subcommand} with ckpt_path {given}, but with last or best")
         if given is None and self.subcommand in SCORING:
             note("the network is untrained: its weights are those of the seed; --ckpt_path names a trained one")
+
+    def _find_checkpoint(self) -> None:
+        """Replaces `ckpt_path`, if it is a folder, `last` or `best`, by the path of the checkpoint."""
+        given = self._get(self.config, "ckpt_path")
         if given is not None and self.subcommand == "fit" and (quick := self.plain_config["trainer"]["fast_dev_run"]):
             raise ConfigError("trainer.fast_dev_run", quick, "it cannot resume a run; accepted: without --ckpt_path")
         if given is not None and Path(given).is_dir():
@@ -351,45 +314,10 @@ class BytelmCLI(LightningCLI):
                 check_epochs(self.trainer, self.datamodule)
                 check_needs(self.trainer, self.plain_config)
             if path := self._get(self.config, "ckpt_path"):
-                self._check_checkpoint(path)
+                trained = (self.trainer, self.model, self.datamodule)
+                check_checkpoint(path, *trained, self.plain_config, resumes=self.subcommand == "fit")
             elif self.subcommand == "fit":
                 check_new_run(self.trainer.callbacks)  # type: ignore[attr-defined]
-
-    def _check_checkpoint(self, path: str) -> None:
-        checkpoint = read(path, check=True)
-        differing = check_compatible(path, checkpoint, self.model, self.plain_config)
-        if self.subcommand == "fit":
-            contents = Contents(checkpoint, path)
-            if saved := contents.config:
-                differing += differences(saved, self.plain_config, RESUMED)
-                if contents.has_budget and differences(saved, self.plain_config, ("time_budget.limit",)):
-                    TimeBudget.of(self.trainer).check_resume(contents.budget)
-            check_optimizer(path, checkpoint, self.plain_config)
-            self._check_states(path, checkpoint)
-            averages = any(isinstance(callback, WeightAveraging) for callback in self.trainer.callbacks)  # type: ignore[attr-defined]
-            if check_average(path, checkpoint) and not averages:
-                note(f"{path} has averaged weights (WeightAveraging); the run resumes with these")
-            self.datamodule.check_resume(contents.state_of(self.datamodule))
-        if differing:
-            keeping = {"model.optimizer": "the optimizer", "seed_everything": "random generators"}
-            keepers = [keeper for key, keeper in keeping.items() if any(line.startswith(key) for line in differing)]
-            verb = "keeps" if keepers == ["the optimizer"] else "keep"
-            kept = f" ({' and '.join(keepers)} {verb} those of the checkpoint)" if keepers else ""
-            note(f"{path} was written with other values{kept}: {'; '.join(differing)}")
-
-    def _check_states(self, path: str, checkpoint: dict[str, Any]) -> None:
-        """Compares saved states with those of bytelm's and Lightning's objects before training."""
-        likes: dict[tuple[str, ...], Any] = {
-            ("callbacks", callback.state_key): callback.state_dict()
-            for callback in self.trainer.callbacks  # type: ignore[attr-defined]
-            if type(callback).__module__.startswith("bytelm.")
-        }
-        likes["loops", "fit_loop"] = self.trainer.fit_loop.state_dict()
-        likes["loops", "fit_loop", "state_dict", "combined_loader"] = [{}]  # states of loaders
-        if type(self.datamodule).__module__.startswith("bytelm."):
-            likes[type(self.datamodule).__qualname__,] = {"position": 0, "repeated": 0, "corpus": ""}
-        states = [regroup(state, self.model) for state in checkpoint["optimizer_states"]]
-        check_states(path, checkpoint, likes, zip(states, [self.model.configure_optimizers()], strict=False))
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         settings = self._get(self.config_init, "trainer")
@@ -425,16 +353,8 @@ class BytelmCLI(LightningCLI):
         return callbacks
 
     def _run_subcommand(self, subcommand: str) -> None:
-        try:
-            with meeting(self.trainer):
-                super()._run_subcommand(subcommand)
-        except (MisconfigurationException, ModuleNotFoundError, RuntimeError) as error:
-            if run_error(error) is not None or (rejected := run_error_of(error, self.plain_config, KEYS)) is None:
-                raise
-            raise rejected from error
-        finally:
-            if self.folder is not None:
-                self.folder.release()
+        with run_trainer.running(self.trainer, self.folder, self.plain_config, KEYS):
+            super()._run_subcommand(subcommand)
 
     def _run_folder(self, settings: Namespace) -> RunFolder | None:
         """Returns the folder of a training run; scoring, prediction and `fast_dev_run` create none."""
@@ -476,12 +396,6 @@ class BytelmCLI(LightningCLI):
         return name
 
 
-def monitored(data: TokenData) -> list[str]:
-    """Returns the values that bytelm logs for callbacks that monitor them."""
-    scores = [VAL_LOSS.tag, VAL_BPB.tag] if data.counts_bytes else [VAL_LOSS.tag]
-    return [*TRAIN_TAGS, *scores]
-
-
 def main(args: list[str]) -> None:
     """Runs one of the commands fit, validate, test and predict.
 
@@ -491,7 +405,7 @@ def main(args: list[str]) -> None:
     build(args)
 
 
-def build(args: list[str] | None = None, run: bool = True) -> BytelmCLI:
+def build(args: Sequence[str], run: bool = True) -> BytelmCLI:
     """Makes the objects of a config, as `model`, `datamodule` and `trainer` of the result.
 
     Args:
@@ -503,13 +417,13 @@ def build(args: list[str] | None = None, run: bool = True) -> BytelmCLI:
         LanguageModel,
         TokenData,
         subclass_mode_data=True,
-        trainer_defaults=TRAINER_DEFAULTS,
+        trainer_defaults=run_trainer.DEFAULTS,
         save_config_callback=RunConfig,
         seed_everything_default=42,
         auto_configure_optimizers=False,
         load_from_checkpoint_support=False,  # it would store class instances; see after_instantiate_classes
         parser_class=Parser,
         parser_kwargs={"prog": typed_name(), "description": DESCRIPTION},
-        args=args,
+        args=[*args],
         run=run,
     )

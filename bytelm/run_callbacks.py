@@ -5,8 +5,10 @@ from typing import Any
 
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.cli import SaveConfigCallback
 
 from bytelm.callbacks import (
+    BestCheckpoint,
     BudgetBar,
     ClaimFolder,
     CorpusWatch,
@@ -15,6 +17,7 @@ from bytelm.callbacks import (
     Interruption,
     KeepOnDataError,
     KeepTrainedWeights,
+    PredictionWriter,
     RankWatch,
     Resume,
     RunRecord,
@@ -28,8 +31,18 @@ from bytelm.callbacks import (
     Validations,
 )
 from bytelm.callbacks.order import arrange
+from bytelm.callbacks.train_log import TAGS as TRAIN_TAGS
+from bytelm.data.base import TokenData
 from bytelm.runs.folder import RunFolder
+from bytelm.runs.score import VAL_BPB, VAL_LOSS
 from bytelm.schedules import Schedule
+
+# Callbacks that bytelm adds to a run; the user gives none of them.
+ADDED_CALLBACKS = (
+    *(BestCheckpoint, BudgetBar, ClaimFolder, CorpusWatch, FinalValidation, Header, Interruption, KeepOnDataError),
+    *(KeepTrainedWeights, PredictionWriter, RankWatch, Resume, RunRecord, SaveConfigCallback, Schedules, Signals),
+    *(Summary, TrainedWeights, TrainLog, ValidationLog, Validations),
+)
 
 
 def added_callbacks(
@@ -78,6 +91,12 @@ def shown_by_lightning(options: Mapping[str, Any]) -> dict[str, Any]:
         options: Options of the Trainer. `enable_model_summary` is null by default, for bytelm's header and summary.
     """
     return {"enable_model_summary": options.get("enable_model_summary") is True}
+
+
+def monitored(data: TokenData) -> list[str]:
+    """Returns the values that bytelm logs for callbacks that monitor them."""
+    scores = [VAL_LOSS.tag, VAL_BPB.tag] if data.counts_bytes else [VAL_LOSS.tag]
+    return [*TRAIN_TAGS, *scores]
 
 
 def connect(trainer: Trainer) -> None:

@@ -8,17 +8,27 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.plugins import Precision
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from bytelm.config.epoch_options import check_counts, check_ends
-from bytelm.config.lightning_options import check_options, trainer_error
+from bytelm.config.epoch_options import AUTO, check_counts, check_ends
+from bytelm.config.lightning_options import check_options, run_error_of, trainer_error
 from bytelm.config.lightning_plugins import check_layer_sync
 from bytelm.errors import ConfigError, run_error
 from bytelm.hosts import check as check_hosts
+from bytelm.hosts import meeting
 from bytelm.precision import FP8
 from bytelm.run_callbacks import as_list, connect
 from bytelm.runs import checkpoint_io
 from bytelm.runs.checkpoint_io import AtomicCheckpointIO, errors_are_the_checkpoints
+from bytelm.runs.folder import RunFolder
 from bytelm.strategies import check_devices, check_launch, make_strategy
 
+DEFAULTS = {
+    "max_epochs": -1,  # only the time budget ends a run
+    "log_every_n_steps": 10,
+    "check_val_every_n_epoch": None,  # epochs do not decide when a run is validated, `val_check_interval` does
+    "val_check_interval": AUTO,
+    "num_sanity_val_steps": 0,  # a validation before training shows nothing that the final one does not
+    "enable_model_summary": None,  # the header and the summary; true: Lightning's table of modules, too
+}
 _SHORT_PRECISIONS = {"16": "16-mixed", "bf16": "bf16-mixed", "32": "32-true", "64": "64-true"}  # Lightning's
 
 
@@ -123,3 +133,27 @@ def check_made(trainer: Trainer, settings: Mapping[str, Any]) -> None:
         raise ConfigError("trainer.accumulate_grad_batches", trainer.accumulate_grad_batches, "accepted: from 1")
     if settings.get("val_check_interval") == 0:
         raise ConfigError("trainer.val_check_interval", 0, "accepted: steps from 1, or a share above 0")
+
+
+@contextmanager
+def running(
+    trainer: Trainer, folder: RunFolder | None, config: Mapping[str, Any], keys: Mapping[str, type]
+) -> Iterator[None]:
+    """Context in which a Trainer runs; Lightning's errors about an option are raised as ConfigError.
+
+    Args:
+        trainer: The Trainer.
+        folder: The run's folder, which is released at the end.
+        config: The config, as plain values; `trainer` has the options of the Trainer.
+        keys: Classes of the top-level keys of the config.
+    """
+    try:
+        with meeting(trainer):
+            yield
+    except (MisconfigurationException, ModuleNotFoundError, RuntimeError) as error:
+        if run_error(error) is not None or (rejected := run_error_of(error, config, keys)) is None:
+            raise
+        raise rejected from error
+    finally:
+        if folder is not None:
+            folder.release()

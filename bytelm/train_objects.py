@@ -13,7 +13,6 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer, seed_everything
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from bytelm import run_trainer
@@ -27,21 +26,19 @@ from bytelm.callbacks import (
     Throughput,
     TimeBudget,
 )
-from bytelm.cli import ADDED_CALLBACKS, TRAINER_DEFAULTS, monitored
 from bytelm.config.checks import check_experiment
 from bytelm.config.epoch_options import check_epochs, check_needs, validation_times
-from bytelm.config.lightning_options import check_callbacks, check_monitors, check_new_run, run_error_of
+from bytelm.config.lightning_options import check_callbacks, check_monitors, check_new_run
 from bytelm.config.lightning_plugins import check_plugins
 from bytelm.config.messages import note
 from bytelm.config.unused import of_class, of_object, without_effect
 from bytelm.data.base import TokenData
-from bytelm.errors import ConfigError, run_error
+from bytelm.errors import ConfigError
 from bytelm.gpt import GPT
-from bytelm.hosts import meeting
 from bytelm.language_model import LanguageModel
 from bytelm.lightning_output import quieten
 from bytelm.parts.contract import class_of
-from bytelm.run_callbacks import added_callbacks, as_list, shown_by_lightning
+from bytelm.run_callbacks import ADDED_CALLBACKS, added_callbacks, as_list, monitored, shown_by_lightning
 from bytelm.runs import logger as loggers
 from bytelm.runs.folder import RunFolder, runs_root
 from bytelm.runs.logger import TensorBoardLogger
@@ -168,7 +165,7 @@ def _fit(
 ) -> Run:
     quieten()
     check_experiment(experiment)
-    options = {**TRAINER_DEFAULTS, **options, "callbacks": callbacks}
+    options = {**run_trainer.DEFAULTS, **options, "callbacks": callbacks}
     named = _named(options)
     check_plugins(named)
     with run_trainer.errors_of_options(named):  # a value of another type
@@ -209,16 +206,8 @@ def _fit(
             check_epochs(trainer, data)
     check_needs(trainer, {"trainer": {}})
     check_new_run(trainer.callbacks)  # type: ignore[attr-defined]
-    try:
-        with meeting(trainer):
-            trainer.fit(module, datamodule=data)
-    except (MisconfigurationException, ModuleNotFoundError, RuntimeError) as error:
-        if run_error(error) is not None or (rejected := run_error_of(error, {"trainer": named}, {})) is None:
-            raise
-        raise rejected from error
-    finally:
-        if folder is not None:
-            folder.release()
+    with run_trainer.running(trainer, folder, {"trainer": named}, {}):
+        trainer.fit(module, datamodule=data)
     return folder, module, trainer
 
 
@@ -238,7 +227,7 @@ def _without_effect(
         schedules: Schedules by target.
         options: Options of the Trainer, as `_named` returns them.
     """
-    yield from (line.replace("trainer.", "") for line in without_effect({"trainer": options}, TRAINER_DEFAULTS))
+    yield from (line.replace("trainer.", "") for line in without_effect({"trainer": options}, run_trainer.DEFAULTS))
     objects = {"data": data, **{type(callback).__name__: callback for callback in callbacks}}
     for key, made in {**objects, **{f"schedules.{target}": each for target, each in schedules.items()}}.items():
         yield from of_object(made, key)

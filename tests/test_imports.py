@@ -28,7 +28,13 @@ LAYERS = (
     ("bytelm.callbacks", "bytelm.runs"),
     ("bytelm.inference",),
     (
-        *("bytelm.cli", "bytelm.run_callbacks", "bytelm.run_trainer", "bytelm.lightning_output"),
+        *(
+            "bytelm.cli",
+            "bytelm.run_callbacks",
+            "bytelm.run_checkpoint",
+            "bytelm.run_trainer",
+            "bytelm.lightning_output",
+        ),
         *("bytelm.config.lightning_options", "bytelm.config.epoch_options"),
     ),
     ("bytelm.train", "bytelm.train_objects"),

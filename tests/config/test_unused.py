@@ -6,19 +6,20 @@ import pytest
 from torch.optim import AdamW
 
 from bytelm.callbacks import Cosine, Divergence, Ramp, Samples, WarmupStableDecay
-from bytelm.cli import CHECKPOINT_DEFAULTS, TRAINER_DEFAULTS
+from bytelm.cli import CHECKPOINT_DEFAULTS
 from bytelm.config.unused import TRAINING, of_object, of_other_commands, of_training, without_effect
 from bytelm.data.corpora import Bytes, Shakespeare
 from bytelm.data.shards import TokenShards
 from bytelm.errors import ConfigError
 from bytelm.optim import Muon, MuonAdamW
 from bytelm.parts.attention import WindowedSDPA
+from bytelm.run_trainer import DEFAULTS
 from bytelm.runs.logger import TensorBoardLogger
 
 
 def notes(**config):
     config = {"trainer": {}, **config}
-    return [*without_effect(config, {**TRAINER_DEFAULTS, **CHECKPOINT_DEFAULTS})]
+    return [*without_effect(config, {**DEFAULTS, **CHECKPOINT_DEFAULTS})]
 
 
 def of(cls, **options):
