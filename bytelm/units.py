@@ -5,6 +5,7 @@ run, whichever unit limits it. Amounts of memory have units too: `4GiB`.
 """
 
 import re
+from collections.abc import Sequence
 from decimal import Decimal
 from typing import Any, Literal, Union
 
@@ -145,14 +146,14 @@ def _flops_text(flops: float) -> str:
     return f"{number.rstrip('0').rstrip('.') if '.' in number else number} {scale}FLOP"
 
 
-def limits_of(limits: str | list[str]) -> dict[Unit, float]:
+def limits_of(limits: str | Sequence[str | Duration]) -> dict[Unit, float]:
     """Returns the limits of a budget by unit, the smallest of each.
 
     Args:
         limits: One or several, as in `time_budget.limit`.
     """
     smallest: dict[Unit, float] = {}
-    for duration in map(Duration.parse, limits if isinstance(limits, list) else [limits]):
+    for duration in map(Duration.parse, [limits] if isinstance(limits, str) else limits):
         smallest[duration.unit] = min(duration.value, smallest.get(duration.unit, duration.value))
     return smallest
 

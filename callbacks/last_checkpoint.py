@@ -52,7 +52,7 @@ class LastCheckpoint(Checkpoint):
         self._written_at = self._used(trainer)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        if (reason := TimeBudget.of(trainer).why_not_in(self.every.unit)) is not None:
+        if (reason := TimeBudget.of(trainer).counts.why_not_in(self.every.unit)) is not None:
             raise ConfigError("last_checkpoint.every", str(self.every), reason)
 
     def on_train_batch_end(
@@ -74,7 +74,7 @@ class LastCheckpoint(Checkpoint):
         Raises:
             StorageError: The file could not be written; the previous one is unchanged.
         """
-        TimeBudget.of(trainer).pause(trainer)
+        TimeBudget.of(trainer).pause()
         if self.path is None or not weights_are_finite(trainer):
             return False
         log_waiting(trainer)
@@ -85,8 +85,7 @@ class LastCheckpoint(Checkpoint):
         return True
 
     def _used(self, trainer: Trainer) -> float:
-        progress = TimeBudget.of(trainer).progress
-        return progress.fraction if self.every.unit == "fraction" else progress.used[self.every.unit]
+        return TimeBudget.of(trainer).progress.amount(self.every.unit)
 
 
 def weights_are_finite(trainer: Trainer) -> bool:

@@ -98,7 +98,7 @@ class BudgetBar(ProgressBar):
         """Tokens per second, or steps per second if tokens are not counted."""
         first_step, first_token, first_second = self._first
         taken = max(seconds - first_second, 1e-9)
-        if self._budget.counts_tokens:
+        if self._budget.counts.knows("tokens"):
             return f"{(self._budget.tokens - first_token) / taken:,.0f} tok/s"
         return f"{(self._budget.steps - first_step) / taken:,.1f} steps/s"
 

@@ -150,7 +150,7 @@ class RunRecord(Callback):
         budget = TimeBudget.of(trainer)
         scores = {key: float(value) for key, value in trainer.callback_metrics.items()}
         seconds = budget.training_seconds
-        tokens = None if budget.counts_tokens is False else budget.tokens
+        tokens = None if budget.counts.knows("tokens") is False else budget.tokens
         last = LastCheckpoint.of(trainer)
         data = token_data(trainer)
         elapsed = process_age()  # read once: wall_time_secs contains total_time_secs
@@ -170,7 +170,7 @@ class RunRecord(Callback):
             "tokens_per_sec": round(tokens / seconds, 1) if seconds and tokens is not None else None,
             "mfu": _rounded(_mfu(trainer, budget.tokens / seconds), 4) if seconds else None,
             "tokens_seen": tokens,
-            "total_flops": budget.flops if budget.counts_flops else None,
+            "total_flops": budget.flops if budget.counts.knows("flops") else None,
             "peak_memory_mb": peak_memory_mb(),
             "started_at": utc(time.time() - process_age()),
             "ended_at": utc(time.time()),

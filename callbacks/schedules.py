@@ -191,7 +191,7 @@ class Schedules(Callback):
         """Rejects durations in tokens or FLOPs if this run does not count them."""
         for target, schedule in self.schedules.items():
             for duration in durations_of(schedule):
-                if duration.value and (reason := self._budget.why_not_in(duration.unit)) is not None:
+                if duration.value and (reason := self._budget.counts.why_not_in(duration.unit)) is not None:
                     name = "FLOPs" if duration.unit == "flops" else duration.unit
                     raise ConfigError(
                         f"schedules.{target}", type(schedule).__name__, f"a length is in {name}; {reason}"

@@ -14,7 +14,7 @@ import torch
 from lightning.fabric.utilities.throughput import get_available_flops
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from bytelm.callbacks.time_budget import COUNT_TOKENS, TimeBudget
+from bytelm.callbacks.time_budget import TimeBudget
 from bytelm.config.values import PositiveFloat
 from bytelm.errors import ConfigError
 from bytelm.log_steps import is_log_step, log_metrics, logged_steps
@@ -70,8 +70,8 @@ class Throughput(Callback):
             self.peak_flops = peak_flops(trainer.strategy.root_device, str(trainer.precision))
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        if not self._budget.counts_tokens:
-            raise ConfigError("throughput", type(pl_module).__name__, COUNT_TOKENS)
+        if (reason := self._budget.counts.why_not_in("tokens")) is not None:
+            raise ConfigError("throughput", type(pl_module).__name__, reason)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

@@ -18,27 +18,23 @@ from typing import Any, ClassVar, Literal, Protocol
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import StochasticWeightAveraging
-from torch import Tensor
 from torch.optim import Optimizer
 
 from bytelm.budget import Budget, Progress
+from bytelm.callbacks.batch_counts import BatchCounts, of_all_ranks
 from bytelm.callbacks.own_schedulers import check_lengths
+from bytelm.callbacks.run_limits import TRAINERS_LIMITS, check_trainers_limits, read_limits, read_reserve
 from bytelm.callbacks.snapshot import cloned
 from bytelm.callbacks.warm_up import data_position, is_repeatable, next_batch, wait_for_device, warm_up, why_not
 from bytelm.clock import Clock, LocalClock, Pace, SharedClock, Stopwatch
 from bytelm.config.messages import note
-from bytelm.data.base import TokenData
 from bytelm.errors import ConfigError
 from bytelm.log_steps import is_log_step, log_metrics
 from bytelm.ranks import Ranks
 from bytelm.system.behind import DeviceClock
 from bytelm.system.process import process_age
-from bytelm.units import LIMITS, Duration, Unit, accepted_forms, read_duration
+from bytelm.units import LIMITS, Duration, Unit, read_duration
 
-ENDS_A_RUN = "time_budget.limit decides when a run ends (500 steps, 3m, …)"
-NO_MINIMUM = "time_budget.limit decides when a run ends, also before a minimum; leave it out"
-COUNT_TOKENS = "the tokens of a batch are not known; accepted: with a method count_tokens(batch) of the LightningModule"
-COUNT_FLOPS = "the FLOPs of a batch are not known; accepted: with a method count_flops(batch) of the LightningModule"
 RESERVE = Duration(0.05, "fraction")
 RECENT_STEPS = 16  # readings that a step's time is predicted from: about a dozen of them are in the last second
 
@@ -79,8 +75,7 @@ class TimeBudget(Callback):
         steps: Steps taken, as Lightning counts them in `trainer.global_step`.
         tokens: Tokens trained on, by all ranks; 0 if they are unknown.
         flops: FLOPs of training so far, of all ranks, without those of validation; 0 if they are unknown.
-        counts_tokens: Whether the tokens of a batch are known; None: unknown until the first batch.
-        counts_flops: The same for FLOPs.
+        counts: Counts batches in tokens and FLOPs, if these are known.
         startup_seconds: Time from the start of the process to the start of the clock.
         plan: Decides the size of steps; None: only the data decide.
         UNITS: Units of the durations that do not take all of them, by option.
@@ -121,11 +116,8 @@ class TimeBudget(Callback):
         self.steps = 0
         self.tokens = 0
         self.flops = 0
-        self.counts_tokens: bool | None = None
-        self.counts_flops: bool | None = None
+        self.counts = BatchCounts()
         self.startup_seconds: float | None = None
-        self._count_tokens: Callable[[Any], int] = _none  # not a lambda: ddp_spawn pickles this
-        self._count_flops: Callable[[Any], int] = _none
         self._earlier_seconds = 0.0  # `scope: run`: time used before this process, by the run that it resumes
         self._ranks: Ranks | None = None
         self._stopwatch = Stopwatch()
@@ -162,7 +154,7 @@ class TimeBudget(Callback):
         """Whether the budget has no room for another step."""
         return self._over or self._is_over()
 
-    def pause(self, trainer: Trainer) -> None:
+    def pause(self) -> None:
         """Stops the clock until the next step begins, for work that is not training."""
         if self._stopwatch.running:
             self._clock.pause()
@@ -184,7 +176,7 @@ class TimeBudget(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage != "fit":
             return
-        self._check_minimum(trainer)
+        _check_limits(trainer, "min_steps", "min_epochs")  # with these, Lightning would train beyond the budget
         self._check_order(trainer)
         if self._trainer is not None and self._trainer is not trainer:
             self._begin()  # another trainer's run is over; the same trainer continues its own
@@ -196,20 +188,7 @@ class TimeBudget(Callback):
         Raises:
             ConfigError: One of them is set.
         """
-        if trainer.fast_dev_run:  # type: ignore[attr-defined]
-            return
-        check_maximum({"max_steps": trainer.max_steps, "max_epochs": trainer.max_epochs})
-        self._check_minimum(trainer)
-
-    def _check_minimum(self, trainer: Trainer) -> None:
-        """Rejects a minimum length, which would make Lightning train beyond the budget.
-
-        Raises:
-            ConfigError: One is set.
-        """
-        if trainer.fast_dev_run:  # type: ignore[attr-defined]
-            return
-        check_minimum({"min_steps": trainer.min_steps, "min_epochs": trainer.min_epochs})
+        _check_limits(trainer, *TRAINERS_LIMITS)
 
     def _check_order(self, trainer: Trainer) -> None:
         """Rejects bytelm callbacks before this one: they would read the budget before it has read the clock.
@@ -255,7 +234,7 @@ class TimeBudget(Callback):
             self._ranks = Ranks(trainer)
         self._repeatable = is_repeatable(pl_module)
         self._clock = self._make_clock(trainer, pl_module)
-        self._find_counters(trainer)
+        self.counts.find(trainer)
         self._clock.look(self._updates, self._work)
         self.progress = self._measure()
         if self.steps and self._is_over():
@@ -275,11 +254,12 @@ class TimeBudget(Callback):
         self._start(trainer, pl_module)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        if self.counts_tokens is None or self.counts_flops is None:
-            self._find_counters(trainer, batch)
+        if None in (self.counts.knows("tokens"), self.counts.knows("flops")):
+            self.counts.find(trainer, batch)
+            self._check_units()
         if not self._knows_flops:  # as if all batches so far had been like this one
             self._knows_flops = True
-            self.flops = self.tokens * self._count_flops(batch) // max(self._count_tokens(batch), 1)
+            self.flops = self.tokens * self.counts.of(batch, "flops") // max(self.counts.of(batch, "tokens"), 1)
             self.progress = self._measure()
         if self._warms_up_first_batch:
             self._warms_up_first_batch = False
@@ -308,8 +288,8 @@ class TimeBudget(Callback):
         if self._over:
             return  # this step was dropped
         if batch is not None:  # Lightning continues without one
-            self._step_tokens += self._count_tokens(batch)
-            self._step_flops += self._count_flops(batch)
+            self._step_tokens += self.counts.of(batch, "tokens")
+            self._step_flops += self.counts.of(batch, "flops")
         steps = trainer.global_step - self._trainer_step
         if not steps and pl_module.automatic_optimization:
             return  # one of several batches that are accumulated into a step
@@ -317,8 +297,8 @@ class TimeBudget(Callback):
         self._updates += 1
         self.steps += steps
         self._next_steps = steps or self._next_steps
-        if self.counts_tokens or self.counts_flops:
-            self._next_tokens, self._next_flops = self._of_all_ranks(trainer, self._step_tokens, self._step_flops)
+        if self.counts.knows("tokens") or self.counts.knows("flops"):
+            self._next_tokens, self._next_flops = of_all_ranks(trainer, self._step_tokens, self._step_flops)
             self._step_tokens = self._step_flops = 0
             self.tokens += self._next_tokens
             self.flops += self._next_flops
@@ -337,10 +317,10 @@ class TimeBudget(Callback):
             log_metrics(trainer, {"time_budget/progress": self.progress.fraction})
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.pause(trainer)
+        self.pause()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.pause(trainer)
+        self.pause()
         if self._over or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         for key, limit, reached in (
@@ -355,7 +335,7 @@ class TimeBudget(Callback):
         self._stopwatch.pause()  # does not wait for a device, which may be the part that failed
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        self.pause(trainer)
+        self.pause()
 
     def state_dict(self) -> dict[str, Any]:
         # Callbacks before this one may save a checkpoint of a step that has ended, and is not yet counted here.
@@ -410,62 +390,21 @@ class TimeBudget(Callback):
         """Seconds of the budget used so far, on this process's clock."""
         return self._stopwatch.seconds if self.scope == "training" else self._earlier_seconds + process_age()
 
-    def why_not_in(self, unit: Unit) -> str | None:
-        """Returns the reason why the run cannot be measured in a unit; None if it can, or if no batch has shown it yet.
-
-        Args:
-            unit: Unit of a duration.
-        """
-        if unit == "tokens" and self.counts_tokens is False:
-            return COUNT_TOKENS
-        if unit == "flops" and self.counts_flops is False:
-            return COUNT_FLOPS
-        return None
-
-    def _find_counters(self, trainer: Trainer, batch: Any = None) -> None:
-        """Finds out how tokens and FLOPs are counted, which may require a batch.
-
-        Raises:
-            ConfigError: The budget limits one of them, and it cannot be counted.
-        """
-        owners = (trainer.lightning_module, getattr(trainer, "datamodule", None))
-        count_tokens, count_flops = (
-            next((count for owner in owners if callable(count := getattr(owner, name, None))), None)
-            for name in ("count_tokens", "count_flops")
-        )
-        if count_flops is not None:
-            self._count_flops, self.counts_flops = count_flops, True
-        if count_tokens is None and isinstance(batch, Mapping) and isinstance(batch.get("input_ids"), Tensor):
-
-            def count_tokens(batch: Any) -> int:
-                return batch["input_ids"].numel()
-
-        if count_tokens is not None:
-            self._count_tokens, self.counts_tokens = count_tokens, True
-        if batch is None:
-            return
-        self.counts_tokens, self.counts_flops = bool(self.counts_tokens), bool(self.counts_flops)
-        for unit, limit in self.budget.limits.items():
-            if (reason := self.why_not_in(unit)) is not None:
-                raise ConfigError("time_budget.limit", str(Duration(limit, unit)), reason)
-
-    def _of_all_ranks(self, trainer: Trainer, *amounts: int) -> list[int]:
-        """Returns sums over all ranks from the amounts of this one; called on all ranks together."""
-        if trainer.world_size == 1 or isinstance(getattr(trainer, "datamodule", None), TokenData):
-            return [amount * trainer.world_size for amount in amounts]  # bytelm's data give all ranks the same number
-        # Ranks with different counts would not agree on when to stop.
-        total = torch.tensor(amounts, device=trainer.strategy.root_device)
-        return [int(amount) for amount in trainer.strategy.reduce(total, reduce_op="sum").tolist()]
-
     @property
     def _work(self) -> int:
         """Work so far, for measuring the pace: tokens; if these are unknown, steps of this process."""
-        return self._updates if self.counts_tokens is False else self.tokens
+        return self._updates if self.counts.knows("tokens") is False else self.tokens
 
     @property
     def _next_work(self) -> int:
         """Work of the step that begins, in the same unit."""
-        return 1 if self.counts_tokens is False else self._next_tokens
+        return 1 if self.counts.knows("tokens") is False else self._next_tokens
+
+    def _check_units(self) -> None:
+        """Rejects limits in units that this run does not count, after its first batch."""
+        for unit, limit in self.budget.limits.items():
+            if (reason := self.counts.why_not_in(unit)) is not None:
+                raise ConfigError("time_budget.limit", str(Duration(limit, unit)), reason)
 
     def _check_age(self) -> None:
         """Rejects a limit of `scope: run` that has passed before training begins, as in a notebook."""
@@ -499,8 +438,8 @@ class TimeBudget(Callback):
         self._position = data_position(trainer)
         batches = trainer.accumulate_grad_batches
         batch = first_batch()
-        counts = (self._count_tokens(batch) * batches, self._count_flops(batch) * batches)
-        tokens, flops = self._of_all_ranks(trainer, *counts)
+        counts = (self.counts.of(batch, "tokens") * batches, self.counts.of(batch, "flops") * batches)
+        tokens, flops = of_all_ranks(trainer, *counts)
         seconds = warm_up(trainer, pl_module, first_batch, later, not self._repeatable)
         self._next_tokens, self._next_flops = tokens, flops
         self._paces.append(Pace(trainer.strategy.broadcast(seconds * batches), self._next_work))
@@ -563,7 +502,7 @@ class TimeBudget(Callback):
         """Returns the FLOPs of a step of the sizes that the plan has set in the loader, on all ranks together."""
         loader: Any = trainer.train_dataloader
         shape = torch.empty(loader.batch_size, loader.seq_len, device="meta")  # a batch without memory
-        return self._count_flops((shape, shape)) * trainer.world_size * trainer.accumulate_grad_batches
+        return self.counts.of((shape, shape), "flops") * trainer.world_size * trainer.accumulate_grad_batches
 
     def _drop_step(self, trainer: Trainer, pl_module: LightningModule) -> None:
         pl_module.zero_grad()
@@ -582,7 +521,7 @@ class TimeBudget(Callback):
             "flops": float(self.flops),
         }
         pace = self._paces[-1].of(self._next_work) if self._paces else 0.0
-        tokens = float(self._next_tokens) if self.counts_tokens else 0.0
+        tokens = float(self._next_tokens) if self.counts.knows("tokens") else 0.0
         per_step: dict[Unit, float] = {"seconds": pace, "steps": float(self._next_steps), "tokens": tokens}
         return self.budget.progress(used, {**per_step, "flops": float(self._next_flops)})
 
@@ -622,68 +561,12 @@ def _check_choice(option: str, value: object, accepted: tuple[object, ...]) -> N
         raise ConfigError(f"time_budget.{option}", value, f"accepted: {', '.join(map(str, accepted))}")
 
 
+def _check_limits(trainer: Trainer, *options: str) -> None:
+    """Rejects the Trainer's own limits in a run that is no `fast_dev_run`, which sets them itself."""
+    if not trainer.fast_dev_run:  # type: ignore[attr-defined]
+        check_trainers_limits({option: getattr(trainer, option) for option in options})
+
+
 def runs_in_step_with_the_program(trainer: Trainer, pl_module: LightningModule) -> bool:
     """Returns whether reading the clock requires no wait, neither for a device nor for other ranks."""
     return trainer.world_size == 1 and pl_module.device.type == "cpu"
-
-
-def _none(batch: Any) -> int:
-    """Returns the count of a batch whose tokens or FLOPs are not known."""
-    return 0
-
-
-def check_maximum(options: Mapping[str, Any]) -> None:
-    """Rejects options of the Trainer that would end a run.
-
-    Args:
-        options: The options.
-
-    Raises:
-        ConfigError: One is set.
-    """
-    for key in ("max_steps", "max_epochs"):
-        if options.get(key) not in (-1, 0, None):
-            raise ConfigError(f"trainer.{key}", options[key], ENDS_A_RUN)
-
-
-def check_minimum(options: Mapping[str, Any]) -> None:
-    """Rejects options of the Trainer that would let a run exceed its budget.
-
-    Args:
-        options: The options.
-
-    Raises:
-        ConfigError: One is set.
-    """
-    for key in ("min_steps", "min_epochs"):
-        if options.get(key) not in (None, 0):
-            raise ConfigError(f"trainer.{key}", options[key], NO_MINIMUM)
-
-
-def read_limits(durations: Iterable[Duration]) -> dict[Unit, float]:
-    """Returns the limits by unit, the smallest of each.
-
-    Raises:
-        ConfigError: There is no limit, or one that is not above 0 seconds, steps, tokens or FLOPs.
-    """
-    limits: dict[Unit, float] = {}
-    for each in durations:
-        duration = read_duration("time_budget.limit", each, *LIMITS)
-        if duration.unit == "fraction" or duration.value == 0:
-            raise ConfigError("time_budget.limit", str(duration), f"{accepted_forms(*LIMITS)}, above 0")
-        limits[duration.unit] = min(duration.value, limits.get(duration.unit, math.inf))
-    if not limits:
-        raise ConfigError("time_budget.limit", durations, "accepted: one duration, or a list of at least one")
-    return limits
-
-
-def read_reserve(reserve: Duration, limit: float) -> float:
-    """Returns the seconds of a reserve, which is a time or a share of `limit` seconds.
-
-    Raises:
-        ConfigError: It is neither, or is not shorter than the limit.
-    """
-    seconds = reserve.value * limit if reserve.unit == "fraction" else reserve.value
-    if reserve.unit not in ("fraction", "seconds") or seconds >= limit:
-        raise ConfigError("time_budget.reserve", str(reserve), f"accepted: a time or a share, below {limit:g}s")
-    return seconds

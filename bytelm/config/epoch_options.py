@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import DeviceStatsMonitor, EarlyStopping, Model
 from lightning.pytorch.strategies import ModelParallelStrategy
 
 from bytelm.callbacks.best_checkpoint import BestCheckpoint
-from bytelm.callbacks.time_budget import check_maximum, check_minimum
+from bytelm.callbacks.run_limits import check_trainers_limits
 from bytelm.callbacks.validations import NEVER, Validations
 from bytelm.data.epochs import limited
 from bytelm.errors import ConfigError
@@ -80,8 +80,7 @@ def check_ends(given: Mapping[str, Any]) -> None:
         ConfigError: One is set.
     """
     if given.get("fast_dev_run"):  # otherwise TimeBudget checks them, in any Trainer
-        check_maximum(given)
-        check_minimum(given)
+        check_trainers_limits(given)
 
 
 def check_counts(given: Mapping[str, Any]) -> None:

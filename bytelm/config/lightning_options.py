@@ -37,7 +37,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from bytelm.callbacks.best_checkpoint import BestCheckpoint, check_names
-from bytelm.callbacks.time_budget import ENDS_A_RUN
+from bytelm.callbacks.run_limits import ENDS_A_RUN
 from bytelm.config.classes import parameters_of
 from bytelm.config.flat import keys_of_class
 from bytelm.config.suggestions import choices

@@ -202,7 +202,7 @@ BATCHES = {
 def test_batches_of_every_kind(kind, warm_up):
     budget = TimeBudget("5 steps", warm_up=warm_up)
     fit(Sums(), budget, loader=BATCHES[kind]())
-    assert (budget.steps, budget.tokens, budget.counts_tokens) == (5, 0, False)
+    assert (budget.steps, budget.tokens, budget.counts.knows("tokens")) == (5, 0, False)
 
 
 class Texts(Sums):
@@ -259,7 +259,7 @@ class Counted(Net):
 def test_flops_are_counted_as_declared_or_what_needs_them_is_rejected_before_training():
     budget = TimeBudget("10 kFLOP")
     fit(Counted(), budget)
-    assert (budget.steps, budget.flops, budget.counts_tokens) == (5, 10_000, False)
+    assert (budget.steps, budget.flops, budget.counts.knows("tokens")) == (5, 10_000, False)
     warmup = Schedules({"lr": Cosine(warmup=Duration.parse("1 kFLOP"))})
     for limit, others in (("1 PFLOP", []), ("3 steps", [warmup])):
         module = Net()

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from bytelm import fit
 from bytelm.callbacks import BudgetBar, Cosine, Header, Summary, header
+from bytelm.callbacks.batch_counts import BatchCounts
 from bytelm.callbacks.progress_bar import Lines
 from bytelm.callbacks.summary import _doubled
 from bytelm.cli import build
@@ -168,7 +169,7 @@ def test_a_bar_in_a_file_is_lines(capsys):
 @pytest.mark.parametrize(("used_up", "share"), [(True, "100"), (False, " 40")])
 def test_the_bar_ends_full_if_the_budget_is_used_up(capsys, used_up, share):
     bar, progress = BudgetBar(), SimpleNamespace(fraction=0.4)
-    budget = {"steps": 4, "training_seconds": 2.0, "counts_tokens": False, "progress": progress, "is_used_up": used_up}
+    budget = {"steps": 4, "training_seconds": 2.0, "counts": BatchCounts(), "progress": progress, "is_used_up": used_up}
     bar._budget, bar._bar, bar._status, bar._first = SimpleNamespace(**budget), Lines(100), "step 1", (0, 0, 0.0)
     bar.on_fit_end(None, None)  # a validation has ended the run at a step that was not shown
     assert capsys.readouterr().err.strip("\n") == f"{share}% | step 4 | 2.0 steps/s | done"
