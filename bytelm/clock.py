@@ -20,18 +20,15 @@ from typing import NamedTuple
 
 READING_SECONDS = 1.0  # between readings of a shared clock, at most
 LEAST_SECONDS = 1e-9  # of a step; avoids a division by zero
+FIRST_STEP = 1  # of a process; it is not representative
 LATE_STEPS = 4  # that must be left if a step's end is read after the next one
 
 
 class Stopwatch:
-    """Adds up the time between starts and pauses.
+    """Adds up the time between starts and pauses."""
 
-    Args:
-        seconds: Initial value.
-    """
-
-    def __init__(self, seconds: float = 0.0) -> None:
-        self._seconds = seconds
+    def __init__(self) -> None:
+        self._seconds = 0.0
         self._started: float | None = None
 
     @property
@@ -79,17 +76,16 @@ class Clock(ABC):
         stopwatch: Runs while the run trains.
         now: Returns the seconds used; the same on all ranks.
         paces: Paces of the last steps, the most recent one at the end.
-        steps: Steps that the run has taken so far.
     """
 
     is_exact: bool
     """Whether it is read after every step."""
 
-    def __init__(self, stopwatch: Stopwatch, now: Callable[[], float], paces: deque[Pace], steps: int = 0) -> None:
+    def __init__(self, stopwatch: Stopwatch, now: Callable[[], float], paces: deque[Pace]) -> None:
         self.stopwatch = stopwatch
         self.now = now
         self.paces = paces
-        self.reading = Reading(steps, 0, 0.0)
+        self.reading = Reading(0, 0, 0.0)
 
     def start(self, steps: int, tokens: int) -> None:
         """Starts the stopwatch, before a step."""
@@ -162,7 +158,6 @@ class SharedClock(Clock):
         stopwatch: Runs while the run trains.
         now: Returns rank 0's seconds, on all ranks.
         paces: Paces of the last steps, the most recent one at the end.
-        steps: Steps that the run has taken so far.
         limit: Seconds that the run may use.
         wait: Returns when the device has finished all its work.
         mark: Marks the end of the work so far. Returns a function that waits until the device has come there, and no
@@ -176,19 +171,17 @@ class SharedClock(Clock):
         stopwatch: Stopwatch,
         now: Callable[[], float],
         paces: deque[Pace],
-        steps: int = 0,
         limit: float = math.inf,
         wait: Callable[[], None] = lambda: None,
         mark: Callable[[], Callable[[], float]] | None = None,
     ) -> None:
-        super().__init__(stopwatch, now, paces, steps)
+        super().__init__(stopwatch, now, paces)
         self._limit = limit
         self._wait = wait
         self._mark = mark or self._time_of_now
         self._marked: tuple[int, int, Callable[[], float]] | None = None  # steps, tokens and time of a step's end
         self._reads_late = False
-        self._first_step = steps + 1  # first step of this process, which is not representative
-        self._next_reading = self._first_step  # the step whose end is read next
+        self._next_reading = FIRST_STEP  # the step whose end is read next
 
     def _time_of_now(self) -> Callable[[], float]:
         seconds = self.now()
@@ -220,10 +213,10 @@ class SharedClock(Clock):
 
     def _take(self, reading: Reading) -> None:
         last = self.reading.steps
-        if last == self._first_step:
+        if last == FIRST_STEP:
             self.paces.clear()
         super()._take(reading)
-        if last >= self._first_step:
+        if last >= FIRST_STEP:
             left = self._limit - reading.seconds
             pace = self.paces[-1]
             # One step that seems to be short must not postpone the next reading.

@@ -118,10 +118,8 @@ class GPT(nn.Module):
         self.embedding = contract.make("model.gpt.embedding", embedding, vocab_size, d_model)
         self.memory = contract.make("model.gpt.memory", memory, vocab_size, d_model)
         self.position = contract.make("model.gpt.position", position, d_model, n_heads, max_seq_len)
-        for method, arguments in (("embed", ["x"]), ("rotate", ["q", "k"]), ("scores", [])):
-            contract.expect(
-                "model.gpt.position", self.position, method, *arguments, "start" if arguments else "seq_len"
-            )
+        for signature in (("embed", "x", "start"), ("rotate", "q", "k", "start"), ("scores", "seq_len")):
+            contract.expect("model.gpt.position", self.position, *signature)
         self.embedding_norm = self._make_norm(norm) if norm_embeddings else nn.Identity()
         self.dropout = nn.Dropout(dropout)
         self._attentions: list[nn.Module] = []  # of the blocks, which can store them under any name

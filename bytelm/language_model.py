@@ -1,6 +1,7 @@
 """LanguageModel: a GPT, a loss and an optimizer as a LightningModule. Schedules and time are not part of it.
 
-Logged: val/loss (nats per token), and val/bpb if the number of bytes of each token is known.
+Logged: val/loss (nats per token), and val/bpb if the number of bytes of each token is known; in a test, test/loss and
+test/bpb.
 """
 
 import math
@@ -41,8 +42,7 @@ from bytelm.strategies import FSDP, shard, strategy_name
 Batch = tuple[Tensor, Tensor]
 """Inputs and targets, token ids, each (B, T)."""
 
-
-BYTES = 256
+BYTES = 256  # tokens of a vocabulary of bytes
 SCORED_AT_ONCE = 16_384  # tokens whose logits are in float32 at a time: 3 GB with 50,304 logits each
 
 
@@ -63,6 +63,7 @@ class LanguageModel(LightningModule):
     """
 
     repeatable_step = True  # for TimeBudget: a step can be run and undone before training, and dropped at its end
+    is_compiled = False  # whether the network runs through torch.compile; known after `setup`
 
     def __init__(
         self,
@@ -84,7 +85,6 @@ class LanguageModel(LightningModule):
         self.optimizer = optimizer
         self.use_compile = compile
         self.row_threads = None if row_threads is None else RowThreads(row_threads)
-        self._compiled = False
         self._is_prepared = False
         self._batch_is_checked = False
         self.val_loss = NatsPerToken()
@@ -172,11 +172,6 @@ class LanguageModel(LightningModule):
             )
 
     @property
-    def is_compiled(self) -> bool:
-        """Whether the network runs through torch.compile; known after `setup`."""
-        return self._compiled
-
-    @property
     def _takes_hidden(self) -> bool:
         return getattr(self.loss, "takes_hidden", False)
 
@@ -192,7 +187,7 @@ class LanguageModel(LightningModule):
                 torch._dynamo.config.optimize_ddp = False
                 self.gpt.compile()
             self.loss.compile()
-            self._compiled = True
+            self.is_compiled = True
         self.use_compile = False  # once: Lightning calls this hook for every fit, validate and test
         data = getattr(self.trainer, "datamodule", None)
         token_bytes = getattr(data, "token_bytes", None)
@@ -353,7 +348,7 @@ class LanguageModel(LightningModule):
         """Returns the plain cross-entropy of each target in nats, (B, T), whatever the training loss is."""
         inputs, targets = batch
         # Not compiled: compiling a graph for each batch size would take more time than it saves.
-        with torch.compiler.set_stance("force_eager") if self._compiled else nullcontext():
+        with torch.compiler.set_stance("force_eager") if self.is_compiled else nullcontext():
             logits = self.gpt(inputs)
         nats = [
             F.cross_entropy(some.float(), answers, reduction="none")

@@ -1,7 +1,6 @@
 """The order of callbacks. Lightning calls each hook of all callbacks in the order of this list."""
 
 from collections.abc import Iterable
-from typing import NamedTuple
 
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import Checkpoint
@@ -34,50 +33,37 @@ class Yours:
     """Stands for all callbacks that are not in the list: the user's, and those that Lightning adds."""
 
 
-class Place(NamedTuple):
-    """A place in the order.
-
-    Attributes:
-        kind: Class of the callbacks at this place.
-        reason: The reason why it follows the previous ones, or precedes the next ones.
-    """
-
-    kind: type
-    reason: str
-
-
-ORDER = (
-    Place(Signals, "notes signals from the first hook on, also while the network compiles"),
-    Place(ClaimFolder, "makes the run's folder in setup, which all below may ask for"),
-    Place(TrainedWeights, "keeps the trained weights, before WeightAveraging puts the average in their place"),
-    Place(Yours, "in the order of the config; before the budget, whose clock counts their time in the step"),
-    Place(KeepTrainedWeights, "puts them into checkpoints, after WeightAveraging has put the average there"),
-    Place(MemoryLimit, "rejects a limit that is too small, before the budget's warm-up takes the memory"),
-    Place(Header, "prints what is trained, before the budget's warm-up, which may take minutes"),
-    Place(TimeBudget, "reads the clock when a step has ended; those below use its progress"),
-    Place(Schedules, "sets learning rates and all else that is scheduled by the progress at a step's beginning"),
-    Place(
-        Divergence, "ends the run, or takes it back, before anything is logged or saved of a loss that is not finite"
-    ),
-    Place(Throughput, "logs what the budget has just read"),
-    Place(BudgetBar, "before RunRecord: the bar is closed when the scores are printed"),
-    Place(TrainLog, "before checkpoints: one that is written after a step is written after its logs"),
-    Place(ValidationLog, "after the budget, whose progress it writes down"),
-    Place(Validations, "after the budget, whose progress it reads; before checkpoints, which store what is due"),
-    Place(Samples, "after the budget, which stops its clock for them"),
-    Place(Resume, "after the budget, which says at which step the run is, and after all that may change its weights"),
-    Place(FinalValidation, "where there is no Resume, which is one; after all that may change the weights"),
-    Place(RankWatch, "before RunRecord: in on_exception it finds out which rank was lost"),
-    Place(KeepOnDataError, "before RunRecord: in on_exception it writes the checkpoint that the record names"),
-    Place(RunRecord, "after all that may change what came of the run"),
-    Place(Summary, "after RunRecord: it compares the score that the record has printed"),
-    Place(CorpusWatch, "ends a run whose corpus has changed, after RunRecord has seen the step"),
-    Place(Interruption, "ends a run that was asked to end, after all others are done with the step"),
-    Place(PredictionWriter, "writes the predictions, which none of the others reads"),
-    Place(SaveConfigCallback, "writes the config, after the setups that may reject the run"),
-    Place(Checkpoint, "last, as in Lightning: it saves the state that the others have reached"),
+# Each callback follows those above it, for the reason beside it; several at one place keep their relative order.
+ORDER: tuple[type, ...] = (
+    Signals,  # notes signals from the first hook on, also while the network compiles
+    ClaimFolder,  # makes the run's folder in setup, which all below may ask for
+    TrainedWeights,  # keeps the trained weights, before WeightAveraging puts the average in their place
+    Yours,  # in the order of the config; before the budget, whose clock counts their time in the step
+    KeepTrainedWeights,  # puts them into checkpoints, after WeightAveraging has put the average there
+    MemoryLimit,  # rejects a limit that is too small, before the budget's warm-up takes the memory
+    Header,  # prints what is trained, before the budget's warm-up, which may take minutes
+    TimeBudget,  # reads the clock when a step has ended; those below use its progress
+    Schedules,  # sets learning rates and all else that is scheduled by the progress at a step's beginning
+    Divergence,  # ends the run, or takes it back, before anything is logged or saved of a loss that is not finite
+    Throughput,  # logs what the budget has just read
+    BudgetBar,  # before RunRecord: the bar is closed when the scores are printed
+    TrainLog,  # before checkpoints: one that is written after a step is written after its logs
+    ValidationLog,  # after the budget, whose progress it writes down
+    Validations,  # after the budget, whose progress it reads; before checkpoints, which store what is due
+    Samples,  # after the budget, which stops its clock for them
+    Resume,  # after the budget, which says at which step the run is, and after all that may change its weights
+    FinalValidation,  # where there is no Resume, which is one; after all that may change the weights
+    RankWatch,  # before RunRecord: in on_exception it finds out which rank was lost
+    KeepOnDataError,  # before RunRecord: in on_exception it writes the checkpoint that the record names
+    RunRecord,  # after all that may change what came of the run
+    Summary,  # after RunRecord: it compares the score that the record has printed
+    CorpusWatch,  # ends a run whose corpus has changed, after RunRecord has seen the step
+    Interruption,  # ends a run that was asked to end, after all others are done with the step
+    PredictionWriter,  # writes the predictions, which none of the others reads
+    SaveConfigCallback,  # writes the config, after the setups that may reject the run
+    Checkpoint,  # last, as in Lightning: it saves the state that the others have reached
 )
-YOURS = [place.kind for place in ORDER].index(Yours)
+YOURS = ORDER.index(Yours)
 
 
 def arrange(callbacks: Iterable[Callback]) -> list[Callback]:
@@ -90,4 +76,4 @@ def arrange(callbacks: Iterable[Callback]) -> list[Callback]:
 
 
 def _place(callback: Callback) -> int:
-    return next((number for number, place in enumerate(ORDER) if isinstance(callback, place.kind)), YOURS)
+    return next((number for number, kind in enumerate(ORDER) if isinstance(callback, kind)), YOURS)

@@ -99,26 +99,33 @@ def groups_of(optimizers: Iterable[Optimizer]) -> list[Group]:
 
 def read_option(group: Group, option: str) -> float:
     """Returns an option of a group, as a plain number."""
-    value = group["betas"][0] if option == "momentum" and "momentum" not in group else group[option]
+    value = _option(group, option)
     return value.item() if isinstance(value, Tensor) else value
 
 
 def read_plain(group: Group, option: str) -> float | None:
     """Returns an option of a group that is no tensor, without a wait for a device; None: it is one."""
-    now = group["betas"][0] if option == "momentum" and "momentum" not in group else group[option]
-    return None if isinstance(now, Tensor) else now
+    value = _option(group, option)
+    return None if isinstance(value, Tensor) else value
 
 
 def write_option(group: Group, option: str, value: float) -> None:
     """Sets an option of a group. A tensor, which compiled and captured optimizers need, is changed in place."""
-    betas = group["betas"] if option == "momentum" and "momentum" not in group else None
-    now = group[option] if betas is None else betas[0]
-    if isinstance(now, Tensor):
+    if isinstance(now := _option(group, option), Tensor):
         now.fill_(value)
-    elif betas is not None:
-        group["betas"] = (value, *betas[1:])
+    elif _is_a_beta(group, option):
+        group["betas"] = (value, *group["betas"][1:])
     else:
         group[option] = value
+
+
+def _option(group: Group, option: str) -> Any:
+    return group["betas"][0] if _is_a_beta(group, option) else group[option]
+
+
+def _is_a_beta(group: Group, option: str) -> bool:
+    """Returns whether an option is the first of the group's betas."""
+    return option == "momentum" and "momentum" not in group
 
 
 def assign(
@@ -265,7 +272,7 @@ def _usable(option: str) -> str:
 
 
 def _is_compiled(pl_module: LightningModule) -> bool:
-    return bool(getattr(pl_module, "use_compile", False) or getattr(pl_module, "_compiled", False))
+    return bool(getattr(pl_module, "use_compile", False) or getattr(pl_module, "is_compiled", False))
 
 
 def _accepted(target: str, targets: Mapping[str, Sequence[Place]]) -> str:

@@ -48,7 +48,8 @@ class Run:
 
 
 def test_a_stopwatch_adds_up_what_lies_between_starts_and_pauses(time):
-    stopwatch = Stopwatch(5.0)
+    stopwatch = Stopwatch()
+    stopwatch.set(5.0)
     stopwatch.start()
     time.now += 2
     assert (stopwatch.seconds, stopwatch.running) == (7.0, True)

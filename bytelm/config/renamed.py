@@ -72,8 +72,10 @@ def current_names(value: Any, trusted: bool = True) -> Any:
 def current_callbacks(states: Any) -> Any:
     """Returns the states of callbacks in a checkpoint, under the names of the current classes.
 
-    states: The states that Lightning wrote, by the class's name and its options. Up to version 0.1.0, the callback of
-        the key `checkpoint` was Lightning's ModelCheckpoint, and the last one of those.
+    Up to version 0.1.0, the callback of the key `checkpoint` was the last of Lightning's ModelCheckpoints.
+
+    Args:
+        states: The states that Lightning wrote, by the class's name and its options.
     """
     if not isinstance(states, Mapping):
         return states

@@ -165,17 +165,16 @@ def leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
         yield key, value
 
 
-def foreign(network: Any, key: str = "model.gpt") -> tuple[str, Any] | None:
+def foreign(network: Any) -> tuple[str, Any] | None:
     """Returns the first value of a network's config that names something other than a part of bytelm, with its key.
 
     Args:
-        network: The config.
-        key: Its key in the whole config.
+        network: The config at the key `model.gpt`.
 
     Raises:
         ConfigError: A key is not a name.
     """
-    for where, value in leaves(network, key):
+    for where, value in leaves(network, "model.gpt"):
         plain = value is None or isinstance(value, bool | int | float) or value in ({}, [])
         if not plain and not (isinstance(value, str) and (value.isidentifier() or is_part(value))):
             return where, value
