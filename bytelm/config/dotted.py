@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-OF_CLASS = ("class_path", "init_args", "dict_kwargs")
+from bytelm.config.flat import OF_CLASS
 
 
 def joined(value: Any) -> Any:

@@ -3,6 +3,8 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+OF_CLASS = ("class_path", "init_args", "dict_kwargs")  # keys of a mapping that names a class
+
 
 def flat(value: Any, key: str = "") -> dict[str, Any]:
     """Returns a config as `{"model.gpt.d_model": 80, "model.gpt.position": "Rotary", …}`, without its nulls.

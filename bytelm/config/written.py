@@ -10,9 +10,8 @@ from typing import Any
 
 import yaml
 
-from bytelm.config.flat import classes_in, values_of
+from bytelm.config.flat import OF_CLASS, classes_in, values_of
 
-BESIDE = ("class_path", "init_args", "dict_kwargs")  # keys of a mapping that names a class
 SEXAGESIMAL = re.compile(r"[-+]?\d+(:[0-5]?\d)+")  # YAML 1.1 reads `1:30` as 90
 
 
@@ -68,7 +67,7 @@ class Written:
             The key, the class and the option; None if there is none.
         """
         for name, value in classes_in(self.config):
-            others = [option for option in value if option not in BESIDE]
+            others = [option for option in value if option not in OF_CLASS]
             if others and f"{name}.".startswith(f"{key}."):
                 return name, value["class_path"], others[0]
         return None
