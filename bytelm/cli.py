@@ -37,18 +37,8 @@ from bytelm.callbacks import (
 from bytelm.callbacks.run_config import RunConfig
 from bytelm.config import keys
 from bytelm.config.checks import check_experiment, check_values
-from bytelm.config.epoch_options import check_epochs, check_limit, check_needs, check_share, validation_times
 from bytelm.config.keys import METHOD_DEFAULTS, METHOD_KEYS
 from bytelm.config.lightning_help import CKPT_PATH, TEXTS
-from bytelm.config.lightning_options import (
-    check_callbacks,
-    check_monitors,
-    check_new_run,
-    constructor_error,
-    why_not_accepted,
-    with_full_key,
-)
-from bytelm.config.lightning_plugins import check_plugins
 from bytelm.config.messages import clarify, note
 from bytelm.config.own_code import own_code
 from bytelm.config.packages import missing_package
@@ -82,6 +72,16 @@ from bytelm.runs.score import VAL_BPB, score_for
 from bytelm.schedules import DEFAULT_SCHEDULE, Schedule, merged
 from bytelm.system.invocation import typed_name
 from bytelm.system.process import is_rank_zero
+from bytelm.trainer_options.checks import (
+    check_callbacks,
+    check_monitors,
+    check_new_run,
+    constructor_error,
+    why_not_accepted,
+    with_full_key,
+)
+from bytelm.trainer_options.epochs import check_epochs, check_limit, check_needs, check_share, validation_times
+from bytelm.trainer_options.plugins import check_plugins
 
 # A value without a type is kept unchanged, even if it looks like a class and its options.
 set_parsing_settings(instantiate_subclass_spec_in_any=False)

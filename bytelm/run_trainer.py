@@ -8,9 +8,6 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.plugins import Precision
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from bytelm.config.epoch_options import AUTO, check_counts, check_ends
-from bytelm.config.lightning_options import check_options, run_error_of, trainer_error
-from bytelm.config.lightning_plugins import check_layer_sync
 from bytelm.errors import ConfigError, run_error
 from bytelm.hosts import check as check_hosts
 from bytelm.hosts import meeting
@@ -20,6 +17,9 @@ from bytelm.runs import checkpoint_io
 from bytelm.runs.checkpoint_io import AtomicCheckpointIO, errors_are_the_checkpoints
 from bytelm.runs.folder import RunFolder
 from bytelm.strategies import check_devices, check_launch, make_strategy
+from bytelm.trainer_options.checks import check_options, run_error_of, trainer_error
+from bytelm.trainer_options.epochs import AUTO, check_counts, check_ends
+from bytelm.trainer_options.plugins import check_layer_sync
 
 DEFAULTS = {
     "max_epochs": -1,  # only the time budget ends a run

@@ -27,9 +27,6 @@ from bytelm.callbacks import (
     TimeBudget,
 )
 from bytelm.config.checks import check_experiment
-from bytelm.config.epoch_options import check_epochs, check_needs, validation_times
-from bytelm.config.lightning_options import check_callbacks, check_monitors, check_new_run
-from bytelm.config.lightning_plugins import check_plugins
 from bytelm.config.messages import note
 from bytelm.config.unused import of_class, of_object, without_effect
 from bytelm.data.base import TokenData
@@ -46,6 +43,9 @@ from bytelm.runs.score import score_for
 from bytelm.schedules import Schedule, merged
 from bytelm.strategies import FSDP
 from bytelm.system.process import is_rank_zero
+from bytelm.trainer_options.checks import check_callbacks, check_monitors, check_new_run
+from bytelm.trainer_options.epochs import check_epochs, check_needs, validation_times
+from bytelm.trainer_options.plugins import check_plugins
 
 Run = tuple[RunFolder | None, LightningModule, Trainer]
 REPLACED = (BestCheckpoint, BudgetBar)  # of the callbacks that every run has, those that the user's replace

@@ -10,8 +10,8 @@ from lightning.pytorch import Callback
 from resuming import Signal, assert_same_checkpoints
 from thinned import thinned
 
-from bytelm.config import epoch_options
 from bytelm.errors import Interrupted
+from bytelm.trainer_options import epochs
 
 EPOCH = 5  # batches
 
@@ -257,7 +257,7 @@ def test_callbacks_that_lack_a_requirement_are_rejected(rejected, callback, opti
 
 
 def test_statistics_of_a_cpu_without_their_package_are_rejected(rejected, monkeypatch):
-    monkeypatch.setattr(epoch_options, "find_spec", lambda name: None)
+    monkeypatch.setattr(epochs, "find_spec", lambda name: None)
     assert "pip install psutil" in rejected("--trainer.callbacks+=DeviceStatsMonitor")
 
 

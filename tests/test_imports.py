@@ -26,17 +26,8 @@ LAYERS = (
         "bytelm.ranks",
     ),
     ("bytelm.callbacks", "bytelm.runs"),
-    ("bytelm.inference",),
-    (
-        *(
-            "bytelm.cli",
-            "bytelm.run_callbacks",
-            "bytelm.run_checkpoint",
-            "bytelm.run_trainer",
-            "bytelm.lightning_output",
-        ),
-        *("bytelm.config.lightning_options", "bytelm.config.epoch_options"),
-    ),
+    ("bytelm.inference", "bytelm.trainer_options"),
+    ("bytelm.cli", "bytelm.run_callbacks", "bytelm.run_checkpoint", "bytelm.run_trainer", "bytelm.lightning_output"),
     ("bytelm.train", "bytelm.train_objects"),
     ("bytelm.experiments",),
     ("bytelm.program", "bytelm.completion", "bytelm.__main__"),
@@ -131,7 +122,10 @@ OF_NETWORKS = (
     *("bytelm.runs.checkpoints", "bytelm.inference.load", "bytelm.inference.generate", "bytelm.inference.convert"),
     "bytelm.inference.model",
 )
-WITHOUT_TORCH = ("bytelm", "bytelm.program", "bytelm.runs.ledger", "bytelm.runs.record", "bytelm.config.command")
+WITHOUT_TORCH = (
+    *("bytelm", "bytelm.program", "bytelm.runs.ledger", "bytelm.runs.record", "bytelm.config.command"),
+    *("bytelm.budget", "bytelm.clock"),
+)
 
 
 @pytest.fixture(scope="module")
@@ -152,7 +146,7 @@ def test_a_network_is_loaded_without_lightning_or_the_compiler(module, loaded_of
 
 
 @pytest.mark.parametrize("module", WITHOUT_TORCH)
-def test_reading_records_and_listing_commands_loads_no_torch(module, loaded_without_torch):
+def test_reading_records_listing_commands_and_the_budget_load_no_torch(module, loaded_without_torch):
     modules = loaded_without_torch[module]
     assert module in modules
     assert [name for name in (*HEAVY, "torch", "numpy") if name in modules] == []

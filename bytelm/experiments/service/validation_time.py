@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from bytelm.callbacks.validations import MOST_SCORED, SCORING_TIME
-from bytelm.config.epoch_options import AUTO
 from bytelm.errors import ConfigError
 from bytelm.runs import validations
 from bytelm.runs.read import Run
+from bytelm.trainer_options.epochs import AUTO
 from bytelm.units import Duration, limits_of
 
 INTERVAL = "trainer.val_check_interval"

@@ -11,10 +11,10 @@ from lightning.pytorch.trainer.connectors.logger_connector.result import _Result
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from bytelm.callbacks import BestCheckpoint
-from bytelm.config.lightning_options import check_callbacks, check_monitors, check_options, run_error_of, trainer_error
 from bytelm.errors import ConfigError
 from bytelm.run_trainer import changed_options
 from bytelm.strategies import ACCEPTED, FSDP, check_devices, check_launch, make_strategy
+from bytelm.trainer_options.checks import check_callbacks, check_monitors, check_options, run_error_of, trainer_error
 
 LOGGED = ["train/loss", "grad/norm", "val/loss", "val/bpb"]
 
