@@ -20,7 +20,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.nn.parameter import is_lazy
 from tqdm import tqdm
 
-from bytelm.callbacks.run_folder import claim_of, run_folder
+from bytelm.callbacks.run_folder import claimed_folder
 from bytelm.callbacks.schedules import Schedules
 from bytelm.callbacks.time_budget import TimeBudget
 from bytelm.data.base import TokenData
@@ -38,7 +38,7 @@ class Header(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit":
-            self._folder = run_folder(trainer) if claim_of(trainer) is not None else None
+            self._folder = claimed_folder(trainer)
             self._n_parameters = count_parameters(pl_module)  # before a strategy shards them
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -50,8 +50,8 @@ def run_folder(trainer: Trainer) -> Path | None:
     Returns:
         None under `fast_dev_run`, which writes no files.
     """
-    if (claim := claim_of(trainer)) is not None:
-        return claim.folder.path
+    if (claimed := claimed_folder(trainer)) is not None:
+        return claimed
     if trainer.fast_dev_run:  # type: ignore[attr-defined]
         return None
     folder = Path(trainer.default_root_dir)
@@ -65,3 +65,9 @@ def run_folder(trainer: Trainer) -> Path | None:
 def claim_of(trainer: Trainer) -> ClaimFolder | None:
     """Returns the ClaimFolder among a trainer's callbacks, if there is one."""
     return next((c for c in trainer.callbacks if isinstance(c, ClaimFolder)), None)  # type: ignore[attr-defined]
+
+
+def claimed_folder(trainer: Trainer) -> Path | None:
+    """Returns the run's folder; None if the trainer has no ClaimFolder. Called in `setup` or later."""
+    claim = claim_of(trainer)
+    return None if claim is None else claim.folder.path

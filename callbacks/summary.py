@@ -19,7 +19,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from bytelm.callbacks.header import are_bytes, show
-from bytelm.callbacks.run_folder import claim_of, run_folder
+from bytelm.callbacks.run_folder import claimed_folder
 from bytelm.callbacks.samples import Samples
 from bytelm.callbacks.time_budget import TimeBudget
 from bytelm.config.untrusted_config import foreign
@@ -50,7 +50,7 @@ class Summary(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit":
-            self._folder = run_folder(trainer) if claim_of(trainer) is not None else None
+            self._folder = claimed_folder(trainer)
             self._counts, self._counted = None, False
 
     def on_validation_batch_start(

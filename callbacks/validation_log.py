@@ -5,7 +5,7 @@ runs/validations.py defines the file. Pruning (`experiments --prune`) and report
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from bytelm.callbacks.run_folder import claim_of
+from bytelm.callbacks.run_folder import claimed_folder
 from bytelm.callbacks.time_budget import TimeBudget
 from bytelm.runs import validations
 
@@ -18,10 +18,10 @@ class ValidationLog(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn != "fit" or trainer.sanity_checking or not trainer.is_global_zero:
             return
-        if (claim := claim_of(trainer)) is None:
+        if (folder := claimed_folder(trainer)) is None:
             return  # fast_dev_run, which writes no files
         budget = TimeBudget.of(trainer)
         metrics = {tag: float(value) for tag, value in trainer.callback_metrics.items()}
         seconds = budget.training_seconds
         found = validations.of(budget.progress.fraction, budget.steps, budget.tokens, seconds, metrics)
-        validations.append(claim.folder.path, found)
+        validations.append(folder, found)
