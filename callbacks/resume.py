@@ -7,11 +7,8 @@ not the validation was logged before the cut. A Resume is the FinalValidation of
 validation may still be due.
 """
 
-import os
-import random
 from typing import Any
 
-import numpy as np
 import torch
 from lightning.pytorch import LightningModule, Trainer
 
@@ -23,6 +20,14 @@ from bytelm.data.epochs import limited
 from bytelm.log_steps import ends_step, log_waiting
 from bytelm.runs.checkpoints import CONFIG, Contents, set_counters
 from bytelm.runs.logger import TensorBoardLogger
+from bytelm.system.random_states import (
+    check_random_states,
+    random_states,
+    seed_apart,
+    set_random_states,
+    states_of_torch,
+    storable,
+)
 
 
 class Resume(FinalValidation):
@@ -51,7 +56,7 @@ class Resume(FinalValidation):
         own = random_states()
         if self._trainer is not None and self._step == self._trainer.global_step:
             own |= self._random  # in the middle of a step, or of a validation, which is run again after resuming
-        own["numpy"] = _plain(own["numpy"])
+        own = storable(own)
         states = [own]
         if self._trainer is not None and self._trainer.world_size > 1:
             states = [own] * self._trainer.world_size
@@ -97,7 +102,7 @@ class Resume(FinalValidation):
         if len(states) == trainer.world_size:
             set_random_states(states[trainer.global_rank])
         elif trainer.world_size > 1:  # a new run, or a different number of ranks
-            _seed_apart(trainer.global_rank)
+            seed_apart(trainer.global_rank)
         self._all_states = any(map(_is_users, [trainer.lightning_module, *trainer.callbacks]))  # type: ignore[attr-defined]
         self._note(trainer)
         if not states:
@@ -131,59 +136,14 @@ class Resume(FinalValidation):
     def _note(self, trainer: Trainer) -> None:
         """Notes the state after a step, in which a checkpoint that is saved during the next one resumes."""
         self._step, self._position = trainer.global_step, data_position(trainer)
-        self._random = random_states() if self._all_states else _states_of_torch()
+        self._random = random_states() if self._all_states else states_of_torch()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._ended_step = TimeBudget.of(trainer).steps
 
 
-def random_states() -> dict[str, Any]:
-    """Returns the states of the generators that this process may use."""
-    return {**_states_of_torch(), "python": random.getstate(), "numpy": np.random.get_state(legacy=False)}
-
-
-def _states_of_torch() -> dict[str, Any]:
-    states = {"torch": torch.get_rng_state()}
-    # A program that has not used a GPU has drawn nothing there, and need not begin to.
-    return states | {"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_initialized() else states
-
-
-def set_random_states(states: dict[str, Any]) -> None:
-    """Restores the generators to the states of `random_states`."""
-    torch.set_rng_state(states["torch"].cpu())
-    random.setstate(states["python"])
-    np.random.set_state(_of_numpy(states))
-    if "cuda" in states and torch.cuda.is_available():
-        torch.cuda.set_rng_state(states["cuda"].cpu())
-
-
-def check_random_states(states: dict[str, Any]) -> None:
-    """Tries `set_random_states` on other generators; any error means that it would fail."""
-    torch.Generator().set_state(states["torch"].cpu())
-    random.Random().setstate(states["python"])
-    np.random.RandomState().set_state(_of_numpy(states))
-
-
-def _plain(of_numpy: dict[str, Any]) -> dict[str, Any]:
-    """Returns a state of NumPy's generator for a checkpoint, which cannot store arrays."""
-    return {**of_numpy, "state": {**of_numpy["state"], "key": torch.tensor(of_numpy["state"]["key"].tolist())}}
-
-
-def _of_numpy(states: dict[str, Any]) -> dict[str, Any]:
-    of_numpy = states["numpy"]
-    return {**of_numpy, "state": {**of_numpy["state"], "key": of_numpy["state"]["key"].tolist()}}
-
-
 def _is_users(made: Any) -> bool:
     return not type(made).__module__.startswith(("bytelm.", "lightning."))
-
-
-def _seed_apart(rank: int) -> None:
-    """Makes ranks draw different numbers. Until then they drew the same, for the same initial weights."""
-    seed = int(os.environ.get("PL_GLOBAL_SEED", 0)) + rank
-    torch.manual_seed(seed)
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
 
 
 def _end_epoch(trainer: Trainer, steps: int) -> None:

@@ -26,7 +26,6 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import Tensor
 
-from bytelm.callbacks.resume import random_states, set_random_states
 from bytelm.callbacks.time_budget import TimeBudget
 from bytelm.config.messages import note
 from bytelm.config.values import NonNegativeFloat, NonNegativeInt, PositiveInt
@@ -36,6 +35,7 @@ from bytelm.errors import Interrupted, run_error
 from bytelm.gpt import GPT
 from bytelm.log_steps import logged_steps
 from bytelm.system.postponed import is_loaded
+from bytelm.system.random_states import random_states, set_random_states
 
 TAG = "val/sample"
 MOST_SECONDS = 1.0  # for a sample

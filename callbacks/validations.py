@@ -13,10 +13,10 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from bytelm.callbacks.resume import random_states, set_random_states
 from bytelm.callbacks.time_budget import TimeBudget
 from bytelm.config.messages import note
 from bytelm.data.base import token_data
+from bytelm.system.random_states import random_states, set_random_states
 from bytelm.units import Duration
 
 NEVER = 10**12  # batches between validations, for a run that is validated only at its end

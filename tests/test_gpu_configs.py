@@ -14,7 +14,7 @@ from bytelm.cli import build
 from bytelm.errors import CheckpointError
 from bytelm.inference.convert.autoresearch import from_autoresearch
 from bytelm.language_model import LanguageModel
-from bytelm.optim import muon
+from bytelm.optim import muon, newton_schulz
 from configs import merged, over
 
 CONFIG = Path(__file__).resolve().parents[1] / "configs/gpu/autoresearch.yaml"
@@ -256,8 +256,8 @@ def test_steps_are_the_originals(theirs, monkeypatch):
     ours, start = model().float(), from_autoresearch(weights(), HEADS)
     monkeypatch.setattr(torch.Tensor, "bfloat16", lambda tensor: tensor)  # how the original begins to orthogonalise
     monkeypatch.setattr(muon, "PRECISION", torch.float32)
-    monkeypatch.setitem(muon.COEFFICIENTS, "polar_express", tuple(module.polar_express_coeffs))
-    monkeypatch.setattr(muon, "_SAFETY", 1.02)
+    monkeypatch.setitem(newton_schulz.COEFFICIENTS, "polar_express", tuple(module.polar_express_coeffs))
+    monkeypatch.setattr(newton_schulz, "SAFETY", 1.02)
     gpt = module.GPT(gpt.config).float()
     gpt.load_state_dict(weights())
     ours.gpt.load_state_dict(start)

@@ -17,32 +17,14 @@ from torch.optim import Optimizer
 
 from bytelm.optim.base import MOST_ONE_BY_ONE, is_small, loss_of, restore_precision
 from bytelm.optim.groups import ParamGroup, RowSplits
+from bytelm.optim.newton_schulz import COEFFICIENTS, Coefficients, frobenius_norms, iterations, orthogonalize
 from bytelm.system.single_threads import single_threads
 
 Alike = Tensor | list[Tensor]
 """Tensors of one shape, one for each parameter: stacked, or as a list."""
 
-Coefficients = tuple[float, float, float]
-"""a, b and c of an iteration's polynomial a x + b x^3 + c x^5, which acts on the singular values."""
-
 PRECISION = torch.bfloat16  # of the iterations
 MOST_AT_ONCE = 2**24  # elements of the matrices that are orthogonalised together; more gain little speed
-
-# Amsel et al. 2025: the composition of quintic polynomials that is closest to 1 on [0.001, 1], with their "cushion" of
-# 0.024; further iterations repeat the last polynomial.
-_POLAR_EXPRESS: tuple[Coefficients, ...] = (
-    (8.28721201814563, -23.595886519098837, 17.300387312530933),
-    (4.107059111542203, -2.9478499167379106, 0.5448431082926601),
-    (3.9486908534822946, -2.908902115962949, 0.5518191394370137),
-    (3.3184196573706015, -2.488488024314874, 0.51004894012372),
-    (2.300652019954817, -1.6689039845747493, 0.4188073119525673),
-    (1.891301407787398, -1.2679958271945868, 0.37680408948524835),
-    (1.8750014808534479, -1.2500016453999487, 0.3750001645474248),
-    (1.875, -1.25, 0.375),
-)
-# Rounding can raise a singular value above 1, where all polynomials except the last grow fast. They are therefore
-# stretched by 1%, and matrices are scaled to a norm of 1 / 1.01.
-_SAFETY = 1.01
 
 
 class Muon(Optimizer):
@@ -221,7 +203,7 @@ class Muon(Optimizer):
         else:
             whole = [_whole(update.to(PRECISION), param) for update, param in zip(updates, params, strict=True)]
         parts = [list(part) for part in zip(*(tensor.split(sizes, dim=-2) for tensor in whole), strict=True)]
-        schedule = _schedule(group["ns_coefficients"], group["ns_steps"])
+        schedule = iterations(group["ns_coefficients"], group["ns_steps"])
         directions = _orthogonalized(parts, schedule, group["eps"], _batched(group, whole[0].device))
         if group["variance_reduction"]:
             directions = _with_equal_lines(directions, states, group["beta2"], group["variance_reduction"] == "longer")
@@ -262,13 +244,6 @@ ABSENT = {
     "adjust_weight_decay": False,
     "split_qkv": False,
     "batched": None,
-}
-COEFFICIENTS: dict[str, tuple[Coefficients, ...]] = {
-    "quintic": ((3.4445, -4.7750, 2.0315),),
-    "polar_express": (
-        *((a / _SAFETY, b / _SAFETY**3, c / _SAFETY**5) for a, b, c in _POLAR_EXPRESS[:-1]),
-        _POLAR_EXPRESS[-1],
-    ),
 }
 VARIANCES = "false, true, longer"
 RATIOS: dict[str, Callable[[int, int], float]] = {
@@ -317,7 +292,7 @@ def _with_equal_lines(
     sizes = [part.shape[-2] for part in exact]
     for part, moment, turn in zip(exact, moments.split(sizes, dim=-2), turned, strict=True):
         lines = part / moment.sqrt().clamp(min=1e-10)
-        lines = lines * (_norm(part) / _norm(lines).clamp(min=1e-10))
+        lines = lines * (frobenius_norms(part) / frobenius_norms(lines).clamp(min=1e-10))
         equal.append(lines.mT if turn else lines)
     return equal
 
@@ -329,35 +304,6 @@ def _adjusted(decay: float, sizes: list[int], ratios: list[float], param: Any) -
     local = _local(param)
     rows = torch.cat([local.new_full((size, 1), decay * ratio) for size, ratio in zip(sizes, ratios, strict=True)])
     return rows if local is param else _share(rows.expand(param.shape).contiguous(), param)
-
-
-def orthogonalize(matrix: Tensor, schedule: Iterable[Coefficients], scale: float = 1.0, eps: float = 1e-7) -> Tensor:
-    """Moves the singular values of a matrix towards 1 and keeps its singular vectors.
-
-    Args:
-        matrix: (rows, columns), or several as (matrices, rows, columns).
-        schedule: Coefficients of each iteration.
-        scale: The matrix is first divided by this multiple of its Frobenius norm.
-        eps: Smallest norm that it is divided by.
-
-    Returns:
-        A tensor of the same shape and type.
-    """
-    multiply_add = torch.addmm if matrix.ndim == 2 else torch.baddbmm
-    wide = matrix if matrix.shape[-2] <= matrix.shape[-1] else matrix.mT
-    x = wide / (_norm(wide) * scale).clamp(min=eps)
-    for a, b, c in schedule:
-        gram = x @ x.mT
-        polynomial = multiply_add(gram, gram, gram, beta=b, alpha=c)
-        x = multiply_add(x, polynomial, x, beta=a)
-    return x if wide is matrix else x.mT
-
-
-def _schedule(coefficients: str | Coefficients, steps: int) -> tuple[list[Coefficients], float]:
-    """Coefficients of each iteration, and the multiple of its norm that a matrix is divided by."""
-    given = COEFFICIENTS[coefficients] if isinstance(coefficients, str) else (coefficients,)
-    scale = _SAFETY if coefficients == "polar_express" else 1.0
-    return [given[min(i, len(given) - 1)] for i in range(steps)], scale
 
 
 def _orthogonalized(
@@ -386,11 +332,6 @@ def _one_by_one(tensor: Tensor, steps: list[Coefficients], scale: float, eps: fl
     if tensor.ndim == 2:
         return orthogonalize(tensor, steps, scale, eps)
     return torch.stack([orthogonalize(matrix, steps, scale, eps) for matrix in tensor])
-
-
-def _norm(matrices: Tensor) -> Tensor:
-    """Frobenius norm of each matrix, (..., 1, 1)."""
-    return torch.linalg.vector_norm(matrices, dim=(-2, -1), keepdim=True)
 
 
 def _exact(tensors: Alike) -> Tensor:

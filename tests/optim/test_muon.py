@@ -8,7 +8,7 @@ import torch
 from small_gpt import assert_same_weights, saved, tiny, train
 from torch import nn
 
-from bytelm.optim import Muon, ParamGroup, muon, param_groups
+from bytelm.optim import Muon, ParamGroup, muon, newton_schulz, param_groups
 
 SHAPES = [(8, 8), (40, 16), (16, 40), (1, 7), (7, 1), (40, 16), (64, 96)]
 HEADS = [[4, 4], [2], [2]]
@@ -103,8 +103,8 @@ def spread(rows, columns, least=1e-2):
 )
 def test_singular_values_come_near_1_and_singular_vectors_stay(shape, name, n_steps, tolerance):
     matrix, u, v = spread(*shape)
-    schedule, scale = muon._schedule(name, n_steps)
-    found = muon.orthogonalize(matrix, schedule, scale)
+    schedule, scale = newton_schulz.iterations(name, n_steps)
+    found = newton_schulz.orthogonalize(matrix, schedule, scale)
     assert found.shape == matrix.shape
     core = u.T @ found @ v
     torch.testing.assert_close(core, torch.diag(core.diag()), atol=1e-9, rtol=0)
@@ -117,11 +117,11 @@ def test_singular_values_come_near_1_and_singular_vectors_stay(shape, name, n_st
 @pytest.mark.parametrize("name", ["quintic", "polar_express"])
 def test_the_iterations_are_their_polynomials_of_singular_values(name):
     matrix, u, v = spread(10, 14)
-    schedule, scale = muon._schedule(name, 7)
+    schedule, scale = newton_schulz.iterations(name, 7)
     x = torch.logspace(-2, 0, 10, dtype=torch.float64) / (matrix.norm() * scale)
     for a, b, c in schedule:
         x = a * x + b * x**3 + c * x**5
-    torch.testing.assert_close(muon.orthogonalize(matrix, schedule, scale), u * x @ v.T, atol=1e-12, rtol=0)
+    torch.testing.assert_close(newton_schulz.orthogonalize(matrix, schedule, scale), u * x @ v.T, atol=1e-12, rtol=0)
 
 
 def test_polar_express_is_the_composition_of_best_polynomials():
@@ -131,7 +131,7 @@ def test_polar_express_is_the_composition_of_best_polynomials():
     [0.024 u, u], and stretched so that both ends of all of it are as far from 1.
     """
     low, high = 1e-3, 1.0
-    for a, b, c in muon._POLAR_EXPRESS[:-1]:
+    for a, b, c in newton_schulz.POLAR_EXPRESS[:-1]:
         polynomial = torch.tensor([a, b, c], dtype=torch.float64)
 
         def value(x, coefficients=polynomial):
@@ -150,7 +150,7 @@ def test_polar_express_is_the_composition_of_best_polynomials():
 
 
 def test_more_iterations_repeat_the_last_coefficients():
-    schedule, scale = muon._schedule("polar_express", 10)
+    schedule, scale = newton_schulz.iterations("polar_express", 10)
     assert schedule[7:] == [(1.875, -1.25, 0.375)] * 3
     assert schedule[0] == tuple(
         x / 1.01**power
@@ -161,8 +161,8 @@ def test_more_iterations_repeat_the_last_coefficients():
 
 @pytest.mark.parametrize("name", ["quintic", "polar_express"])
 def test_in_bfloat16_singular_values_come_near_1(name):
-    schedule, scale = muon._schedule(name, 5)
-    found = muon.orthogonalize(spread(64, 48, least=0.1)[0].bfloat16(), schedule, scale)
+    schedule, scale = newton_schulz.iterations(name, 5)
+    found = newton_schulz.orthogonalize(spread(64, 48, least=0.1)[0].bfloat16(), schedule, scale)
     values = torch.linalg.svdvals(found.double())
     assert found.dtype == torch.bfloat16
     assert values.min() > 0.6
@@ -177,7 +177,7 @@ def reference(weights, grads, options):
     options = {"lr": 1e-3, "weight_decay": 0.1, "momentum": 0.95, "nesterov": True, "beta2": 0.95} | options
     w = weights.detach().double().clone()
     lr, m = options["lr"], options["momentum"]
-    schedule, scale = muon._schedule(options.get("ns_coefficients", "quintic"), 5)
+    schedule, scale = newton_schulz.iterations(options.get("ns_coefficients", "quintic"), 5)
     across = options.get("variance_reduction") == "longer" and w.shape[1] > w.shape[0]  # columns in place of rows
     buffer, second = torch.zeros_like(w), 0
     for grad in grads:
