@@ -68,6 +68,7 @@ from bytelm.runs.choice import (
 )
 from bytelm.runs.folder import RunFolder, checkpoint_of, number_of, run_of, runs_root
 from bytelm.runs.logger import TensorBoardLogger
+from bytelm.runs.record import InitFrom
 from bytelm.runs.score import VAL_BPB, score_for
 from bytelm.schedules import DEFAULT_SCHEDULE, Schedule, merged
 from bytelm.system.invocation import typed_name
@@ -278,20 +279,26 @@ class BytelmCLI(LightningCLI):
         if checkpoint.monitor == CHECKPOINT_DEFAULTS["checkpoint.monitor"]:
             score = score_for(self.datamodule.counts_bytes)
             checkpoint.monitor = self.plain_config["checkpoint"]["monitor"] = score.tag
-        if self.subcommand == "fit" and type(self.model) is LanguageModel:
-            check_monitors(self.trainer.callbacks, monitored(self.datamodule))  # type: ignore[attr-defined]
         if self.subcommand == "fit":
-            RunRecord.of(self.trainer).code = own_code(self.plain_config)
-        if self.subcommand == "fit" and (given := self._get(self.config, "init_from")):
-            if path := self._get(self.config, "ckpt_path"):
-                note(f"init_from is ignored: the run resumes from {path}")
-            else:
-                from bytelm.inference.init_from import init_from  # few runs need its imports
-
-                RunRecord.of(self.trainer).init_from = init_from(self.model, given, self.plain_config)
+            if type(self.model) is LanguageModel:
+                check_monitors(self.trainer.callbacks, monitored(self.datamodule))  # type: ignore[attr-defined]
+            record = RunRecord.of(self.trainer)
+            record.code = own_code(self.plain_config)
+            record.init_from = self._init_from()
         # A checkpoint needs these to rebuild the model: plain values, which load without unpickling code.
         instantiator = "lightning.pytorch.cli.instantiate_module"
         self.model.save_hyperparameters({**self.plain_config["model"], "_instantiator": instantiator}, logger=False)
+
+    def _init_from(self) -> InitFrom | None:
+        """Sets the weights to those of `--init_from`; returns their origin, None without the option."""
+        given, path = self._get(self.config, "init_from"), self._get(self.config, "ckpt_path")
+        if given and path:
+            note(f"init_from is ignored: the run resumes from {path}")
+        if not given or path:
+            return None
+        from bytelm.inference.init_from import init_from  # few runs need its imports
+
+        return init_from(self.model, given, self.plain_config)
 
     def _check(self) -> None:
         """Rejects a run that cannot work before it has a folder."""

@@ -35,24 +35,21 @@ SCORING = ("validate", "test", "predict")
 USING = ("generate", "evaluate")  # these accept a run instead of options, as those that score do
 
 
-def find_checkpoint(
-    given: str | Path, experiment: str | None = None, order: Sequence[str] = NAMES, root: str = RUNS
-) -> Path:
+def find_checkpoint(given: str | Path, experiment: str | None = None, order: Sequence[str] = NAMES) -> Path:
     """The file of a checkpoint.
 
     Args:
         given: A file; the folder of a run or of an experiment; or `last` or `best`, of the newest run that has it.
         experiment: The experiment of the newest run; default all experiments.
         order: Names of checkpoints; the first that exists in a folder is used.
-        root: Folder of all experiments.
 
     Raises:
         CheckpointError: There is none. The existence of a given file is not checked.
     """
     if str(given) in NAMES:
-        found = _newest(str(given), root) if experiment is None else newest_checkpoint(experiment, str(given), root)
+        found = _newest(str(given)) if experiment is None else newest_checkpoint(experiment, str(given))
         if found is None:
-            where = root if experiment is None else f"{root}/{experiment}"
+            where = RUNS if experiment is None else f"{RUNS}/{experiment}"
             raise CheckpointError(f"ckpt_path: no {given}.ckpt in {where}; accepted: a path, too")
         return found
     path = Path(given)
@@ -167,8 +164,8 @@ def checkpoint_to_score(experiment: Path, own: Path | None, name: str) -> Path:
     return found
 
 
-def _newest(name: str, root: str) -> Path | None:
-    found = Path(root).glob(f"**/version_*/{CHECKPOINTS}/{name}.ckpt")
+def _newest(name: str) -> Path | None:
+    found = Path(RUNS).glob(f"**/version_*/{CHECKPOINTS}/{name}.ckpt")
     return max(found, key=lambda file: file.stat().st_mtime, default=None)
 
 

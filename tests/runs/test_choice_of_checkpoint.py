@@ -59,7 +59,6 @@ def test_a_checkpoint_is_found(given, options, found, runs):
     ("given", "options", "message"),
     [
         ("last", {"experiment": "x"}, "ckpt_path: no last.ckpt in runs/x; accepted: a path, too"),
-        ("best", {"root": "nowhere"}, "ckpt_path: no best.ckpt in nowhere; accepted: a path, too"),
         (
             "runs/a/version_11",
             {},
@@ -73,6 +72,12 @@ def test_missing_files_are_named(given, options, message, runs):
     with pytest.raises(CheckpointError) as error:
         find_checkpoint(given, **options)
     assert str(error.value).startswith(message)
+
+
+def test_without_runs_there_is_no_best_checkpoint(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CheckpointError, match=r"^ckpt_path: no best\.ckpt in runs; accepted: a path, too"):
+        find_checkpoint("best")
 
 
 @pytest.mark.parametrize("command", ["validate", "test", "predict"])
