@@ -384,9 +384,11 @@ def _check_batch(batch: Any, gpt: GPT) -> None:
         raise ConfigError("data", type(batch).__name__, f"a batch is {_described(batch)}; {accepted}")
     seq_len, largest = batch[0].shape[1], int(max(each.max() for each in batch))
     if seq_len > gpt.max_seq_len:
-        raise ConfigError("data", seq_len, f"rows are longer than max_seq_len, which is {gpt.max_seq_len}")
+        raise ConfigError("data", seq_len, f"rows are longer than max_seq_len; accepted: up to {gpt.max_seq_len}")
     if largest >= gpt.vocab_size:
-        raise ConfigError("data", largest, f"a token id is beyond the network's vocab_size, which is {gpt.vocab_size}")
+        raise ConfigError(
+            "data", largest, f"a token id is beyond the network's vocab_size; accepted: below {gpt.vocab_size}"
+        )
 
 
 def _described(batch: Any) -> str:

@@ -169,7 +169,7 @@ class TimeBudget(Callback):
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, TimeBudget):
                 return callback
-        raise ConfigError("trainer.callbacks", "no TimeBudget", "schedules need its progress")
+        raise ConfigError("trainer.callbacks", "no TimeBudget", "its progress is needed; accepted: with a TimeBudget")
 
     # Hooks
 

@@ -143,6 +143,9 @@ class TokenData(LightningDataModule, ABC):
             self._epochs.load_state_dict(self._position)
         return self._epochs
 
+    def predict_dataloader(self) -> Any:
+        return self.test_dataloader()
+
     def state_dict(self) -> dict[str, Any]:
         # Lightning also saves the loader's state, but restores it only from checkpoints that it considers to be from
         # the middle of an epoch. The end of a budget counts as the end of an epoch.

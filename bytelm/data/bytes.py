@@ -177,9 +177,6 @@ class ByteData(TokenData):
     def test_dataloader(self) -> EvalBatches:
         return self._eval_batches(self.val_split)
 
-    def predict_dataloader(self) -> EvalBatches:
-        return self._eval_batches(self.val_split)
-
     def _eval_batches(self, split: Tensor) -> EvalBatches:
         return EvalBatches(split, self.batch_size, self.seq_len, *self._rank())
 

@@ -227,9 +227,6 @@ class Documents(TokenData):
     def test_dataloader(self) -> PackedEval:
         return self._eval()
 
-    def predict_dataloader(self) -> PackedEval:
-        return self._eval()
-
     def _eval(self, most: int | None = None) -> PackedEval:
         job = self._job("val", passes=1, most=most)
         return PackedEval(job, self.batch_size, self.loaded_tokenizer, *self._rank(), self.ahead and most is not None)

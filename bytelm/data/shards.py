@@ -180,9 +180,6 @@ class TokenShards(TokenData):
     def test_dataloader(self) -> "EvalCrops":
         return self._eval_crops()
 
-    def predict_dataloader(self) -> "EvalCrops":
-        return self._eval_crops()
-
     def _eval_crops(self, most: int | None = None) -> "EvalCrops":
         return EvalCrops(self._crops("val", self.seq_len), self.batch_size, most, *self._rank())
 
