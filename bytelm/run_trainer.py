@@ -96,6 +96,30 @@ def errors_of_options(given: Mapping[str, Any]) -> Iterator[None]:
         raise trainer_error(error, given) from error
 
 
+@contextmanager
+def running(
+    trainer: Trainer, folder: RunFolder | None, config: Mapping[str, Any], keys: Mapping[str, type]
+) -> Iterator[None]:
+    """Context in which a Trainer runs; Lightning's errors about an option are raised as ConfigError.
+
+    Args:
+        trainer: The Trainer.
+        folder: The run's folder, which is released at the end.
+        config: The config, as plain values; `trainer` has the options of the Trainer.
+        keys: Classes of the top-level keys of the config.
+    """
+    try:
+        with meeting(trainer):
+            yield
+    except (MisconfigurationException, ModuleNotFoundError, RuntimeError) as error:
+        if run_error(error) is not None or (rejected := run_error_of(error, config, keys)) is None:
+            raise
+        raise rejected from error
+    finally:
+        if folder is not None:
+            folder.release()
+
+
 def complete(trainer: Trainer, plugins: Sequence[Any]) -> None:
     """Puts the callbacks into their order, and checks what is known when the Trainer is made.
 
@@ -133,27 +157,3 @@ def check_made(trainer: Trainer, settings: Mapping[str, Any]) -> None:
         raise ConfigError("trainer.accumulate_grad_batches", trainer.accumulate_grad_batches, "accepted: from 1")
     if settings.get("val_check_interval") == 0:
         raise ConfigError("trainer.val_check_interval", 0, "accepted: steps from 1, or a share above 0")
-
-
-@contextmanager
-def running(
-    trainer: Trainer, folder: RunFolder | None, config: Mapping[str, Any], keys: Mapping[str, type]
-) -> Iterator[None]:
-    """Context in which a Trainer runs; Lightning's errors about an option are raised as ConfigError.
-
-    Args:
-        trainer: The Trainer.
-        folder: The run's folder, which is released at the end.
-        config: The config, as plain values; `trainer` has the options of the Trainer.
-        keys: Classes of the top-level keys of the config.
-    """
-    try:
-        with meeting(trainer):
-            yield
-    except (MisconfigurationException, ModuleNotFoundError, RuntimeError) as error:
-        if run_error(error) is not None or (rejected := run_error_of(error, config, keys)) is None:
-            raise
-        raise rejected from error
-    finally:
-        if folder is not None:
-            folder.release()

@@ -1,5 +1,8 @@
 """Progress converts durations into shares of a run, and a budget knows whether another step fits."""
 
+import subprocess
+import sys
+
 import pytest
 
 from bytelm.budget import Budget, Progress
@@ -79,3 +82,10 @@ def test_the_limit_that_is_nearest_decides(limits, fraction, fits, reached, tigh
     assert budget.fits(USED, STEP) is fits
     assert budget.is_reached(USED) is reached
     assert budget.tightest(USED, STEP) == tightest
+
+
+def test_the_budget_needs_neither_torch_nor_lightning():
+    code = (
+        "import sys, bytelm.budget, bytelm.clock; sys.exit(any(name in sys.modules for name in ('torch', 'lightning')))"
+    )
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -124,10 +124,7 @@ OF_NETWORKS = (
     *("bytelm.runs.checkpoints", "bytelm.inference.load", "bytelm.inference.generate", "bytelm.inference.convert"),
     "bytelm.inference.model",
 )
-WITHOUT_TORCH = (
-    *("bytelm", "bytelm.program", "bytelm.runs.ledger", "bytelm.runs.record", "bytelm.config.command"),
-    *("bytelm.budget", "bytelm.clock"),
-)
+WITHOUT_TORCH = ("bytelm", "bytelm.program", "bytelm.runs.ledger", "bytelm.runs.record", "bytelm.config.command")
 
 
 @pytest.fixture(scope="module")
@@ -148,7 +145,7 @@ def test_a_network_is_loaded_without_lightning_or_the_compiler(module, loaded_of
 
 
 @pytest.mark.parametrize("module", WITHOUT_TORCH)
-def test_reading_records_listing_commands_and_the_budget_load_no_torch(module, loaded_without_torch):
+def test_reading_records_and_listing_commands_loads_no_torch(module, loaded_without_torch):
     modules = loaded_without_torch[module]
     assert module in modules
     assert [name for name in (*HEAVY, "torch", "numpy") if name in modules] == []
