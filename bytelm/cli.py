@@ -3,7 +3,7 @@
     python -m bytelm {fit,validate,test,predict} --config FILE [--config FILE …] [--key value …]
 
 Additions to LightningCLI: `time_budget`, `lr_schedule`, `schedules`, `checkpoint`, `last_checkpoint`, `divergence`,
-`throughput` and `samples` as top-level keys, durations with units, a run folder runs/<experiment>/version_N,
+`throughput` and `samples` as top-level keys, durations with units, a run folder `runs/<experiment>/version_N`,
 `--ckpt_path last`, the run record, and messages about a config that name the key, its value and the accepted values.
 """
 

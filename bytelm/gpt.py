@@ -4,6 +4,7 @@
 
 The constructor takes a factory for each part; a config replaces a part by naming another class. parts/contract.py
 defines the kinds of parts. This file uses the contracts and no particular part. Notable:
+
 - a block, its attention and its feed-forward can ask for their layer's number, which lets layers differ;
 - one Context, shared by all blocks, contains the values that parts can read beside their input;
 - one position encoding acts on embeddings, on queries and keys, or on scores;

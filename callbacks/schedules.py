@@ -2,10 +2,10 @@
 
 | target | sets | logged as |
 | --- | --- | --- |
-| lr, momentum, weight_decay, … | an option of all parameter groups that have it | lr/<group>, … |
-| lr.<group>, … | the option of one group; overrides the target without a group | lr/<group>, … |
+| lr, momentum, weight_decay, … | an option of all parameter groups that have it | `lr/<group>`, … |
+| `lr.<group>`, … | the option of one group; overrides the target without a group | `lr/<group>`, … |
 | data.batch_size, data.seq_len | the size of training batches | data/batch_size, data/seq_len |
-| <part>.<option> | an option that parts declare in their class attribute `schedulable` | <part>/<option> |
+| `<part>.<option>` | an option that parts declare in their class attribute `schedulable` | `<part>/<option>` |
 
 `momentum` is the first of the betas if a group has betas. Schedules of absolute values (Ramp, Piecewise) leave out
 groups whose own value is 0, such as the weight decay of vectors, unless the target names the group. Batches and parts

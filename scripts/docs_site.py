@@ -8,6 +8,7 @@ where they are read as plain files.
 import ast
 import posixpath
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,20 @@ from mkdocs.structure.files import File, Files
 PROJECT = Path(__file__).resolve().parents[1]
 PAGES = {"README.md": "index.md", "CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md"}
 API = "reference/api"
+ABOUT_API = """The docstrings of all modules. A name that begins with an underscore is not part of the API. The modules
+in the last section are bytelm's implementation: their names can change with any version."""
+FOR_USERS = {  # sections of the API's first page, each with a pattern of its modules
+    "Training and trained models": r"bytelm|bytelm\.(train|language_model|gpt|inference\.(model|score|convert\.\w+))",
+    "Parts of a network": r"bytelm\.parts\.(?!shapes|ngram_counts|word_classes)\w+|bytelm\.precision",
+    "Optimizers": r"bytelm\.optim(\.(by_group|groups|muon|muon_adamw|row_adagrad))?",
+    "Data": r"bytelm\.data\.(base|bytes|corpora|packed|shards|tokenizer|train_tokenizer)",
+    "Budget and schedules": r"bytelm\.(budget|schedules|units)|bytelm\.callbacks\.(schedules|throughput|time_budget)",
+    "Callbacks": r"bytelm\.callbacks(\.(divergence|\w+_checkpoint|memory_limit|order|progress_bar|samples))?",
+    "Errors": r"bytelm\.errors",
+}
 LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)\s]+)\)")
+CODE = re.compile(r"<code.*?</code>", re.DOTALL)
+OPTION_NAME = re.compile(r"(?<![\w-])--\w[\w.+]*(?![^<>]*>)")
 FENCED = re.compile(r"^```.*?^```", re.DOTALL | re.MULTILINE)
 
 
@@ -39,13 +53,31 @@ def on_files(files: Files, config: Any) -> Files:
     for source, page in PAGES.items():
         text = relinked((PROJECT / source).read_text(encoding="utf-8"), source, page)
         files.append(File.generated(config, page, content=text))
-    lines = ["# API\n", "Made of the docstrings. A name that begins with an underscore is not part of the API.\n"]
-    for name, path in modules().items():
-        first = (ast.get_docstring(ast.parse((PROJECT / path).read_text(encoding="utf-8"))) or "").split("\n\n")[0]
-        lines.append(f"- [{name}]({name}.md): {' '.join(first.split())}")
+    lines = ["# API\n", ABOUT_API]
+    listed = modules()
+    for name in listed:
         files.append(File.generated(config, f"{API}/{name}.md", content=f"::: {name}\n"))
+    for title, names in sections(listed).items():
+        lines.append(f"\n## {title}\n")
+        for name in names:
+            docstring = ast.get_docstring(ast.parse((PROJECT / listed[name]).read_text(encoding="utf-8"))) or ""
+            first, _, _ = docstring.partition("\n\n")
+            lines.append(f"- [{name}]({name}.md): {' '.join(first.split())}")
     files.append(File.generated(config, f"{API}/index.md", content="\n".join(lines) + "\n"))
     return files
+
+
+def sections(names: Iterable[str]) -> dict[str, list[str]]:
+    """The modules by the sections of the API's first page: those for users by subject, and then all others."""
+    names = list(names)
+    found = {title: [name for name in names if re.fullmatch(pattern, name)] for title, pattern in FOR_USERS.items()}
+    for_users = {name for listed in found.values() for name in listed}
+    return {**found, "Inside bytelm": [name for name in names if name not in for_users]}
+
+
+def on_page_content(html: str, **_: Any) -> str:
+    """Keeps the name of an option on one line: browsers break lines after hyphens."""
+    return CODE.sub(lambda code: OPTION_NAME.sub(r'<span class="option">\g<0></span>', code[0]), html)
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:

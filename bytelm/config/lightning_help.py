@@ -21,6 +21,7 @@ TEXTS = {
     "last_checkpoint": "A file with this section.",
     "divergence": "A file with this section.",
     "throughput": "A file with this section.",
+    "samples": "A file with this section.",
     "data": "The corpus: a class, with its options as `--data.<option>`.",
     "lr_schedule": "The multiplier of all learning rates: a class, with its options as `--lr_schedule.<option>`.",
     # Lightning's Trainer
@@ -29,7 +30,7 @@ TEXTS = {
     "trainer.devices": "Number of devices, a list of GPUs such as [0, 1], or auto. auto is one process on CPUs, and "
     "all GPUs.",
     "trainer.precision": "32-true, bf16-mixed, 16-mixed, bf16-true, 16-true or 64-true; null is 32-true. FP8 is a "
-    "plugin (docs/gpu.md).",
+    "plugin (docs/gpt2.md).",
     "trainer.logger": "A logger, a list of them, true or false. null and true are TensorBoard's in the run's folder, "
     "which for validate, test and predict is only written to if it is asked for (docs/runs.md).",
     "trainer.max_epochs": f"{REJECTED} {_ENDS}. Only -1, no limit, is accepted.",
@@ -47,7 +48,7 @@ TEXTS = {
     "(float). Validation uses the same number.",
     "trainer.val_check_interval": "When a run is validated, beside its end. auto: every 10% of the run, where that is "
     "cheap. `5%`, `500 steps`, `300 Mtok` or `10m` of the run; an int: batches; a float: a share of an epoch; "
-    '"DD:HH:MM:SS": time of the day; null: only at the end (docs/runs.md).',
+    '"DD:HH:MM:SS": an interval of wall-clock time; null: only at the end (docs/runs.md).',
     "trainer.check_val_every_n_epoch": "Validates at the end of every n-th epoch; an int of val_check_interval then "
     "counts batches of an epoch. null: epochs do not matter.",
     "trainer.num_sanity_val_steps": "Batches of a validation before training; -1 is all.",

@@ -239,7 +239,7 @@ def _unknown_option(option: str, roots: Mapping[str, type], others: Iterable[str
     if not option.startswith("--"):
         named = did_you_mean(_named_by(option, [*roots, *others]))
         return f"{option!r} is not an option; {named}accepted: --key value, or --key=value"
-    return _unknown_key(option.lstrip("-").partition("=")[0], roots, others, written)
+    return _unknown_key(option.lstrip("-").partition("=")[0].removesuffix(".help"), roots, others, written)
 
 
 def _named_by(text: str, options: Sequence[str]) -> list[str]:

@@ -39,6 +39,8 @@ def print_requested(
 ) -> None:
     """Prints the help that the first `--KEY.help` asks for, and ends the program; returns if there is none.
 
+    It also returns if there is no such key. The parser then rejects the option.
+
     Args:
         parser: Parser of the options.
         args: The command line.
@@ -54,6 +56,9 @@ def print_requested(
         return
     at, match = found[0]
     key, given = match.groups()
+    root = key.partition(".")[0]
+    if root not in roots and f"--{root}" not in parser._option_string_actions:
+        return
     if given is None and at + 1 < len(args) and not args[at + 1].startswith("-"):
         given = args[at + 1]
     name = key.rpartition(".")[2]
@@ -78,7 +83,7 @@ def print_requested(
         except UsageError as error:
             accepted = f"{choices(given, names)}, or an import path" if names else "accepted: an import path"
             raise UsageError(f"{key}.help: {given!r} is none of its classes; {accepted}") from error
-        sys.stdout.write(text)
+        sys.stdout.write(text if "\n\n" in text else text + _without_options(given, classes))
     parser.exit()
 
 
@@ -87,12 +92,21 @@ def _listed(key: str, classes: Sequence[type], defaults: Sequence[object]) -> st
     lines = []
     for cls in classes:
         start = f"  {cls.__name__:{width}}  "
-        text = " ".join(inspect.cleandoc(cls.__doc__ or "").partition("\n\n")[0].split())
-        text = f"(default) {text}" if cls in defaults else text
+        text = f"(default) {_first_paragraph(cls)}" if cls in defaults else _first_paragraph(cls)
         room = WIDTH - len(start)
         lines.append(start + (text if len(text) <= room else f"{text[: room - 1].rpartition(' ')[0]}…"))
     about = f"`--{key}.help CLASS` prints the options of a class. Name your own class by its import path."
     return "\n".join([f"{key} accepts:", *lines, "", about])
+
+
+def _without_options(given: str | None, classes: Sequence[type]) -> str:
+    """Returns the help of a class without options, of which jsonargparse prints only the name."""
+    texts = [_first_paragraph(cls) for cls in classes if given and cls.__name__ == given.rpartition(".")[2]]
+    return "\n".join(["", *texts, "It has no options.", ""])
+
+
+def _first_paragraph(cls: type) -> str:
+    return " ".join(inspect.cleandoc(cls.__doc__ or "").partition("\n\n")[0].split())
 
 
 def _section(parser: ArgumentParser, key: str) -> str:

@@ -1,6 +1,7 @@
 """Muon: momentum with an orthogonalised direction for each matrix, and the extensions of current practice.
 
 Notable:
+
 - the default computes the same as torch.optim.Muon, on the CPU bit for bit;
 - matrices of one shape are orthogonalised together, except on the CPU;
 - each matrix of a stack (three dimensions, such as the weights of experts) is orthogonalised separately;
@@ -32,7 +33,9 @@ class Muon(Optimizer):
 
     For a matrix with gradient G, momentum buffer B, learning rate lr and momentum m:
 
-        B = m B + (1 - m) G,  D = orthogonalised((1 - m) G + m B),  W = (1 - lr weight_decay) W - lr ratio D.
+        B = m B + (1 - m) G
+        D = orthogonalised((1 - m) G + m B)
+        W = (1 - lr weight_decay) W - lr ratio D
 
     Orthogonalisation moves all singular values towards 1 by a few iterations of a polynomial (Newton-Schulz). `ratio`
     depends on the matrix's shape (adjust_lr_fn).
@@ -57,7 +60,7 @@ class Muon(Optimizer):
         beta2: Decay rate of that average.
         cautious_weight_decay: Whether to skip weight decay for elements that the step moves away from zero (Chen et
             al. 2025, arXiv:2510.12402).
-        adjust_weight_decay: Whether weight decay is multiplied by `ratio`, too (nanochat).
+        adjust_weight_decay: Whether the factor of `adjust_lr_fn` multiplies weight decay, too (nanochat).
         split_qkv: Whether to orthogonalise the matrices of a fused weight, such as queries, keys and values,
             separately; `heads`: each of their heads separately. The module with the weight declares its parts
             (`row_splits`, groups.py).

@@ -12,6 +12,7 @@ module class is accepted under its import path. Subclasses of these classes can 
 The shapes are (B, T, d_model) for x, (B, T) for tokens and targets, (B, T, vocab_size) for logits.
 
 Three rules make a part short:
+
 - A part that needs neither token ids nor positions leaves `context` out: `forward(self, x)`.
 - A constructor requests arguments by name: `layer` (0-based) and `n_layers` in an attention, a feed-forward or a block;
   `d_model` and `vocab_size` in a loss. GPT passes them; a config cannot set them.

@@ -219,14 +219,14 @@ class GatedMLP(MLP):
 
 
 class SwiGLU(GatedMLP):
-    """Gated by SiLU."""
+    """down(SiLU(gate(x)) * up(x)), with three matrices (Shazeer 2020, arXiv:2002.05202)."""
 
     def activation(self, x: Tensor) -> Tensor:
         return F.silu(x)
 
 
 class GeGLU(GatedMLP):
-    """Gated by GELU."""
+    """down(GELU(gate(x)) * up(x)), with three matrices (Shazeer 2020, arXiv:2002.05202)."""
 
     def activation(self, x: Tensor) -> Tensor:
         return F.gelu(x)

@@ -177,7 +177,7 @@ class GatedLinearAttention(LinearAttention):
         d_model: Width of the residual stream.
         n_heads: Number of heads.
         args: LinearAttention's other options.
-        rank: Number of columns of W_1.
+        rank: Number of columns of W_1, the first of the two matrices that compute the decays a_t.
         temperature: The root of the sigmoid; a higher one forgets more slowly.
         kwargs: LinearAttention's other options.
     """

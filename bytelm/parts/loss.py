@@ -47,8 +47,8 @@ class HiddenCrossEntropy(CrossEntropy):
     product, and a soft cap costs no memory traffic.
 
     Args:
-        label_smoothing: See CrossEntropy.
-        z_loss: See CrossEntropy.
+        label_smoothing: As in CrossEntropy: the share of the target probability that is spread over the vocabulary.
+        z_loss: As in CrossEntropy: the weight of the mean of log(Z)^2, with Z the softmax's normaliser.
     """
 
     takes_hidden = True
@@ -65,8 +65,8 @@ class ChunkedCrossEntropy(CrossEntropy):
 
     Args:
         chunk_tokens: Number of tokens whose logits are in memory at a time.
-        label_smoothing: See CrossEntropy.
-        z_loss: See CrossEntropy.
+        label_smoothing: As in CrossEntropy: the share of the target probability that is spread over the vocabulary.
+        z_loss: As in CrossEntropy: the weight of the mean of log(Z)^2, with Z the softmax's normaliser.
     """
 
     takes_hidden = True

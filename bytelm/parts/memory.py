@@ -54,7 +54,7 @@ class Evidence:
 
 
 class NoMemory(Memory):
-    """None.
+    """No memory: the network predicts from the row alone.
 
     Args:
         vocab_size: Number of tokens.

@@ -1,4 +1,4 @@
-"""The run's folder: runs/<experiment>/version_N, a separate one for each run, even if several start together.
+"""The run's folder: `runs/<experiment>/version_N`, a separate one for each run, even if several start together.
 
 It contains config.yaml, record.json, checkpoints and predictions, with any logger. `runs` is in
 `trainer.default_root_dir` if that is given, else in the working directory. `--ckpt_path last` resumes in the folder of

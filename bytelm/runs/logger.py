@@ -5,8 +5,8 @@ All other loggers are used unchanged and write where Lightning's documentation s
 
 | logger | destination |
 | --- | --- |
-| none given, `true`, TensorBoardLogger | runs/<experiment>/version_N |
-| CSVLogger | runs/<experiment>/version_N/csv/version_M; M counts the processes of the run |
+| none given, `true`, TensorBoardLogger | `runs/<experiment>/version_N` |
+| CSVLogger | `runs/<experiment>/version_N/csv/version_M`; M counts the processes of the run |
 | any logger with `save_dir`, and others | where Lightning's documentation says |
 """
 

@@ -65,6 +65,19 @@ def test_a_kind_of_part_lists_its_classes_and_a_class_its_options_with_whole_key
     assert "  --data.url " in shown("--data.help=Shakespeare")
 
 
+def test_a_class_without_options_is_described(shown):
+    said = shown("--model.gpt.position.help ALiBi")
+    assert "subtracts a slope" in said
+    assert said.endswith("\nIt has no options.\n")
+    assert "It has no options" not in shown("--model.gpt.position.help Rotary")
+
+
+def test_the_help_of_an_unknown_key_is_an_unknown_key(parser):
+    with pytest.raises(UsageError, match=r"optimizer: unknown key; did you mean model\.optimizer\?"):
+        print_requested(parser, ["--optimizer.help", "Muon"], classes(), (GPT, *known_parts()), is_unlisted)
+        parser.parse_args(["--optimizer.help", "Muon"])
+
+
 def test_of_two_classes_with_a_name_bytelms_is_listed(shown):
     (line,) = [line for line in shown("--model.optimizer.help").splitlines() if line.startswith("  Muon ")]
     assert "orthogonalised" in line

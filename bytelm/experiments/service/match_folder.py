@@ -1,6 +1,6 @@
 """The folder of a match. It contains the whole state, from which a restarted service continues.
 
-| in runs/<study>/ | contents |
+| in `runs/<study>/` | contents |
 | --- | --- |
 | `run-N.yaml`, `run-N.py` | the resolved config of an accepted run, or its program |
 | `run-N/version_0/` | the run |
