@@ -28,6 +28,7 @@ FOR_USERS = {  # sections of the API's first page, each with a pattern of its mo
     "Callbacks": r"bytelm\.callbacks(\.(divergence|\w+_checkpoint|memory_limit|order|progress_bar|samples))?",
     "Errors": r"bytelm\.errors",
 }
+INSIDE = "Inside bytelm"
 LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)\s]+)\)")
 CODE = re.compile(r"<code.*?</code>", re.DOTALL)
 OPTION_NAME = re.compile(r"(?<![\w-])--\w[\w.+]*(?![^<>]*>)")
@@ -55,14 +56,16 @@ def on_files(files: Files, config: Any) -> Files:
         files.append(File.generated(config, page, content=text))
     lines = ["# API\n", ABOUT_API]
     listed = modules()
-    for name in listed:
-        files.append(File.generated(config, f"{API}/{name}.md", content=f"::: {name}\n"))
     for title, names in sections(listed).items():
         lines.append(f"\n## {title}\n")
+        # The site's search finds guides before modules, and no implementation.
+        search = "exclude: true" if title == INSIDE else "boost: 0.3"
         for name in names:
             docstring = ast.get_docstring(ast.parse((PROJECT / listed[name]).read_text(encoding="utf-8"))) or ""
             first, _, _ = docstring.partition("\n\n")
             lines.append(f"- [{name}]({name}.md): {' '.join(first.split())}")
+            text = f"---\ntitle: {name}\nsearch: {{{search}}}\n---\n\n::: {name}\n"
+            files.append(File.generated(config, f"{API}/{name}.md", content=text))
     files.append(File.generated(config, f"{API}/index.md", content="\n".join(lines) + "\n"))
     return files
 
@@ -72,7 +75,7 @@ def sections(names: Iterable[str]) -> dict[str, list[str]]:
     names = list(names)
     found = {title: [name for name in names if re.fullmatch(pattern, name)] for title, pattern in FOR_USERS.items()}
     for_users = {name for listed in found.values() for name in listed}
-    return {**found, "Inside bytelm": [name for name in names if name not in for_users]}
+    return {**found, INSIDE: [name for name in names if name not in for_users]}
 
 
 def on_page_content(html: str, **_: Any) -> str:
