@@ -100,7 +100,7 @@ class NGramMemory(Memory):
             it (word_classes.py), for each n from 2, ascending.
         cache: Contexts in the row itself: the last n tokens, for each n, ascending.
         max_pairs: Maximum number of different pairs of a context in the text and a token that are counted, of all kinds
-            together, about; a pair takes 9 to 14 bytes. No kind gets more than 1.4 times its equal share of those that
+            together, about; a pair takes 11 to 18 bytes. No kind gets more than 1.4 times its equal share of those that
             are left after longer contexts. Of a kind that has more, a random share of the contexts is counted. Default:
             no maximum.
         n_symbols: The n_symbols - 1 most frequent tokens of the text have a symbol each, all others share one.
