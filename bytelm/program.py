@@ -95,7 +95,7 @@ COMMANDS = (
     Command(
         "plan",
         "bytelm.experiments.plan",
-        "Choose the network for a budget on this machine, from a few short and whole runs.",
+        "Predict which network fits a budget on this machine, from a few short runs.",
         "experiments",
     ),
     Command("configs", "bytelm.config.shipped_list", "List the configs that bytelm comes with.", prints=True),
