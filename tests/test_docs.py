@@ -152,3 +152,11 @@ def test_the_sites_links_stay_in_the_site():
     assert relinked(gpt, "docs/runs.md", "runs.md") == "[gpt](reference/api/bytelm.gpt.md)"
     assert relinked(f"```\n{gpt}\n```\n", "docs/runs.md", "runs.md") == f"```\n{gpt}\n```\n"
     assert {"bytelm.gpt", "bytelm.parts.position", "bytelm.callbacks.time_budget"} <= site.modules().keys()
+
+
+def test_the_site_has_modules_in_all_sections_and_keeps_options_whole():
+    pytest.importorskip("mkdocs")
+    site = import_module("scripts.docs_site")
+    assert all(site.sections(site.modules()).values())
+    shown = site.on_page_content('<p>--a</p><code><span class="x--y">fit</span> --config a --model.x+=b</code>')
+    assert re.findall('<span class="option">(.*?)</span>', shown) == ["--config", "--model.x+"]
