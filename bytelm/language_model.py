@@ -193,6 +193,11 @@ class LanguageModel(LightningModule):
         token_bytes = getattr(data, "token_bytes", None)
         # Data of a user, and fit without a datamodule, may not declare it: then every token that can be a byte is one.
         counts_bytes = getattr(data, "counts_bytes", token_bytes is not None or self.gpt.vocab_size <= BYTES)
+        if token_bytes is not None and not isinstance(data, TokenData):
+            token_bytes = torch.as_tensor(token_bytes)
+            if token_bytes.shape != (self.gpt.vocab_size,):
+                accepted = f"accepted: one for each token of the network, ({self.gpt.vocab_size},); 0: no text"
+                raise ConfigError("data.token_bytes", tuple(token_bytes.shape), accepted)
         self.val_bpb = BitsPerByte(token_bytes) if counts_bytes else None
 
     def prepare_in_pieces(self) -> Iterator[None]:

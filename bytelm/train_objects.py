@@ -26,6 +26,7 @@ from bytelm.callbacks import (
     Throughput,
     TimeBudget,
 )
+from bytelm.callbacks.best_checkpoint import BestOfAnyModule
 from bytelm.config.checks import check_experiment
 from bytelm.config.messages import note
 from bytelm.config.unused import of_class, of_object, without_effect
@@ -258,6 +259,8 @@ def _with_a_key(module: LightningModule, data: LightningDataModule, options: Map
         # In this order: Lightning's `ckpt_path="best"` is the best of the first one.
         if isinstance(module, LanguageModel) and isinstance(data, TokenData):
             made.append(BestCheckpoint(monitor=score_for(data.counts_bytes).tag, filename="best"))
+        elif not any(isinstance(callback, BestCheckpoint) for callback in options["callbacks"]):
+            made.append(BestOfAnyModule(filename="best"))
         made.append(LastCheckpoint())
     given = tuple(type(callback) for callback in options["callbacks"])
     return [callback for callback in made if not any(issubclass(kind, type(callback)) for kind in given)]

@@ -15,8 +15,8 @@ from bytelm.data.base import TokenData
 from bytelm.units import Unit
 
 NOT_KNOWN: dict[Unit, str] = {
-    "tokens": "the tokens of a batch are not known; accepted: with a method count_tokens(batch) of the LightningModule",
-    "flops": "the FLOPs of a batch are not known; accepted: with a method count_flops(batch) of the LightningModule",
+    "tokens": "the tokens of a batch are not known; accepted: with a method count_tokens(batch) of the module or the data",
+    "flops": "the FLOPs of a batch are not known; accepted: with a method count_flops(batch) of the module or the data",
 }
 
 
@@ -52,7 +52,7 @@ class BatchCounts:
 
     def of(self, batch: Any, unit: Unit) -> int:
         """Returns the tokens or FLOPs of a batch; 0 if they are not known."""
-        return self._counters[unit](batch) if unit in self._counters else 0
+        return int(self._counters[unit](batch)) if unit in self._counters else 0  # the user's may return tensors
 
 
 def of_all_ranks(trainer: Trainer, *amounts: int) -> list[int]:

@@ -11,11 +11,13 @@ from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import Tensor
 
 from bytelm.callbacks.run_folder import run_folder
 from bytelm.config.messages import note
 from bytelm.errors import ConfigError
 from bytelm.runs.folder import checkpoint_of
+from bytelm.runs.score import VAL_BPB, VAL_LOSS
 
 
 class BestCheckpoint(ModelCheckpoint):
@@ -50,6 +52,23 @@ class BestCheckpoint(ModelCheckpoint):
         super()._save_checkpoint(trainer, filepath)
         if trainer.is_global_zero and self._link is not None and self.best_model_path:
             link_to(Path(self.best_model_path), self._link)
+
+
+class BestOfAnyModule(BestCheckpoint):
+    """BestCheckpoint of any LightningModule, whose score is known only when the module logs it.
+
+    The score is val/bpb, or without it val/loss. A run without a score has no best.ckpt.
+    """
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        pass  # RunRecord notes that the run has no score
+
+    def _save_topk_checkpoint(self, trainer: Trainer, monitor_candidates: dict[str, Tensor]) -> None:
+        if self.monitor is None:
+            tags = (score.tag for score in (VAL_BPB, VAL_LOSS))
+            self.monitor = next((tag for tag in tags if tag in monitor_candidates), None)
+        if self.monitor is not None:
+            super()._save_topk_checkpoint(trainer, monitor_candidates)
 
 
 def check_names(callback: ModelCheckpoint, key: str, names: Sequence[str]) -> None:

@@ -68,6 +68,10 @@ class Divergence(Callback):
             if target.partition(".")[0] == "lr" and schedule.is_absolute:
                 reason = f"it lowers learning rates, and schedules.{target} sets absolute ones; accepted: stop"
                 raise ConfigError("divergence.on_divergence", "rewind", reason)
+        if trainer.lr_scheduler_configs:
+            name = type(trainer.lr_scheduler_configs[0].scheduler).__name__
+            reason = f"it lowers learning rates, and the model's own {name} sets them; accepted: stop"
+            raise ConfigError("divergence.on_divergence", "rewind", reason)
         last = LastCheckpoint.of(trainer)
         if last is None or last.path is None:
             raise ConfigError(
@@ -126,7 +130,8 @@ class Divergence(Callback):
         lower = self.lr_factor ** (self.rewinds - contents.rewinds)
         for optimizer in trainer.optimizers:
             for group in optimizer.param_groups:
-                group["initial_lr"] *= lower
+                for key in {"lr", "initial_lr"} & group.keys():  # the latter if a schedule multiplies it
+                    group[key] *= lower
         back = f"back to the weights of step {contents.steps}, with learning rates times {lower:g}"
         note(f"{what}: {back}")
 

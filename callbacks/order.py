@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 from lightning.pytorch import Callback
-from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.callbacks import Checkpoint, LearningRateMonitor
 from lightning.pytorch.cli import SaveConfigCallback
 
 from bytelm.callbacks.averages import KeepTrainedWeights, TrainedWeights
@@ -44,6 +44,7 @@ ORDER: tuple[type, ...] = (
     Header,  # prints what is trained, before the budget's warm-up, which may take minutes
     TimeBudget,  # reads the clock when a step has ended; those below use its progress
     Schedules,  # sets learning rates and all else that is scheduled by the progress at a step's beginning
+    LearningRateMonitor,  # after Schedules, whose rates of the step it logs
     Divergence,  # ends the run, or takes it back, before anything is logged or saved of a loss that is not finite
     Throughput,  # logs what the budget has just read
     BudgetBar,  # before RunRecord: the bar is closed when the scores are printed

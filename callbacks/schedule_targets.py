@@ -188,13 +188,19 @@ def given_value(place: Place, groups: Sequence[Group]) -> Any:
     return place.given
 
 
-def keep_given_values(places: Iterable[Place], groups: Sequence[Group]) -> None:
-    """Stores the given values of scheduled options in groups, and restores the options without a schedule."""
+def keep_given_values(places: Iterable[Place], groups: Sequence[Group], rates: Iterable[int]) -> None:
+    """Stores the given values of scheduled options in groups, and restores the options without a schedule.
+
+    Args:
+        places: The scheduled options.
+        groups: All parameter groups.
+        rates: Numbers of the groups whose `initial_lr` an earlier schedule has stored. Elsewhere it may be torch's own.
+    """
     scheduled = {(place.index, place.option) for place in places if isinstance(place, GroupOption)}
     for index, option in scheduled:
         groups[index].setdefault(GIVEN + option, read_option(groups[index], option))
-    for index, group in enumerate(groups):  # groups of a checkpoint whose run had a schedule; lr may be torch's own
-        for option in _numbers(group) - {"lr"}:
+    for index, group in enumerate(groups):  # groups of a checkpoint whose run had a schedule
+        for option in _numbers(group) - (set() if index in rates else {"lr"}):
             if GIVEN + option in group and (index, option) not in scheduled:
                 write_option(group, option, group.pop(GIVEN + option))
 

@@ -18,6 +18,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Optional
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import LearningRateMonitor
 from torch.optim import Optimizer
 
 from bytelm.budget import Progress
@@ -71,6 +72,7 @@ class Schedules(Callback):
         # Options as the last step's schedules have set them, and their groups, which loading a checkpoint replaces.
         self._left: dict[GroupOption, tuple[Group, float | None]] = {}
         self._others_noted = False
+        self._earlier_rates: list[int] = []  # groups whose learning rate the checkpoint's run has scheduled
         self._too_long: list[tuple[str, Duration]] = []  # lengths that are known not to be reached
 
     @staticmethod
@@ -100,32 +102,54 @@ class Schedules(Callback):
 
     # Hooks
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        callbacks = trainer.callbacks  # type: ignore[attr-defined]
+        before = callbacks[: callbacks.index(self)]
+        if stage == "fit" and any(isinstance(callback, LearningRateMonitor) for callback in before):
+            reason = "it would log the rates of the previous step; accepted: Schedules before LearningRateMonitor"
+            raise ConfigError("callbacks", "LearningRateMonitor, Schedules", reason)
+
+    def state_dict(self) -> dict[str, Any]:
+        scheduled = (place for place in self._assigned if isinstance(place, GroupOption) and place.option == "lr")
+        rates = sorted(place.index for place in scheduled)
+        return {"rates": rates} if rates else {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._earlier_rates = state_dict["rates"]
+
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if sum(isinstance(callback, Schedules) for callback in trainer.callbacks) > 1:  # type: ignore[attr-defined]
             raise ConfigError("trainer.callbacks", "Schedules", "accepted: one for all schedules (the key `schedules`)")
         self._budget = TimeBudget.of(trainer)
         self._budget.plan = self
         self._check_schedulers(trainer)
-        data, groups = getattr(trainer, "datamodule", None), groups_of(trainer.optimizers)
-        self._assigned = assign(self.schedules, pl_module, data, groups)
+        data = getattr(trainer, "datamodule", None)
+        self._assigned = assign(self.schedules, pl_module, data, groups_of(trainer.optimizers))
         self.check_sizes(data)
-        self._keep_given_values(groups)
+        self._keep_given_values(trainer)
         shaping = {place: s for place, s in self._assigned.items() if isinstance(place, BatchSize | PartOption)}
         changes = {place: schedule.changes(place.given) for place, schedule in shaping.items()}
         self._changes = {place: points for place, points in changes.items() if points is not None}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._keep_given_values(groups_of(trainer.optimizers))  # a checkpoint has been loaded since
+        self._keep_given_values(trainer)  # a checkpoint has been loaded since
         limits = self._budget.budget.limits
         self._too_long = [each for each in self._lengths() if _is_too_long(*each, limits)]
         for key, length in self._too_long:
             limit = "100%" if length.unit == "fraction" else Duration(limits[length.unit], length.unit)
             note(f"{key}: {str(length)!r} is not reached, because the run ends at {limit}")
 
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._set(trainer)  # for callbacks that read the rates of an epoch's first step, such as LearningRateMonitor
+
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         if not self._units_checked:
             self._units_checked = True
             self._check_units()
+        self._set(trainer)
+
+    def _set(self, trainer: Trainer) -> None:
+        """Sets the options of optimizers and parts for the step that begins."""
         progress, groups = self._budget.progress, groups_of(trainer.optimizers)
         for place, schedule in self._assigned.items():
             if isinstance(place, BatchSize):
@@ -171,8 +195,9 @@ class Schedules(Callback):
             for option, value in vars(schedule).items():
                 yield from ((f"{key}.{option}", duration) for duration in durations_of(value))
 
-    def _keep_given_values(self, groups: list[Group]) -> None:
-        keep_given_values(self._assigned, groups)
+    def _keep_given_values(self, trainer: Trainer) -> None:
+        groups = groups_of(trainer.optimizers)
+        keep_given_values(self._assigned, groups, () if trainer.lr_scheduler_configs else self._earlier_rates)
         for schedule in set(self._assigned.values()):
             places = [place for place, each in self._assigned.items() if each is schedule]
             schedule.set_given([given_value(place, groups) for place in places if isinstance(place, GroupOption)])

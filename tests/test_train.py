@@ -28,7 +28,7 @@ from torch.utils.data import default_collate
 
 import bytelm
 from bytelm import fit, load
-from bytelm.callbacks import Cosine, Samples, Schedules, TimeBudget
+from bytelm.callbacks import Cosine, Divergence, Samples, Schedules, TimeBudget
 from bytelm.data.corpora import Bytes
 from bytelm.errors import ConfigError, DataError, UsageError
 from bytelm.gpt import GPT
@@ -287,6 +287,55 @@ def test_batches_that_a_gpt_cannot_train_on_are_rejected(folder, make, said):
 def test_several_validation_loaders_have_one_score(folder):
     run = fit(model=gpt(), data=Pairs(lambda *pair: pair), limit="2 steps", accelerator="cpu")
     assert run.record["val_loss"] == pytest.approx(run.val_bpb * math.log(2), abs=1e-5)
+
+
+class Graded(Line):
+    """A module of the user's that logs val/loss; the third validation has the lowest."""
+
+    def __init__(self):
+        super().__init__()
+        self.losses = iter((5.0, 4.0, 3.0, 6.0))
+
+    def validation_step(self, batch, batch_idx):
+        self.log("val/loss", next(self.losses))
+
+
+def test_the_best_checkpoint_of_any_module_is_kept_by_its_score(folder):
+    options = {"accelerator": "cpu", "enable_model_summary": False, "enable_progress_bar": False, "limit": "8 steps"}
+    best = fit(model=Graded(), data=Text(), val_check_interval=2, limit_val_batches=1, **options).folder / "checkpoints"
+    assert torch.load(best / "best.ckpt", weights_only=True)["global_step"] == 6
+    data = Tokens()
+    data.token_bytes = [2] * 256
+    run = fit(model=gpt(), data=data, val_check_interval=4, **options)
+    (callback,) = (each for each in run.trainer.checkpoint_callbacks if isinstance(each, ModelCheckpoint))
+    assert callback.monitor == "val/bpb"
+    (scores,) = run.trainer.validate(run.module, run.trainer.datamodule, ckpt_path="best", verbose=False)
+    assert scores["val/bpb"] == pytest.approx(min(float(callback.best_model_score), run.val_bpb), abs=1e-6)
+    data.token_bytes = [2] * 9
+    with pytest.raises(ConfigError, match=r"data.token_bytes: \(9,\) cannot be used; .* \(256,\)"):
+        fit(model=gpt(), data=data, **options)
+
+
+class DivergesOnce(Line):
+    def __init__(self, scheduled=False):
+        super().__init__()
+        self.scheduled, self.rates = scheduled, []
+
+    def training_step(self, batch, batch_idx):
+        self.rates.append(self.optimizers().param_groups[0]["lr"])
+        return super().training_step(batch, batch_idx) * (math.nan if len(self.rates) == 3 else 1)
+
+    def configure_optimizers(self):
+        optimizer = torch.optim.SGD(self.parameters(), lr=0.1)
+        return ([optimizer], [torch.optim.lr_scheduler.StepLR(optimizer, 1)]) if self.scheduled else optimizer
+
+
+def test_any_module_is_rewound_with_a_lower_learning_rate(folder):
+    options = {"data": Numbers(), "limit": "5 steps", "accelerator": "cpu", "enable_model_summary": False}
+    run = fit(model=DivergesOnce(), callbacks=[Divergence("rewind")], **options)
+    assert run.module.rates == [0.1] * 3 + [0.05] * 2
+    with pytest.raises(ConfigError, match=r"'rewind' cannot be used; .* StepLR sets them; accepted: stop"):
+        fit(model=DivergesOnce(scheduled=True), callbacks=[Divergence("rewind")], **options)
 
 
 class Unnamed(Bigram):

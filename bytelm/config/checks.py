@@ -4,12 +4,16 @@ Types check the ranges of single numbers (values.py). A check that depends on se
 receives them.
 """
 
+import inspect
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from pydoc import locate
 from typing import Any
 
+from bytelm.config.classes import parameters_of
 from bytelm.config.flat import values_of
+from bytelm.config.suggestions import choices
 from bytelm.errors import ConfigError, DataError
 
 MAX_SEED = 2**32 - 1  # NumPy's limit
@@ -24,11 +28,13 @@ def check_values(config: Mapping[str, Any]) -> None:
         config: The parsed config, as plain values.
 
     Raises:
-        ConfigError: A text contains a NUL character, a home folder belongs to no user, or a name or seed is out of
-            range.
+        ConfigError: A text contains a NUL character, a home folder belongs to no user, a name or seed is out of range,
+            or `dict_kwargs` has an option that the constructor of its class does not take.
         DataError: A home folder in a path of the data belongs to no user.
     """
     for key, value in values_of(config):
+        if isinstance(value, Mapping) and value.get("dict_kwargs"):
+            _check_dict_kwargs(key, value)
         if not isinstance(value, str):
             continue
         if "\0" in value:
@@ -44,6 +50,27 @@ def check_values(config: Mapping[str, Any]) -> None:
     seed = config.get("seed_everything")
     if isinstance(seed, int) and not 0 <= seed <= MAX_SEED:
         raise ConfigError("seed_everything", seed, f"accepted: a whole number from 0 to {MAX_SEED}")
+
+
+def _check_dict_kwargs(key: str, value: Mapping[str, Any]) -> None:
+    made: Any = locate(value["class_path"])
+    if not _takes_any_option(made):
+        name, given = next(iter(value["dict_kwargs"].items()))
+        reason = f"{made.__name__} takes no other options; {choices(name, parameters_of(made))}"
+        raise ConfigError(f"{key}.dict_kwargs.{name}", given, reason)
+
+
+def _takes_any_option(made: Any) -> bool:
+    """Returns whether a class or function has **kwargs that it does not pass on to a base class without such."""
+    for each in (
+        cls for cls in getattr(made, "__mro__", (made,)) if not isinstance(cls, type) or "__init__" in vars(cls)
+    ):
+        parameters = inspect.signature(each).parameters
+        if all(parameter.kind is not inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()):
+            return False
+        if parameters.keys() >= {*parameters_of(each)}:
+            break
+    return True
 
 
 def check_experiment(name: str | None, key: str = "experiment") -> None:

@@ -11,7 +11,13 @@ import programs
 import pytest
 import torch
 import torchmetrics
-from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, StochasticWeightAveraging
+from lightning.pytorch.callbacks import (
+    Callback,
+    EarlyStopping,
+    LearningRateMonitor,
+    ModelCheckpoint,
+    StochasticWeightAveraging,
+)
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from memory_logger import MemoryLogger
 from torch import nn
@@ -232,6 +238,20 @@ def test_a_datamodule_may_count_tokens():
     budget = TimeBudget("70 tok")
     trainer(budget).fit(Net(), datamodule=Data())
     assert (budget.tokens, budget.steps) == (60, 3)
+
+
+def test_counts_that_are_tensors_become_numbers():
+    class Counts(Net):
+        def count_tokens(self, batch):
+            return torch.tensor(10)
+
+        def count_flops(self, batch):
+            return torch.tensor(2e6)
+
+    budget = TimeBudget("70 tok", warm_up=True)
+    fit(Counts(), budget)
+    assert (budget.tokens, budget.flops) == (70, 14_000_000)
+    assert (type(budget.tokens), type(budget.flops), type(budget.progress.fraction)) == (int, int, float)
 
 
 @pytest.mark.parametrize(
@@ -549,6 +569,33 @@ def test_a_learning_rate_that_a_callback_sets_beside_a_schedule_is_noted_once(ca
     said = "lr of the group 0 was set to 0.25 by another callback or the module: no effect, because a schedule sets it"
     err = capsys.readouterr().err
     assert (err.count(said), err.count("was set to")) == (notes, notes)
+
+
+def test_a_monitor_logs_the_rate_of_each_step_and_of_each_epochs_first_step():
+    logger, again = MemoryLogger(), MemoryLogger()
+    schedules = Schedules({"lr": Linear(warmup=Duration.parse("3 steps"))})
+    fit(Net(), TimeBudget("8 steps"), schedules, LearningRateMonitor("step"), logger=logger, log_every_n_steps=1)
+    assert logger.values["lr-SGD"] == [(step, pytest.approx(rate)) for step, rate in logger.values["lr/0"]]
+    assert logger.values["lr-SGD"][0] == (0, pytest.approx(0.025))
+    fit(Net(), TimeBudget("8 steps"), schedules, LearningRateMonitor("epoch"), logger=again, log_every_n_steps=1)
+    assert again.values["lr-SGD"] == [pytest.approx(logger.values["lr/0"][step]) for step in (0, 4)]
+
+
+def test_a_monitor_that_would_log_the_rates_of_the_previous_step_is_rejected():
+    made = trainer(LearningRateMonitor(), TimeBudget("3 steps"), Schedules({"lr": Cosine()}), logger=MemoryLogger())
+    with pytest.raises(ConfigError, match="accepted: Schedules before LearningRateMonitor"):
+        made.fit(Net(), rows())
+
+
+@pytest.mark.parametrize(("module", "rate"), [(Net, 0.1), (Scheduled, 0.1 / 2**6)])
+def test_a_rate_returns_to_the_given_one_without_its_schedule_unless_a_scheduler_sets_it(tmp_path, module, rate):
+    path = tmp_path / "own.ckpt"
+    first = trainer(TimeBudget("4 steps"), *([Schedules({"lr": Linear()})] if module is Net else []))
+    first.fit(module(), rows())
+    first.save_checkpoint(path)
+    again = trainer(TimeBudget("6 steps"), Schedules({}))
+    again.fit(module(), rows(), ckpt_path=path)
+    assert again.optimizers[0].param_groups[0]["lr"] == pytest.approx(rate)
 
 
 def test_an_option_whose_name_begins_like_a_given_value_is_left_alone():

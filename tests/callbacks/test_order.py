@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 from lightning.pytorch import Callback
-from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint, ModelSummary
 
 from bytelm import callbacks
 from bytelm.callbacks.order import ORDER, arrange
@@ -42,8 +42,8 @@ def test_the_users_callbacks_come_before_the_budget_in_the_order_of_the_config(f
     added = ["my_callbacks.B", "ModelCheckpoint", "LearningRateMonitor", "my_callbacks.A"]
     added[1] = "{class_path: ModelCheckpoint, init_args: {monitor: val/loss}}"
     cli = build([*TINY, *(f"--trainer.callbacks+={each}" for each in added)], run=False)
-    first = ["Signals", "ClaimFolder", "TrainedWeights", "B", "LearningRateMonitor", "A", "KeepTrainedWeights"]
-    assert names(cli.trainer)[:9] == [*first, "Header", "TimeBudget"]
+    first = ["Signals", "ClaimFolder", "TrainedWeights", "B", "A", "KeepTrainedWeights", "Header", "TimeBudget"]
+    assert names(cli.trainer)[:10] == [*first, "Schedules", "LearningRateMonitor"]
     assert names(cli.trainer)[-3:] == ["ModelCheckpoint", "BestCheckpoint", "LastCheckpoint"]
     assert [callback.monitor for callback in cli.trainer.callbacks[-3:-1]] == ["val/loss", "val/bpb"]
 
@@ -57,7 +57,7 @@ def test_any_order_is_arranged_and_equals_keep_theirs():
         signals,
         callbacks.TrainLog(),
     ]
-    mine = [LearningRateMonitor(), Callback(), LearningRateMonitor(), ModelCheckpoint(), callbacks.LastCheckpoint()]
+    mine = [ModelSummary(), Callback(), ModelSummary(), ModelCheckpoint(), callbacks.LastCheckpoint()]
     arranged = arrange([mine[3], *reversed(made), *mine[:3], mine[4]])
     assert arranged == [signals, *mine[:3], made[0], made[2], made[4], made[1], *mine[3:]]
     assert arrange(arranged) == arranged

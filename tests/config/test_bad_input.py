@@ -348,6 +348,13 @@ def test_a_logger_whose_package_is_not_installed_is_rejected_by_its_key(rejects)
 # Seeds, names and paths
 
 
+@pytest.mark.parametrize("key", ["lr_schedule", "model.gpt.feedforward", "trainer.logger"])
+def test_an_option_in_dict_kwargs_that_the_class_does_not_take_is_rejected(rejects, key):
+    name = {"lr_schedule": "Cosine", "model.gpt.feedforward": "GELU", "trainer.logger": "CSVLogger"}[key]
+    said = [f"{key}.dict_kwargs.steep: 2 cannot be used; {name} takes no other options; accepted: "]
+    rejects("--config", "tiny.yaml", f"--{key}", name, f"--{key}.dict_kwargs.steep", "2", said=said)
+
+
 @pytest.mark.parametrize("seed", ["-1", "4294967296", "99999999999999999999"])
 def test_a_seed_out_of_range_is_rejected(rejects, seed):
     rejects(f"--seed_everything={seed}", said=[f"seed_everything: {seed} ", "from 0 to 4294967295"])
