@@ -15,8 +15,8 @@ from bytelm.data.base import TokenData
 from bytelm.units import Unit
 
 NOT_KNOWN: dict[Unit, str] = {
-    "tokens": "the tokens of a batch are not known; accepted: with a method count_tokens(batch) of the module or the data",
-    "flops": "the FLOPs of a batch are not known; accepted: with a method count_flops(batch) of the module or the data",
+    "tokens": "the tokens of a batch are not known; accepted: a method count_tokens(batch) of the module or the data",
+    "flops": "the FLOPs of a batch are not known; accepted: a method count_flops(batch) of the module or the data",
 }
 
 
