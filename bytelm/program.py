@@ -94,7 +94,7 @@ COMMANDS = (
     ),
     Command(
         "plan",
-        "bytelm.experiments.plan",
+        "bytelm.experiments.plan.command",
         "Predict which network fits a budget on this machine, from a few short runs.",
         "experiments",
     ),

@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
 from bytelm.experiments.comparison import Experiment
 from bytelm.experiments.report.curves import Curve, Curves
@@ -109,12 +110,7 @@ def by_parameters(phases: Mapping[str, Sequence[Experiment]], score: Score) -> F
         figure, axes = _axes("parameters (millions)", _label(score))
         sizes = {e: e.figure("num_params_M") for part in phases.values() for e in part}
         _points(axes, phases, {e: size for e, size in sizes.items() if size}, are_named=True)
-        axes.set_xscale("log")
-        ticks = [size for size in sizes.values() if size]
-        if ticks and max(ticks) / min(ticks) < 30:
-            axes.xaxis.set_major_formatter("{x:g}")
-            axes.xaxis.set_minor_formatter("{x:g}")
-            axes.tick_params(axis="x", which="minor", labelsize=8)
+        log_scale(axes)
         axes.legend(fontsize=8)
         return figure
 
@@ -179,6 +175,22 @@ def short(name: str) -> str:
     text = printable(name)
     text = text if len(text) <= LONGEST_LABEL else f"{text[: LONGEST_LABEL // 2]}…{text[-(LONGEST_LABEL // 2 - 1) :]}"
     return f" {text}" if text.startswith("_") else text  # matplotlib leaves out labels that begin with `_`
+
+
+def log_scale(axes: Axes, ticks: Sequence[float] = ()) -> None:
+    """Makes the horizontal axis logarithmic, with plain numbers: STYLE shows the formulas of the default as they are.
+
+    Args:
+        axes: The axes.
+        ticks: Numbers on the axis. Default: 1, 2 and 5 of each power of ten.
+    """
+    axes.set_xscale("log")
+    if ticks:
+        axes.set_xticks(ticks)
+    else:
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.minorticks_off()
 
 
 def _label(score: Score) -> str:
