@@ -22,7 +22,7 @@ from bytelm.experiments.check import Checker
 from bytelm.experiments.plan.candidates import candidates_of, point_of, searched_keys, space_around
 from bytelm.experiments.plan.choice import WITHIN
 from bytelm.experiments.plan.coordinates import Coordinates
-from bytelm.experiments.plan.output import PAGE, RECOMMENDED, write
+from bytelm.experiments.plan.output import HTML, RECOMMENDED, write
 from bytelm.experiments.plan.page import recommendation, rows
 from bytelm.experiments.plan.result import Result
 from bytelm.experiments.plan.runs import LIMIT, PlanRuns
@@ -107,7 +107,7 @@ def plan(
     command = shlex.join(["python", "-m", "bytelm", "fit", "--config", str(recommended), *options])
     write(result, queue.folder, config, command)
     _resolved(str(recommended), options)
-    files = f"plan: {queue.folder / PAGE}\nrecommended: {recommended}\nrun it: {command}"
+    files = f"plan: {queue.folder / HTML}\nrecommended: {recommended}\nrun it: {command}"
     return "\n\n".join([aligned(rows(result)), recommendation(result), files])
 
 

@@ -16,7 +16,7 @@ from bytelm.experiments.report.html import to_html
 from bytelm.experiments.report.plots import save
 from bytelm.system.files import replacing
 
-PAGE, PICTURE, FIGURES = "plan.md", "plan.svg", "plan.json"
+PAGE, HTML, PICTURE, FIGURES = "plan.md", "plan.html", "plan.svg", "plan.json"
 RECOMMENDED = "recommended.yaml"
 
 
@@ -39,7 +39,7 @@ def write(result: Result, folder: Path, config: str, command: str) -> None:
             (RECOMMENDED, _recommended(result, os.path.relpath(config, folder), command)),
             (FIGURES, json.dumps(result.figures(), indent=2) + "\n"),
             (PAGE, text),
-            (Path(PAGE).with_suffix(".html").name, to_html(text, f"Plan for {result.budget}", folder)),
+            (HTML, to_html(text, f"Plan for {result.budget}", folder)),
         ):
             with replacing(folder / name, shared=True) as partial:
                 partial.write_text(content, encoding="utf-8")

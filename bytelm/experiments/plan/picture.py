@@ -1,5 +1,7 @@
 """The picture of a plan: the loss against each option and against the number of parameters, for several budgets."""
 
+from typing import Any
+
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
@@ -12,6 +14,7 @@ from bytelm.experiments.report.plots import STYLE, log_scale
 
 PANEL = 4.0  # inches, the side of a panel
 POINTS = 61  # of a curve
+LEGEND: Any = {"fontsize": 8, "title_fontsize": 8}
 FEW_VALUES = 6  # of an option; more are not all written on its axis
 
 
@@ -28,7 +31,7 @@ def draw(result: Result) -> Figure:
         shares = sorted({one.share for one in result.measured} | {1.0})
         for name, axes in zip(names, panels, strict=False):
             _draw_option(axes, result, name, shares)
-        panels[len(names) - 1].legend(fontsize=8, title="predicted", title_fontsize=8)
+        panels[0].legend(title="predicted", **LEGEND)
         if result.law is not None:
             _draw_law(panels[-1], result, result.law, shares)
         highest = max(one.score for one in result.measured)  # predictions far from all runs are cut off
@@ -51,9 +54,11 @@ def _draw_option(axes: Axes, result: Result, name: str, shares: list[float]) -> 
         values = np.arange(len(texts))
         points = coordinates.of([tuple({**dict(best), name: text}.items()) for text in texts])
         axes.set_xticks(values, texts)
+        axes.margins(x=0.3)
     for place, share in enumerate(shares):
         losses = np.exp(result.surface.predict(points, share)[0])
-        axes.plot(values, losses, "-" if is_number else "_", color=f"C{place}", label=result.limit(share))
+        style = "-" if is_number else "_"
+        axes.plot(values, losses, style, color=f"C{place}", ms=25, label=result.limit(share))
         for one in result.measured:
             if one.share == share:
                 own = dict(one.candidate)[name]
@@ -75,4 +80,4 @@ def _draw_law(axes: Axes, result: Result, law: BudgetLaw, shares: list[float]) -
             axes.fill_between(law.sizes / 1e6, *ends, color=color, alpha=0.15, label=label)
     log_scale(axes)
     axes.set_xlabel("parameters (millions)")
-    axes.legend(fontsize=8, title="law", title_fontsize=8)
+    axes.legend(title="law", loc="upper left", bbox_to_anchor=(1, 1), **LEGEND)
