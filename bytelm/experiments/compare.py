@@ -9,7 +9,7 @@ import json
 import re
 import shlex
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -440,6 +440,4 @@ def main(args: list[str]) -> None:
     )
     parser.add_argument("contestants", nargs="+", help="Config files, or folders of runs, experiments or studies.")
     parser.add_function_arguments(compare, skip={"contestants", "options"})
-    at = args.index("--") if "--" in args else len(args)
-    given: Mapping[str, Any] = vars(parser.parse_args(args[:at]))
-    print(compare(**given, options=args[at + 1 :]))
+    print(compare(**vars(parser.parse_args(args))))

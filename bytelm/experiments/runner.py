@@ -501,7 +501,4 @@ def main(args: list[str]) -> None:
     parser.add_argument("configs", nargs="+", help="Config files; each is an experiment.")
     parser.add_argument("--seeds", nargs="+", type=int, help="Each experiment is run once with each seed.")
     parser.add_function_arguments(run_experiments, skip={"configs", "options", "seeds"})
-    at = args.index("--") if "--" in args else len(args)
-    given = vars(parser.parse_args(args[:at]))
-    status = run_experiments(**given, options=args[at + 1 :])
-    sys.exit(status)
+    sys.exit(run_experiments(**vars(parser.parse_args(args))))

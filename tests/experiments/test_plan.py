@@ -107,7 +107,10 @@ def test_a_plan_recommends_the_best_whole_run_and_continues_where_it_was(planned
     ("options", "said"),
     [
         (["--within", "3 steps"], r"within: '3 steps' cannot be used; accepted: a time"),
-        (["--time_budget.limit", "5%"], r"limit: '5%' cannot be used; accepted: a time, steps, tokens or FLOPs"),
+        (
+            ["--time_budget.limit", "5%"],
+            r"time_budget.limit: '5%' cannot be used; accepted: a time, steps, tokens or FLOPs",
+        ),
         (["--space", "{model.gpt.d_model: [16]}"], r"space: .* accepted: values that make at least two candidates"),
         (
             ["--space", "{model.gpt.d_ff: 16}"],

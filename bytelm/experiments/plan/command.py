@@ -86,7 +86,7 @@ def plan(
     resolved = _resolved(config, options, searched)
     budget = limit or _only_limit(resolved)
     if budget.unit == "fraction" or not budget.value:
-        raise ConfigError("limit", str(budget), "accepted: a time, steps, tokens or FLOPs")
+        raise ConfigError(LIMIT, str(budget), "accepted: a time, steps, tokens or FLOPs")
     if within is None and budget.unit == "seconds":
         within = Duration(WITHIN * budget.value, "seconds")
     known = flat(resolved)
@@ -157,14 +157,12 @@ def main(args: list[str]) -> None:
     parser = CommandParser(
         "plan",
         passes_on=True,
-        description="Predicts which network fits a budget on this machine, from a few short runs. Options after `--` "
-        "apply to each run.",
+        description="Finds a network that fits a budget on this machine, by a few short and whole runs. Options after "
+        "`--` apply to each run.",
     )
     parser.add_argument("--config", required=True, help="Config file that the candidates differ from.")
-    parser.add_argument(f"--{LIMIT}", type=Duration, help="The budget to plan for. Default: that of the config.")
+    parser.add_argument(f"--{LIMIT}", type=Duration | None, help="The budget to plan for. Default: that of the config.")
     parser.add_function_arguments(plan, skip={"config", "options", "limit"})
-    at = args.index("--") if "--" in args else len(args)
-    given = parser.parse_args(args[:at])
-    budget = given.pop(LIMIT, None)
-    given.pop("time_budget", None)
-    print(plan(**vars(given), limit=budget, options=args[at + 1 :]))
+    given = parser.parse_args(args)
+    limit = given.pop("time_budget").limit
+    print(plan(**vars(given), limit=limit))
