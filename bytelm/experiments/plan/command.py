@@ -28,10 +28,10 @@ from bytelm.experiments.plan.result import Result
 from bytelm.experiments.plan.runs import LIMIT, PlanRuns
 from bytelm.experiments.plan.stages import make_runs
 from bytelm.experiments.space_check import check_space
-from bytelm.experiments.study import SAMPLER_SEEDS, Study, database_errors
+from bytelm.experiments.study import Study, check_sampler_seed, database_errors
 from bytelm.experiments.task import IN_SPACE, Plan, Point, check_options, read_space
 from bytelm.experiments.text_table import aligned
-from bytelm.units import Duration, accepted_forms
+from bytelm.units import Duration, check_time
 
 WITHOUT_SAMPLES = ["--samples.max_new_tokens", "0"]  # before the user's options; a sample takes up to a second
 
@@ -73,10 +73,8 @@ def plan(
     config = shipped.resolved(config)
     if not Path(config).is_file():
         raise ConfigError("config", config, f"there is no such file and {shipped.missing(config)}")
-    if within is not None and (within.unit != "seconds" or not within.value):
-        raise ConfigError("within", str(within), accepted_forms("seconds"))
-    if not 0 <= sampler_seed < SAMPLER_SEEDS:
-        raise ConfigError("sampler_seed", sampler_seed, f"accepted: a whole number from 0 to {SAMPLER_SEEDS - 1}")
+    check_time("within", within)
+    check_sampler_seed(sampler_seed)
     searched = read_space(space)
     keys = searched_keys(searched)
     if LIMIT in keys:
