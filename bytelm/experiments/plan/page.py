@@ -9,9 +9,11 @@ from bytelm.experiments.report.text import code, plain, table
 
 FEW_STEPS = 100  # of a run; shorter ones are mostly warm-up
 
-PICTURE = """\
-Points are runs. Against an option, lines are predictions for the recommended candidate with only that option changed;
-the other options of the runs differ. Against the parameters, lines are the law below."""
+PICTURE = (
+    "Points are runs. Against an option, lines are predictions for the recommended candidate with only that option "
+    "changed; the other options of the runs differ."
+)
+LAW_IN_PICTURE = " Against the parameters, lines are the law below."
 
 LIMITS = """\
 - Only the options of the space vary. Everything else is that of the config.
@@ -77,8 +79,8 @@ def page(result: Result, command: str, picture: str) -> str:
         "## Candidates",
         table([head[0], *(f"{name}>" for name in head[1:])], [[plain(cell) for cell in row] for row in others]),
         "Candidates without a run are the best predictions that are not nearly the same as another candidate.",
-        f"![Loss against each option and the parameters, for several budgets]({picture})",
-        PICTURE,
+        f"![Loss against each option, for several budgets]({picture})",
+        PICTURE + (LAW_IN_PICTURE if result.law is not None else ""),
         "## Loss by parameters and tokens",
     ]
     if result.law is None:
