@@ -94,8 +94,8 @@ COMMANDS = (
     ),
     Command(
         "plan",
-        "bytelm.experiments.plan",
-        "Predict which network fits a budget on this machine, from a few short runs.",
+        "bytelm.experiments.plan.command",
+        "Find a network that fits a budget on this machine, by a few short and whole runs.",
         "experiments",
     ),
     Command("configs", "bytelm.config.shipped_list", "List the configs that bytelm comes with.", prints=True),

@@ -135,6 +135,20 @@ def read_duration(key: str, text: Any, *units: Unit) -> Duration:
         raise ConfigError(key, text, accepted_forms(*units)) from error
 
 
+def check_time(key: str, duration: Duration | None) -> None:
+    """Checks the limit of a time.
+
+    Args:
+        key: The option, for the message.
+        duration: Its value; None for no limit.
+
+    Raises:
+        ConfigError: It is no time above 0.
+    """
+    if duration is not None and (duration.unit != "seconds" or not duration.value):
+        raise ConfigError(key, str(duration), accepted_forms("seconds"))
+
+
 def _shortest(number: float) -> str:
     return f"{number:.{DECIMALS}f}".rstrip("0").rstrip(".")
 

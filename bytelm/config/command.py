@@ -30,9 +30,14 @@ class CommandParser(ArgumentParser):
         super().__init__(allow_abbrev=False, **options)
 
     def parse_args(self, args: Any = None, *others: Any, **options: Any) -> Any:
-        """Parses a command line."""
-        self._options = list(args or ())
-        return super().parse_args(args, *others, **options)
+        """Parses a command line; `options` of the result are those after `--`, if they are passed on."""
+        given = list(args or ())
+        at = given.index("--") if self._passes_on and "--" in given else len(given)
+        self._options = given[:at]
+        parsed = super().parse_args(self._options, *others, **options)
+        if self._passes_on:
+            parsed.options = given[at + 1 :]
+        return parsed
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raises UsageError: one line, in place of jsonargparse's report, which prints the usage first."""

@@ -9,7 +9,7 @@ import json
 import re
 import shlex
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -32,7 +32,7 @@ from bytelm.runs.read import Run
 from bytelm.runs.score import RANKED, VAL_BPB, Score, score_of
 from bytelm.system.files import write_text
 from bytelm.system.invocation import typed_name
-from bytelm.units import Duration, Unit, accepted_forms, limits_of
+from bytelm.units import Duration, Unit, check_time, limits_of
 
 FILE = "comparison.json"
 LONGEST_NAME = 100  # characters of the study's name
@@ -113,9 +113,8 @@ def compare(
         raise ConfigError("contestants", contestants, "accepted: two or more")
     if seeds < 2:
         raise ConfigError("seeds", seeds, "accepted: at least 2, because the noise is measured over seeds")
-    for key, duration in (("total_time", total_time), ("run_timeout", run_timeout)):
-        if duration is not None and (duration.unit != "seconds" or not duration.value):
-            raise ConfigError(key, str(duration), accepted_forms("seconds"))
+    check_time("total_time", total_time)
+    check_time("run_timeout", run_timeout)
     if limit is not None and (limit.unit != UNITS[equal] or not limit.value):
         raise ConfigError("limit", str(limit), f"accepted with --equal {equal}: such as {EXAMPLES[equal]}")
     given_twice = {} if limit is None else {"time_budget.limit": "it is also given as --limit"}
@@ -440,6 +439,4 @@ def main(args: list[str]) -> None:
     )
     parser.add_argument("contestants", nargs="+", help="Config files, or folders of runs, experiments or studies.")
     parser.add_function_arguments(compare, skip={"contestants", "options"})
-    at = args.index("--") if "--" in args else len(args)
-    given: Mapping[str, Any] = vars(parser.parse_args(args[:at]))
-    print(compare(**given, options=args[at + 1 :]))
+    print(compare(**vars(parser.parse_args(args))))

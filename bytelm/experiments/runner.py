@@ -27,7 +27,7 @@ from bytelm.experiments.job import Job, Outcome, RunIsTaken
 from bytelm.experiments.pruning import SHARES, Prune, contest_of, options_of, pruner_of, reports
 from bytelm.experiments.space_check import check_space
 from bytelm.experiments.status_line import columns, status_line
-from bytelm.experiments.study import SAMPLER_SEEDS, Claim, Study, database_errors
+from bytelm.experiments.study import Claim, Study, check_sampler_seed, database_errors
 from bytelm.experiments.task import Plan, Point, Sampler, Task, read_space
 from bytelm.runs.folder import CONFIG, RUNS, newest_run
 from bytelm.runs.ledger import LEDGER, best_of, read_runs, write_ledger
@@ -37,7 +37,7 @@ from bytelm.runs.record import read as read_record
 from bytelm.runs.record import wall_time
 from bytelm.runs.score import RANKED, score_of
 from bytelm.system.invocation import typed_name
-from bytelm.units import Duration, accepted_forms, clock, time_limit
+from bytelm.units import Duration, check_time, clock, time_limit
 
 MOST_CUTS = 5  # interruptions of one run within one call of this command
 STARTUP_SECONDS = 1200.0  # a run without a config after this time hangs
@@ -105,11 +105,10 @@ def run_experiments(
         raise ConfigError(
             "sampler_seed", sampler_seed, "a grid draws nothing; accepted with --sampler random, tpe or gp"
         )
-    if sampler_seed is not None and not 0 <= sampler_seed < SAMPLER_SEEDS:
-        raise ConfigError("sampler_seed", sampler_seed, f"accepted: a whole number from 0 to {SAMPLER_SEEDS - 1}")
-    for key, duration in (("total_time", total_time), ("run_timeout", run_timeout)):
-        if duration is not None and (duration.unit != "seconds" or not duration.value):
-            raise ConfigError(key, str(duration), accepted_forms("seconds"))
+    if sampler_seed is not None:
+        check_sampler_seed(sampler_seed)
+    check_time("total_time", total_time)
+    check_time("run_timeout", run_timeout)
     if study is None:
         study = Path(configs[0]).stem if len(configs) == 1 else Path(configs[0]).absolute().parent.name
     with database_errors(storage):
@@ -501,7 +500,4 @@ def main(args: list[str]) -> None:
     parser.add_argument("configs", nargs="+", help="Config files; each is an experiment.")
     parser.add_argument("--seeds", nargs="+", type=int, help="Each experiment is run once with each seed.")
     parser.add_function_arguments(run_experiments, skip={"configs", "options", "seeds"})
-    at = args.index("--") if "--" in args else len(args)
-    given = vars(parser.parse_args(args[:at]))
-    status = run_experiments(**given, options=args[at + 1 :])
-    sys.exit(status)
+    sys.exit(run_experiments(**vars(parser.parse_args(args))))

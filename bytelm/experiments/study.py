@@ -337,6 +337,12 @@ class Study:
         return Claim(number, task, f"{self.name}/{_folder(task, len(earlier) + 1)}")
 
 
+def check_sampler_seed(seed: int) -> None:
+    """Raises a ConfigError if a number is no seed of the draws."""
+    if not 0 <= seed < SAMPLER_SEEDS:
+        raise ConfigError("sampler_seed", seed, f"accepted: a whole number from 0 to {SAMPLER_SEEDS - 1}")
+
+
 @contextmanager
 def _turn(file: Path) -> Iterator[None]:
     """Lets one worker in at a time.

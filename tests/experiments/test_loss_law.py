@@ -1,7 +1,6 @@
 """The law of the loss in parameters and tokens: fitted to runs that follow it, and in a plan's files."""
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,10 +8,14 @@ import pytest
 pytest.importorskip("scipy")
 pytest.importorskip("optuna")
 
-from bytelm.experiments import loss_law, plan
-from bytelm.experiments.loss_law import LossLaw, effective_tokens, interval
-from bytelm.experiments.plan_law import PlanLaw
-from bytelm.experiments.task import Plan
+from bytelm.experiments.plan import loss_law
+from bytelm.experiments.plan.budget_law import BudgetLaw
+from bytelm.experiments.plan.coordinates import Coordinates
+from bytelm.experiments.plan.loss_law import LossLaw, effective_tokens, interval
+from bytelm.experiments.plan.output import write
+from bytelm.experiments.plan.result import Result
+from bytelm.experiments.plan.runs import Measured, Standing
+from bytelm.runs.score import VAL_BPB
 from bytelm.units import Duration
 
 N = np.tile(np.geomspace(5e4, 2e6, 8), 3)  # parameters
@@ -79,38 +82,30 @@ def test_repeated_tokens_count_less_and_tokens_of_the_first_reading_count_in_ful
     assert np.diff(repeated)[0] < 200
     assert repeated[2] == pytest.approx(1638.7743)
     assert effective_tokens(500.0, None) == 500.0
-    once, many = (PlanLaw.fit(N, D, np.repeat([0.1, 0.4, 1.6], 8), TRUTH, [text] * 24) for text in (1e9, 1e5))
+    once, many = (BudgetLaw.fit(N, D, np.repeat([0.1, 0.4, 1.6], 8), TRUTH, [text] * 24) for text in (1e9, 1e5))
     assert once.losses(4.0)[0, 0] / once.losses(1.0)[0, 0] < many.losses(4.0)[0, 0] / many.losses(1.0)[0, 0]
 
 
 def test_tokens_of_a_budget_follow_from_the_time_per_token_of_the_runs():
-    times = 1e-9 + 1e-14 * N
-    law = PlanLaw.fit(N, D, D * times, TRUTH, [None] * len(N))
-    assert law.times == pytest.approx([1e-9, 1e-14])
+    costs = 1e-9 + 1e-14 * N
+    law = BudgetLaw.fit(N, D, D * costs, TRUTH, [None] * len(N))
+    assert law.costs == pytest.approx([1e-9, 1e-14])
     assert law.losses(0.5) == pytest.approx(law.law.losses(law.sizes, 0.5 / (1e-9 + 1e-14 * law.sizes)))
     losses = law.losses(1.0)[0]
     assert 0 < losses.argmin() < len(losses) - 1  # neither the smallest nor the largest
 
 
-class Queue:
-    folder = Path("runs/plan-c")
-    plan = Plan(["c.yaml"])
-
-
 @pytest.mark.parametrize("runs", [24, 5])
-def test_a_plan_has_the_law_or_the_reason_why_there_is_none(folder, monkeypatch, runs):
+def test_a_plan_has_the_law_or_the_reason_why_there_is_none(tmp_path, runs):
     candidates = [(("model.gpt.d_model", str(16 * (place + 1))),) for place in range(8)]
-    made = plan.Planner("c.yaml", [], Duration(160.0, "seconds"), candidates, ["model.gpt.d_model"], Queue())
     shares = np.repeat([1 / 16, 1 / 4, 1.0], 8).tolist()
     rows = [
-        plan.Measured(candidates[k % 8], shares[k], N[k], D[k], 1000, loss, unique=2e6)
-        for k, loss in enumerate(noisy(0))
+        Measured(candidates[k % 8], shares[k], N[k], D[k], 1000, loss, unique=2e6) for k, loss in enumerate(noisy(0))
     ]
-    monkeypatch.setattr(made, "measured", lambda: rows[-runs:])
-    monkeypatch.setattr(plan, "_resolved", lambda config, options: {})
-    Queue.folder.mkdir(parents=True)
-    made.write()
-    page, law = (Queue.folder / "plan.md").read_text(), json.loads((Queue.folder / "plan.json").read_text())["law"]
+    standing = Standing([], [], rows[-runs:], 0.0, VAL_BPB)
+    result = Result(Coordinates(candidates, ["model.gpt.d_model"]), Duration(160.0, "seconds"), standing)
+    write(result, tmp_path, "c.yaml", "fit")
+    page, law = (tmp_path / "plan.md").read_text(), json.loads((tmp_path / "plan.json").read_text())["law"]
     if runs == 5:
         assert law["reason"].startswith("5 completed runs of 5 sizes are too few for its five values")
         assert f"No law of the loss in parameters and tokens: {law['reason']}." in page
@@ -120,8 +115,10 @@ def test_a_plan_has_the_law_or_the_reason_why_there_is_none(folder, monkeypatch,
     best = [one["best_parameters"][0] for one in law["budgets"]]
     assert best == sorted(best)
     assert best[0] < best[-1]  # a longer budget wants a larger network
-    assert f"For 160s the law holds {float(f'{best[2]:.3g}'):,.0f} parameters for best (" in page
+    assert f"For 160s, the best size by the law is {float(f'{best[2]:.3g}'):,.0f} parameters (" in page
     assert "| 320s (not run) |" in page
     assert "| alpha |" in page
     assert (f"read its text {max(D) / 2e6:.2g} times") in page
-    assert "parameters" in (Queue.folder / "plan.svg").read_text()
+    picture = (tmp_path / "plan.svg").read_text()
+    assert "parameters" in picture
+    assert "mathdefault" not in picture  # a power of ten as its formula

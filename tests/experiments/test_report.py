@@ -94,10 +94,42 @@ def test_a_table_has_a_row_for_each_experiment_the_best_first(page):
     assert "keep: it was the best of the contest when it ended; discard: it was not" in page
 
 
+def test_the_title_names_the_studies_or_the_folder_of_runs_without_one(study):
+    assert text().startswith("# Runs of s\n")
+    make_run("alone", 2.9, at=40)
+    report(["runs"])
+    assert Path("runs/report/report.md").read_text().startswith("# Runs in runs\n")
+    assert text(title="Mine").startswith("# Mine\n")
+
+
+def test_pictures_explain_their_marks(reported):
+    picture = (reported / "in_order.svg").read_text()
+    for name in ("best so far", "not the best so far", "no score"):
+        assert f"<!-- {name} -->" in picture
+    assert "<!-- scores of several runs, and their mean -->" in (reported / "by_name.svg").read_text()
+
+
+def test_labels_leave_out_the_parts_that_all_names_have():
+    names = ["base,lr=1,d_ff=8,limit=2s", "base,lr=2,d_ff=8,limit=2s"]
+    assert list(plots.labels(names).values()) == ["lr=1", "lr=2"]
+    assert plots.labels(["base", "base,lr=1"]) == {"base": "base", "base,lr=1": "lr=1"}
+    assert plots.labels(names[:1])[names[0]] == names[0]
+
+
+@pytest.mark.parametrize("sizes", [(1e5, 1e8), (1e5, 1.1e5)])
+def test_numbers_of_parameters_are_plain_numbers_on_the_axis(sizes):
+    for at, size in enumerate(sizes):
+        make_run(f"s/{at}", 3.0 - at, at=at, settings=config(d_model=16 * (at + 1)), num_params_M=size / 1e6)
+    report(["runs/s"])
+    picture = Path("runs/s/report/by_parameters.svg").read_text()
+    assert "mathdefault" not in picture
+    assert "<!-- 0.1 -->" in picture
+
+
 def test_the_best_configuration_comes_with_how_it_came_about_and_how_to_repeat_it(page):
     best = page.split("## Best configuration")[1].split("![")[0]
     assert "**01-wide**: val_bpb 2.5150 ± 0.0234 (3)" in best
-    assert "16.2 % less than the first, 00-base (3.0000)" in best
+    assert "16.2 % less than that of the first, 00-base (3.0000)" in best
     assert "* d_model 16 → 32 (from 00-base)" in best
     assert "d_model 32, n_layers 1, vocab_size 256, position Rotary" in best
     assert "--config runs/s/01-wide,seed=1/version_0/config.yaml" in best
@@ -567,7 +599,7 @@ def test_runs_without_val_bpb_are_reported_by_val_loss_with_its_unit(by_loss):
     assert (wide[1], wide[-1]) == ("**5.1000 ± 0.1414 (2)**", "keep")
     assert (bad[1], bad[-1]) == ("none", "diverged")
     assert "**01-wide**: val_loss 5.1000 ± 0.1414 (2)" in page
-    assert "15.0 % less than the first, 00-base (6.0000)" in page
+    assert "15.0 % less than that of the first, 00-base (6.0000)" in page
     assert rows(page, "Statement")[0][3:5] == ["+0.9000", "+0.000"]
     assert "By the seed alone, val_loss varies" in page
     assert "val_bpb" not in page

@@ -8,7 +8,7 @@ import pytest
 pytest.importorskip("scipy")
 pytest.importorskip("optuna")
 
-from bytelm.experiments.surface import Coordinates, Surface
+from bytelm.experiments.plan.surface import Surface
 
 NAMES = ["model.gpt.d_model", "model.gpt.n_layers", "model.optimizer.lr"]
 GRID = np.array(list(itertools.product(np.linspace(-1, 1, 9), repeat=3)))
@@ -54,22 +54,3 @@ def test_without_runs_that_tell_otherwise_losses_rise_to_both_ends_and_wide_netw
     assert low > middle < high
     wide = surface.predict(np.array([[1.0, 0.0, -1.0], [1.0, 0.0, 1.0]]))[0]
     assert wide[0] < wide[1]
-
-
-def test_options_become_numbers_by_their_logarithms_by_themselves_or_one_per_value():
-    points = [
-        (("width", str(width)), ("rate", rate), ("share", share), ("norm", norm), ("same", "1"), ("follows", "9"))
-        for width, rate, share, norm in [
-            (64, "1e-3", "0.8", "RMS"),
-            (128, "1e-2", "0.9", "Layer"),
-            (256, "3e-3", "1.0", "RMS"),
-        ]
-    ]
-    coordinates = Coordinates(points, ["width", "rate", "share", "norm", "same", "missing"])
-    assert coordinates.names == ["width", "rate", "share", "norm"]
-    assert coordinates.logs == ["width", "rate"]
-    found = coordinates.of(points)
-    assert found[:, 0] == pytest.approx([-1, 0, 1])
-    assert found[:, 1] == pytest.approx([-1, 1, -0.0458], abs=1e-3)
-    assert found[:, 2] == pytest.approx([-1, 0, 1])
-    assert found[:, 3] == pytest.approx([-1, 1, -1])

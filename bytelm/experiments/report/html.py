@@ -22,7 +22,11 @@ body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 84rem; marg
 h1, h2, h3 { line-height: 1.2 } h2 { margin-top: 2.5rem }
 table { border-collapse: collapse; font-size: 13.5px; margin: 1rem 0; display: block; overflow-x: auto }
 th, td { padding: .3rem .7rem; border-bottom: 1px solid #ddd; text-align: left; vertical-align: top }
-th { border-bottom: 2px solid #999 } th, td:nth-child(-n+3) { white-space: nowrap } tr:hover td { background: #f6f6f6 }
+th { border-bottom: 2px solid #999 } th, td:nth-child(-n+3) { white-space: nowrap }
+table:has(th:nth-child(5)) td:first-child:not([style]) {  /* long names of runs */
+  white-space: normal; overflow-wrap: anywhere; min-width: 20rem
+}
+tr:hover td { background: #f6f6f6 }
 td[style*="right"], th[style*="right"] { font-variant-numeric: tabular-nums }
 code { background: #f2f2f2; padding: .1em .3em; border-radius: 3px; font-size: 90% }
 img { max-width: 100% }

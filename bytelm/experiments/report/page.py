@@ -3,7 +3,7 @@
 All contents are read from the runs' folders.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,10 @@ from bytelm.experiments.report.html import to_html
 from bytelm.experiments.report.section import Section
 from bytelm.experiments.report.text import plain, table
 from bytelm.runs.folder import RUNS
+from bytelm.runs.read import Run
 from bytelm.runs.score import RANKED
+
+MOST_STUDIES = 3  # in a title
 
 
 def report(
@@ -35,7 +38,7 @@ def report(
     Args:
         runs: Folders with runs: `runs`, a study's folder, or several.
         out: Folder for the report; default: `report` in the first of these folders.
-        title: Headline. Default: made from the folders' names.
+        title: Headline. Default: made from the names of the studies or folders.
         phases: Tables, each with its title and its experiments, as names or patterns: `{Size: [14-*, 15-*]}`. Default:
             one for each study.
         curves: Experiments, as names or patterns, whose training curves are shown. Default: all if there are few;
@@ -61,8 +64,7 @@ def report(
     measured = contests_of(ended_runs(spread_of)) if spread_of else None
     layout.check(contests)
     folder = Path(out) if out else Path(runs[0], "report")
-    studies = dict.fromkeys("no study" if run.study == RUNS else run.study for run in found)
-    title = title or f"Runs of {', '.join(studies)}"
+    title = title or _title(runs, found)
     sections = {
         contest: Section(
             experiments,
@@ -86,6 +88,13 @@ def report(
         page = folder / "report.html"
         page.write_text(to_html(text, title, folder, charts), encoding="utf-8")
     return page
+
+
+def _title(folders: Sequence[str], runs: Sequence[Run]) -> str:
+    studies = list(dict.fromkeys(run.study for run in runs))
+    if RUNS in studies or len(studies) > MOST_STUDIES:  # runs of no study are in RUNS itself
+        return f"Runs in {', '.join(folders)}"
+    return f"Runs of {', '.join(studies)}"
 
 
 def _has_chapter(section: Section, sections: Mapping[Contest, Section]) -> bool:

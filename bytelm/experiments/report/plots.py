@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
 from bytelm.experiments.comparison import Experiment
 from bytelm.experiments.report.curves import Curve, Curves
@@ -21,7 +22,7 @@ WIDTH, HEIGHT = 12.0, 5.0  # inches
 ROW = 0.27  # inches per name on an axis
 MOST_NAMES = 60  # on an axis
 MOST_LABELS = 15  # points that are all labelled; if there are more, only those that were the best so far
-LONGEST_LABEL = 36
+LONGEST_LABEL = 44
 CHART_POINTS = 400  # of a curve on the page, about
 STYLE: Any = {
     "axes.spines.top": False,
@@ -60,11 +61,15 @@ def by_name(phases: Mapping[str, Sequence[Experiment]], score: Score) -> Figure:
             if len(scores) > 1:
                 axes.plot(scores, [place] * len(scores), "|-", color=color, ms=7, lw=1.5)
             axes.plot([experiment.score or 0.0], [place], "o", color=color, ms=6, zorder=3)
-        axes.set_yticks(range(len(ranked)), [short(e.name) for e in ranked])
+        names = labels(e.name for e in ranked)
+        axes.set_yticks(range(len(ranked)), [names[e.name] for e in ranked])
         axes.set_ylim(len(ranked) - 0.4, -0.6)
         if len(phases) > 1:
             for place, phase in enumerate(phases):
                 axes.plot([], [], "o", color=f"C{place}", label=short(phase))
+        if any(len(e.scores) > 1 for e in ranked):
+            axes.plot([], [], "|-", color="gray", ms=7, lw=1.5, label="scores of several runs, and their mean")
+        if axes.get_legend_handles_labels()[0]:
             axes.legend(fontsize=8)
         return figure
 
@@ -85,15 +90,15 @@ def in_order(phases: Mapping[str, Sequence[Experiment]], score: Score) -> Figure
         scored = [(places[e], e.score) for e in order if e.score is not None]
         best = np.minimum.accumulate([value for _, value in scored])
         axes.step([place for place, _ in scored], best, where="post", color="black", lw=1)
-        for experiment in order:
-            if not experiment.scores:  # an experiment without a score also takes a place
-                top = axes.get_xaxis_transform()
-                axes.plot(places[experiment], 1, "x", color="crimson", transform=top, clip_on=False)
+        if without := [places[e] for e in order if not e.scores]:  # they also take a place
+            top = axes.get_xaxis_transform()
+            axes.plot(without, [1] * len(without), "x", color="crimson", transform=top, clip_on=False, label="no score")
         axes.plot([], [], color="black", lw=1, label="best so far")
         if len(order) <= MOST_NAMES:
             few = len(order) <= MOST_LABELS
             style: Any = {"rotation": 30, "ha": "right"} if few else {"rotation": 90, "fontsize": 7}
-            axes.set_xticks(range(1, len(order) + 1), [short(e.name) for e in order], **style)
+            names = labels(e.name for e in order)
+            axes.set_xticks(range(1, len(order) + 1), [names[e.name] for e in order], **style)
         axes.legend(fontsize=8)
         return figure
 
@@ -109,12 +114,7 @@ def by_parameters(phases: Mapping[str, Sequence[Experiment]], score: Score) -> F
         figure, axes = _axes("parameters (millions)", _label(score))
         sizes = {e: e.figure("num_params_M") for part in phases.values() for e in part}
         _points(axes, phases, {e: size for e, size in sizes.items() if size}, are_named=True)
-        axes.set_xscale("log")
-        ticks = [size for size in sizes.values() if size]
-        if ticks and max(ticks) / min(ticks) < 30:
-            axes.xaxis.set_major_formatter("{x:g}")
-            axes.xaxis.set_minor_formatter("{x:g}")
-            axes.tick_params(axis="x", which="minor", labelsize=8)
+        log_scale(axes)
         axes.legend(fontsize=8)
         return figure
 
@@ -131,6 +131,7 @@ def training(runs: Sequence[Curves], score: Score, over: Literal["seconds", "tok
     with matplotlib.rc_context(STYLE):
         figure, axes = _axes(unit, score.unit)
         lowest, highest = math.inf, 0.0
+        names = labels(one.run.experiment for one in runs)
         for place, curves in enumerate(runs):
             color = f"C{place}"
             loss, scores = curves.loss.values, curves.scores.values
@@ -138,7 +139,7 @@ def training(runs: Sequence[Curves], score: Score, over: Literal["seconds", "tok
                 axes.plot(getattr(curves.loss, over) / scale, loss, color=color, lw=1, alpha=0.75)
                 lowest, highest = min(lowest, *loss), max(highest, loss[len(loss) // 20])
             style = "o-" if len(scores) > 1 else "o"
-            label = short(curves.run.experiment)
+            label = names[curves.run.experiment]
             axes.plot(getattr(curves.scores, over) / scale, scores, style, color=color, label=label)
             if len(scores):
                 lowest, highest = min(lowest, *scores), max(highest, scores[-1])
@@ -174,11 +175,38 @@ def chart(runs: Sequence[Curves], score: Score) -> dict[str, Any]:
     }
 
 
+def labels(names: Iterable[str]) -> dict[str, str]:
+    """Returns a label for each of the names in a picture, without the parts that all of them have.
+
+    Args:
+        names: Names such as `base,lr=0.01,limit=10s`, which a study makes of a config and the searched values.
+    """
+    parts = {name: name.split(",") for name in names}
+    shared = set.intersection(*map(set, parts.values())) if len(parts) > 1 else set()
+    return {name: short(",".join(one for one in some if one not in shared) or name) for name, some in parts.items()}
+
+
 def short(name: str) -> str:
     """Returns a name as a label."""
     text = printable(name)
     text = text if len(text) <= LONGEST_LABEL else f"{text[: LONGEST_LABEL // 2]}…{text[-(LONGEST_LABEL // 2 - 1) :]}"
     return f" {text}" if text.startswith("_") else text  # matplotlib leaves out labels that begin with `_`
+
+
+def log_scale(axes: Axes, ticks: Sequence[float] = ()) -> None:
+    """Makes the horizontal axis logarithmic, with plain numbers: STYLE shows the formulas of the default as they are.
+
+    Args:
+        axes: The axes.
+        ticks: Numbers on the axis. Default: 1, 2 and 5 of each power of ten.
+    """
+    axes.set_xscale("log")
+    if ticks:
+        axes.set_xticks(ticks)
+    else:
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.minorticks_off()
 
 
 def _label(score: Score) -> str:
@@ -205,6 +233,7 @@ def _points(
         are_named: Whether names are written beside the points; if there are many, only beside the filled ones.
     """
     named = set(x) if len(x) <= MOST_LABELS else {e for e in x if e.kept}
+    names = labels(e.name for e in x)
     for place, (phase, members) in enumerate(phases.items()):
         color = f"C{place}"
         shown = [e for e in members if e.scores and e in x]
@@ -228,5 +257,7 @@ def _points(
         for e in shown if are_named else ():
             if e in named:
                 at, offset = (x[e], e.score or 0.0), (5, 4)
-                axes.annotate(short(e.name), at, offset, textcoords="offset points", fontsize=7)
+                axes.annotate(names[e.name], at, offset, textcoords="offset points", fontsize=7)
         axes.plot([], [], "o", color=color, label=short(phase))
+    if any(e.scores and not e.kept for e in x):
+        axes.plot([], [], "o", color="gray", mfc="white", label="not the best so far")

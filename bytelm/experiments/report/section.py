@@ -191,7 +191,7 @@ class Section:
         )
         if first is not best:
             less = 100 * (1 - best.score / first.score)
-            text += f" That is {less:.1f} % less than the first, {plain(first.name)} ({first.score:.4f})."
+            text += f" The score is {less:.1f} % less than that of the first, {plain(first.name)} ({first.score:.4f})."
         parts, chain, at = [text], [], best
         while at.origin is not None:
             changes = plain(", ".join(at.changes) or "no change of a setting")

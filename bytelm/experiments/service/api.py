@@ -34,7 +34,7 @@ from bytelm.experiments.service.pages import add_pages
 from bytelm.experiments.service.paths import without_paths
 from bytelm.experiments.service.program import MEMORY
 from bytelm.runs.score import RANKED, VAL_BPB, VAL_LOSS
-from bytelm.units import MEMORY_UNITS, Duration, Size, accepted_forms
+from bytelm.units import MEMORY_UNITS, Duration, Size, check_time
 
 TOKEN = "BYTELM_TOKEN"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -278,9 +278,8 @@ def serve(
         baseline_code: File of the program that clients get as the baseline, with protocol challenge. Default: bytelm's
             program for 00-baseline.yaml. For another baseline there is none, and --allow_code requires one.
     """
-    for key, duration in (("match_time", match_time), ("run_timeout", run_timeout)):
-        if duration.unit != "seconds" or not duration.value:
-            raise ConfigError(key, str(duration), accepted_forms("seconds"))
+    check_time("match_time", match_time)
+    check_time("run_timeout", run_timeout)
     check_experiment(study, "study")
     if memory_limit is not None and not can_be_watched():
         raise ConfigError("memory_limit", str(memory_limit), "the memory of processes is unknown on this system")

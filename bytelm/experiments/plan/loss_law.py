@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy.optimize import minimize
+from threadpoolctl import threadpool_limits
 
 NAMES = ("E", "A", "alpha", "B", "beta")
 REPETITIONS = 15.387743  # R*: after this many repetitions, another one is worth 1/e of fresh text
@@ -103,10 +104,12 @@ class LossLaw:
 
         rng = np.random.default_rng(seed)
         number = len(losses)
-        fits = [solve(np.ones(number), starts)]
-        for _ in range(DRAWS):
-            counts = rng.multinomial(number, np.full(number, 1 / number)).astype(float)
-            fits.append(solve(counts, [starts[place] for place in rng.choice(len(starts), STARTS, replace=False)]))
+        with threadpool_limits(1, "blas"):  # beside other processes, threads take 30 times as long for tiny matrices
+            fits = [solve(np.ones(number), starts)]
+            for _ in range(DRAWS):
+                counts = rng.multinomial(number, np.full(number, 1 / number)).astype(float)
+                some = rng.choice(len(starts), STARTS, replace=False)
+                fits.append(solve(counts, [starts[place] for place in some]))
         apart = np.log(np.exp(terms @ fits[0]).sum(0)) - wanted
         return cls(np.array(fits), bounds, center, float(np.sqrt((apart**2).mean())))
 

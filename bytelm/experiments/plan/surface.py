@@ -7,14 +7,10 @@ those of losses near their minimum: within the range of an option, the loss firs
 A larger network wants a lower learning rate. The best values may change with the budget.
 """
 
-import json
-import math
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-
-from bytelm.experiments.task import Point
 
 NOISE = 0.012  # of the logarithm of the loss of a run within the whole budget: small runs vary by 0.5 to 2 % with seeds
 # Priors: mean and standard deviation. An option goes from -1 to 1 between the ends of its range, and the budget, as a
@@ -24,62 +20,6 @@ SLOPE, CURVATURE, PRODUCT, WITH_BUDGET = (0.0, 0.15), (0.1, 0.05), (0.0, 0.05), 
 WIDTH_AND_RATE = (0.06, 0.05)
 # Standard deviation of what the surface leaves over: at the whole budget, and what is added at a sixteenth.
 MISFIT, SHORT_MISFIT = 0.015, 0.015
-LOG_RATIO = 2.0  # positive numbers that differ by this factor count as logarithms
-
-
-class Coordinates:
-    """The options of candidates as numbers from -1 to 1.
-
-    Args:
-        candidates: All candidates.
-        keys: The keys of the options; one without a value in some of the candidates does not count.
-    """
-
-    def __init__(self, candidates: Sequence[Point], keys: Collection[str]) -> None:
-        values = [dict(candidate) for candidate in candidates]
-        self._axes: dict[str, tuple[bool, float, float]] = {}
-        self._choices: list[tuple[str, str]] = []
-        for key in keys:
-            if not all(key in each for each in values):
-                continue
-            texts = list(dict.fromkeys(each[key] for each in values))
-            numbers = [_number(text) for text in texts]
-            if len(texts) < 2:
-                continue
-            if any(number is None for number in numbers):
-                self._choices += [(key, text) for text in texts[1:]]
-            else:
-                known = [number for number in numbers if number is not None]
-                low, high = min(known), max(known)
-                is_log = low > 0 and high / low >= LOG_RATIO
-                self._axes[key] = (is_log, *((math.log(low), math.log(high)) if is_log else (low, high)))
-
-    @property
-    def numbers(self) -> list[str]:
-        """The keys whose values are numbers."""
-        return list(self._axes)
-
-    @property
-    def logs(self) -> list[str]:
-        """The keys whose logarithms count."""
-        return [key for key, (is_log, *_) in self._axes.items() if is_log]
-
-    @property
-    def names(self) -> list[str]:
-        """The key of each coordinate."""
-        return [*self._axes, *(key for key, _ in self._choices)]
-
-    def of(self, candidates: Sequence[Point]) -> np.ndarray:
-        """The coordinates of candidates, (candidates, coordinates)."""
-        rows = []
-        for candidate in candidates:
-            values, row = dict(candidate), []
-            for key, (is_log, low, high) in self._axes.items():
-                number = float(values[key])
-                row.append(2 * ((math.log(number) if is_log else number) - low) / (high - low) - 1)
-            row += [1.0 if values[key] == text else -1.0 for key, text in self._choices]
-            rows.append(row)
-        return np.array(rows, float).reshape(len(rows), len(self.names))
 
 
 @dataclass(frozen=True)
@@ -148,12 +88,3 @@ def _priors(names: Sequence[str]) -> list[tuple[float, float]]:
         of_rate = {last[one], last[other]} == {"d_model", "lr"}
         quadratic.append(CURVATURE if one == other else WIDTH_AND_RATE if of_rate else PRODUCT)
     return [INTERCEPT, BUDGET, BUDGET_SQUARED, *[SLOPE] * len(names), *quadratic, *[WITH_BUDGET] * len(names)]
-
-
-def _number(text: str) -> float | None:
-    """A number in the text of an option; None for anything else, such as a truth value."""
-    try:
-        value = json.loads(text)
-    except ValueError:
-        return None
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
