@@ -118,8 +118,7 @@ def test_mfu_is_logged_where_the_peak_is_known(run):
     assert record["mfu"] == pytest.approx(record["tokens_per_sec"] * (6 * params + 12 * 16 * 32) / 1e9, rel=1e-2)
 
 
-def test_every_run_has_its_own_folder(run):
-    run()
+def test_every_run_has_its_own_folder(run, trained):
     run()
     run("--experiment", "other")
     assert sorted(path.as_posix() for path in Path("runs").glob("*/*")) == [
@@ -198,8 +197,7 @@ def test_a_test_of_one_batch_cannot_resume(rejected, given):
     )
 
 
-def test_predict_writes_the_cost_of_each_byte(run, capsys):
-    run()
+def test_predict_writes_the_cost_of_each_byte(run, trained, capsys):
     checkpoint = "runs/tiny/version_0/checkpoints/last.ckpt"
     run("--ckpt_path", checkpoint, "--data.eval_bytes", "1000000", subcommand="validate")
     score = float(printed(capsys.readouterr().out)["val_bpb"])
