@@ -144,7 +144,7 @@ def test_output_does_not_change_training(run):
 
 
 def test_the_bar_shows_steps_loss_speed_and_time_left_on_standard_error(run, capsys):
-    run("--time_budget.limit", "300ms")
+    run("--time_budget.limit", "12 steps")
     captured = capsys.readouterr()
     assert re.search(r"step [\d,]+ \| loss \d\.\d+ \| [\d,]+ tok/s \| \d:\d\d left", captured.err)
     assert "tok/s |" not in captured.out

@@ -58,8 +58,9 @@ for number, kind in enumerate(("shuffled", "dropout", "muon", "accumulated", "sc
     PLACES += [(kind, few), pytest.param(kind, [cut for cut in CUTS if cut not in few], marks=pytest.mark.slow)]
 
 
-# Hooks in which a user's callback saves a checkpoint: in the third step, after it, and in the validation that follows.
-SAVING = {"on_train_batch_start": 2, "on_before_optimizer_step": 2, "on_train_batch_end": 3}
+# Hooks in which a callback of the user saves a checkpoint, and the step: at the start, in the third step, after it, and
+# in the validation that follows.
+SAVING = {"on_train_start": 0, "on_train_batch_start": 2, "on_before_optimizer_step": 2, "on_train_batch_end": 3}
 SAVING |= {"on_validation_batch_start": 3}
 
 
