@@ -366,8 +366,8 @@ class Ramp(Schedule):
             used, begin, length = progress.amount(self.over.unit), self.begin.value, self.over.value
         else:
             used, begin, length = progress.fraction, progress.share(self.begin), progress.share(self.over)
-        if used <= begin:
-            return 1.0 if length == 0 and used == begin else 0.0
+        if used < begin:
+            return 0.0
         return min((used - begin) / length, 1.0) if length else 1.0
 
 

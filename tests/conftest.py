@@ -143,16 +143,26 @@ def run(folder):
 
 
 @pytest.fixture(scope="session")
-def _trained(tmp_path_factory):
+def train_once(tmp_path_factory):
+    """Trains tiny.yaml with each of several lists of options, for many tests; returns the folder of the runs."""
     from bytelm.cli import build
 
-    folder = tmp_path_factory.mktemp("trained")
-    write_inputs(folder)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.setattr("sys.argv", ["bytelm"])
-        build(["fit", "--config", "tiny.yaml"])
-    return folder / "runs"
+    def train_once(*runs):
+        folder = tmp_path_factory.mktemp("trained")
+        write_inputs(folder)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(folder)
+            patch.setattr("sys.argv", ["bytelm"])
+            for options in runs:
+                build(["fit", "--config", "tiny.yaml", *options])
+        return folder / "runs"
+
+    return train_once
+
+
+@pytest.fixture(scope="session")
+def _trained(train_once):
+    return train_once([])
 
 
 @pytest.fixture

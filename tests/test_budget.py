@@ -1,5 +1,6 @@
 """Progress converts durations into shares of a run, and a budget knows whether another step fits."""
 
+import math
 import subprocess
 import sys
 
@@ -31,6 +32,9 @@ def progress(fraction: float, limits: dict[str, float], **used: float) -> Progre
         (progress(0.5, {"seconds": 100, "steps": 5_000}, seconds=50, steps=1_000), Duration(500, "steps"), 0.25),
         # Before there is a pace, by the coming step: at 2 s a step the run will have 50.
         (progress(0.0, {"seconds": 100, "steps": 5_000}), Duration(5, "steps"), 0.1),
+        (progress(0.02, {"seconds": 100}, seconds=2), Duration(5, "steps"), 0.1),
+        # Of a unit in which nothing is known, any amount is longer than the run.
+        (progress(0.0, {"seconds": 100}), Duration(5, "tokens"), math.inf),
     ],
 )
 def test_share_of_the_run(at, duration, share):

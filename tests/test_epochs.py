@@ -2,11 +2,13 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from added_callback import added_callback
 from lightning.pytorch import Callback
+from lightning.pytorch.loops import evaluation_loop, fit_loop, training_epoch_loop
 from resuming import Signal, assert_same_checkpoints
 from thinned import thinned
 
@@ -205,11 +207,15 @@ def test_early_stopping_ends_a_run_with_the_score_of_its_last_weights(run):
     assert record(version=1)["total_steps"] == 15
 
 
-def test_early_stopping_sees_validations_at_times(run):
+def test_early_stopping_sees_validations_at_times(run, monkeypatch):
+    recorder = Recorder()
+    clock = SimpleNamespace(monotonic=lambda: 3600.0 * len(recorder.batches))  # a step takes an hour
+    for module in (fit_loop, training_epoch_loop, evaluation_loop):
+        monkeypatch.setattr(module, "time", clock)
     stopping = "{class_path: EarlyStopping, init_args: {monitor: val/bpb, mode: max, patience: 1}}"
-    times = ("--trainer.val_check_interval", "00:00:00:01", "--time_budget.limit", "12 steps")
-    recorder = recorded(run, *times, f"--trainer.callbacks+={stopping}")
-    assert recorder.events[-2:] == ["val", "end 2"]
+    with added_callback(recorder):
+        run(*TWELVE, "--trainer.val_check_interval", "00:04:00:00", f"--trainer.callbacks+={stopping}")
+    assert recorder.events == [0, 1, 2, 3, "val", 4, "end 0", 0, 1, 2, "val", "end 1"]
 
 
 def test_learning_rates_are_logged_at_every_epoch(run):

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from bytelm.metrics import BitsPerByte, NatsPerToken
+from bytelm.metrics import BitsPerByte, NatsPerToken, uniform_score, unigram_score
 
 TOKEN_BYTES = torch.tensor([1, 4, 2, 7, 3])
 
@@ -87,3 +87,14 @@ def test_ranks_merge_into_the_score_of_one(token_bytes):
     ranks[0].dist_sync_fn = lambda state, group: next(gathered)
     assert ranks[0].compute().item() == pytest.approx(alone.compute().item(), rel=1e-12)
     assert ranks[1].compute().item() != pytest.approx(alone.compute().item(), rel=1e-3)
+
+
+@pytest.mark.parametrize("in_bytes", [True, False], ids=["bits per byte", "nats per token"])
+@pytest.mark.parametrize("token_bytes", [None, torch.tensor([0, 4, 2, 7])])  # token 0 ends a document
+def test_the_scores_to_compare_with_are_those_of_their_models(token_bytes, in_bytes):
+    targets = torch.tensor([3, 1, 0, 3, 1, 3, 0])  # never token 2
+    counts = torch.bincount(targets, minlength=4)
+    for score, p in ((unigram_score, counts / counts.sum()), (uniform_score, torch.full((4,), 0.25))):
+        metric = BitsPerByte(token_bytes) if in_bytes else NatsPerToken()
+        metric.update(-p.log()[targets], targets)
+        assert score(counts, token_bytes, in_bytes) == pytest.approx(metric.compute().item(), rel=1e-6)

@@ -163,7 +163,14 @@ def test_from_function_scales_the_rate_of_each_group(learning_rate, seen):
 
 
 @pytest.mark.parametrize(
-    ("shape", "half"), [("linear", 0.5), ("cosine", 0.5), ("sqrt", math.sqrt(0.5)), ("1-sqrt", 1 - math.sqrt(0.5))]
+    ("shape", "half"),
+    [
+        ("linear", 0.5),
+        ("cosine", 0.5),
+        ("sqrt", math.sqrt(0.5)),
+        ("1-sqrt", 1 - math.sqrt(0.5)),
+        ("inverse-sqrt", (1 / math.sqrt(5.5) - 1 / math.sqrt(10)) / (1 - 1 / math.sqrt(10))),
+    ],
 )
 @pytest.mark.parametrize("min_lr_factor", [0.0, 0.1])
 def test_decay_shapes_begin_at_the_peak_and_end_exactly_at_the_floor(shape, half, min_lr_factor):
@@ -235,7 +242,7 @@ def test_warmup_and_decay_may_fill_the_whole_run(percent):
         [Constant, Cosine, Linear]
         + [
             lambda shape=shape, decay=decay, **options: WarmupStableDecay(duration(decay), shape, **options)
-            for shape in ("linear", "cosine", "sqrt", "1-sqrt")
+            for shape in ("linear", "cosine", "sqrt", "1-sqrt", "inverse-sqrt")
             for decay in ("0%", "20%", "30 steps", "100%")
         ]
     ),
@@ -282,6 +289,7 @@ def test_a_ramp_may_begin_later_and_units_may_differ(begin, over):
 def test_a_ramp_defaults_to_the_given_value():
     assert [Ramp(end=0.0).value(4.0, at_step(it)) for it in (0, 2_500, 5_000)] == [4.0, 2.0, 0.0]
     assert [Ramp(start=0.0).value(4.0, at_step(it)) for it in (0, 2_500, 5_000)] == [0.0, 2.0, 4.0]
+    assert (Ramp(end=0.0).reached(4.0), Ramp(start=0.0).reached(4.0)) == ([4.0, 0.0], [0.0, 4.0])
     with pytest.raises(ConfigError, match=r"^start: None .* for start, for end, or for both"):
         Ramp()
 
@@ -363,6 +371,8 @@ def test_changes_at_the_same_moment_make_one_combination():
 
 def test_points_of_one_unit_have_an_order_under_any_limit():
     assert combined(at_second(0), a={"10 steps": 1}, b={"20 steps": 2}) == [(8, 8), (1, 8), (1, 2)]
+    # Also where nothing says yet how long the run is in this unit.
+    assert combined(at_second(0), a={"10 tok": 1}, b={"20 tok": 2}) == [(8, 8), (1, 8), (1, 2)]
 
 
 def test_where_the_order_is_not_known_all_combinations_are_run():

@@ -54,8 +54,7 @@ def test_the_package_lists_its_names():
         bytelm.train_all  # noqa: B018
 
 
-def test_a_config_trains_as_on_the_command_line(run, monkeypatch):
-    run()
+def test_a_config_trains_as_on_the_command_line(trained, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["ipykernel_launcher.py", "-f", "kernel.json"])  # as in a notebook
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message="LightningCLI's args")

@@ -102,7 +102,7 @@ class SharedTokens:
                 with path.open("rb") as file:
                     lengths, tokens = np.load(file), np.load(file)
                 return np.split(tokens, np.cumsum(lengths)[:-1])
-            except (OSError, ValueError):  # not there yet; or an incomplete file of a machine that was switched off
+            except OSError:  # not there yet
                 if time.monotonic() >= end:
                     self.patience = 0.0
                     return None

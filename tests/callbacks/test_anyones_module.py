@@ -659,8 +659,16 @@ def test_an_average_of_the_last_epochs_needs_a_number_of_epochs():
         fit(Net(), TimeBudget("3 steps"), averaging, max_epochs=-1)
 
 
-def test_schedulers_of_a_known_length_are_accepted():
-    fit(Endless(lambda optimizer, steps, _: CosineAnnealingLR(optimizer, steps)), TimeBudget("3 steps"), max_epochs=2)
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda optimizer, steps, _: CosineAnnealingLR(optimizer, steps),
+        lambda optimizer, _, before: LambdaLR(optimizer, lambda step: float(step > before)),  # -1 is no length
+    ],
+)
+def test_schedulers_of_a_known_length_are_accepted(make):
+    made = fit(Endless(make), TimeBudget("3 steps"), max_epochs=2)
+    assert made.global_step == 3
 
 
 # More than one fit

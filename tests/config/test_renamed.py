@@ -137,8 +137,7 @@ def test_a_rejection_of_the_old_config_names_its_version(old, rejected):
     assert line.endswith(f"(in old/config.yaml, written by bytelm 0.1.0; this is {bytelm.__version__})")
 
 
-def test_files_of_this_version_state_the_version(run, capsys):
-    run()
+def test_files_of_this_version_state_the_version(trained, capsys):
     assert read("runs/tiny/version_0/checkpoints/last.ckpt")["bytelm_version"] == bytelm.__version__
     assert written_by(Path("runs/tiny/version_0/config.yaml")) == bytelm.__version__
     with pytest.raises(SystemExit):

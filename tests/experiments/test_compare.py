@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from run_folders import CORPUS, config, make_run
@@ -31,13 +32,14 @@ def world(folder, monkeypatch):
             self.begun = []
             self.corpora = {}
             self.failing = set()
+            self.outcomes = []
             self.most_runs = 100
 
     world = World()
 
     class Runner:
         def __init__(self, study, max_runs, total_time, run_timeout):
-            self.study, self.outcomes = study, []
+            self.study, self.outcomes = study, world.outcomes
 
         def work(self):
             for task in self.study.missing():
@@ -108,13 +110,25 @@ def test_seeds_are_added_in_pairs_until_the_difference_is_settled(world, compare
     assert difference["mean"] == pytest.approx(-0.1 + 2 * 0.002 / 4)
     low, high = difference["interval_95"]
     assert low < difference["mean"] < high < 0
+    assert [line.split() for line in lines[1:4]] == [
+        ["val_bpb", "seeds", "steps", "tokens", "seconds"],
+        ["a", "1.9995", "±", "0.0031", "4", "100", "180.0"],
+        ["b", "1.9005", "±", "0.0031", "4", "100", "180.0"],
+    ]
+    assert lines[4] == (
+        "b minus a: -0.0990, 95 % interval -0.1089 to -0.0891; 99.9 % that b is better; 31.8 times the noise of a "
+        "seed (0.0031)"
+    )
 
 
 def test_the_same_command_runs_nothing_again_and_more_seeds_are_added_to_the_earlier_ones(world, compared):
     world.scores["b"] = 1.998
     lines, figures = compared("a.yaml", "b.yaml", "--seeds", "3")
     (sentence,) = [line for line in lines if line.startswith("Not settled after 3 seeds: b is ahead by 0.0")]
-    assert re.search(r"if the difference stays as measured, \d+ more seeds would settle it \(--seeds \d+\)", sentence)
+    needed = figures["differences"]["b"]["seeds_needed"]
+    assert (
+        f"if the difference stays as measured, {needed - 3} more seeds would settle it (--seeds {needed})" in sentence
+    )
     assert not figures["differences"]["b"]["settled"]
     assert compared("a.yaml", "b.yaml", "--seeds", "3") == (lines, figures)
     assert len(world.begun) == 6
@@ -180,6 +194,17 @@ def test_a_failed_run_costs_its_pair_alone(world, compared):
     _, figures = compared("a.yaml", "b.yaml", "--seeds", "3")
     assert figures["differences"]["b"]["pairs"] == 2
     assert list(figures["contestants"]["b"]["scores"]) == ["1", "3"]
+    world.failing = {"c,seed=1", "c,seed=2"}
+    lines, _ = compared("a.yaml", "c.yaml", "--seeds", "2")
+    assert lines[3].split() == ["c", "none", "0"]
+    assert "c and a have no seed with two scores; see the runs' records." in lines
+
+
+def test_a_run_that_is_rejected_ends_the_comparison_with_its_reason(world, capsys):
+    world.outcomes = [SimpleNamespace(status="rejected", reason="data.path: 'x' cannot be used")]
+    status, line = rejected(capsys, "a.yaml", "b.yaml")
+    assert status == 2
+    assert line.endswith("b.yaml' cannot be used; a run was rejected: data.path: 'x' cannot be used")
 
 
 def test_runs_beyond_the_limits_are_not_waited_for(world, compared):

@@ -10,21 +10,22 @@ from bytelm.experiments.plan.coordinates import Coordinates
 
 def test_options_become_numbers_by_their_logarithms_by_themselves_or_one_per_value():
     points = [
-        (("width", str(width)), ("rate", rate), ("share", share), ("norm", norm), ("same", "1"), ("unused", "9"))
-        for width, rate, share, norm in [
-            (64, "1e-3", "0.8", "RMS"),
-            (128, "1e-2", "0.7", "Layer"),
-            (256, "3e-3", "1.0", "RMS"),
+        (("width", str(width)), ("rate", rate), ("share", share), ("norm", norm), ("clip", clip), ("same", "1"))
+        for width, rate, share, norm, clip in [
+            (64, "1e-3", "0.8", "RMS", "null"),
+            (128, "1e-2", "0.7", "Layer", "null"),
+            (256, "3e-3", "1.0", "RMS", "1.0"),
         ]
     ]
-    coordinates = Coordinates(points, ["width", "rate", "share", "norm", "same", "missing"])
-    assert coordinates.names == ["width", "rate", "share", "norm"]
+    coordinates = Coordinates(points, ["width", "rate", "share", "norm", "clip", "same", "missing"])
+    assert coordinates.names == ["width", "rate", "share", "norm", "clip"]
     assert coordinates.logs == ["width", "rate"]
     found = coordinates.of(points)
     assert found[:, 0] == pytest.approx([-1, 0, 1])
     assert found[:, 1] == pytest.approx([-1, 1, -0.0458], abs=1e-3)
     assert found[:, 2] == pytest.approx([-1 / 3, -1, 1])
     assert found[:, 3] == pytest.approx([-1, 1, -1])
+    assert found[:, 4] == pytest.approx([-1, -1, 1])  # not all of its values are numbers
 
 
 def test_an_option_that_changes_with_an_earlier_one_is_no_coordinate():

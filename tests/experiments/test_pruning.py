@@ -53,6 +53,11 @@ def test_of_a_simulated_sweep_the_best_run_is_found_in_a_part_of_the_time(method
     assert np.mean([used for *_, used in sweeps]) < most
 
 
+def test_the_methods_are_those_of_optuna():
+    pruners = [pruner_of(method) for method in ("none", "median", "hyperband")]
+    assert [type(pruner).__name__ for pruner in pruners] == ["NoneType", "MedianPruner", "HyperbandPruner"]
+
+
 def test_runs_of_several_workers_are_compared_while_they_run():
     """Twelve runs at once: without the comparison with running runs, all of them would be completed."""
     study, pruner, ended = optuna.create_study(), pruner_of("median"), {}

@@ -331,9 +331,8 @@ def test_a_trained_model_is_scored_on_tasks_of_one_s_own(run, folder, add_task, 
     assert "my_writing/exact_match: 0.5000" in lines
 
 
-def test_a_metric_with_a_bootstrapped_error_is_reported_with_it(run, folder, add_task, quick, capfd):
+def test_a_metric_with_a_bootstrapped_error_is_reported_with_it(trained, folder, add_task, quick, capfd):
     """The harness forks a pool of workers for that."""
-    run()
     pairs = [("to be or", " not"), ("that is the", " question"), ("to", " be"), ("whether", " nobler")]
     add_task("my_cloze", CLOZE, [{"prompt": prompt, "answer": answer} for prompt, answer in pairs])
     capfd.readouterr()
@@ -347,9 +346,8 @@ def test_a_metric_with_a_bootstrapped_error_is_reported_with_it(run, folder, add
     assert "Traceback" not in captured.err
 
 
-def test_the_documented_tasks_for_local_files_score_them(run, folder, quick, capsys):
+def test_the_documented_tasks_for_local_files_score_them(trained, folder, quick, capsys):
     """Perplexity as for WikiText, and the last word as for LAMBADA."""
-    run()
     page = (Path(__file__).resolve().parents[2] / "docs/guides/trained-models.md").read_text()
     block = page.partition("```\n# tasks/")[2].partition("```")[0]
     (folder / "tasks").mkdir()
@@ -371,21 +369,19 @@ def test_the_documented_tasks_for_local_files_score_them(run, folder, quick, cap
     assert scores["my_lambada"]["acc,none"] == sum(greedy for _, greedy in answers) / 2
 
 
-def test_a_limit_is_a_number_or_a_share_of_questions(run, add_task, quick):
-    run()
+def test_a_limit_is_a_number_or_a_share_of_questions(trained, add_task, quick):
     add_task("my_text", TEXT, [{"text": "to be or not to be"}] * 6)
-    trained = load(CHECKPOINT)
+    model = load(CHECKPOINT)
     counts = [
-        evaluate.evaluate(trained, "my_text", "tasks", limit=limit)["n-samples"]["my_text"]["effective"]
+        evaluate.evaluate(model, "my_text", "tasks", limit=limit)["n-samples"]["my_text"]["effective"]
         for limit in (2, 0.5)
     ]
     assert counts == [2, 3]
 
 
 @pytest.fixture
-def rejected(run, add_task, capsys):
+def rejected(trained, add_task, capsys):
     """Runs the command on options that must be rejected with an exit status; returns the last line that says why."""
-    run()
     capsys.readouterr()
 
     def rejected(*options, status):

@@ -69,8 +69,7 @@ def test_a_run_starts_with_the_weights_of_a_checkpoint_and_nothing_else(source, 
     check(found)
 
 
-def test_a_run_without_it_is_as_it_was(run):
-    run()
+def test_a_run_without_it_is_as_it_was(trained):
     assert record()["init_from"] is None
 
 

@@ -1,6 +1,7 @@
 """A trained model from Python: texts and scores, one or several at once."""
 
 import math
+import re
 
 import pytest
 import torch
@@ -108,6 +109,8 @@ def test_the_bytes_of_a_token_share_its_cost():
     assert found.byte_bits == [bits / 2 for bits in found.bits for _ in range(2)]
     assert found.bits_per_byte == pytest.approx(sum(found.bits) / 6)
     assert found.bits == pytest.approx([3.0] * 3, abs=0.5)  # near log2 of 8 tokens
+    shades = re.findall(r"40, ([0-9.]+)\)", found._repr_html_())
+    assert shades == [f"{bits / 2 / 8:.2f}" for bits in found.bits]  # by the cost of a byte
     with pytest.raises(ConfigError, match="end-of-text"):
         Model(gpt, Pieces("abcdef")).score("ab")
 

@@ -166,8 +166,7 @@ def test_a_device_is_no_checkpoint(subcommand, folder, rejects):
     assert line == "ckpt_path: '/dev/zero' is damaged or not a checkpoint (it is not a regular file)"
 
 
-def test_a_last_checkpoint_of_weights_alone_is_rejected(run, rejects):
-    run()
+def test_a_last_checkpoint_of_weights_alone_is_rejected(trained, rejects):
     torch.save({"state_dict": read(LAST, map_location="cpu")["state_dict"]}, LAST)
     assert rejects("last", *ON).startswith(f"ckpt_path: '{LAST}' ")
 

@@ -1,6 +1,7 @@
 """Which checkpoint and which run are meant by a path or a name, on every command that takes one."""
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -124,14 +125,19 @@ def test_folders_that_are_no_run_are_rejected(given, error, message, runs):
 # The commands
 
 
+@pytest.fixture(scope="module")
+def two_runs(train_once):
+    """Two runs with different rates, of which the second one is the newest."""
+    options = ("--model.gpt.position", "Learned", "--experiment")
+    return train_once([*options, "first"], [*options, "second", "--model.optimizer.lr", "1e-2"])
+
+
 @pytest.fixture
-def trained(folder, run, capsys):
-    """Two runs of tiny.yaml with different rates, of which the second one is the newest."""
-    run("--model.gpt.position", "Learned", "--experiment", "first")
-    run("--model.gpt.position", "Learned", "--experiment", "second", "--model.optimizer.lr", "1e-2")
+def trained(folder, two_runs):
+    """Copies the two runs; returns their scores."""
+    shutil.copytree(two_runs, folder / "runs")
     scores = [yaml.safe_load(Path(f"runs/{name}/version_0/record.json").read_text()) for name in ("first", "second")]
     assert scores[0]["val_bpb"] != scores[1]["val_bpb"]
-    capsys.readouterr()
     return [f"{score['val_bpb']:.4f}" for score in scores]
 
 

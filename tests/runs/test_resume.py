@@ -58,8 +58,9 @@ for number, kind in enumerate(("shuffled", "dropout", "muon", "accumulated", "sc
     PLACES += [(kind, few), pytest.param(kind, [cut for cut in CUTS if cut not in few], marks=pytest.mark.slow)]
 
 
-# Hooks in which a user's callback saves a checkpoint: in the third step, after it, and in the validation that follows.
-SAVING = {"on_train_batch_start": 2, "on_before_optimizer_step": 2, "on_train_batch_end": 3}
+# Hooks in which a callback of the user saves a checkpoint, and the step: at the start, in the third step, after it, and
+# in the validation that follows.
+SAVING = {"on_train_start": 0, "on_train_batch_start": 2, "on_before_optimizer_step": 2, "on_train_batch_end": 3}
 SAVING |= {"on_validation_batch_start": 3}
 
 
@@ -131,8 +132,7 @@ def test_the_best_checkpoint_of_before_the_cut_is_kept(run, cut):
     assert_equal(after["state_dict"], before["state_dict"])
 
 
-def test_a_path_begins_a_new_run_and_last_continues_in_the_old_one(run):
-    run()
+def test_a_path_begins_a_new_run_and_last_continues_in_the_old_one(run, trained):
     run("--ckpt_path", "runs/tiny/version_0/checkpoints/last.ckpt", "--time_budget.limit", "6 steps")
     run("--ckpt_path", "last", "--time_budget.limit", "8 steps")
     steps = {
@@ -141,21 +141,19 @@ def test_a_path_begins_a_new_run_and_last_continues_in_the_old_one(run):
     assert steps == {"version_0": 4, "version_1": 8}
 
 
-def test_a_limit_below_what_a_run_has_trained_is_rejected_and_the_run_left_as_it_is(run):
-    run()
+def test_a_limit_below_what_a_run_has_trained_is_rejected_and_the_run_left_as_it_is(run, trained):
     run("--ckpt_path", "last", "--time_budget.limit", "8 steps")
     before = {path: path.read_bytes() for path in Path("runs").rglob("*") if path.is_file()}
-    for limit in ("4 steps", "[100s, 4 steps]", "512 tok", "0.001s"):
-        for given in ("last", "runs/tiny/version_0/checkpoints/last.ckpt"):
-            with pytest.raises(ConfigError, match=r"^time_budget.limit: .*; the checkpoint's run has trained for "):
-                run("--ckpt_path", given, "--time_budget.limit", limit)
+    path = "runs/tiny/version_0/checkpoints/last.ckpt"
+    for given, limit in (("last", "4 steps"), (path, "[100s, 4 steps]"), ("last", "512 tok"), (path, "0.001s")):
+        with pytest.raises(ConfigError, match=r"^time_budget.limit: .*; the checkpoint's run has trained for "):
+            run("--ckpt_path", given, "--time_budget.limit", limit)
     assert {path: path.read_bytes() for path in Path("runs").rglob("*") if path.is_file()} == before
     run("--ckpt_path", "last", "--time_budget.limit", "8 steps")  # the same command again scores it
     assert json.loads(Path("runs/tiny/version_0/record.json").read_text())["total_steps"] == 8
 
 
-def test_the_config_of_a_run_that_went_on_repeats_it_from_its_beginning(run):
-    run()
+def test_the_config_of_a_run_that_went_on_repeats_it_from_its_beginning(run, trained):
     run("--ckpt_path", "last", "--time_budget.limit", "6 steps")
     run(config="runs/tiny/version_0/config.yaml")
     assert json.loads(Path("runs/tiny/version_1/record.json").read_text())["total_steps"] == 6

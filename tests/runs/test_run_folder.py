@@ -227,8 +227,7 @@ def cut_before_the_first_checkpoint(run, *options):
     assert not list(Path("runs").glob("tiny/version_1/checkpoints/*"))
 
 
-def test_the_run_that_was_cut_before_its_first_checkpoint_continues_and_no_older_one(run, capsys):
-    run()
+def test_the_run_that_was_cut_before_its_first_checkpoint_continues_and_no_older_one(run, trained, capsys):
     cut_before_the_first_checkpoint(run)
     assert record_of("runs/tiny/version_1")["status"] == "interrupted"
     finished = Path("runs/tiny/version_0/record.json").read_bytes()
@@ -250,8 +249,7 @@ def test_the_run_that_was_cut_before_its_first_checkpoint_continues_and_no_older
         *thinned([("--time_budget.limit", "3 steps"), ("--seed_everything", "3"), ("--trainer.precision", "64")], 1),
     ],
 )
-def test_a_run_of_another_command_that_was_cut_is_left_alone(run, capsys, other):
-    run()
+def test_a_run_of_another_command_that_was_cut_is_left_alone(run, trained, capsys, other):
     cut_before_the_first_checkpoint(run, *other)
     run("--ckpt_path", "last")
     assert "has no last.ckpt, and has ended or has another config; starting a new run" in capsys.readouterr().err
@@ -259,8 +257,7 @@ def test_a_run_of_another_command_that_was_cut_is_left_alone(run, capsys, other)
     assert statuses == ["completed", "interrupted", "completed"]
 
 
-def test_scoring_an_older_run_than_the_newest_is_said(run, capsys):
-    run()
+def test_scoring_an_older_run_than_the_newest_is_said(run, trained, capsys):
     cut_before_the_first_checkpoint(run)
     capsys.readouterr()
     run("--ckpt_path", "best", subcommand="validate")
@@ -271,8 +268,7 @@ def test_scoring_an_older_run_than_the_newest_is_said(run, capsys):
 # Scores and predictions
 
 
-def test_predict_makes_no_run_and_overwrites_nothing(run, capsys):
-    run()
+def test_predict_makes_no_run_and_overwrites_nothing(run, trained, capsys):
     for name in ("predictions.pt", "predictions-1.pt"):
         run("--ckpt_path", "last", subcommand="predict")
         assert f"predictions: runs/tiny/version_0/{name}" in capsys.readouterr().out
@@ -285,8 +281,7 @@ def test_predict_makes_no_run_and_overwrites_nothing(run, capsys):
     assert [run.status for run in read_runs(Path("runs"))] == ["completed"]
 
 
-def test_loggers_of_a_validation_leave_the_curves_of_the_run_alone(run):
-    run()
+def test_loggers_of_a_validation_leave_the_curves_of_the_run_alone(run, trained):
     before = curves("runs/tiny/version_0")
     run("--ckpt_path", "last", "--trainer.logger", "[TensorBoardLogger, CSVLogger]", subcommand="validate")
     assert curves("runs/tiny/version_0") == before

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from bytelm.system import behind
 from bytelm.system.behind import DeviceClock, HostCopy
 
 
@@ -67,6 +68,16 @@ def test_the_end_of_work_that_ended_before_the_program_asked_is_the_devices_time
         assert read() == began + 1
     device.submit(6)  # now it is waited for: the device's clock has no say
     assert clock.mark()() == device.now == 118
+
+
+def test_values_are_read_when_the_device_has_computed_them(device, monkeypatch):
+    monkeypatch.setattr(behind, "runs_behind", lambda device: True)
+    device.submit(3)
+    copy = HostCopy(torch.tensor([1.0, 2.0]))
+    device.submit(5)  # the next step: it is not waited for
+    assert device.now == 100
+    assert copy.read().tolist() == [1.0, 2.0]
+    assert device.now == 103
 
 
 def test_a_tensor_of_the_cpu_is_not_copied():
