@@ -16,7 +16,7 @@ import statistics
 import sys
 import time
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -409,13 +409,15 @@ class Planner:
 
     def _tasks(self) -> dict[str, tuple[Point, float]]:
         """For the folder of each run of the plan, the candidate and the share of the budget that it is given."""
-        own = self.study.plan.task(self.config, None, ())
         found = {}
         for task, name in self.study.folders().items():
             candidate, limits = task.point[:-1], dict(task.point[-1:])
-            if candidate in self.candidates and LIMIT in limits and task == replace(own, point=task.point):
+            if candidate in self.candidates and LIMIT in limits and task == self._task(task.point):
                 found[name] = (candidate, Duration.parse(limits[LIMIT]).value / self.budget.value)
         return found
+
+    def _task(self, point: Point) -> Task:
+        return self.study.plan.task(self.config, None, point)  # with the hash of the configs and classes that it names
 
     def measured(self) -> list[Measured]:
         """The completed runs of the plan."""
@@ -551,13 +553,18 @@ class Planner:
         return rows
 
     def _recommended(self, best: Prediction, made_by: str | None, command: str) -> str:
-        config: dict[str, Any] = {"base": os.path.relpath(self.config, self.study.folder)}
-        for key, value in (*best.candidate, (LIMIT, str(self.budget))):
+        values = dict((*best.candidate, (LIMIT, str(self.budget))))
+        configs = [self.config, *([shipped.resolved(values.pop("config"))] if "config" in values else [])]
+        bases = [os.path.relpath(each, self.study.folder) for each in configs]
+        config: dict[str, Any] = {"base": bases[0] if len(bases) == 1 else bases}
+        for key, value in values.items():
+            # An option of a class that varies too is a key with dots beside the class.
+            owner = min((each for each in values if f"{key}.".startswith(f"{each}.")), key=len)
             inner = config
-            *parents, last = key.split(".")
+            *parents, last = owner.split(".")
             for name in parents:
                 inner = inner.setdefault(name, {})
-            inner[last] = _value(value)
+            inner[last + key.removeprefix(owner)] = _value(value)
         how = "predicted" if made_by is None else f"reached by {made_by}"
         return f"# {command}\n#\n# {self.score.name} {best.score:.4f}, {how}\n{dump(config)}"
 

@@ -197,6 +197,30 @@ def test_no_whole_run_is_made_of_candidates_that_are_not_likely_to_win(monkeypat
     assert maker.next_run(seconds(1e6), SHORT) is None
 
 
+def test_the_recommended_config_has_every_option_of_its_candidate():
+    candidate = (("model.optimizer.lr", "0.01"), ("config", "more.yaml"), ("model.optimizer", "Adam"), ("a.b", "[1]"))
+    text = planner(2)._recommended(plan.Prediction(candidate, 3.0, (2.9, 3.1), None), None, "the command")
+    assert yaml.safe_load(text) == {
+        "base": ["../../c.yaml", "../../more.yaml"],
+        "model": {"optimizer": "Adam", "optimizer.lr": 0.01},
+        "a": {"b": [1]},
+        "time_budget": {"limit": "160s"},
+    }
+
+
+def test_runs_of_candidates_with_own_code_are_those_of_the_plan(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("c.yaml").write_text("seed_everything: 1\n")
+    Path("my_parts.py").write_text("A = 1\n")
+    maker = planner(2)
+    maker.candidates = [(("model.gpt.feedforward", "my_parts.A"),), (("model.gpt.feedforward", "GELU"),)]
+    for candidate in maker.candidates:
+        maker.study.add(candidate, "40s")
+    assert list(maker._tasks().values()) == [(candidate, 0.25) for candidate in maker.candidates]
+    Path("my_parts.py").write_text("A = 2\n")
+    assert list(maker._tasks().values()) == [(maker.candidates[1], 0.25)]
+
+
 def test_a_whole_run_replaces_the_prediction():
     maker = planner(3)
     runs = [measured(0, 1 / 16, 3.0), measured(0, 1.0, 2.5), measured(1, 1 / 16, 3.1)]
