@@ -9,7 +9,8 @@ This module and packing.py import no torch: the process that packs documents sta
 import glob
 import gzip
 import json
-from collections.abc import Iterable, Iterator
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -73,6 +74,11 @@ def _is_hidden(file: Path) -> bool:
     return any(part.startswith(".") for part in file.parts)
 
 
+def named(files: Sequence[Path | str]) -> str:
+    """Some files for a message: the first one, and `…` if there are others."""
+    return str(files[0]) if len(files) == 1 else f"{files[0]}, …"
+
+
 def groups(file: Path, column: str, first: int = 0) -> Iterator[tuple[int, list[str]]]:
     """Yields the groups of a file, from one of them on: its number and its documents.
 
@@ -92,7 +98,7 @@ def groups(file: Path, column: str, first: int = 0) -> Iterator[tuple[int, list[
         else:
             with file.open(encoding="utf-8", newline="") as opened:  # newline: line ends are kept
                 yield 0, [opened.read()]
-    except (OSError, ValueError) as error:
+    except (OSError, EOFError, zlib.error, ValueError) as error:
         if isinstance(error, DataError):
             raise
         raise DataError("data", str(file), f"it cannot be read: {error}") from error
@@ -144,13 +150,12 @@ def _parquet(file: Path, column: str, first: int) -> Iterator[tuple[int, list[st
 
 
 def _json_lines(file: Path, column: str, first: int) -> Iterator[tuple[int, list[str]]]:
-    opened: IO[bytes]
-    with gzip.open(file) if file.name.endswith(".gz") else file.open("rb") as opened:  # type: ignore[assignment]
+    with _open(file) as opened:
         opened.seek(first)
         number, texts = first, []
         for line in opened:
             if line.strip():
-                texts.append(_text(line, column, file))
+                texts.append(_text(line, column, lambda: f"line {_lines(file, opened.tell())} of {file}"))
             if len(texts) == LINES:
                 yield number, texts
                 number, texts = opened.tell(), []
@@ -158,12 +163,36 @@ def _json_lines(file: Path, column: str, first: int) -> Iterator[tuple[int, list
             yield number, texts
 
 
-def _text(line: bytes, column: str, file: Path) -> str:
-    found = json.loads(line)
+def _open(file: Path) -> IO[bytes]:
+    return gzip.open(file) if file.name.endswith(".gz") else file.open("rb")  # type: ignore[return-value]
+
+
+def _lines(file: Path, end: int) -> int:
+    """The number of lines that end at or before a position, which is the end of a line or of the file."""
+    with _open(file) as opened:
+        found = 0
+        for line in opened:
+            found += 1
+            end -= len(line)
+            if end <= 0:
+                break
+    return found
+
+
+def _text(line: bytes, column: str, place: Callable[[], str]) -> str:
+    try:
+        found = json.loads(line)
+    except ValueError as error:
+        reason = error.msg if isinstance(error, json.JSONDecodeError) else error
+        raise DataError("data", place(), f"it is not JSON: {reason}") from error
     text = found.get(column) if isinstance(found, dict) else None
     if not isinstance(text, str):
         if isinstance(found, dict) and column in found:
-            raise DataError("data.column", column, f"a line of {file} has {text!r:.50} there; accepted: texts")
+            raise DataError("data.column", column, f"{place()} has {text!r:.50} there; accepted: texts")
         known = ", ".join(found) if isinstance(found, dict) else "none"
-        raise DataError("data.column", column, f"a line of {file} has no text there; its keys: {known}")
+        raise DataError("data.column", column, f"{place()} has no text there; its keys: {known}")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:  # one half of a pair of escapes, such as \ud800, is no character
+        raise DataError("data", place(), f"its text is not Unicode: {error}; accepted: pairs of surrogates") from error
     return text

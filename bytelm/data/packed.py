@@ -164,6 +164,8 @@ class Documents(TokenData):
         self.files, self.loaded_tokenizer  # noqa: B018  (errors in them are raised now)
         if stage == "fit":
             self._watch, self._sha256, self._train_tokens  # noqa: B018  (now, and not when the clock runs)
+            one_row = self._job("val", passes=1, most=1)._replace(buffer_size=1)
+            PackedEval(one_row, 1, self.loaded_tokenizer, ahead=False).rows  # noqa: B018  (before, and not after, training)
         self.token_bytes = self._count_bytes()
 
     def _count_bytes(self) -> Tensor:

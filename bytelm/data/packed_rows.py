@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bytelm.data.documents import named
 from bytelm.data.pack_worker import Block, Job, blocks
 from bytelm.data.packing import Tokens
 from bytelm.data.tokenizer import Tokenizer
@@ -222,6 +223,7 @@ class PackedEval:
     ) -> None:
         self.rank = rank
         self.world_size = world_size
+        self._job = job
         self._source: Iterator[Block] = Ahead(job, None, 0) if ahead else blocks(job, None, tokenizer)
         self._rows: Tokens | None = None
         n_rows = len(self.rows) if job.most is None else job.most
@@ -238,7 +240,9 @@ class PackedEval:
         if self._rows is None:
             found = [rows for _, rows in self._source]
             if not found:
-                raise DataError("data.val", "documents", "they have fewer tokens than a row (data.seq_len)")
+                some = named(self._job.files)
+                accepted = f"accepted: longer documents, or a data.seq_len below {self._job.row_tokens - 1}"
+                raise DataError("data.val", some, f"the documents have fewer tokens than a row; {accepted}")
             self._rows = np.concatenate(found)
         return self._rows
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from bytelm.data.documents import group, groups
+from bytelm.data.documents import group, groups, named
 from bytelm.data.shared_tokens import SharedTokens
 from bytelm.data.tokenizer import Tokenizer
 from bytelm.errors import DataError
@@ -89,7 +89,7 @@ class DocumentTokens:
                     first = 0
                 first_group = 0
             if is_whole and not n_found:
-                raise DataError("data", str(self.files[0].parent), "there are no documents")
+                raise DataError("data", named(self.files), "there are no documents")
             turn, first_file = turn + 1, 0
 
     def _groups(

@@ -4,6 +4,7 @@ import hashlib
 import itertools
 import json
 import math
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from typing import Any, Literal
 import yaml
 from optuna.trial import Trial
 
+from bytelm.config import shipped
 from bytelm.config.base import files_of
 from bytelm.config.flat import flat
 from bytelm.config.own_code import own_code
@@ -42,7 +44,8 @@ class Task:
 
     Attributes:
         config: Config file.
-        content: Hash of the contents of the file, its bases and the user's own code; other contents are another run.
+        content: Hash of the contents of the configs, their bases and the user's own code; other contents are another
+            run.
         options: Further options.
         seed: The seed; None for the config's.
         point: Values of the searched keys, as on the command line.
@@ -57,9 +60,7 @@ class Task:
     @property
     def fit_options(self) -> list[str]:
         """The options of `python -m bytelm fit`."""
-        options = ["--config", self.config, *self.options]
-        for key, value in self.point:
-            options += [f"--{key}", value]
+        options = ["--config", self.config, *self.options, *_options_of(self.point)]
         return options if self.seed is None else [*options, f"--{SEED}", str(self.seed)]
 
     @property
@@ -252,19 +253,38 @@ def _is_ordered(values: Sequence[Any]) -> bool:
     return all(_is_number(value) for value in values)
 
 
+def _options_of(point: Point) -> list[str]:
+    """A point as options. A later option can replace a value: configs are first, and classes before their options."""
+
+    def place(item: tuple[str, str]) -> tuple[bool, int]:
+        return item[0] != "config", sum(item[0].startswith(f"{key}.") for key, _ in point)
+
+    return [word for key, value in sorted(point, key=place) for word in (f"--{key}", value)]
+
+
+def _configs_in(options: Sequence[str]) -> list[str]:
+    """The config files that options name, in their order."""
+    words = [word for option in options for word in (option.split("=", 1) if option.startswith("--") else [option])]
+    given = [shipped.resolved(value) for key, value in itertools.pairwise(words) if key in ("-c", "--config")]
+    return [config for config in given if os.path.isfile(config)]  # the others are the text of a config
+
+
 def _content(config: str, options: Sequence[str], point: Point) -> str:
-    """Hash of the contents of a config and its bases, independent of the order and style of the keys, and of own code.
+    """Hash of the contents of configs and their bases, independent of the order and style of the keys, and of own code.
 
     An invalid config also gets a hash; the check of the run reports the error.
 
     Args:
         config: The config file.
-        options: Further options, which can name classes too.
+        options: Further options, which can name configs and classes too.
         point: Values of the searched keys, which can too.
     """
     try:
-        contents: Any = [yaml.safe_load(file.read_text(encoding="utf-8")) for file in files_of(config)]
-        # Without a base, and without own code, the hash is that of earlier versions.
+        configs = [config, *_configs_in([*options, *_options_of(point)])]
+        contents: Any = [
+            yaml.safe_load(file.read_text(encoding="utf-8")) for each in configs for file in files_of(each)
+        ]
+        # Without other configs, a base, and own code, the hash is that of earlier versions.
         text = json.dumps(contents[0] if len(contents) == 1 else contents, sort_keys=True, default=str)
         values = [option.partition("=")[2] if option.startswith("--") else option for option in options]
         if code := own_code([contents, values, [value for _, value in point]]):

@@ -85,12 +85,20 @@ def test_a_folder_has_the_files_of_one_kind(tmp_path):
     [
         ("missing.parquet", None, r"data\.path: .*missing\.parquet' .* not found; accepted: a file, a folder"),
         ("a.parquet", b"no", r"a\.parquet' .* cannot be read as Parquet"),
-        ("a.jsonl", b'{"text": "to be"}\n{"text": ', r"a\.jsonl' .* cannot be read: "),
-        ("a.jsonl", b'{"body": "to be"}', r"data\.column: 'text' .* has no text there; its keys: body"),
-        ("a.jsonl", b'{"text": null}', r"data\.column: 'text' .* has None there; accepted: texts"),
+        ("a.jsonl", b'{"text": "to be"}\n\n{"text": ', r"'line 3 of .*a\.jsonl' .* it is not JSON: Expecting value"),
+        ("a.jsonl", b'{"text": "\xff"}\n', r"'line 1 of .*a\.jsonl' .* it is not JSON: 'utf-8'"),
+        ("a.jsonl", b'{"text": "\\ud800"}', r"'line 1 of .*a\.jsonl' .* its text is not Unicode: 'utf-8'"),
+        ("a.jsonl", b'{"body": "to be"}', r"data\.column: 'text' .*; line 1 of .* has no text there; its keys: body"),
+        (
+            "a.jsonl",
+            b'{"text": "to be"}\n' * 1030 + b'{"text": null}\n{}',
+            r"data\.column: 'text' .*; line 1031 of .* has None there; accepted: texts",
+        ),
         ("a.jsonl", b"[1]", r"data\.column: 'text' .* has no text there"),
         ("a.txt", b"\xff\xfe", r"a\.txt' .* cannot be read: 'utf-8'"),
         ("a.jsonl.gz", b"no", r"a\.jsonl\.gz' .* cannot be read: Not a gzipped file"),
+        ("a.jsonl.gz", gzip.compress(b'{"text": "to be"}\n')[:20], r"a\.jsonl\.gz' .* cannot be read: "),
+        ("a.jsonl.gz", gzip.compress(b'{"text": "be"}\n{'), r"'line 2 of .*a\.jsonl\.gz' .* it is not JSON"),
     ],
 )
 def test_files_that_cannot_be_read_are_rejected(tmp_path, name, content, message):
@@ -264,6 +272,21 @@ def test_sizes_and_record(tmp_path):
     assert replaced._count_bytes()[0x80] == 3  # U+FFFD in place of a byte that is no character
     assert data.token_bytes[0x80] == 1
     assert torch.equal(replaced._count_bytes()[:0x80], data.token_bytes[:0x80])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", r"data: .*val\.jsonl' .* there are no documents"),
+        (b'{"text": "to be"}', r"data\.val: .*val\.jsonl' .* fewer tokens than a row; accepted: .* below 16"),
+        (b'{"body": "to be"}', r"data\.column: 'text' .* line 1 of .*val\.jsonl has no text"),
+    ],
+)
+def test_documents_that_cannot_validate_are_rejected_before_training(tmp_path, content, message):
+    write_lines(tmp_path / "train.jsonl", ["to be or not to be"])
+    (tmp_path / "val.jsonl").write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        Documents(str(tmp_path), tokenizer="bytes", seq_len=16).setup("fit")
 
 
 def test_a_tokenizer_without_a_beginning_is_rejected(tmp_path):

@@ -86,6 +86,34 @@ def test_a_change_of_own_code_is_another_run(study, named):
     assert "GELU" not in claim.experiment
 
 
+@pytest.mark.parametrize(
+    "named",
+    [
+        {"space": {"config": ["more.yaml", "{seed_everything: 2}"]}},
+        {"options": ["--config", "more.yaml"]},
+        {"options": ["--lr", "1", "-c", "more.yaml"]},
+        {"options": ["--config=more.yaml"]},
+    ],
+)
+def test_a_change_of_a_config_that_a_space_or_an_option_names_is_another_run(study, named):
+    Path("its_base.yaml").write_text("seed_everything: 3\n")
+    Path("more.yaml").write_text("base: its_base.yaml\n")
+    take(study(**named))
+    assert not take(study(**named))
+    for file, text in (("its_base.yaml", "seed_everything: 4\n"), ("more.yaml", "base: its_base.yaml\nlr: 1\n")):
+        Path(file).write_text(text)
+        (claim,) = take(study(**named))  # of a space, only the run that uses it
+        assert "seed_everything" not in claim.experiment
+
+
+def test_a_later_option_of_a_point_replaces_no_earlier_one():
+    point = (("a.b.lr", "0.1"), ("a.b", "Adam"), ("seed", "1"), ("config", "more.yaml"))
+    assert Task("tiny.yaml", "", ("--x", "1"), 7, point).fit_options == [
+        *("--config", "tiny.yaml", "--x", "1", "--config", "more.yaml"),
+        *("--a.b", "Adam", "--seed", "1", "--a.b.lr", "0.1", "--seed_everything", "7"),
+    ]
+
+
 def test_everything_is_run_once_before_anything_is_run_again(study):
     Path("other.yaml").write_text("seed_everything: 3\n")
     queue = study("tiny.yaml", "other.yaml", seeds=(2, 1), space={"model.lr": [0.1, 1], "b": ["x", "y"]})

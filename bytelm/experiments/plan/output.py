@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from bytelm.config import shipped
 from bytelm.config.text import dump
 from bytelm.errors import as_storage_error
 from bytelm.experiments.plan import picture
@@ -36,7 +37,7 @@ def write(result: Result, folder: Path, config: str, command: str) -> None:
     with as_storage_error(f"{folder}: the plan cannot be written"):
         save(picture.draw(result), folder / PICTURE)
         for name, content in (
-            (RECOMMENDED, _recommended(result, os.path.relpath(config, folder), command)),
+            (RECOMMENDED, _recommended(result, folder, config, command)),
             (FIGURES, json.dumps(result.figures(), indent=2) + "\n"),
             (PAGE, text),
             (HTML, to_html(text, f"Plan for {result.budget}", folder)),
@@ -45,14 +46,19 @@ def write(result: Result, folder: Path, config: str, command: str) -> None:
                 partial.write_text(content, encoding="utf-8")
 
 
-def _recommended(result: Result, base: str, command: str) -> str:
+def _recommended(result: Result, folder: Path, config: str, command: str) -> str:
     """The recommended candidate's config, as its difference from the base."""
-    config: dict[str, Any] = {"base": base}
-    for key, value in (*result.best.candidate, (LIMIT, str(result.budget))):
-        inner = config
-        *parents, last = key.split(".")
+    values = dict((*result.best.candidate, (LIMIT, str(result.budget))))
+    configs = [config, *([shipped.resolved(values.pop("config"))] if "config" in values else [])]
+    bases = [os.path.relpath(each, folder) for each in configs]
+    difference: dict[str, Any] = {"base": bases[0] if len(bases) == 1 else bases}
+    for key, value in values.items():
+        # An option of a class that varies too is a key with dots beside the class.
+        owner = min((each for each in values if f"{key}.".startswith(f"{each}.")), key=len)
+        inner = difference
+        *parents, last = owner.split(".")
         for name in parents:
             inner = inner.setdefault(name, {})
-        inner[last] = value_of(value)
+        inner[last + key.removeprefix(owner)] = value_of(value)
     how = "predicted" if result.run is None else f"reached by {result.run}"
-    return f"# {command}\n#\n# {result.score.name} {result.best.score:.4f}, {how}\n{dump(config)}"
+    return f"# {command}\n#\n# {result.score.name} {result.best.score:.4f}, {how}\n{dump(difference)}"

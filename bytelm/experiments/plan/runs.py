@@ -1,7 +1,7 @@
 """The runs of a plan: those in its study's queue, and what the completed ones measured."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from bytelm.experiments.study import Study
@@ -126,11 +126,12 @@ class PlanRuns:
 
     def queued(self) -> dict[str, PlannedRun]:
         """For the folder of each run of the plan that was ever in the queue, the run."""
-        own = self.study.plan.task(self._config, None, ())
         found = {}
         for task, name in self.study.folders().items():
             candidate, limits = task.point[:-1], dict(task.point[-1:])
-            if candidate in self._candidates and LIMIT in limits and task == replace(own, point=task.point):
+            # The plan's own task has the hash of the configs and classes that the candidate names.
+            own = self.study.plan.task(self._config, None, task.point)
+            if candidate in self._candidates and LIMIT in limits and task == own:
                 found[name] = PlannedRun(candidate, Duration.parse(limits[LIMIT]).value / self.budget.value)
         return found
 
