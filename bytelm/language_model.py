@@ -7,7 +7,7 @@ test/bpb.
 import math
 import shutil
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 from typing import Any, Literal
@@ -62,6 +62,9 @@ class LanguageModel(LightningModule):
             divided over all threads.
     """
 
+    clips_by_total_norm = (
+        True  # for ShardedStep: configure_gradient_clipping asks the strategy for the norm of all ranks
+    )
     repeatable_step = True  # for TimeBudget: a step can be run and undone before training, and dropped at its end
     is_compiled = False  # whether the network runs through torch.compile; known after `setup`
 
@@ -332,11 +335,11 @@ class LanguageModel(LightningModule):
         self._grad_norm = None
         if not gradient_clip_val:
             return
+        self._grad_norm = self._norm_of(params)
         if gradient_clip_algorithm == "value":
-            self._grad_norm = nn.utils.get_total_norm([p.grad for p in params if p.grad is not None])
             nn.utils.clip_grad_value_(params, gradient_clip_val)
         else:
-            self._grad_norm = nn.utils.clip_grad_norm_(params, gradient_clip_val)
+            nn.utils.clip_grads_with_norm_(params, gradient_clip_val, self._grad_norm)
 
     def on_validation_model_zero_grad(self) -> None:
         self._grad_norm = self.grad_norm()  # of the last step; TrainLog asks for it when the validation begins
@@ -347,7 +350,13 @@ class LanguageModel(LightningModule):
         if self._grad_norm is not None:
             return self._grad_norm
         groups = (group for group in param_groups(self) if group.get("clip", True))
-        return nn.utils.get_total_norm([p.grad for group in groups for p in group["params"] if p.grad is not None])
+        return self._norm_of([param for group in groups for param in group["params"]])
+
+    def _norm_of(self, params: Sequence[Tensor]) -> Tensor:
+        norm = nn.utils.get_total_norm([p.grad for p in params if p.grad is not None])
+        strategy: Any = None if self._trainer is None else self.trainer.strategy
+        # With some strategies a rank has only some of the gradients.
+        return strategy.total_norm(norm) if hasattr(strategy, "total_norm") else norm
 
     def _nats(self, batch: Batch) -> Tensor:
         """Returns the plain cross-entropy of each target in nats, (B, T), whatever the training loss is."""

@@ -23,6 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 from bytelm.config.suggestions import hint
 from bytelm.errors import ConfigError
 from bytelm.gpt import GPT
+from bytelm.sharded_step import ShardedStep
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -73,7 +74,11 @@ _DDP["forward_sync_buffers" if "forward_sync_buffers" in _OPTIONS else "broadcas
 STRATEGIES: dict[str, Callable[[], Strategy]] = {"ddp": partial(DDPStrategy, **_DDP), "fsdp": FSDP}
 
 # Classes that need no options, so that a value may be their name alone.
-WITHOUT_OPTIONS: dict[str, Callable[[], Strategy]] = {"DDPStrategy": DDPStrategy, "FSDP": FSDP}
+WITHOUT_OPTIONS: dict[str, Callable[[], Strategy]] = {
+    "DDPStrategy": DDPStrategy,
+    "FSDP": FSDP,
+    "ShardedStep": ShardedStep,
+}
 
 ONE_RANK = "a notebook, or interactive Python, has one rank; a script and the command have several"
 
@@ -171,6 +176,6 @@ def strategy_name(strategy: Strategy) -> str:
     """Returns a config's name for a strategy: `single`, `ddp`, `fsdp`; for others, the name of their class."""
     if isinstance(strategy, FSDP):
         return "fsdp"
-    if isinstance(strategy, DDPStrategy):
+    if isinstance(strategy, DDPStrategy) and not isinstance(strategy, ShardedStep):
         return "ddp"
     return "single" if isinstance(strategy, SingleDeviceStrategy) else type(strategy).__name__

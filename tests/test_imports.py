@@ -20,6 +20,7 @@ LAYERS = (
     (
         "bytelm.language_model",
         "bytelm.strategies",
+        "bytelm.sharded_step",
         "bytelm.hosts",
         "bytelm.precision",
         "bytelm.log_steps",

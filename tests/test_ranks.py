@@ -552,3 +552,35 @@ def test_sharded_ranks_that_are_cut_resume_as_if_uninterrupted(start):
     assert resumed["callbacks"]["TimeBudget"]["steps"] == 30
     for name, value in uncut["state_dict"].items():
         assert torch.equal(resumed["state_dict"][name], value), name
+
+
+# A step divided among ranks
+
+SHARDED_STEP = "--trainer.strategy=ShardedStep"
+
+
+def test_ranks_that_divide_the_step_learn_the_same_as_with_ddp(start, uncut):
+    """Also the optimizer state of each parameter is in the checkpoint, whichever rank has it."""
+    run = start("--time_budget.limit", "40 steps", *DROPOUT, SHARDED_STEP).ended_well()
+    divided = run.checkpoint()
+    torch.testing.assert_close(dict(divided["state_dict"]), dict(uncut["state_dict"]), atol=1e-5, rtol=0)
+    states, expected = (c["optimizer_states"][0]["state"] for c in (divided, uncut))
+    assert list(states) == list(expected)
+    torch.testing.assert_close(states, expected, atol=1e-5, rtol=1e-3)
+    assert run.record()["strategy"] == "ShardedStep"
+
+
+@pytest.mark.slow
+def test_ranks_that_divide_the_step_and_are_cut_resume_as_if_uninterrupted(start):
+    limit = ("--time_budget.limit", "30 steps")
+    uncut = start("--experiment", "uncut", SHARDED_STEP, *DROPOUT, *limit).ended_well().checkpoint("uncut")
+    run = start("--experiment", "cut", SHARDED_STEP, *DROPOUT, *limit, callback("Slow", seconds=[0.3, 0.3]))
+    run.wait_for_step(5)
+    send(run, 1, signal.SIGTERM)
+    status, seconds = run.end()
+    assert (status, seconds < 40) == (143, True), run.err
+    start("--experiment", "cut", SHARDED_STEP, *DROPOUT, *limit, "--ckpt_path", "last").ended_well()
+    resumed = run.checkpoint("cut")
+    assert resumed["callbacks"]["TimeBudget"]["steps"] == 30
+    for name, value in uncut["state_dict"].items():
+        assert torch.equal(resumed["state_dict"][name], value), name

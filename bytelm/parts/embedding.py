@@ -161,8 +161,9 @@ class HashedNGrams(TokenEmbedding):
         if self.sparse_tables and not run.takes_sparse_gradients():
             accepted = "accepted: false, or the optimizer MuonAdamW"
             raise ConfigError(key, True, f"{run.optimizer} does not support sparse gradients; {accepted}")
-        if self.sparse_tables and (run.strategy == "fsdp" or (run.strategy == "ddp" and run.device.type == "cuda")):
-            raise ConfigError(key, True, "accepted: false, with fsdp or with ddp on GPUs")
+        on_gpus = run.strategy == "ddp" and run.device.type == "cuda"
+        if self.sparse_tables and (run.strategy in ("fsdp", "ShardedStep") or on_gpus):
+            raise ConfigError(key, True, "accepted: false, with fsdp, with ShardedStep or with ddp on GPUs")
 
     @compiler.disable  # generated C++ does not guarantee wrap-around
     def rows(self, tokens: Tensor) -> Tensor:
