@@ -303,9 +303,10 @@ class BytelmCLI(LightningCLI):
     def _check(self) -> None:
         """Rejects a run that cannot work before it has a folder."""
         self.model.check(self.datamodule, self.trainer)
-        run_trainer.check_made(self.trainer, self._get(self.config_init, "trainer"))
+        trains = self.subcommand in (None, "fit")
+        run_trainer.check_made(self.trainer, self._get(self.config_init, "trainer"), trains)
         TimeBudget.of(self.trainer).check(self.trainer)
-        schedules = Schedules.of(self.trainer) if self.subcommand in (None, "fit") else None
+        schedules = Schedules.of(self.trainer) if trains else None
         if schedules is not None:
             for each in self.model.without_effect("model.optimizer"):
                 note(each)

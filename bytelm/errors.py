@@ -6,7 +6,7 @@
 | 2 | ConfigError, UsageError | an invalid value, key, config file or option |
 | 3 | DataError | a corpus that is missing, unreadable, too short, or different from the checkpoint's |
 | 4 | CheckpointError | a checkpoint that is missing, damaged, unsafe, or of another model |
-| 5 | StorageError | the run's folder cannot be written to, or its disk is full |
+| 5 | StorageError | a folder that the program writes to cannot be created or written to, or its disk is full |
 | 6 | OutOfMemory | the model and its batch do not fit into memory |
 | 7 | RankLost | another process of a distributed run died |
 | 128 + n | Interrupted | signal n: 129 for SIGHUP, 130 for SIGINT, 143 for SIGTERM |
@@ -71,9 +71,15 @@ class CheckpointError(RunError):
 
 
 class StorageError(RunError):
-    """The run's folder cannot be written to."""
+    """A folder that the program writes to cannot be created or written to."""
 
     exit_status = 5
+
+
+class FolderError(ConfigError, StorageError):
+    """A folder of the user's, the value of a key, that cannot be created or written to."""
+
+    exit_status = StorageError.exit_status
 
 
 @contextmanager

@@ -2,12 +2,14 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.plugins import Precision
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from bytelm.callbacks import BestCheckpoint
 from bytelm.errors import ConfigError, run_error
 from bytelm.hosts import check as check_hosts
 from bytelm.hosts import meeting
@@ -17,6 +19,7 @@ from bytelm.runs import checkpoint_io
 from bytelm.runs.checkpoint_io import AtomicCheckpointIO, errors_are_the_checkpoints
 from bytelm.runs.folder import RunFolder
 from bytelm.strategies import check_devices, check_launch, make_strategy
+from bytelm.system.files import check_folder
 from bytelm.trainer_options.checks import check_options, run_error_of, trainer_error
 from bytelm.trainer_options.epochs import AUTO, check_counts, check_ends
 from bytelm.trainer_options.plugins import check_layer_sync
@@ -141,12 +144,13 @@ def complete(trainer: Trainer, plugins: Sequence[Any]) -> None:
     errors_are_the_checkpoints(trainer)
 
 
-def check_made(trainer: Trainer, settings: Mapping[str, Any]) -> None:
+def check_made(trainer: Trainer, settings: Mapping[str, Any], trains: bool = True) -> None:
     """Checks a Trainer that would otherwise fail, or train nothing, after the run has its folder.
 
     Args:
         trainer: The Trainer.
         settings: Its options.
+        trains: Whether the Trainer trains; otherwise it only scores or predicts.
 
     Raises:
         ConfigError: An option is not accepted.
@@ -157,3 +161,17 @@ def check_made(trainer: Trainer, settings: Mapping[str, Any]) -> None:
         raise ConfigError("trainer.accumulate_grad_batches", trainer.accumulate_grad_batches, "accepted: from 1")
     if settings.get("val_check_interval") == 0:
         raise ConfigError("trainer.val_check_interval", 0, "accepted: steps from 1, or a share above 0")
+    for key, folder in _folders(trainer, trains):
+        check_folder(key, folder)
+
+
+def _folders(trainer: Trainer, trains: bool) -> Iterator[tuple[str, str | Path]]:
+    """Yields the folders, beside the run's, that a Trainer writes to, each with its key."""
+    for logger in trainer.loggers:
+        if getattr(logger, "folder", None) is None and logger.save_dir:
+            yield "trainer.logger.save_dir", logger.save_dir
+    for callback in trainer.checkpoint_callbacks if trains else ():
+        if folder := getattr(callback, "dirpath", None):
+            yield f"{'checkpoint' if isinstance(callback, BestCheckpoint) else 'trainer.callbacks'}.dirpath", folder
+    if folder := getattr(trainer.profiler, "dirpath", None):
+        yield "trainer.profiler.dirpath", folder

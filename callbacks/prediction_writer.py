@@ -14,16 +14,23 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 
 from bytelm.runs.folder import run_of
+from bytelm.system.files import check_folder
 
 
 class PredictionWriter(BasePredictionWriter):
     """Writes `targets` and the cost of each in `bits`, both (rows, T), to predictions.pt.
 
     With several ranks, each writes a file: predictions-rank0.pt, …
+
+    Raises:
+        FolderError: The folder cannot be created or written to.
     """
 
     def __init__(self) -> None:
         super().__init__(write_interval="epoch")
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        check_folder("trainer.default_root_dir", folder_for(trainer))  # before the work
 
     def write_on_epoch_end(
         self,

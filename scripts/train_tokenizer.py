@@ -23,6 +23,7 @@ from bytelm.data.tokenizer import load_tokenizer
 from bytelm.data.train_tokenizer import Pattern, train_tokenizer
 from bytelm.errors import ConfigError
 from bytelm.program import errors_in_one_line
+from bytelm.system.files import check_folder
 
 
 def training_files(places: list[str]) -> list[Path]:
@@ -60,6 +61,7 @@ def main(arguments: list[str] | None = None) -> None:
         out = Path(options.out)
         if not out.name.endswith(".json") or not out.parent.is_dir():
             raise ConfigError("out", options.out, "accepted: a file that ends in .json, in an existing folder")
+        check_folder("out", out.parent)
         files = training_files(options.paths)
         check_column(files, options.column, "column")
         found = texts(files, options.column, options.characters, options.document_characters)

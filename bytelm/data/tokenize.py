@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from bytelm.config.text import dump
 from bytelm.data.tokenizer import Tokenizer, load_tokenizer
 from bytelm.errors import ConfigError, DataError
+from bytelm.system.files import check_folder
 from bytelm.system.process import end_worker_with_parent
 
 Tokens = NDArray[np.uint16]
@@ -56,13 +57,11 @@ def shard_folder(path: str) -> Path:
     """Returns the folder for shards, and creates it if it does not exist.
 
     Raises:
-        ConfigError: The folder cannot be created.
+        FolderError: The folder cannot be created or written to.
     """
+    check_folder("out", path)
     folder = Path(path)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError("out", path, f"accepted: a folder that can be written to; {error.strerror}") from error
+    folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 

@@ -34,7 +34,7 @@ from bytelm.inference.generate import start_of
 from bytelm.inference.load import Trained, add_arguments, load_given
 from bytelm.inference.score import Window, costs, first_token, longest_first, predict, windows_of
 from bytelm.runs.choice import with_run
-from bytelm.system.files import write_text
+from bytelm.system.files import check_folder, write_text
 
 
 class HarnessModel(LM):
@@ -274,8 +274,10 @@ def main(args: list[str]) -> None:
     parser.add_argument("--output", type=str | None, help="A JSON file for the harness's results.")
     given = vars(parser.parse_args(args))
     output = given.pop("output")
-    if output is not None and Path(output).is_dir():  # before the work, which can take hours
-        raise ConfigError("output", output, "it is a folder; accepted: a JSON file")
+    if output is not None:  # before the work, which can take hours
+        if Path(output).is_dir():
+            raise ConfigError("output", output, "it is a folder; accepted: a JSON file")
+        check_folder("output", Path(output).parent)
     _quieten_harness()
     trained = load_given(given)
     results = evaluate(trained, **given)

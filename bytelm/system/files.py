@@ -8,6 +8,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from bytelm.errors import FolderError
+
 
 @contextlib.contextmanager
 def replacing(path: Path, shared: bool = False) -> Iterator[Path]:
@@ -66,3 +68,27 @@ def sha256_of(files: Iterable[BinaryIO]) -> str:
 def searched(path: Path) -> str:
     """Returns ` in <working directory>` for a relative path that does not exist, for the message; else nothing."""
     return "" if path.is_absolute() else f" in {Path.cwd()}"
+
+
+def check_folder(key: str, folder: str | os.PathLike[str]) -> None:
+    """Checks that a folder can be written to, or created, before the work whose result it is for. It is not created.
+
+    Args:
+        key: The option that names the folder.
+        folder: The folder; a URL is not checked.
+
+    Raises:
+        FolderError: It cannot.
+    """
+    if "://" in os.fspath(folder):
+        return
+    path = Path(folder).absolute()
+    existing = next(each for each in (path, *path.parents) if os.path.lexists(each))
+    shown = "it" if existing == path else str(existing)
+    if not existing.is_dir():
+        why = f"{shown} is not a folder"
+    elif not os.access(existing, os.W_OK | os.X_OK):
+        why = f"{shown} cannot be written to"
+    else:
+        return
+    raise FolderError(key, os.fspath(folder), f"{why}; accepted: a folder that can be created or written to")

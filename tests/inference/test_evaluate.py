@@ -419,10 +419,10 @@ def test_invalid_evaluations_are_rejected(rejected, add_task, quick):
     assert line == "bytelm: error: limit: 1.5 cannot be used; accepted: a whole number of questions, or a share below 1"
     line = rejected("--tasks", "my_text", "--output", "tasks", status=2)
     assert line == "bytelm: error: output: 'tasks' cannot be used; it is a folder; accepted: a JSON file"
+    line = rejected("--tasks", "my_text", "--output", "corpus.txt/my.json", status=5)
+    assert line.startswith("bytelm: error: output: 'corpus.txt' cannot be used; it is not a folder; accepted: ")
     line = rejected("--tasks", "my_text", "--ckpt_path", "no.ckpt", status=4)
     assert line.startswith("bytelm: error: ckpt_path: 'no.ckpt' cannot be read")
-    line = rejected("--tasks", "my_text", "--output", "corpus.txt/my.json", status=5)
-    assert line.startswith("bytelm: error: corpus.txt/my.json: the results could not be written")
 
 
 @pytest.mark.slow

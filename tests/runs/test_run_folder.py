@@ -17,7 +17,7 @@ from resuming import Signal, curves
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from thinned import thinned
 
-from bytelm.errors import Interrupted
+from bytelm.errors import FolderError, Interrupted
 from bytelm.program import main
 from bytelm.runs.ledger import read_runs
 
@@ -171,6 +171,23 @@ def test_a_logger_whose_package_is_not_installed_is_one_line(rejected, monkeypat
     assert not Path("runs").exists()
 
 
+@pytest.mark.parametrize(
+    ("key", "options"),
+    [
+        ("trainer.logger.save_dir", ["--trainer.logger", "TensorBoardLogger"]),
+        ("trainer.logger.save_dir", ["--trainer.logger", "CSVLogger"]),
+        ("trainer.profiler.dirpath", ["--trainer.profiler", "SimpleProfiler"]),
+        ("trainer.callbacks.dirpath", ["--trainer.callbacks+=OnExceptionCheckpoint"]),
+        ("checkpoint.dirpath", []),
+    ],
+)
+def test_a_folder_that_cannot_be_created_is_rejected_by_its_key_before_the_run_has_a_folder(rejected, key, options):
+    line = rejected(*options, f"--{key}", "corpus.txt/a", status=5)
+    assert line.startswith(f"bytelm: error: {key}: ")
+    assert line.endswith("corpus.txt is not a folder; accepted: a folder that can be created or written to")
+    assert not Path("runs").exists()
+
+
 def test_runs_are_below_the_trainers_root(run, capsys):
     options = ("--trainer.default_root_dir", "elsewhere")
     run(*options)
@@ -278,6 +295,8 @@ def test_predict_makes_no_run_and_overwrites_nothing(run, trained, capsys):
     run("--ckpt_path", "mine.ckpt", subcommand="predict")
     assert "predictions: predictions-1.pt" in capsys.readouterr().out.replace(f"{Path.cwd()}/", "")
     assert Path("predictions.pt").read_text() == "mine"
+    with pytest.raises(FolderError, match=r"trainer.default_root_dir: 'corpus.txt/a' cannot be used; /.* is not a"):
+        run("--ckpt_path", "mine.ckpt", "--trainer.default_root_dir", "corpus.txt/a", subcommand="predict")
     assert [run.status for run in read_runs(Path("runs"))] == ["completed"]
 
 

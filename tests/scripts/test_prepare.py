@@ -246,7 +246,7 @@ def test_data_set_without_training_tokens_is_rejected(rejected):
 
 def test_uncreatable_folder_is_rejected(rejected, folder):
     (folder / "out").touch()
-    assert "out: 'out' cannot be used; accepted: a folder that can be written to; " in rejected(prepare)
+    assert "out: 'out' cannot be used; it is not a folder; accepted: " in rejected(prepare, status=5)
 
 
 def test_limit_without_training_tokens_is_rejected(rejected, folder):

@@ -5,7 +5,8 @@ import threading
 
 import pytest
 
-from bytelm.system.files import replacing
+from bytelm.errors import FolderError
+from bytelm.system.files import check_folder, replacing
 
 
 @pytest.mark.parametrize("shared", [False, True])
@@ -51,3 +52,24 @@ def test_several_processes_may_write_a_shared_file_at_the_same_moment(tmp_path):
         thread.join()
     assert target.read_text() in [str(i) * 1000 for i in range(4)]
     assert os.listdir(tmp_path) == ["a.txt"]
+
+
+@pytest.mark.parametrize(
+    ("folder", "why"),
+    [("file", "it is not a folder"), ("file/a/b", "{here}/file is not a folder"), ("locked/a", "{here}/locked cannot")],
+)
+def test_a_folder_that_cannot_be_written_to_is_rejected_with_its_key(tmp_path, monkeypatch, folder, why):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    (tmp_path / "locked").mkdir()
+    monkeypatch.setattr(os, "access", lambda path, mode: path.name != "locked")  # root may write to any folder
+    with pytest.raises(FolderError) as raised:
+        check_folder("out", folder)
+    assert str(raised.value).startswith(f"out: {folder!r} cannot be used; {why.format(here=tmp_path)}")
+    assert raised.value.exit_status == 5
+
+
+def test_a_folder_that_can_be_created_is_accepted_and_not_created(tmp_path):
+    check_folder("out", tmp_path / "a" / "b")
+    check_folder("out", "s3://bucket/a")
+    assert not any(tmp_path.iterdir())
