@@ -166,12 +166,15 @@ def _fit(
 ) -> Run:
     quieten()
     check_experiment(experiment)
-    options = {**run_trainer.DEFAULTS, **options, "callbacks": callbacks}
+    defaults = dict(run_trainer.DEFAULTS)
+    if not isinstance(module, LanguageModel):
+        del defaults["num_sanity_val_steps"]  # Lightning's: an error in the user's validation ends a run at its start
+    options = {**defaults, **options, "callbacks": callbacks}
     named = _named(options)
     check_plugins(named)
     with run_trainer.errors_of_options(named):  # a value of another type
         run_trainer.check_given(options)
-    for each in _without_effect(module, data, callbacks, schedules, named):
+    for each in _without_effect(module, data, callbacks, schedules, named, defaults):
         note(each)
     folder = None
     if not options.get("fast_dev_run"):
@@ -218,6 +221,7 @@ def _without_effect(
     callbacks: list[Callback],
     schedules: Mapping[str, Schedule],
     options: Mapping[str, Any],
+    defaults: Mapping[str, Any],
 ) -> Iterator[str]:
     """Yields notes of options without effect, as the command prints them of a config (bytelm/config/unused.py).
 
@@ -227,8 +231,9 @@ def _without_effect(
         callbacks: The user's callbacks.
         schedules: Schedules by target.
         options: Options of the Trainer, as `_named` returns them.
+        defaults: Those of its options that differ from Lightning's defaults.
     """
-    yield from (line.replace("trainer.", "") for line in without_effect({"trainer": options}, run_trainer.DEFAULTS))
+    yield from (line.replace("trainer.", "") for line in without_effect({"trainer": options}, defaults))
     objects = {"data": data, **{type(callback).__name__: callback for callback in callbacks}}
     for key, made in {**objects, **{f"schedules.{target}": each for target, each in schedules.items()}}.items():
         yield from of_object(made, key)

@@ -94,7 +94,7 @@ class Divergence(Callback):
             self._diverged(trainer, f"the training loss of step {step} is NaN or infinite")
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        loss = trainer.callback_metrics.get("val/loss")
+        loss = None if trainer.sanity_checking else trainer.callback_metrics.get("val/loss")
         if trainer.state.fn == "fit" and loss is not None and not bool(torch.isfinite(loss)):
             self._diverged(trainer, f"the validation loss after step {trainer.global_step} is {float(loss)}")
 

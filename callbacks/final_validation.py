@@ -25,7 +25,7 @@ class FinalValidation(Callback):
             self._validated_weights = fingerprint(pl_module)  # an average may have replaced the trained ones
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.state.fn == "fit":
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
             self._validated_step = TimeBudget.of(trainer).steps
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

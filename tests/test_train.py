@@ -181,6 +181,37 @@ def test_any_module_and_any_data_train(folder):
     assert run.record["num_params_M"] == 0.002
 
 
+class Validated(Line):
+    """A module that notes its steps and validations, and whose first validation has no finite score."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def training_step(self, batch, batch_idx):
+        self.seen.append("step")
+        return super().training_step(batch, batch_idx)
+
+    def validation_step(self, batch, batch_idx):
+        self.log("val/loss", 1.0 if "step" in self.seen else math.nan)
+        self.seen.append("validation")
+
+
+class ThreeToValidate(Numbers):
+    def val_dataloader(self):
+        return torch.utils.data.DataLoader(torch.ones(3, 1))
+
+
+def test_a_module_of_the_users_is_validated_on_two_batches_before_training(folder):
+    options = {"limit": "1 steps", "accelerator": "cpu", "enable_model_summary": False}
+    run = fit(model=Validated(), data=ThreeToValidate(), **options)
+    assert run.module.seen == [*["validation"] * 2, "step", *["validation"] * 3]
+    assert run.record["val_loss"] == 1.0
+    run = fit(model=Validated(), data=ThreeToValidate(), num_sanity_val_steps=0, **options)
+    assert run.module.seen == ["step", *["validation"] * 3]
+    assert fit(model=gpt(), data=corpus(), **options).trainer.num_sanity_val_steps == 0
+
+
 class Configured(Line):
     """A module with callbacks of its own."""
 
@@ -405,6 +436,7 @@ class Scored(Line):
 def test_a_tenth_of_a_run_on_any_data_is_followed_by_a_validation_where_that_is_cheap(folder, capsys):
     module = Scored()
     options = {"accelerator": "cpu", "enable_model_summary": False, "enable_progress_bar": False}
+    options["num_sanity_val_steps"] = 0
     fit(model=module, data=Text(), limit="20 steps", **options)
     assert module.validated == [4, 8, 12, 16, 20]  # 2 batches, after at least 4 of training
     assert "validated only" not in capsys.readouterr().err
