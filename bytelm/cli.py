@@ -60,13 +60,12 @@ from bytelm.runs.choice import (
     NAMES,
     SCORING,
     checkpoint_to_score,
-    experiment_of,
     find_checkpoint,
     run_of_config,
     run_to_continue,
     with_run,
 )
-from bytelm.runs.folder import RunFolder, checkpoint_of, number_of, run_of, runs_root
+from bytelm.runs.folder import RunFolder, checkpoint_of, name_in_runs, number_of, run_of, runs_root
 from bytelm.runs.logger import TensorBoardLogger
 from bytelm.runs.record import InitFrom
 from bytelm.runs.score import VAL_BPB, score_for
@@ -391,14 +390,14 @@ class BytelmCLI(LightningCLI):
     def _own_run(self) -> Path | None:
         """Returns the run whose own config.yaml was given, unless `experiment` names another."""
         run = run_of_config(self._get(self.config, "config") or [])
-        return run if run is not None and experiment_of(run) == self.experiment else None
+        return run if run is not None and name_in_runs(run.parent) == self.experiment else None
 
     def _experiment(self) -> str:
         configs = self._get(self.config, "config") or []
         if name := self._get(self.config, "experiment"):
             return name
         if (run := run_of_config(configs)) is not None:  # a version that did not save the name
-            return experiment_of(run)
+            return name_in_runs(run.parent)
         name = "+".join(Path(str(config)).stem for config in configs if config) or "default"
         check_experiment(name)
         return name

@@ -44,6 +44,7 @@ STARTUP_SECONDS = 1200.0  # a run without a config after this time hangs
 LOOK_SECONDS = 30.0  # between two checks of the time that other workers have used
 QUEUE_SECONDS = 1.0  # between two looks at a queue that another worker fills
 VALIDATE = "`-- --trainer.val_check_interval 10%` validates every run at each tenth"
+SUCCEEDED = ("completed", "pruned")
 FINAL = ("completed", "diverged", "pruned", "timeout")  # statuses of runs that are not resumed
 MOST_REJECTIONS = 20  # in a row, after which a search ends
 
@@ -92,7 +93,7 @@ def run_experiments(
             study's folder. All workers also need to share runs/, on a file system with locks (flock).
 
     Returns:
-        The exit status: 0 if every run was completed or pruned.
+        The exit status: 1 if a run failed or was rejected, or if the study has no completed run; otherwise 0.
     """
     configs = [shipped.resolved(config) for config in configs]
     values = read_space(space)
@@ -149,8 +150,14 @@ class Runner:
 
     def run(self) -> int:
         """Runs them all, and prints a summary; returns the exit status."""
-        self.work()
-        return self._sum_up()
+        try:
+            self.work()
+        except ConfigError:
+            self.study.discard()
+            raise
+        status = self._sum_up()
+        self.study.discard()
+        return status
 
     def work(self) -> None:
         """Runs them all."""
@@ -428,7 +435,12 @@ class Runner:
         print(f"ledger: {Path(RUNS, LEDGER)}")
         if ended:
             print(f"report: {typed_name()} report {shlex.quote(str(self.study.folder))}")
-        return int(any(outcome.status not in ("completed", "pruned") for outcome in self.outcomes))
+        if any(outcome.status not in SUCCEEDED for outcome in self.outcomes):
+            return 1
+        if any(run.status in SUCCEEDED for run in self._runs()) or self.study.is_busy():
+            return 0
+        note("no run of the study is completed")
+        return 1
 
 
 def _ended(claim: Claim) -> Outcome | None:

@@ -9,6 +9,7 @@ that requests a run resumes it.
 """
 
 import json
+import os
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
@@ -37,6 +38,7 @@ from bytelm.system.locks import is_free, lock, wait_for_lock
 
 JOURNAL = "study.journal"
 QUEUEING = ".queueing.lock"
+DRAWING = ".drawing.lock"
 ENDED_EARLY = "pruned"  # attribute of a run that was pruned; other pruned trials are dropped ones, which are not runs
 SAMPLER_SEEDS = 2**32  # of NumPy's generators
 SPACE = "space"  # attribute of the study: the space of a search that has begun
@@ -87,10 +89,15 @@ class Study:
         self.folder = Path(RUNS, name)
         with as_storage_error(f"{self.folder}: the folder cannot be created"):
             self.folder.mkdir(parents=True, exist_ok=True)
-        # Workers that make the tables of a database at once fail.
-        with _turn(Path(RUNS, ".storage.lock")) if _is_database(storage) else nullcontext():
-            self._storage = _open(storage, self.folder)
-            self._study = optuna.create_study(study_name=name, storage=self._storage, load_if_exists=True)
+        try:
+            # Workers that make the tables of a database at once fail.
+            with _turn(Path(RUNS, ".storage.lock")) if _is_database(storage) else nullcontext():
+                self._storage = _open(storage, self.folder)
+                self._study = optuna.create_study(study_name=name, storage=self._storage, load_if_exists=True)
+        except BaseException:
+            with suppress(OSError):  # not empty: the study began earlier
+                os.removedirs(self.folder)
+            raise
         if sampler_seed is not None:  # a study that continues must not repeat its draws
             sampler_seed = (sampler_seed + len(self._trials())) % SAMPLER_SEEDS
         self._study.sampler = SAMPLERS.get(plan.sampler, optuna.samplers.RandomSampler)(seed=sampler_seed)
@@ -105,6 +112,18 @@ class Study:
         """Lets one worker check and queue runs at a time; gives whether this one may."""
         with _opened(self.folder / QUEUEING) as turn:
             yield lock(turn.fileno())
+
+    def discard(self) -> None:
+        """Removes the folder of a study without runs, as when all configs were rejected."""
+        with self.queueing() as may_queue:
+            if not may_queue or not all(_is_dropped(trial) for trial in self._trials()):
+                return
+            files = [self.folder / name for name in (JOURNAL, QUEUEING, DRAWING)]
+            if set(self.folder.iterdir()) <= set(files):
+                for file in files:
+                    file.unlink(missing_ok=True)
+                with suppress(OSError):  # `runs` has other files
+                    os.removedirs(self.folder)
 
     def queue(self, task: Task) -> None:
         """Puts a run at the end of the queue."""
@@ -295,7 +314,7 @@ class Study:
         if self.plan.sampler == "grid":
             yield
             return
-        with _turn(self.folder / ".drawing.lock"):
+        with _turn(self.folder / DRAWING):
             for trial in self._trials():
                 if trial.state == TrialState.RUNNING and _task(trial) is None:
                     self.drop(trial.number)

@@ -111,13 +111,6 @@ def run_of_config(configs: Sequence[Any]) -> Path | None:
     return run_of(Path(str(configs[0]))) if len(configs) == 1 and "\n" not in str(configs[0]) else None
 
 
-def experiment_of(run: Path) -> str:
-    """Name of a run's experiment: the path from `runs` to it."""
-    parts = run.parent.parts
-    start = len(parts) - parts[::-1].index(RUNS) if RUNS in parts else len(parts) - 1
-    return str(Path(*parts[start:]))
-
-
 def run_to_continue(experiment: Path, own: Path | None, config: Mapping[str, Any]) -> Path | None:
     """The run that `fit --ckpt_path last` resumes, or starts again in its folder; None for a new run.
 

@@ -118,6 +118,17 @@ def run_of(file: Path) -> Path | None:
     return folder if is_run and belongs and folder.is_dir() else None
 
 
+def name_in_runs(folder: Path) -> str:
+    """The path of an experiment's or a study's folder from `runs`; for `runs` itself and folders elsewhere, their name.
+
+    Args:
+        folder: runs/x, or runs/x/y.
+    """
+    parts = folder.parts
+    below = parts[len(parts) - parts[::-1].index(RUNS) :] if RUNS in parts else ()
+    return str(Path(*below)) if below else folder.name
+
+
 def claim(experiment: Path, version: int | None = None) -> tuple[int, int]:
     """Claims a run's folder for the life of this process.
 

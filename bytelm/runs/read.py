@@ -15,7 +15,7 @@ import yaml
 from bytelm.config.messages import note
 from bytelm.errors import StorageError
 from bytelm.runs import record as records
-from bytelm.runs.folder import CONFIG, is_running
+from bytelm.runs.folder import CONFIG, is_running, name_in_runs
 from bytelm.runs.score import VAL_BPB, VAL_LOSS, Score
 from bytelm.system.process import utc
 from bytelm.units import Duration
@@ -47,7 +47,7 @@ class Run:
 
     @property
     def study(self) -> str:
-        return self.folder.parent.parent.name
+        return name_in_runs(self.folder.parent.parent)
 
     @property
     def status(self) -> str:

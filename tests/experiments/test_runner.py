@@ -529,6 +529,7 @@ def test_a_value_that_can_never_be_run_is_named_before_the_first_run(world, expe
     (line,) = ended.err
     assert line.startswith("bytelm: error: space.model.gpt.n_heads: '3' cannot be used; n_heads: 3 cannot be used")
     assert world.begun == []
+    assert not Path("runs").exists()
 
 
 def test_a_bound_that_cannot_be_run_is_named(world, experiments):
@@ -542,6 +543,7 @@ def test_a_config_that_cannot_run_with_any_value_is_not_the_fault_of_the_space(w
     world.rejections["tiny.yaml"] = "n_layers: 0 cannot be used"
     ended = experiments("tiny.yaml", "--space", LIST)
     assert ended.out[0] == "runs: 0 ended, of which now 2 rejected"
+    assert not Path("runs/tiny").exists()
     ended = experiments("tiny.yaml", "--space", RANGE, "--max_runs", "2")
     assert ended.err == ["bytelm: error: config: 'tiny.yaml' cannot be used; n_layers: 0 cannot be used"]
 
@@ -612,9 +614,10 @@ def test_a_run_that_goes_beyond_the_time_is_cut_and_continues_when_there_is_more
     world.otherwise = Ending(seconds=100.0)
     seeds = ("tiny.yaml", "--seeds", "1", "2", "--total_time")
     ended = experiments(*seeds, "30s")
-    assert ended.status == 0
+    assert ended.status == 1
     assert world.begun == ["tiny/tiny,seed=1"]
-    assert (on_record("tiny/tiny,seed=1")["status"], ended.err) == ("interrupted", [])
+    assert on_record("tiny/tiny,seed=1")["status"] == "interrupted"
+    assert ended.err == ["bytelm: note: no run of the study is completed"]
     assert wall_time(on_record("tiny/tiny,seed=1")) <= 30.0 + POLL
     assert ended.out[:2] == ["runs: 0 ended, of which now none", f"left: 2, {GOES_ON}"]
     ended = experiments(*seeds, "4m")

@@ -128,12 +128,12 @@ def test_runs_are_read_of_everything_a_study_an_experiment_or_one_run():
     make_run("one/a", at=1)
     make_run("one/a", at=2, version=1)
     make_run("one/b", at=3)
-    make_run("other/a", at=4)
+    make_run("nested/other/a", at=4)
     make_run("plain", at=5)
     for root, number in {"runs": 5, "runs/one": 3, "runs/one/a": 2, "runs/one/a/version_1": 1, "runs/none": 0}.items():
         assert len(read_runs(Path(root))) == number, root
     assert [(run.study, run.experiment) for run in read_runs(RUNS)] == [
-        *[("one", "a"), ("one", "a"), ("one", "b"), ("other", "a")],
+        *[("one", "a"), ("one", "a"), ("one", "b"), ("nested/other", "a")],
         ("runs", "plain"),
     ]
 
