@@ -22,7 +22,7 @@ import jsonargparse
 import shtab
 
 from bytelm.config import keys, shipped
-from bytelm.config.classes import classes_of, no_class, parameters_of
+from bytelm.config.classes import classes_of, no_class, options_of, parameters_of
 from bytelm.config.command import CommandParser
 from bytelm.config.usage import HELP_ALL
 from bytelm.program import COMMANDS
@@ -179,7 +179,8 @@ def _keys() -> dict[str, list[str]]:
         found[key] = [cls.__name__ for cls in classes]
         if level <= LISTED_LEVELS and not key.startswith("trainer."):
             owners = [GPT] if key == NETWORK else classes
-            for option in sorted({option for cls in owners for option in parameters_of(cls)}):
+            of = {option for cls in owners for option in options_of(cls, key, [*roots.values(), *nested])}
+            for option in sorted(of):
                 add(f"{key}.{option}", level + 1)
 
     for key in (NETWORK, "model.loss", "model.optimizer", "data", "lr_schedule"):

@@ -173,5 +173,5 @@ def _folders(trainer: Trainer, trains: bool) -> Iterator[tuple[str, str | Path]]
     for callback in trainer.checkpoint_callbacks if trains else ():
         if folder := getattr(callback, "dirpath", None):
             yield f"{'checkpoint' if isinstance(callback, BestCheckpoint) else 'trainer.callbacks'}.dirpath", folder
-    if folder := getattr(trainer.profiler, "dirpath", None):
+    if folder := getattr(trainer.profiler, "dirpath", None):  # type: ignore[attr-defined]
         yield "trainer.profiler.dirpath", folder

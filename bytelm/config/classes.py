@@ -77,6 +77,27 @@ def parameters_of(owner: Any) -> Iterator[str]:
     yield from (p.name for p in parameters if p.default is not inspect.Parameter.empty)
 
 
+def options_of(cls: Any, key: str, owners: Iterable[type]) -> list[str]:
+    """Returns the options of a class at a key: its constructor's parameters, except those that the key's owner passes.
+
+    Args:
+        cls: The class.
+        key: The key, such as `model.gpt.attention`.
+        owners: Classes whose constructors take other classes, or functions that make them.
+    """
+    if not inspect.isclass(cls):
+        return []
+    options = [parameter.name for parameter in get_signature_parameters(cls)]
+    hints = [_hints(owner) for owner in owners]
+    for name in reversed(key.split(".")):  # the last part can be a key of a mapping, such as a group
+        if found := [hint[name] for hint in hints if name in hint]:
+            passed = [maker for hint in found for maker in _makers_in(hint) if issubclass(cls, maker[0])]
+            n_positional = max((positional for _, positional, _ in passed), default=0)
+            named = {option for _, _, names in passed for option in names}
+            return [option for option in options[n_positional:] if option not in named]
+    return options
+
+
 def default_of(owner: type, name: str) -> Any:
     """Returns the default of an argument of a class's own constructor; None if it has none."""
     parameter = inspect.signature(owner).parameters.get(name) if "__init__" in vars(owner) else None
@@ -85,18 +106,41 @@ def default_of(owner: type, name: str) -> Any:
 
 def bases_of(owner: type, name: str) -> list[type]:
     """Returns the classes that a class's constructor accepts for an argument."""
+    return list(dict.fromkeys(_classes_in(_hints(owner).get(name))))
+
+
+def _hints(owner: type) -> dict[str, Any]:
     try:
-        hint = get_type_hints(vars(owner)["__init__"]).get(name)
+        return get_type_hints(vars(owner)["__init__"])
     except (KeyError, NameError, TypeError):
-        return []
-    return list(dict.fromkeys(_classes_in(hint)))
+        return {}
+
+
+def _makers_in(hint: Any) -> Iterator[tuple[type, int, set[str]]]:
+    """Returns the classes that functions in an annotation make, the number of arguments that they pass by position, and
+    the names of the others.
+    """
+    if _is_maker(hint):
+        passed = list(inspect.signature(hint.__call__).parameters.values())[1:]  # without `self`
+        names = {each.name for each in passed if each.kind is not inspect.Parameter.POSITIONAL_ONLY}
+        yield from ((made, len(passed) - len(names), names) for made in _classes_in(hint))
+    elif get_origin(hint) is Callable:
+        passed, _ = get_args(hint)
+        yield from ((made, len(passed) if isinstance(passed, list) else 0, set()) for made in _classes_in(hint))
+    else:
+        for argument in get_args(hint):
+            yield from _makers_in(argument)
+
+
+def _is_maker(hint: Any) -> bool:
+    return getattr(hint, "_is_protocol", False) and "__call__" in vars(hint)
 
 
 def _classes_in(hint: Any) -> Iterator[type]:
     """Returns the classes that an annotation accepts: X itself, the X of Callable[..., X], of X | None and of list[X],
     and the return type X of a protocol's `__call__`.
     """
-    if getattr(hint, "_is_protocol", False) and "__call__" in vars(hint):
+    if _is_maker(hint):
         yield from _classes_in(get_type_hints(hint.__call__).get("return"))
     elif inspect.isclass(hint) and not get_args(hint):
         is_tensor = (hint.__module__, hint.__name__) == ("torch", "Tensor")  # torch's optimizers accept one as lr

@@ -24,6 +24,7 @@ from bytelm.config.classes import (
     key_of_class,
     keys_below,
     no_class,
+    options_of,
     parameters_of,
     takes_class,
 )
@@ -144,7 +145,7 @@ def clarify(
         owner = _owner(report, match.end()) or "".join(
             re.findall(r"class_path '([\w.]+)'", report[: match.start()])[-1:]
         )
-        options = list(parameters_of(cls := locate(owner)))
+        options = options_of(cls := locate(owner), key, [*roots.values(), *nested])
         if match[1] in options:  # its value is not accepted
             return (
                 f"{key}.{match[1]}: {_value_of_option(match[1], report)} is not accepted; {_accepted_by(cls, match[1])}"
@@ -180,7 +181,8 @@ def clarify(
     if match := re.search(failed, report, re.MULTILINE):
         path, reason = match["path"] or match["class"], match["reason"] or match["why"]
         if (unknown := re.match(r"unrecognized arguments: --([\w.]+)", reason)) and match["reason"]:
-            options = list(parameters_of(locate(_owner(report, match.end("reason")))))
+            owner = _owner(report, match.end("reason"))
+            options = options_of(locate(owner), key, [*roots.values(), *nested])
             return f"{key}.{unknown[1]}: unknown key; {choices(unknown[1], options)}"
         other = r"Expected '[\w.]+' to be a function that returns <class '(?:\w+\.)*(\w+)'>\.?"
         reason = re.sub(other, r"it is neither such a class nor a function that is declared to return a \1", reason)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from bytelm.config.text import dump
 from bytelm.data.tokenizer import Tokenizer, load_tokenizer
-from bytelm.errors import ConfigError, DataError
+from bytelm.errors import DataError
 from bytelm.system.files import check_folder
 from bytelm.system.process import end_worker_with_parent
 

@@ -87,6 +87,31 @@ def test_an_option_of_a_group_is_named_with_the_group(resolved, key):
     assert message(resolved, by_group, f"--model.optimizer.{key}=1").startswith(said)
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (
+            ["--model.optimizer=ByGroup", "--model.optimizer.grops=3"],
+            "optimizer.grops: unknown key; did you mean groups? ",
+        ),
+        (["--data=Bytes", "--data.pth=a"], "data.pth: unknown key; did you mean path? accepted: path, batch_size, "),
+        (
+            ["--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.x=3"],
+            "trainer.callbacks.x: unknown key; accepted: monitor, min_delta, ",
+        ),
+        (
+            ["--model.gpt.feedforward=own_part.Own", "--model.gpt.feedforward.x=3"],
+            ".x: unknown key; accepted: size, width",
+        ),
+        (["--model.gpt.attention=SDPA", "--model.gpt.attention.x=3"], ".x: unknown key; accepted: n_kv_heads, "),
+        (["--model.loss=CrossEntropy", "--model.loss.x=3"], ".x: unknown key; accepted: label_smoothing, "),
+    ],
+)
+def test_the_options_of_a_class_include_required_ones_and_none_that_the_network_passes(resolved, options, said):
+    Path("own_part.py").write_text(OWN_PART.replace("width", "size: int, width"))
+    assert said in message(resolved, *options)
+
+
 def test_the_value_of_an_option_of_the_users_class_is_named(resolved):
     Path("own_part.py").write_text(OWN_PART)
     options = ("--model.gpt.feedforward=own_part.Own", "--model.gpt.feedforward.width=big")
@@ -98,7 +123,7 @@ OWN_PART = """
 import torch
 
 class Own(torch.nn.Identity):
-    def __init__(self, d_model: int, width: int = 3) -> None:
+    def __init__(self, d_model: int, d_ff: int, width: int = 3) -> None:
         super().__init__()
 """
 
