@@ -29,7 +29,7 @@ class PredictionWriter(BasePredictionWriter):
     def __init__(self) -> None:
         super().__init__(write_interval="epoch")
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         check_folder("trainer.default_root_dir", folder_for(trainer))  # before the work
 
     def write_on_epoch_end(

@@ -27,9 +27,11 @@ from bytelm.callbacks.throughput import Throughput
 from bytelm.callbacks.time_budget import TimeBudget
 from bytelm.config.messages import note
 from bytelm.data.base import token_data
-from bytelm.errors import StorageError
+from bytelm.errors import RunError, StorageError
 from bytelm.log_steps import StepLoss
 from bytelm.runs import record
+from bytelm.runs.checkpoints import read
+from bytelm.runs.folder import checkpoint_of
 from bytelm.runs.record import Corpus, Git, InitFrom, Record
 from bytelm.runs.score import VAL_BPB, VAL_LOSS
 from bytelm.system.memory import peak_device_memory_mb, peak_memory_mb
@@ -73,6 +75,7 @@ class RunRecord(Callback):
         self._folder: str | None = None
         self._trainer: Trainer | None = None
         self._earlier: Record | None = None  # the record of the run's earlier processes
+        self._resumed: Path | None = None  # the checkpoint of its earlier processes
         self._is_restored = False
 
     def state_dict(self) -> dict[str, Any]:
@@ -97,8 +100,10 @@ class RunRecord(Callback):
         kept = stage == "fit" and (claim_of(trainer) is not None or bool(trainer.loggers))
         folder = run_folder(trainer) if kept else None
         self._folder = None if folder is None else str(folder)
-        self._earlier = None
+        self._earlier = self._resumed = None
         if folder is not None and trainer.is_global_zero:
+            last = checkpoint_of(folder, "last")
+            self._resumed = last if last.exists() else None
             with contextlib.suppress(StorageError):  # a new run has no record, and neither has one that was killed
                 self._earlier = record.read(folder)
 
@@ -133,11 +138,23 @@ class RunRecord(Callback):
     def write_failure(self, trainer: Trainer, error: BaseException) -> None:
         """Writes the record of a run that ended early."""
         known = self._record(trainer)
-        if self._earlier is not None and self._earlier.get("checkpoint") and not self._is_restored:
-            # It failed before the checkpoint was loaded: the earlier record tells what the run has trained.
-            known = cast(Record, {**self._earlier, **{key: known.get(key) for key in OF_LAST_PROCESS}})
+        if self._resumed is not None and not self._is_restored:
+            known = self._before_resuming(trainer, self._resumed)
         with contextlib.suppress(OSError):  # the error itself reports a full disk
             self._write(record.failed(known, error))
+
+    def _before_resuming(self, trainer: Trainer, checkpoint: Path) -> Record:
+        """Returns the record of a run that failed before its checkpoint was loaded, which tells what it has trained."""
+        budget = TimeBudget.of(trainer)
+        with contextlib.suppress(RunError, KeyError):  # one that is damaged is the error itself
+            callbacks = read(checkpoint)["callbacks"]
+            budget.load_state_dict(callbacks["TimeBudget"])
+            self.load_state_dict(callbacks["RunRecord"])
+        known = self._record(trainer) | {"checkpoint": str(checkpoint)}
+        earlier = self._earlier
+        if earlier is not None and (not self._is_restored or earlier.get("total_steps") == budget.steps):
+            known = {**earlier, **{key: known.get(key) for key in OF_LAST_PROCESS}}  # which has the scores, too
+        return cast(Record, known)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn == "validate":

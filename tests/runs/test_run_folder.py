@@ -389,14 +389,17 @@ def test_a_state_that_no_checkpoint_can_hold_is_rejected_before_training(folder,
     assert record_of("runs/tiny/version_0")["total_steps"] == 0
 
 
+FAILING = (
+    "from lightning.pytorch import Callback\n\n"
+    "class Failing(Callback):\n"
+    "    def setup(self, trainer, pl_module, stage):\n"
+    "        raise LookupError('of mine')\n"
+)
+
+
 @pytest.mark.parametrize(("options", "steps"), [(("--experiment", "new"), 0), (("--ckpt_path", "last"), 4)])
 def test_a_run_whose_callback_fails_in_setup_has_a_record(run, trained, options, steps):
-    Path("my_failing.py").write_text(
-        "from lightning.pytorch import Callback\n\n"
-        "class Failing(Callback):\n"
-        "    def setup(self, trainer, pl_module, stage):\n"
-        "        raise LookupError('of mine')\n"
-    )
+    Path("my_failing.py").write_text(FAILING)
     with pytest.raises(LookupError, match="of mine"):
         run(*options, "--trainer.callbacks", "my_failing.Failing")
     (failed,) = [each for each in read_runs(Path("runs")) if each.status == "error"]
@@ -404,6 +407,24 @@ def test_a_run_whose_callback_fails_in_setup_has_a_record(run, trained, options,
     assert failed.record["total_steps"] == steps  # of a run that resumes: those of its checkpoint
     assert (failed.record["checkpoint"] is None) == (steps == 0)
     assert failed.record["num_params_M"] > 0
+
+
+@pytest.mark.parametrize("recorded", [None, 2], ids=["killed", "resumed and then killed"])
+def test_a_run_that_was_killed_and_fails_in_setup_keeps_the_steps_of_its_checkpoint(run, trained, recorded):
+    file = Path("runs/tiny/version_0/record.json")
+    before = json.loads(file.read_text())
+    if recorded is None:
+        file.unlink()
+    else:
+        file.write_text(json.dumps({**before, "total_steps": recorded, "status": "interrupted"}))
+    Path("my_failing.py").write_text(FAILING)
+    with pytest.raises(LookupError, match="of mine"):
+        run("--ckpt_path", "last", "--trainer.callbacks", "my_failing.Failing")
+    failed = json.loads(file.read_text())
+    assert failed["status"] == "error"
+    trained_before = ("total_steps", "progress", "tokens_seen", "train_loss", "training_time_secs")
+    assert {key: failed[key] for key in trained_before} == {key: before[key] for key in trained_before}
+    assert failed["checkpoint"] == before["checkpoint"]
 
 
 def test_checkpoints_that_a_thread_writes_are_those_of_the_run(run):
