@@ -150,11 +150,12 @@ class RunRecord(Callback):
             callbacks = read(checkpoint)["callbacks"]
             budget.load_state_dict(callbacks["TimeBudget"])
             self.load_state_dict(callbacks["RunRecord"])
-        known = self._record(trainer) | {"checkpoint": str(checkpoint)}
+        known: Record = {**self._record(trainer), "checkpoint": str(checkpoint)}
         earlier = self._earlier
         if earlier is not None and (not self._is_restored or earlier.get("total_steps") == budget.steps):
-            known = {**earlier, **{key: known.get(key) for key in OF_LAST_PROCESS}}  # which has the scores, too
-        return cast(Record, known)
+            of_this_process = {key: known.get(key) for key in OF_LAST_PROCESS}
+            return cast(Record, {**earlier, **of_this_process})  # which has the scores, too
+        return known
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn == "validate":
