@@ -7,10 +7,11 @@ from typing import Any
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.plugins import Precision
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from bytelm.callbacks import BestCheckpoint
-from bytelm.errors import ConfigError, run_error
+from bytelm.callbacks import BestCheckpoint, LastCheckpoint
+from bytelm.errors import CheckpointError, ConfigError, run_error
 from bytelm.hosts import check as check_hosts
 from bytelm.hosts import meeting
 from bytelm.precision import FP8
@@ -142,6 +143,32 @@ def complete(trainer: Trainer, plugins: Sequence[Any]) -> None:
     check_hosts(trainer)
     check_layer_sync(trainer, plugins)
     errors_are_the_checkpoints(trainer)
+    _find_last(trainer)
+
+
+def _find_last(trainer: Trainer) -> None:
+    """Makes `ckpt_path="last"`, in the Trainer's methods, the run's last.ckpt.
+
+    Lightning searches the folders of ModelCheckpoints alone. If it finds none, it scores the present weights.
+
+    Args:
+        trainer: The Trainer.
+    """
+    connector: Any = trainer._checkpoint_connector
+    parse = connector._parse_ckpt_path
+
+    def find(state_fn: TrainerFn, ckpt_path: Any, **options: Any) -> Any:
+        last = LastCheckpoint.of(trainer)
+        if ckpt_path == "last" and last is not None and last.path is not None and last.path.is_file():
+            return str(last.path)
+        found = parse(state_fn, ckpt_path, **options)
+        if ckpt_path == "last" and found is None and state_fn != TrainerFn.FITTING:
+            raise CheckpointError(
+                "ckpt_path: the run has no last.ckpt; accepted: null for the present weights, or a path"
+            )
+        return found
+
+    connector._parse_ckpt_path = find
 
 
 def check_made(trainer: Trainer, settings: Mapping[str, Any], trains: bool = True) -> None:

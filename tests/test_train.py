@@ -30,7 +30,7 @@ import bytelm
 from bytelm import fit, load
 from bytelm.callbacks import Cosine, Divergence, Samples, Schedules, TimeBudget
 from bytelm.data.corpora import Bytes
-from bytelm.errors import ConfigError, DataError, UsageError
+from bytelm.errors import CheckpointError, ConfigError, DataError, UsageError
 from bytelm.gpt import GPT
 from bytelm.inference.model import Model
 from bytelm.runs.checkpoint_io import AtomicCheckpointIO
@@ -404,6 +404,23 @@ def test_the_trainer_of_a_run_scores_its_checkpoints(folder):
     for name in ("last", "best"):
         (scores,) = run.trainer.validate(run.module, run.trainer.datamodule, ckpt_path=name, verbose=False)
         assert scores["val/bpb"] == pytest.approx(run.val_bpb, abs=1e-6)
+
+
+class Weighed(Line):
+    def validation_step(self, batch, batch_idx):
+        self.log("val/loss", self.layer(batch).square().mean())
+
+
+def test_the_last_checkpoint_of_a_users_module_is_scored_and_not_its_present_weights(folder):
+    options = {"limit": "2 steps", "accelerator": "cpu", "enable_model_summary": False, "enable_progress_bar": False}
+    run = fit(model=Weighed(), data=ThreeToValidate(), **options)
+    with torch.no_grad():
+        run.module.layer.weight.fill_(100.0)
+    (scores,) = run.trainer.validate(run.module, run.trainer.datamodule, ckpt_path="last", verbose=False)
+    assert scores["val/loss"] == pytest.approx(run.record["val_loss"], abs=1e-5)
+    run = fit(model=Weighed(), data=ThreeToValidate(), enable_checkpointing=False, **options)
+    with pytest.raises(CheckpointError, match=r"^ckpt_path: the run has no last.ckpt; accepted: null for the present"):
+        run.trainer.validate(run.module, run.trainer.datamodule, ckpt_path="last", verbose=False)
 
 
 class Text(Numbers):
