@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 from lightning.pytorch import Trainer, loggers
 from lightning.pytorch.loggers import Logger
 
-from bytelm.errors import StorageError
+from bytelm.errors import ConfigError, StorageError
 from bytelm.runs.folder import RunFolder
 
 LIGHTNINGS_NAME = "lightning_logs"
@@ -209,9 +209,23 @@ def prepare(trainer: Trainer, folder: RunFolder | None, purge_step: int | None =
         trainer: The trainer of a run that has not begun.
         folder: The run's folder; None for a run without one.
         purge_step: See `TensorBoardLogger.place`.
+
+    Raises:
+        ConfigError: Two CSVLoggers would write the same file.
     """
+    _check_csv_files(trainer)
     for logger in trainer.loggers:
         if folder is not None and isinstance(logger, PLACED) and logger.in_run_folder:
             logger.place(folder, purge_step)
         if not isinstance(logger, TensorBoardLogger):  # it has no rows
             StepRows(logger)
+
+
+def _check_csv_files(trainer: Trainer) -> None:
+    # Without a version, each takes the next free one.
+    given = [each for each in trainer.loggers if isinstance(each, loggers.CSVLogger) and each._version is not None]
+    folders = [logger.log_dir for logger in given]
+    for logger, folder in zip(given, folders, strict=True):
+        if folders.count(folder) > 1:
+            accepted = "two CSVLoggers have the same folder; accepted: another version for each, or none"
+            raise ConfigError("trainer.logger.version", logger.version, accepted)

@@ -138,6 +138,20 @@ def test_loggers_without_a_save_dir_write_to_the_runs_folder_one_row_a_step(run)
     assert "_hparams_/experiment" in events.summary_metadata
 
 
+def test_two_csv_loggers_of_one_folder_are_rejected(rejected):
+    def both(first, second):
+        return ("--trainer.logger", f"[{{class_path: CSVLogger, init_args: {first}}}, CSVLogger, {second}]")
+
+    other = "{class_path: CSVLogger, init_args: {version: 3}}"
+    line = rejected(*both("{version: 3, prefix: x}", other))
+    assert line.startswith(
+        "bytelm: error: trainer.logger.version: 3 cannot be used; two CSVLoggers have the same folder"
+    )
+    other = "{class_path: lightning.pytorch.loggers.CSVLogger, init_args: {save_dir: a, name: b, version: v}}"
+    assert "version: 'v' cannot be used; two" in rejected(*both("{save_dir: a, name: b, version: v}", other))
+    assert not Path("runs").exists()
+
+
 def test_csv_rows_of_before_a_cut_are_kept(run):
     with added_callback(Signal("on_train_batch_end", 5)), pytest.raises(Interrupted):
         run("--trainer.logger", "CSVLogger", *LONGER)
