@@ -49,8 +49,7 @@ SCORED_AT_ONCE = 16_384  # tokens whose logits are in float32 at a time: 3 GB wi
 class LanguageModel(LightningModule):
     """Trains a GPT to predict the next token.
 
-    In a Trainer of your own, WeightAveraging needs `use_buffers=False`: the average of some constants of parts is not the
-    constant.
+    In a Trainer of your own, WeightAveraging needs `use_buffers=False`: it would average constants, and damage some.
 
     Args:
         gpt: The network.

@@ -11,11 +11,12 @@ needs for it.
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 from tqdm import tqdm
 
 from bytelm.config.command import CommandParser
+from bytelm.config.messages import note
 from bytelm.config.text import dump
 from bytelm.config.values import PositiveInt
 from bytelm.data.documents import COLUMN, check_column, document_files, groups
@@ -47,6 +48,14 @@ def texts(files: list[Path], column: str, most: int, most_of_one: int) -> Iterat
                         return
 
 
+def located(places: list[str]) -> dict[str, Any]:
+    """The options of Documents for places; only for one folder or pattern does it know which of the files validate."""
+    if len(places) == 1 and not Path(places[0]).expanduser().is_file():
+        return {"path": places[0]}
+    note("val: write the files for validation in place of FILES")
+    return {"train": places, "val": "FILES"}
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = CommandParser(prog=Path(__file__).name, description=str(__doc__).splitlines()[0])
     parser.add_argument("paths", nargs="+", metavar="path", help="documents: files, folders, globs")
@@ -68,7 +77,7 @@ def main(arguments: list[str] | None = None) -> None:
         train_tokenizer(found, options.vocab_size, out, options.pattern)
         size = load_tokenizer(str(out)).vocab_size
         column = {} if options.column == COLUMN else {"column": options.column}
-        data = {"class_path": "Documents", "init_args": {"path": options.paths[0], **column, "tokenizer": str(out)}}
+        data = {"class_path": "Documents", "init_args": {**located(options.paths), **column, "tokenizer": str(out)}}
         print(dump({"data": data, "model": {"gpt": {"vocab_size": size}}}).rstrip())
 
 

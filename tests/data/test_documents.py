@@ -335,6 +335,12 @@ def test_the_script_trains_a_tokenizer_on_the_files_that_train(tmp_path, monkeyp
     assert lines["model"]["gpt"]["vocab_size"] == 257 + len(learned)
     script.main(["many/2.parquet", "--vocab_size", "260", "--out", "other.json", "--document_characters", "2"])
     assert [piece for piece in load_tokenizer("other.json").bytes_of if len(piece) > 1] == [b"xy"]
+    capsys.readouterr()
+    script.main(["many/1.parquet", "many/2.parquet", "--vocab_size", "260", "--out", "both.json"])
+    said = capsys.readouterr()
+    options = {"train": ["many/1.parquet", "many/2.parquet"], "val": "FILES", "tokenizer": "both.json"}
+    assert yaml.safe_load(said.out)["data"]["init_args"] == options
+    assert "bytelm: note: val: write the files for validation in place of FILES" in said.err
     with pytest.raises(SystemExit) as ended:
         script.main(["many", "--vocab_size", "260", "--out", "nowhere/tokenizer.json"])
     assert ended.value.code == ConfigError.exit_status

@@ -273,6 +273,7 @@ def test_the_tokenizer_beside_shards_is_theirs(folder):
     options = {"path": str(folder), "tokenizer": "auto", "vocab_size": None}
     assert TokenShards.resolved(options) == {"tokenizer": file, "vocab_size": 262}
     assert TokenShards.resolved(options | {"vocab_size": 300}) == {"tokenizer": file, "vocab_size": 300}
+    assert TokenShards.resolved(options | {"tokenizer": str(folder)}) == {"tokenizer": str(folder), "vocab_size": 262}
     for name in ("gpt2", None):
         assert TokenShards.resolved(options | {"tokenizer": name}) == {"tokenizer": name, "vocab_size": 50_257}
     assert tokenizer_name({"data": {"init_args": options}}) == file  # of a config that is not of a run
