@@ -147,6 +147,8 @@ class Interrupted(RunError):
 
 def run_error(error: BaseException | None) -> RunError | None:
     """The RunError that an exception is, was caused by, or is equivalent to, if there is one."""
+    if isinstance(error, OSError) and error.filename and error.errno in PATH_ERRORS:  # not one that led to another error
+        return StorageError(f"{error.filename}: it cannot be used ({error.strerror})")
     while error is not None and not isinstance(error, RunError):
         if _is_out_of_memory(error):
             return OutOfMemory(HOW_TO_SAVE_MEMORY)
@@ -174,6 +176,7 @@ def _is_out_of_memory(error: BaseException) -> bool:
 
 
 CLOSED_PIPE_STATUS = 128 + 13  # what shells show of a program that SIGPIPE has ended
+PATH_ERRORS = (errno.ENOTDIR, errno.EEXIST, errno.EACCES)  # a file in place of a folder, or no permission
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # the disk is full, or read-only
 CPU_IS_OUT_OF_MEMORY = "can't allocate memory"  # in torch's RuntimeError
 HOW_TO_SAVE_MEMORY = (

@@ -169,6 +169,7 @@ def test_the_commands_that_take_their_name_are_lightnings():
         ("errors.Interrupted(15, 'after step 3')", 143, "interrupted by SIGTERM after step 3"),
         ("MemoryError()", 6, "out of memory; "),
         ("RuntimeError('can\\'t allocate memory: 3 GB')", 6, "out of memory; "),
+        ("NotADirectoryError(20, 'Not a directory', 'a/b')", 5, "a/b: it cannot be used (Not a directory)"),
         ("ValueError('other') from errors.Diverged('NaN')", 1, "NaN"),
     ],
 )
