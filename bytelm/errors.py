@@ -147,10 +147,8 @@ class Interrupted(RunError):
 
 def run_error(error: BaseException | None) -> RunError | None:
     """The RunError that an exception is, was caused by, or is equivalent to, if there is one."""
-    # Not one that led to another error.
-    if (
-        isinstance(error, OSError) and error.filename and error.errno in PATH_ERRORS
-    ):  # not one that led to another error
+    # Not one that led to another error: programs expect these, and handle them.
+    if isinstance(error, OSError) and error.filename and error.errno in PATH_ERRORS:
         return StorageError(f"{error.filename}: it cannot be used ({error.strerror})")
     while error is not None and not isinstance(error, RunError):
         if _is_out_of_memory(error):
