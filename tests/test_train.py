@@ -332,7 +332,8 @@ class Graded(Line):
 
 def test_the_best_checkpoint_of_any_module_is_kept_by_its_score(folder):
     options = {"accelerator": "cpu", "enable_model_summary": False, "enable_progress_bar": False, "limit": "8 steps"}
-    best = fit(model=Graded(), data=Text(), val_check_interval=2, limit_val_batches=1, **options).folder / "checkpoints"
+    often = {"val_check_interval": 2, "limit_val_batches": 1, "num_sanity_val_steps": 0}
+    best = fit(model=Graded(), data=Text(), **often, **options).folder / "checkpoints"
     assert torch.load(best / "best.ckpt", weights_only=True)["global_step"] == 6
     data = Tokens()
     data.token_bytes = [2] * 256
