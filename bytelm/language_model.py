@@ -64,9 +64,7 @@ class LanguageModel(LightningModule):
             divided over all threads.
     """
 
-    clips_by_total_norm = (
-        True  # for ShardedStep: configure_gradient_clipping asks the strategy for the norm of all ranks
-    )
+    clips_by_total_norm = True  # for ShardedStep: gradients are clipped by the norm of those of all ranks
     repeatable_step = True  # for TimeBudget: a step can be run and undone before training, and dropped at its end
     is_compiled = False  # whether the network runs through torch.compile; known after `setup`
 

@@ -174,7 +174,7 @@ class _Shares:
         by_type: dict[torch.dtype, tuple[list[Tensor], list[Tensor]]] = {}
         for param, sent in zip(self._places, self._sent, strict=True):
             if param.grad is None:
-                reason = f"{self._names[param]} has no gradient; accepted: ddp_find_unused_parameters_true"
+                reason = f"{self._names[param]} has no gradient in a step; accepted: ddp_find_unused_parameters_true"
                 raise ConfigError("trainer.strategy", ShardedStep.__name__, reason)
             to, of = by_type.setdefault(param.grad.dtype, ([], []))
             to.append(sent)

@@ -584,3 +584,16 @@ def test_ranks_that_divide_the_step_and_are_cut_resume_as_if_uninterrupted(start
     assert resumed["callbacks"]["TimeBudget"]["steps"] == 30
     for name, value in uncut["state_dict"].items():
         assert torch.equal(resumed["state_dict"][name], value), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("first", "then"), [("ddp", "ShardedStep"), ("ShardedStep", "ddp")])
+def test_a_run_continues_from_ddp_with_a_divided_step_and_the_reverse(start, uncut, first, then):
+    limit = "--time_budget.limit"
+    start(limit, "20 steps", *DROPOUT, "--trainer.strategy", first, "--experiment", "half").ended_well()
+    half = "runs/half/version_0/checkpoints/last.ckpt"
+    options = (limit, "40 steps", *DROPOUT, "--trainer.strategy", then, "--ckpt_path", half)
+    resumed = start(*options, "--experiment", "resumed").ended_well().checkpoint("resumed")
+    torch.testing.assert_close(dict(resumed["state_dict"]), dict(uncut["state_dict"]), atol=1e-5, rtol=0)
+    states, expected = (c["optimizer_states"][0]["state"] for c in (resumed, uncut))
+    torch.testing.assert_close(states, expected, atol=1e-5, rtol=1e-3)
