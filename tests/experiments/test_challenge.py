@@ -239,6 +239,8 @@ def test_the_program_that_clients_get_is_the_baselines_or_the_given_one(make, mo
         (b"[" * 100_000, ""),
         (b'{"train_code": 3}', "is not a text"),
         (b'{"train_code": null}', "is not a text"),
+        (json.dumps({"train_code": "#" * 50, "base": "baseline"}).encode(), "base: it cannot be used with train_code"),
+        (json.dumps({"train_code": "#" * 50, "model.gpt.d_ff": 8}).encode(), "model.gpt.d_ff: it cannot be used"),
         (json.dumps({"train_code": "#" * 49}).encode(), "has 49 characters"),
         (json.dumps({"train_code": "#" * 100_001}).encode(), "has 100001 characters"),
         pytest.param(b" " * 3_000_000, "larger than 2000000 bytes", id="huge"),

@@ -165,6 +165,8 @@ def _sent(body: bytes | None) -> str | bytes:
         if not isinstance(code, str) or not SHORTEST_CODE <= len(code) <= LONGEST_CODE:
             size = f"has {len(code)} characters" if isinstance(code, str) else "is not a text"
             raise BadText(f"train_code {size}; accepted: {SHORTEST_CODE} to {LONGEST_CODE} characters")
+        if beside := [str(key) for key in sent if str(key).partition(".")[0] in ("base", *CONFIG_KEYS)]:
+            raise BadText(f"{beside[0]}: it cannot be used with train_code; accepted: a program, or a config")
         return code
     if not isinstance(sent, dict) or not any(str(key).partition(".")[0] in CONFIG_KEYS for key in sent):
         raise BadText(f"the body has no train_code; accepted: train_code, or a config with {', '.join(CONFIG_KEYS)}")

@@ -242,7 +242,7 @@ class Service:
             StorageError: The folder is not writable.
         """
         config = _read_sent(body)
-        with self._checking("another config is being checked; it takes seconds"):
+        with self._checking(f"another config is being checked; it takes up to {CHECK_SECONDS:g} s"):
             resolved = self._resolve(config)
             return self._accept(".yaml", dump(resolved), self._config_job)
 
