@@ -54,13 +54,16 @@ class Schedules(Callback):
         values: The scheduled values of the current step, by tag.
 
     Raises:
-        ConfigError: A value is not a schedule.
+        ConfigError: `schedules` is not a mapping, or a value is not a schedule.
     """
 
     reads_budget = True  # must follow TimeBudget in a trainer's list of callbacks
 
     def __init__(self, schedules: Mapping[str, Schedule]) -> None:
         super().__init__()
+        if not isinstance(schedules, Mapping):
+            accepted = 'accepted: a mapping of targets to schedules, such as {"lr": Cosine()}'
+            raise ConfigError("schedules", type(schedules).__name__, accepted)
         self.schedules = dict(schedules)
         for target, schedule in self.schedules.items():
             if not isinstance(schedule, Schedule):

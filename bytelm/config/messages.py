@@ -62,7 +62,7 @@ HINTS = {
 }
 # Units of the commands' durations that do not take all of them. A class declares those of its options (`UNITS`).
 UNITS_OF_COMMANDS: dict[str, tuple[Unit, ...]] = {
-    "limit": LIMITS,
+    **dict.fromkeys(("limit", "time_budget.limit"), LIMITS),
     **dict.fromkeys(("total_time", "run_timeout", "within", "match_time"), ("seconds",)),
 }
 OF_YOURS = {"data": "; for your own text: --data Bytes --data.path FILE"}
@@ -213,6 +213,11 @@ def clarify(
         return f"{key}: {given!r} is not known; {classes(given)}{yours}"
     if yours and "Given value: " in report:  # the content of a file that was given
         return f"{key}: {written.text(key) or _given(report)!r} does not name a class; {classes('')}{yours}"
+    match = re.search(r"Given value: NestedArg\(key='(\w+)', val='?(.*?)'?\)$", report)
+    if match and match[1] == name:
+        # An option of a class that may be null: the null of the class is not accepted by the option.
+        accepted = _types(re.sub(r"^ {4}- Expected a <class 'NoneType'>$", "", report, flags=re.MULTILINE))
+        return f"{key}: {match[2]!r} is not accepted; accepted: {accepted}" if accepted else message
     if "Given value: " in report and (accepted := _types(report)):
         hint = f"; {HINTS[key]}" if key in HINTS else ""
         return f"{key}: {_given(report)!r} is not accepted; accepted: {accepted}{hint}"

@@ -548,6 +548,11 @@ class Scheduled(Net):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
 
+def test_schedules_without_targets_are_rejected():
+    with pytest.raises(ConfigError, match=r"schedules: 'Cosine' cannot be used; accepted: a mapping"):
+        Schedules(Cosine())
+
+
 def test_schedules_that_are_none_are_rejected():
     with pytest.raises(ConfigError, match=r"schedules\.lr: 'Cosine' cannot be used; accepted: a schedule"):
         Schedules({"lr": "Cosine"})
