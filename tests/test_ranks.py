@@ -517,6 +517,7 @@ def test_the_loss_of_one_rank_that_becomes_nan_ends_all(start, failing):
 # Sharded weights
 
 SHARDED = "--trainer.strategy=fsdp"
+SHARDED_STEP = "--trainer.strategy=ShardedStep"
 
 
 @pytest.mark.slow
@@ -537,17 +538,18 @@ def test_sharded_ranks_learn_the_same_as_whole_ones(start):
 
 
 @pytest.mark.slow
-def test_sharded_ranks_that_are_cut_resume_as_if_uninterrupted(start):
+@pytest.mark.parametrize("strategy", [SHARDED, SHARDED_STEP])
+def test_ranks_with_a_share_of_the_state_that_are_cut_resume_as_if_uninterrupted(start, strategy):
     limit = ("--time_budget.limit", "30 steps")
-    uncut = start("--experiment", "uncut", SHARDED, *DROPOUT, *limit).ended_well().checkpoint("uncut")
-    run = start("--experiment", "cut", SHARDED, *DROPOUT, *limit, callback("Slow", seconds=[0.3, 0.3]))
+    uncut = start("--experiment", "uncut", strategy, *DROPOUT, *limit).ended_well().checkpoint("uncut")
+    run = start("--experiment", "cut", strategy, *DROPOUT, *limit, callback("Slow", seconds=[0.3, 0.3]))
     run.wait_for_step(5)
     send(run, 1, signal.SIGTERM)
     status, seconds = run.end()
     assert (status, seconds < 40) == (143, True), run.err
     steps = run.checkpoint("cut")["callbacks"]["TimeBudget"]["steps"]
     assert f"after step {steps}" in run.record("cut")["reason"]
-    start("--experiment", "cut", SHARDED, *DROPOUT, *limit, "--ckpt_path", "last").ended_well()
+    start("--experiment", "cut", strategy, *DROPOUT, *limit, "--ckpt_path", "last").ended_well()
     resumed = run.checkpoint("cut")
     assert resumed["callbacks"]["TimeBudget"]["steps"] == 30
     for name, value in uncut["state_dict"].items():
@@ -555,8 +557,6 @@ def test_sharded_ranks_that_are_cut_resume_as_if_uninterrupted(start):
 
 
 # A step divided among ranks
-
-SHARDED_STEP = "--trainer.strategy=ShardedStep"
 
 
 def test_ranks_that_divide_the_step_learn_the_same_as_with_ddp(start, uncut):
@@ -568,22 +568,6 @@ def test_ranks_that_divide_the_step_learn_the_same_as_with_ddp(start, uncut):
     assert list(states) == list(expected)
     torch.testing.assert_close(states, expected, atol=1e-5, rtol=1e-3)
     assert run.record()["strategy"] == "ShardedStep"
-
-
-@pytest.mark.slow
-def test_ranks_that_divide_the_step_and_are_cut_resume_as_if_uninterrupted(start):
-    limit = ("--time_budget.limit", "30 steps")
-    uncut = start("--experiment", "uncut", SHARDED_STEP, *DROPOUT, *limit).ended_well().checkpoint("uncut")
-    run = start("--experiment", "cut", SHARDED_STEP, *DROPOUT, *limit, callback("Slow", seconds=[0.3, 0.3]))
-    run.wait_for_step(5)
-    send(run, 1, signal.SIGTERM)
-    status, seconds = run.end()
-    assert (status, seconds < 40) == (143, True), run.err
-    start("--experiment", "cut", SHARDED_STEP, *DROPOUT, *limit, "--ckpt_path", "last").ended_well()
-    resumed = run.checkpoint("cut")
-    assert resumed["callbacks"]["TimeBudget"]["steps"] == 30
-    for name, value in uncut["state_dict"].items():
-        assert torch.equal(resumed["state_dict"][name], value), name
 
 
 @pytest.mark.slow
